@@ -1,0 +1,45 @@
+# Everything happens in .venv, which each target fills with what it lacks.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint format bench clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.demo  ## Train, save, reload and classify on real images (3 minutes, no network needed)
+	$(BIN)/tinyvit-zoo demo
+
+test: $(VENV)/.dev  ## All tests, timm's own suite included
+	$(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist worksteal
+
+quick: $(VENV)/.dev  ## The tests without the slow ones
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev  ## Check style and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## Put style and format right
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Ours beside timm's, in one process
+	$(BIN)/python benchmarks/inference.py
+
+clean:  ## Remove .venv and everything built
+	rm -rf $(VENV) build dist .ruff_cache .cache
+
+$(VENV)/bin/python:
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 found; name one: make PYTHON=/path/to/python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[eval]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,24 @@
+"""Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`)."""
+
+from .errors import CheckpointError, WeightsNotFoundError
+from .head import head_22k_to_1k, in1k_classes_in_22k
+from .keymap import TINYVIT_KEYS, KeyMap, check_keys, source_windows
+from .read import find_checkpoint, read_checkpoint, unwrap
+from .source import Weights, find_weights, imported_path
+
+__all__ = [
+    'TINYVIT_KEYS',
+    'CheckpointError',
+    'KeyMap',
+    'Weights',
+    'WeightsNotFoundError',
+    'check_keys',
+    'find_checkpoint',
+    'find_weights',
+    'head_22k_to_1k',
+    'imported_path',
+    'in1k_classes_in_22k',
+    'read_checkpoint',
+    'source_windows',
+    'unwrap',
+]

@@ -1,0 +1,169 @@
+"""Key maps: the names of a released checkpoint and ours, both ways, apart from the models.
+
+A map is a table of prefixes and leaf names; reading it left to right or right to left gives the two directions.
+`check_keys` then compares with the model, so that no key is lost in silence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+
+from .errors import CheckpointError
+from .read import _name
+
+__all__ = ['TINYVIT_KEYS', 'KeyMap', 'check_keys', 'source_windows']
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Two-way key map of one family.
+
+    Attributes:
+        family: Name for messages.
+        prefixes: Pairs (official, ours); the longest match applies.
+        leaves: Pairs (official, ours) of a module name inside a key, e.g. ('.c.', '.conv.').
+        ignored: Endings of keys that some files carry and no model needs.
+        head: Our name of the classifier.
+    """
+
+    family: str
+    prefixes: tuple[tuple[str, str], ...]
+    leaves: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    head: str
+
+    def layout(self, keys: Sequence[str]) -> str:
+        """'official', 'ours', or 'unknown': whose prefixes most keys have that only one side knows."""
+        official = {o for o, _ in self.prefixes} - {t for _, t in self.prefixes}
+        ours = {t for _, t in self.prefixes} - {o for o, _ in self.prefixes}
+        n_official = sum(k.startswith(tuple(official)) for k in keys)
+        n_ours = sum(k.startswith(tuple(ours)) for k in keys)
+        if n_official == n_ours:
+            return 'unknown'
+        return 'official' if n_official > n_ours else 'ours'
+
+    def _rename(self, key: str, column: int) -> str | None:
+        """Key of layout `column` (0 official, 1 ours) in the other layout; None if no prefix fits."""
+        pairs = [p for p in self.prefixes if key.startswith(p[column])]
+        if not pairs:
+            return None
+        old, new = max(pairs, key=lambda p: len(p[column]))[:: 1 if column == 0 else -1]
+        key = new + key.removeprefix(old)
+        for leaf in self.leaves:
+            key = key.replace(leaf[column], leaf[1 - column])
+        return key
+
+    def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+        """State dict under our names, and the layout it had.
+
+        Keys that fit no rule keep their name, for `check_keys` to report.
+
+        Raises:
+            CheckpointError: If the layout is of another model family.
+        """
+        kept = {k: v for k, v in state_dict.items() if not k.endswith(self.ignored)}
+        layout = self.layout(list(kept))
+        if layout == 'unknown':
+            raise CheckpointError(
+                f'These are no {self.family} weights: the layout is unknown (first keys: {_name(list(state_dict))}).'
+            )
+        if layout == 'ours':
+            return kept, layout
+        return {self._rename(k, 0) or k: v for k, v in kept.items()}, layout
+
+    def to_official(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """State dict under the released code's names; the inverse of `to_ours`.
+
+        Raises:
+            CheckpointError: On a key that has no official name.
+        """
+        if self.layout(list(state_dict)) == 'official':
+            return dict(state_dict)
+        renamed = {k: self._rename(k, 1) for k in state_dict}
+        unknown = [k for k, v in renamed.items() if v is None]
+        if unknown:
+            raise CheckpointError(f'No official {self.family} name for {_name(unknown)}.')
+        return {renamed[k]: v for k, v in state_dict.items()}
+
+
+TINYVIT_KEYS = KeyMap(
+    family='TinyViT',
+    prefixes=(
+        ('patch_embed.seq.0.', 'patch_embed.conv1.'),
+        ('patch_embed.seq.2.', 'patch_embed.conv2.'),
+        *((f'layers.{i}.blocks.', f'stages.{i}.blocks.') for i in range(4)),
+        # The released code closes a stage with its downsample; ours (as timm's) opens the next one with it.
+        *((f'layers.{i}.downsample.', f'stages.{i + 1}.downsample.') for i in range(3)),
+        ('norm_head.', 'head.norm.'),
+        ('head.', 'head.fc.'),
+    ),
+    leaves=(('.c.', '.conv.'),),
+    # Index buffers of the bias tables, which old files still carry.
+    ignored=('attention_bias_idxs',),
+    head='head.fc',
+)
+
+
+def check_keys(
+    state_dict: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    layout: str,
+    first_conv: str,
+    fresh_head: str | None = None,
+) -> None:
+    """Compare a mapped checkpoint with the model that will load it.
+
+    timm stops checking as soon as `num_classes` or `features_only` differ; this does not.
+
+    Args:
+        state_dict: Mapped checkpoint.
+        target: The model's state dict.
+        layout: Layout the checkpoint had, for the message.
+        first_conv: Name of the first convolution: its input channels may differ (timm adapts them).
+        fresh_head: Name of the classifier if the model keeps its own: may be absent.
+
+    Raises:
+        CheckpointError: Naming the first few keys that are unknown, missing or of a wrong shape.
+    """
+    expected = {k: v for k, v in target.items() if fresh_head is None or not k.startswith(fresh_head + '.')}
+    unknown = [k for k in state_dict if k not in expected]
+    missing = [k for k in expected if k not in state_dict]
+    wrong = []
+    for key in expected.keys() & state_dict.keys():
+        have, want = tuple(state_dict[key].shape), tuple(expected[key].shape)
+        if key == first_conv + '.weight' and len(have) == len(want):
+            have, want = have[:1] + have[2:], want[:1] + want[2:]
+        if have != want:
+            wrong.append(f'{key} {tuple(state_dict[key].shape)} instead of {tuple(expected[key].shape)}')
+    problems = [
+        f'{len(keys)} {what}: {_name(sorted(keys))}'
+        for what, keys in (('unknown', unknown), ('missing', missing), ('of a wrong shape', wrong))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f'The checkpoint ({layout} layout, {len(state_dict)} keys) does not fit the model. Keys '
+            + '; '.join(problems)
+            + '. Is it the file of another model, or renamed?'
+        )
+
+
+def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -> dict[int, tuple[int, int]]:
+    """Windows (h, w) that a checkpoint's bias tables were laid out for.
+
+    A table of L entries does not say its own (h, w), so the first candidate layout with the right L in every stage
+    is taken, and square windows if none has.
+
+    Args:
+        lengths: Entries L of the tables, by stage.
+        candidates: Layouts to try, best guess first; each holds one (h, w) per stage.
+
+    Returns:
+        Window by stage; stages whose tables are neither square nor known are left out.
+    """
+    for windows in candidates:
+        if all(stage < len(windows) and windows[stage][0] * windows[stage][1] == n for stage, n in lengths.items()):
+            return {stage: tuple(windows[stage]) for stage in lengths}
+    return {stage: (isqrt(n), isqrt(n)) for stage, n in lengths.items() if isqrt(n) ** 2 == n}

@@ -1,0 +1,197 @@
+"""Read a checkpoint file, whatever saved it, without running anything that is in it.
+
+File -> object (safetensors or a pickle restricted to tensors) -> state dict (unwrapped, prefixes stripped). Names stay
+those of the file's layout; `keymap` translates them.
+"""
+
+import logging
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .errors import CheckpointError, WeightsNotFoundError
+
+__all__ = ['find_checkpoint', 'read_checkpoint', 'unwrap']
+
+_logger = logging.getLogger(__name__)
+
+# Keys under which training scripts keep a state dict; averaged weights first, as timm's own loader prefers them.
+WRAPPERS = ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model', 'module')
+# Prefixes of wrapping modules, in any order and number: DDP, torch.compile, timm's and torch's weight averaging.
+PREFIXES = ('module.', '_orig_mod.', 'model_ema.', 'ema.', 'model.')
+# Buffers of the wrappers themselves: torch.optim.swa_utils.AveragedModel.
+WRAPPER_BUFFERS = ('n_averaged',)
+
+CHECKPOINT_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+
+
+class _Inert:
+    """Takes the place of a number or dtype object in a pickle; what it was is not needed."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Settings:
+    """Takes the place of a configuration object in a pickle: becomes a plain mapping, runs none of its code."""
+
+    def __new__(cls, *args: Any) -> OrderedDict:
+        return OrderedDict()  # the restricted unpickler fills no other kind
+
+
+# The only names beyond tensors that a checkpoint may hold: configurations and numbers that official training code
+# saved beside the weights (Cream's `config`, argparse's `args`, an accuracy). None of the real classes is built.
+_STAND_INS = [
+    (_Settings, 'yacs.config.CfgNode'),
+    (_Settings, 'argparse.Namespace'),
+    (_Inert, 'numpy.dtype'),
+    (_Inert, 'numpy.core.multiarray.scalar'),
+    (_Inert, 'numpy._core.multiarray.scalar'),
+]
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The checkpoint in a folder: a known name, or the only file of a known kind.
+
+    Raises:
+        WeightsNotFoundError: If there is none, or several and none has a known name.
+    """
+    folder = Path(folder)
+    for name in CHECKPOINT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    for pattern in ('*.safetensors', '*.bin', '*.pth', '*.pt'):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise WeightsNotFoundError(
+                f'{folder} holds several checkpoints ({", ".join(f.name for f in files[:5])}): name one.'
+            )
+    raise WeightsNotFoundError(f'{folder} holds no checkpoint (looked for {", ".join(CHECKPOINT_NAMES)}).')
+
+
+def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """State dict of a checkpoint file or folder, on CPU, in the file's own key layout.
+
+    Reads safetensors and torch files (zip and legacy), bare or wrapped (`model`, `state_dict`, `state_dict_ema`, ...),
+    with DDP / EMA / torch.compile prefixes. Pickles are loaded with `weights_only=True`; a yacs `CfgNode` or argparse
+    `Namespace` beside the weights is replaced by an inert stand-in.
+
+    Raises:
+        WeightsNotFoundError: If there is no such file.
+        CheckpointError: If it is not a checkpoint, is damaged, or would run code.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = find_checkpoint(path)
+    if not path.is_file():
+        raise WeightsNotFoundError(f'No checkpoint at {path}.')
+    kind = _sniff(path)
+    try:
+        checkpoint = safetensors.torch.load_file(path) if kind == 'safetensors' else _load_pickle(path)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(_refused(path, e)) from e
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError,
+            AssertionError, IndexError, TypeError, UnicodeDecodeError) as e:  # fmt: skip
+        raise CheckpointError(
+            f'{path} is damaged or cut short ({path.stat().st_size} bytes; {_first_line(e)}). Download or copy it again.'
+        ) from e
+    return unwrap(checkpoint, str(path))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def _sniff(path: Path) -> str:
+    """'safetensors' or 'torch' from the first bytes; raises on what is neither, naming it."""
+    size = path.stat().st_size
+    with path.open('rb') as f:
+        head = f.read(512)
+    if size == 0:
+        raise CheckpointError(f'{path} is empty (0 bytes). Download or copy it again.')
+    text = head.lstrip().lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
+        raise CheckpointError(
+            f'{path} is a web page, not a checkpoint: the download saved an error, login or quota page. '
+            'Open the address in a browser and download the file itself.'
+        )
+    if text.startswith(b'version https://git-lfs'):
+        raise CheckpointError(f'{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` and try again.')
+    if len(head) > 8 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 32:
+        return 'safetensors'
+    if head.startswith((b'PK\x03\x04', b'\x80')):
+        return 'torch'
+    if path.suffix == '.safetensors':
+        raise CheckpointError(f'{path} has no safetensors header. Download or copy it again.')
+    what = 'a text file' if all(b in b'\t\n\r\f' or 32 <= b < 127 for b in head) else 'of no known format'
+    raise CheckpointError(f'{path} is {what}, not a checkpoint (neither safetensors nor a torch file).')
+
+
+def _load_pickle(path: Path) -> Any:
+    with torch.serialization.safe_globals(_STAND_INS):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _refused(path: Path, error: pickle.UnpicklingError) -> str:
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if found is None:
+        return f'{path} is damaged or not a checkpoint ({_first_line(error)}). Download or copy it again.'
+    return (
+        f'{path} asks to run or build `{found[1]}` while loading. Weights need no such thing, so it was refused and '
+        'nothing was run. If you trust the file, load it yourself and save its state dict as safetensors.'
+    )
+
+
+def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Tensor]:
+    """The state dict inside a loaded checkpoint: wrappers opened, prefixes of wrapping modules removed.
+
+    Args:
+        checkpoint: What the file held.
+        where: How error messages call it.
+
+    Raises:
+        CheckpointError: If no state dict is found.
+    """
+    while isinstance(checkpoint, dict):
+        inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), dict) and checkpoint[k]), None)
+        if inner is None:
+            break
+        _logger.info('Using %r of %s.', inner, where)
+        checkpoint = checkpoint[inner]
+    if not isinstance(checkpoint, dict) or not checkpoint:
+        kind = 'nothing' if isinstance(checkpoint, dict) else f'a {type(checkpoint).__name__}'
+        raise CheckpointError(f'{where} holds {kind}, not a state dict.')
+    not_tensors = [str(k) for k, v in checkpoint.items() if not isinstance(v, torch.Tensor)]
+    if not_tensors:
+        raise CheckpointError(
+            f'{where} is no state dict: {_name(not_tensors)} are not tensors. '
+            f'A state dict is looked for at the top or under {", ".join(WRAPPERS)}.'
+        )
+    return _strip_prefixes(checkpoint)
+
+
+def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    state_dict = {k: v for k, v in state_dict.items() if k not in WRAPPER_BUFFERS}
+    averaged = {k: v for k, v in state_dict.items() if k.startswith('model_ema.')}
+    if averaged:  # beside the plain ones, in one dict: the averaged weights win, as with WRAPPERS
+        state_dict = averaged
+    while True:
+        prefix = next((p for p in PREFIXES if state_dict and all(k.startswith(p) for k in state_dict)), None)
+        if prefix is None:
+            return state_dict
+        state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
+
+
+def _name(keys: list[str], most: int = 4) -> str:
+    """The first few of many names."""
+    more = f' and {len(keys) - most} more' if len(keys) > most else ''
+    return ', '.join(keys[:most]) + more

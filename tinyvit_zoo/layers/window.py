@@ -1,0 +1,111 @@
+"""Windows: how many cells a stage has, how large its windows are, and cutting a map into them.
+
+Shape legend: `B` batch, `H W` map height and width, `C` channels, `h w` window height and width, `nH nW` windows per
+side, `N` = h * w tokens of a window.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import is_exporting
+
+__all__ = ['per_stage_windows', 'scaled_windows', 'stage_grids', 'window_partition', 'window_reverse']
+
+Size = tuple[int, int]
+
+
+def stage_grids(img_size: Size, num_stages: int = 4, stem_halvings: int = 2) -> tuple[Size, ...]:
+    """Feature-map size (H, W) of every stage. Each stride-2 convolution (3x3, padding 1) rounds up."""
+    size = img_size
+    for _ in range(stem_halvings):
+        size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    grids = [size]
+    for _ in range(num_stages - 1):
+        size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+        grids.append(size)
+    return tuple(grids)
+
+
+def scaled_windows(grids: Sequence[Size], num_windows: Sequence[int]) -> tuple[Size, ...]:
+    """Windows that cut each stage's map into `num_windows` per side, rounded up.
+
+    Keeping the number of windows while the image grows is what the released 384 and 512 models do.
+    """
+    return tuple((-(-H // n), -(-W // n)) for (H, W), n in zip(grids, num_windows, strict=True))
+
+
+def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4) -> tuple[Size, ...]:
+    """Read a window specification as one (h, w) per stage.
+
+    Args:
+        window_sizes: One int for all stages; or one entry per stage, each an int or an (h, w) pair, with or without
+            the entry of stage 0, which has no attention; or a single (h, w) pair for all stages.
+        num_stages: Number of stages, the convolutional stage 0 included.
+
+    Returns:
+        `num_stages` pairs (h, w).
+
+    Raises:
+        ValueError: If the specification has another number of entries or an entry below 1.
+    """
+    if isinstance(window_sizes, int):
+        entries = [window_sizes] * num_stages
+    elif len(window_sizes) == num_stages:
+        entries = list(window_sizes)
+    elif len(window_sizes) == num_stages - 1:
+        entries = [window_sizes[0], *window_sizes]
+    elif len(window_sizes) == 2 and all(isinstance(s, int) for s in window_sizes):
+        entries = [tuple(window_sizes)] * num_stages
+    else:
+        raise ValueError(
+            f'window_sizes must be an int, one (h, w), or {num_stages} entries (int or (h, w) per stage; '
+            f'{num_stages - 1} when stage 0, which has no windows, is left out). Got {window_sizes!r}.'
+        )
+    windows = tuple((e, e) if isinstance(e, int) else tuple(e) for e in entries)
+    if any(len(w) != 2 or not all(isinstance(s, int) and s > 0 for s in w) for w in windows):
+        raise ValueError(f'Every window must be a positive int or a pair (h, w) of them. Got {window_sizes!r}.')
+    return windows
+
+
+def window_partition(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
+    """Cut a map into windows, zero-padding it at the bottom and right to whole windows.
+
+    The padding is part of the model: padded cells are not masked (as released; TinyViT, Cream `tiny_vit.py`).
+
+    Args:
+        x: (B, H, W, C).
+        window_size: (h, w).
+
+    Returns:
+        (B * nH * nW, h * w, C).
+    """
+    h, w = window_size
+    B, H, W, C = x.shape
+    nH, nW = (H + h - 1) // h, (W + w - 1) // w
+    if is_exporting():
+        # One graph for every H and W: pad by a constant, then cut, instead of branching on the remainder.
+        if not (isinstance(H, int) and H % h == 0 and isinstance(W, int) and W % w == 0):
+            x = F.pad(x, (0, 0, 0, w - 1, 0, h - 1))[:, : nH * h, : nW * w]
+    elif nH * h != H or nW * w != W:
+        x = F.pad(x, (0, 0, 0, nW * w - W, 0, nH * h - H))
+    x = x.reshape(B, nH, h, nW, w, C).transpose(2, 3)
+    return x.reshape(B * nH * nW, h * w, C)
+
+
+def window_reverse(x: torch.Tensor, window_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Put windows back together and cut off the padding; the inverse of `window_partition`.
+
+    Args:
+        x: (B * nH * nW, h * w, C).
+        window_size: (h, w).
+        size: (H, W) of the map before padding.
+
+    Returns:
+        (B, H, W, C).
+    """
+    h, w = window_size
+    H, W = size
+    nH, nW = (H + h - 1) // h, (W + w - 1) // w
+    x = x.view(-1, nH, nW, h, w, x.shape[-1]).transpose(2, 3).reshape(-1, nH * h, nW * w, x.shape[-1])
+    return x[:, :H, :W]

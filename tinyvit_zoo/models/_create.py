@@ -1,0 +1,137 @@
+"""From a name and keyword arguments to a timm model: weights resolved first, real sizes recorded."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models._input import update_model_input_size
+from torch import nn
+
+from ..checkpoints import CheckpointError, Weights, find_weights
+
+__all__ = ['create_zoo_model', 'record_input_size']
+
+_logger = logging.getLogger(__name__)
+
+
+def create_zoo_model(
+    model_cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    filter_fn: Callable[..., dict[str, torch.Tensor]],
+    final_grid: Callable[[tuple[int, int]], tuple[int, int]],
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs,
+) -> nn.Module:
+    """timm's `build_model_with_cfg`, with the weights found by `checkpoints.find_weights`.
+
+    timm would read files itself, before any filter, and stop checking keys as soon as `num_classes` or
+    `features_only` differ. Here timm is handed a state dict, `filter_fn` accounts for every key, and the question of
+    the classifier is settled openly:
+
+    * the checkpoint has as many classes as the model: its classifier is loaded;
+    * `num_classes` was given and differs: fresh classifier, one log line;
+    * `num_classes` was not given and the file does not fit the tag: error.
+
+    Args:
+        model_cls: Model class; takes `img_size`.
+        variant: Architecture name.
+        pretrained: Load weights.
+        filter_fn: The family's `checkpoint_filter_fn`, with `source_img_size` and `fresh_head`.
+        final_grid: Image size (H, W) -> size of the last feature map.
+        pretrained_cfg: As in `timm.create_model`.
+        pretrained_cfg_overlay: As in `timm.create_model`.
+        cache_dir: As in `timm.create_model`.
+        **kwargs: As in `timm.create_model`.
+
+    Raises:
+        CheckpointError: If the weights cannot be found, read or matched.
+    """
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    source_img_size = tuple(cfg.input_size[-2:])
+    img_size = tuple(to_2tuple(kwargs.get('img_size') or source_img_size))
+    kwargs['img_size'] = img_size
+    overlay = dict(pretrained_cfg_overlay or {})
+    if img_size != source_img_size:
+        overlay |= dict(input_size=(cfg.input_size[0], *img_size), pool_size=final_grid(img_size), test_input_size=None)
+
+    if pretrained:
+        weights = find_weights(cfg, cache_dir)
+        state_dict, fresh_head = _settle_head(weights, cfg, kwargs)
+        # `source` would send timm to the Hub or folder again.
+        overlay |= dict(state_dict=state_dict, source=None, num_classes=_head_classes(weights) or cfg.num_classes)
+        filter_fn = partial(filter_fn, source_img_size=source_img_size, fresh_head=fresh_head)
+
+    model = build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=filter_fn,
+        **kwargs,
+    )
+    if pretrained:
+        cleaned = {k: v for k, v in model.pretrained_cfg.items() if k != 'state_dict'}
+        if cfg.source:
+            cleaned['source'] = cfg.source
+        model.pretrained_cfg = model.default_cfg = cleaned
+    return model
+
+
+HEADS = ('head.fc', 'head')  # our and the official name of a classifier
+
+
+def _head_classes(weights: Weights) -> int | None:
+    """Classes of the checkpoint's classifier, None without one."""
+    biases = [weights.state_dict[f'{h}.bias'] for h in HEADS if f'{h}.bias' in weights.state_dict]
+    return biases[0].shape[0] if biases else None
+
+
+def _settle_head(weights: Weights, cfg: Any, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:
+    """The state dict, without its classifier where the model keeps its own; and whether it does."""
+    have = _head_classes(weights)
+    want = 0 if kwargs.get('features_only') else kwargs.get('num_classes', cfg.num_classes)
+    if have == want:
+        return weights.state_dict, False
+    if 'num_classes' not in kwargs and want != 0:
+        raise CheckpointError(
+            f'{weights.origin} has {have or "no"} classes, {cfg.architecture}.{cfg.tag} has {want}. Pass num_classes='
+            f'{have or 0} to keep the checkpoint as it is, another num_classes for a fresh classifier, or convert a '
+            '22k head with `tinyvit-zoo convert --head in1k`.'
+        )
+    if want != 0:
+        _logger.warning(
+            '%s has %s classes, the model %d: fresh classifier, everything else loaded.',
+            weights.origin,
+            have or 'no',
+            want,
+        )
+    heads = tuple(f'{h}.{leaf}' for h in HEADS for leaf in ('weight', 'bias'))
+    return {k: v for k, v in weights.state_dict.items() if k not in heads}, True
+
+
+def record_input_size(
+    model: nn.Module, img_size: tuple[int, int], final_grid: tuple[int, int], **model_args: Any
+) -> None:
+    """Let timm know a new size: data config, export and reload follow it.
+
+    Args:
+        model: The resized model.
+        img_size: New (H, W).
+        final_grid: Size of its last feature map.
+        **model_args: Constructor arguments that go with the size; None means: as by default.
+    """
+    update_model_input_size(model, img_size, **model_args)
+    model._model_args = {k: v for k, v in model._model_args.items() if model_args.get(k, k) is not None}
+    cfg = getattr(model, 'pretrained_cfg', None)
+    if cfg:
+        resized = dict(cfg, input_size=(cfg['input_size'][0], *img_size), pool_size=final_grid)
+        resized.pop('test_input_size', None)
+        model.pretrained_cfg = model.default_cfg = resized

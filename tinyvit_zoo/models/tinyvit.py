@@ -1,0 +1,694 @@
+"""TinyViT: a hierarchical vision transformer, MBConv stage first, then windows of attention with a local convolution.
+
+Paper: TinyViT: Fast Pretraining Distillation for Small Vision Transformers, https://arxiv.org/abs/2207.10666
+Released code and weights: https://github.com/microsoft/Cream/tree/main/TinyViT (MIT)
+
+Module names follow the copies of the weights on the Hub (`timm/tiny_vit_*`), so that those load without renaming.
+
+Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w` window height and width,
+`N` = h * w tokens of a window, `nW` windows of an image, `heads` attention heads, `d` = C / heads (32 in every release).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from timm.layers import (
+    DropPath,
+    LayerNorm2d,
+    NormMlpClassifierHead,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    to_2tuple,
+    trunc_normal_,
+    use_fused_attn,
+)
+from timm.models import (
+    checkpoint,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+)
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from ..checkpoints import TINYVIT_KEYS, check_keys, source_windows
+from ..layers import (
+    ConvNorm,
+    DeployLinear,
+    abs_offset_index,
+    expand_abs_bias,
+    fold_gelu,
+    per_stage_windows,
+    resize_grid,
+    scaled_windows,
+    stage_grids,
+    window_partition,
+    window_reverse,
+)
+from ..releases import FAMILIES, Release
+from ._create import create_zoo_model, record_input_size
+
+__all__ = ['TinyViT']
+
+# Windows per side of each stage at 224 (56/7, 28/7, 14/14, 7/7), kept at every other size; stage 0 has none in use.
+NUM_WINDOWS = (8, 4, 1, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Two 3x3 stride-2 convolutions. (B, in_chans, 4H, 4W) -> (B, C, H, W) in channels_last memory format."""
+
+    def __init__(self, in_chs: int, out_chs: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.conv1 = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
+        self.act = act_layer()
+        self.conv2 = ConvNorm(out_chs // 2, out_chs, 3, stride=2, **dd)
+
+    def reparameterize(self) -> None:
+        """Deploy form: see `timm.models.reparameterize_model`."""
+        self.conv1, self.act = fold_gelu(self.conv1, self.act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
+        # the same memory as B,H,W,C without a copy.
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.conv2(self.act(self.conv1(x)))
+
+
+class MBConv(nn.Module):
+    """Inverted residual: 1x1 expand, 3x3 depthwise, 1x1 project; activation after the residual sum. (B, C, H, W)."""
+
+    def __init__(
+        self,
+        dim: int,
+        expand_ratio: float,
+        act_layer: type[nn.Module],
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        mid_chs = int(dim * expand_ratio)
+        self.conv1 = ConvNorm(dim, mid_chs, 1, **dd)
+        self.act1 = act_layer()
+        self.conv2 = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
+        self.act2 = act_layer()
+        self.conv3 = ConvNorm(mid_chs, dim, 1, bn_weight_init=0.0, **dd)
+        self.act3 = act_layer()
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def reparameterize(self) -> None:
+        """Deploy form: see `timm.models.reparameterize_model`."""
+        self.conv1, self.act1 = fold_gelu(self.conv1, self.act1)
+        self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        x = self.act1(self.conv1(x))
+        x = self.act2(self.conv2(x))
+        x = self.drop_path(self.conv3(x))
+        return self.act3(shortcut + x)
+
+
+class PatchMerging(nn.Module):
+    """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2)."""
+
+    def __init__(self, dim: int, out_dim: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
+        self.act1 = act_layer()
+        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
+        self.act2 = act_layer()
+        self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
+
+    def reparameterize(self) -> None:
+        """Deploy form: see `timm.models.reparameterize_model`."""
+        self.conv1, self.act1 = fold_gelu(self.conv1, self.act1)
+        self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act1(self.conv1(x))
+        x = self.act2(self.conv2(x))
+        return self.conv3(x)
+
+
+class ConvStage(nn.Module):
+    """Stage 0: a sequence of MBConv blocks. (B, C, H, W)."""
+
+    def __init__(
+        self,
+        dim: int,
+        expand_ratio: float,
+        act_layer: type[nn.Module],
+        drop_path: Sequence[float],
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.blocks = nn.Sequential(*[MBConv(dim, expand_ratio, act_layer, rate, **dd) for rate in drop_path])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x)
+
+
+class NormMlp(nn.Module):
+    """LayerNorm and two-layer MLP over the last dimension."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, act_layer: type[nn.Module], drop: float = 0.0, device=None, dtype=None
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, **dd)
+        self.fc1 = nn.Linear(dim, hidden_dim, **dd)
+        self.act = act_layer()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden_dim, dim, **dd)
+        self.drop2 = nn.Dropout(drop)
+
+    def reparameterize(self) -> None:
+        """Deploy form: see `timm.models.reparameterize_model`."""
+        self.fc1, self.act = fold_gelu(self.fc1, self.act)
+        self.fc2 = DeployLinear.from_linear(self.fc2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.drop1(self.act(self.fc1(self.norm(x))))
+        return self.drop2(self.fc2(x))
+
+
+class Attention(nn.Module):
+    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.3)."""
+
+    fused_attn: Final[bool]
+
+    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], device=None, dtype=None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'dim {dim} must be divisible by num_heads {num_heads}.')
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.window_size = window_size
+        self.fused_attn = use_fused_attn()
+
+        self.norm = nn.LayerNorm(dim, **dd)
+        self.qkv = nn.Linear(dim, dim * 3, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size[0] * window_size[1], **dd))
+        self._register_offsets(device)
+
+    def _register_offsets(self, device: torch.device | str | None) -> None:
+        h, w = self.window_size
+        self.register_buffer('row_offsets', abs_offset_index(h, device), persistent=False)
+        self.register_buffer('col_offsets', abs_offset_index(w, device), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Start values: no bias (released code)."""
+        nn.init.zeros_(self.attention_biases)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the offset indices, which no checkpoint holds (after `to_empty`; transformers calls this too)."""
+        self._register_offsets(self.attention_biases.device)
+
+    def set_window_size(self, window_size: tuple[int, int], mode: str = 'bicubic') -> None:
+        """Move to another window; the bias table is resized, see `resize_grid`."""
+        if window_size == self.window_size:
+            return
+        old = self.attention_biases
+        table = resize_grid(old.detach().view(self.num_heads, *self.window_size), window_size, mode)
+        self.window_size = window_size
+        self.attention_biases = nn.Parameter(table.flatten(1), requires_grad=old.requires_grad)
+        self._register_offsets(old.device)
+
+    def reparameterize(self) -> None:
+        """Deploy form: see `timm.models.reparameterize_model`."""
+        self.qkv = DeployLinear.from_linear(self.qkv)
+        self.proj = DeployLinear.from_linear(self.proj)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B * nW, N, C)
+        B, N, C = x.shape
+        # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
+        qkv = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B * nW, heads, N, d)
+        # Cast before spreading: under autocast SDPA would cast the (N, N) bias instead of the small table.
+        bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
+
+        # The CPU kernel is fused only for a 4-D bias that needs no gradient. With a gradient torch falls back to
+        # a decomposition that is slower than the three lines below; CUDA has kernels for both.
+        if self.fused_attn and (x.is_cuda or not bias.requires_grad):
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1) + bias
+            x = attn.softmax(dim=-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+
+class TinyVitBlock(nn.Module):
+    """Window attention, then a 3x3 depthwise convolution without residual, then MLP. (B, H, W, C)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        mlp_ratio: float,
+        local_conv_size: int,
+        act_layer: type[nn.Module],
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.attn = Attention(dim, num_heads, window_size, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.local_conv = ConvNorm(dim, dim, local_conv_size, groups=dim, **dd)
+        self.mlp = NormMlp(dim, int(dim * mlp_ratio), act_layer, proj_drop, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def _window_attention(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        h, w = self.attn.window_size
+        if h == H and w == W:
+            return self.attn(x.reshape(B, H * W, C)).view(B, H, W, C)
+        # Padding comes before the attention's norm, so padded cells hold the norm's bias and take part as keys and
+        # values: the released weights were trained so.
+        windows = self.attn(window_partition(x, self.attn.window_size))
+        return window_reverse(windows, self.attn.window_size, (H, W))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop_path1(self._window_attention(x))
+        # A B,H,W,C tensor seen as B,C,H,W is in channels_last format: no copy on either side of the convolution.
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.drop_path2(self.mlp(x))
+
+
+register_notrace_module(TinyVitBlock)
+
+
+class TinyVitStage(nn.Module):
+    """Stages 1-3: patch merging, then transformer blocks. (B, C, H, W) -> (B, C', H/2, W/2)."""
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        mlp_ratio: float,
+        local_conv_size: int,
+        act_layer: type[nn.Module],
+        proj_drop: float,
+        drop_path: Sequence[float],
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.downsample = PatchMerging(dim, out_dim, act_layer, **dd)
+        self.blocks = nn.Sequential(
+            *[
+                TinyVitBlock(
+                    out_dim, num_heads, window_size, mlp_ratio, local_conv_size, act_layer, proj_drop, rate, **dd
+                )
+                for rate in drop_path
+            ]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x).permute(0, 2, 3, 1)
+        return self.blocks(x).permute(0, 3, 1, 2)
+
+
+class TinyViT(nn.Module):
+    """TinyViT with timm's model contract.
+
+    Args:
+        img_size: Image size (H, W) that the attention windows are laid out for. The forward takes any H, W >= 32.
+        in_chans: Input channels.
+        num_classes: Classes of the head; 0 for none.
+        global_pool: Pooling before the head ('avg', 'max', '' for none).
+        embed_dims: Width of each of the four stages.
+        depths: Blocks of each stage.
+        num_heads: Heads of each stage (stage 0 has no attention).
+        window_sizes: Windows instead of those that follow from `img_size`; see `per_stage_windows`.
+        bias_interpolation: How bias tables move to other windows: 'bicubic' (released code and weights) or
+            'bilinear' (the paper's sentence).
+        mlp_ratio: Hidden width of the MLP over the block's width.
+        mbconv_expand_ratio: Hidden width of MBConv over the stage's width.
+        local_conv_size: Kernel of the convolution between attention and MLP.
+        drop_rate: Dropout before the classifier.
+        proj_drop_rate: Dropout in the MLP.
+        drop_path_rate: Stochastic depth, rising linearly to this rate over all blocks.
+        act_layer: Activation; every release uses the exact GELU.
+
+    Raises:
+        ValueError: On a size below 32 or windows that do not fit the number of stages.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        embed_dims: Sequence[int] = (64, 128, 160, 320),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (2, 4, 5, 10),
+        window_sizes: int | Sequence | None = None,
+        bias_interpolation: str = 'bicubic',
+        mlp_ratio: float = 4.0,
+        mbconv_expand_ratio: float = 4.0,
+        local_conv_size: int = 3,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        act_layer: type[nn.Module] = nn.GELU,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if bias_interpolation not in ('bicubic', 'bilinear'):
+            raise ValueError(f"bias_interpolation must be 'bicubic' or 'bilinear', got {bias_interpolation!r}.")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.num_features = embed_dims[-1]
+        self.bias_interpolation = bias_interpolation
+        self.grad_checkpointing = False
+        self.img_size, self.window_sizes = self._layout(img_size, window_sizes, len(depths))
+
+        self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
+        dpr = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages = [ConvStage(embed_dims[0], mbconv_expand_ratio, act_layer, dpr[0], **dd)]
+        for i in range(1, len(depths)):
+            stages.append(
+                TinyVitStage(
+                    embed_dims[i - 1],
+                    embed_dims[i],
+                    num_heads[i],
+                    self.window_sizes[i],
+                    mlp_ratio,
+                    local_conv_size,
+                    act_layer,
+                    proj_drop_rate,
+                    dpr[i],
+                    **dd,
+                )
+            )
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            dict(num_chs=dim, reduction=4 * 2**i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)
+        ]
+        self.head = NormMlpClassifierHead(
+            self.num_features,
+            num_classes,
+            pool_type=global_pool,
+            norm_layer=partial(LayerNorm2d, eps=1e-5),
+            drop_rate=drop_rate,
+            **dd,
+        )
+        self.head_hidden_size = self.head.num_features
+        self.init_weights(needs_reset=False)
+
+    @staticmethod
+    def _layout(
+        img_size: int | tuple[int, int], window_sizes: int | Sequence | None, num_stages: int
+    ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
+        """Image size and the window (h, w) of every stage: the one place where a resolution becomes windows."""
+        img_size = tuple(to_2tuple(img_size))
+        if len(img_size) != 2 or min(img_size) < 32:
+            raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
+        if window_sizes is not None:
+            return img_size, per_stage_windows(window_sizes, num_stages)
+        return img_size, scaled_windows(stage_grids(img_size, num_stages), NUM_WINDOWS[:num_stages])
+
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """(Re-)initialise everything, buffers included, e.g. after `to_empty()`."""
+        self.apply(partial(self._init_weights, needs_reset=needs_reset))
+
+    def _init_weights(self, m: nn.Module, needs_reset: bool = True) -> None:
+        if isinstance(m, nn.Linear):
+            trunc_normal_(m.weight, std=0.02)
+            nn.init.zeros_(m.bias)
+        elif needs_reset and hasattr(m, 'reset_parameters'):
+            m.reset_parameters()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The bias tables, as in the released training code; timm adds 1-D parameters by itself."""
+        return {name for name, _ in self.named_parameters() if name.endswith('attention_biases')}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Layers for layer-wise learning rates: the 12 blocks of the released fine-tuning recipe.
+
+        The stem goes with block 0, each downsample with the last block before it (it closes that stage in the
+        released code), the head with the last block.
+        """
+        if coarse:
+            return dict(stem=r'^patch_embed', blocks=r'^stages\.(\d+)')
+        join_previous = 99999
+        return dict(
+            blocks=[
+                (r'^patch_embed', (0, 0)),
+                (r'^stages\.(\d+)\.blocks\.(\d+)', None),
+                (r'^stages\.(\d+)\.downsample', (-1, join_previous)),
+                (r'^head', (join_previous,)),
+            ]
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """New classifier; `global_pool=None` keeps the pooling, `reset_other` also removes the head's norm."""
+        self.num_classes = num_classes
+        self.head.reset(
+            num_classes,
+            pool_type=global_pool,
+            reset_other=reset_other,
+            in_features=self.num_features,
+            **get_device_dtype(self),
+        )
+        self.head_hidden_size = self.head.num_features
+
+    @torch.jit.ignore
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_sizes: int | Sequence | None = None,
+        window_size: int | Sequence | None = None,
+    ) -> None:
+        """Lay the windows out for another image size; bias tables are resized, everything else stays.
+
+        Args:
+            img_size: New image size, int or (H, W); None keeps the current one.
+            window_sizes: Windows instead of those that follow from the size; see `per_stage_windows`.
+            window_size: timm's name for `window_sizes`.
+
+        Raises:
+            ValueError: On a bad size or windows; the model is then unchanged.
+        """
+        if window_sizes is not None and window_size is not None:
+            raise ValueError('window_size is another name for window_sizes: pass one of them.')
+        window_sizes = window_sizes if window_sizes is not None else window_size
+        if img_size is None and window_sizes is None:
+            return
+        self.img_size, self.window_sizes = self._layout(
+            self.img_size if img_size is None else img_size, window_sizes, len(self.stages)
+        )
+        for stage, window in zip(self.stages[1:], self.window_sizes[1:], strict=True):
+            for block in stage.blocks:
+                block.attn.set_window_size(window, self.bias_interpolation)
+        record_input_size(self, self.img_size, stage_grids(self.img_size)[-1], window_sizes=window_sizes)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Outputs of the stages, each before the next downsample.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Stages to take: the last n if int, all if None, else these.
+            norm: No effect: TinyViT has no norm before pooling.
+            stop_early: Stop after the last stage asked for.
+            output_fmt: 'NCHW' only.
+            intermediates_only: Return the list alone.
+
+        Returns:
+            The final features and the list of (B, C_i, H_i, W_i), or the list alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'.")
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = self.patch_embed(x)
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice modules
+            stages = self.stages
+        else:
+            stages = self.stages[: max_index + 1]
+        for i, stage in enumerate(stages):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(stage, x)
+            else:
+                x = stage(x)
+            if i in take_indices:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the stages after the last of `indices`, and the head with them or by `prune_head`."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        prune_end = max_index < len(self.stages) - 1
+        self.stages = self.stages[: max_index + 1]
+        if prune_end:
+            # The features now end at the last kept stage; the head was made for others, so it goes too.
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
+        if prune_head or prune_end:
+            self.reset_classifier(0, '', reset_other=True)
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) -> (B, C, H/32, W/32), not normalised: the norm follows the pooling."""
+        x = self.patch_embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.stages, x)
+        return self.stages(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """(B, C, H, W) -> (B, num_classes), or the pooled and normalised (B, C) with `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def checkpoint_filter_fn(
+    state_dict: dict[str, torch.Tensor],
+    model: TinyViT,
+    source_img_size: tuple[int, int] | None = None,
+    fresh_head: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Official or own layout -> this model's: names mapped, every key accounted for, bias tables resized.
+
+    Args:
+        state_dict: Tensors of a checkpoint, already unwrapped (`checkpoints.read_checkpoint`).
+        model: The model that will load the result.
+        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to tell apart
+            non-square windows with equal numbers of cells.
+        fresh_head: The model keeps its own classifier: the checkpoint's is left out.
+
+    Raises:
+        CheckpointError: On a key that is unknown, missing or of a wrong shape.
+    """
+    state_dict, layout = TINYVIT_KEYS.to_ours(state_dict)
+    # A model reloaded from its own config.json knows the sizes it was saved with.
+    saved = getattr(model, 'pretrained_model_args', {})
+    tables = {k: v for k, v in state_dict.items() if k.endswith('.attention_biases')}
+    lengths = {}
+    for key, table in tables.items():
+        lengths.setdefault(int(key.split('.')[1]), table.shape[-1])
+    candidates = []
+    for size, windows in (
+        (saved.get('img_size'), saved.get('window_sizes')),
+        (source_img_size, None),
+        *((r, None) for r in sorted({release.img_size for release in FAMILIES['tinyvit']})),
+    ):
+        if size is not None:
+            candidates.append(model._layout(size, windows, 4)[1])
+    windows = source_windows(lengths, [*candidates, model.window_sizes])
+    target = model.state_dict()
+    for key, table in tables.items():
+        stage = int(key.split('.')[1])
+        if key in target and table.ndim == 2 and stage in windows:
+            grid = table.view(table.shape[0], *windows[stage])
+            state_dict[key] = resize_grid(grid, model.window_sizes[stage], model.bias_interpolation).flatten(1)
+    check_keys(
+        state_dict, target, layout, first_conv='patch_embed.conv1.conv', fresh_head='head.fc' if fresh_head else None
+    )
+    return state_dict
+
+
+def _cfg(release: Release) -> dict:
+    return dict(
+        **release.pretrained_cfg(),
+        pool_size=stage_grids((release.img_size, release.img_size))[-1],
+        first_conv='patch_embed.conv1.conv',
+        classifier='head.fc',
+    )
+
+
+default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['tinyvit']})
+
+
+def _create_tinyvit(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
+    return create_zoo_model(
+        TinyViT,
+        variant,
+        pretrained,
+        checkpoint_filter_fn,
+        feature_cfg=dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3))),
+        final_grid=lambda img_size: stage_grids(img_size)[-1],
+        **kwargs,
+    )
+
+
+@register_model
+def tinyvit_5m_224(pretrained: bool = False, **kwargs) -> TinyViT:
+    """TinyViT-5M, 224x224."""
+    args = dict(embed_dims=(64, 128, 160, 320), num_heads=(2, 4, 5, 10), drop_path_rate=0.0)
+    return _create_tinyvit('tinyvit_5m_224', pretrained, **{**args, **kwargs})
+
+
+@register_model
+def tinyvit_11m_224(pretrained: bool = False, **kwargs) -> TinyViT:
+    """TinyViT-11M, 224x224."""
+    args = dict(embed_dims=(64, 128, 256, 448), num_heads=(2, 4, 8, 14), drop_path_rate=0.1)
+    return _create_tinyvit('tinyvit_11m_224', pretrained, **{**args, **kwargs})
+
+
+_TINYVIT_21M = dict(embed_dims=(96, 192, 384, 576), num_heads=(3, 6, 12, 18))
+
+
+@register_model
+def tinyvit_21m_224(pretrained: bool = False, **kwargs) -> TinyViT:
+    """TinyViT-21M, 224x224."""
+    return _create_tinyvit('tinyvit_21m_224', pretrained, **{**_TINYVIT_21M, 'drop_path_rate': 0.2, **kwargs})
+
+
+@register_model
+def tinyvit_21m_384(pretrained: bool = False, **kwargs) -> TinyViT:
+    """TinyViT-21M, 384x384 (windows 12, 24, 12)."""
+    return _create_tinyvit('tinyvit_21m_384', pretrained, **{**_TINYVIT_21M, 'drop_path_rate': 0.1, **kwargs})
+
+
+@register_model
+def tinyvit_21m_512(pretrained: bool = False, **kwargs) -> TinyViT:
+    """TinyViT-21M, 512x512 (windows 16, 32, 16)."""
+    return _create_tinyvit('tinyvit_21m_512', pretrained, **{**_TINYVIT_21M, 'drop_path_rate': 0.1, **kwargs})

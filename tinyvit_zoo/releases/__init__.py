@@ -1,0 +1,19 @@
+"""The facts of every released weight, once. Pretrained cfgs, tables, cards and `tinyvit-zoo list` are views of it."""
+
+from .record import Licence, Paper, Protocol, Release, Result
+from .tinyvit import TINYVIT
+
+__all__ = ['FAMILIES', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'all_releases', 'find_release']
+
+FAMILIES: dict[str, tuple[Release, ...]] = {'tinyvit': TINYVIT}
+
+
+def all_releases() -> tuple[Release, ...]:
+    """Every release, family by family."""
+    return tuple(release for releases in FAMILIES.values() for release in releases)
+
+
+def find_release(name: str) -> Release | None:
+    """The release called 'architecture.tag', or the default of 'architecture'; None if there is none."""
+    architecture, _, tag = name.partition('.')
+    return next((r for r in all_releases() if r.architecture == architecture and tag in ('', r.tag)), None)
