@@ -1,0 +1,72 @@
+"""What the tests share: no network, no caches of the user, one thread per worker, official-layout files."""
+
+# ruff: noqa: E402 (the environment is set first)
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before huggingface_hub and torch are imported, here and in every subprocess that a test starts.
+_HOME = tempfile.TemporaryDirectory(prefix='tinyvit-zoo-tests-')
+os.environ.update(
+    HF_HUB_OFFLINE='1',
+    HF_HOME=f'{_HOME.name}/huggingface',
+    TORCH_HOME=f'{_HOME.name}/torch',
+    TINYVIT_ZOO_HOME=f'{_HOME.name}/tinyvit_zoo',
+)
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ['OMP_NUM_THREADS'] = '1'
+
+import pytest
+import timm
+import torch
+from golden_rule import fill_by_rule, official_state_dict
+
+import tinyvit_zoo  # noqa: F401  registers the models
+
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    torch.set_num_threads(1)
+
+ARCHITECTURES = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('tinyvit_zoo.')]
+"""Every registered architecture of this package."""
+
+TAGGED = [n for n in timm.list_pretrained() if n.partition('.')[0] in ARCHITECTURES]
+"""Every 'architecture.tag' of this package."""
+
+SMALL = dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1), num_classes=11)
+"""Arguments that make a TinyViT of 0.1 M parameters with every kind of layer, for tests of behaviour."""
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small() -> Callable[..., torch.nn.Module]:
+    """Builds a small TinyViT with weights and statistics far from their start values, in eval mode."""
+
+    def build(**kwargs) -> torch.nn.Module:
+        return fill_by_rule(timm.create_model('tinyvit_5m_224', **{**SMALL, **kwargs}))
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def official_file() -> Iterator[Callable[[str], Path]]:
+    """Path of a file as the authors released it: `{'model': official names}`, filled by the golden rule."""
+    with tempfile.TemporaryDirectory(prefix='official-') as folder:
+
+        def path(manifest_name: str) -> Path:
+            path = Path(folder) / f'{manifest_name}.pth'
+            if not path.exists():
+                torch.save({'model': official_state_dict(manifest_name)}, path)
+            return path
+
+        yield path
+
+
+def load(name: str, file: str | Path, **kwargs) -> torch.nn.Module:
+    """A model with the weights of a file, in eval mode."""
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kwargs).eval()
