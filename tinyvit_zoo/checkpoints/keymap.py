@@ -35,12 +35,13 @@ class KeyMap:
     head: str
 
     def layout(self, keys: Sequence[str]) -> str:
-        """'official', 'ours', or 'unknown': whose prefixes most keys have that only one side knows."""
+        """'official', 'ours', or 'unknown': whose prefixes most keys have, of those that only one side knows."""
         official = {o for o, _ in self.prefixes} - {t for _, t in self.prefixes}
         ours = {t for _, t in self.prefixes} - {o for o, _ in self.prefixes}
         n_official = sum(k.startswith(tuple(official)) for k in keys)
         n_ours = sum(k.startswith(tuple(ours)) for k in keys)
-        if n_official == n_ours:
+        # The names of other families overlap here and there ('head.'); a few keys do not make a layout.
+        if n_official == n_ours or max(n_official, n_ours) < len(keys) / 4:
             return 'unknown'
         return 'official' if n_official > n_ours else 'ours'
 
@@ -55,13 +56,17 @@ class KeyMap:
             key = key.replace(leaf[column], leaf[1 - column])
         return key
 
+    def official_name(self, key: str) -> str | None:
+        """Official name of one of our keys, None if it has none."""
+        return self._rename(key, 1)
+
     def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
         """State dict under our names, and the layout it had.
 
         Keys that fit no rule keep their name, for `check_keys` to report.
 
         Raises:
-            CheckpointError: If the layout is of another model family.
+            CheckpointError: If the layout is of another model family, or two keys have the same meaning.
         """
         kept = {k: v for k, v in state_dict.items() if not k.endswith(self.ignored)}
         layout = self.layout(list(kept))
@@ -71,7 +76,11 @@ class KeyMap:
             )
         if layout == 'ours':
             return kept, layout
-        return {self._rename(k, 0) or k: v for k, v in kept.items()}, layout
+        ours = {self._rename(k, 0) or k: v for k, v in kept.items()}
+        if len(ours) < len(kept):
+            twice = [k for k in kept if (self._rename(k, 0) or k) != k and self._rename(k, 0) in kept]
+            raise CheckpointError(f'The checkpoint has {_name(twice)} in the official and in our layout at once.')
+        return ours, layout
 
     def to_official(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """State dict under the released code's names; the inverse of `to_ours`.
@@ -81,7 +90,7 @@ class KeyMap:
         """
         if self.layout(list(state_dict)) == 'official':
             return dict(state_dict)
-        renamed = {k: self._rename(k, 1) for k in state_dict}
+        renamed = {k: self.official_name(k) for k in state_dict}
         unknown = [k for k, v in renamed.items() if v is None]
         if unknown:
             raise CheckpointError(f'No official {self.family} name for {_name(unknown)}.')
@@ -109,8 +118,10 @@ TINYVIT_KEYS = KeyMap(
 def check_keys(
     state_dict: Mapping[str, torch.Tensor],
     target: Mapping[str, torch.Tensor],
+    key_map: KeyMap,
     layout: str,
     first_conv: str,
+    source_chans: int = 3,
     fresh_head: str | None = None,
 ) -> None:
     """Compare a mapped checkpoint with the model that will load it.
@@ -120,8 +131,10 @@ def check_keys(
     Args:
         state_dict: Mapped checkpoint.
         target: The model's state dict.
-        layout: Layout the checkpoint had, for the message.
-        first_conv: Name of the first convolution: its input channels may differ (timm adapts them).
+        key_map: The map that was used, for messages in the file's own names.
+        layout: Layout the checkpoint had.
+        first_conv: Name of the first convolution, which timm adapts to other input channels.
+        source_chans: Input channels that timm adapts from.
         fresh_head: Name of the classifier if the model keeps its own: may be absent.
 
     Raises:
@@ -132,19 +145,30 @@ def check_keys(
     missing = [k for k in expected if k not in state_dict]
     wrong = []
     for key in expected.keys() & state_dict.keys():
-        have, want = tuple(state_dict[key].shape), tuple(expected[key].shape)
-        if key == first_conv + '.weight' and len(have) == len(want):
-            have, want = have[:1] + have[2:], want[:1] + want[2:]
-        if have != want:
-            wrong.append(f'{key} {tuple(state_dict[key].shape)} instead of {tuple(expected[key].shape)}')
+        have, want = tuple(state_dict[key].shape), tuple(target[key].shape)
+        adaptable = key == first_conv + '.weight' and have == (want[0], source_chans, *want[2:])
+        if have != want and not adaptable:
+            wrong.append(key)
+
+    def named(key: str) -> str:
+        theirs = (layout == 'official' and key_map.official_name(key)) or key
+        return theirs if theirs == key else f'{theirs} (ours: {key})'
+
+    def shaped(key: str) -> str:
+        return f'{named(key)} is {tuple(state_dict[key].shape)}, not {tuple(target[key].shape)}'
+
     problems = [
-        f'{len(keys)} {what}: {_name(sorted(keys))}'
-        for what, keys in (('unknown', unknown), ('missing', missing), ('of a wrong shape', wrong))
+        f'{len(keys)} {what}: {_name([tell(k) for k in sorted(keys)])}'
+        for what, keys, tell in (
+            ('unknown', unknown, named),
+            ('missing', missing, named),
+            ('of a wrong shape', wrong, shaped),
+        )
         if keys
     ]
     if problems:
         raise CheckpointError(
-            f'The checkpoint ({layout} layout, {len(state_dict)} keys) does not fit the model. Keys '
+            f'The {key_map.family} checkpoint ({layout} layout, {len(state_dict)} keys) does not fit the model. Keys '
             + '; '.join(problems)
             + '. Is it the file of another model, or renamed?'
         )

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -32,7 +31,7 @@ CHECKPOINT_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth
 
 
 class _Inert:
-    """Takes the place of a number or dtype object in a pickle; what it was is not needed."""
+    """Takes the place of a number, dtype or path in a pickle; what it was is not needed."""
 
     def __init__(self, *args: Any) -> None: ...
 
@@ -46,11 +45,12 @@ class _Settings:
         return OrderedDict()  # the restricted unpickler fills no other kind
 
 
-# The only names beyond tensors that a checkpoint may hold: configurations and numbers that official training code
-# saved beside the weights (Cream's `config`, argparse's `args`, an accuracy). None of the real classes is built.
+# The only names beyond tensors that a checkpoint may hold: configurations and numbers that training code saves beside
+# the weights (Cream's `config`, argparse's `args` with its paths, an accuracy). None of the real classes is built.
 _STAND_INS = [
     (_Settings, 'yacs.config.CfgNode'),
     (_Settings, 'argparse.Namespace'),
+    *((_Inert, f'pathlib{module}.{kind}Path') for module in ('', '._local') for kind in ('Posix', 'Windows')),
     (_Inert, 'numpy.dtype'),
     (_Inert, 'numpy.core.multiarray.scalar'),
     (_Inert, 'numpy._core.multiarray.scalar'),
@@ -99,10 +99,10 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         checkpoint = safetensors.torch.load_file(path) if kind == 'safetensors' else _load_pickle(path)
     except pickle.UnpicklingError as e:
         raise CheckpointError(_refused(path, e)) from e
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError,
-            AssertionError, IndexError, TypeError, UnicodeDecodeError) as e:  # fmt: skip
+    except Exception as e:  # on damaged bytes both readers raise nearly everything, struct.error included
         raise CheckpointError(
-            f'{path} is damaged or cut short ({path.stat().st_size} bytes; {_first_line(e)}). Download or copy it again.'
+            f'{path} is damaged or cut short ({path.stat().st_size} bytes; {_first_line(e)}). '
+            'Download or copy it again.'
         ) from e
     return unwrap(checkpoint, str(path))
 
@@ -145,8 +145,9 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> str:
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
     if found is None:
         return f'{path} is damaged or not a checkpoint ({_first_line(error)}). Download or copy it again.'
+    name = found[1] if '.' in found[1] else f'builtins.{found[1]}'  # torch leaves `builtins` out
     return (
-        f'{path} asks to run or build `{found[1]}` while loading. Weights need no such thing, so it was refused and '
+        f'{path} asks to run or build `{name}` while loading. Weights need no such thing, so it was refused and '
         'nothing was run. If you trust the file, load it yourself and save its state dict as safetensors.'
     )
 

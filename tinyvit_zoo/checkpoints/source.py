@@ -5,18 +5,20 @@ dict is fetched here and handed to timm.
 """
 
 import hashlib
+import http.client
 import logging
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from timm.models import PretrainedCfg
 
-from ..releases import find_release
+from ..releases import Release, find_release
 from .errors import CheckpointError, WeightsNotFoundError
 from .read import read_checkpoint, unwrap
 
@@ -60,30 +62,30 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
         CheckpointError: If the file that was found cannot be used.
         WeightsNotFoundError: If no source has them; the message lists each one tried and why it failed.
     """
-    if cfg.state_dict:
+    if cfg.state_dict is not None:
         return Weights(unwrap(cfg.state_dict, 'the state dict given'), 'the state dict given')
     if cfg.file:
         return Weights(read_checkpoint(cfg.file), str(cfg.file))
     name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
     release = find_release(name)
-    stock = release is not None and (cfg.hf_hub_id, cfg.url) == (release.hf_hub_id, release.url)
-    if stock and imported_path(name).is_dir():
+    if release and (cfg.hf_hub_id, cfg.url) != (release.hf_hub_id, release.url):
+        release = None  # the overlay points elsewhere
+    if release and imported_path(name).is_dir():
         return Weights(read_checkpoint(imported_path(name)), str(imported_path(name)))
 
-    sha256 = release.sha256 if stock else None
+    sources = []
+    if cfg.hf_hub_id:
+        sources.append((f'the Hub page {cfg.hf_hub_id}', partial(_from_hub, cfg, cache_dir)))
+    if cfg.url and cfg.source != 'hf-hub':
+        sources.append((cfg.url, partial(_from_url, cfg.url, release, cache_dir)))
     tried = []
-    for place, fetch in (
-        (f'the Hub page {cfg.hf_hub_id}', cfg.hf_hub_id and (lambda: _from_hub(cfg, cache_dir))),
-        (str(cfg.url), cfg.url and cfg.source != 'hf-hub' and (lambda: _from_url(cfg.url, sha256, cache_dir))),
-    ):
-        if not fetch:
-            continue
+    for place, fetch in sources:
         try:
-            return Weights(read_checkpoint(fetch()), place)
-        except _Unreachable as e:
+            return Weights(fetch(), place)
+        except _UnreachableError as e:
             tried.append(f'{place}: {e}')
             _logger.info('No weights from %s: %s', place, e)
-    if not tried:
+    if not sources:
         raise WeightsNotFoundError(f'No weights were released for {name}: use pretrained=False or give a file.')
     raise WeightsNotFoundError(
         f'No weights for {name}. Tried: {"; ".join(tried)}. With the file from elsewhere, use '
@@ -91,11 +93,16 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
     )
 
 
-class _Unreachable(Exception):
+class _UnreachableError(Exception):
     """A source that cannot be had now; the next one may."""
 
 
-def _from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
+def _from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, torch.Tensor]:
+    """State dict of a Hub page, or of its copy in the Hub's cache."""
+    return read_checkpoint(_hub_file(cfg, cache_dir))
+
+
+def _hub_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -106,16 +113,16 @@ def _from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
             return Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
         except LocalEntryNotFoundError as e:  # offline or unreachable, and not in the cache
             if i == len(files) - 1:
-                raise _Unreachable(f'not in the cache and not reachable ({_reason(e)})') from e
+                raise _UnreachableError(f'not in the cache and not reachable ({_reason(e)})') from e
             if not _in_cache(repo, files[i + 1 :], revision, cache_dir):
-                raise _Unreachable(f'not in the cache and not reachable ({_reason(e)})') from e
+                raise _UnreachableError(f'not in the cache and not reachable ({_reason(e)})') from e
         except EntryNotFoundError as e:
             if i == len(files) - 1:
-                raise _Unreachable(f'the page has none of {", ".join(files)}') from e
+                raise _UnreachableError(f'the page has none of {", ".join(files)}') from e
         except OSError as e:  # also HfHubHTTPError: gone, gated, no permission; full disk keeps its own message
-            raise _Unreachable(_reason(e)) from e
+            raise _UnreachableError(_reason(e)) from e
         except Exception as e:  # httpx's connection errors derive from Exception only
-            raise _Unreachable(f'{type(e).__name__}: {_reason(e)}') from e
+            raise _UnreachableError(f'{type(e).__name__}: {_reason(e)}') from e
     raise AssertionError('unreachable')
 
 
@@ -131,49 +138,70 @@ def _reason(error: BaseException) -> str:
     return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
-def _from_url(url: str, sha256: str | None, cache_dir: str | Path | None) -> Path:
-    """Download to torch.hub's checkpoint folder, once. A cut download goes on where it stopped."""
+def _from_url(url: str, release: Release | None, cache_dir: str | Path | None) -> dict[str, torch.Tensor]:
+    """State dict of the file at an address, kept in torch.hub's checkpoint folder.
+
+    A cut download goes on where it stopped; a file that is not what it should be is not kept. Processes that want
+    the same file wait for the first one.
+    """
+    from filelock import FileLock
+
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / 'checkpoints'
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / Path(urllib.parse.urlparse(url).path).name
-    if not path.exists():
-        part = path.with_name(path.name + '.part')
-        _download(url, part)
-        part.replace(path)
-    if sha256 and _sha256(path) != sha256:
-        path.unlink()
-        raise CheckpointError(f'{path} did not have the released sha256 {sha256} and was removed. Try again.')
-    return path
+    if release is None:  # file names like model.pth come from many places
+        folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = folder / (Path(urllib.parse.urlparse(url).path).name or 'weights')
+    part = path.with_name(path.name + '.part')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + '.lock')):
+            if not path.exists():
+                _download(url, part)
+                part.replace(path)
+    except OSError as e:  # full disk, no permission, a file where the folder should be
+        raise CheckpointError(f'Cannot save {url} as {path} ({_reason(e)}).') from e
+    try:
+        if release and release.sha256 and _sha256(path) != release.sha256:
+            raise CheckpointError(f'{path} does not have the released sha256 {release.sha256}.')
+        return read_checkpoint(path)
+    except CheckpointError as e:
+        path.unlink(missing_ok=True)
+        raise CheckpointError(f'{e} It came from {url} and was removed; the next call downloads it again.') from e
 
 
 def _download(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of the file at an address; disk errors are the caller's."""
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={'User-Agent': 'tinyvit-zoo', 'Range': f'bytes={have}-'})
-    if not have:
-        request.remove_header('Range')
+    headers = {'User-Agent': 'tinyvit-zoo'} | ({'Range': f'bytes={have}-'} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            resumed = response.status == 206
-            total = int(response.headers.get('Content-Length') or 0) + (have if resumed else 0)
-            with (
-                part.open('ab' if resumed else 'wb') as f,
-                tqdm(
-                    total=total or None, initial=have if resumed else 0, unit='B', unit_scale=True, desc=part.stem
-                ) as bar,
-            ):
-                while block := response.read(1 << 20):
-                    f.write(block)
-                    bar.update(len(block))
-            if total and part.stat().st_size != total:
-                raise _Unreachable(
-                    f'cut off after {part.stat().st_size} of {total} bytes; calling again goes on from there'
-                )
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except (OSError, http.client.HTTPException, ValueError) as e:
         if isinstance(e, urllib.error.HTTPError) and e.code == 416:  # nothing left to fetch, or another file by now
             part.unlink(missing_ok=True)
-        raise _Unreachable(_reason(e)) from e
+        raise _UnreachableError(_reason(e)) from e
+    resumed = response.status == 206
+    have = have if resumed else 0
+    total = have + int(response.headers.get('Content-Length') or 0)
+    with (
+        response,
+        part.open('ab' if resumed else 'wb') as f,
+        tqdm(total=total or None, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar,
+    ):
+        while block := _read(response):
+            f.write(block)
+            bar.update(len(block))
+    if total and part.stat().st_size != total:
+        raise _UnreachableError(
+            f'cut off after {part.stat().st_size} of {total} bytes; calling again goes on from there'
+        )
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, http.client.HTTPException) as e:
+        raise _UnreachableError(f'cut off ({_reason(e)}); calling again goes on from there') from e
 
 
 def _sha256(path: Path) -> str:

@@ -49,7 +49,7 @@ def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4) -> tupl
     Raises:
         ValueError: If the specification has another number of entries or an entry below 1.
     """
-    if isinstance(window_sizes, int):
+    if not isinstance(window_sizes, Sequence):
         entries = [window_sizes] * num_stages
     elif len(window_sizes) == num_stages:
         entries = list(window_sizes)
@@ -62,10 +62,11 @@ def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4) -> tupl
             f'window_sizes must be an int, one (h, w), or {num_stages} entries (int or (h, w) per stage; '
             f'{num_stages - 1} when stage 0, which has no windows, is left out). Got {window_sizes!r}.'
         )
-    windows = tuple((e, e) if isinstance(e, int) else tuple(e) for e in entries)
-    if any(len(w) != 2 or not all(isinstance(s, int) and s > 0 for s in w) for w in windows):
-        raise ValueError(f'Every window must be a positive int or a pair (h, w) of them. Got {window_sizes!r}.')
-    return windows
+    windows = [(e, e) if isinstance(e, int) else e for e in entries]
+    for w in windows:
+        if not isinstance(w, Sequence) or len(w) != 2 or not all(isinstance(s, int) and s > 0 for s in w):
+            raise ValueError(f'Every window must be a positive int or a pair (h, w) of them. Got {window_sizes!r}.')
+    return tuple(tuple(w) for w in windows)
 
 
 def window_partition(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:

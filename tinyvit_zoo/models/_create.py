@@ -55,12 +55,15 @@ def create_zoo_model(
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     source_img_size = tuple(cfg.input_size[-2:])
-    img_size = tuple(to_2tuple(kwargs.get('img_size') or source_img_size))
+    img_size = source_img_size if kwargs.get('img_size') is None else tuple(to_2tuple(kwargs['img_size']))
+    if len(img_size) != 2:
+        raise ValueError(f'img_size must be an int or (H, W), got {kwargs["img_size"]!r}.')
     kwargs['img_size'] = img_size
     overlay = dict(pretrained_cfg_overlay or {})
     if img_size != source_img_size:
         overlay |= dict(input_size=(cfg.input_size[0], *img_size), pool_size=final_grid(img_size), test_input_size=None)
 
+    overlay['state_dict'] = None  # weights never become part of a model's configuration
     if pretrained:
         weights = find_weights(cfg, cache_dir)
         state_dict, fresh_head = _settle_head(weights, cfg, kwargs)
@@ -78,10 +81,13 @@ def create_zoo_model(
         **kwargs,
     )
     if pretrained:
-        cleaned = {k: v for k, v in model.pretrained_cfg.items() if k != 'state_dict'}
-        if cfg.source:
-            cleaned['source'] = cfg.source
-        model.pretrained_cfg = model.default_cfg = cleaned
+        # A features_only wrapper has a configuration of its own, and FeatureGetterNet a whole model inside.
+        for module in model.modules():
+            if 'state_dict' in (getattr(module, 'pretrained_cfg', None) or {}):
+                cleaned = {k: v for k, v in module.pretrained_cfg.items() if k != 'state_dict'}
+                if cfg.source:
+                    cleaned['source'] = cfg.source
+                module.pretrained_cfg = module.default_cfg = cleaned
     return model
 
 
@@ -90,8 +96,13 @@ HEADS = ('head.fc', 'head')  # our and the official name of a classifier
 
 def _head_classes(weights: Weights) -> int | None:
     """Classes of the checkpoint's classifier, None without one."""
-    biases = [weights.state_dict[f'{h}.bias'] for h in HEADS if f'{h}.bias' in weights.state_dict]
-    return biases[0].shape[0] if biases else None
+    keys = [f'{head}.{leaf}' for head in HEADS for leaf in ('weight', 'bias')]
+    rows = {key: len(t) for key in keys if (t := weights.state_dict.get(key)) is not None and t.ndim > 0}
+    if len(set(rows.values())) > 1:
+        raise CheckpointError(
+            f'{weights.origin} has a classifier whose parts disagree in their number of rows: {rows}.'
+        )
+    return next(iter(rows.values()), None)
 
 
 def _settle_head(weights: Weights, cfg: Any, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:

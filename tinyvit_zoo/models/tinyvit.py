@@ -608,29 +608,34 @@ def checkpoint_filter_fn(
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
     """
     state_dict, layout = TINYVIT_KEYS.to_ours(state_dict)
+    target = model.state_dict()
+    by_stage = {}
+    for key in target:
+        if key.endswith('.attention_biases') and key in state_dict and state_dict[key].ndim == 2:
+            by_stage.setdefault(int(key.split('.')[1]), []).append(key)
+
+    # The blocks of a stage share their window. Where lengths differ, `check_keys` will find the wrong shape.
+    lengths = {stage: {state_dict[key].shape[1] for key in keys} for stage, keys in by_stage.items()}
+    lengths = {stage: found.pop() for stage, found in lengths.items() if len(found) == 1}
     # A model reloaded from its own config.json knows the sizes it was saved with.
     saved = getattr(model, 'pretrained_model_args', {})
-    tables = {k: v for k, v in state_dict.items() if k.endswith('.attention_biases')}
-    lengths = {}
-    for key, table in tables.items():
-        lengths.setdefault(int(key.split('.')[1]), table.shape[-1])
-    candidates = []
-    for size, windows in (
-        (saved.get('img_size'), saved.get('window_sizes')),
-        (source_img_size, None),
-        *((r, None) for r in sorted({release.img_size for release in FAMILIES['tinyvit']})),
-    ):
-        if size is not None:
-            candidates.append(model._layout(size, windows, 4)[1])
-    windows = source_windows(lengths, [*candidates, model.window_sizes])
-    target = model.state_dict()
-    for key, table in tables.items():
-        stage = int(key.split('.')[1])
-        if key in target and table.ndim == 2 and stage in windows:
-            grid = table.view(table.shape[0], *windows[stage])
+    candidates = [model.window_sizes]
+    if source_img_size is not None:
+        candidates.insert(0, model._layout(source_img_size, None, len(model.window_sizes))[1])
+    if saved.get('img_size') is not None:
+        candidates.insert(0, model._layout(saved['img_size'], saved.get('window_sizes'), len(model.window_sizes))[1])
+    for stage, window in source_windows(lengths, candidates).items():
+        for key in by_stage[stage]:
+            grid = state_dict[key].reshape(-1, *window)
             state_dict[key] = resize_grid(grid, model.window_sizes[stage], model.bias_interpolation).flatten(1)
     check_keys(
-        state_dict, target, layout, first_conv='patch_embed.conv1.conv', fresh_head='head.fc' if fresh_head else None
+        state_dict,
+        target,
+        TINYVIT_KEYS,
+        layout,
+        first_conv='patch_embed.conv1.conv',
+        source_chans=(getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))[0],
+        fresh_head='head.fc' if fresh_head else None,
     )
     return state_dict
 
