@@ -130,15 +130,14 @@ def _sniff(path: Path) -> str:
         return 'safetensors'
     if head.startswith((b'PK\x03\x04', b'\x80')):
         return 'torch'
-    if path.suffix == '.safetensors':
-        raise CheckpointError(f'{path} has no safetensors header. Download or copy it again.')
     what = 'a text file' if all(b in b'\t\n\r\f' or 32 <= b < 127 for b in head) else 'of no known format'
     raise CheckpointError(f'{path} is {what}, not a checkpoint (neither safetensors nor a torch file).')
 
 
 def _load_pickle(path: Path) -> Any:
-    with torch.serialization.safe_globals(_STAND_INS):
-        return torch.load(path, map_location='cpu', weights_only=True)
+    # An open file, not a path: torch would go by the ending.
+    with torch.serialization.safe_globals(_STAND_INS), path.open('rb') as f:
+        return torch.load(f, map_location='cpu', weights_only=True)
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> str:
@@ -169,12 +168,12 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Te
         _logger.info('Using %r of %s.', inner, where)
         checkpoint = checkpoint[inner]
     if not isinstance(checkpoint, dict) or not checkpoint:
-        kind = 'nothing' if isinstance(checkpoint, dict) else f'a {type(checkpoint).__name__}'
+        kind = 'nothing' if isinstance(checkpoint, dict) else f'an object of type {type(checkpoint).__name__}'
         raise CheckpointError(f'{where} holds {kind}, not a state dict.')
-    not_tensors = [str(k) for k, v in checkpoint.items() if not isinstance(v, torch.Tensor)]
-    if not_tensors:
+    others = [str(k) for k, v in checkpoint.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
+    if others:
         raise CheckpointError(
-            f'{where} is no state dict: {_name(not_tensors)} are not tensors. '
+            f'{where} is no state dict: {_name(others)} are not named tensors. '
             f'A state dict is looked for at the top or under {", ".join(WRAPPERS)}.'
         )
     return _strip_prefixes(checkpoint)
@@ -192,7 +191,7 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
 
 
-def _name(keys: list[str], most: int = 4) -> str:
+def _name(keys: list[str], most: int = 3) -> str:
     """The first few of many names."""
     more = f' and {len(keys) - most} more' if len(keys) > most else ''
     return ', '.join(keys[:most]) + more

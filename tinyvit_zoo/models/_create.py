@@ -1,7 +1,8 @@
 """From a name and keyword arguments to a timm model: weights resolved first, real sizes recorded."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from timm.models._input import update_model_input_size
 from torch import nn
 
-from ..checkpoints import CheckpointError, Weights, find_weights
+from ..checkpoints import CheckpointError, KeyMap, Weights, find_weights
 
 __all__ = ['create_zoo_model', 'record_input_size']
 
@@ -22,6 +23,7 @@ def create_zoo_model(
     model_cls: type[nn.Module],
     variant: str,
     pretrained: bool,
+    key_map: KeyMap,
     filter_fn: Callable[..., dict[str, torch.Tensor]],
     final_grid: Callable[[tuple[int, int]], tuple[int, int]],
     pretrained_cfg: Any = None,
@@ -43,6 +45,7 @@ def create_zoo_model(
         model_cls: Model class; takes `img_size`.
         variant: Architecture name.
         pretrained: Load weights.
+        key_map: The family's names, of the classifier among others.
         filter_fn: The family's `checkpoint_filter_fn`, with `source_img_size` and `fresh_head`.
         final_grid: Image size (H, W) -> size of the last feature map.
         pretrained_cfg: As in `timm.create_model`.
@@ -64,22 +67,28 @@ def create_zoo_model(
         overlay |= dict(input_size=(cfg.input_size[0], *img_size), pool_size=final_grid(img_size), test_input_size=None)
 
     overlay['state_dict'] = None  # weights never become part of a model's configuration
+    origin = ''
     if pretrained:
         weights = find_weights(cfg, cache_dir)
-        state_dict, fresh_head = _settle_head(weights, cfg, kwargs)
+        origin = weights.origin
+        with _named(origin):
+            key_map.to_ours(weights.state_dict)  # another family's file is told before its classes are counted
+        have = _head_classes(weights, key_map)
+        state_dict, fresh_head = _settle_head(weights, have, key_map, cfg, kwargs)
         # `source` would send timm to the Hub or folder again.
-        overlay |= dict(state_dict=state_dict, source=None, num_classes=_head_classes(weights) or cfg.num_classes)
+        overlay |= dict(state_dict=state_dict, source=None, num_classes=have or cfg.num_classes)
         filter_fn = partial(filter_fn, source_img_size=source_img_size, fresh_head=fresh_head)
 
-    model = build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        pretrained_cfg=pretrained_cfg,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=filter_fn,
-        **kwargs,
-    )
+    with _named(origin):
+        model = build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=filter_fn,
+            **kwargs,
+        )
     if pretrained:
         # A features_only wrapper has a configuration of its own, and FeatureGetterNet a whole model inside.
         for module in model.modules():
@@ -91,13 +100,24 @@ def create_zoo_model(
     return model
 
 
-HEADS = ('head.fc', 'head')  # our and the official name of a classifier
+@contextmanager
+def _named(origin: str) -> Iterator[None]:
+    """Let messages about a checkpoint say which one."""
+    try:
+        yield
+    except CheckpointError as e:
+        raise CheckpointError(f'{origin}: {e}') from e
 
 
-def _head_classes(weights: Weights) -> int | None:
+def _head_keys(key_map: KeyMap) -> list[str]:
+    """Keys of a classifier, under our and under the official name."""
+    ours = [f'{key_map.head}.{leaf}' for leaf in ('weight', 'bias')]
+    return [*ours, *(key_map.official_name(key) for key in ours)]
+
+
+def _head_classes(weights: Weights, key_map: KeyMap) -> int | None:
     """Classes of the checkpoint's classifier, None without one."""
-    keys = [f'{head}.{leaf}' for head in HEADS for leaf in ('weight', 'bias')]
-    rows = {key: len(t) for key in keys if (t := weights.state_dict.get(key)) is not None and t.ndim > 0}
+    rows = {key: len(t) for key in _head_keys(key_map) if (t := weights.state_dict.get(key)) is not None and t.ndim > 0}
     if len(set(rows.values())) > 1:
         raise CheckpointError(
             f'{weights.origin} has a classifier whose parts disagree in their number of rows: {rows}.'
@@ -105,9 +125,10 @@ def _head_classes(weights: Weights) -> int | None:
     return next(iter(rows.values()), None)
 
 
-def _settle_head(weights: Weights, cfg: Any, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:
+def _settle_head(
+    weights: Weights, have: int | None, key_map: KeyMap, cfg: Any, kwargs: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], bool]:
     """The state dict, without its classifier where the model keeps its own; and whether it does."""
-    have = _head_classes(weights)
     want = 0 if kwargs.get('features_only') else kwargs.get('num_classes', cfg.num_classes)
     if have == want:
         return weights.state_dict, False
@@ -124,8 +145,8 @@ def _settle_head(weights: Weights, cfg: Any, kwargs: dict[str, Any]) -> tuple[di
             have or 'no',
             want,
         )
-    heads = tuple(f'{h}.{leaf}' for h in HEADS for leaf in ('weight', 'bias'))
-    return {k: v for k, v in weights.state_dict.items() if k not in heads}, True
+    head = _head_keys(key_map)
+    return {k: v for k, v in weights.state_dict.items() if k not in head}, True
 
 
 def record_input_size(

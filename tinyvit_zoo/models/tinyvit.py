@@ -657,6 +657,7 @@ def _create_tinyvit(variant: str, pretrained: bool = False, **kwargs) -> nn.Modu
         TinyViT,
         variant,
         pretrained,
+        TINYVIT_KEYS,
         checkpoint_filter_fn,
         feature_cfg=dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3))),
         final_grid=lambda img_size: stage_grids(img_size)[-1],
