@@ -14,6 +14,8 @@ os.environ.update(
     HF_HOME=f'{_HOME.name}/huggingface',
     TORCH_HOME=f'{_HOME.name}/torch',
     TINYVIT_ZOO_HOME=f'{_HOME.name}/tinyvit_zoo',
+    NO_PROXY='127.0.0.1',
+    no_proxy='127.0.0.1',
 )
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ['OMP_NUM_THREADS'] = '1'

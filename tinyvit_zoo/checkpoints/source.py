@@ -103,35 +103,40 @@ def _from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, tor
 
 
 def _hub_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repo, _, revision = cfg.hf_hub_id.partition('@')
     files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-    for i, filename in enumerate(files):
+    place = dict(revision=revision or None, cache_dir=cache_dir)
+    silent = None
+    if not isinstance(try_to_load_from_cache(repo, files[0], **place), str):
+        silent = _hub_silence(repo, files[0], revision or None)
+    for filename in files:
         try:
-            return Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
-        except LocalEntryNotFoundError as e:  # offline or unreachable, and not in the cache
-            if i == len(files) - 1:
-                raise _UnreachableError(f'not in the cache and not reachable ({_reason(e)})') from e
-            if not _in_cache(repo, files[i + 1 :], revision, cache_dir):
-                raise _UnreachableError(f'not in the cache and not reachable ({_reason(e)})') from e
-        except EntryNotFoundError as e:
-            if i == len(files) - 1:
-                raise _UnreachableError(f'the page has none of {", ".join(files)}') from e
-        except OSError as e:  # also HfHubHTTPError: gone, gated, no permission; full disk keeps its own message
+            return Path(hf_hub_download(repo, filename, **place, local_files_only=silent is not None))
+        except EntryNotFoundError as e:  # not on the page, or not in the cache where the Hub is silent
+            if isinstance(e, LocalEntryNotFoundError) and not silent:
+                silent = e  # it answered once and fell silent
+        except Exception as e:  # gone, gated, no permission, full disk; httpx errors derive from Exception only
             raise _UnreachableError(_reason(e)) from e
-        except Exception as e:  # httpx's connection errors derive from Exception only
-            raise _UnreachableError(f'{type(e).__name__}: {_reason(e)}') from e
-    raise AssertionError('unreachable')
+    if silent:
+        raise _UnreachableError(f'not in the cache and not reachable ({_reason(silent)})') from silent
+    raise _UnreachableError(f'the page has none of {", ".join(files)}')
 
 
-def _in_cache(repo: str, files: tuple[str, ...], revision: str, cache_dir: str | Path | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+def _hub_silence(repo: str, filename: str, revision: str | None) -> Exception | None:
+    """Why the Hub does not answer, None if it does, whatever it says. `hf_hub_download` would try for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return any(
-        isinstance(try_to_load_from_cache(repo, f, cache_dir=cache_dir, revision=revision or None), str) for f in files
-    )
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision))
+    except HfHubHTTPError:
+        return None
+    except Exception as e:
+        return e
+    return None
 
 
 def _reason(error: BaseException) -> str:

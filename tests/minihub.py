@@ -1,0 +1,269 @@
+"""A Hub small enough for tests, on loopback: create, upload, look at and download model pages.
+
+It speaks the part of the Hub's protocol that `huggingface_hub` uses for models. Point a client at it by HF_ENDPOINT,
+set before `huggingface_hub` is imported, and set HF_HUB_DISABLE_XET=1, so that uploads go through plain git-LFS.
+
+    with MiniHub() as hub:
+        hub.pages['me/model'] = Page({'model.safetensors': data})
+        subprocess.run([...], env=os.environ | hub.environment)
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+LARGE = ('.safetensors', '.bin', '.pth', '.onnx', '.npz', '.png')
+
+
+@dataclass
+class Page:
+    """A model page: its files, and how it can be seen."""
+
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    private: bool = False
+
+    @property
+    def commit(self) -> str:
+        content = b''.join(name.encode() + data for name, data in sorted(self.files.items()))
+        return hashlib.sha1(content).hexdigest()
+
+    @property
+    def card(self) -> dict:
+        return front_matter(self.files.get('README.md', b'').decode())
+
+
+def front_matter(text: str) -> dict:
+    found = re.match(r'\s*---\r?\n(.*?)\r?\n---', text, re.DOTALL)
+    return (yaml.safe_load(found[1]) if found else None) or {}
+
+
+def git_id(data: bytes) -> str:
+    return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
+
+
+class MiniHub:
+    """The server. `pages` maps 'owner/name' to a Page; `log` lists the requests as (method, path)."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Page] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.log: list[tuple[str, str]] = []
+        handler = type('Handler', (_Handler,), {'hub': self})
+        self.server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        self.url = f'http://127.0.0.1:{self.server.server_port}'
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client process needs."""
+        return dict(HF_ENDPOINT=self.url, HF_HUB_DISABLE_XET='1', HF_HUB_OFFLINE='0', HF_TOKEN='hf_test')
+
+    @property
+    def downloads(self) -> list[str]:
+        """Files that were fetched, as 'owner/name/file'."""
+        gets = [path for method, path in self.log if method == 'GET']
+        return [re.sub(r'/resolve/[^/]+', '', path)[1:] for path in gets if '/resolve/' in path]
+
+    def __enter__(self) -> 'MiniHub':
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    hub: MiniHub
+
+    def log_message(self, *_) -> None: ...
+
+    def answer(
+        self, content: bytes | dict | list = b'', status: int = 200, length: int | None = None, **headers
+    ) -> None:
+        if not isinstance(content, bytes):
+            content = json.dumps(content).encode()
+            headers['Content-Type'] = 'application/json'
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace('_', '-'), str(value))
+        self.send_header('Content-Length', str(len(content) if length is None else length))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(content)
+
+    def refuse(self, code: str, message: str, status: int = 404, **headers) -> None:
+        self.answer({'error': message}, status, X_Error_Code=code, X_Error_Message=message, **headers)
+
+    def body(self) -> bytes:
+        if self.headers.get('Transfer-Encoding', '').lower() != 'chunked':
+            return self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        chunks = []
+        while size := int(self.rfile.readline().strip() or b'0', 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b''.join(chunks)
+
+    def handle_request(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.log.append((self.command, path))
+        data = self.body()
+        routes = READ if self.command in ('GET', 'HEAD') else WRITE
+        for pattern, method in routes:
+            if match := re.fullmatch(pattern, path):
+                return method(self, *match.groups(), **({} if routes is READ else {'data': data}))
+        return self.refuse('EntryNotFound', f'no route for {path}')
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815  names that http.server looks for
+
+    # reading
+
+    def page(self, name: str) -> Page | None:
+        page = self.hub.pages.get(name)
+        if page is None:
+            self.refuse('RepoNotFound', 'Repository not found')
+        return page
+
+    def file(self, name: str, revision: str, path: str) -> None:
+        if (page := self.page(name)) is None:
+            return None
+        commit = {'X_Repo_Commit': page.commit}
+        if path not in page.files:
+            return self.refuse('EntryNotFound', 'Entry not found', **commit)
+        data = page.files[path]
+        large = path.endswith(LARGE)
+        tag = f'"{hashlib.sha256(data).hexdigest() if large else git_id(data)}"'
+        headers = dict(commit, ETag=tag, Accept_Ranges='bytes', Content_Type='application/octet-stream')
+        if large:
+            headers |= dict(X_Linked_Etag=tag, X_Linked_Size=len(data))
+        asked = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
+        if asked and self.command == 'GET':
+            first, last = int(asked[1]), int(asked[2] or len(data) - 1)
+            headers['Content_Range'] = f'bytes {first}-{last}/{len(data)}'
+            return self.answer(data[first : last + 1], 206, **headers)
+        return self.answer(data, length=len(data), **headers)
+
+    def info(self, name: str, revision: str | None) -> None:
+        if (page := self.page(name)) is None:
+            return
+        card = page.card
+        self.answer(
+            dict(
+                _id=name,
+                id=name,
+                modelId=name,
+                sha=page.commit,
+                private=page.private,
+                tags=card.get('tags', []),
+                pipeline_tag=card.get('pipeline_tag'),
+                library_name=card.get('library_name'),
+                cardData=card,
+                downloads=0,
+                likes=0,
+                siblings=[{'rfilename': file} for file in page.files],
+            )
+        )
+
+    def tree(self, name: str, revision: str, folder: str) -> None:
+        if (page := self.page(name)) is None:
+            return
+        entries = []
+        for path, data in page.files.items():
+            entry = dict(type='file', path=path, size=len(data), oid=git_id(data))
+            if path.endswith(LARGE):
+                entry['lfs'] = dict(oid=hashlib.sha256(data).hexdigest(), size=len(data), pointerSize=134)
+            entries.append(entry)
+        self.answer(entries)
+
+    # writing
+
+    def create(self, data: bytes) -> None:
+        asked = json.loads(data)
+        name = f'{asked.get("organization") or "me"}/{asked["name"]}'
+        url = f'{self.hub.url}/{name}'
+        if name in self.hub.pages:
+            return self.answer(dict(error='You already created this model repo', url=url), 409)
+        self.hub.pages[name] = Page(private=asked.get('visibility') == 'private' or bool(asked.get('private')))
+        return self.answer(dict(url=url, name=name, id=name))
+
+    def validate_card(self, data: bytes) -> None:
+        try:
+            card = front_matter(json.loads(data)['content'])
+        except yaml.YAMLError as e:
+            return self.answer(dict(errors=[dict(message=str(e))], warnings=[]), 400)
+        warnings = [] if card else [dict(message='empty or missing yaml metadata in repo card')]
+        return self.answer(dict(errors=[], warnings=warnings))
+
+    def preupload(self, name: str, revision: str, data: bytes) -> None:
+        if (page := self.page(name)) is None:
+            return
+        files = []
+        for path in (entry['path'] for entry in json.loads(data)['files']):
+            mode = 'lfs' if path.endswith(LARGE) else 'regular'
+            known = git_id(page.files[path]) if path in page.files else None
+            files.append(dict(path=path, uploadMode=mode, shouldIgnore=False, oid=known))
+        self.answer(dict(files=files))
+
+    def lfs_batch(self, name: str, data: bytes) -> None:
+        objects = []
+        for asked in json.loads(data)['objects']:
+            entry = dict(oid=asked['oid'], size=asked['size'])
+            if asked['oid'] not in self.hub.blobs:
+                entry['actions'] = dict(
+                    upload=dict(href=f'{self.hub.url}/blob/{asked["oid"]}', header={}),
+                    verify=dict(href=f'{self.hub.url}/verify/{asked["oid"]}', header={}),
+                )
+            objects.append(entry)
+        self.answer(dict(transfer='basic', objects=objects))
+
+    def blob(self, sha256: str, data: bytes) -> None:
+        if hashlib.sha256(data).hexdigest() != sha256:
+            return self.refuse('BadOid', 'sha256 mismatch', 400)
+        self.hub.blobs[sha256] = data
+        return self.answer()
+
+    def verify(self, sha256: str, data: bytes) -> None:
+        self.answer({}, 200 if sha256 in self.hub.blobs else 404)
+
+    def commit(self, name: str, revision: str, data: bytes) -> None:
+        if (page := self.page(name)) is None:
+            return
+        for line in data.splitlines():
+            entry = json.loads(line)
+            kind, value = entry['key'], entry['value']
+            if kind == 'file':
+                page.files[value['path']] = base64.b64decode(value['content'])
+            elif kind == 'lfsFile':
+                page.files[value['path']] = self.hub.blobs[value['oid']]
+            elif kind == 'deletedFile':
+                page.files.pop(value['path'], None)
+        url = f'{self.hub.url}/{name}/commit/{page.commit}'
+        self.answer(dict(success=True, commitOid=page.commit, commitUrl=url, hookOutput=''))
+
+
+NAME = r'/([^/]+/[^/]+?)'
+READ = [
+    (NAME + r'/resolve/([^/]+)/(.+)', _Handler.file),
+    (r'/api/models' + NAME + r'(?:/revision/([^/]+))?', _Handler.info),
+    (r'/api/models' + NAME + r'/tree/([^/]+)/?(.*)', _Handler.tree),
+]
+WRITE = [
+    (r'/api/repos/create', _Handler.create),
+    (r'/api/validate-yaml', _Handler.validate_card),
+    (r'/api/models' + NAME + r'/preupload/([^/]+)', _Handler.preupload),
+    (NAME + r'\.git/info/lfs/objects/batch', _Handler.lfs_batch),
+    (r'/blob/([0-9a-f]{64})', _Handler.blob),
+    (r'/verify/([0-9a-f]{64})', _Handler.verify),
+    (r'/api/models' + NAME + r'/commit/([^/]+)', _Handler.commit),
+]
