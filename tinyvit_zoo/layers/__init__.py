@@ -3,7 +3,7 @@
 from .bias_table import abs_offset_index, expand_abs_bias, resize_grid
 from .conv_norm import ConvNorm
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
-from .window import per_stage_windows, scaled_windows, stage_grids, window_partition, window_reverse
+from .window import fits_one_window, per_stage_windows, scaled_windows, stage_grids, window_partition, window_reverse
 
 __all__ = [
     'ConvNorm',
@@ -11,6 +11,7 @@ __all__ = [
     'DeployLinear',
     'abs_offset_index',
     'expand_abs_bias',
+    'fits_one_window',
     'fold_gelu',
     'per_stage_windows',
     'resize_grid',

@@ -39,17 +39,43 @@ class ConvNorm(nn.Module):
         nn.init.constant_(self.bn.weight, self.bn_weight_init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting() and self._folds(x):
+            return self.conv._conv_forward(x, *self._folded())
         return self.bn(self.conv(x))
+
+    @torch.jit.unused
+    def _folds(self, x: torch.Tensor) -> bool:
+        """Whether to fold now: a product the size of the weights instead of a pass over the whole map.
+
+        Only in plain eager evaluation. Graphs (compile, export, trace) keep the two layers, which their own
+        optimisers and quantisers look for, and so does whatever stands in for the norm, or listens to it.
+        """
+        bn = self.bn
+        return (
+            type(x) is torch.Tensor  # not an FX proxy
+            and not torch.is_grad_enabled()
+            and type(bn) is nn.BatchNorm2d
+            and not bn.training
+            and not (bn._forward_hooks or bn._forward_pre_hooks or self.conv._forward_hooks)
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the one convolution that gives what conv + BN (running statistics) give.
+
+        Computed in at least float32; returned in the weights' dtype.
+        """
+        weight, bn = self.conv.weight, self.bn
+        compute = torch.promote_types(weight.dtype, torch.float32)
+        scale = bn.weight.to(compute) * (bn.running_var.to(compute) + bn.eps).rsqrt()
+        bias = bn.bias.to(compute) - bn.running_mean.to(compute) * scale
+        return (weight.to(compute) * scale[:, None, None, None]).to(weight.dtype), bias.to(weight.dtype)
 
     @torch.no_grad()
     def fuse(self) -> DeployConv2d:
-        """One convolution with a bias that gives what conv + BN (evaluation statistics) give.
-
-        Computed in at least float32 whatever the weights' dtype; same device, dtype and training flag.
-        """
-        conv, bn = self.conv, self.bn
-        compute = torch.promote_types(conv.weight.dtype, torch.float32)
-        scale = bn.weight.to(compute) / (bn.running_var.to(compute) + bn.eps).sqrt()
+        """The folded convolution, for good; same device, dtype and training flag."""
+        conv = self.conv
         fused = DeployConv2d(
             conv.in_channels,
             conv.out_channels,
@@ -60,6 +86,7 @@ class ConvNorm(nn.Module):
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
-        fused.weight.copy_(conv.weight.to(compute) * scale[:, None, None, None])
-        fused.bias.copy_(bn.bias.to(compute) - bn.running_mean.to(compute) * scale)
+        weight, bias = self._folded()
+        fused.weight.copy_(weight)
+        fused.bias.copy_(bias)
         return fused.train(self.training)

@@ -1,48 +1,77 @@
 """Layers of the deploy form: a convolution or linear layer with its GELU in one kernel where the CPU has one.
 
-`timm.models.reparameterize_model(model)` puts these in. Without autograd, in plain eager mode on a CPU, they call
-oneDNN's fused kernels (the same operators that Inductor emits): the bias and the exact GELU are applied while the
-result is still in cache, and float32 products use AVX-512 also on processors where MKL does not. Everywhere else
-(training, GPU, autocast, torch.compile, torch.export, TorchScript, tracing) they are the plain layer followed by
-`F.gelu`. Both paths compute in the weights' dtype; they differ by rounding only.
+`timm.models.reparameterize_model(model)` puts these in. For inference on a CPU in float32 or bfloat16 they call
+oneDNN's fused kernels: the bias and the exact GELU are applied while the result is still in cache, and float32
+products use AVX-512 also on processors where MKL does not. Everywhere else (autograd, GPU, autocast, torch.export,
+TorchScript, tracing) they are the plain layer followed by `F.gelu`. Both paths compute in the weights' dtype and
+differ by rounding only.
 """
 
 from typing import Final
 
 import torch
 import torch.nn.functional as F
+from timm.layers import is_exporting
 from timm.models import register_notrace_module
 from torch import nn
 
 __all__ = ['DeployConv2d', 'DeployLinear', 'fold_gelu']
 
 
-def _has_onednn_kernels() -> bool:
-    """Whether this build of torch has the two operators; they are Inductor's, not public API, so ask."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ('_convolution_pointwise', '_linear_pointwise')
-    )
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """Dtypes for which this build of torch and this processor have the two kernels.
+
+    The operators are those that torch's own compiler emits, not public API, so ask whether they are there.
+    """
+    names = ('_convolution_pointwise', '_linear_pointwise')
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return ()
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
 
 
-HAS_ONEDNN_KERNELS = _has_onednn_kernels()
+ONEDNN_DTYPES = _onednn_dtypes()
 
 
-@torch.jit.ignore
+@torch.jit.unused
 def _use_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether this call may take the fused CPU kernel: it has no autograd formula and no autocast rule."""
+    """Whether this call may take the fused CPU kernel, which has no autograd formula and no autocast rule."""
     return (
-        HAS_ONEDNN_KERNELS
-        and not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and type(x) is torch.Tensor
+        not torch.is_grad_enabled()
+        and type(x) is torch.Tensor  # no proxy, no tensor subclass
         and x.device.type == 'cpu'
+        and weight.device.type == 'cpu'
         and x.dtype == weight.dtype
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+        and x.dtype in ONEDNN_DTYPES
         and not torch.is_autocast_enabled('cpu')
+        and not is_exporting()
         and not torch.jit.is_tracing()
-        and torch.backends.mkldnn.enabled
         and x.numel() > 0
     )
+
+
+def _conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    gelu: bool,
+) -> torch.Tensor:
+    attr = 'gelu' if gelu else 'none'
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, stride, [1, 1], groups, attr, [], 'none')
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
+
+
+# For torch.compile the kernels are opaque operators of ours: left to itself, Inductor would take MKL's product.
+_conv2d_op = torch.library.custom_op('tinyvit_zoo::conv2d_gelu', _conv2d, mutates_args=())
+_linear_op = torch.library.custom_op('tinyvit_zoo::linear_gelu', _linear, mutates_args=())
+_conv2d_op.register_fake(_conv2d)
+_linear_op.register_fake(_linear)
 
 
 class DeployConv2d(nn.Conv2d):
@@ -55,20 +84,9 @@ class DeployConv2d(nn.Conv2d):
         self.gelu = gelu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting():
-            if _use_onednn(x, self.weight):
-                return torch.ops.mkldnn._convolution_pointwise(
-                    x,
-                    self.weight,
-                    self.bias,
-                    self.padding,
-                    self.stride,
-                    self.dilation,
-                    self.groups,
-                    'gelu' if self.gelu else 'none',
-                    [],
-                    'none',
-                )
+        if not torch.jit.is_scripting() and _use_onednn(x, self.weight):
+            conv2d = _conv2d_op if torch.compiler.is_compiling() else _conv2d
+            return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups, self.gelu)
         x = self._conv_forward(x, self.weight, self.bias)
         return F.gelu(x) if self.gelu else x
 
@@ -91,11 +109,9 @@ class DeployLinear(nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting():
-            if _use_onednn(x, self.weight):
-                return torch.ops.mkldnn._linear_pointwise(
-                    x, self.weight, self.bias, 'gelu' if self.gelu else 'none', [], 'none'
-                )
+        if not torch.jit.is_scripting() and _use_onednn(x, self.weight):
+            linear = _linear_op if torch.compiler.is_compiling() else _linear
+            return linear(x, self.weight, self.bias, self.gelu)
         x = F.linear(x, self.weight, self.bias)
         return F.gelu(x) if self.gelu else x
 

@@ -9,8 +9,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ['per_stage_windows', 'scaled_windows', 'stage_grids', 'window_partition', 'window_reverse']
+__all__ = [
+    'fits_one_window',
+    'per_stage_windows',
+    'scaled_windows',
+    'stage_grids',
+    'window_partition',
+    'window_reverse',
+]
 
 Size = tuple[int, int]
 
@@ -69,6 +77,25 @@ def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4) -> tupl
     return tuple(tuple(w) for w in windows)
 
 
+@torch.jit.unused
+def _known(condition: bool) -> bool:
+    """Whether a comparison of sizes holds, without making torch.export fix the sizes to find out."""
+    return statically_known_true(condition)
+
+
+def fits_one_window(H: int, W: int, window_size: tuple[int, int]) -> bool:
+    """Whether a map (H, W) is exactly one window (h, w); False where torch.export keeps H or W open."""
+    h, w = window_size
+    if is_exporting():
+        return _known(H == h) and _known(W == w)
+    return H == h and W == w
+
+
+def _is_open(H: int, W: int, window_size: tuple[int, int]) -> bool:
+    """Whether torch.export is running and H or W may or may not need padding."""
+    return is_exporting() and not (_known(H % window_size[0] == 0) and _known(W % window_size[1] == 0))
+
+
 def window_partition(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
     """Cut a map into windows, zero-padding it at the bottom and right to whole windows.
 
@@ -83,30 +110,58 @@ def window_partition(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Ten
     """
     h, w = window_size
     B, H, W, C = x.shape
+    if _is_open(H, W, window_size):
+        return _gather_windows(x, window_size)
+    if H % h != 0 or W % w != 0:
+        x = F.pad(x, (0, 0, 0, -W % w, 0, -H % h))
     nH, nW = (H + h - 1) // h, (W + w - 1) // w
-    if is_exporting():
-        # One graph for every H and W: pad by a constant, then cut, instead of branching on the remainder.
-        if not (isinstance(H, int) and H % h == 0 and isinstance(W, int) and W % w == 0):
-            x = F.pad(x, (0, 0, 0, w - 1, 0, h - 1))[:, : nH * h, : nW * w]
-    elif nH * h != H or nW * w != W:
-        x = F.pad(x, (0, 0, 0, nW * w - W, 0, nH * h - H))
-    x = x.reshape(B, nH, h, nW, w, C).transpose(2, 3)
-    return x.reshape(B * nH * nW, h * w, C)
+    return x.reshape(B, nH, h, nW, w, C).transpose(2, 3).reshape(B * nH * nW, h * w, C)
 
 
-def window_reverse(x: torch.Tensor, window_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def window_reverse(x: torch.Tensor, window_size: tuple[int, int], size: tuple[int, int, int]) -> torch.Tensor:
     """Put windows back together and cut off the padding; the inverse of `window_partition`.
 
     Args:
         x: (B * nH * nW, h * w, C).
         window_size: (h, w).
-        size: (H, W) of the map before padding.
+        size: (B, H, W) of the map before padding.
 
     Returns:
         (B, H, W, C).
     """
     h, w = window_size
-    H, W = size
+    B, H, W = size
+    if _is_open(H, W, window_size):
+        return _scatter_windows(x, window_size, size)
     nH, nW = (H + h - 1) // h, (W + w - 1) // w
-    x = x.view(-1, nH, nW, h, w, x.shape[-1]).transpose(2, 3).reshape(-1, nH * h, nW * w, x.shape[-1])
+    C = x.shape[-1]
+    x = x.view(B, nH, nW, h, w, C).transpose(2, 3).reshape(B, nH * h, nW * w, C)
     return x[:, :H, :W]
+
+
+# While torch.export keeps H and W open, nothing may branch on them, and no dimension may be nH or nW, because a
+# dimension that could be 1 is fixed. So the exported graph moves cells by computed indices: a gather each way.
+
+
+def _gather_windows(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
+    h, w = window_size
+    B, H, W, C = x.shape
+    nH, nW = (H + h - 1) // h, (W + w - 1) // w
+    cell = torch.arange(nH * nW * h * w, device=x.device)
+    window, inside = cell // (h * w), cell % (h * w)
+    row, col = window // nW * h + inside // w, window % nW * w + inside % w
+    source = torch.where((row < H) & (col < W), row * W + col, H * W)
+    x = F.pad(x.flatten(1, 2), (0, 0, 0, 1))  # cell H * W: zeros, for the padding
+    # Via a list of cells: a direct reshape would ask whether there is one window, and fix the answer.
+    return x.index_select(1, source).reshape(-1, C).reshape(-1, h * w, C)
+
+
+def _scatter_windows(x: torch.Tensor, window_size: tuple[int, int], size: tuple[int, int, int]) -> torch.Tensor:
+    h, w = window_size
+    B, H, W = size
+    nW = (W + w - 1) // w
+    cell = torch.arange(H * W, device=x.device)
+    row, col = cell // W, cell % W
+    source = (row // h * nW + col // w) * (h * w) + row % h * w + col % w
+    C = x.shape[-1]
+    return x.reshape(-1, C).reshape(B, -1, C).index_select(1, source).unflatten(1, (H, W))

@@ -6,7 +6,7 @@ Released code and weights: https://github.com/microsoft/Cream/tree/main/TinyViT 
 Module names follow the copies of the weights on the Hub (`timm/tiny_vit_*`), so that those load without renaming.
 
 Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w` window height and width,
-`N` = h * w tokens of a window, `nW` windows of an image, `heads` attention heads, `d` = C / heads (32 in every release).
+`N` = h * w tokens of a window, `nW` windows of an image, `heads` attention heads, `d` = C / heads (32 as released).
 """
 
 from collections.abc import Sequence
@@ -41,6 +41,7 @@ from ..layers import (
     DeployLinear,
     abs_offset_index,
     expand_abs_bias,
+    fits_one_window,
     fold_gelu,
     per_stage_windows,
     resize_grid,
@@ -242,12 +243,14 @@ class Attention(nn.Module):
         # Cast before spreading: under autocast SDPA would cast the (N, N) bias instead of the small table.
         bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
 
-        # The CPU kernel is fused only for a 4-D bias that needs no gradient. With a gradient torch falls back to
-        # a decomposition that is slower than the three lines below; CUDA has kernels for both.
-        if self.fused_attn and (x.is_cuda or not bias.requires_grad):
+        # On CPU the fused kernel takes a 4-D bias that needs no gradient; with a gradient torch would decompose it,
+        # slower than the lines below, and in bfloat16 two matrix products on bf16 instructions are faster than it.
+        cpu_prefers_plain = bias.requires_grad or q.dtype == torch.bfloat16
+        if self.fused_attn and not (q.device.type == 'cpu' and cpu_prefers_plain):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
-            attn = (q * self.scale) @ k.transpose(-2, -1) + bias
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+            attn += bias  # in place: at 384 each (N, N) map is tens of MB, and a fresh one costs page faults
             x = attn.softmax(dim=-1) @ v
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
@@ -278,13 +281,12 @@ class TinyVitBlock(nn.Module):
 
     def _window_attention(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
-        h, w = self.attn.window_size
-        if h == H and w == W:
+        if fits_one_window(H, W, self.attn.window_size):
             return self.attn(x.reshape(B, H * W, C)).view(B, H, W, C)
         # Padding comes before the attention's norm, so padded cells hold the norm's bias and take part as keys and
         # values: the released weights were trained so.
         windows = self.attn(window_partition(x, self.attn.window_size))
-        return window_reverse(windows, self.attn.window_size, (H, W))
+        return window_reverse(windows, self.attn.window_size, (B, H, W))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.drop_path1(self._window_attention(x))

@@ -113,9 +113,12 @@ FILES = {
 
 
 def _timm_results(name: str) -> tuple[Result, ...]:
+    scores = TIMM_RESULTS.get(name)
+    if scores is None:  # nobody measured the 22k heads
+        return ()
     return tuple(
         Result(dataset, top1, top5, f'timm results/{file}')
-        for (dataset, file), (top1, top5) in zip(TIMM_FILES.items(), TIMM_RESULTS.get(name, ()))
+        for (dataset, file), (top1, top5) in zip(TIMM_FILES.items(), scores, strict=True)
     )
 
 
