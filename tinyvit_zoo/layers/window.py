@@ -145,7 +145,7 @@ def window_reverse(x: torch.Tensor, window_size: tuple[int, int], size: tuple[in
 
 def _gather_windows(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
     h, w = window_size
-    B, H, W, C = x.shape
+    _, H, W, C = x.shape
     nH, nW = (H + h - 1) // h, (W + w - 1) // w
     cell = torch.arange(nH * nW * h * w, device=x.device)
     window, inside = cell // (h * w), cell % (h * w)
