@@ -1,0 +1,240 @@
+"""The demo: its pictures, a shortened run, its independence of the network and of foreign packages."""
+
+import http.server
+import importlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from downstream.digits import CLASSES, NUM_DIGITS, SIZE, load_pictures
+from tinyvit_zoo.cli.demo import import_downstream
+
+
+def test_training_and_held_out_pictures_have_nothing_in_common():
+    training, held_out = load_pictures()
+    assert not {p.tobytes() for p in training.images} & {p.tobytes() for p in held_out.images}
+    assert training.targets.unique().tolist() == held_out.targets.unique().tolist() == list(range(len(CLASSES)))
+    assert {p.size for p in training.images + held_out.images} == {(SIZE, SIZE)}
+    assert (len(training.targets), len(held_out.targets)) == (len(training), len(held_out))
+    # Digits are split three to one; 1797 is what scikit-learn has.
+    assert int(training.is_digit.sum()) + int(held_out.is_digit.sum()) == 1797
+    assert int(training.is_digit.sum()) == 3 * 449
+
+
+def test_crops_come_from_different_halves(monkeypatch):
+    from downstream import digits
+
+    half = Image.new('RGB', (640, 427), 'red')
+    half.paste('blue', (0, 427 // 2, 640, 427))
+    monkeypatch.setattr(digits, 'load_photos', lambda: dict.fromkeys(digits.PHOTOS, half))
+    training, held_out = load_pictures(limit=200)
+    for pictures, expected in ((training, 2), (held_out, 0)):  # blue below, red above
+        crops = [p for p, digit in zip(pictures.images, pictures.is_digit.tolist(), strict=True) if not digit]
+        assert {max(range(3), key=p.getpixel((SIZE // 2, SIZE // 2)).__getitem__) for p in crops} == {expected}
+
+
+def test_the_split_is_repeatable_and_follows_the_seed():
+    one, two, other = (load_pictures(seed, limit=200)[1] for seed in (0, 0, 1))
+    assert [p.tobytes() for p in one.images] == [p.tobytes() for p in two.images]
+    assert [p.tobytes() for p in one.images] != [p.tobytes() for p in other.images]
+
+
+def test_shifting_moves_pictures_and_keeps_channels():
+    from downstream.demo import MAX_SHIFT, shift
+
+    image = torch.arange(3.0)[:, None, None] + torch.zeros(3, SIZE, SIZE)
+    image[:, 16, 16] += 10
+    moved = shift(image.expand(64, -1, -1, -1))
+    assert moved.shape == (64, 3, SIZE, SIZE)
+    assert torch.equal(moved.amin(dim=(2, 3)), torch.arange(3.0).expand(64, 3))
+    row, col = (moved[:, 0] == 10).nonzero()[:, 1:].unbind(dim=1)
+    assert len(row) == 64
+    for places in (row, col):
+        assert places.min() == 16 - MAX_SHIFT
+        assert places.max() == 16 + MAX_SHIFT
+
+
+def test_a_shortened_demo_writes_everything(tmp_path):
+    from downstream.demo import run_demo
+
+    said = []
+    results = run_demo(tmp_path / 'out', epochs=1, limit=200, say=said.append)
+    written = tmp_path / 'out'
+    assert json.loads((written / 'results.json').read_text()) == results
+    assert results['max_difference_after_reload'] < 1e-6
+    assert len(results['history']) == 1
+    for name in ('contact_sheet.png', 'training.png'):
+        with Image.open(written / name) as image:
+            assert min(image.size) > 300
+    again = timm.create_model(f'local-dir:{written / "model"}', pretrained=True)
+    assert again.pretrained_cfg['label_names'] == list(CLASSES)
+    assert again.img_size == (SIZE, SIZE)
+    assert len(list((written / 'held_out').glob('*.png'))) == 2 * len(CLASSES)
+    assert 'HF_HUB_OFFLINE' in said[-1]  # which the tests set
+
+
+@pytest.mark.slow
+def test_the_demo_learns_the_digits_in_time(tmp_path):
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, '-m', 'tinyvit_zoo.cli', 'demo', '--output', 'out'],
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert results['digits_accuracy'] > 0.97
+    assert results['crops_accuracy'] > 0.8
+    assert results['max_difference_after_reload'] < 1e-6
+    assert time.perf_counter() - start < 180
+    digits = [f'out/held_out/{i}_0.png' for i in range(NUM_DIGITS)]
+    command = [sys.executable, '-m', 'tinyvit_zoo.cli', 'classify', *digits, '--model', 'local-dir:out/model', '--json']
+    answers = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    right = sum(a['predictions'][0]['label'] == str(i) for i, a in enumerate(answers))
+    assert right >= NUM_DIGITS - 1
+
+
+# the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Points the probe at an address; gives what `weights_at_hand` says and how long it took."""
+    from huggingface_hub import constants
+
+    from downstream.hub_probe import weights_at_hand
+
+    def ask(endpoint, limit_s):
+        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+        monkeypatch.setattr(constants, 'ENDPOINT', endpoint)
+        start = time.perf_counter()
+        return SimpleNamespace(answer=weights_at_hand('tinyvit_5m_224', limit_s), seconds=time.perf_counter() - start)
+
+    return ask
+
+
+def test_a_refused_connection_is_one_short_line(hub):
+    with socket.socket() as closed:
+        closed.bind(('127.0.0.1', 0))
+        said = hub(f'http://127.0.0.1:{closed.getsockname()[1]}', limit_s=5)
+    assert 'cannot be reached' in said.answer
+    assert '\n' not in said.answer
+
+
+@pytest.mark.parametrize(('status', 'reachable'), [(206, True), (404, False), (403, False)])
+def test_only_a_hub_that_gives_the_file_out_counts(hub, status, reachable):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 (http.server's name)
+            self.send_response(status)
+            self.send_header('Content-Length', '1')
+            self.end_headers()
+            self.wfile.write(b'x')
+
+        def log_message(self, *args): ...
+
+    with http.server.HTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = hub(f'http://127.0.0.1:{server.server_port}', limit_s=5)
+        server.shutdown()
+    assert (said.answer is None) == reachable
+
+
+def test_a_silent_hub_is_given_up_in_time(hub):
+    with socket.create_server(('127.0.0.1', 0)) as silent:  # accepts and never answers
+        said = hub(f'http://127.0.0.1:{silent.getsockname()[1]}', limit_s=0.5)
+    assert said.answer
+    assert said.seconds < 3
+
+
+def test_a_name_lookup_that_hangs_is_given_up_in_time(hub, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: release.wait(20) and [])
+    try:
+        said = hub('http://hub.invalid', limit_s=0.5)
+    finally:
+        release.set()
+    assert 'did not answer' in said.answer
+    assert said.seconds < 3
+
+
+def test_imported_weights_need_no_hub(tmp_path, monkeypatch, hub):
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
+    (tmp_path / 'weights' / 'tinyvit_5m_224.dist_in22k_ft_in1k').mkdir(parents=True)
+    assert hub('http://hub.invalid', limit_s=0.5).answer is None
+
+
+def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_file):
+    from downstream.demo import classify_photos
+    from tinyvit_zoo.convert import import_weights
+
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
+    import_weights(official_file('tiny_vit_5m_224'), 'tinyvit_5m_224')
+    said = []
+    classify_photos(said.append)
+    assert [line.split(':')[0] for line in said] == ['tinyvit_5m_224 on china.jpg', 'tinyvit_5m_224 on flower.jpg']
+    assert all(line.count('%') == 5 for line in said)
+
+
+# which `downstream`
+
+
+def forget_downstream(monkeypatch):
+    for name in [n for n in sys.modules if 'downstream' in n.partition('.')[0]]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_ours_is_used_under_its_own_name():
+    import downstream.demo
+
+    assert import_downstream('demo') is downstream.demo
+
+
+@pytest.mark.parametrize('in_use', [False, True])
+def test_a_foreign_downstream_is_neither_used_nor_pushed_out(tmp_path, monkeypatch, in_use):
+    forget_downstream(monkeypatch)
+    (tmp_path / 'downstream').mkdir()
+    (tmp_path / 'downstream' / '__init__.py').write_text('' if in_use else 'raise RuntimeError("hostile")')
+    (tmp_path / 'downstream' / 'hub_probe.py').write_text('raise RuntimeError("hostile")')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    theirs = importlib.import_module('downstream') if in_use else None
+    try:
+        assert import_downstream('hub_probe').weights_at_hand
+        assert sys.modules.get('downstream') is theirs
+    finally:
+        forget_downstream(monkeypatch)
+
+
+def test_the_demo_starts_from_a_folder_with_a_foreign_downstream(tmp_path):
+    (tmp_path / 'downstream').mkdir()
+    (tmp_path / 'downstream' / '__init__.py').write_text('raise SystemExit("hostile")')
+    (tmp_path / 'out').write_text('a file where the output folder should be')
+    done = subprocess.run(
+        [sys.executable, '-m', 'tinyvit_zoo.cli', 'demo', '--output', 'out'],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'hostile' not in done.stderr
+    assert "File exists: 'out'" in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_without_the_demo_packages_one_sentence_says_what_to_install(monkeypatch, capsys):
+    from tinyvit_zoo.cli.app import run_app
+
+    forget_downstream(monkeypatch)
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'demo'])
+    with pytest.raises(SystemExit) as end:
+        run_app()
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count('\n')) == ('', 1)
+    assert "pip install 'tinyvit-zoo[eval]'" in err

@@ -1,0 +1,178 @@
+"""A saved folder makes the same model again, appears whole or not at all, and the committed pages are up to date."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from timm.data import resolve_model_data_config
+
+from tinyvit_zoo.hub import configs_folder, render_config, save_folder, swap_in
+from tinyvit_zoo.hub.configs import drifted_configs
+from tinyvit_zoo.releases import all_releases
+
+LABELS = [f'label {i}' for i in range(11)]
+
+
+def again(folder):
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+def assert_same(model, reloaded):
+    assert resolve_model_data_config(reloaded)['input_size'] == (model.in_chans, *model.img_size)
+    assert reloaded.window_sizes == model.window_sizes
+    images = torch.randn(2, model.in_chans, *model.img_size)
+    with torch.no_grad():
+        assert torch.equal(reloaded(images), model(images))
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(img_size=64),
+        dict(img_size=(64, 96)),
+        dict(img_size=64, window_sizes=5),
+        dict(img_size=(64, 96), window_sizes=((4, 4), (4, 2), (3, 5), (2, 3))),
+        dict(img_size=64, num_classes=3),
+        dict(img_size=64, num_classes=0),
+        dict(img_size=64, in_chans=1),
+        dict(img_size=64, global_pool='max'),
+        dict(img_size=64, bias_interpolation='bilinear'),
+    ],
+    ids=str,
+)
+def test_a_reloaded_model_is_the_same(tmp_path, small, kwargs):
+    model = small(**kwargs)
+    assert_same(model, again(save_folder(model, tmp_path / 'model')))
+
+
+@pytest.mark.parametrize(
+    'resize', [dict(img_size=96), dict(img_size=(96, 64)), dict(img_size=96, window_sizes=4)], ids=str
+)
+def test_a_resized_model_is_saved_with_its_new_size(tmp_path, small, resize):
+    model = small(img_size=64)
+    model.set_input_size(**resize)
+    assert_same(model, again(save_folder(model, tmp_path / 'model')))
+
+
+def test_a_new_head_is_saved(tmp_path, small):
+    model = small(img_size=64)
+    model.reset_classifier(4)
+    assert_same(model, again(save_folder(model, tmp_path / 'model')))
+
+
+def test_a_released_architecture_with_12_classes_is_the_same(tmp_path):
+    model = timm.create_model('tinyvit_5m_224', img_size=(32, 64), num_classes=12).eval()
+    assert_same(model, again(save_folder(model, tmp_path / 'model')))
+
+
+def test_half_precision_is_kept(tmp_path, small):
+    folder = save_folder(small(img_size=64).bfloat16(), tmp_path / 'model')
+    reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True, dtype=torch.bfloat16)
+    with safe_open(folder / 'model.safetensors', 'pt') as file:
+        weight = file.get_tensor('head.fc.weight')
+    assert weight.dtype == torch.bfloat16
+    assert torch.equal(reloaded.head.fc.weight, weight)
+
+
+def test_channels_last_and_compiled_models_are_saved(tmp_path, small):
+    model = small(img_size=64)
+    folder = save_folder(torch.compile(model.to(memory_format=torch.channels_last)), tmp_path / 'model')
+    assert_same(model, again(folder))
+
+
+def test_there_is_no_pickle_and_transformers_can_read_it(tmp_path, small):
+    folder = save_folder(small(), tmp_path / 'model')
+    assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'model.safetensors']
+    config = json.loads((folder / 'config.json').read_text())
+    assert 'num_classes' not in config['model_args']
+    assert config['num_classes'] == 11
+    with safe_open(folder / 'model.safetensors', 'pt') as file:
+        assert file.metadata() == {'format': 'pt'}
+
+
+def test_label_names_travel_along(tmp_path, small):
+    folder = save_folder(small(), tmp_path / 'one', LABELS, {'label 3': 'the third'})
+    reloaded = again(folder)
+    assert reloaded.pretrained_cfg['label_names'] == LABELS
+    assert reloaded.pretrained_cfg['label_descriptions'] == {'label 3': 'the third'}
+    second = again(save_folder(reloaded, tmp_path / 'two'))
+    assert second.pretrained_cfg['label_names'] == LABELS
+
+
+def test_own_weights_do_not_carry_the_facts_of_released_ones(tmp_path, small):
+    model = small()
+    cfg = again(save_folder(model, tmp_path / 'model', tag='mine')).pretrained_cfg
+    assert cfg['tag'] == 'mine'
+    assert not cfg.get('license')
+    assert not cfg.get('origin_url')
+    assert model.pretrained_cfg['license'] == 'mit'
+    kept = again(save_folder(model, tmp_path / 'kept')).pretrained_cfg
+    assert (kept['tag'], kept['license']) == ('dist_in22k_ft_in1k', 'mit')
+
+
+def test_own_preprocessing_is_saved(tmp_path, small):
+    reloaded = again(save_folder(small(img_size=64), tmp_path / 'model', data_config=dict(crop_pct=1.0)))
+    assert resolve_model_data_config(reloaded)['crop_pct'] == 1.0
+
+
+def test_a_wrong_number_of_labels_is_refused(tmp_path, small):
+    with pytest.raises(ValueError, match='3 label names for 11 classes'):
+        save_folder(small(), tmp_path / 'model', LABELS[:3])
+
+
+def test_a_folded_or_features_only_model_is_refused_and_leaves_nothing(tmp_path, small):
+    folded = timm.models.reparameterize_model(small())
+    features = timm.create_model('tinyvit_5m_224', features_only=True, img_size=32)
+    for model in (folded, features):
+        with pytest.raises(ValueError, match=r'Save the model before|not a whole timm model'):
+            save_folder(model, tmp_path / 'model')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_again_replaces_the_folder(tmp_path, small):
+    save_folder(small(), tmp_path / 'model')
+    model = small(num_classes=3)
+    assert_same(model, again(save_folder(model, tmp_path / 'model')))
+    assert [p.name for p in tmp_path.iterdir()] == ['model']
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path, small, monkeypatch):
+    model = small()
+    folder = save_folder(model, tmp_path / 'model')
+    monkeypatch.setattr('tinyvit_zoo.hub.folder.save_config', lambda *args: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        save_folder(small(num_classes=3), folder)
+    assert_same(model, again(folder))
+    assert [p.name for p in tmp_path.iterdir()] == ['model']
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path, small):
+    (tmp_path / 'thesis.tex').write_text('years of work')
+    with pytest.raises(FileExistsError, match=r'thesis\.tex'):
+        save_folder(small(), tmp_path)
+    assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
+
+
+def test_a_new_folder_has_ordinary_rights(tmp_path):
+    (tmp_path / 'ordinary').mkdir()
+    with swap_in(tmp_path / 'swapped') as folder:
+        (folder / 'file').write_text('')
+    assert (tmp_path / 'swapped').stat().st_mode == (tmp_path / 'ordinary').stat().st_mode
+
+
+def test_the_committed_pages_are_what_the_releases_say():
+    assert drifted_configs() == [], 'run: python -m tinyvit_zoo.hub build'
+
+
+@pytest.mark.parametrize('release', all_releases(), ids=lambda release: release.name)
+def test_a_page_makes_the_model_of_its_release(release):
+    model = timm.create_model(f'local-dir:{configs_folder() / release.name}', device='meta')
+    stock = timm.create_model(release.name, device='meta')
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model, stock)]
+    assert shapes[0] == shapes[1]
+    configs = [{k: v if isinstance(v, (str, float)) else tuple(v) for k, v in resolve_model_data_config(m).items()}
+               for m in (model, stock)]  # fmt: skip
+    assert configs[0] == configs[1]
+    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.licence.spdx

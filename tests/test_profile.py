@@ -1,0 +1,99 @@
+"""Numbers that are counted: parameters and multiply-accumulates against the published ones, and `describe`."""
+
+import pytest
+import timm
+
+from tinyvit_zoo.build import ModelError, build_model
+from tinyvit_zoo.info import describe, list_releases, profile_model
+from tinyvit_zoo.releases import all_releases, find_release
+
+# The released models with 1000 classes, counted on the authors' own classes: parameters, MACs in G of one image.
+PUBLISHED = {
+    'tinyvit_5m_224': (5_392_764, 1.255),
+    'tinyvit_11m_224': (10_996_972, 2.016),
+    'tinyvit_21m_224': (21_198_568, 4.250),
+    'tinyvit_21m_384': (21_230_488, 13.698),
+    'tinyvit_21m_512': (21_268_120, 26.884),
+}
+PUBLISHED_22K = {'tinyvit_5m_224': 12_082_725, 'tinyvit_11m_224': 20_354_581, 'tinyvit_21m_224': 33_223_825}
+
+
+@pytest.mark.parametrize('architecture', PUBLISHED)
+def test_parameters_and_macs_are_the_published_ones(architecture):
+    profile = profile_model(build_model(architecture, device='meta'))
+    params, gmacs = PUBLISHED[architecture]
+    assert profile.params == params
+    assert round(profile.macs / 1e9, 3) == gmacs
+
+
+def test_the_list_counts_every_release_with_its_own_head():
+    rows = {row['name']: row for row in list_releases()}
+    assert set(rows) == {release.name for release in all_releases()}
+    for name, row in rows.items():
+        architecture = find_release(name).architecture
+        expected = PUBLISHED if row['num_classes'] == 1000 else {k: (v, None) for k, v in PUBLISHED_22K.items()}
+        assert row['params'] == expected[architecture][0], name
+
+
+def test_the_list_is_filtered_by_a_shell_pattern():
+    assert {row['name'].partition('.')[0] for row in list_releases('tinyvit_21m*')} == {
+        'tinyvit_21m_224',
+        'tinyvit_21m_384',
+        'tinyvit_21m_512',
+    }
+    assert len(list_releases('tinyvit_5m_224')) == 3
+    assert [row['name'] for row in list_releases('*5m*.in1k')] == ['tinyvit_5m_224.in1k']
+    assert list_releases('resnet*') == []
+
+
+def test_macs_do_not_depend_on_the_device_and_follow_the_size():
+    on_cpu = profile_model(timm.create_model('tinyvit_5m_224', img_size=64).eval())
+    on_meta = profile_model(build_model('tinyvit_5m_224', img_size=64, device='meta'))
+    assert on_cpu == on_meta
+    assert on_meta.macs < profile_model(build_model('tinyvit_5m_224', device='meta')).macs / 10
+
+
+def test_describe_follows_the_real_size():
+    facts = describe('tinyvit_5m_224', (256, 320))
+    assert facts['model']['img_size'] == (256, 320)
+    assert facts['model']['windows'] == [[8, 10], [16, 20], [8, 10]]
+    assert facts['preprocessing']['input_size'] == (3, 256, 320)
+    assert facts['model']['gmacs'] > describe('tinyvit_5m_224')['model']['gmacs']
+
+
+def test_describe_gives_both_protocols_with_the_default_first():
+    facts = describe('tinyvit_21m_224')
+    assert [(p['crop_pct'], p['default']) for p in facts['protocols']] == [(0.95, True), (0.875, False)]
+    assert facts['protocols'][0]['results'][0]['top1'] > facts['protocols'][1]['results'][0]['top1']
+    assert all(result['source'] for p in facts['protocols'] for result in p['results'])
+    assert facts['preprocessing']['crop_pct'] == facts['protocols'][0]['crop_pct']
+
+
+def test_describe_says_nothing_of_a_release_about_a_folder(tmp_path, small):
+    from tinyvit_zoo.hub import save_folder
+
+    folder = save_folder(small(), tmp_path / 'model')
+    facts = describe(f'local-dir:{folder}')
+    assert facts['release'] is None
+    assert facts['protocols'] == []
+    assert facts['model']['num_classes'] == 11
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('tinyvit_5m_244', 'Did you mean tinyvit_5m_224'),
+        ('tinyvit_5m_224.nope', 'it has: dist_in22k_ft_in1k, dist_in22k, in1k'),
+        ('timm/tiny_vit_5m_224', 'hf-hub:'),
+        ('local-dir:/nowhere', '/nowhere'),
+        ('hf-hub:nobody/nothing', 'nobody/nothing'),
+    ],
+)
+def test_a_wrong_name_is_explained(name, message):
+    with pytest.raises(ModelError, match=message):
+        build_model(name, device='meta')
+
+
+def test_an_impossible_size_is_explained():
+    with pytest.raises(ModelError, match='at least 32'):
+        describe('tinyvit_5m_224', (16, 16))

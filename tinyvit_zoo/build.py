@@ -1,0 +1,92 @@
+"""`timm.create_model` with errors that a user can act upon."""
+
+import difflib
+import json
+from typing import Any
+
+import timm
+from timm.models import is_model, parse_model_name, split_model_name_tag
+from torch import nn
+
+from .checkpoints import CheckpointError, read_checkpoint
+from .releases import all_releases, find_release
+
+__all__ = ['ModelError', 'build_model', 'head_classes', 'load_model']
+
+HEADS = ('head.fc', 'head')  # our and the official name of a classifier
+
+
+class ModelError(ValueError):
+    """A model name, folder or argument cannot be used; the message says why."""
+
+
+def build_model(name: str, **kwargs: Any) -> nn.Module:
+    """The model of that name, in eval mode.
+
+    Args:
+        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any timm name.
+        **kwargs: As in `timm.create_model`.
+
+    Raises:
+        ModelError: On an unknown name, an unreadable folder or page, or arguments that do not fit.
+        CheckpointError: If weights were asked for and cannot be found, read or matched.
+    """
+    source = _check_name(name)
+    # The Hub client raises errors of several libraries, which share no base.
+    expected = Exception if source == 'hf-hub' else (OSError, ValueError, RuntimeError, KeyError, TypeError)
+    try:
+        return timm.create_model(name, **kwargs).eval()
+    except CheckpointError:
+        raise
+    except json.JSONDecodeError as e:
+        raise ModelError(f'{name}: config.json is no valid JSON ({e}).') from e
+    except expected as e:
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        raise ModelError(f'{name}: {reason}') from e
+
+
+def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Module:
+    """The model with its pretrained weights, or with those of a file, which also decides on the number of classes.
+
+    Args:
+        name: As in `build_model`.
+        weights: Checkpoint file or folder in any known layout; None for the weights of the name.
+        **kwargs: As in `timm.create_model`.
+
+    Raises:
+        ModelError: See `build_model`.
+        CheckpointError: If the weights cannot be found, read or matched.
+    """
+    if weights is None:
+        return build_model(name, pretrained=True, **kwargs)
+    _check_name(name)
+    state_dict = read_checkpoint(weights)
+    classes = head_classes(state_dict)
+    if classes is not None:
+        kwargs.setdefault('num_classes', classes)
+    return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
+
+
+def head_classes(state_dict: dict) -> int | None:
+    """Classes of a state dict's classifier, in the official or our layout; None without one."""
+    return next((state_dict[f'{h}.bias'].shape[0] for h in HEADS if f'{h}.bias' in state_dict), None)
+
+
+def _check_name(name: str) -> str | None:
+    """The source of a name ('hf-hub', 'local-dir' or None). Raises ModelError if timm would not know the name."""
+    try:
+        source, model_id = parse_model_name(name)
+    except ValueError as e:
+        raise ModelError(str(e)) from e
+    if source:
+        return source
+    architecture, tag = split_model_name_tag(model_id)
+    if not is_model(architecture):
+        known = [r.name for r in all_releases()] + list({r.architecture: None for r in all_releases()})
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f'Did you mean {close[0]}? ' if close else ''
+        raise ModelError(f"Unknown model '{name}'. {hint}`tinyvit-zoo list` shows what there is.")
+    if find_release(architecture) and find_release(model_id) is None:
+        tags = ', '.join(r.tag for r in all_releases() if r.architecture == architecture)
+        raise ModelError(f"{architecture} has no weights called '{tag}', it has: {tags}.")
+    return None

@@ -1,0 +1,52 @@
+"""The commands put together, and how a run ends: result on stdout, one sentence on stderr, exit code."""
+
+import sys
+
+import typer
+
+from . import catalogue, classify, demo, run, weights
+from .console import complain
+
+app = typer.Typer(
+    name='tinyvit-zoo',
+    help='Small vision transformers for timm.',
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for group in (catalogue, classify, weights, run, demo):
+    group.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f'tinyvit-zoo {__version__}')
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, '--version', callback=_version, is_eager=True, help='Print the version.'),
+) -> None:
+    """Small vision transformers for timm."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run_app() -> None:
+    """Parse the command line, run the command, and exit with its code."""
+    try:
+        result = app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as e:
+        # Usage errors: typer has moved their class between its own package and click's, their shape has stayed.
+        if not hasattr(e, 'format_message'):
+            raise
+        complain(e.format_message())
+        sys.exit(e.exit_code)
+    # `run` hands its script back, so that the script's own errors, exit codes and interrupts are nobody else's.
+    sys.exit(result() if callable(result) else result)

@@ -1,0 +1,147 @@
+"""`list` and `info`: what there is."""
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .console import console, explained, parse_size, print_json
+
+
+def register(app: typer.Typer) -> None:
+    app.command('list')(list_models)
+    app.command('info')(info)
+
+
+@explained
+def list_models(
+    pattern: str = typer.Argument('*', help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False),
+    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+) -> None:
+    """List families and released weights with their numbers."""
+    from ..info import MEASURED_BY_OTHERS, list_releases
+
+    rows = list_releases(pattern)
+    if as_json:
+        return print_json(rows)
+    if not rows:
+        raise typer.BadParameter(f"Nothing is called '{pattern}'.")
+    out = console()
+    for family in dict.fromkeys(row['family'] for row in rows):
+        out.print(_table(family, [row for row in rows if row['family'] == family]))
+    out.print(f'top-1: ImageNet-1k, %, default preprocessing. {MEASURED_BY_OTHERS}', style='dim')
+    return None
+
+
+def _table(family: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=family, title_justify='left', box=None, pad_edge=False)
+    for heading in ('name', 'params (M)', 'GMACs', 'image', 'top-1', 'licence', 'Hub id'):
+        right = heading in ('params (M)', 'GMACs', 'image')
+        table.add_column(heading, justify='right' if right else 'left', overflow='fold', no_wrap=heading != 'Hub id')
+    for row in rows:
+        table.add_row(
+            row['name'],
+            f'{row["params"] / 1e6:.2f}',
+            f'{row["gmacs"]:.3f}',
+            str(row['img_size']),
+            f'{row["top1"]:g} ({row["top1_by"]})' if row['top1'] else '-',
+            row['licence'].upper(),
+            row['hf_hub_id'] or '-',
+        )
+    return table
+
+
+@explained
+def info(
+    name: str = typer.Argument(help='ARCHITECTURE, ARCHITECTURE.TAG, local-dir:FOLDER or hf-hub:OWNER/NAME.'),
+    img_size: str = typer.Option(None, '--img-size', help='Side, or HEIGHTxWIDTH.', metavar='SIZE'),
+    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+) -> None:
+    """Show all that is known of a model: origin, licence, accuracies with their sources, size, preprocessing."""
+    size = parse_size(img_size)
+    from ..info import describe
+
+    facts = describe(name, size)
+    if as_json:
+        return print_json(facts)
+    out = console()
+    out.print(f'[bold]{escape(facts["name"])}[/bold]')
+    if facts['release']:
+        _print_release(out, facts['release'])
+    _print_model(out, facts)
+    if facts['protocols']:
+        _print_protocols(out, facts)
+    return None
+
+
+def _grid(out: Console, title: str, lines: dict[str, Any]) -> None:
+    out.print(f'\n[bold]{title}[/bold]')
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style='dim')
+    table.add_column(overflow='fold')
+    for label, value in lines.items():
+        if value not in (None, '', []):
+            table.add_row(f'  {label}', escape(str(value)))
+    out.print(table)
+
+
+def _print_release(out: Console, release: dict[str, Any]) -> None:
+    licence = release['licence']
+    stated = f'{licence["spdx"].upper()}, stated at {licence["source"]}'
+    if licence['hub_field']:
+        stated += f" (the Hub copy's own field says '{licence['hub_field']}')"
+    lines = {
+        'training': release['training'],
+        'classes': f'{release["num_classes"]} ({release["labels"]})',
+        'licence': stated,
+        'paper': f'{release["paper"]["title"]}, {release["paper"]["url"]}',
+        'origin': release['origin_url'],
+        'file': release['url'],
+        'sha256': release['sha256'] or 'not published',
+        'Hub id': release['hf_hub_id'] or 'no page',
+        'imported': release['imported'] or 'no (`tinyvit-zoo import` keeps a file here for good)',
+        'notes': '; '.join(release['notes']),
+    }
+    _grid(out, 'Release', lines)
+
+
+def _print_model(out: Console, facts: dict[str, Any]) -> None:
+    model = facts['model']
+    windows = model['windows'] and ', '.join(f'{h}x{w}' for h, w in model['windows'])
+    labels = model['label_names']
+    lines = {
+        'architecture': facts['architecture'],
+        'weights': None if facts['release'] else f'tag {model["tag"] or "-"}, licence {model["licence"] or "-"}',
+        'image size': 'x'.join(str(s) for s in model['img_size']),
+        'parameters': f'{model["params"]:,} ({model["params"] / 1e6:.2f} M)',
+        'MACs': f'{model["gmacs"]:.3f} G',
+        'classes': model['num_classes'],
+        'labels': labels and _first(list(labels)),
+        'windows': windows and f'{windows} (stages 1-{len(model["windows"])})',
+    }
+    _grid(out, 'Model', lines)
+    _grid(out, "Preprocessing (timm's resolve_model_data_config)", facts['preprocessing'])
+
+
+def _first(labels: list[Any], most: int = 12) -> str:
+    return ', '.join(str(label) for label in labels[:most]) + (', ...' if len(labels) > most else '')
+
+
+def _print_protocols(out: Console, facts: dict[str, Any]) -> None:
+    out.print('\n[bold]Evaluation protocols on record[/bold]')
+    for protocol in facts['protocols']:
+        default = ', the default' if protocol['default'] else ''
+        out.print(
+            f'  [bold]{protocol["name"]}[/bold]{default}: {protocol["img_size"]} px, crop {protocol["crop_pct"]:g} '
+            f'({protocol["crop_mode"]}), {protocol["interpolation"]}; {protocol["source"]}'
+        )
+        table = Table(box=None, pad_edge=False)
+        for heading in ('    data', 'top-1', 'top-5', 'source'):
+            table.add_column(heading, justify='right' if heading.startswith('top') else 'left', overflow='fold')
+        for result in protocol['results']:
+            top5 = f'{result["top5"]:g}' if result['top5'] is not None else '-'
+            table.add_row(f'    {result["dataset"]}', f'{result["top1"]:g}', top5, result['source'])
+        out.print(table if protocol['results'] else '    no published accuracy')
+    out.print(facts['measured'], style='dim')

@@ -1,0 +1,38 @@
+"""`run`: any script, with our models known to timm."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    # Parsing ends at SCRIPT: everything after it is the script's own, --help and -- included.
+    app.command('run', context_settings=dict(allow_interspersed_args=False, ignore_unknown_options=True))(run)
+
+
+def run(
+    script: Path = typer.Argument(help='A Python script.', metavar='SCRIPT', exists=True, dir_okay=False),
+    args: list[str] = typer.Argument(None, help='Its arguments, passed on untouched.', metavar='ARGS...'),
+) -> Callable[[], None]:
+    """Run a script, such as timm's train.py or validate.py, with the models of this package registered.
+
+    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli run train.py ...
+    """
+    return partial(run_script, script, args or [])
+
+
+def run_script(script: Path, args: list[str]) -> None:
+    """What `python SCRIPT ARGS...` does, after `import tinyvit_zoo`."""
+    import tinyvit_zoo  # noqa: F401  registers the models
+
+    folder = str(script.resolve().parent)
+    if sys.flags.safe_path:  # python -P leaves the first entry out
+        sys.path.insert(0, folder)
+    else:
+        sys.path[0] = folder
+    sys.argv = [str(script), *args]
+    runpy.run_path(str(script), run_name='__main__')

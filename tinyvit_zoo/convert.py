@@ -1,0 +1,185 @@
+"""From any checkpoint to the file or folder that is wanted, and into the local store of weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .build import ModelError, build_model, head_classes
+from .checkpoints import TINYVIT_KEYS, CheckpointError, check_keys, head_22k_to_1k, imported_path, read_checkpoint
+from .hub.folder import new_file, save_folder, write_safetensors
+from .releases import all_releases, find_release
+
+__all__ = ['Checkpoint', 'convert', 'import_weights', 'open_checkpoint', 'verified_model']
+
+FIRST_CONV = 'patch_embed.conv1.conv'
+TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A TinyViT state dict under our names, and what it was like in its file."""
+
+    path: Path
+    state_dict: dict[str, torch.Tensor]
+    layout: str
+
+    @property
+    def classes(self) -> int:
+        """Classes of the head, 0 without one."""
+        return head_classes(self.state_dict) or 0
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Floating-point types, such as ['float32']."""
+        return sorted({str(v.dtype).removeprefix('torch.') for v in self.state_dict.values() if v.is_floating_point()})
+
+    def __str__(self) -> str:
+        classes = f'{self.classes} classes' if self.classes else 'no classifier'
+        return f'{self.layout} layout, {len(self.state_dict)} keys, {", ".join(self.dtypes)}, {classes}'
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read any file that `checkpoints.read_checkpoint` reads, under our names.
+
+    Raises:
+        CheckpointError: If it cannot be read or is of no known family.
+    """
+    state_dict, layout = TINYVIT_KEYS.to_ours(read_checkpoint(path))
+    return Checkpoint(Path(path), state_dict, layout)
+
+
+def verified_model(
+    checkpoint: Checkpoint, name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None
+) -> nn.Module:
+    """The model of that name with the checkpoint loaded: every key used, every shape equal, nothing resized.
+
+    A resized load would store other numbers than the file has under the name of the file's weights, so a file of
+    another size is refused here although `create_model` could adapt it.
+
+    Args:
+        checkpoint: Under our names.
+        name: 'architecture' or 'architecture.tag'.
+        num_classes: Classes the file must have; default: as the tag was released.
+        img_size: (H, W) that its tables are laid out for; default: the architecture's.
+
+    Returns:
+        The model in eval mode, in the dtype of the checkpoint.
+
+    Raises:
+        CheckpointError: If it does not fit.
+        ModelError: On an unknown name.
+    """
+    release = find_release(name)
+    expected = num_classes if num_classes is not None else release and release.num_classes
+    if expected is not None and checkpoint.classes != expected:
+        raise CheckpointError(
+            f'{checkpoint.path} has {checkpoint.classes or "no"} classes, {name} {expected}. '
+            'Is it the file of another tag? A file of your own training needs its number of classes (--num-classes), '
+            'a 22k head can be converted (--head in1k).'
+        )
+    dtypes = {v.dtype for v in checkpoint.state_dict.values() if v.is_floating_point()}
+    stem = checkpoint.state_dict.get(f'{FIRST_CONV}.weight')
+    model = build_model(
+        name,
+        num_classes=checkpoint.classes,
+        in_chans=stem.shape[1] if stem is not None and stem.ndim == 4 else 3,
+        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+        **({'img_size': img_size} if img_size else {}),
+    )
+    try:
+        check_keys(
+            checkpoint.state_dict,
+            model.state_dict(),
+            TINYVIT_KEYS,
+            checkpoint.layout,
+            first_conv=FIRST_CONV,
+            source_chans=model.in_chans,
+        )
+    except CheckpointError as e:
+        raise CheckpointError(f'{checkpoint.path} is not {name}: {e}') from e
+    model.load_state_dict(checkpoint.state_dict, strict=True)
+    return model
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    layout: str | None = None,
+    head: str | None = None,
+    name: str | None = None,
+    num_classes: int | None = None,
+    img_size: tuple[int, int] | None = None,
+) -> tuple[Checkpoint, Path]:
+    """Convert a checkpoint. The target appears whole or not at all; an existing one stays until then.
+
+    Args:
+        source: Any file or folder that `read_checkpoint` reads.
+        target: '*.safetensors', '*.pth' ('.pt', '.bin'), or else a Hub-ready folder, which needs `name`.
+        layout: 'ours' or 'official'; default: ours, and official for '*.pth'. Official torch files are wrapped in
+            'model', as the released code expects.
+        head: 'in1k' turns a 21841-class head into the 1000-class one.
+        name: Model to check the result against, by loading it.
+        num_classes: See `verified_model`; 0 leaves the classifier out.
+        img_size: See `verified_model`.
+
+    Returns:
+        What was read, and where the result lies.
+
+    Raises:
+        CheckpointError: If the file cannot be read, converted or does not fit `name`.
+        ModelError: If the name is unknown, or the arguments contradict each other.
+    """
+    target = Path(target).expanduser()
+    is_file = target.suffix in ('.safetensors', *TORCH_SUFFIXES)
+    if not is_file and (name is None or layout == 'official'):
+        need = 'the name of the model (--name ARCHITECTURE.TAG)' if name is None else 'our layout'
+        raise ModelError(f'{target} will be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
+    read = open_checkpoint(source)
+    state_dict = head_22k_to_1k(read.state_dict) if head == 'in1k' else read.state_dict
+    if num_classes == 0:
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f'{TINYVIT_KEYS.head}.')}
+    result = Checkpoint(read.path, state_dict, read.layout)
+    model = verified_model(result, name, num_classes, img_size) if name else None
+    if not is_file:
+        return read, save_folder(model, target)
+    layout = layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')
+    _write(TINYVIT_KEYS.to_official(state_dict) if layout == 'official' else state_dict, target, layout)
+    return read, target
+
+
+def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> None:
+    # Tensors of a read file may be views of one storage: each gets its own.
+    tensors = {k: v.contiguous().clone() for k, v in state_dict.items()}
+    with new_file(path) as new:
+        if path.suffix == '.safetensors':
+            write_safetensors(tensors, new)
+            return
+        try:
+            torch.save({'model': tensors} if layout == 'official' else tensors, new)
+        except RuntimeError as e:  # torch's own writer does not raise OSError
+            raise OSError(f'{path} could not be written ({e}).') from e
+
+
+def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
+    """Keep a file as the weights of a released tag, so that `pretrained=True` finds them without a network.
+
+    Args:
+        source: Any file or folder that `read_checkpoint` reads.
+        name: 'architecture.tag', or 'architecture' for its default tag.
+
+    Returns:
+        What was read, and the folder it was stored in.
+
+    Raises:
+        CheckpointError: If the file is not that model; nothing is stored then.
+    """
+    release = find_release(name)
+    if release is None:
+        known = ', '.join(r.name for r in all_releases())
+        raise CheckpointError(f"There is no release called '{name}'. There are: {known}.")
+    checkpoint = open_checkpoint(source)
+    folder = save_folder(verified_model(checkpoint, release.name), imported_path(release.name))
+    return checkpoint, folder

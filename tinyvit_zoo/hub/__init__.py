@@ -1,0 +1,6 @@
+"""What leaves the house for the Hub: Hub-ready folders (`folder`) and the rendered pages of releases (`configs`)."""
+
+from .configs import configs_folder, render_config
+from .folder import save_folder, swap_in
+
+__all__ = ['configs_folder', 'render_config', 'save_folder', 'swap_in']

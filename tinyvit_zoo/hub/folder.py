@@ -1,0 +1,200 @@
+"""A model as a Hub-ready folder: model.safetensors and config.json in timm's layout, never a pickle.
+
+`timm.create_model('local-dir:FOLDER', pretrained=True)` makes the same model again, and so does
+`timm.create_model('hf-hub:OWNER/NAME', pretrained=True)` once the folder is uploaded.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from timm.models._input import get_model_input_config
+from timm.utils import unwrap_model
+from torch import nn
+
+__all__ = ['WEIGHTS', 'new_file', 'save_config', 'save_folder', 'swap_in', 'write_safetensors']
+
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+
+# What a pretrained cfg says of the weights that it came with, and of nobody else's.
+FACTS_OF_WEIGHTS = ('license', 'origin_url', 'description', 'notes', 'label_names', 'label_descriptions')
+
+
+def save_folder(
+    model: nn.Module,
+    folder: str | Path,
+    label_names: Sequence[str] | None = None,
+    label_descriptions: Mapping[str, str] | None = None,
+    tag: str | None = None,
+    data_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a Hub-ready folder. It appears whole or not at all.
+
+    Args:
+        model: A timm model, as `timm.create_model` made it, at any size and with any head.
+        folder: Where to. An existing folder is replaced after everything was written, and only if it holds nothing
+            but the two files of an earlier call.
+        label_names: Name of every class, in order. Default: those the model came with.
+        label_descriptions: Label name -> description.
+        tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries licence,
+            address and labels of those the model started from.
+        data_config: Evaluation preprocessing where it differs from the model's, e.g. `dict(crop_pct=1.0)`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the model cannot be made again from its configuration (folded by `reparameterize_model`,
+            pruned, features only) or the number of labels is wrong.
+        FileExistsError: If the folder holds other files.
+    """
+    model = unwrap_model(getattr(model, '_orig_mod', model))
+    if not getattr(model, 'pretrained_cfg', None) or not hasattr(model, 'num_classes'):
+        raise ValueError(f'{type(model).__name__} cannot be saved: it is not a whole timm model.')
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(f'{len(label_names)} label names for {model.num_classes} classes.')
+    config = {}
+    if label_names is not None:
+        config['label_names'] = list(label_names)
+    if label_descriptions is not None:
+        config['label_descriptions'] = dict(label_descriptions)
+    folder = Path(folder).expanduser().resolve()
+    with swap_in(folder, replaces=(WEIGHTS, CONFIG)) as new:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        write_safetensors(tensors, new / WEIGHTS)
+        save_config(model, new / CONFIG, config, tag, data_config)
+        _check(new, {k: tuple(v.shape) for k, v in tensors.items()})
+    return folder
+
+
+def save_config(
+    model: nn.Module,
+    path: Path,
+    model_config: dict[str, Any] | None = None,
+    tag: str | None = None,
+    data_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json: timm's, with the model's real input size, and readable by transformers 5.
+
+    Args:
+        model: A timm model; may be on the meta device.
+        path: The file.
+        model_config: Further top-level entries, see `timm.models.save_config_for_hf`.
+        tag: See `save_folder`.
+        data_config: See `save_folder`.
+    """
+    source = model.pretrained_cfg
+    try:
+        if tag is not None:
+            kept = {k: v for k, v in source.items() if k not in FACTS_OF_WEIGHTS}
+            model.pretrained_cfg = dict(kept, tag=tag)
+        save_config_for_hf(
+            model,
+            str(path),
+            model_config=model_config,
+            # Without this a resized model would be exported with the size it once had.
+            data_config=dict(input_size=get_model_input_config(model)['input_size'], **(data_config or {})),
+        )
+    finally:
+        model.pretrained_cfg = source
+    config = json.loads(path.read_text())
+    # transformers passes num_classes by itself and stumbles over a second one; timm takes the top-level entry.
+    config['model_args'].pop('num_classes', None)
+    path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Make the model again from its config.json, on the meta device, and compare names and shapes."""
+    again = timm.create_model(f'local-dir:{folder}', device='meta').state_dict()
+    differ = shapes.items() ^ {k: tuple(v.shape) for k, v in again.items()}.items()
+    if differ:
+        raise ValueError(
+            f'config.json would not make this model again ({len({k for k, _ in differ})} entries differ, '
+            f'such as {min(differ)[0]}). Save the model before it is folded, pruned or otherwise rebuilt.'
+        )
+
+
+def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write contiguous tensors. Raises OSError if that fails, such as on a full disk."""
+    try:
+        # transformers looks for the mark that these are torch's tensors.
+        save_file(dict(tensors), path, metadata={'format': 'pt'})
+    except SafetensorError as e:
+        raise OSError(f'{path} could not be written ({e}).') from e
+
+
+@contextmanager
+def swap_in(folder: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of `folder` when the block ends without an error.
+
+    Args:
+        folder: Final place; missing parents are made.
+        replaces: File names that may be lost with an existing folder. Any other content is a reason to refuse.
+
+    Raises:
+        FileExistsError: If `folder` is a file or holds something else.
+    """
+    _refuse_others(folder, replaces)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    old = new.with_name(new.name + '.old')
+    try:
+        yield new
+        _ordinary_rights(new)
+        _refuse_others(folder, replaces)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _refuse_others(folder: Path, replaces: Sequence[str]) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f'{folder} is a file; a folder was to be written there.')
+    others = sorted(p.name for p in folder.iterdir() if p.name not in replaces)
+    if others:
+        raise FileExistsError(
+            f'{folder} holds other files ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""}), which would '
+            'be lost: choose a new folder.'
+        )
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file to write to, which takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    new = Path(name)
+    try:
+        yield new
+        _ordinary_rights(new)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _ordinary_rights(new: Path) -> None:
+    """Give what `tempfile` made for the owner alone the rights that any new file or folder has."""
+    mask = os.umask(0)
+    os.umask(mask)
+    new.chmod((0o777 if new.is_dir() else 0o666) & ~mask)

@@ -1,0 +1,152 @@
+"""What there is to know of a model: the facts of its release, and the numbers of the model itself.
+
+Facts come from `releases`; parameters and multiply-accumulates (MACs) are counted on the meta device, where a model
+has shapes and no memory, so nothing is downloaded and no figure can go stale.
+"""
+
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import cache
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import parse_model_name
+from timm.models._input import get_model_input_config
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .build import build_model
+from .checkpoints import imported_path
+from .releases import FAMILIES, Protocol, Release, Result, find_release
+
+__all__ = ['MEASURED_BY_OTHERS', 'Profile', 'describe', 'list_releases', 'measured_by', 'profile_model']
+
+MEASURED_BY_OTHERS = 'Accuracies were measured by others, as named beside each one; this project did not measure them.'
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Size of a model: number of parameters, and MACs of one forward pass over one image."""
+
+    params: int
+    macs: int
+
+
+def profile_model(model: nn.Module) -> Profile:
+    """Parameters and MACs of a model at the input size it is made for.
+
+    MACs are those of convolutions and matrix products, padding of windows included. A model on another device than
+    meta is really run once.
+    """
+    parameter = next(model.parameters())
+    size = get_model_input_config(model)['input_size']
+    image = torch.empty(1, *size, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return Profile(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+
+
+def measured_by(result: Result) -> str:
+    """Who measured it, in a word: 'timm' or 'authors'."""
+    return 'timm' if result.source.startswith('timm ') else 'authors'
+
+
+def list_releases(pattern: str = '*') -> list[dict[str, Any]]:
+    """One row for each released weight whose name, or architecture, matches a shell pattern.
+
+    Returns:
+        Rows with family, name, params, gmacs (at the release's own size), img_size, num_classes, top1 of the default
+        protocol on ImageNet-1k and by whom (None where nobody published one), licence and hf_hub_id.
+    """
+    model_of = cache(lambda architecture: build_model(architecture, device='meta'))
+
+    @cache
+    def profile_of(architecture: str, num_classes: int) -> Profile:
+        model = model_of(architecture)
+        model.reset_classifier(num_classes)
+        return profile_model(model)
+
+    return [
+        dict(family=family, **_row(release, profile_of(release.architecture, release.num_classes)))
+        for family, releases in FAMILIES.items()
+        for release in releases
+        if fnmatch(release.name, pattern) or fnmatch(release.architecture, pattern)
+    ]
+
+
+def _row(release: Release, profile: Profile) -> dict[str, Any]:
+    result = release.protocol.result()
+    return dict(
+        name=release.name,
+        params=profile.params,
+        gmacs=round(profile.macs / 1e9, 3),
+        img_size=release.img_size,
+        num_classes=release.num_classes,
+        top1=result and result.top1,
+        top1_by=result and measured_by(result),
+        top1_source=result and result.source,
+        licence=release.licence.spdx,
+        hf_hub_id=release.hf_hub_id,
+    )
+
+
+def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Everything known of a model, for printing or as JSON.
+
+    Args:
+        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'.
+        img_size: (H, W) instead of the model's own.
+
+    Returns:
+        'release' (None unless the name is that of a release), 'protocols', 'model' (parameters, MACs, windows, at
+        the real size) and 'preprocessing' (what timm's `resolve_model_data_config` gives at the real size).
+
+    Raises:
+        ModelError: On an unknown name or an impossible size.
+    """
+    model = build_model(name, device='meta', **({'img_size': img_size} if img_size else {}))
+    # A folder or page may hold anyone's training: the accuracies of a release say nothing about it.
+    release = find_release(name) if parse_model_name(name)[0] is None else None
+    return dict(
+        name=release.name if release else name,
+        architecture=model.pretrained_cfg['architecture'],
+        release=release and _release_facts(release),
+        protocols=[_protocol_facts(p, p is release.protocol) for p in release.protocols] if release else [],
+        measured=MEASURED_BY_OTHERS if release else None,
+        model=_model_facts(model),
+        preprocessing=resolve_model_data_config(model),
+    )
+
+
+def _release_facts(release: Release) -> dict[str, Any]:
+    facts = ('name', 'tag', 'url', 'file', 'sha256', 'hf_hub_id', 'num_classes', 'labels', 'training', 'origin_url')
+    imported = imported_path(release.name)
+    return dict(
+        {fact: getattr(release, fact) for fact in facts},
+        licence=asdict(release.licence),
+        paper=dict(title=release.paper.title, url=release.paper.url),
+        notes=list(release.notes),
+        imported=str(imported) if imported.is_dir() else None,
+    )
+
+
+def _protocol_facts(protocol: Protocol, default: bool) -> dict[str, Any]:
+    return dict(asdict(protocol), default=default)
+
+
+def _model_facts(model: nn.Module) -> dict[str, Any]:
+    profile = profile_model(model)
+    cfg = model.pretrained_cfg
+    windows = getattr(model, 'window_sizes', None)
+    return dict(
+        params=profile.params,
+        gmacs=round(profile.macs / 1e9, 3),
+        img_size=get_model_input_config(model)['input_size'][-2:],
+        num_classes=model.num_classes,
+        # Stage 0 is convolutional.
+        windows=[list(w) for w in windows[1:]] if windows else None,
+        tag=cfg.get('tag'),
+        licence=cfg.get('license'),
+        label_names=cfg.get('label_names'),
+    )
