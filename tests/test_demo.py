@@ -132,7 +132,7 @@ def test_a_refused_connection_is_one_short_line(hub):
 @pytest.mark.parametrize(('status', 'reachable'), [(206, True), (404, False), (403, False)])
 def test_only_a_hub_that_gives_the_file_out_counts(hub, status, reachable):
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802 (http.server's name)
+        def do_GET(self):
             self.send_response(status)
             self.send_header('Content-Length', '1')
             self.end_headers()
