@@ -20,7 +20,15 @@ from .build import build_model
 from .checkpoints import imported_path
 from .releases import FAMILIES, Protocol, Release, Result, find_release
 
-__all__ = ['MEASURED_BY_OTHERS', 'Profile', 'describe', 'list_releases', 'measured_by', 'profile_model']
+__all__ = [
+    'MEASURED_BY_OTHERS',
+    'Profile',
+    'describe',
+    'list_releases',
+    'markdown_table',
+    'measured_by',
+    'profile_model',
+]
 
 MEASURED_BY_OTHERS = 'Accuracies were measured by others, as named beside each one; this project did not measure them.'
 
@@ -89,6 +97,21 @@ def _row(release: Release, profile: Profile) -> dict[str, Any]:
         licence=release.licence.spdx,
         hf_hub_id=release.hf_hub_id,
     )
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `list_releases` as the table of the README."""
+    lines = [
+        '| model.tag | params (M) | GMACs | image | classes | top-1 (by whom) | Hub copy |',
+        '| --- | ---: | ---: | ---: | ---: | --- | --- |',
+    ]
+    for row in rows:
+        top1 = f'{row["top1"]:g} ({row["top1_by"]})' if row['top1'] else '-'
+        lines.append(
+            f'| `{row["name"]}` | {row["params"] / 1e6:.2f} | {row["gmacs"]:.2f} | {row["img_size"]} '
+            f'| {row["num_classes"]} | {top1} | `{row["hf_hub_id"] or "-"}` |'
+        )
+    return '\n'.join(lines)
 
 
 def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, Any]:

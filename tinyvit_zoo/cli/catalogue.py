@@ -19,15 +19,18 @@ def register(app: typer.Typer) -> None:
 def list_models(
     pattern: str = typer.Argument('*', help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False),
     as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+    markdown: bool = typer.Option(False, '--markdown', help='Print the table of the README.'),
 ) -> None:
     """List families and released weights with their numbers."""
-    from ..info import MEASURED_BY_OTHERS, list_releases
+    from ..info import MEASURED_BY_OTHERS, list_releases, markdown_table
 
     rows = list_releases(pattern)
     if as_json:
         return print_json(rows)
     if not rows:
         raise typer.BadParameter(f"Nothing is called '{pattern}'.")
+    if markdown:
+        return print(markdown_table(rows))
     out = console()
     for family in dict.fromkeys(row['family'] for row in rows):
         out.print(_table(family, [row for row in rows if row['family'] == family]))
