@@ -1,0 +1,51 @@
+"""pytest plugin (`-p timm_suite`) that points timm's own `test_models.py` at this package's models.
+
+That file takes its parameters from `timm.list_models` when it is imported, so the two listing functions are replaced
+before pytest collects it. TIMM_SUITE_MODELS narrows the run to some architectures, separated by commas.
+"""
+
+import os
+
+import pytest
+import timm
+
+import tinyvit_zoo  # noqa: F401  registers the models
+
+OURS = {n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('tinyvit_zoo.')}
+if wanted := os.environ.get('TIMM_SUITE_MODELS'):
+    OURS &= set(wanted.split(','))
+
+# Families of ours with the interface of a plain ViT. timm knows its own by the names in these filters.
+PLAIN_VIT = ()
+
+_list_models = timm.list_models
+
+
+def _patterns(filters: str | list[str]) -> list[str]:
+    patterns = [filters] if isinstance(filters, str) else list(filters)
+    return [*(p for p in patterns if p), *(PLAIN_VIT if 'vit_*' in patterns else ())]
+
+
+def list_models(filter='', module='', exclude_filters='', **kwargs) -> list[str]:
+    """As timm's, but of our models only, and of all modules: timm's tests name modules of their own."""
+    names = _list_models(_patterns(filter), exclude_filters=_patterns(exclude_filters), **kwargs)
+    return [name for name in names if name.partition('.')[0] in OURS]
+
+
+def list_pretrained(filter='', exclude_filters='') -> list[str]:
+    return list_models(filter, exclude_filters=exclude_filters, pretrained=True, include_tags=True)
+
+
+timm.list_models, timm.list_pretrained = list_models, list_pretrained
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop what timm's tests do with models that they name themselves."""
+
+    def is_ours(item: pytest.Item) -> bool:
+        name = item.callspec.params.get('model_name') if hasattr(item, 'callspec') else None
+        return isinstance(name, str) and name.partition('.')[0] in OURS
+
+    ours = [item for item in items if is_ours(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in ours])
+    items[:] = ours
