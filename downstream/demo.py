@@ -17,6 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform, resolve_model_data_config
+from timm.optim import param_groups_weight_decay
 from torch import nn
 from tqdm import tqdm
 
@@ -160,7 +161,8 @@ def train(
     """
     images = to_tensor(model, training)
     steps = len(images) // BATCH
-    optimizer = torch.optim.AdamW(decay_groups(model), lr=LEARNING_RATE)
+    groups = param_groups_weight_decay(model, WEIGHT_DECAY, model.no_weight_decay())
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * steps, pct_start=0.2)
     history = []
     with tqdm(total=epochs * steps, desc='training', unit='step', disable=None) as bar:
@@ -183,15 +185,6 @@ def train(
                 say(f'  epoch {epoch + 1}/{epochs}: {line}')
     model.eval()
     return history
-
-
-def decay_groups(model: nn.Module) -> list[dict]:
-    """Weight decay for matrices and kernels only: not for biases, norms and the model's own exceptions."""
-    exceptions = model.no_weight_decay()
-    groups = {WEIGHT_DECAY: [], 0.0: []}
-    for name, parameter in model.named_parameters():
-        groups[0.0 if parameter.ndim < 2 or name in exceptions else WEIGHT_DECAY].append(parameter)
-    return [dict(params=parameters, weight_decay=decay) for decay, parameters in groups.items()]
 
 
 def to_tensor(model: nn.Module, pictures: Pictures) -> torch.Tensor:
