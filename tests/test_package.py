@@ -1,0 +1,160 @@
+"""The package as a guest in timm: its names, what importing it costs, and that its own style holds."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+from conftest import ARCHITECTURES, TAGGED
+
+import tinyvit_zoo
+from tinyvit_zoo.releases import all_releases, find_release
+
+ROOT = Path(__file__).parent.parent
+
+TAGS = ['dist_in22k_ft_in1k', 'dist_in22k', 'in1k']
+EXPECTED = {
+    'tinyvit_5m_224': TAGS,
+    'tinyvit_11m_224': TAGS,
+    'tinyvit_21m_224': TAGS,
+    'tinyvit_21m_384': TAGS[:1],
+    'tinyvit_21m_512': TAGS[:1],
+}
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- names
+
+
+def test_the_registered_names_are_those_of_the_readme():
+    assert set(ARCHITECTURES) == EXPECTED.keys()
+    assert set(TAGGED) == {f'{name}.{tag}' for name, tags in EXPECTED.items() for tag in tags}
+
+
+def test_no_name_of_timms_own_is_taken():
+    code = 'import json, timm; before = timm.list_models(); import tinyvit_zoo; print(json.dumps(before))'
+    stock = set(json.loads(python(code)))
+    assert stock
+    assert not stock & set(ARCHITECTURES)
+    modules = {timm.model_entrypoint(name).__module__.rpartition('.')[2] for name in ARCHITECTURES}
+    assert not modules & {timm.model_entrypoint(name).__module__.rpartition('.')[2] for name in stock}
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_a_bare_name_means_1000_classes(name):
+    model = timm.create_model(name, device='meta')
+    assert model.num_classes == 1000
+    assert model.pretrained_cfg['tag'] == EXPECTED[name][0] == 'dist_in22k_ft_in1k'
+    assert find_release(name).name == f'{name}.dist_in22k_ft_in1k'
+
+
+@pytest.mark.parametrize('name', TAGGED)
+def test_a_tag_has_the_classes_of_its_release(name):
+    classes = 21841 if name.endswith('.dist_in22k') else 1000
+    assert timm.create_model(name, device='meta').num_classes == classes
+    assert len(timm.data.ImageNetInfo(find_release(name).labels).label_names()) == classes
+
+
+@pytest.mark.parametrize('name', TAGGED)
+def test_a_hub_id_is_spelled_in_full_and_is_one_of_timms(name):
+    cfg, stock = timm.get_pretrained_cfg(name), timm.get_pretrained_cfg(name.replace('tinyvit', 'tiny_vit'))
+    assert cfg.hf_hub_id == f'timm/{name.replace("tinyvit", "tiny_vit")}' == stock.hf_hub_id
+    assert (cfg.num_classes, cfg.input_size, cfg.first_conv, cfg.classifier, cfg.pool_size) == (
+        stock.num_classes,
+        stock.input_size,
+        stock.first_conv,
+        stock.classifier,
+        stock.pool_size,
+    )
+    assert cfg.license == 'mit'
+
+
+@pytest.mark.parametrize('name', TAGGED)
+def test_default_preprocessing_is_the_best_measured(name):
+    release = find_release(name)
+    measured = {p: p.result().top1 for p in release.protocols if p.result()}
+    if measured:
+        assert measured[release.protocol] == max(measured.values())
+    cfg = timm.get_pretrained_cfg(name)
+    expected = (0.95, 'center') if release.img_size == 224 else (1.0, 'squash')
+    assert (cfg.crop_pct, cfg.crop_mode) == expected
+    assert cfg.interpolation == 'bicubic'
+
+
+def test_every_release_is_a_registered_tag():
+    assert sorted(release.name for release in all_releases()) == sorted(TAGGED)
+
+
+def test_the_version_is_a_version():
+    assert re.fullmatch(r'\d+\.\d+\.\d+\S*', tinyvit_zoo.__version__)
+
+
+def test_the_package_is_typed():
+    assert (Path(tinyvit_zoo.__file__).parent / 'py.typed').is_file()
+
+
+# --- what importing costs
+
+
+NEW_MODULES = """
+import json, sys, timm
+before = set(sys.modules)
+import tinyvit_zoo
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+ROOMS = ('checkpoints', 'layers', 'models', 'releases')  # what registering the models needs
+
+
+def test_importing_brings_nothing_that_timm_has_not_brought():
+    new = json.loads(python(NEW_MODULES))
+    others = [m for m in new if m.partition('.')[0] != 'tinyvit_zoo']
+    assert [m for m in others if m.partition('.')[0] not in sys.stdlib_module_names] == []
+    assert len(others) < 10
+    rooms = {m.split('.')[1] for m in new if m.startswith('tinyvit_zoo.')}
+    assert rooms == set(ROOMS)
+
+
+def test_importing_brings_no_heavy_package():
+    code = 'import json, sys, tinyvit_zoo; print(json.dumps([m for m in sys.modules if "." not in m]))'
+    loaded = set(json.loads(python(code)))
+    heavy = {'transformers', 'mmdet', 'mmengine', 'sklearn', 'skimage', 'matplotlib', 'scipy', 'pandas'}
+    heavy |= {'typer', 'rich', 'onnx', 'onnxruntime', 'downstream'}
+    assert not loaded & heavy
+
+
+# --- style
+
+
+@pytest.mark.parametrize('command', [['check'], ['format', '--check']], ids=' '.join)
+def test_the_code_is_in_its_style(command):
+    pytest.importorskip('ruff')
+    done = subprocess.run(
+        [sys.executable, '-m', 'ruff', *command, '--no-cache', '.'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_file_holds_a_path_of_one_machine():
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip('not a git checkout')
+    texts = [
+        ROOT / name for name in listed.stdout.splitlines() if name.endswith(('.py', '.toml', '.md', '.txt', '.cfg'))
+    ]
+    assert texts
+    found = [
+        str(p) for p in texts if p.is_file() and re.search(r'(?<![\w/.])/(?:home|root|Users|work)/\w', p.read_text())
+    ]
+    assert found == []
