@@ -7,7 +7,7 @@ calls, median.
 
     python benchmarks/inference.py                       # the table of the README
     python benchmarks/inference.py --only 21m_224 --rounds 15 --no-compile
-    python benchmarks/inference.py --official PATH       # also against the authors' class: PATH holds models/tiny_vit.py
+    python benchmarks/inference.py --official PATH       # and the authors' class: PATH holds models/tiny_vit.py
     python benchmarks/inference.py --device cuda
 """
 
@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_zoo  # noqa: F401  registers our models
 from tinyvit_zoo.checkpoints import TINYVIT_KEYS
+from tinyvit_zoo.layers import DeployLinear
 
 # (model, batch), and the targets set for the ratios; None: not set.
 CASES = {'21m_224': [8, 1], '21m_384': [2], '5m_224': [8]}
@@ -73,7 +74,7 @@ def official(name: str, folder: Path, ours: nn.Module) -> nn.Module:
     """The authors' class with our weights. Its registration would replace timm's names, so they are kept aside."""
     from timm.models import _registry
 
-    kept = {k: copy.copy(v) for k, v in vars(_registry).items() if isinstance(v, dict | set)}
+    kept = {k: copy.copy(v) for k, v in vars(_registry).items() if isinstance(v, dict | set) and not k.startswith('__')}
     spec = importlib.util.spec_from_file_location('official_tiny_vit', folder / 'models' / 'tiny_vit.py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -197,21 +198,13 @@ def bench_training(name: str, batch: int, args: argparse.Namespace) -> dict:
     return dict(model=name, batch=batch, ratios={'training step': ratio(seconds['timm'], seconds['ours'])})
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of one thread in `F.linear` at a typical size of the model (1568 x 384 times 384 x 1536)."""
-    a, b = torch.randn(1568, 384).to(dtype), torch.randn(1536, 384).to(dtype)
-    seconds = measure({'mm': lambda: [torch.nn.functional.linear(a, b) for _ in range(20)]}, 9)['mm']
-    return 20 * 2 * 1568 * 384 * 1536 / statistics.median(seconds) / 1e9
-
-
-def onednn_rate() -> float:
-    """The same in float32 through the kernel that the deploy form uses where there is one."""
-    from tinyvit_zoo.layers import DeployLinear
-
-    layer, a = DeployLinear(384, 1536), torch.randn(1568, 384)
+def matrix_rate(layer: nn.Module, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of one thread in a linear layer of a typical size of the model; the best of many tries is the limit."""
+    x = torch.randn(1568, layer.in_features).to(dtype)
+    layer = layer.to(dtype)
     with torch.inference_mode():
-        seconds = measure({'mm': lambda: [layer(a) for _ in range(20)]}, 9)['mm']
-    return 20 * 2 * 1568 * 384 * 1536 / statistics.median(seconds) / 1e9
+        seconds = measure({'product': lambda: [layer(x) for _ in range(10)]}, 30)['product']
+    return 10 * 2 * x.shape[0] * layer.in_features * layer.out_features / min(seconds) / 1e9
 
 
 def cpu_name() -> str:
@@ -226,9 +219,12 @@ def cpu_name() -> str:
 
 def run_cpu(args: argparse.Namespace) -> dict:
     torch.set_num_threads(1)
-    rates = {'float32': matrix_rate(torch.float32), 'float32, oneDNN': onednn_rate()}
+    rates = {
+        'float32': matrix_rate(nn.Linear(384, 1536)),
+        'float32 in deploy form': matrix_rate(DeployLinear(384, 1536)),
+    }
     if has_bf16():
-        rates['bfloat16'] = matrix_rate(torch.bfloat16)
+        rates['bfloat16'] = matrix_rate(nn.Linear(384, 1536), torch.bfloat16)
     where = (
         f'{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, timm {timm.__version__}'
     )
@@ -258,7 +254,7 @@ def report(result: dict, rates: dict) -> None:
             + (f'   target {target:.2f} {"met" if value >= target else "MISSED"}' if target else '')
         )
     for variant, rate in result.get('gflop_per_s', {}).items():
-        limit = rates['bfloat16' if 'bf16' in variant else 'float32']
+        limit = rates['bfloat16' if 'bf16' in variant else 'float32']  # the products that timm's models use
         print(
             f'  {variant:16s} {result["img_per_s"][variant]:7.2f} img/s  {rate:6.1f} GFLOP/s, '
             f'{rate / limit:.0%} of the matrix rate'
