@@ -72,3 +72,10 @@ def official_file() -> Iterator[Callable[[str], Path]]:
 def load(name: str, file: str | Path, **kwargs) -> torch.nn.Module:
     """A model with the weights of a file, in eval mode."""
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kwargs).eval()
+
+
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Two state dicts hold the same names and exactly the same numbers."""
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=lambda m, k=key: f'{k}: {m}')

@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import SMALL, TAGGED, load
+from conftest import SMALL, TAGGED, assert_same, load
 from golden_rule import manifest, official_state_dict
 from timm.models import adapt_input_conv
 from timm.models._hub import save_for_hf
@@ -44,12 +44,6 @@ MANIFESTS = [
     'tiny_vit_5m_224_22khead',
 ]
 TINY = {'a.weight': torch.arange(6.0).view(2, 3), 'a.bias': torch.ones(2), 'n': torch.tensor(3)}
-
-
-def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=lambda m, k=key: f'{k}: {m}')
 
 
 def refused(action, *words: str, kind: type[Exception] = CheckpointError) -> str:
@@ -378,6 +372,7 @@ def test_a_file_cut_short_anywhere_is_told(save, tmp_path):
     refused(lambda: read_checkpoint(path), 'damaged or cut short', f'{len(whole) // 2} bytes')
 
 
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 @pytest.mark.parametrize('save', [save_zip, save_legacy, save_safetensors])
 def test_a_file_with_flipped_bits_never_ends_in_another_error(save, tmp_path):
     path = tmp_path / 'flipped.pth'

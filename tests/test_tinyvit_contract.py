@@ -496,6 +496,7 @@ def test_unknown_arguments_are_refused():
 # --- graphs
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
 @torch.no_grad()
 def test_it_can_be_scripted_and_traced(form, small):

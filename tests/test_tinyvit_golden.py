@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import load
+from conftest import assert_same, load
 from golden_rule import GOLDEN, golden, noise, official_state_dict, ramp
 from timm.models._hub import save_for_hf
 from timm.optim import param_groups_layer_decay
@@ -52,14 +52,11 @@ NATIVE = [
     Case('tiny_vit_5m_pad256', 'tiny_vit_5m_224', 'tinyvit_5m_224'),
     Case('tiny_vit_5m_rect192x320', 'tiny_vit_5m_224', 'tinyvit_5m_224'),
 ]
-TO_384 = [
+CHAINED = Case('tiny_vit_21m_224to384to512', 'tiny_vit_21m_224', 'tinyvit_21m_224', then=(384, 512), atol=RESIZED)
+RESIZED_CASES = [
     Case('tiny_vit_21m_224to384', 'tiny_vit_21m_224', 'tinyvit_21m_224', dict(img_size=384), atol=RESIZED),
-    Case('tiny_vit_21m_224to384', 'tiny_vit_21m_224', 'tinyvit_21m_384', atol=RESIZED),
-    Case('tiny_vit_21m_224to384', 'tiny_vit_21m_224', 'tinyvit_21m_224', then=(384,), atol=RESIZED),
-]
-TO_512 = [
     Case('tiny_vit_21m_224to512', 'tiny_vit_21m_224', 'tinyvit_21m_224', dict(img_size=512), atol=RESIZED),
-    Case('tiny_vit_21m_224to384to512', 'tiny_vit_21m_224', 'tinyvit_21m_224', then=(384, 512), atol=RESIZED),
+    CHAINED,
 ]
 
 
@@ -67,7 +64,7 @@ def assert_close(actual, expected: np.ndarray, atol: float) -> None:
     np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize('case', NATIVE + TO_384 + TO_512, ids=str)
+@pytest.mark.parametrize('case', NATIVE + RESIZED_CASES, ids=str)
 @torch.no_grad()
 def test_outputs_equal_the_released_code(case, official_file):
     expected = golden(case.reference)
@@ -81,7 +78,7 @@ def test_outputs_equal_the_released_code(case, official_file):
     assert_close(model(ramp(*size).double()), expected['logits_ramp_f64'], case.atol)
 
 
-@pytest.mark.parametrize('case', [c for c in NATIVE + TO_384[:1] if '512' not in c.reference], ids=str)
+@pytest.mark.parametrize('case', [c for c in NATIVE + RESIZED_CASES if '512' not in c.reference], ids=str)
 @torch.no_grad()
 def test_every_stage_equals_the_released_code(case, official_file):
     expected = golden(case.reference)
@@ -104,7 +101,7 @@ def test_every_stage_equals_the_released_code(case, official_file):
         np.testing.assert_allclose(tokens[0, :16].norm(dim=-1), expected[f'{name}.token_l2_img0'], rtol=1e-5)
 
 
-@pytest.mark.parametrize('case', TO_384 + TO_512, ids=str)
+@pytest.mark.parametrize('case', RESIZED_CASES, ids=str)
 def test_resized_tables_equal_the_released_code(case, official_file):
     tables = {k.removeprefix('param:'): v for k, v in golden(case.reference).items() if k.startswith('param:')}
     assert len(tables) == 3
@@ -113,18 +110,34 @@ def test_resized_tables_equal_the_released_code(case, official_file):
         assert_close(official[key], table, RESIZED)
 
 
+def assert_same_weights(actual: torch.nn.Module, expected: torch.nn.Module) -> None:
+    assert actual.window_sizes == expected.window_sizes
+    assert_same(actual.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize(
+    'case',
+    [
+        Case('tiny_vit_21m_224to384', 'tiny_vit_21m_224', 'tinyvit_21m_384'),
+        Case('tiny_vit_21m_224to384', 'tiny_vit_21m_224', 'tinyvit_21m_224', then=(384,)),
+        Case('tiny_vit_21m_224to384', 'tiny_vit_21m_224', 'tinyvit_21m_512', dict(img_size=384)),
+    ],
+    ids=str,
+)
+def test_every_way_to_a_size_gives_the_same_model(case, official_file):
+    assert_same_weights(case.build(official_file), RESIZED_CASES[0].build(official_file))
+
+
 @pytest.mark.parametrize('saved_as', ['official-pth', 'hub-folder'])
-@torch.no_grad()
-def test_a_saved_384_model_reloaded_at_512_equals_the_released_chain(saved_as, official_file, tmp_path):
+def test_a_saved_384_model_reloaded_at_512_is_the_released_chain(saved_as, official_file, tmp_path):
     at_384 = load('tinyvit_21m_224', official_file('tiny_vit_21m_224'), img_size=384)
     if saved_as == 'official-pth':
         torch.save({'model': TINYVIT_KEYS.to_official(at_384.state_dict())}, tmp_path / 'at_384.pth')
         model = load('tinyvit_21m_384', tmp_path / 'at_384.pth', img_size=512)
     else:
         save_for_hf(at_384, tmp_path, safe_serialization=True)
-        model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=512).eval()
-    expected = golden('tiny_vit_21m_224to384to512')
-    assert_close(model.double()(ramp(512, 512).double()), expected['logits_ramp_f64'], RESIZED)
+        model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=512)
+    assert_same_weights(model, CHAINED.build(official_file))
 
 
 def test_chained_and_direct_resizing_differ_in_the_released_code():

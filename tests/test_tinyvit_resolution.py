@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, SMALL, load
+from conftest import ARCHITECTURES, SMALL, assert_same, load
 from golden_rule import official_state_dict
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
@@ -49,12 +49,6 @@ def windows_in_use(model: torch.nn.Module) -> tuple[tuple[int, int], ...]:
 
 def tables(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.state_dict().items() if k.endswith('attention_biases')}
-
-
-def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=lambda m, k=key: f'{k}: {m}')
 
 
 # --- windows from a size
