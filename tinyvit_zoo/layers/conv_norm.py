@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .deploy import DeployConv2d
+from .inference import is_plain_inference
 
 __all__ = ['ConvNorm']
 
@@ -52,13 +53,10 @@ class ConvNorm(nn.Module):
         """
         bn = self.bn
         return (
-            type(x) is torch.Tensor  # not an FX proxy
-            and not torch.is_grad_enabled()
+            is_plain_inference(x)
             and type(bn) is nn.BatchNorm2d
             and not bn.training
             and not (bn._forward_hooks or bn._forward_pre_hooks or self.conv._forward_hooks)
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
         )
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:

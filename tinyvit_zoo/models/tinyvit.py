@@ -37,6 +37,7 @@ from torch import nn
 
 from ..checkpoints import TINYVIT_KEYS, check_keys, source_windows
 from ..layers import (
+    GELU,
     ConvNorm,
     DeployLinear,
     abs_offset_index,
@@ -375,7 +376,7 @@ class TinyViT(nn.Module):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        act_layer: type[nn.Module] = nn.GELU,
+        act_layer: type[nn.Module] = GELU,
         device=None,
         dtype=None,
     ) -> None:
