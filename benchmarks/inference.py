@@ -299,7 +299,7 @@ def cuda_ms(call: Callable[[], object], rounds: int, calls: int = 10) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--rounds', type=int, default=11)
     parser.add_argument('--only', choices=list(CASES))
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--official', type=Path, help="folder of the authors' TinyViT code")
