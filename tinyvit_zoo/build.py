@@ -8,12 +8,10 @@ import timm
 from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
-from .checkpoints import CheckpointError, read_checkpoint
+from .checkpoints import TINYVIT_KEYS, CheckpointError, read_checkpoint
 from .releases import all_releases, find_release
 
-__all__ = ['ModelError', 'build_model', 'head_classes', 'load_model']
-
-HEADS = ('head.fc', 'head')  # our and the official name of a classifier
+__all__ = ['ModelError', 'build_model', 'load_model']
 
 
 class ModelError(ValueError):
@@ -61,15 +59,10 @@ def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Modul
         return build_model(name, pretrained=True, **kwargs)
     _check_name(name)
     state_dict = read_checkpoint(weights)
-    classes = head_classes(state_dict)
+    classes = TINYVIT_KEYS.head_classes(state_dict)
     if classes is not None:
         kwargs.setdefault('num_classes', classes)
     return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
-
-
-def head_classes(state_dict: dict) -> int | None:
-    """Classes of a state dict's classifier, in the official or our layout; None without one."""
-    return next((state_dict[f'{h}.bias'].shape[0] for h in HEADS if f'{h}.bias' in state_dict), None)
 
 
 def _check_name(name: str) -> str | None:

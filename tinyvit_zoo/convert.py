@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .build import ModelError, build_model, head_classes
+from .build import ModelError, build_model
 from .checkpoints import TINYVIT_KEYS, CheckpointError, check_keys, head_22k_to_1k, imported_path, read_checkpoint
 from .hub.folder import new_file, save_folder, write_safetensors
 from .releases import all_releases, find_release
@@ -29,7 +29,7 @@ class Checkpoint:
     @property
     def classes(self) -> int:
         """Classes of the head, 0 without one."""
-        return head_classes(self.state_dict) or 0
+        return TINYVIT_KEYS.head_classes(self.state_dict) or 0
 
     @property
     def dtypes(self) -> list[str]:

@@ -60,6 +60,23 @@ class KeyMap:
         """Official name of one of our keys, None if it has none."""
         return self._rename(key, 1)
 
+    def head_keys(self) -> tuple[str, ...]:
+        """Keys of the classifier, under our and under the official name."""
+        ours = tuple(f'{self.head}.{leaf}' for leaf in ('weight', 'bias'))
+        return (*ours, *(self.official_name(key) or key for key in ours))
+
+    def head_classes(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
+        """Classes of a checkpoint's classifier, None without one.
+
+        Raises:
+            CheckpointError: If the parts of the classifier disagree.
+        """
+        parts = {key: state_dict[key] for key in self.head_keys() if key in state_dict}
+        rows = {key: len(part) for key, part in parts.items() if part.ndim > 0}
+        if len(set(rows.values())) > 1:
+            raise CheckpointError(f'The classifier has parts that disagree in their number of rows: {rows}.')
+        return next(iter(rows.values()), None)
+
     def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
         """State dict under our names, and the layout it had.
 

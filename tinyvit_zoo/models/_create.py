@@ -73,7 +73,7 @@ def create_zoo_model(
         origin = weights.origin
         with _named(origin):
             key_map.to_ours(weights.state_dict)  # another family's file is told before its classes are counted
-        have = _head_classes(weights, key_map)
+            have = key_map.head_classes(weights.state_dict)
         state_dict, fresh_head = _settle_head(weights, have, key_map, cfg, kwargs)
         # `source` would send timm to the Hub or folder again.
         overlay |= dict(state_dict=state_dict, source=None, num_classes=have or cfg.num_classes)
@@ -109,22 +109,6 @@ def _named(origin: str) -> Iterator[None]:
         raise CheckpointError(f'{origin}: {e}') from e
 
 
-def _head_keys(key_map: KeyMap) -> list[str]:
-    """Keys of a classifier, under our and under the official name."""
-    ours = [f'{key_map.head}.{leaf}' for leaf in ('weight', 'bias')]
-    return [*ours, *(key_map.official_name(key) for key in ours)]
-
-
-def _head_classes(weights: Weights, key_map: KeyMap) -> int | None:
-    """Classes of the checkpoint's classifier, None without one."""
-    rows = {key: len(t) for key in _head_keys(key_map) if (t := weights.state_dict.get(key)) is not None and t.ndim > 0}
-    if len(set(rows.values())) > 1:
-        raise CheckpointError(
-            f'{weights.origin} has a classifier whose parts disagree in their number of rows: {rows}.'
-        )
-    return next(iter(rows.values()), None)
-
-
 def _settle_head(
     weights: Weights, have: int | None, key_map: KeyMap, cfg: Any, kwargs: dict[str, Any]
 ) -> tuple[dict[str, torch.Tensor], bool]:
@@ -145,7 +129,7 @@ def _settle_head(
             have or 'no',
             want,
         )
-    head = _head_keys(key_map)
+    head = key_map.head_keys()
     return {k: v for k, v in weights.state_dict.items() if k not in head}, True
 
 
