@@ -432,3 +432,13 @@ def test_a_resized_model_is_independent_of_its_copy(small):
     twin.set_input_size(96)
     assert windows_in_use(model) == WINDOWS[224]
     assert input_size(model) == (3, 224, 224)
+
+
+def test_an_official_file_is_square_even_where_the_model_has_as_many_cells(official_file):
+    """9 x 16 cells are as many as 12 x 12: the released 384 tables must be resized, not read as they lie."""
+    kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=official_file('tiny_vit_21m_384')))
+    square = timm.create_model('tinyvit_21m_384', **kwargs)
+    wide = timm.create_model('tinyvit_21m_224', img_size=(288, 512), **kwargs)
+    square.set_input_size((288, 512))
+    for key in (k for k in square.state_dict() if k.endswith('attention_biases')):
+        assert torch.equal(wide.state_dict()[key], square.state_dict()[key])

@@ -620,9 +620,10 @@ def checkpoint_filter_fn(
     # The blocks of a stage share their window. Where lengths differ, `check_keys` will find the wrong shape.
     lengths = {stage: {state_dict[key].shape[1] for key in keys} for stage, keys in by_stage.items()}
     lengths = {stage: found.pop() for stage, found in lengths.items() if len(found) == 1}
-    # A model reloaded from its own config.json knows the sizes it was saved with.
+    # A model reloaded from its own config.json knows the sizes it was saved with; the released code knows square
+    # windows only; one of ours may have been saved at this model's size, whatever that is.
     saved = getattr(model, 'pretrained_model_args', {})
-    candidates = [model.window_sizes]
+    candidates = [] if layout == 'official' else [model.window_sizes]
     if source_img_size is not None:
         candidates.insert(0, model._layout(source_img_size, None, len(model.window_sizes))[1])
     if saved.get('img_size') is not None:
