@@ -76,8 +76,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
-        # the same memory as B,H,W,C without a copy.
-        x = x.contiguous(memory_format=torch.channels_last)
+        # the same memory as B,H,W,C without a copy. (`contiguous(memory_format=...)` would not work under vmap.)
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.conv2(self.act(self.conv1(x)))
 
 
