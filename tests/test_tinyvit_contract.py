@@ -585,3 +585,14 @@ def test_it_is_one_graph_for_training(small):
     for key, gradient in gradients(eager, eager).items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(found[key], gradient, rtol=0, atol=1e-3 * scale + 1e-5, msg=key)
+
+
+def test_it_works_under_vmap_and_autocast(small):
+    model = small().eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        mapped = torch.func.vmap(lambda image: model(image[None])[0])(images)
+        torch.testing.assert_close(mapped, expected)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert model(images).dtype == timm.models.reparameterize_model(model)(images).dtype == torch.bfloat16
