@@ -48,12 +48,14 @@ class ConvNorm(nn.Module):
     def _folds(self, x: torch.Tensor) -> bool:
         """Whether to fold now: a product the size of the weights instead of a pass over the whole map.
 
-        Only in plain eager evaluation. Graphs (compile, export, trace) keep the two layers, which their own
-        optimisers and quantisers look for, and so does whatever stands in for the norm, or listens to it.
+        Only in plain eager evaluation on a CPU: a GPU would pay more for starting the small kernels than it saves.
+        Graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for, and
+        so does whatever stands in for the norm, or listens to it.
         """
         bn = self.bn
         return (
             is_plain_inference(x)
+            and x.device.type == 'cpu'
             and type(bn) is nn.BatchNorm2d
             and not bn.training
             and not (bn._forward_hooks or bn._forward_pre_hooks or self.conv._forward_hooks)
