@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import timm
@@ -26,11 +26,11 @@ from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.hub import save_folder
 
-from .contact_sheet import contact_sheet, training_curves
 from .digits import CLASSES, SIZE, Pictures, load_photos, load_pictures
+from .figures import Epoch, contact_sheet, training_curves
 from .hub_probe import weights_at_hand
 
-__all__ = ['Epoch', 'predict', 'run_demo', 'train']
+__all__ = ['predict', 'run_demo', 'train']
 
 EPOCHS = 14
 BATCH = 64
@@ -39,15 +39,6 @@ WEIGHT_DECAY = 0.05
 MAX_SHIFT = 3  # pixels
 
 PRETRAINED = 'tinyvit_5m_224'
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Mean training loss of an epoch, and the accuracies on held-out pictures (0..1) after it."""
-
-    loss: float
-    digits: float
-    crops: float
 
 
 def run_demo(

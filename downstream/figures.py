@@ -1,8 +1,8 @@
 """The demo's two figures: pictures with what the model made of them, and the course of the training."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +11,20 @@ from PIL import Image
 
 from .digits import CLASSES, Pictures
 
-if TYPE_CHECKING:
-    from .demo import Epoch
-
-__all__ = ['contact_sheet', 'training_curves']
+__all__ = ['Epoch', 'contact_sheet', 'training_curves']
 
 COLUMNS = 12
 CELL_WIDTH, CELL_HEIGHT, TITLE_HEIGHT = 1.0, 1.42, 0.6  # inches
 RIGHT, WRONG, QUIET = '#1a7f37', '#d1242f', '#59636e'
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Mean training loss of an epoch, and the accuracies on held-out pictures (0..1) after it."""
+
+    loss: float
+    digits: float
+    crops: float
 
 
 def contact_sheet(pictures: Pictures, probabilities: torch.Tensor, path: Path, seed: int = 0) -> None:
@@ -85,7 +91,7 @@ def _cell(axis, image: Image.Image, target: int, answer: int, probability: float
     )  # fmt: skip
 
 
-def training_curves(history: Sequence['Epoch'], path: Path) -> None:
+def training_curves(history: Sequence[Epoch], path: Path) -> None:
     """Draw training loss and held-out accuracies over the epochs."""
     figure = Figure(figsize=(9, 3.6), dpi=110, facecolor='white', layout='constrained')
     left, right = figure.subplots(1, 2)
