@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import shutil
 import sys
+import threading
 import types
 from collections import OrderedDict
 from pathlib import Path
@@ -813,3 +814,79 @@ def test_weights_take_the_dtype_of_the_model(dtype, checkpoint):
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in checkpoint.items()}
     assert {p.dtype for p in create(cast).parameters()} == {torch.float32}
     assert {p.dtype for p in create(checkpoint, dtype=dtype).parameters()} == {dtype}
+
+
+# --- found by a reviewer
+
+
+def test_files_with_settings_can_be_read_from_several_threads(tmp_path):
+    torch.save({'model': TINY, 'args': argparse.Namespace(lr=0.1)}, tmp_path / 'training.pth')
+    errors = []
+
+    def read():
+        for _ in range(30):
+            try:
+                read_checkpoint(tmp_path / 'training.pth')
+            except CheckpointError as e:
+                errors.append(e)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('true',)
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_a_hostile_pickle_of_any_protocol_is_named(tmp_path, protocol):
+    with (tmp_path / 'bad.pth').open('wb') as f:
+        pickle.dump(Hostile(), f, protocol=protocol)
+    with pytest.raises(CheckpointError, match=r'asks to run or build `(posix|nt)\.system`.*nothing was run'):
+        read_checkpoint(tmp_path / 'bad.pth')
+
+
+@pytest.mark.parametrize('kwargs', [dict(num_classes=7), dict(num_classes=0), dict(features_only=True)])
+@pytest.mark.parametrize('damage', ['head.fc.bias', 'shape'])
+def test_half_a_classifier_is_told_also_where_it_is_not_used(kwargs, damage):
+    state_dict = timm.create_model('tinyvit_5m_224', num_classes=11).state_dict()
+    if damage == 'shape':
+        state_dict['head.fc.weight'] = torch.zeros(11, 63)
+    else:
+        del state_dict[damage]
+    with pytest.raises(CheckpointError, match=r'classifier.*(head\.fc\.bias|\(11, 63\))'):
+        timm.create_model(
+            'tinyvit_5m_224', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs
+        )
+
+
+def test_only_index_buffers_that_belong_to_a_table_are_left_out():
+    state_dict = timm.create_model('tinyvit_5m_224').state_dict()
+    state_dict['foo.attention_bias_idxs'] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match=r'foo\.attention_bias_idxs'):
+        timm.create_model('tinyvit_5m_224', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict))
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to('meta'),
+        lambda t: t.to(torch.complex64),
+        lambda t: t > 0,
+        lambda t: t.int(),
+        lambda t: t[:1, :0],
+    ],
+    ids=['sparse', 'meta', 'complex', 'bool', 'int', 'empty'],
+)
+def test_tensors_that_are_no_weights_are_named(odd):
+    state_dict = timm.create_model('tinyvit_5m_224').state_dict()
+    key = 'stages.1.blocks.0.attn.attention_biases'
+    state_dict[key] = odd(state_dict[key])
+    with pytest.raises(CheckpointError, match=r'stages\.1\.blocks\.0\.attn\.attention_biases'):
+        timm.create_model('tinyvit_5m_224', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
@@ -42,7 +43,7 @@ def load_image(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith('I;16'):  # Pillow would clip 16 bits at 255
-                image = image.point(lambda value: value / 256).convert('L')
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert('RGB')
     except UnidentifiedImageError as e:
         raise ImageError(f'{path} is no image of a known format.') from e

@@ -2,7 +2,7 @@
 
 from .errors import CheckpointError, WeightsNotFoundError
 from .head import head_22k_to_1k, in1k_classes_in_22k
-from .keymap import TINYVIT_KEYS, KeyMap, check_keys, source_windows
+from .keymap import TINYVIT_KEYS, KeyMap, check_keys, drop_head, source_windows
 from .read import find_checkpoint, read_checkpoint, unwrap
 from .source import Weights, find_weights, imported_path
 
@@ -13,6 +13,7 @@ __all__ = [
     'Weights',
     'WeightsNotFoundError',
     'check_keys',
+    'drop_head',
     'find_checkpoint',
     'find_weights',
     'head_22k_to_1k',

@@ -13,7 +13,7 @@ import torch
 from .errors import CheckpointError
 from .read import _name
 
-__all__ = ['TINYVIT_KEYS', 'KeyMap', 'check_keys', 'source_windows']
+__all__ = ['TINYVIT_KEYS', 'KeyMap', 'check_keys', 'drop_head', 'source_windows']
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class KeyMap:
         family: Name for messages.
         prefixes: Pairs (official, ours); the longest match applies.
         leaves: Pairs (official, ours) of a module name inside a key, e.g. ('.c.', '.conv.').
-        ignored: Endings of keys that some files carry and no model needs.
+        ignored: Pairs (leaf, beside): leaves that some files carry beside another one, and no model needs.
         head: Our name of the classifier.
     """
 
     family: str
     prefixes: tuple[tuple[str, str], ...]
     leaves: tuple[tuple[str, str], ...]
-    ignored: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]
     head: str
 
     def layout(self, keys: Sequence[str]) -> str:
@@ -55,6 +55,10 @@ class KeyMap:
         for leaf in self.leaves:
             key = key.replace(leaf[column], leaf[1 - column])
         return key
+
+    def _is_ignored(self, key: str, state_dict: Mapping[str, torch.Tensor]) -> bool:
+        """Whether a key is a known left-over: it stands beside the parameter that it belongs to."""
+        return any(key.endswith(old) and key.removesuffix(old) + beside in state_dict for old, beside in self.ignored)
 
     def official_name(self, key: str) -> str | None:
         """Official name of one of our keys, None if it has none."""
@@ -85,7 +89,7 @@ class KeyMap:
         Raises:
             CheckpointError: If the layout is of another model family, or two keys have the same meaning.
         """
-        kept = {k: v for k, v in state_dict.items() if not k.endswith(self.ignored)}
+        kept = {k: v for k, v in state_dict.items() if not self._is_ignored(k, state_dict)}
         layout = self.layout(list(kept))
         if layout == 'unknown':
             raise CheckpointError(
@@ -127,9 +131,30 @@ TINYVIT_KEYS = KeyMap(
     ),
     leaves=(('.c.', '.conv.'),),
     # Index buffers of the bias tables, which old files still carry.
-    ignored=('attention_bias_idxs',),
+    ignored=(('.attention_bias_idxs', '.attention_biases'),),
     head='head.fc',
 )
+
+
+def drop_head(state_dict: Mapping[str, torch.Tensor], head: str, width: int) -> dict[str, torch.Tensor]:
+    """State dict without its classifier, for a model that keeps its own.
+
+    Args:
+        state_dict: Under our names.
+        head: Name of the classifier.
+        width: Features that the classifier takes.
+
+    Raises:
+        CheckpointError: If there is half a classifier, or one of another width.
+    """
+    parts = {leaf: state_dict.get(f'{head}.{leaf}') for leaf in ('weight', 'bias')}
+    missing = [f'{head}.{leaf}' for leaf, part in parts.items() if part is None]
+    if len(missing) == 1:
+        raise CheckpointError(f'The checkpoint has half a classifier: {missing[0]} is missing.')
+    if not missing and tuple(parts['weight'].shape[:2]) != (parts['bias'].numel(), width):
+        shapes = ' and '.join(f'{leaf} {tuple(part.shape)}' for leaf, part in parts.items())
+        raise CheckpointError(f'The classifier {head} has a wrong shape: {shapes}, for {width} features.')
+    return {k: v for k, v in state_dict.items() if not k.startswith(head + '.')}
 
 
 def check_keys(
@@ -160,8 +185,10 @@ def check_keys(
     expected = {k: v for k, v in target.items() if fresh_head is None or not k.startswith(fresh_head + '.')}
     unknown = [k for k in state_dict if k not in expected]
     missing = [k for k in expected if k not in state_dict]
-    wrong = []
+    wrong, mistyped = [], []
     for key in expected.keys() & state_dict.keys():
+        if state_dict[key].is_floating_point() != target[key].is_floating_point():
+            mistyped.append(key)
         have, want = tuple(state_dict[key].shape), tuple(target[key].shape)
         adaptable = key == first_conv + '.weight' and have == (want[0], source_chans, *want[2:])
         if have != want and not adaptable:
@@ -174,12 +201,16 @@ def check_keys(
     def shaped(key: str) -> str:
         return f'{named(key)} is {tuple(state_dict[key].shape)}, not {tuple(target[key].shape)}'
 
+    def typed(key: str) -> str:
+        return f'{named(key)} is {state_dict[key].dtype}, not {target[key].dtype}'
+
     problems = [
         f'{len(keys)} {what}: {_name([tell(k) for k in sorted(keys)])}'
         for what, keys, tell in (
             ('unknown', unknown, named),
             ('missing', missing, named),
             ('of a wrong shape', wrong, shaped),
+            ('of a wrong type', mistyped, typed),
         )
         if keys
     ]

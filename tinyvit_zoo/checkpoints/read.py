@@ -6,7 +6,10 @@ those of the file's layout; `keymap` translates them.
 
 import logging
 import pickle
+import pickletools
 import re
+import threading
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,10 @@ _STAND_INS = [
     (_Inert, 'numpy.core.multiarray.scalar'),
     (_Inert, 'numpy._core.multiarray.scalar'),
 ]
+
+
+# torch's allow-list belongs to the whole process: one reader at a time may extend it.
+_ALLOW_LIST = threading.Lock()
 
 
 def find_checkpoint(folder: str | Path) -> Path:
@@ -135,20 +142,48 @@ def _sniff(path: Path) -> str:
 
 
 def _load_pickle(path: Path) -> Any:
-    # An open file, not a path: torch would go by the ending.
-    with torch.serialization.safe_globals(_STAND_INS), path.open('rb') as f:
+    # An open file, not a path: torch would go by the ending. The allow-list is global to the process, hence the lock.
+    with _ALLOW_LIST, torch.serialization.safe_globals(_STAND_INS), path.open('rb') as f:
         return torch.load(f, map_location='cpu', weights_only=True)
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> str:
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
-    if found is None:
-        return f'{path} is damaged or not a checkpoint ({_first_line(error)}). Download or copy it again.'
-    name = found[1] if '.' in found[1] else f'builtins.{found[1]}'  # torch leaves `builtins` out
+    name = found[1] if found else _first_foreign_name(path)
+    if name is None:
+        return (
+            f"{path} is no checkpoint that torch's restricted reader accepts; nothing in it was run. "
+            'Save the state dict as safetensors, or download the file again if it should be one.'
+        )
+    name = name if '.' in name else f'builtins.{name}'  # torch leaves `builtins` out
     return (
         f'{path} asks to run or build `{name}` while loading. Weights need no such thing, so it was refused and '
         'nothing was run. If you trust the file, load it yourself and save its state dict as safetensors.'
     )
+
+
+def _first_foreign_name(path: Path) -> str | None:
+    """First name outside torch and collections that a pickle asks for, read from its opcodes; nothing is run.
+
+    Pickles of protocol 4 and 5 name things by an opcode that torch's reader does not know.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(next(n for n in archive.namelist() if n.endswith('data.pkl')))
+        else:
+            data = path.read_bytes()
+        strings = []
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == 'STACK_GLOBAL' and len(strings) > 1:
+                module, name = strings[-2:]
+                if module.partition('.')[0] not in ('torch', 'collections'):
+                    return f'{module}.{name}'
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except Exception:  # damaged bytes raise nearly everything
+        return None
+    return None
 
 
 def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Tensor]:
@@ -175,6 +210,13 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Te
         raise CheckpointError(
             f'{where} is no state dict: {_name(others)} are not named tensors. '
             f'A state dict is looked for at the top or under {", ".join(WRAPPERS)}.'
+        )
+    odd = [
+        k for k, v in checkpoint.items() if v.layout != torch.strided or v.is_meta or v.is_quantized or v.is_complex()
+    ]
+    if odd:
+        raise CheckpointError(
+            f'{where} holds {_name(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
         )
     return _strip_prefixes(checkpoint)
 

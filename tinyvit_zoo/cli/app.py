@@ -38,6 +38,8 @@ def _root(
 
 def run_app() -> None:
     """Parse the command line, run the command, and exit with its code."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a letter is no reason to stop
     try:
         result = app(standalone_mode=False)
     except typer.Abort:

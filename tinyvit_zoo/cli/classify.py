@@ -48,6 +48,6 @@ def classify(
 
 def _print(result: dict[str, Any]) -> None:
     out = console()
-    out.print(result['image'], style='bold', markup=False)
+    out.print(result['image'], style='bold', markup=False, soft_wrap=True)
     for p in result['predictions']:
-        out.print(f'  {p["probability"]:7.2%}  {p["label"]}', markup=False)
+        out.print(f'  {p["probability"]:7.2%}  {p["label"]}', markup=False, soft_wrap=True)

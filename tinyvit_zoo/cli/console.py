@@ -13,10 +13,13 @@ from rich.console import Console
 __all__ = ['complain', 'console', 'explained', 'parse_size', 'print_json', 'quiet_logs']
 
 
+MAX_SIDE = 8192
+
+
 def console() -> Console:
     """Console for stdout; as wide as the terminal, and never cutting lines when piped into a file or `grep`."""
     width = None if sys.stdout.isatty() else max(200, shutil.get_terminal_size().columns)
-    return Console(width=width, highlight=False)
+    return Console(width=width, highlight=False, emoji=False)
 
 
 def complain(message: str) -> None:
@@ -55,7 +58,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     sides = text.lower().split('x')
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
         raise typer.BadParameter(f"'{text}' is no size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
-    return int(sides[0]), int(sides[-1])
+    size = int(sides[0]), int(sides[-1])
+    if max(size) > MAX_SIDE:
+        raise typer.BadParameter(f"'{text}' is beyond {MAX_SIDE} pixels a side.")
+    return size
 
 
 def quiet_logs() -> None:

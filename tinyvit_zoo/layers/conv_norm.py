@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from .deploy import DeployConv2d
-from .inference import is_plain_inference
+from .inference import activate, is_plain_inference, is_untouched
 
-__all__ = ['ConvNorm']
+__all__ = ['ConvNorm', 'conv_act', 'linear_act']
 
 
 class ConvNorm(nn.Module):
@@ -40,25 +40,29 @@ class ConvNorm(nn.Module):
         nn.init.constant_(self.bn.weight, self.bn_weight_init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting() and self._folds(x):
+        if not torch.jit.is_scripting() and self.folds(x):
             return self.conv._conv_forward(x, *self._folded())
         return self.bn(self.conv(x))
 
     @torch.jit.unused
-    def _folds(self, x: torch.Tensor) -> bool:
+    def folds(self, x: torch.Tensor) -> bool:
         """Whether to fold now: a product the size of the weights instead of a pass over the whole map.
 
-        Only in plain eager evaluation on a CPU: a GPU would pay more for starting the small kernels than it saves.
-        Graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for, and
-        so does whatever stands in for the norm, or listens to it.
+        Only in plain eager evaluation on a CPU: a GPU would pay more for starting the small kernels than it saves,
+        and graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for.
         """
-        bn = self.bn
+        return is_plain_inference(x) and x.device.type == 'cpu' and not self.bn.training and self._foldable()
+
+    def _foldable(self) -> bool:
+        """Whether one convolution can stand for the two layers; not if somebody changed or listens to one of them."""
+        conv, bn = self.conv, self.bn
         return (
-            is_plain_inference(x)
-            and x.device.type == 'cpu'
-            and type(bn) is nn.BatchNorm2d
-            and not bn.training
-            and not (bn._forward_hooks or bn._forward_pre_hooks or self.conv._forward_hooks)
+            is_untouched(conv, nn.Conv2d)
+            and is_untouched(bn, nn.BatchNorm2d)
+            and conv.bias is None
+            and conv.padding_mode == 'zeros'
+            and bn.weight is not None
+            and bn.running_mean is not None
         )
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,8 +77,10 @@ class ConvNorm(nn.Module):
         return (weight.to(compute) * scale[:, None, None, None]).to(weight.dtype), bias.to(weight.dtype)
 
     @torch.no_grad()
-    def fuse(self) -> DeployConv2d:
-        """The folded convolution, for good; same device, dtype and training flag."""
+    def fuse(self) -> nn.Module:
+        """The folded convolution, for good; same device, dtype and training flag. Itself where it cannot be folded."""
+        if not self._foldable():
+            return self
         conv = self.conv
         fused = DeployConv2d(
             conv.in_channels,
@@ -90,3 +96,14 @@ class ConvNorm(nn.Module):
         fused.weight.copy_(weight)
         fused.bias.copy_(bias)
         return fused.train(self.training)
+
+
+def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`act(conv(x))`; see `activate`. A folded ConvNorm to which nobody listens gives a fresh result."""
+    fresh = is_untouched(conv, ConvNorm) and conv.folds(x)
+    return activate(act, conv(x), fresh)
+
+
+def linear_act(linear: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`act(linear(x))`; see `activate`."""
+    return activate(act, linear(x), is_untouched(linear, nn.Linear))

@@ -15,6 +15,8 @@ from timm.layers import is_exporting
 from timm.models import register_notrace_module
 from torch import nn
 
+from .inference import is_untouched
+
 __all__ = ['DeployConv2d', 'DeployLinear', 'fold_gelu']
 
 
@@ -102,8 +104,10 @@ class DeployLinear(nn.Linear):
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: nn.Linear, gelu: bool = False) -> 'DeployLinear':
-        """A deploy layer that shares the parameters of `linear`."""
+    def from_linear(cls, linear: nn.Module, gelu: bool = False) -> nn.Module:
+        """A deploy layer that shares the parameters of `linear`; `linear` itself if it is no longer a plain one."""
+        if not is_untouched(linear, nn.Linear):
+            return linear
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, gelu=gelu, device='meta')
         layer.weight, layer.bias = linear.weight, linear.bias
         return layer.train(linear.training)
@@ -128,7 +132,10 @@ def fold_gelu(layer: nn.Module, act: nn.Module) -> tuple[nn.Module, nn.Module]:
         layer: A layer with `fuse()` (ConvNorm) or an nn.Linear.
         act: Its activation. Only an exact nn.GELU can be folded; any other is returned as it is.
     """
-    gelu = isinstance(act, nn.GELU) and act.approximate == 'none'
     layer = layer.fuse() if hasattr(layer, 'fuse') else DeployLinear.from_linear(layer)
-    layer.gelu = gelu
-    return layer, nn.Identity().train(act.training) if gelu else act
+    if type(layer) not in (DeployConv2d, DeployLinear):
+        return layer, act
+    if not is_untouched(act, nn.GELU) or act.approximate != 'none':
+        return layer, act
+    layer.gelu = True
+    return layer, nn.Identity().train(act.training)

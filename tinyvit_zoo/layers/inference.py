@@ -1,10 +1,10 @@
-"""What plain inference may do that training and graphs may not, such as a GELU that takes no new memory."""
+"""What plain inference may do that training and graphs may not, and how to tell that nobody can notice."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules import module as _hooks
 
-__all__ = ['GELU', 'is_plain_inference']
+__all__ = ['activate', 'is_plain_inference', 'is_untouched']
 
 
 @torch.jit.unused
@@ -18,13 +18,24 @@ def is_plain_inference(x: torch.Tensor) -> bool:
     )
 
 
-class GELU(nn.GELU):
-    """Exact GELU; in plain inference it overwrites its input, which here is always a layer's fresh result.
+def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is just what `kind` makes: no subclass, no hook, no pruning or other computed weight.
+
+    Only then may its arithmetic be done elsewhere without anybody seeing or missing it.
+    """
+    return (
+        type(layer) is kind
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (_hooks._global_forward_hooks or _hooks._global_forward_pre_hooks)
+        and ('weight' in layer._parameters or not hasattr(layer, 'weight'))
+    )
+
+
+def activate(act: nn.Module, x: torch.Tensor, fresh: bool) -> torch.Tensor:
+    """`act(x)`; in plain inference on a CPU an exact GELU overwrites x, if x is `fresh`: nobody else holds it.
 
     On large maps the page faults of a second buffer cost more than the function itself.
     """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting() and is_plain_inference(x):
-            return torch.ops.aten.gelu_(x, approximate=self.approximate)
-        return F.gelu(x, approximate=self.approximate)
+    if fresh and is_plain_inference(x) and x.device.type == 'cpu' and is_untouched(act, nn.GELU):
+        return torch.ops.aten.gelu_(x, approximate=act.approximate)
+    return act(x)

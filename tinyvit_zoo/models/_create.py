@@ -74,9 +74,9 @@ def create_zoo_model(
         with _named(origin):
             key_map.to_ours(weights.state_dict)  # another family's file is told before its classes are counted
             have = key_map.head_classes(weights.state_dict)
-        state_dict, fresh_head = _settle_head(weights, have, key_map, cfg, kwargs)
+        fresh_head = _settle_head(weights, have, cfg, kwargs)
         # `source` would send timm to the Hub or folder again.
-        overlay |= dict(state_dict=state_dict, source=None, num_classes=have or cfg.num_classes)
+        overlay |= dict(state_dict=weights.state_dict, source=None, num_classes=have or cfg.num_classes)
         filter_fn = partial(filter_fn, source_img_size=source_img_size, fresh_head=fresh_head)
 
     with _named(origin):
@@ -109,13 +109,11 @@ def _named(origin: str) -> Iterator[None]:
         raise CheckpointError(f'{origin}: {e}') from e
 
 
-def _settle_head(
-    weights: Weights, have: int | None, key_map: KeyMap, cfg: Any, kwargs: dict[str, Any]
-) -> tuple[dict[str, torch.Tensor], bool]:
-    """The state dict, without its classifier where the model keeps its own; and whether it does."""
+def _settle_head(weights: Weights, have: int | None, cfg: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the model keeps its own classifier."""
     want = 0 if kwargs.get('features_only') else kwargs.get('num_classes', cfg.num_classes)
     if have == want:
-        return weights.state_dict, False
+        return False
     if 'num_classes' not in kwargs and want != 0:
         raise CheckpointError(
             f'{weights.origin} has {have or "no"} classes, {cfg.architecture}.{cfg.tag} has {want}. Pass num_classes='
@@ -129,8 +127,7 @@ def _settle_head(
             have or 'no',
             want,
         )
-    head = key_map.head_keys()
-    return {k: v for k, v in weights.state_dict.items() if k not in head}, True
+    return True
 
 
 def record_input_size(

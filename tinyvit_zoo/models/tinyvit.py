@@ -35,15 +35,17 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import TINYVIT_KEYS, check_keys, source_windows
+from ..checkpoints import TINYVIT_KEYS, check_keys, drop_head, source_windows
 from ..layers import (
-    GELU,
     ConvNorm,
     DeployLinear,
     abs_offset_index,
+    activate,
+    conv_act,
     expand_abs_bias,
     fits_one_window,
     fold_gelu,
+    linear_act,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -78,7 +80,8 @@ class PatchEmbed(nn.Module):
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
         # the same memory as B,H,W,C without a copy. (`contiguous(memory_format=...)` would not work under vmap.)
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        return self.conv2(self.act(self.conv1(x)))
+        x = self.act(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act, x)
+        return self.conv2(x)
 
 
 class MBConv(nn.Module):
@@ -111,10 +114,10 @@ class MBConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
-        x = self.act1(self.conv1(x))
-        x = self.act2(self.conv2(x))
-        x = self.drop_path(self.conv3(x))
-        return self.act3(shortcut + x)
+        x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
+        x = self.act2(self.conv2(x)) if torch.jit.is_scripting() else conv_act(self.conv2, self.act2, x)
+        x = shortcut + self.drop_path(self.conv3(x))
+        return self.act3(x) if torch.jit.is_scripting() else activate(self.act3, x, fresh=True)
 
 
 class PatchMerging(nn.Module):
@@ -135,8 +138,8 @@ class PatchMerging(nn.Module):
         self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act1(self.conv1(x))
-        x = self.act2(self.conv2(x))
+        x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
+        x = self.act2(self.conv2(x)) if torch.jit.is_scripting() else conv_act(self.conv2, self.act2, x)
         return self.conv3(x)
 
 
@@ -181,8 +184,9 @@ class NormMlp(nn.Module):
         self.fc2 = DeployLinear.from_linear(self.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.drop1(self.act(self.fc1(self.norm(x))))
-        return self.drop2(self.fc2(x))
+        x = self.norm(x)
+        x = self.act(self.fc1(x)) if torch.jit.is_scripting() else linear_act(self.fc1, self.act, x)
+        return self.drop2(self.fc2(self.drop1(x)))
 
 
 class Attention(nn.Module):
@@ -376,7 +380,7 @@ class TinyViT(nn.Module):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        act_layer: type[nn.Module] = GELU,
+        act_layer: type[nn.Module] = nn.GELU,
         device=None,
         dtype=None,
     ) -> None:
@@ -614,7 +618,12 @@ def checkpoint_filter_fn(
     target = model.state_dict()
     by_stage = {}
     for key in target:
-        if key.endswith('.attention_biases') and key in state_dict and state_dict[key].ndim == 2:
+        if (
+            key.endswith('.attention_biases')
+            and key in state_dict
+            and state_dict[key].ndim == 2
+            and state_dict[key].numel()
+        ):
             by_stage.setdefault(int(key.split('.')[1]), []).append(key)
 
     # The blocks of a stage share their window. Where lengths differ, `check_keys` will find the wrong shape.
@@ -632,16 +641,17 @@ def checkpoint_filter_fn(
         for key in by_stage[stage]:
             grid = state_dict[key].reshape(-1, *window)
             state_dict[key] = resize_grid(grid, model.window_sizes[stage], model.bias_interpolation).flatten(1)
+    head = 'head.fc'
     check_keys(
-        state_dict,
+        {k: v for k, v in state_dict.items() if not (fresh_head and k.startswith(head + '.'))},
         target,
         TINYVIT_KEYS,
         layout,
         first_conv='patch_embed.conv1.conv',
         source_chans=(getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))[0],
-        fresh_head='head.fc' if fresh_head else None,
+        fresh_head=head if fresh_head else None,
     )
-    return state_dict
+    return drop_head(state_dict, head, model.num_features) if fresh_head else state_dict
 
 
 def _cfg(release: Release) -> dict:
