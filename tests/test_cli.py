@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import tinyvit_zoo.cli
 from tinyvit_zoo.checkpoints import TINYVIT_KEYS, imported_path, read_checkpoint
+from tinyvit_zoo.classify import load_image
 from tinyvit_zoo.cli.app import run_app
 from tinyvit_zoo.hub import save_folder
 
@@ -524,3 +527,28 @@ def test_loading_the_commands_loads_nothing_that_they_use():
     )
     done = python('-c', code)
     assert done.stdout == '[]\n', done.stderr
+
+
+def test_classify_prints_names_as_they_are_and_whole(cli, folder, picture, tmp_path):
+    odd = tmp_path / 'my:cat:[red].png'
+    deep = tmp_path.joinpath(*['a long folder name ' * 4] * 4)
+    deep.mkdir(parents=True)
+    for path in (odd, deep / 'x.png'):
+        shutil.copy(picture, path)
+        code, out, _ = cli('classify', path, '--model', f'local-dir:{folder}')
+        assert code == 0
+        assert str(path) in out.splitlines()
+
+
+@pytest.mark.parametrize('order', ['<u2', '>u2'])
+def test_sixteen_bit_pictures_of_either_byte_order_keep_their_brightness(tmp_path, order):
+    values = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(values.astype(order)).save(tmp_path / 'x.tif')
+    read = np.asarray(load_image(tmp_path / 'x.tif').convert('L'), dtype=float)
+    assert np.abs(read - values / 257).max() < 2
+
+
+def test_an_absurd_size_is_a_usage_error(cli):
+    code, _, err = cli('info', 'tinyvit_5m_224', '--img-size', '99999999')
+    assert code == 2
+    assert '99999999' in err
