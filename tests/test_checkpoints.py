@@ -816,7 +816,7 @@ def test_weights_take_the_dtype_of_the_model(dtype, checkpoint):
     assert {p.dtype for p in create(checkpoint, dtype=dtype).parameters()} == {dtype}
 
 
-# --- found by a reviewer
+# --- threads, pickle protocols, and tensors that are no weights
 
 
 def test_files_with_settings_can_be_read_from_several_threads(tmp_path):
