@@ -104,7 +104,7 @@ def test_the_demo_learns_the_digits(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Points the probe at an address; gives what `weights_at_hand` says and how long it took."""
+    """Points the probe at an address; gives what `weights_at_hand` says, as `.answer`."""
     from huggingface_hub import constants
 
     from downstream.hub_probe import weights_at_hand
