@@ -39,13 +39,13 @@ from ..checkpoints import TINYVIT_KEYS, check_keys, drop_head, source_windows
 from ..layers import (
     ConvNorm,
     DeployLinear,
+    Mlp,
     abs_offset_index,
     activate,
     conv_act,
     expand_abs_bias,
     fits_one_window,
     fold_gelu,
-    linear_act,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -163,32 +163,6 @@ class ConvStage(nn.Module):
         return self.blocks(x)
 
 
-class NormMlp(nn.Module):
-    """LayerNorm and two-layer MLP over the last dimension."""
-
-    def __init__(
-        self, dim: int, hidden_dim: int, act_layer: type[nn.Module], drop: float = 0.0, device=None, dtype=None
-    ) -> None:
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, **dd)
-        self.fc1 = nn.Linear(dim, hidden_dim, **dd)
-        self.act = act_layer()
-        self.drop1 = nn.Dropout(drop)
-        self.fc2 = nn.Linear(hidden_dim, dim, **dd)
-        self.drop2 = nn.Dropout(drop)
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.fc1, self.act = fold_gelu(self.fc1, self.act)
-        self.fc2 = DeployLinear.from_linear(self.fc2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(x)
-        x = self.act(self.fc1(x)) if torch.jit.is_scripting() else linear_act(self.fc1, self.act, x)
-        return self.drop2(self.fc2(self.drop1(x)))
-
-
 class Attention(nn.Module):
     """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.3)."""
 
@@ -281,7 +255,7 @@ class TinyVitBlock(nn.Module):
         self.attn = Attention(dim, num_heads, window_size, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.local_conv = ConvNorm(dim, dim, local_conv_size, groups=dim, **dd)
-        self.mlp = NormMlp(dim, int(dim * mlp_ratio), act_layer, proj_drop, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer, proj_drop, norm=True, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def _window_attention(self, x: torch.Tensor) -> torch.Tensor:
