@@ -2,11 +2,24 @@
 
 from .errors import CheckpointError, WeightsNotFoundError
 from .head import head_22k_to_1k, in1k_classes_in_22k
-from .keymap import TINYVIT_KEYS, KeyMap, check_keys, drop_head, source_windows
+from .keymap import (
+    KEY_MAPS,
+    MINI_DEIT_KEYS,
+    MINI_SWIN_KEYS,
+    TINYVIT_KEYS,
+    KeyMap,
+    check_keys,
+    drop_head,
+    find_key_map,
+    source_windows,
+)
 from .read import find_checkpoint, read_checkpoint, unwrap
 from .source import Weights, find_weights, imported_path
 
 __all__ = [
+    'KEY_MAPS',
+    'MINI_DEIT_KEYS',
+    'MINI_SWIN_KEYS',
     'TINYVIT_KEYS',
     'CheckpointError',
     'KeyMap',
@@ -15,6 +28,7 @@ __all__ = [
     'check_keys',
     'drop_head',
     'find_checkpoint',
+    'find_key_map',
     'find_weights',
     'head_22k_to_1k',
     'imported_path',

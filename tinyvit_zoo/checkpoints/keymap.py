@@ -4,16 +4,27 @@ A map is a table of prefixes and leaf names; reading it left to right or right t
 `check_keys` then compares with the model, so that no key is lost in silence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
 import torch
 
+from ..layers import shifted_window_mask, signed_offset_index
 from .errors import CheckpointError
 from .read import _name
 
-__all__ = ['TINYVIT_KEYS', 'KeyMap', 'check_keys', 'drop_head', 'source_windows']
+__all__ = [
+    'KEY_MAPS',
+    'MINI_DEIT_KEYS',
+    'MINI_SWIN_KEYS',
+    'TINYVIT_KEYS',
+    'KeyMap',
+    'check_keys',
+    'drop_head',
+    'find_key_map',
+    'source_windows',
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,10 @@ class KeyMap:
         leaves: Pairs (official, ours) of a module name inside a key, e.g. ('.c.', '.conv.').
         ignored: Pairs (leaf, beside): leaves that some files carry beside another one, and no model needs.
         head: Our name of the classifier.
+        first_conv: Our name of the first convolution.
+        signature: Pair (official, ours) of a key that no other family has, and every file of this one.
+        pointwise: Parts of our names of the matrices (out, in) that the released code keeps as 1x1 convolutions.
+        buffers: Buffers that the released code stores beside the weights, computed from an official state dict.
     """
 
     family: str
@@ -33,13 +48,19 @@ class KeyMap:
     leaves: tuple[tuple[str, str], ...]
     ignored: tuple[tuple[str, str], ...]
     head: str
+    first_conv: str
+    signature: tuple[str, str]
+    pointwise: tuple[str, ...] = ()
+    buffers: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
 
     def layout(self, keys: Sequence[str]) -> str:
-        """'official', 'ours', or 'unknown': whose prefixes most keys have, of those that only one side knows."""
-        official = {o for o, _ in self.prefixes} - {t for _, t in self.prefixes}
-        ours = {t for _, t in self.prefixes} - {o for o, _ in self.prefixes}
-        n_official = sum(k.startswith(tuple(official)) for k in keys)
-        n_ours = sum(k.startswith(tuple(ours)) for k in keys)
+        """'official', 'ours', or 'unknown': whose prefixes most keys have, where the two differ."""
+        n_official = n_ours = 0
+        for key in keys:
+            # The longer match is the better one: 'blocks.0.block.' is not just any 'blocks.0.'.
+            official, ours = (max((len(p[i]) for p in self.prefixes if key.startswith(p[i])), default=0) for i in (0, 1))
+            n_official += official > ours
+            n_ours += ours > official
         # The names of other families overlap here and there ('head.'); a few keys do not make a layout.
         if n_official == n_ours or max(n_official, n_ours) < len(keys) / 4:
             return 'unknown'
@@ -101,7 +122,10 @@ class KeyMap:
         if len(ours) < len(kept):
             twice = [k for k in kept if (self._rename(k, 0) or k) != k and self._rename(k, 0) in kept]
             raise CheckpointError(f'The checkpoint has {_name(twice)} in the official and in our layout at once.')
-        return ours, layout
+        return {k: v.flatten(1) if self._is_pointwise(k, v, 4) else v for k, v in ours.items()}, layout
+
+    def _is_pointwise(self, key: str, value: torch.Tensor, ndim: int) -> bool:
+        return value.ndim == ndim and key.endswith('.weight') and any(part in key for part in self.pointwise)
 
     def to_official(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """State dict under the released code's names; the inverse of `to_ours`.
@@ -115,7 +139,10 @@ class KeyMap:
         unknown = [k for k, v in renamed.items() if v is None]
         if unknown:
             raise CheckpointError(f'No official {self.family} name for {_name(unknown)}.')
-        return {renamed[k]: v for k, v in state_dict.items()}
+        official = {
+            renamed[k]: v[..., None, None] if self._is_pointwise(k, v, 2) else v for k, v in state_dict.items()
+        }
+        return official if self.buffers is None else official | self.buffers(official)
 
 
 TINYVIT_KEYS = KeyMap(
@@ -133,7 +160,79 @@ TINYVIT_KEYS = KeyMap(
     # Index buffers of the bias tables, which old files still carry.
     ignored=(('.attention_bias_idxs', '.attention_biases'),),
     head='head.fc',
+    first_conv='patch_embed.conv1.conv',
+    signature=('patch_embed.seq.0.c.weight', 'patch_embed.conv1.conv.weight'),
 )
+
+MINI_DEIT_KEYS = KeyMap(
+    family='Mini-DeiT',
+    prefixes=(
+        *((f'blocks.{i}.block.', f'blocks.{i}.') for i in range(24)),
+        *((name, name) for name in ('pos_embed', 'patch_embed.', 'norm.', 'head.')),
+    ),
+    leaves=(
+        ('.norm1.instances.', '.norm1.'),
+        ('.norm2.instances.', '.norm2.'),
+        ('.conv_l.instances.', '.proj_l.'),
+        ('.conv_w.instances.', '.proj_w.'),
+        ('.rpe_k.instances.', '.rpe_k.'),
+        ('.lookup_table_weight', '.table'),
+    ),
+    ignored=(),
+    head='head',
+    first_conv='patch_embed.proj',
+    signature=('blocks.0.block.norm1.instances.0.weight', 'blocks.0.norm1.0.weight'),
+    pointwise=('.proj_l.', '.proj_w.'),
+)
+
+
+def _mini_swin_buffers(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Index and mask of every block, for images of 32 windows per side as in all released configurations."""
+    buffers = {}
+    for key, table in state_dict.items():
+        block = key.removesuffix('.attn.relative_position_bias_table')
+        if block == key:
+            continue
+        window = (isqrt(table.shape[0]) + 1) // 2
+        buffers[f'{block}.attn.relative_position_index'] = signed_offset_index((window, window))
+        windows = 8 >> int(block.split('.')[1])  # per side
+        if windows > 1:
+            size = (windows * window, windows * window)
+            buffers[f'{block}.attn_mask'] = shifted_window_mask(size, (window, window), (window // 2, window // 2))
+    return buffers
+
+
+MINI_SWIN_KEYS = KeyMap(
+    family='Mini-Swin',
+    prefixes=(
+        *((f'layers.{i}.blocks.', f'stages.{i}.blocks.') for i in range(4)),
+        *((f'layers.{i}.downsample.', f'stages.{i + 1}.downsample.') for i in range(3)),
+        *((name, name) for name in ('patch_embed.', 'norm.')),
+        ('head.', 'head.fc.'),
+    ),
+    leaves=(
+        ('.norm1_list.', '.norm1.'),
+        ('.norm2_list.', '.norm2.'),
+        ('.proj_l.', '.attn.proj_l.'),
+        ('.proj_w.', '.attn.proj_w.'),
+        ('.local_norm_list.', '.local_norm.'),
+        ('.local_conv_list.', '.local_conv.'),
+    ),
+    # What follows from window and image size. `models.mini_swin` compares it with its own before it is dropped.
+    ignored=(('.relative_position_index', '.relative_position_bias_table'), ('.attn_mask', '.attn.qkv.weight')),
+    head='head.fc',
+    first_conv='patch_embed.proj',
+    signature=('layers.0.blocks.0.norm1_list.0.weight', 'stages.0.blocks.0.norm1.0.weight'),
+    buffers=_mini_swin_buffers,
+)
+
+KEY_MAPS = {'tinyvit': TINYVIT_KEYS, 'mini_deit': MINI_DEIT_KEYS, 'mini_swin': MINI_SWIN_KEYS}
+"""The key map of every family, by the family's name in `releases.FAMILIES`."""
+
+
+def find_key_map(state_dict: Mapping[str, torch.Tensor]) -> KeyMap | None:
+    """The map of the family that a state dict belongs to, in either layout; None if it is of none."""
+    return next((m for m in KEY_MAPS.values() if any(key in state_dict for key in m.signature)), None)
 
 
 def drop_head(state_dict: Mapping[str, torch.Tensor], head: str, width: int) -> dict[str, torch.Tensor]:

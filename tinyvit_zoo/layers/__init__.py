@@ -1,13 +1,29 @@
 """Shared maths of the model families: each idea once."""
 
-from .bias_table import abs_offset_index, expand_abs_bias, resize_grid
+from .bias_table import (
+    abs_offset_index,
+    expand_abs_bias,
+    expand_signed_bias,
+    resize_grid,
+    signed_offset,
+    signed_offset_index,
+)
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
 from .inference import activate, is_plain_inference, is_untouched
 from .mlp import Mlp
 from .repeat import PerRepeat
-from .window import fits_one_window, per_stage_windows, scaled_windows, stage_grids, window_partition, window_reverse
+from .irpe import RelativeKeys, irpe_index, piecewise_index
+from .window import (
+    fits_one_window,
+    per_stage_windows,
+    scaled_windows,
+    shifted_window_mask,
+    stage_grids,
+    window_partition,
+    window_reverse,
+)
 
 __all__ = [
     'ConvNorm',
@@ -16,18 +32,25 @@ __all__ = [
     'HeadMix',
     'Mlp',
     'PerRepeat',
+    'RelativeKeys',
     'abs_offset_index',
     'activate',
     'conv_act',
     'expand_abs_bias',
+    'expand_signed_bias',
     'fits_one_window',
     'fold_gelu',
+    'irpe_index',
     'is_plain_inference',
     'is_untouched',
     'linear_act',
     'per_stage_windows',
+    'piecewise_index',
     'resize_grid',
     'scaled_windows',
+    'shifted_window_mask',
+    'signed_offset',
+    'signed_offset_index',
     'stage_grids',
     'window_partition',
     'window_reverse',

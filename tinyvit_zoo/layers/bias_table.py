@@ -6,7 +6,14 @@ Shape legend: `h w` window height and width in cells, `N` = h * w cells, `heads`
 import torch
 import torch.nn.functional as F
 
-__all__ = ['abs_offset_index', 'expand_abs_bias', 'resize_grid']
+__all__ = [
+    'abs_offset_index',
+    'expand_abs_bias',
+    'expand_signed_bias',
+    'resize_grid',
+    'signed_offset',
+    'signed_offset_index',
+]
 
 
 def abs_offset_index(size: int, device: torch.device | str | None = None) -> torch.Tensor:
@@ -45,6 +52,58 @@ def expand_abs_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor)
     heads = table.shape[0]
     x = table.view(heads, h, w).index_select(2, cols.flatten()).view(heads, h, w, w)  # heads, dr, c1, c2
     x = x.permute(0, 2, 1, 3).reshape(heads * w, h, w)  # (heads c1), dr, c2
+    x = x.index_select(1, rows.flatten()).view(heads, w, h, h, w)  # heads, c1, r1, r2, c2
+    return x.transpose(1, 2).reshape(heads, h * w, h * w)
+
+
+def signed_offset(size: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """Offset i - j of every pair of cells along one axis, counted from 0 (so i - j + size - 1).
+
+    Args:
+        size: Number of cells n on the axis.
+        device: Where to build the index.
+
+    Returns:
+        int64 tensor (n, n) with values 0 ... 2n - 2.
+    """
+    cells = torch.arange(size, device=device)
+    return cells[:, None] - cells[None, :] + (size - 1)
+
+
+def signed_offset_index(window: tuple[int, int], device: torch.device | str | None = None) -> torch.Tensor:
+    """Row of a table over signed offsets that each pair of cells reads: Swin's `relative_position_index`.
+
+    Args:
+        window: (h, w).
+        device: Where to build the index.
+
+    Returns:
+        int64 tensor (N, N): (r1 - r2 + h - 1) * (2w - 1) + (c1 - c2 + w - 1).
+    """
+    h, w = window
+    rows = signed_offset(h, device)[:, None, :, None] * (2 * w - 1)
+    return (rows + signed_offset(w, device)[None, :, None, :]).reshape(h * w, h * w)
+
+
+def expand_signed_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+    """Spread a table over signed offsets to one bias per pair of cells.
+
+    bias[k, i, j] = table[signed_offset_index[i, j], k], the order of Swin's `relative_position_bias_table`. In two
+    steps as in `expand_abs_bias`, and for the same reason.
+
+    Args:
+        table: ((2h - 1) * (2w - 1), heads), any floating dtype.
+        rows: (h, h) row offsets from `signed_offset`.
+        cols: (w, w) column offsets.
+
+    Returns:
+        (heads, N, N) of the table's dtype.
+    """
+    h, w = rows.shape[0], cols.shape[0]
+    heads = table.shape[1]
+    x = table.view(2 * h - 1, 2 * w - 1, heads).permute(2, 0, 1)
+    x = x.reshape(heads * (2 * h - 1), 2 * w - 1).index_select(1, cols.flatten())
+    x = x.view(heads, 2 * h - 1, w, w).transpose(1, 2).reshape(heads * w, 2 * h - 1, w)  # (heads c1), dr, c2
     x = x.index_select(1, rows.flatten()).view(heads, w, h, h, w)  # heads, c1, r1, r2, c2
     return x.transpose(1, 2).reshape(heads, h * w, h * w)
 

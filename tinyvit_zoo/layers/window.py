@@ -15,6 +15,7 @@ __all__ = [
     'fits_one_window',
     'per_stage_windows',
     'scaled_windows',
+    'shifted_window_mask',
     'stage_grids',
     'window_partition',
     'window_reverse',
@@ -137,6 +138,41 @@ def window_reverse(x: torch.Tensor, window_size: tuple[int, int], size: tuple[in
     C = x.shape[-1]
     x = x.view(B, nH, nW, h, w, C).transpose(2, 3).reshape(B, nH * h, nW * w, C)
     return x[:, :H, :W]
+
+
+def shifted_window_mask(
+    size: Size,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """What separates cells that a cyclic shift brought into one window: -100 on their pairs (Swin).
+
+    After the shift, the last window of an axis holds cells from both ends of the map. Padding counts as part of the
+    map, as in timm.
+
+    Args:
+        size: Map (H, W).
+        window_size: (h, w).
+        shift: Cells by which the map was rolled towards its start; 0 for an axis that is not shifted.
+        device: Device of the result.
+        dtype: Floating dtype of the result.
+
+    Returns:
+        (nH * nW, N, N), 0 or -100.
+    """
+    rows = _wrapped(size[0], window_size[0], shift[0], device)[:, None]
+    cols = _wrapped(size[1], window_size[1], shift[1], device)[None, :]
+    region = window_partition((2 * rows + cols)[None, :, :, None], window_size)[:, :, 0]
+    apart = region[:, :, None] != region[:, None, :]
+    return torch.zeros_like(apart, dtype=dtype).masked_fill(apart, -100.0)
+
+
+def _wrapped(size: int, window: int, shift: int, device: torch.device | None) -> torch.Tensor:
+    """1 for the cells of a padded axis that a shift brought from its start to its end, else 0."""
+    padded = (size + window - 1) // window * window
+    return (torch.arange(padded, device=device) >= padded - shift).long()
 
 
 # While torch.export keeps H and W open, nothing may branch on them, and no dimension may be nH or nW, because a

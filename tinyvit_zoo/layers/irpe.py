@@ -1,0 +1,74 @@
+"""Image relative position encoding on keys, "product" method (iRPE, https://arxiv.org/abs/2107.14222; Mini-DeiT).
+
+Shape legend: `B` batch, `heads` attention heads, `h w` patch grid, `N` = h * w patches, `d` width of a head.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+__all__ = ['RelativeKeys', 'irpe_index', 'piecewise_index']
+
+# The released models: ratio 1.9, so (alpha, beta, gamma) = (1.9, 3.8, 15.2), and buckets -3 ... 3 on each axis.
+ALPHA = 1.9
+SIDE = 7
+
+
+def piecewise_index(offset: torch.Tensor) -> torch.Tensor:
+    """Bucket of an offset along one axis: itself when near, coarser when far (iRPE Eq. 18).
+
+    Args:
+        offset: Cells between two patches, int64, any shape.
+
+    Returns:
+        int64 of the same shape, -3 ... 3. (The formula clips to beta = 3.8, and the released code then cuts off the
+        fraction: 4 and beyond share bucket 3.)
+    """
+    distance = offset.abs().float()
+    far = ALPHA + (distance.clamp(min=1) / ALPHA).log() / math.log(8.0) * ALPHA
+    far = far.round().clamp(max=2 * ALPHA)
+    return offset.sign() * torch.where(distance <= ALPHA, distance, far).long()
+
+
+def irpe_index(grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+    """Where each pair of patches finds its value in the lookups of `RelativeKeys`.
+
+    Args:
+        grid: Patch grid (h, w).
+        device: Where to build it.
+
+    Returns:
+        int64 (N * N,): i * 49 + bucket of (i, j), the bucket being that of the rows times 7 plus that of the columns.
+    """
+    h, w = grid
+    row, col = torch.arange(h, device=device), torch.arange(w, device=device)
+    rows = (piecewise_index(row[:, None] - row[None, :]) + SIDE // 2)[:, None, :, None]
+    cols = (piecewise_index(col[:, None] - col[None, :]) + SIDE // 2)[None, :, None, :]
+    buckets = (rows * SIDE + cols).reshape(h * w, h * w)
+    return (torch.arange(h * w, device=device)[:, None] * SIDE**2 + buckets).flatten()
+
+
+class RelativeKeys(nn.Module):
+    """A learned key for every relative position, shared by the heads.
+
+    The position part of the logits, out[b, k, i, j] = q[b, k, i] . table[:, bucket(i, j)]. Each query meets the 49
+    keys once; one copy by a precomputed flat index then spreads its 49 products over the N patches, several times
+    faster than indexing by two dimensions as the released code does. Buckets depend on the grid alone, so there is
+    nothing to interpolate when the image size changes.
+    """
+
+    def __init__(self, head_dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(1, head_dim, SIDE**2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start value of the released code: no position part."""
+        nn.init.zeros_(self.table)
+
+    def forward(self, q: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """(B, heads, N, d) queries and the index of their grid from `irpe_index` -> (B, heads, N, N)."""
+        B, heads, N, _ = q.shape
+        lookups = (q @ self.table).reshape(B * heads, N * SIDE**2)
+        return lookups.index_select(1, index).view(B, heads, N, N)
