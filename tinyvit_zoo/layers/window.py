@@ -166,7 +166,7 @@ def shifted_window_mask(
     cols = _wrapped(size[1], window_size[1], shift[1], device)[None, :]
     region = window_partition((2 * rows + cols)[None, :, :, None], window_size)[:, :, 0]
     apart = region[:, :, None] != region[:, None, :]
-    return torch.zeros_like(apart, dtype=dtype).masked_fill(apart, -100.0)
+    return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -100.0)
 
 
 def _wrapped(size: int, window: int, shift: int, device: torch.device | None) -> torch.Tensor:
