@@ -1,0 +1,5 @@
+"""Compression of any timm ViT or Swin by weight multiplexing (MiniViT, https://arxiv.org/abs/2204.07154)."""
+
+from .multiplex import multiplex
+
+__all__ = ['multiplex']

@@ -1,0 +1,167 @@
+"""Weight sharing: adjacent blocks that hold the same layers, and state dicts that hold each of them once.
+
+A group is k adjacent blocks of one stage. Its blocks stay k modules with norms, layer scales, drop paths, shifts and
+transformations of their own, but every Linear (and Swin's bias table) in them is one and the same module object. So
+nothing has to be told which layer it is working for, and `parameters()` gives each weight once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from .transform import RelativePositionBias
+
+__all__ = ['Stage', 'find_stages', 'groups', 'keep_each_once', 'shared_layers', 'tie']
+
+# timm's own WindowAttention (no head mixing) has nothing of a single layer in it: shift and mask are the block's.
+SHARED = (nn.Linear, RelativePositionBias, WindowAttention)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width.
+
+    Attributes:
+        name: Path of the blocks in the model.
+        blocks: The blocks.
+        before: What comes between the last block of the stage before and the first of these.
+    """
+
+    name: str
+    blocks: nn.Sequential
+    before: nn.Module
+
+
+def find_stages(model: nn.Module) -> list[Stage]:
+    """The stages of a model that can be multiplexed; a plain ViT is one.
+
+    Raises:
+        ValueError: If the model is neither a VisionTransformer nor a SwinTransformer of timm.
+    """
+    if isinstance(model, VisionTransformer):
+        return [Stage('blocks', model.blocks, nn.Identity())]
+    if isinstance(model, SwinTransformer):
+        return [Stage(f'layers.{i}.blocks', layer.blocks, layer.downsample) for i, layer in enumerate(model.layers)]
+    raise ValueError(
+        f'{type(model).__name__} cannot be multiplexed: weights are shared between the equal blocks of a timm '
+        'VisionTransformer (ViT, DeiT, MAE, CLIP, DINO, SigLIP, ...) or SwinTransformer. Pass such a model.'
+    )
+
+
+def groups(stages: list[Stage], share_every: int | str) -> list[list[list[nn.Module]]]:
+    """The blocks that share, by stage.
+
+    Args:
+        stages: From `find_stages`.
+        share_every: Blocks of a group, or 'stage' for all of a stage.
+
+    Raises:
+        ValueError: If a stage cannot be cut into such groups, or blocks of a group do not match.
+    """
+    depths = [len(stage.blocks) for stage in stages]
+    is_count = isinstance(share_every, int) and not isinstance(share_every, bool) and share_every > 0
+    if share_every != 'stage' and not (is_count and all(depth % share_every == 0 for depth in depths)):
+        fitting = [n for n in range(1, min(depths) + 1) if all(depth % n == 0 for depth in depths)]
+        raise ValueError(
+            f'share_every={share_every!r} does not divide the {" + ".join(map(str, depths))} blocks of this model: '
+            f"use one of {', '.join(map(str, fitting))}, or 'stage' to share all blocks of a stage."
+        )
+    cut = []
+    for stage, depth in zip(stages, depths, strict=True):
+        size = depth if share_every == 'stage' else share_every
+        cut.append([list(stage.blocks[i : i + size]) for i in range(0, depth, size)])
+        for number, group in enumerate(cut[-1]):
+            for i, block in enumerate(group[1:], 1):
+                _check_alike(stage.name, number * size, group[0], number * size + i, block)
+    return cut
+
+
+def shared_layers(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of what a block shares with the others of its group."""
+    for name, child in module.named_children():
+        if isinstance(child, SHARED):
+            yield prefix + name, child
+        else:
+            yield from shared_layers(child, f'{prefix}{name}.')
+
+
+def _check_alike(stage: str, first: int, leader: nn.Module, other: int, block: nn.Module) -> None:
+    ours, theirs = _facts(leader), _facts(block)
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f'{stage}.{first} and {stage}.{other} cannot share weights: {name} is {ours.get(name, "absent")} in '
+                f'one and {theirs.get(name, "absent")} in the other. Blocks of a group must be alike: choose another '
+                'share_every, or a model whose blocks are all of one kind.'
+            )
+
+
+def _facts(block: nn.Module) -> dict[str, Any]:
+    """What must be equal in two blocks, by name: shapes of shared tensors, kinds of layers, head counts."""
+    facts = {'the block': type(block).__name__}
+    for name, layer in shared_layers(block):
+        facts[name] = type(layer).__name__
+        facts |= {f'{name}.{key}': tuple(p.shape) for key, p in layer.named_parameters()}
+    facts |= {f'num_heads of {name}': m.num_heads for name, m in block.named_modules() if hasattr(m, 'num_heads')}
+    return facts
+
+
+def tie(leader: nn.Module, follower: nn.Module) -> None:
+    """Put the shared layers of one block into another."""
+    for name, layer in shared_layers(leader):
+        parent, _, child = name.rpartition('.')
+        setattr(follower.get_submodule(parent), child, layer)
+
+
+def keep_each_once(model: nn.Module) -> None:
+    """Let state dicts hold a shared tensor once, under its first name, and fill in the others when loading.
+
+    Otherwise a checkpoint would be as large as the teacher's, safetensors would refuse it, and timm's EMA would
+    update shared weights twice. What is shared is looked up when it is needed, so that a layer which someone has
+    replaced in one place (LoRA) is saved by itself.
+    """
+    # timm cuts ViTs to a new Sequential of blocks, and puts Swin's stages into another module, for features.
+    for module in model.layers if isinstance(model, SwinTransformer) else [model]:
+        module.register_state_dict_post_hook(_drop_repeats)
+        module.register_load_state_dict_pre_hook(_fill_repeats)
+
+
+def _repeats(module: nn.Module) -> dict[str, str]:
+    """Name of a parameter that has been named before -> its first name."""
+    first, repeats = {}, {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            repeats[name] = first[id(parameter)]
+    return repeats
+
+
+def _drop_repeats(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict) -> None:
+    for name in _repeats(module):
+        state_dict.pop(prefix + name, None)
+
+
+def _fill_repeats(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    for name, first in _repeats(module).items():
+        value, shared = state_dict.get(prefix + name), state_dict.get(prefix + first)
+        if value is None:
+            if shared is not None:
+                state_dict[prefix + name] = shared
+        elif shared is None or not torch.equal(value, shared):
+            error_msgs.append(
+                f'{prefix}{name} is not equal to {prefix}{first}, with which this model shares it: the checkpoint is '
+                'of a model that is not multiplexed, or not in this way.'
+            )
