@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .build import build_model
 from .checkpoints import imported_path
-from .releases import FAMILIES, Protocol, Release, Result, find_release
+from .releases import FAMILIES, Protocol, Release, find_release
 
 __all__ = [
     'MEASURED_BY_OTHERS',
@@ -26,7 +26,6 @@ __all__ = [
     'describe',
     'list_releases',
     'markdown_table',
-    'measured_by',
     'profile_model',
 ]
 
@@ -53,11 +52,6 @@ def profile_model(model: nn.Module) -> Profile:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return Profile(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
-
-
-def measured_by(result: Result) -> str:
-    """Who measured it, in a word: 'timm' or 'authors'."""
-    return 'timm' if result.source.startswith('timm ') else 'authors'
 
 
 def list_releases(pattern: str = '*') -> list[dict[str, Any]]:
@@ -92,7 +86,7 @@ def _row(release: Release, profile: Profile) -> dict[str, Any]:
         img_size=release.img_size,
         num_classes=release.num_classes,
         top1=result and result.top1,
-        top1_by=result and measured_by(result),
+        top1_by=result and result.by,
         top1_source=result and result.source,
         licence=release.licence.spdx,
         hf_hub_id=release.hf_hub_id,

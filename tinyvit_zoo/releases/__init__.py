@@ -1,11 +1,12 @@
 """The facts of every released weight, once. Pretrained cfgs, tables, cards and `tinyvit-zoo list` are views of it."""
 
+from .minivit import MINI_DEIT, MINI_SWIN
 from .record import Licence, Paper, Protocol, Release, Result
 from .tinyvit import TINYVIT
 
 __all__ = ['FAMILIES', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'all_releases', 'find_release']
 
-FAMILIES: dict[str, tuple[Release, ...]] = {'tinyvit': TINYVIT}
+FAMILIES: dict[str, tuple[Release, ...]] = {'tinyvit': TINYVIT, 'mini_deit': MINI_DEIT, 'mini_swin': MINI_SWIN}
 
 
 def all_releases() -> tuple[Release, ...]:

@@ -117,14 +117,14 @@ def _timm_results(name: str) -> tuple[Result, ...]:
     if scores is None:  # nobody measured the 22k heads
         return ()
     return tuple(
-        Result(dataset, top1, top5, f'timm results/{file}')
+        Result(dataset, top1, top5, by='timm', source=f'timm results/{file}')
         for (dataset, file), (top1, top5) in zip(TIMM_FILES.items(), scores, strict=True)
     )
 
 
 def _protocols(name: str, img_size: int, published: tuple[float, float] | None) -> tuple[Protocol, ...]:
     """The default first: the preprocessing with the best measured result; then the others on record."""
-    by_authors = (Result('imagenet-1k', *published, README),) if published else ()
+    by_authors = (Result('imagenet-1k', *published, by='authors', source=README),) if published else ()
     by_timm = _timm_results(name)
     if img_size == 224:
         return (

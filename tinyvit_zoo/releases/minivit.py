@@ -1,0 +1,108 @@
+"""The eight checkpoints of MiniViT: four of Mini-DeiT, four of Mini-Swin.
+
+Accuracies were measured by the authors. Those of the README of the released code are of the released files; the
+paper's are given where they differ, and on the test sets that the README leaves out. Nobody else published any.
+"""
+
+from .record import Licence, Paper, Protocol, Release, Result
+
+__all__ = ['MINI_DEIT', 'MINI_SWIN']
+
+ORIGIN = 'https://github.com/microsoft/Cream/tree/main/MiniViT'
+LICENCES = 'https://github.com/microsoft/Cream/blob/main/MiniViT'
+URL = 'https://github.com/DominickZhang/MiniViT-model-zoo/releases/download/v1.0.0/'
+PAPER = Paper('MiniViT: Compressing Vision Transformers with Weight Multiplexing', '2204.07154')
+
+README = 'README of the released code'
+TABLE_4 = 'Table 4 of the paper'
+TABLE_5 = 'Table 5 of the paper'
+
+PICKLES = (
+    'unknown whether the file holds its training configuration as pickled objects beside the weights; '
+    'it is opened without running any'
+)
+
+# Name -> (file, README (top-1, top-5), the paper's ImageNet-1k top-1 with its source where it is another number,
+# the paper's (ReaL, V2) top-1, None where the copy of the table that was at hand had no number).
+DEIT_FILES = {
+    'mini_deit_tiny_patch16_224.distill_in1k': (
+        'mini_deit_tiny_patch16_224.pth', (73.0, 91.6), (72.8, TABLE_4), (83.5, 61.3),
+    ),
+    'mini_deit_small_patch16_224.distill_in1k': (
+        'mini_deit_small_patch16_224.pth', (80.9, 95.6), (80.7, TABLE_4), (88.4, 69.5),
+    ),
+    'mini_deit_base_patch16_224.distill_in1k': (
+        'mini_deit_base_patch16_224.pth', (83.2, 96.5), None, (89.6, 73.0),
+    ),
+    'mini_deit_base_patch16_384.distill_in1k': (
+        'mini_deit_base_patch16_384.pth', (84.9, 97.2), (84.7, TABLE_5), (89.9, None),
+    ),
+}  # fmt: skip
+SWIN_FILES = {
+    'mini_swin_tiny_patch4_window7_224.distill_in1k': (
+        'mini-swin-tiny-12m.pth', (81.3, 95.7), (81.4, TABLE_4), (87.1, 70.5),
+    ),
+    'mini_swin_small_patch4_window7_224.distill_in1k': (
+        'mini-swin-small-26m.pth', (83.9, 97.0), (83.6, TABLE_4), (88.7, 73.8),
+    ),
+    'mini_swin_base_patch4_window7_224.distill_in1k': (
+        'mini-swin-base-46m.pth', (84.5, 97.3), (84.3, TABLE_4), (89.0, 74.4),
+    ),
+    'mini_swin_base_patch4_window12_384.distill_in1k': (
+        'mini-swin-base-224to384.pth', (85.5, 97.6), None, (89.5, 76.1),
+    ),
+}  # fmt: skip
+
+# Teachers as the paper names them; the README of Mini-Swin names no file.
+TRAINING = {
+    'Mini-DeiT': 'ImageNet-1k, predictions distilled from a RegNetY-16GF',
+    'Mini-Swin': (
+        'ImageNet-1k; predictions, attention and hidden-state relations distilled from a Swin-B that was pretrained '
+        'on ImageNet-22k'
+    ),
+}
+FINE_TUNED = 'then fine-tuned at 384 without distillation'
+
+
+def _results(
+    published: tuple[float, float], paper: tuple[float, str] | None, others: tuple[float, float | None]
+) -> tuple[Result, ...]:
+    results = [Result('imagenet-1k', *published, by='authors', source=README)]
+    if paper is not None:
+        results.append(Result('imagenet-1k', paper[0], None, by='authors', source=paper[1]))
+    for dataset, top1 in zip(('imagenet-real', 'imagenet-v2'), others, strict=True):
+        if top1 is not None:
+            results.append(Result(dataset, top1, None, by='authors', source=TABLE_4))
+    return tuple(results)
+
+
+def _release(family: str, licence: str, name: str, file: str, *results) -> Release:
+    size = int(name.partition('.')[0].rsplit('_', 1)[1])
+    training = TRAINING[family]
+    return Release(
+        name=name,
+        url=URL + file,
+        hf_hub_id=None,
+        num_classes=1000,
+        labels='imagenet-1k',
+        protocols=(
+            Protocol(
+                'paper',
+                size,
+                0.875,  # timm rounds the side to resize to, size / 0.875, as the released code does: 256 and 438
+                'center',
+                f'released code: resize to {size * 256 // 224}, centre crop {size}',
+                _results(*results),
+            ),
+        ),
+        # Of the folder of the released code that names the file; the release page itself states none.
+        licence=Licence(licence, f'{LICENCES}/{family}/LICENSE'),
+        paper=PAPER,
+        origin_url=f'{ORIGIN}/{family}',
+        training=training if size == 224 else f'{training}, {FINE_TUNED}',
+        notes=(PICKLES,),
+    )
+
+
+MINI_DEIT = tuple(_release('Mini-DeiT', 'apache-2.0', name, *entry) for name, entry in DEIT_FILES.items())
+MINI_SWIN = tuple(_release('Mini-Swin', 'mit', name, *entry) for name, entry in SWIN_FILES.items())
