@@ -58,7 +58,9 @@ class KeyMap:
         n_official = n_ours = 0
         for key in keys:
             # The longer match is the better one: 'blocks.0.block.' is not just any 'blocks.0.'.
-            official, ours = (max((len(p[i]) for p in self.prefixes if key.startswith(p[i])), default=0) for i in (0, 1))
+            official, ours = (
+                max((len(p[i]) for p in self.prefixes if key.startswith(p[i])), default=0) for i in (0, 1)
+            )
             n_official += official > ours
             n_ours += ours > official
         # The names of other families overlap here and there ('head.'); a few keys do not make a layout.
@@ -139,9 +141,7 @@ class KeyMap:
         unknown = [k for k, v in renamed.items() if v is None]
         if unknown:
             raise CheckpointError(f'No official {self.family} name for {_name(unknown)}.')
-        official = {
-            renamed[k]: v[..., None, None] if self._is_pointwise(k, v, 2) else v for k, v in state_dict.items()
-        }
+        official = {renamed[k]: v[..., None, None] if self._is_pointwise(k, v, 2) else v for k, v in state_dict.items()}
         return official if self.buffers is None else official | self.buffers(official)
 
 

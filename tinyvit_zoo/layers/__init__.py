@@ -11,6 +11,7 @@ from .bias_table import (
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
+from .image_size import check_image_size
 from .inference import activate, is_plain_inference, is_untouched
 from .mlp import Mlp
 from .repeat import PerRepeat
@@ -35,6 +36,7 @@ __all__ = [
     'RelativeKeys',
     'abs_offset_index',
     'activate',
+    'check_image_size',
     'conv_act',
     'expand_abs_bias',
     'expand_signed_bias',
