@@ -1,5 +1,5 @@
 """Compression of any timm ViT or Swin by weight multiplexing (MiniViT, https://arxiv.org/abs/2204.07154)."""
 
-from .multiplex import multiplex
+from .multiplex import multiplex, restructure
 
-__all__ = ['multiplex']
+__all__ = ['multiplex', 'restructure']

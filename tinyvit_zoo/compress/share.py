@@ -16,7 +16,7 @@ from torch import nn
 
 from .transform import RelativePositionBias
 
-__all__ = ['Stage', 'find_stages', 'groups', 'keep_each_once', 'shared_layers', 'tie']
+__all__ = ['Group', 'Stage', 'find_groups', 'find_stages', 'keep_each_once', 'tie']
 
 # timm's own WindowAttention (no head mixing) has nothing of a single layer in it: shift and mask are the block's.
 SHARED = (nn.Linear, RelativePositionBias, WindowAttention)
@@ -53,16 +53,31 @@ def find_stages(model: nn.Module) -> list[Stage]:
     )
 
 
-def groups(stages: list[Stage], share_every: int | str) -> list[list[list[nn.Module]]]:
-    """The blocks that share, by stage.
+@dataclass(frozen=True)
+class Group:
+    """Blocks that share their weights.
+
+    Attributes:
+        blocks: The blocks, in order. The weights are those of the first.
+        weights: What each block had before: name in the block -> tensor.
+    """
+
+    blocks: list[nn.Module]
+    weights: list[dict[str, torch.Tensor]]
+
+
+def find_groups(model: nn.Module, share_every: int | str) -> list[list[list[nn.Module]]]:
+    """The blocks that are to share with each other, by stage.
 
     Args:
-        stages: From `find_stages`.
+        model: See `find_stages`.
         share_every: Blocks of a group, or 'stage' for all of a stage.
 
     Raises:
-        ValueError: If a stage cannot be cut into such groups, or blocks of a group do not match.
+        ValueError: If the model is of another kind, a stage cannot be cut into such groups, or blocks of a group do
+            not match.
     """
+    stages = find_stages(model)
     depths = [len(stage.blocks) for stage in stages]
     is_count = isinstance(share_every, int) and not isinstance(share_every, bool) and share_every > 0
     if share_every != 'stage' and not (is_count and all(depth % share_every == 0 for depth in depths)):
@@ -71,14 +86,14 @@ def groups(stages: list[Stage], share_every: int | str) -> list[list[list[nn.Mod
             f'share_every={share_every!r} does not divide the {" + ".join(map(str, depths))} blocks of this model: '
             f"use one of {', '.join(map(str, fitting))}, or 'stage' to share all blocks of a stage."
         )
-    cut = []
+    found = []
     for stage, depth in zip(stages, depths, strict=True):
         size = depth if share_every == 'stage' else share_every
-        cut.append([list(stage.blocks[i : i + size]) for i in range(0, depth, size)])
-        for number, group in enumerate(cut[-1]):
-            for i, block in enumerate(group[1:], 1):
-                _check_alike(stage.name, number * size, group[0], number * size + i, block)
-    return cut
+        for start in range(0, depth, size):
+            for i in range(start + 1, start + size):
+                _check_alike(stage, start, i)
+        found.append([list(stage.blocks[i : i + size]) for i in range(0, depth, size)])
+    return found
 
 
 def shared_layers(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
@@ -90,14 +105,14 @@ def shared_layers(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn
             yield from shared_layers(child, f'{prefix}{name}.')
 
 
-def _check_alike(stage: str, first: int, leader: nn.Module, other: int, block: nn.Module) -> None:
-    ours, theirs = _facts(leader), _facts(block)
+def _check_alike(stage: Stage, first: int, other: int) -> None:
+    ours, theirs = _facts(stage.blocks[first]), _facts(stage.blocks[other])
     for name in ours.keys() | theirs.keys():
         if ours.get(name) != theirs.get(name):
             raise ValueError(
-                f'{stage}.{first} and {stage}.{other} cannot share weights: {name} is {ours.get(name, "absent")} in '
-                f'one and {theirs.get(name, "absent")} in the other. Blocks of a group must be alike: choose another '
-                'share_every, or a model whose blocks are all of one kind.'
+                f'{stage.name}.{first} and {stage.name}.{other} cannot share weights: {name} is '
+                f'{ours.get(name, "absent")} in one and {theirs.get(name, "absent")} in the other. Blocks of a group '
+                'must be alike: choose another share_every, or a model whose blocks are all of one kind.'
             )
 
 
@@ -111,11 +126,18 @@ def _facts(block: nn.Module) -> dict[str, Any]:
     return facts
 
 
-def tie(leader: nn.Module, follower: nn.Module) -> None:
-    """Put the shared layers of one block into another."""
-    for name, layer in shared_layers(leader):
+def tie(blocks: list[nn.Module]) -> Group:
+    """Put the shared layers of the first block into the others."""
+    weights = [
+        {f'{name}.{key}': p.detach() for name, layer in shared_layers(block) for key, p in layer.named_parameters()}
+        for block in blocks
+    ]
+    weights[0] = {name: value.clone() for name, value in weights[0].items()}  # these layers live on
+    for name, layer in shared_layers(blocks[0]):
         parent, _, child = name.rpartition('.')
-        setattr(follower.get_submodule(parent), child, layer)
+        for block in blocks[1:]:
+            setattr(block.get_submodule(parent), child, layer)
+    return Group(blocks, weights)
 
 
 def keep_each_once(model: nn.Module) -> None:

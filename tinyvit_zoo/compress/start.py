@@ -7,28 +7,19 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from .share import find_stages, shared_layers
+from .share import Group, find_stages
 
-__all__ = ['INITS', 'choose_weights', 'natural_noise', 'shared_tensors']
+__all__ = ['INITS', 'choose_weights', 'natural_noise']
 
 INITS = ('first', 'mean', 'best')
 
 Weights = dict[str, torch.Tensor]
 
 
-def shared_tensors(block: nn.Module) -> Weights:
-    """Copies of the weights that a block shares, by their names in the block."""
-    return {
-        f'{name}.{key}': parameter.detach().clone()
-        for name, layer in shared_layers(block)
-        for key, parameter in layer.named_parameters()
-    }
-
-
 def choose_weights(
     teacher: nn.Module,
     student: nn.Module,
-    sources: list[list[list[Weights]]],
+    groups: list[list[Group]],
     init: str,
     calibration: Iterable[torch.Tensor] | None,
 ) -> None:
@@ -37,7 +28,7 @@ def choose_weights(
     Args:
         teacher: The model before sharing; left as it is.
         student: The multiplexed model, changed in place.
-        sources: Weights of the blocks, by stage and group.
+        groups: Its groups, by stage.
         init: See `multiplex`.
         calibration: See `multiplex`.
 
@@ -53,19 +44,14 @@ def choose_weights(
         if not images:
             raise ValueError('calibration holds no images.')
         with _evaluating(teacher), _evaluating(student):
-            _choose_best(teacher, student, sources, images)
+            _choose_best(teacher, student, groups, images)
         return
-    for stage, groups in zip(find_stages(student), sources, strict=True):
-        start = 0
-        for group in groups:
-            _set(stage.blocks[start], group[0] if init == 'first' else _mean(group))
-            start += len(group)
+    for group in (group for stage in groups for group in stage):
+        _set(group, group.weights[0] if init == 'first' else _mean(group))
 
 
 @torch.no_grad()
-def _choose_best(
-    teacher: nn.Module, student: nn.Module, sources: list[list[list[Weights]]], images: list[torch.Tensor]
-) -> None:
+def _choose_best(teacher: nn.Module, student: nn.Module, groups: list[list[Group]], images: list[torch.Tensor]) -> None:
     """Group by group, the weights with which the blocks' outputs are nearest to the teacher's.
 
     The teacher's blocks go on from the teacher's outputs, the student's from the student's: a later group may make up
@@ -73,21 +59,20 @@ def _choose_best(
     """
     goals = [_tokens(teacher, batch) for batch in images]
     inputs = [x.clone() for x in goals]
-    for ours, theirs, groups in zip(find_stages(student), find_stages(teacher), sources, strict=True):
+    for ours, theirs, stage in zip(find_stages(student), find_stages(teacher), groups, strict=True):
         goals, inputs = [theirs.before(x) for x in goals], [ours.before(x) for x in inputs]
-        start = 0
-        for group in groups:
-            here = slice(start, start + len(group))
-            start += len(group)
-            wanted = [_run(theirs.blocks[here], x) for x in goals]
+        rest = iter(theirs.blocks)
+        for group in stage:
+            originals = [next(rest) for _ in group.blocks]
+            wanted = [_run(originals, x) for x in goals]
             goals = [outputs[-1] for outputs in wanted]
             found = []
-            for weights in [*group, _mean(group)]:
-                _set(ours.blocks[here.start], weights)
-                outputs = [_run(ours.blocks[here], x) for x in inputs]
+            for weights in [*group.weights, _mean(group)]:
+                _set(group, weights)
+                outputs = [_run(group.blocks, x) for x in inputs]
                 found.append((_distance(outputs, wanted), weights))
-            _set(ours.blocks[here.start], min(found, key=lambda pair: pair[0])[1])
-            inputs = [_run(ours.blocks[here], x)[-1] for x in inputs]
+            _set(group, min(found, key=lambda pair: pair[0])[1])
+            inputs = [_run(group.blocks, x)[-1] for x in inputs]
 
 
 def _tokens(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -99,7 +84,7 @@ def _tokens(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _run(blocks: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
+def _run(blocks: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
     """Output of every block."""
     outputs = []
     for block in blocks:
@@ -113,14 +98,14 @@ def _distance(outputs: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]
     return sum(((x - y).square().sum() / y.square().sum()).item() for x, y in pairs) / len(pairs)
 
 
-def _mean(group: list[Weights]) -> Weights:
-    return {name: torch.stack([weights[name] for weights in group]).mean(dim=0) for name in group[0]}
+def _mean(group: Group) -> Weights:
+    return {name: torch.stack([weights[name] for weights in group.weights]).mean(dim=0) for name in group.weights[0]}
 
 
 @torch.no_grad()
-def _set(block: nn.Module, weights: Weights) -> None:
+def _set(group: Group, weights: Weights) -> None:
     for name, value in weights.items():
-        block.get_parameter(name).copy_(value)
+        group.blocks[0].get_parameter(name).copy_(value)
 
 
 @contextmanager
