@@ -1,0 +1,357 @@
+"""Features of logical layers by hooks: which layers, which tensors, and that nothing stays behind."""
+
+import threading
+
+import pytest
+import timm
+import torch
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer, window_partition
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tinyvit_zoo.compress import multiplex
+from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers, stage_depths
+from tinyvit_zoo.models.mini_deit import MiniDeit
+
+
+def vit(**kwargs) -> VisionTransformer:
+    """Four layers of width 32 on 16 patches and a class token."""
+    sizes = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5)
+    return VisionTransformer(**{**sizes, **kwargs}).eval()
+
+
+def swin(**kwargs) -> SwinTransformer:
+    """Two stages of two layers: 16x16 cells of width 16 in 16 windows, then 8x8 of width 32 in 4."""
+    sizes = dict(img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(1, 2), num_classes=5)
+    return SwinTransformer(**{**sizes, **kwargs}).eval()
+
+
+def mini_deit(**kwargs) -> MiniDeit:
+    """As `vit`, without class token: two stored blocks, each two layers."""
+    sizes = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5)
+    return MiniDeit(**{**sizes, **kwargs}).eval()
+
+
+def images(size: int = 32) -> torch.Tensor:
+    return torch.randn(2, 3, size, size)
+
+
+def num_hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+# what is taken
+
+
+def test_a_vit_gives_its_projections_and_block_outputs():
+    model, x = vit(), images()
+    with FeatureTap(model) as tap:
+        logits, features = tap(x)
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+    for block, qkv, hidden in zip(model.blocks, features.qkv, features.hidden, strict=True):
+        expected = block.attn.qkv(block.norm1(tokens)).view(2, 17, 3, 32)
+        for i, part in enumerate((qkv.q, qkv.k, qkv.v)):
+            torch.testing.assert_close(part, expected[:, :, i], rtol=0, atol=0)
+        tokens = block(tokens)
+        torch.testing.assert_close(hidden, tokens, rtol=0, atol=0)
+    assert features.layers == (0, 1, 2, 3)
+    torch.testing.assert_close(logits, model(x), rtol=0, atol=0)
+
+
+def test_a_swin_gives_windows_and_whole_maps_before_downsampling():
+    model, x = swin(), images(64)
+    with FeatureTap(model) as tap:
+        _, features = tap(x)
+    assert [tuple(qkv.q.shape) for qkv in features.qkv] == [(32, 16, 16)] * 2 + [(8, 16, 32)] * 2
+    assert [tuple(hidden.shape) for hidden in features.hidden] == [(2, 256, 16)] * 2 + [(2, 64, 32)] * 2
+    first, second = model.layers[0].blocks
+    maps = model.patch_embed(x)
+    windows = window_partition(first.norm1(maps), (4, 4)).view(32, 16, 16)
+    torch.testing.assert_close(features.qkv[0].v, first.attn.qkv(windows)[..., 32:], rtol=0, atol=0)
+    torch.testing.assert_close(features.hidden[1], second(first(maps)).flatten(1, 2), rtol=0, atol=0)
+
+
+def test_projections_that_are_not_fused_are_taken_too():
+    sizes = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
+    model, inputs = Eva(**sizes, qkv_fused=False, use_abs_pos_emb=True).eval(), []
+    block = model.blocks[1]
+    block.norm1.register_forward_hook(lambda module, args, out: inputs.append(out))
+    with FeatureTap(model, [1]) as tap:
+        _, features = tap(images())
+    projections = block.attn.q_proj, block.attn.k_proj, block.attn.v_proj
+    for part, projection in zip(features.qkv[0], projections, strict=True):
+        torch.testing.assert_close(part, projection(inputs[0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['deit3', 'clip', 'mae', 'dinov2', 'siglip'])
+def test_kinds_of_vit(name):
+    kwargs = {
+        'deit3': dict(no_embed_class=True, init_values=1e-6),
+        'clip': dict(pre_norm=True),
+        'mae': dict(global_pool='avg', fc_norm=True),
+        'dinov2': dict(reg_tokens=4, init_values=1e-5, qk_norm=True),
+        'siglip': dict(class_token=False, global_pool='map'),
+    }[name]
+    model = vit(**kwargs)
+    with FeatureTap(model, drop_prefix_tokens=True) as tap:
+        _, features = tap(images())
+    assert {tuple(hidden.shape) for hidden in features.hidden} == {(2, 16, 32)}
+    assert {tuple(part.shape) for qkv in features.qkv for part in qkv} == {(2, 16, 32)}
+
+
+def test_layers_come_ascending_and_once_whatever_the_order_asked_for():
+    model, x = vit(), images()
+    with FeatureTap(model) as tap:
+        _, everything = tap(x)
+    with FeatureTap(model, [3, 1, 1]) as tap:
+        _, features = tap(x)
+    assert features.layers == (1, 3)
+    torch.testing.assert_close(features.hidden, [everything.hidden[1], everything.hidden[3]], rtol=0, atol=0)
+    torch.testing.assert_close(features.qkv, [everything.qkv[1], everything.qkv[3]], rtol=0, atol=0)
+
+
+def test_only_what_is_wanted_is_taken():
+    with FeatureTap(vit(), qkv=False) as tap:
+        _, features = tap(images())
+    assert (len(features.qkv), len(features.hidden)) == (0, 4)
+    with FeatureTap(vit(), hidden=False) as tap:
+        _, features = tap(images())
+    assert (len(features.qkv), len(features.hidden)) == (4, 0)
+
+
+def test_prefix_tokens_are_kept_unless_told_otherwise():
+    model, x = vit(reg_tokens=2), images()
+    with FeatureTap(model, [0]) as kept, FeatureTap(model, [0], drop_prefix_tokens=True) as dropped:
+        (_, whole), (_, patches) = kept(x), dropped(x)
+    assert whole.hidden[0].shape == (2, 19, 32)
+    torch.testing.assert_close(patches.hidden[0], whole.hidden[0][:, 3:], rtol=0, atol=0)
+    torch.testing.assert_close(patches.qkv[0].k, whole.qkv[0].k[:, 3:], rtol=0, atol=0)
+
+
+# shared weights: one layer a call
+
+
+def test_a_block_that_runs_twice_gives_two_layers():
+    model, x = mini_deit(), images()
+    with FeatureTap(model) as tap:
+        _, features = tap(x)
+    assert len(model.blocks) == 2
+    assert len(features.hidden) == len(features.qkv) == 4
+    tokens, index = model._embed(x)
+    for layer in range(4):
+        block, repeat = model.blocks[layer // 2], layer % 2
+        expected = block.attn.qkv(block.norm1(tokens, repeat))
+        torch.testing.assert_close(features.qkv[layer].q, expected[..., :32], rtol=0, atol=0)
+        tokens = block(tokens, repeat, index)
+        torch.testing.assert_close(features.hidden[layer], tokens, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('transform', [False, True])
+@pytest.mark.parametrize(('build', 'size'), [(vit, 32), (swin, 64)])
+def test_blocks_that_share_weights_give_a_layer_each(build, size, transform):
+    model = multiplex(build(), 2, transform, init='first')
+    x = images(size)
+    blocks = [m for m in model.modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
+    assert blocks[0].attn.qkv is blocks[1].attn.qkv
+    with FeatureTap(model) as tap:
+        _, features = tap(x)
+    outputs = []
+    handles = [b.register_forward_hook(lambda m, a, out: outputs.append(out.flatten(1, -2))) for b in blocks]
+    model(x)
+    assert len(handles) == len(features.qkv) == 4
+    torch.testing.assert_close(features.hidden, outputs, rtol=0, atol=0)
+    # Same projection, other input: the norms are not shared.
+    assert not torch.equal(features.qkv[0].q, features.qkv[1].q)
+
+
+# gradients
+
+
+def test_the_whole_recipe_trains_a_student_under_a_wider_teacher_with_other_heads():
+    teacher, student, x = vit(embed_dim=48, num_heads=3), mini_deit().train(), images()
+    with (
+        FeatureTap(student, (1, 3)) as student_tap,
+        FeatureTap(teacher, (1, 3), grad=False, drop_prefix_tokens=True) as teacher_tap,
+    ):
+        logits, ours = student_tap(x)
+        teacher_logits, theirs = teacher_tap(x)
+    losses = MINI_SWIN(
+        logits,
+        teacher_logits,
+        student_qkv=ours.qkv,
+        teacher_qkv=theirs.qkv,
+        student_hidden=ours.hidden,
+        teacher_hidden=theirs.hidden,
+    )
+    losses['total'].backward()
+    assert all(p.grad is not None for p in student.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any(part.requires_grad for qkv in theirs.qkv for part in qkv)
+
+
+def test_gradients_are_the_same_with_gradient_checkpointing():
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        model.set_grad_checkpointing(checkpointing)
+        with FeatureTap(model, [1, 3]) as tap:
+            logits, features = tap(x)
+            loss = logits.sum() + sum(h.square().sum() for h in features.hidden)
+            (loss + sum(part.square().sum() for qkv in features.qkv for part in qkv)).backward()
+            assert features.layers == (1, 3)
+        return [p.grad.clone() for p in model.parameters()]
+
+    model, x = vit().train(), images()
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+# hooks
+
+
+def test_hooks_are_gone_afterwards_even_after_an_error():
+    model = vit()
+    with FeatureTap(model) as tap:
+        assert num_hooks(model) > 0
+        tap(images())
+    assert num_hooks(model) == 0
+    with pytest.raises(AssertionError, match='Input height'), FeatureTap(model) as tap:
+        tap(images(40))
+    assert num_hooks(model) == 0
+
+
+def test_a_shared_projection_gets_one_hook():
+    model = multiplex(vit(), 4, init='first')
+    with FeatureTap(model):
+        assert len(model.blocks[0].attn.qkv._forward_hooks) == 1
+
+
+def test_a_tap_records_its_own_calls_only():
+    model, x = vit(), images()
+    with FeatureTap(model) as tap:
+        model(x)
+        _, features = tap(x)
+        assert len(features.hidden) == 4
+        _, features = tap(x)
+        assert len(features.hidden) == 4
+
+
+def test_a_failed_call_leaves_nothing_for_the_next():
+    model = vit()
+    with FeatureTap(model) as tap:
+        with pytest.raises(AssertionError):
+            tap(images(40))
+        _, features = tap(images())
+    assert features.layers == (0, 1, 2, 3)
+
+
+def test_threads_do_not_mix_their_features():
+    model = vit()
+    inputs = [images() for _ in range(4)]
+    results: dict[int, list[torch.Tensor]] = {}
+    with FeatureTap(model, grad=False) as tap:
+        expected = [tap(x)[1].hidden for x in inputs]
+        start = threading.Barrier(len(inputs))
+
+        def work(i: int) -> None:
+            start.wait()
+            for _ in range(5):
+                results[i] = tap(inputs[i])[1].hidden
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+    torch.testing.assert_close([results[i] for i in range(len(inputs))], expected)
+
+
+# mistakes
+
+
+def test_a_closed_or_twice_opened_tap_says_so():
+    tap = FeatureTap(vit())
+    with pytest.raises(RuntimeError, match='Open the tap first'):
+        tap(images())
+    with tap, pytest.raises(RuntimeError, match='open already'):
+        tap.__enter__()
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto'])
+def test_a_convnet_is_refused_with_advice(name):
+    with pytest.raises(ValueError, match=r'no transformer blocks .* distil predictions only'):
+        FeatureTap(timm.create_model(name))
+
+
+@pytest.mark.parametrize('name', ['tinyvit_5m_224', 'levit_128s'])
+def test_attention_that_orders_its_projection_otherwise_is_refused(name):
+    with pytest.raises(ValueError, match='Attention'):
+        FeatureTap(timm.create_model(name))
+
+
+def test_a_projection_that_no_hook_can_see_is_named():
+    model = timm.create_model('beit_base_patch16_224', depth=1, embed_dim=32, num_heads=2, img_size=32)
+    with FeatureTap(model) as tap, pytest.raises(RuntimeError, match='without calling its projection'):
+        tap(images())
+    with FeatureTap(model, qkv=False) as tap:
+        assert tap(images())[1].hidden[0].shape == (2, 5, 32)
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    with FeatureTap(vit(), [1, 4]) as tap, pytest.raises(ValueError, match='Layer 4 asked for, but the model has 4'):
+        tap(images())
+    with pytest.raises(ValueError, match='counted from 0'):
+        FeatureTap(vit(), [-1])
+    with pytest.raises(ValueError, match='at least one'):
+        FeatureTap(vit(), [])
+
+
+class OverwritingAttention(nn.Module):
+    """Scales its queries in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        q, _, v = self.qkv(x).chunk(3, dim=-1)
+        q *= 0.5
+        return v
+
+
+def test_features_that_the_model_overwrites_are_not_given_out():
+    model = vit()
+    model.blocks[1].attn = OverwritingAttention()
+    with FeatureTap(model, grad=False) as tap, pytest.raises(RuntimeError, match='in place'):
+        tap(images())
+
+
+# which layers
+
+
+def test_stage_depths_count_logical_layers():
+    assert stage_depths(vit(), images()) == (4,)
+    assert stage_depths(swin(), images(64)) == (2, 2)
+    assert stage_depths(mini_deit(), images()) == (4,)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'expected'),
+    [
+        # As released: Mini-Swin-T, -S and -B under a teacher of 24 layers.
+        ((2, 2, 6, 2), (2, 2, 18, 2), ((1, 3, 5, 7, 9, 11), (1, 3, 9, 15, 21, 23))),
+        ((2, 2, 18, 2), (2, 2, 18, 2), ((1, 3, 9, 15, 21, 23), (1, 3, 9, 15, 21, 23))),
+        # By the same rule.
+        ((12,), (12,), ((1, 3, 5, 7, 9, 11), (1, 3, 5, 7, 9, 11))),
+        ((12,), (24,), ((1, 3, 5, 7, 9, 11), (3, 7, 11, 15, 19, 23))),
+        ((4,), (4,), ((1, 3), (1, 3))),
+        ((7,), (7,), ((1, 3, 6), (1, 3, 6))),
+        ((1,), (3,), ((0,), (2,))),
+    ],
+)
+def test_layers_are_matched_as_released_and_by_the_same_rule_elsewhere(student, teacher, expected):
+    assert match_layers(student, teacher) == expected
+
+
+def test_models_of_other_stages_are_not_matched():
+    with pytest.raises(ValueError, match='do not match'):
+        match_layers((12,), (2, 2, 6, 2))
+    with pytest.raises(ValueError, match='at least one layer'):
+        match_layers((0, 2), (2, 2))

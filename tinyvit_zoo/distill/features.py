@@ -1,0 +1,297 @@
+"""What weight distillation compares: queries, keys, values and hidden states of the logical layers of a transformer.
+
+Taken by forward hooks, so neither teacher nor student has to know: any timm VisionTransformer (ViT, DeiT, MAE, CLIP,
+DINO ...) or SwinTransformer, Mini-DeiT, Mini-Swin, and what `tinyvit_zoo.compress` makes. A logical layer is one call
+of a block: a block that runs twice gives two layers, and so do two blocks that hold the same weights.
+
+Shape legend: `B` images, `W` sequences that attend within themselves (B where attention is global, else all windows
+of all images, image by image), `N` tokens of such a sequence, `L` tokens of an image, `C` channels.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .losses import QKV
+
+__all__ = ['FeatureTap', 'LayerFeatures', 'match_layers', 'stage_depths']
+
+MAX_PAIRS = 6
+"""Layers that the released recipes compare."""
+
+SEPARATE = ('q_proj', 'k_proj', 'v_proj')
+"""timm's names of projections that are not fused."""
+
+
+class LayerFeatures(NamedTuple):
+    """Features of the chosen logical layers, in ascending order."""
+
+    layers: tuple[int, ...]
+    """Their indices, the first layer of the model being 0."""
+    qkv: list[QKV]
+    """Per layer: (W, N, C) each, all heads merged, before any scaling, norm or mixing."""
+    hidden: list[torch.Tensor]
+    """Per layer: output of the block, (B, L, C), before any downsampling."""
+
+
+@dataclass
+class _Record:
+    """What the hooks have seen in one forward pass."""
+
+    calls: int = 0
+    projections: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Outputs of the projections of the layer that runs now."""
+    qkv: dict[int, QKV] = field(default_factory=dict)
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    versions: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+
+
+class FeatureTap:
+    """A model whose every call also gives the features of some layers.
+
+    A context manager; the hooks are there only inside it. Nothing is recorded when the model is called in another way,
+    nor when gradient checkpointing runs a block again. Several threads may use one tap at once.
+
+        with FeatureTap(student, layers) as student_tap, FeatureTap(teacher, teacher_layers, grad=False) as teacher_tap:
+            logits, features = student_tap(images)
+            teacher_logits, teacher_features = teacher_tap(images)
+
+    Args:
+        model: Its blocks are the modules that have both `attn` and `mlp`; `attn` has a fused `qkv` projection whose
+            output is q, k and v one after the other (timm's layout), or `q_proj`, `k_proj` and `v_proj`. It must not
+            be compiled. Evaluation or training mode is the caller's to set.
+        layers: Indices of logical layers in any order; the features come in ascending order, each once. None: all.
+        grad: False runs the model under `torch.no_grad()`: for the teacher.
+        qkv: Whether to take queries, keys and values.
+        hidden: Whether to take hidden states.
+        drop_prefix_tokens: Leave out class, distillation and register tokens (`model.num_prefix_tokens`), for a
+            teacher and a student of which only one has them.
+
+    Raises:
+        ValueError: If the model has no such blocks (a ConvNet), or a layer asked for is not there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[int] | None = None,
+        *,
+        grad: bool = True,
+        qkv: bool = True,
+        hidden: bool = True,
+        drop_prefix_tokens: bool = False,
+    ) -> None:
+        self.model = model
+        self.layers = None if layers is None else tuple(sorted(set(layers)))
+        if self.layers is not None and (not self.layers or self.layers[0] < 0):
+            raise ValueError(f'Layers are counted from 0, and at least one is needed; got {self.layers}.')
+        self.grad = grad
+        self.qkv = qkv
+        self.hidden = hidden
+        self.num_prefix_tokens = getattr(_unwrap(model), 'num_prefix_tokens', 0) if drop_prefix_tokens else 0
+        self._blocks = _find_blocks(model)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._local = threading.local()
+
+    def __enter__(self) -> 'FeatureTap':
+        if self._handles:
+            raise RuntimeError('This tap is open already.')
+        # Shared modules get one hook each, however many blocks hold them: a hook fires once per call.
+        projections: dict[nn.Module, str] = {}
+        for block in self._blocks:
+            projections.update({module: name for name, module in _projections(block.attn).items()})
+            self._handles += [
+                block.register_forward_pre_hook(self._enter_block),
+                block.register_forward_hook(self._leave_block),
+            ]
+        for module, name in projections.items():
+            self._handles.append(module.register_forward_hook(partial(self._after_projection, name)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, LayerFeatures]:
+        """Call the model. Returns its output and the features of the chosen layers.
+
+        Raises:
+            ValueError: If the model has fewer layers than asked for.
+            RuntimeError: Outside the context, or if hooks cannot see the features: the model computes without calling
+                its projections, or overwrites their outputs.
+        """
+        if not self._handles:
+            raise RuntimeError('Open the tap first: `with FeatureTap(model) as tap: output, features = tap(images)`.')
+        record = self._local.record = _Record()
+        try:
+            with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+                output = self.model(*args, **kwargs)
+        finally:
+            self._local.record = None
+        return output, self._features(record)
+
+    def _features(self, record: _Record) -> LayerFeatures:
+        layers = tuple(range(record.calls)) if self.layers is None else self.layers
+        if layers and layers[-1] >= record.calls:
+            raise ValueError(f'Layer {layers[-1]} asked for, but the model has {record.calls} (counted from 0).')
+        if any(tensor._version != version for tensor, version in record.versions):
+            raise RuntimeError('The model overwrites its features in place; they cannot be taken by hooks.')
+        return LayerFeatures(
+            layers,
+            [record.qkv[layer] for layer in layers] if self.qkv else [],
+            [record.hidden[layer] for layer in layers] if self.hidden else [],
+        )
+
+    def _current(self) -> _Record | None:
+        return getattr(self._local, 'record', None)
+
+    def _enter_block(self, block: nn.Module, args: tuple) -> None:
+        if record := self._current():
+            record.projections = {}
+
+    def _after_projection(self, name: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        record = self._current()
+        if record and self.qkv and self._chosen(record.calls):
+            if name in record.projections:
+                raise RuntimeError(f'Layer {record.calls} calls its projection {name} more than once.')
+            self._watch(record, output)
+            record.projections[name] = output
+
+    def _leave_block(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        record = self._current()
+        if record is None:
+            return
+        layer = record.calls
+        record.calls += 1
+        if not self._chosen(layer):
+            return
+        if self.qkv:
+            record.qkv[layer] = self._take_qkv(record, layer, block)
+        if self.hidden:
+            self._watch(record, output)
+            record.hidden[layer] = self._drop_prefix(output.flatten(1, -2))
+
+    def _take_qkv(self, record: _Record, layer: int, block: nn.Module) -> QKV:
+        outputs = record.projections
+        if outputs.keys() != _projections(block.attn).keys():
+            raise RuntimeError(
+                f'Layer {layer}: {type(block.attn).__name__} computes queries, keys and values without calling its '
+                'projection as a module, so no hook sees them.'
+            )
+        for output in outputs.values():
+            if output.ndim != 3:
+                raise RuntimeError(
+                    f'Layer {layer}: {type(block.attn).__name__} projects a tensor of {output.ndim} dimensions; only '
+                    '(sequences, tokens, channels) tells which tokens attend to each other.'
+                )
+        split = outputs['qkv'].chunk(3, dim=-1) if 'qkv' in outputs else [outputs[n] for n in SEPARATE]
+        return QKV(*[self._drop_prefix(x) for x in split])
+
+    def _chosen(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers
+
+    def _drop_prefix(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.num_prefix_tokens :]
+
+    def _watch(self, record: _Record, tensor: torch.Tensor) -> None:
+        """Remember how often a tensor was written to, to notice when the model goes on writing to it."""
+        if not tensor.is_inference():
+            record.versions.append((tensor, tensor._version))
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, each object once."""
+    blocks = [m for m in model.modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
+    if not blocks:
+        raise ValueError(
+            f'{type(_unwrap(model)).__name__} has no transformer blocks (modules with attn and mlp) to take features '
+            'from; with such a teacher or student distil predictions only, as Mini-DeiT does.'
+        )
+    for block in blocks:
+        if not _projections(block.attn):
+            raise ValueError(
+                f'{type(block.attn).__name__} of {type(_unwrap(model)).__name__} has neither a fused qkv projection '
+                'in the order q, k, v nor q_proj, k_proj and v_proj.'
+            )
+    return blocks
+
+
+def _projections(attn: nn.Module) -> dict[str, nn.Module]:
+    """The projections of an attention layer by name: the fused one, or all three; empty where the layout is unknown."""
+    # LeViT and its kin (TinyViT) and MaxViT keep q, k and v of one head side by side: thirds would mix them up.
+    if hasattr(attn, 'attention_biases') or getattr(attn, 'head_first', False):
+        return {}
+    if isinstance(getattr(attn, 'qkv', None), nn.Module):
+        return {'qkv': attn.qkv}
+    if all(isinstance(getattr(attn, name, None), nn.Module) for name in SEPARATE):
+        return {name: getattr(attn, name) for name in SEPARATE}
+    return {}
+
+
+def stage_depths(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
+    """Number of logical layers of each stage, found by running the model once: (12,) of DeiT, (2, 2, 6, 2) of Swin-T.
+
+    Args:
+        model: See `FeatureTap`.
+        images: A batch that it takes; one image is enough.
+
+    Returns:
+        Lengths of the runs of layers whose hidden states have one shape.
+    """
+    with FeatureTap(model, grad=False, qkv=False) as tap:
+        _, features = tap(images)
+    shapes = [hidden.shape for hidden in features.hidden]
+    return tuple(len(list(run)) for _, run in groupby(shapes))
+
+
+def match_layers(
+    student_depths: Sequence[int], teacher_depths: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which layers of a student to compare with which of its teacher.
+
+    The released lists, put as a rule for any depths: at most six pairs; one at the end of each stage, the rest spread
+    evenly over the deepest stage, where at most every second layer takes part. Mini-Swin-T under Swin-B gives
+    1, 3, 5, 7, 9, 11 and 1, 3, 9, 15, 21, 23; Mini-Swin-S and -B give the latter on both sides. DeiT, one stage of
+    12, gives every second layer: the last of each pair that shares weights.
+
+    Args:
+        student_depths: Layers of each stage, see `stage_depths`.
+        teacher_depths: Likewise; as many stages.
+
+    Returns:
+        Layers of the student and, one for one, of the teacher, counted from 0, ascending.
+
+    Raises:
+        ValueError: If the numbers of stages differ, or a stage is empty.
+    """
+    if len(student_depths) != len(teacher_depths) or not student_depths:
+        raise ValueError(
+            f'Stages {tuple(student_depths)} of the student and {tuple(teacher_depths)} of the teacher do not match.'
+        )
+    common = [min(pair) for pair in zip(student_depths, teacher_depths, strict=True)]
+    if min(common) < 1:
+        raise ValueError('Every stage needs at least one layer.')
+    deepest = max(range(len(common)), key=common.__getitem__)
+    pairs = [1] * len(common)
+    pairs[deepest] = max(1, min(MAX_PAIRS - (len(common) - 1), common[deepest] // 2))
+    return _ends(student_depths, pairs), _ends(teacher_depths, pairs)
+
+
+def _ends(depths: Sequence[int], parts: Sequence[int]) -> tuple[int, ...]:
+    """Last layer of each part when every stage is cut into its number of equal parts."""
+    layers, first = [], 0
+    for depth, count in zip(depths, parts, strict=True):
+        layers += [first + part * depth // count - 1 for part in range(1, count + 1)]
+        first += depth
+    return tuple(layers)
