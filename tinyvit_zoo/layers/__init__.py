@@ -13,11 +13,11 @@ from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
 from .image_size import check_image_size
 from .inference import activate, is_plain_inference, is_untouched
+from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .repeat import PerRepeat
-from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .window import (
-    fits_one_window,
+    is_exactly,
     per_stage_windows,
     scaled_windows,
     shifted_window_mask,
@@ -40,9 +40,9 @@ __all__ = [
     'conv_act',
     'expand_abs_bias',
     'expand_signed_bias',
-    'fits_one_window',
     'fold_gelu',
     'irpe_index',
+    'is_exactly',
     'is_plain_inference',
     'is_untouched',
     'linear_act',

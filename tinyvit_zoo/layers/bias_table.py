@@ -6,6 +6,8 @@ Shape legend: `h w` window height and width in cells, `N` = h * w cells, `heads`
 import torch
 import torch.nn.functional as F
 
+from .window import is_exactly
+
 __all__ = [
     'abs_offset_index',
     'expand_abs_bias',
@@ -123,7 +125,7 @@ def resize_grid(grid: torch.Tensor, size: tuple[int, int], mode: str = 'bicubic'
     Returns:
         (channels, *size) of the grid's dtype.
     """
-    if tuple(grid.shape[-2:]) == tuple(size):
+    if is_exactly(size[0], size[1], (grid.shape[-2], grid.shape[-1])):
         return grid
     dtype = grid.dtype
     compute = dtype if dtype in (torch.float32, torch.float64) else torch.float32

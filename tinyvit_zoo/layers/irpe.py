@@ -15,38 +15,40 @@ ALPHA = 1.9
 SIDE = 7
 
 
-def piecewise_index(offset: torch.Tensor) -> torch.Tensor:
+def piecewise_index(offset: torch.Tensor, alpha: float = ALPHA) -> torch.Tensor:
     """Bucket of an offset along one axis: itself when near, coarser when far (iRPE Eq. 18).
 
     Args:
         offset: Cells between two patches, int64, any shape.
+        alpha: Up to here every offset has its own bucket. (Arguments, since TorchScript reads no globals.)
 
     Returns:
         int64 of the same shape, -3 ... 3. (The formula clips to beta = 3.8, and the released code then cuts off the
         fraction: 4 and beyond share bucket 3.)
     """
     distance = offset.abs().float()
-    far = ALPHA + (distance.clamp(min=1) / ALPHA).log() / math.log(8.0) * ALPHA
-    far = far.round().clamp(max=2 * ALPHA)
-    return offset.sign() * torch.where(distance <= ALPHA, distance, far).long()
+    far = alpha + (distance.clamp(min=1) / alpha).log() / math.log(8.0) * alpha
+    far = far.round().clamp(max=2 * alpha)
+    return offset.sign() * torch.where(distance <= alpha, distance, far).long()
 
 
-def irpe_index(grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+def irpe_index(grid: tuple[int, int], device: torch.device | None = None, side: int = SIDE) -> torch.Tensor:
     """Where each pair of patches finds its value in the lookups of `RelativeKeys`.
 
     Args:
         grid: Patch grid (h, w).
         device: Where to build it.
+        side: Buckets on an axis.
 
     Returns:
         int64 (N * N,): i * 49 + bucket of (i, j), the bucket being that of the rows times 7 plus that of the columns.
     """
     h, w = grid
     row, col = torch.arange(h, device=device), torch.arange(w, device=device)
-    rows = (piecewise_index(row[:, None] - row[None, :]) + SIDE // 2)[:, None, :, None]
-    cols = (piecewise_index(col[:, None] - col[None, :]) + SIDE // 2)[None, :, None, :]
-    buckets = (rows * SIDE + cols).reshape(h * w, h * w)
-    return (torch.arange(h * w, device=device)[:, None] * SIDE**2 + buckets).flatten()
+    rows = (piecewise_index(row[:, None] - row[None, :]) + side // 2)[:, None, :, None]
+    cols = (piecewise_index(col[:, None] - col[None, :]) + side // 2)[None, :, None, :]
+    buckets = (rows * side + cols).reshape(h * w, h * w)
+    return (torch.arange(h * w, device=device)[:, None] * side**2 + buckets).flatten()
 
 
 class RelativeKeys(nn.Module):
@@ -70,5 +72,4 @@ class RelativeKeys(nn.Module):
     def forward(self, q: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """(B, heads, N, d) queries and the index of their grid from `irpe_index` -> (B, heads, N, N)."""
         B, heads, N, _ = q.shape
-        lookups = (q @ self.table).reshape(B * heads, N * SIDE**2)
-        return lookups.index_select(1, index).view(B, heads, N, N)
+        return (q @ self.table).flatten(2).index_select(2, index).view(B, heads, N, N)

@@ -18,7 +18,3 @@ class PerRepeat(nn.ModuleList):
             if i == repeat:
                 return module(x)
         raise IndexError('There is no such repeat.')
-
-    def keep(self, repeats: int) -> None:
-        """Drop the modules of all but the first `repeats`."""
-        del self[repeats:]

@@ -12,7 +12,7 @@ from timm.layers import is_exporting
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
-    'fits_one_window',
+    'is_exactly',
     'per_stage_windows',
     'scaled_windows',
     'shifted_window_mask',
@@ -84,9 +84,9 @@ def _known(condition: bool) -> bool:
     return statically_known_true(condition)
 
 
-def fits_one_window(H: int, W: int, window_size: tuple[int, int]) -> bool:
-    """Whether a map (H, W) is exactly one window (h, w); False where torch.export keeps H or W open."""
-    h, w = window_size
+def is_exactly(H: int, W: int, size: tuple[int, int]) -> bool:
+    """Whether a map (H, W) has this size (h, w); False where torch.export keeps H or W open."""
+    h, w = size
     if is_exporting():
         return _known(H == h) and _known(W == w)
     return H == h and W == w

@@ -27,6 +27,7 @@ from ..layers import (
     RelativeKeys,
     check_image_size,
     irpe_index,
+    is_exactly,
     resize_grid,
 )
 from ..releases import FAMILIES, Release
@@ -61,7 +62,7 @@ class MiniAttention(nn.Module):
         self.rpe_scaled_q = rpe_scaled_q
 
         self.qkv = nn.Linear(dim, dim * 3, **dd)
-        self.rpe_k = PerRepeat([RelativeKeys(self.head_dim, **dd) for _ in range(repeats)])
+        self.rpe_k = nn.ModuleList([RelativeKeys(self.head_dim, **dd) for _ in range(repeats)])
         self.proj_l = PerRepeat([HeadMix(num_heads, **dd) for _ in range(repeats)])
         self.proj_w = PerRepeat([HeadMix(num_heads, **dd) for _ in range(repeats)])
         self.attn_drop = nn.Dropout(attn_drop)
@@ -135,7 +136,7 @@ class MiniBlock(nn.Module):
         """Serve only the first `repeats` layers from now on."""
         self.repeats = repeats
         for part in (self.norm1, self.norm2, self.drop_path, self.attn.rpe_k, self.attn.proj_l, self.attn.proj_w):
-            part.keep(repeats)
+            del part[repeats:]
 
     def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
         x = x + self.drop_path(self.attn(self.norm1(x, repeat), repeat, rpe_index), repeat)
@@ -331,7 +332,7 @@ class MiniDeit(nn.Module):
         pos_embed, index = self.pos_embed, self.rpe_index
         if self.dynamic_img_size:
             grid = (x.shape[1], x.shape[2])
-            if grid != self.patch_embed.grid_size:
+            if not is_exactly(grid[0], grid[1], self.patch_embed.grid_size):
                 pos_embed = self._resized_pos_embed(pos_embed, self.patch_embed.grid_size, grid)
                 index = irpe_index(grid, x.device)
         return self.pos_drop(x.flatten(1, 2) + pos_embed), index

@@ -44,8 +44,8 @@ from ..layers import (
     activate,
     conv_act,
     expand_abs_bias,
-    fits_one_window,
     fold_gelu,
+    is_exactly,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -260,7 +260,7 @@ class TinyVitBlock(nn.Module):
 
     def _window_attention(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
-        if fits_one_window(H, W, self.attn.window_size):
+        if is_exactly(H, W, self.attn.window_size):
             return self.attn(x.reshape(B, H * W, C)).view(B, H, W, C)
         # Padding comes before the attention's norm, so padded cells hold the norm's bias and take part as keys and
         # values: the released weights were trained so.
