@@ -48,7 +48,7 @@ def irpe_index(grid: tuple[int, int], device: torch.device | None = None, side: 
     rows = (piecewise_index(row[:, None] - row[None, :]) + side // 2)[:, None, :, None]
     cols = (piecewise_index(col[:, None] - col[None, :]) + side // 2)[None, :, None, :]
     buckets = (rows * side + cols).reshape(h * w, h * w)
-    return (torch.arange(h * w, device=device)[:, None] * side**2 + buckets).flatten()
+    return (torch.arange(h * w, device=device)[:, None] * (side * side) + buckets).flatten()
 
 
 class RelativeKeys(nn.Module):
