@@ -8,6 +8,7 @@ same rule, loads it and compares: no released weight is needed, and every entry 
 import json
 import math
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,44 @@ def official_state_dict(name: str) -> dict[str, torch.Tensor]:
     state_dict = {}
     for key, (shape, dtype) in manifest(name).items():
         value = rule_value(key, shape)
-        state_dict[key] = torch.zeros(shape, dtype=dtype) if value is None else torch.from_numpy(np.asarray(value))
+        if value is None:
+            value = constant(key.split('.')[-1], shape)
+        state_dict[key] = torch.from_numpy(np.asarray(value)).to(dtype)
     return state_dict
+
+
+@cache
+def constant(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What the released code computes for a buffer that the rule leaves alone, spelled out cell by cell."""
+    if leaf == 'relative_position_index':
+        return _swin_index(math.isqrt(shape[0]))
+    if leaf == 'attn_mask':
+        return _swin_mask(math.isqrt(shape[0]), math.isqrt(shape[1]))
+    return np.zeros(shape)
+
+
+def _swin_index(window: int) -> np.ndarray:
+    """Row of the bias table for each pair of cells of a window: offsets from -(w - 1) to w - 1 on both axes."""
+    cells = [(row, col) for row in range(window) for col in range(window)]
+    index = np.empty((len(cells), len(cells)), np.int64)
+    for i, (row, col) in enumerate(cells):
+        for j, (other_row, other_col) in enumerate(cells):
+            index[i, j] = (row - other_row + window - 1) * (2 * window - 1) + (col - other_col + window - 1)
+    return index
+
+
+def _swin_mask(windows: int, window: int) -> np.ndarray:
+    """-100 between cells of a window that were apart before the map was rolled by half a window."""
+    side, shift = windows * window, window // 2
+    region = [(position >= side - window) + (position >= side - shift) for position in range(side)]
+    mask = np.zeros((windows**2, window**2, window**2), np.float32)
+    for n in range(windows**2):
+        rows = range(n // windows * window, (n // windows + 1) * window)
+        cols = range(n % windows * window, (n % windows + 1) * window)
+        regions = [(region[row], region[col]) for row in rows for col in cols]
+        for i, one in enumerate(regions):
+            mask[n, i] = [0 if one == other else -100 for other in regions]
+    return mask
 
 
 @torch.no_grad()

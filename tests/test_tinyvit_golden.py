@@ -1,45 +1,18 @@
 """TinyViT computes what the released code computes: double precision, from official-layout files."""
 
 import json
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import timm
 import torch
 from conftest import assert_same, load
+from golden_case import RESIZED, SINGLE, Case, assert_close, assert_tap
 from golden_rule import GOLDEN, golden, noise, official_state_dict, ramp
 from timm.models._hub import save_for_hf
 from timm.optim import param_groups_layer_decay
 
 from tinyvit_zoo.checkpoints import TINYVIT_KEYS, head_22k_to_1k
-
-EXACT = 1e-8
-RESIZED = 1e-7  # bias tables were resized, in single precision, on the way
-SINGLE = 5e-6  # the reference is single precision
-
-
-@dataclass(frozen=True)
-class Case:
-    """A reference file, and how to arrive at the same model."""
-
-    reference: str
-    file: str
-    model: str
-    kwargs: dict = field(default_factory=dict)
-    then: tuple[int, ...] = ()
-    atol: float = EXACT
-
-    def __str__(self) -> str:
-        way = '-'.join([*(f'{k}={v}' for k, v in self.kwargs.items()), *(f'set{size}' for size in self.then)])
-        return f'{self.reference}:{self.model}' + (f':{way}' if way else '')
-
-    def build(self, official_file) -> torch.nn.Module:
-        model = load(self.model, official_file(self.file), **self.kwargs)
-        for size in self.then:
-            model.set_input_size(size)
-        return model
-
 
 NATIVE = [
     Case('tiny_vit_5m_224', 'tiny_vit_5m_224', 'tinyvit_5m_224'),
@@ -58,10 +31,6 @@ RESIZED_CASES = [
     Case('tiny_vit_21m_224to512', 'tiny_vit_21m_224', 'tinyvit_21m_224', dict(img_size=512), atol=RESIZED),
     CHAINED,
 ]
-
-
-def assert_close(actual, expected: np.ndarray, atol: float) -> None:
-    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize('case', NATIVE + RESIZED_CASES, ids=str)
@@ -93,12 +62,7 @@ def test_every_stage_equals_the_released_code(case, official_file):
     taps['layer3'] = final  # the released code ends each of its layers with the downsample; the last has none
     assert len(taps) == 9
     for name, tap in taps.items():
-        tokens = tap.flatten(2).transpose(1, 2).double()
-        assert_close(tokens.mean(), expected[f'{name}.mean'], SINGLE)
-        assert_close(tokens.std(correction=0), expected[f'{name}.std'], SINGLE)
-        assert_close(tokens[0, 0, :16], expected[f'{name}.first16'], 2e-5)
-        assert_close(tokens[-1, -1, -16:], expected[f'{name}.last16'], 2e-5)
-        np.testing.assert_allclose(tokens[0, :16].norm(dim=-1), expected[f'{name}.token_l2_img0'], rtol=1e-5)
+        assert_tap(tap.flatten(2).transpose(1, 2), expected, name)
 
 
 @pytest.mark.parametrize('case', RESIZED_CASES, ids=str)
