@@ -11,6 +11,7 @@ from .keymap import (
     check_keys,
     drop_head,
     find_key_map,
+    fit_to_model,
     source_windows,
 )
 from .read import find_checkpoint, read_checkpoint, unwrap
@@ -30,6 +31,7 @@ __all__ = [
     'find_checkpoint',
     'find_key_map',
     'find_weights',
+    'fit_to_model',
     'head_22k_to_1k',
     'imported_path',
     'in1k_classes_in_22k',

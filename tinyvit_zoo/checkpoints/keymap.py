@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 import torch
+from torch import nn
 
 from ..layers import shifted_window_mask, signed_offset_index
 from .errors import CheckpointError
@@ -23,6 +24,7 @@ __all__ = [
     'check_keys',
     'drop_head',
     'find_key_map',
+    'fit_to_model',
     'source_windows',
 ]
 
@@ -261,9 +263,8 @@ def check_keys(
     target: Mapping[str, torch.Tensor],
     key_map: KeyMap,
     layout: str,
-    first_conv: str,
     source_chans: int = 3,
-    fresh_head: str | None = None,
+    fresh_head: bool = False,
 ) -> None:
     """Compare a mapped checkpoint with the model that will load it.
 
@@ -274,14 +275,13 @@ def check_keys(
         target: The model's state dict.
         key_map: The map that was used, for messages in the file's own names.
         layout: Layout the checkpoint had.
-        first_conv: Name of the first convolution, which timm adapts to other input channels.
-        source_chans: Input channels that timm adapts from.
-        fresh_head: Name of the classifier if the model keeps its own: may be absent.
+        source_chans: Input channels of the first convolution, which timm adapts to the model's.
+        fresh_head: The model keeps its own classifier: it may be absent.
 
     Raises:
         CheckpointError: Naming the first few keys that are unknown, missing or of a wrong shape.
     """
-    expected = {k: v for k, v in target.items() if fresh_head is None or not k.startswith(fresh_head + '.')}
+    expected = {k: v for k, v in target.items() if not (fresh_head and k.startswith(key_map.head + '.'))}
     unknown = [k for k in state_dict if k not in expected]
     missing = [k for k in expected if k not in state_dict]
     wrong, mistyped = [], []
@@ -289,7 +289,7 @@ def check_keys(
         if state_dict[key].is_floating_point() != target[key].is_floating_point():
             mistyped.append(key)
         have, want = tuple(state_dict[key].shape), tuple(target[key].shape)
-        adaptable = key == first_conv + '.weight' and have == (want[0], source_chans, *want[2:])
+        adaptable = key == key_map.first_conv + '.weight' and have == (want[0], source_chans, *want[2:])
         if have != want and not adaptable:
             wrong.append(key)
 
@@ -319,6 +319,36 @@ def check_keys(
             + '; '.join(problems)
             + '. Is it the file of another model, or renamed?'
         )
+
+
+def fit_to_model(
+    state_dict: dict[str, torch.Tensor],
+    model: nn.Module,
+    key_map: KeyMap,
+    layout: str,
+    fresh_head: bool,
+) -> dict[str, torch.Tensor]:
+    """The last step of every `checkpoint_filter_fn`: account for each key, leave the classifier out if asked.
+
+    Args:
+        state_dict: Under our names, resized.
+        model: The model that will load the result.
+        key_map: Its family's.
+        layout: Layout the checkpoint had.
+        fresh_head: The model keeps its own classifier.
+
+    Raises:
+        CheckpointError: See `check_keys` and `drop_head`.
+    """
+    check_keys(
+        {k: v for k, v in state_dict.items() if not (fresh_head and k.startswith(key_map.head + '.'))},
+        model.state_dict(),
+        key_map,
+        layout,
+        source_chans=(getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))[0],
+        fresh_head=fresh_head,
+    )
+    return drop_head(state_dict, key_map.head, model.num_features) if fresh_head else state_dict
 
 
 def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -> dict[int, tuple[int, int]]:

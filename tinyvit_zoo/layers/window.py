@@ -44,13 +44,14 @@ def scaled_windows(grids: Sequence[Size], num_windows: Sequence[int]) -> tuple[S
     return tuple((-(-H // n), -(-W // n)) for (H, W), n in zip(grids, num_windows, strict=True))
 
 
-def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4) -> tuple[Size, ...]:
+def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4, conv_stage: bool = True) -> tuple[Size, ...]:
     """Read a window specification as one (h, w) per stage.
 
     Args:
         window_sizes: One int for all stages; or one entry per stage, each an int or an (h, w) pair, with or without
-            the entry of stage 0, which has no attention; or a single (h, w) pair for all stages.
-        num_stages: Number of stages, the convolutional stage 0 included.
+            the entry of a convolutional stage 0; or a single (h, w) pair for all stages.
+        num_stages: Number of stages, a convolutional stage 0 included.
+        conv_stage: Stage 0 has no windows.
 
     Returns:
         `num_stages` pairs (h, w).
@@ -62,14 +63,15 @@ def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4) -> tupl
         entries = [window_sizes] * num_stages
     elif len(window_sizes) == num_stages:
         entries = list(window_sizes)
-    elif len(window_sizes) == num_stages - 1:
+    elif conv_stage and len(window_sizes) == num_stages - 1:
         entries = [window_sizes[0], *window_sizes]
     elif len(window_sizes) == 2 and all(isinstance(s, int) for s in window_sizes):
         entries = [tuple(window_sizes)] * num_stages
     else:
+        left_out = f'; {num_stages - 1} when stage 0, which has no windows, is left out' if conv_stage else ''
         raise ValueError(
-            f'window_sizes must be an int, one (h, w), or {num_stages} entries (int or (h, w) per stage; '
-            f'{num_stages - 1} when stage 0, which has no windows, is left out). Got {window_sizes!r}.'
+            f'window_sizes must be an int, one (h, w), or {num_stages} entries (int or (h, w) per stage{left_out}). '
+            f'Got {window_sizes!r}.'
         )
     windows = [(e, e) if isinstance(e, int) else e for e in entries]
     for w in windows:

@@ -18,7 +18,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import MINI_DEIT_KEYS, check_keys, drop_head, source_windows
+from ..checkpoints import MINI_DEIT_KEYS, fit_to_model, source_windows
 from ..layers import (
     DeployLinear,
     HeadMix,
@@ -470,16 +470,7 @@ def checkpoint_filter_fn(
         source = source_windows({0: pos_embed.shape[1]}, [[c] for c in candidates]).get(0)
         if source is not None and source[0] > 0:
             state_dict['pos_embed'] = model._resized_pos_embed(pos_embed, source, grid)
-    check_keys(
-        {k: v for k, v in state_dict.items() if not (fresh_head and k.startswith('head.'))},
-        model.state_dict(),
-        MINI_DEIT_KEYS,
-        layout,
-        first_conv=MINI_DEIT_KEYS.first_conv,
-        source_chans=(getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))[0],
-        fresh_head='head' if fresh_head else None,
-    )
-    return drop_head(state_dict, 'head', model.num_features) if fresh_head else state_dict
+    return fit_to_model(state_dict, model, MINI_DEIT_KEYS, layout, fresh_head)
 
 
 def _cfg(release: Release) -> dict:

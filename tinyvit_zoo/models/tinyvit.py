@@ -35,7 +35,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import TINYVIT_KEYS, check_keys, drop_head, source_windows
+from ..checkpoints import TINYVIT_KEYS, fit_to_model, source_windows
 from ..layers import (
     ConvNorm,
     DeployLinear,
@@ -600,7 +600,7 @@ def checkpoint_filter_fn(
         ):
             by_stage.setdefault(int(key.split('.')[1]), []).append(key)
 
-    # The blocks of a stage share their window. Where lengths differ, `check_keys` will find the wrong shape.
+    # The blocks of a stage share their window. Where lengths differ, `fit_to_model` will find the wrong shape.
     lengths = {stage: {state_dict[key].shape[1] for key in keys} for stage, keys in by_stage.items()}
     lengths = {stage: found.pop() for stage, found in lengths.items() if len(found) == 1}
     # A model reloaded from its own config.json knows the sizes it was saved with; the released code knows square
@@ -615,17 +615,7 @@ def checkpoint_filter_fn(
         for key in by_stage[stage]:
             grid = state_dict[key].reshape(-1, *window)
             state_dict[key] = resize_grid(grid, model.window_sizes[stage], model.bias_interpolation).flatten(1)
-    head = 'head.fc'
-    check_keys(
-        {k: v for k, v in state_dict.items() if not (fresh_head and k.startswith(head + '.'))},
-        target,
-        TINYVIT_KEYS,
-        layout,
-        first_conv='patch_embed.conv1.conv',
-        source_chans=(getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))[0],
-        fresh_head=head if fresh_head else None,
-    )
-    return drop_head(state_dict, head, model.num_features) if fresh_head else state_dict
+    return fit_to_model(state_dict, model, TINYVIT_KEYS, layout, fresh_head)
 
 
 def _cfg(release: Release) -> dict:
