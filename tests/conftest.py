@@ -26,12 +26,14 @@ import torch
 from golden_rule import fill_by_rule, official_state_dict
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.releases import all_releases
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
 
-ARCHITECTURES = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('tinyvit_zoo.')]
-"""Every registered architecture of this package."""
+RELEASED = {release.architecture for release in all_releases()}
+ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
+"""Every registered architecture with released weights."""
 
 TAGGED = [n for n in timm.list_pretrained() if n.partition('.')[0] in ARCHITECTURES]
 """Every 'architecture.tag' of this package."""

@@ -127,6 +127,7 @@ def test_info_shows_licence_protocols_sources_and_preprocessing(cli):
         'tiny_vit_5m_22kto1k_distill.pth',
         '5,392,764',
         '1.255 G',
+        '7x7, 14x14, 7x7 (stages 1-3)',
         'measured by others',
     ):
         assert part in out, part
@@ -137,7 +138,7 @@ def test_info_prints_pure_json_at_the_size_asked_for(cli):
     facts = json.loads(out)
     assert (code, err) == (0, '')
     assert facts['preprocessing']['input_size'] == [3, 256, 320]
-    assert facts['model']['windows'] == [[8, 10], [16, 20], [8, 10]]
+    assert facts['model']['windows'] == [None, [8, 10], [16, 20], [8, 10]]
     assert [p['crop_pct'] for p in facts['protocols']] == [0.95, 0.875]
 
 
@@ -357,6 +358,8 @@ def test_convert_keeps_own_classes_size_and_dtype(cli, tmp_path):
     ('options', 'part'),
     [
         (['--name', 'tinyvit_11m_224'], 'does not fit'),
+        (['--name', 'mini_deit_tiny_patch16_224'], 'holds TinyViT weights, mini_deit_tiny_patch16_224 is a Mini-DeiT'),
+        (['--name', 'resnet18'], 'holds TinyViT weights'),
         (['--name', 'tinyvit_5m_224.dist_in22k'], '21841'),
         (['--name', 'tinyvit_5m_224', '--num-classes', '7'], '7'),
         (['--name', 'tinyvit_5m_224', '--img-size', '384'], 'wrong shape'),

@@ -56,7 +56,7 @@ def test_macs_do_not_depend_on_the_device_and_follow_the_size():
 def test_describe_follows_the_real_size():
     facts = describe('tinyvit_5m_224', (256, 320))
     assert facts['model']['img_size'] == (256, 320)
-    assert facts['model']['windows'] == [[8, 10], [16, 20], [8, 10]]
+    assert facts['model']['windows'] == [None, [8, 10], [16, 20], [8, 10]]
     assert facts['preprocessing']['input_size'] == (3, 256, 320)
     assert facts['model']['gmacs'] > describe('tinyvit_5m_224')['model']['gmacs']
 

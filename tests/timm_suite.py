@@ -10,13 +10,14 @@ import pytest
 import timm
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.releases import all_releases
 
-OURS = {n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('tinyvit_zoo.')}
+OURS = {release.architecture for release in all_releases()} & set(timm.list_models())
 if wanted := os.environ.get('TIMM_SUITE_MODELS'):
     OURS &= set(wanted.split(','))
 
 # Families of ours with the interface of a plain ViT. timm knows its own by the names in these filters.
-PLAIN_VIT = ()
+PLAIN_VIT = ('mini_deit_*',)
 
 _list_models = timm.list_models
 

@@ -8,10 +8,10 @@ import timm
 from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
-from .checkpoints import TINYVIT_KEYS, CheckpointError, read_checkpoint
+from .checkpoints import CheckpointError, find_key_map, read_checkpoint
 from .releases import all_releases, find_release
 
-__all__ = ['ModelError', 'build_model', 'load_model']
+__all__ = ['ModelError', 'build_model', 'check_name', 'load_model']
 
 
 class ModelError(ValueError):
@@ -29,7 +29,7 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
         ModelError: On an unknown name, an unreadable folder or page, or arguments that do not fit.
         CheckpointError: If weights were asked for and cannot be found, read or matched.
     """
-    source = _check_name(name)
+    source = check_name(name)
     # The Hub client raises errors of several libraries, which share no base.
     expected = Exception if source == 'hf-hub' else (OSError, ValueError, RuntimeError, KeyError, TypeError)
     try:
@@ -57,16 +57,21 @@ def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Modul
     """
     if weights is None:
         return build_model(name, pretrained=True, **kwargs)
-    _check_name(name)
+    check_name(name)
     state_dict = read_checkpoint(weights)
-    classes = TINYVIT_KEYS.head_classes(state_dict)
+    key_map = find_key_map(state_dict)
+    classes = key_map and key_map.head_classes(state_dict)
     if classes is not None:
         kwargs.setdefault('num_classes', classes)
     return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
 
 
-def _check_name(name: str) -> str | None:
-    """The source of a name ('hf-hub', 'local-dir' or None). Raises ModelError if timm would not know the name."""
+def check_name(name: str) -> str | None:
+    """The source of a name: 'hf-hub', 'local-dir' or None.
+
+    Raises:
+        ModelError: If timm would not know the name.
+    """
     try:
         source, model_id = parse_model_name(name)
     except ValueError as e:

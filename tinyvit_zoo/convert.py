@@ -1,35 +1,45 @@
 """From any checkpoint to the file or folder that is wanted, and into the local store of weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .build import ModelError, build_model
-from .checkpoints import TINYVIT_KEYS, CheckpointError, check_keys, head_22k_to_1k, imported_path, read_checkpoint
+from .build import ModelError, build_model, check_name
+from .checkpoints import (
+    KEY_MAPS,
+    CheckpointError,
+    KeyMap,
+    check_keys,
+    find_key_map,
+    head_22k_to_1k,
+    imported_path,
+    read_checkpoint,
+)
 from .hub.folder import new_file, save_folder, write_safetensors
-from .releases import all_releases, find_release
+from .releases import all_releases, find_family, find_release
 
 __all__ = ['Checkpoint', 'convert', 'import_weights', 'open_checkpoint', 'verified_model']
 
-FIRST_CONV = 'patch_embed.conv1.conv'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A TinyViT state dict under our names, and what it was like in its file."""
+    """A state dict under our names, the names of its family, and what it was like in its file."""
 
     path: Path
     state_dict: dict[str, torch.Tensor]
+    key_map: KeyMap
     layout: str
+    num_keys: int
 
     @property
     def classes(self) -> int:
         """Classes of the head, 0 without one."""
-        return TINYVIT_KEYS.head_classes(self.state_dict) or 0
+        return self.key_map.head_classes(self.state_dict) or 0
 
     @property
     def dtypes(self) -> list[str]:
@@ -38,7 +48,8 @@ class Checkpoint:
 
     def __str__(self) -> str:
         classes = f'{self.classes} classes' if self.classes else 'no classifier'
-        return f'{self.layout} layout, {len(self.state_dict)} keys, {", ".join(self.dtypes)}, {classes}'
+        layout = f'{self.key_map.family} in {self.layout} layout'
+        return f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -47,8 +58,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: If it cannot be read or is of no known family.
     """
-    state_dict, layout = TINYVIT_KEYS.to_ours(read_checkpoint(path))
-    return Checkpoint(Path(path), state_dict, layout)
+    state_dict = read_checkpoint(path)
+    key_map = find_key_map(state_dict)
+    if key_map is None:
+        families = ', '.join(known.family for known in KEY_MAPS.values())
+        first = ', '.join(list(state_dict)[:3])
+        raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
+    ours, layout = key_map.to_ours(state_dict)
+    return Checkpoint(Path(path), ours, key_map, layout, num_keys=len(state_dict))
 
 
 def verified_model(
@@ -72,6 +89,11 @@ def verified_model(
         CheckpointError: If it does not fit.
         ModelError: On an unknown name.
     """
+    check_name(name)
+    family = find_family(name)
+    if family is None or KEY_MAPS[family] is not checkpoint.key_map:
+        kind = f'a {KEY_MAPS[family].family}' if family else 'a model of another kind'
+        raise CheckpointError(f'{checkpoint.path} holds {checkpoint.key_map.family} weights, {name} is {kind}.')
     release = find_release(name)
     expected = num_classes if num_classes is not None else release and release.num_classes
     if expected is not None and checkpoint.classes != expected:
@@ -81,7 +103,7 @@ def verified_model(
             'a 22k head can be converted (--head in1k).'
         )
     dtypes = {v.dtype for v in checkpoint.state_dict.values() if v.is_floating_point()}
-    stem = checkpoint.state_dict.get(f'{FIRST_CONV}.weight')
+    stem = checkpoint.state_dict.get(f'{checkpoint.key_map.first_conv}.weight')
     model = build_model(
         name,
         num_classes=checkpoint.classes,
@@ -93,9 +115,8 @@ def verified_model(
         check_keys(
             checkpoint.state_dict,
             model.state_dict(),
-            TINYVIT_KEYS,
+            checkpoint.key_map,
             checkpoint.layout,
-            first_conv=FIRST_CONV,
             source_chans=model.in_chans,
         )
     except CheckpointError as e:
@@ -140,13 +161,13 @@ def convert(
     read = open_checkpoint(source)
     state_dict = head_22k_to_1k(read.state_dict) if head == 'in1k' else read.state_dict
     if num_classes == 0:
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f'{TINYVIT_KEYS.head}.')}
-    result = Checkpoint(read.path, state_dict, read.layout)
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f'{read.key_map.head}.')}
+    result = replace(read, state_dict=state_dict)
     model = verified_model(result, name, num_classes, img_size) if name else None
     if not is_file:
         return read, save_folder(model, target)
     layout = layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')
-    _write(TINYVIT_KEYS.to_official(state_dict) if layout == 'official' else state_dict, target, layout)
+    _write(read.key_map.to_official(state_dict) if layout == 'official' else state_dict, target, layout)
     return read, target
 
 

@@ -116,8 +116,9 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
         img_size: (H, W) instead of the model's own.
 
     Returns:
-        'release' (None unless the name is that of a release), 'protocols', 'model' (parameters, MACs, windows, at
-        the real size) and 'preprocessing' (what timm's `resolve_model_data_config` gives at the real size).
+        'release' (None unless the name is that of a release), 'protocols', 'model' (parameters, MACs, and the window
+        of every stage that has attention, at the real size) and 'preprocessing' (what timm's
+        `resolve_model_data_config` gives at the real size).
 
     Raises:
         ModelError: On an unknown name or an impossible size.
@@ -155,15 +156,22 @@ def _protocol_facts(protocol: Protocol, default: bool) -> dict[str, Any]:
 def _model_facts(model: nn.Module) -> dict[str, Any]:
     profile = profile_model(model)
     cfg = model.pretrained_cfg
-    windows = getattr(model, 'window_sizes', None)
     return dict(
         params=profile.params,
         gmacs=round(profile.macs / 1e9, 3),
         img_size=get_model_input_config(model)['input_size'][-2:],
         num_classes=model.num_classes,
-        # Stage 0 is convolutional.
-        windows=[list(w) for w in windows[1:]] if windows else None,
+        windows=_windows(model),
         tag=cfg.get('tag'),
         licence=cfg.get('license'),
         label_names=cfg.get('label_names'),
     )
+
+
+def _windows(model: nn.Module) -> list[list[int] | None] | None:
+    """Window (h, w) of every stage, None for one without attention; None for a model without windows."""
+    sizes = getattr(model, 'window_sizes', None)
+    if sizes is None:
+        return None
+    attends = [any(hasattr(block, 'attn') for block in stage.blocks) for stage in model.stages]
+    return [list(size) if has else None for size, has in zip(sizes, attends, strict=True)]

@@ -85,7 +85,7 @@ def _grid(out: Console, title: str, lines: dict[str, Any]) -> None:
     table.add_column(style='dim')
     table.add_column(overflow='fold')
     for label, value in lines.items():
-        if value not in (None, '', []):
+        if value not in (None, '', [], {}):
             table.add_row(f'  {label}', escape(str(value)))
     out.print(table)
 
@@ -112,7 +112,7 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
 
 def _print_model(out: Console, facts: dict[str, Any]) -> None:
     model = facts['model']
-    windows = model['windows'] and ', '.join(f'{h}x{w}' for h, w in model['windows'])
+    windows = {stage: f'{w[0]}x{w[1]}' for stage, w in enumerate(model['windows'] or []) if w}
     labels = model['label_names']
     lines = {
         'architecture': facts['architecture'],
@@ -122,7 +122,7 @@ def _print_model(out: Console, facts: dict[str, Any]) -> None:
         'MACs': f'{model["gmacs"]:.3f} G',
         'classes': model['num_classes'],
         'labels': labels and _first(list(labels)),
-        'windows': windows and f'{windows} (stages 1-{len(model["windows"])})',
+        'windows': windows and f'{", ".join(windows.values())} (stages {min(windows)}-{max(windows)})',
     }
     _grid(out, 'Model', lines)
     _grid(out, "Preprocessing (timm's resolve_model_data_config)", facts['preprocessing'])

@@ -4,7 +4,7 @@ from .minivit import MINI_DEIT, MINI_SWIN
 from .record import Licence, Paper, Protocol, Release, Result
 from .tinyvit import TINYVIT
 
-__all__ = ['FAMILIES', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'all_releases', 'find_release']
+__all__ = ['FAMILIES', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'all_releases', 'find_family', 'find_release']
 
 FAMILIES: dict[str, tuple[Release, ...]] = {'tinyvit': TINYVIT, 'mini_deit': MINI_DEIT, 'mini_swin': MINI_SWIN}
 
@@ -18,3 +18,9 @@ def find_release(name: str) -> Release | None:
     """The release called 'architecture.tag', or the default of 'architecture'; None if there is none."""
     architecture, _, tag = name.partition('.')
     return next((r for r in all_releases() if r.architecture == architecture and tag in ('', r.tag)), None)
+
+
+def find_family(name: str) -> str | None:
+    """The family of 'architecture' or 'architecture.tag', a key of `FAMILIES`; None if it is of none."""
+    architecture = name.partition('.')[0]
+    return next((f for f, releases in FAMILIES.items() if any(r.architecture == architecture for r in releases)), None)
