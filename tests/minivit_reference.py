@@ -118,7 +118,8 @@ def mini_swin(
 
     Args:
         state: Official state dict; its masks and indices are not used.
-        images: (B, c, H, W), of which every stage is whole windows.
+        images: (B, c, H, W) of whole patches. Maps that are not whole windows are filled up with zeros after the norm,
+            as in timm's Swin; the released code knows whole windows only.
         windows: (h, w) of every stage.
         mask_unshifted: Mask also in layers whose windows are not shifted, as released.
         replace_residual: The local norm replaces the residual stream, as released; else it is part of the branch.
@@ -142,6 +143,7 @@ def mini_swin(
 
 
 def _merge(state: State, name: str, x: torch.Tensor) -> torch.Tensor:
+    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     corners = [x[:, i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))]
     return _linear(state, f'{name}.reduction', _norm(state, f'{name}.norm', torch.cat(corners, -1), 1e-5))
 
@@ -159,23 +161,27 @@ def _swin_layer(
     size = (x.shape[1], x.shape[2])
     # An axis of one window is neither shifted nor masked.
     shift = tuple(w // 2 if w < s else 0 for w, s in zip(window, size, strict=True))
+    start = shift if shifted else (0, 0)
+    whole = [-(-s // w) * w for w, s in zip(window, size, strict=True)]
     y = _norm(state, f'{name}.norm1_list.{r}', x, 1e-5)
     branch = torch.empty_like(x)
-    for top in range(0, size[0], window[0]):
-        for left in range(0, size[1], window[1]):
+    for top in range(0, whole[0], window[0]):
+        for left in range(0, whole[1], window[1]):
             here = [(top + i, left + j) for i in range(window[0]) for j in range(window[1])]
-            start = shift if shifted else (0, 0)
-            cells = [((i + start[0]) % size[0], (j + start[1]) % size[1]) for i, j in here]
-            regions = [
-                tuple(p >= s - move for p, s, move in zip(cell, size, shift, strict=True)) for cell in here
-            ]  # fmt: skip
+            # Where a cell of this window lies in the map; None for filling.
+            cells = [
+                ((i + start[0]) % size[0], (j + start[1]) % size[1]) if i < size[0] and j < size[1] else None
+                for i, j in here
+            ]
+            regions = [(i >= whole[0] - shift[0], j >= whole[1] - shift[1]) for i, j in here]
             if not (shifted or mask_unshifted):
                 regions = [(False, False)] * len(here)
             for b in range(len(x)):
-                tokens = torch.stack([y[b, i, j] for i, j in cells])
+                tokens = torch.stack([torch.zeros_like(y[b, 0, 0]) if cell is None else y[b][cell] for cell in cells])
                 out = _swin_attention(state, name, r, tokens, window, regions)
-                for (i, j), token in zip(cells, out, strict=True):
-                    branch[b, i, j] = token
+                for cell, token in zip(cells, out, strict=True):
+                    if cell is not None:
+                        branch[b][cell] = token
     x = x + branch
     normed = _norm(state, f'{name}.local_norm_list.{r}', x, 1e-5)
     x = (normed if replace_residual else x) + _depthwise(state, f'{name}.local_conv_list.{r}', normed)
