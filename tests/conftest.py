@@ -5,6 +5,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 # Before huggingface_hub and torch are imported, here and in every subprocess that a test starts.
@@ -24,6 +25,7 @@ import pytest
 import timm
 import torch
 from golden_rule import fill_by_rule, official_state_dict
+from timm.models._input import get_model_input_config
 
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.releases import all_releases
@@ -38,8 +40,23 @@ ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 TAGGED = [n for n in timm.list_pretrained() if n.partition('.')[0] in ARCHITECTURES]
 """Every 'architecture.tag' of this package."""
 
-SMALL = dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1), num_classes=11)
-"""Arguments that make a TinyViT of 0.1 M parameters with every kind of layer, for tests of behaviour."""
+SMALL_OF = {
+    'tinyvit': (
+        'tinyvit_5m_224',
+        dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1), num_classes=11),
+    ),
+    'mini_deit': (
+        'mini_deit_tiny_patch16_224',
+        dict(embed_dim=48, depth=4, num_heads=3, num_classes=11),
+    ),
+    'mini_swin': (
+        'mini_swin_tiny_patch4_window7_224',
+        dict(embed_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 2, 4), repeats=2, num_classes=11),
+    ),
+}
+"""By family: an architecture, and arguments that make it small with every kind of layer, for tests of behaviour."""
+
+SMALL = SMALL_OF['tinyvit'][1]
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +64,38 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def small_of(family: str, **kwargs) -> torch.nn.Module:
+    """A small model of a family with weights and statistics far from their start values, in eval mode."""
+    architecture, arguments = SMALL_OF[family]
+    return fill_by_rule(timm.create_model(architecture, **{**arguments, **kwargs}))
+
+
 @pytest.fixture
 def small() -> Callable[..., torch.nn.Module]:
-    """Builds a small TinyViT with weights and statistics far from their start values, in eval mode."""
+    """Builds a small TinyViT, see `small_of`."""
+    return partial(small_of, 'tinyvit')
 
-    def build(**kwargs) -> torch.nn.Module:
-        return fill_by_rule(timm.create_model('tinyvit_5m_224', **{**SMALL, **kwargs}))
 
-    return build
+@pytest.fixture(params=SMALL_OF)
+def family(request) -> str:
+    """Every family in turn."""
+    return request.param
+
+
+@pytest.fixture
+def any_small(family) -> Callable[..., torch.nn.Module]:
+    """Builds a small model of every family in turn, see `small_of`."""
+    return partial(small_of, family)
+
+
+def size_of(model: torch.nn.Module) -> tuple[int, int]:
+    """Image size (H, W) that a model is laid out for."""
+    return tuple(get_model_input_config(model)['input_size'][-2:])
+
+
+def images_for(model: torch.nn.Module, batch: int = 2, **kwargs) -> torch.Tensor:
+    """Random images of the model's own size."""
+    return torch.randn(batch, model.in_chans, *size_of(model), **kwargs)
 
 
 @pytest.fixture(scope='session')

@@ -14,6 +14,14 @@ PUBLISHED = {
     'tinyvit_21m_224': (21_198_568, 4.250),
     'tinyvit_21m_384': (21_230_488, 13.698),
     'tinyvit_21m_512': (21_268_120, 26.884),
+    'mini_deit_tiny_patch16_224': (3_090_304, 1.277),
+    'mini_deit_small_patch16_224': (11_450_824, 4.651),
+    'mini_deit_base_patch16_224': (44_098_408, 17.693),
+    'mini_deit_base_patch16_384': (44_390_248, 56.785),
+    'mini_swin_tiny_patch4_window7_224': (12_001_765, 4.594),
+    'mini_swin_small_patch4_window7_224': (26_463_205, 8.922),
+    'mini_swin_base_patch4_window7_224': (46_444_852, 15.701),
+    'mini_swin_base_patch4_window12_384': (46_512_532, 48.550),
 }
 PUBLISHED_22K = {'tinyvit_5m_224': 12_082_725, 'tinyvit_11m_224': 20_354_581, 'tinyvit_21m_224': 33_223_825}
 

@@ -1,15 +1,15 @@
-"""What timm and PyTorch expect of a model, and the nine defects of timm's own TinyViT that ours must not have."""
+"""What is special to TinyViT: one model for every size, folded BatchNorm, the fused attention kernel, its head.
 
-import copy
-import io
-import pickle
+Sizes, folding and the kernel are among the defects of timm's own TinyViT that ours must not have; the others
+(gradients in evaluation mode, stale bias caches, copies and pickles that fail or grow) are in `test_contract.py`.
+"""
+
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, SMALL
-from golden_rule import fill_by_rule
+from conftest import ARCHITECTURES
 from timm.models import get_notrace_functions, get_notrace_modules, reparameterize_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -23,10 +23,6 @@ def images(height: int = 96, width: int = 96, batch: int = 2, **kwargs) -> torch
     return torch.randn(batch, 3, height, width, **kwargs)
 
 
-def tables(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {k: p for k, p in model.named_parameters() if k.endswith('attention_biases')}
-
-
 def operators(run) -> set[str]:
     """Names of the operators that a call runs on the CPU."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -34,107 +30,10 @@ def operators(run) -> set[str]:
     return {event.key for event in profiler.key_averages()}
 
 
-# --- the nine defects
+# --- what timm's own TinyViT cannot do
 
 
-def test_1_backward_works_twice_in_evaluation_mode(small):
-    model, x = small(), images().requires_grad_()
-    first = torch.autograd.grad(model(x).sum(), x)[0]
-    second = torch.autograd.grad(model(x).sum(), x)[0]
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert first.abs().sum() > 0
-
-
-@pytest.mark.parametrize('training', [False, True])
-def test_2_the_gradient_reaches_every_bias_table_after_inference(training):
-    model = fill_by_rule(timm.create_model('tinyvit_5m_224'))
-    with torch.no_grad():
-        model(images())
-    model.train(training)(images()).square().sum().backward()
-    assert len(tables(model)) == 10
-    for key, parameter in tables(model).items():
-        assert parameter.grad is not None, key
-        assert parameter.grad.abs().sum() > 0, key
-
-
-def change_by_loading(model: nn.Module, changed: dict[str, torch.Tensor]) -> None:
-    model.load_state_dict(changed)
-
-
-def change_data(model: nn.Module, changed: dict[str, torch.Tensor]) -> None:
-    for key, tensor in model.state_dict().items():
-        tensor.data.copy_(changed[key])
-
-
-def change_in_place(model: nn.Module, changed: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if key in changed:
-                tensor.copy_(changed[key])
-
-
-def change_by_assignment(model: nn.Module, changed: dict[str, torch.Tensor]) -> None:
-    model.load_state_dict(changed, assign=True)
-
-
-def change_by_averaging(model: nn.Module, changed: dict[str, torch.Tensor]) -> None:
-    """As weight averaging does, by `lerp_`."""
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.lerp_(changed[key], 1.0)
-
-
-CHANGES = [change_by_loading, change_data, change_in_place, change_by_assignment, change_by_averaging]
-
-
-@pytest.mark.parametrize('change', CHANGES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize('warm', [torch.no_grad, torch.enable_grad, torch.inference_mode], ids=lambda f: f.__name__)
-def test_3_new_weights_take_effect_at_once_in_evaluation_mode(change, warm, small):
-    model, x = small(), images()
-    with warm():
-        before = model(x).detach().clone()
-    changed = {k: v * 1.5 if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    expected = small()
-    expected.load_state_dict(changed)
-    change(model, changed)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
-        assert not torch.allclose(model(x), before)
-
-
-@pytest.mark.parametrize('kind', ['attention_biases', 'running_mean', 'running_var'])
-def test_3_not_even_one_kind_of_tensor_is_remembered(kind, small):
-    model, x = small(), images()
-    with torch.no_grad():
-        before = model(x)
-        for key, tensor in model.state_dict().items():
-            if key.endswith(kind):
-                tensor.mul_(3)
-        assert (model(x) - before).abs().max() > 1e-4
-
-
-def test_4_copies_can_be_made_after_a_forward_with_gradients(small):
-    model, x = small(), images()
-    expected = model(x)
-    torch.testing.assert_close(copy.deepcopy(model)(x), expected, rtol=0, atol=0)
-
-
-def test_5_saving_does_not_grow_after_a_forward(small):
-    model = small()
-    before = len(pickle.dumps(model))
-    model(images())
-    with torch.no_grad():
-        model(images(128, 64))
-    assert len(pickle.dumps(model)) == before
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    again = torch.load(file, weights_only=False)
-    x = images()
-    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
-
-
-def test_6_the_size_can_be_chosen_and_changed(small):
+def test_the_size_can_be_chosen_and_changed(small):
     model = small(img_size=(64, 96))
     assert model.img_size == (64, 96)
     model.set_input_size(img_size=(96, 64), window_size=(2, 3, 4))
@@ -144,7 +43,7 @@ def test_6_the_size_can_be_chosen_and_changed(small):
 @pytest.mark.slow
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
 @torch.no_grad()
-def test_7_one_exported_program_takes_every_size(form, small):
+def test_one_exported_program_takes_every_size(form, small):
     model = small() if form == 'plain' else reparameterize_model(small())
     # At 32 the last map is one cell, and torch.export keeps sizes of 1 apart from all others.
     height, width = torch.export.Dim('height', min=33, max=1024), torch.export.Dim('width', min=33, max=1024)
@@ -160,7 +59,7 @@ FOLD_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1
 
 @pytest.mark.parametrize('dtype', FOLD_TOLERANCE, ids=str)
 @torch.no_grad()
-def test_8_folding_keeps_the_function_in_every_dtype(dtype, small):
+def test_folding_keeps_the_function_in_every_dtype(dtype, small):
     model, x = small().to(dtype), images(dtype=dtype)
     expected = model(x)
     folded = reparameterize_model(model)
@@ -171,12 +70,7 @@ def test_8_folding_keeps_the_function_in_every_dtype(dtype, small):
     torch.testing.assert_close(folded(x), expected, rtol=0, atol=FOLD_TOLERANCE[dtype] * expected.abs().max().item())
 
 
-def test_8_folding_keeps_the_device():
-    folded = reparameterize_model(timm.create_model('tinyvit_5m_224', device='meta'))
-    assert {t.device.type for t in folded.parameters()} == {'meta'}
-
-
-def test_8_folding_halves_keeps_the_precision_of_the_statistics(small):
+def test_folding_halves_keeps_the_precision_of_the_statistics(small):
     """In float16 the statistics must not be folded in float16."""
     exact = reparameterize_model(small().half().double()).state_dict()
     for key, value in reparameterize_model(small().half()).state_dict().items():
@@ -185,7 +79,7 @@ def test_8_folding_halves_keeps_the_precision_of_the_statistics(small):
 
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
 @pytest.mark.parametrize('size', [(224, 224), (200, 232)], ids=str)
-def test_9_attention_runs_in_the_fused_kernel(form, size, small):
+def test_attention_runs_in_the_fused_kernel(form, size, small):
     model = small() if form == 'plain' else reparameterize_model(small())
     with torch.no_grad():
         names = operators(lambda: model(images(*size)))
@@ -195,7 +89,7 @@ def test_9_attention_runs_in_the_fused_kernel(form, size, small):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize('grad', [True, False])
-def test_9_no_mode_falls_back_to_the_decomposed_attention(grad, dtype, small):
+def test_no_mode_falls_back_to_the_decomposed_attention(grad, dtype, small):
     model = small().to(dtype)
     with torch.set_grad_enabled(grad):
         names = operators(lambda: model(images(dtype=dtype)))
@@ -213,63 +107,6 @@ def test_both_ways_of_attention_agree(dtype, small):
         attn.fused_attn = False
     with torch.no_grad():
         torch.testing.assert_close(model(x), fused, rtol=1e-4, atol=1e-5)
-
-
-# --- forms of features
-
-
-@pytest.mark.parametrize('feature_cls', ['list', 'dict', 'hook', 'fx', 'getter'])
-@torch.no_grad()
-def test_features_only_gives_what_the_stages_give(feature_cls, small):
-    model, x = small(), images(200, 232)
-    _, stages = model.forward_intermediates(x)
-    features = timm.create_model(
-        'tinyvit_5m_224',
-        pretrained=True,
-        pretrained_cfg_overlay=dict(state_dict=model.state_dict()),
-        features_only=True,
-        out_indices=(1, 3),
-        feature_cls=feature_cls,
-        **SMALL,
-    ).eval()
-    assert features.feature_info.channels() == [32, 64]
-    assert features.feature_info.reduction() == [8, 32]
-    found = features(x)
-    found = list(found.values()) if isinstance(found, dict) else found
-    for a, b in zip(found, stages[1::2], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('indices', [None, 1, 2, [0], [1, 3], [-1], [-2, -1]], ids=str)
-@pytest.mark.parametrize('stop_early', [True, False])
-@torch.no_grad()
-def test_intermediates_are_the_stages_that_were_asked_for(indices, stop_early, small):
-    model, x = small(), images()
-    final, every = model.forward_intermediates(x)
-    torch.testing.assert_close(final, model.forward_features(x), rtol=0, atol=0)
-    expected = (
-        every if indices is None else every[-indices:] if isinstance(indices, int) else [every[i] for i in indices]
-    )
-    alone = model.forward_intermediates(x, indices=indices, stop_early=stop_early, intermediates_only=True)
-    for a, b in zip(alone, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-def test_another_output_format_is_refused(small):
-    with pytest.raises(ValueError, match='NCHW'):
-        small().forward_intermediates(images(), output_fmt='NLC')
-
-
-@pytest.mark.parametrize('name', ARCHITECTURES)
-def test_feature_info_tells_the_truth(name):
-    model = timm.create_model(name, device='meta')
-    x = torch.empty(1, 3, *model.img_size, device='meta')
-    _, stages = model.forward_intermediates(x)
-    assert len(stages) == len(model.feature_info) == 4
-    for info, stage in zip(model.feature_info, stages, strict=True):
-        assert stage.shape[1] == info['num_chs']
-        assert stage.shape[-1] * info['reduction'] == model.img_size[1]
-        model.get_submodule(info['module'])
 
 
 # --- head
@@ -291,78 +128,7 @@ def test_the_head_is_pool_norm_classifier(small):
     assert model.get_classifier().weight.shape == (3, 64)
 
 
-# --- placement, precision, modes
-
-
-@pytest.mark.parametrize('name', ARCHITECTURES)
-def test_a_model_can_be_made_without_memory(name):
-    model = timm.create_model(name, device='meta')
-    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {'meta'}
-
-
-def test_a_model_made_without_memory_can_be_started_later():
-    expected = timm.create_model('tinyvit_5m_224').state_dict(keep_vars=True)
-    model = timm.create_model('tinyvit_5m_224', device='meta').to_empty(device='cpu')
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data.fill_(77)
-    model.init_weights()
-    for key, value in model.state_dict().items():
-        if value.numel() < 1000:
-            assert value.float().mean().item() == pytest.approx(expected[key].float().mean().item(), abs=0.2), key
-        else:
-            assert value.std().item() == pytest.approx(expected[key].std().item(), rel=0.2), key
-            assert value.mean().item() == pytest.approx(expected[key].mean().item(), abs=0.02), key
-    for (key, a), (_, b) in zip(
-        model.named_buffers(), timm.create_model('tinyvit_5m_224').named_buffers(), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=key)
-
-
-@torch.no_grad()
-def test_buffers_that_no_file_holds_are_restored(small):
-    expected, x = small(), images()
-    model = timm.create_model('tinyvit_5m_224', device='meta', **SMALL).to_empty(device='cpu').eval()
-    for tensor in model.buffers():
-        tensor.fill_(0)
-    model.load_state_dict(expected.state_dict())
-    assert not torch.allclose(model(x), expected(x))
-    for module in model.modules():
-        if hasattr(module, 'init_non_persistent_buffers'):
-            module.init_non_persistent_buffers()
-    torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
-
-
-def test_offsets_are_in_no_state_dict(small):
-    persistent = {k for k in small().state_dict() if 'offset' in k or 'idx' in k or 'index' in k}
-    assert persistent == set()
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64], ids=str)
-@torch.no_grad()
-def test_a_dtype_at_creation_reaches_everything(dtype):
-    model = timm.create_model('tinyvit_5m_224', dtype=dtype, **SMALL).eval()
-    assert {t.dtype for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()} == {dtype}
-    assert model(images(dtype=dtype)).dtype == dtype
-
-
-@pytest.mark.parametrize(('dtype', 'atol'), [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
-@torch.no_grad()
-def test_half_precision_stays_close(dtype, atol, small):
-    model, x = small(), images()
-    expected = model(x)
-    model(x)
-    torch.testing.assert_close(model.to(dtype)(x.to(dtype)).float(), expected, rtol=0, atol=atol * expected.abs().max())
-
-
-@pytest.mark.parametrize('grad', [True, False])
-@pytest.mark.parametrize('form', ['plain', 'deploy'])
-def test_autocast_stays_close(form, grad, small):
-    model, x = small(), images()
-    expected = model(x).detach()
-    model = reparameterize_model(model) if form == 'deploy' else model
-    with torch.set_grad_enabled(grad), torch.autocast('cpu', torch.bfloat16):
-        y = model(x)
-    torch.testing.assert_close(y.detach().float(), expected, rtol=0, atol=0.1 * expected.abs().max().item())
+# --- every size
 
 
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
@@ -374,12 +140,6 @@ def test_memory_format_of_the_input_does_not_matter(form, small):
     torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), expected)
     torch.testing.assert_close(model(x.transpose(2, 3).contiguous().transpose(2, 3)), expected)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last)(x), expected)
-
-
-@torch.no_grad()
-def test_images_of_a_batch_do_not_meet(small):
-    model, x = small(), images(batch=4)
-    torch.testing.assert_close(torch.cat([model(image[None]) for image in x]), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
@@ -397,30 +157,10 @@ def test_several_threads_can_share_a_model(form, small):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_train_and_eval_can_be_chained(small):
-    model = small()
-    for module in model.modules():
-        assert module.train() is module
-        assert module.eval() is module
-
-
 # --- training
 
 
-def test_checkpointing_changes_no_gradient(small):
-    x = images()
-    gradients = []
-    for checkpointing in (False, True):
-        model = small(drop_path_rate=0.0).train()
-        model.set_grad_checkpointing(checkpointing)
-        model(x).square().sum().backward()
-        gradients.append({k: p.grad for k, p in model.named_parameters()})
-    assert all(g is not None for g in gradients[0].values())
-    for key, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-4, atol=1e-5, msg=key)
-
-
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@pytest.mark.parametrize('name', [name for name in ARCHITECTURES if name.startswith('tinyvit')])
 def test_drop_path_rises_linearly_over_all_blocks(name):
     model = timm.create_model(name, drop_path_rate=0.22, device='meta')
     rates = []
@@ -448,21 +188,6 @@ def test_default_drop_path_is_the_released_one(name, rate):
     assert getattr(last, 'drop_prob', 0.0) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(
-    ('name', 'parameters'),
-    [
-        ('tinyvit_5m_224', 5_392_764),
-        ('tinyvit_11m_224', 10_996_972),
-        ('tinyvit_21m_224', 21_198_568),
-        ('tinyvit_21m_384', 21_230_488),
-        ('tinyvit_21m_512', 21_268_120),
-        ('tinyvit_5m_224.dist_in22k', 12_082_725),
-    ],
-)
-def test_the_number_of_parameters_is_the_released_one(name, parameters):
-    assert sum(p.numel() for p in timm.create_model(name, device='meta').parameters()) == parameters
-
-
 def test_start_values_are_the_released_ones():
     model = timm.create_model('tinyvit_5m_224')
     for key, module in model.named_modules():
@@ -482,13 +207,13 @@ def test_start_values_are_the_released_ones():
             zero = '.conv3.' in key and '.blocks.' in key  # the last of an MBConv starts as nothing
             assert module.weight.unique().tolist() == [0.0 if zero else 1.0], key
             assert (module.eps, module.momentum) == (1e-5, 0.1), key
-    assert all(p.abs().max() == 0 for p in tables(model).values())
+    tables = [p for key, p in model.named_parameters() if key.endswith('attention_biases')]
+    assert len(tables) == 10
+    assert all(table.abs().max() == 0 for table in tables)
     assert sum('conv3' in k for k, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)) == 2 + 3
 
 
-def test_unknown_arguments_are_refused():
-    with pytest.raises(TypeError, match='depth_multiplier'):
-        timm.create_model('tinyvit_5m_224', depth_multiplier=2)
+def test_widths_that_heads_do_not_divide_are_refused():
     with pytest.raises(ValueError, match='divisible'):
         TinyViT(embed_dims=(64, 100, 160, 320), num_heads=(2, 3, 5, 10))
 
@@ -524,27 +249,6 @@ def test_it_can_be_traced_by_fx(form, small):
         torch.testing.assert_close(graph(x)['y'], model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('form', ['plain', 'deploy'])
-@torch.no_grad()
-def test_it_can_be_exported_at_one_size(form, small):
-    model, x = small() if form == 'plain' else reparameterize_model(small()), images(200, 232)
-    program = torch.export.export(model, (x,))
-    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('form', ['plain', 'deploy'])
-@torch.no_grad()
-def test_it_runs_in_onnxruntime(form, small, tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    pytest.importorskip('onnxscript')
-    model, x = small() if form == 'plain' else reparameterize_model(small()), images(200, 232)
-    torch.onnx.export(model, (x,), tmp_path / 'model.onnx', dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx', providers=['CPUExecutionProvider'])
-    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-3, atol=1e-4)
-
-
 def compiled(model: nn.Module, **kwargs) -> nn.Module:
     """The model as one graph, without what earlier tests compiled."""
     torch._dynamo.reset()
@@ -561,38 +265,3 @@ def test_it_is_one_graph_for_inference_at_every_size(form, small):
     for size in SIZES:
         x = images(*size)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('form', ['plain', 'deploy'])
-@torch.no_grad()
-def test_it_compiles(form, small):
-    model, x = small(), images()
-    model = model if form == 'plain' else reparameterize_model(model)
-    torch.testing.assert_close(compiled(model)(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_it_is_one_graph_for_training(small):
-    x = images()
-
-    def gradients(model: nn.Module, forward) -> dict[str, torch.Tensor]:
-        forward(x).square().sum().backward()
-        return {k: p.grad for k, p in model.named_parameters()}
-
-    eager, model = small().train(), small().train()
-    found = gradients(model, compiled(model, backend='aot_eager'))
-    for key, gradient in gradients(eager, eager).items():
-        scale = gradient.abs().max().item()
-        torch.testing.assert_close(found[key], gradient, rtol=0, atol=1e-3 * scale + 1e-5, msg=key)
-
-
-def test_it_works_under_vmap_and_autocast(small):
-    model = small().eval()
-    images = torch.randn(3, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(images)
-        mapped = torch.func.vmap(lambda image: model(image[None])[0])(images)
-        torch.testing.assert_close(mapped, expected)
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert model(images).dtype == timm.models.reparameterize_model(model)(images).dtype == torch.bfloat16
