@@ -57,7 +57,7 @@ def official_state_dict(name: str) -> dict[str, torch.Tensor]:
         value = rule_value(key, shape)
         if value is None:
             value = constant(key.split('.')[-1], shape)
-        state_dict[key] = torch.from_numpy(np.asarray(value)).to(dtype)
+        state_dict[key] = torch.from_numpy(np.array(value)).to(dtype)  # a copy: constants are shared
     return state_dict
 
 

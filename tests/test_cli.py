@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import timm
 import torch
-from golden_rule import fill_by_rule
+from golden_rule import fill_by_rule, official_state_dict
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import tinyvit_zoo.cli
-from tinyvit_zoo.checkpoints import TINYVIT_KEYS, imported_path, read_checkpoint
+from tinyvit_zoo.checkpoints import TINYVIT_KEYS, find_key_map, imported_path, read_checkpoint
 from tinyvit_zoo.classify import load_image
 from tinyvit_zoo.cli.app import run_app
 from tinyvit_zoo.hub import save_folder
 
 NAME = 'tinyvit_5m_224.dist_in22k_ft_in1k'
+SWIN = 'mini_swin_tiny_patch4_window7_224'
 
 
 @pytest.fixture
@@ -142,6 +143,13 @@ def test_info_prints_pure_json_at_the_size_asked_for(cli):
     assert [p['crop_pct'] for p in facts['protocols']] == [0.95, 0.875]
 
 
+def test_info_shows_what_there_is_of_mini_swin(cli):
+    code, out, _ = cli('info', SWIN)
+    assert code == 0
+    for part in ('MIT, stated at', '12,001,765', '4.594 G', 'stages 0-3', 'no page', 'pickled', '81.4', 'Table 4'):
+        assert part in out, part
+
+
 def test_info_reads_a_folder(cli, folder):
     code, out, _ = cli('info', f'local-dir:{folder}')
     assert code == 0
@@ -200,6 +208,13 @@ def test_classify_takes_weights_in_the_official_layout(cli, official_file, pictu
     names = timm.data.ImageNetInfo('imagenet-1k').label_descriptions()
     assert [p['label'] for p in predictions] == [names[p['index']] for p in predictions]
     assert len(predictions) == 5
+
+
+def test_classify_explains_weights_of_another_family(cli, official_file, picture):
+    weights = official_file('mini_deit_tiny_patch16_224')
+    code, out, err = cli('classify', picture, '--model', 'tinyvit_5m_224', '--weights', weights)
+    assert (code, out) == (1, '')
+    assert_one_sentence(err, 'TinyViT')
 
 
 def test_classify_takes_the_number_of_classes_and_their_names_from_the_weights(cli, official_file, picture):
@@ -311,6 +326,45 @@ def test_convert_goes_both_ways_without_loss(cli, five_million, tmp_path):
         assert part in out
 
 
+@pytest.mark.parametrize(
+    ('file', 'name', 'read'),
+    [
+        ('tiny_vit_5m_224', 'tinyvit_5m_224.in1k', 'TinyViT in official layout, 296 keys'),
+        ('mini_deit_tiny_patch16_224', 'mini_deit_tiny_patch16_224', 'Mini-DeiT in official layout, 139 keys'),
+        ('mini_swin_tiny', 'mini_swin_tiny_patch4_window7_224', 'Mini-Swin in official layout, 204 keys'),
+    ],
+)
+def test_a_released_file_goes_through_our_layout_without_loss(cli, official_file, tmp_path, file, name, read):
+    """What the released code stores beside the weights, masks and indices, is there again."""
+    code, out, _ = cli('convert', official_file(file), tmp_path / 'ours', '--name', name)
+    assert code == 0
+    assert f'{read}, float32, 1000 classes' in out
+    assert cli('convert', tmp_path / 'ours', tmp_path / 'back.pth', '--name', name)[0] == 0
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)['model']
+    released = official_state_dict(file)
+    assert_equal(back, released)
+    assert {k: v.dtype for k, v in back.items()} == {k: v.dtype for k, v in released.items()}
+
+
+@pytest.mark.parametrize('buffer', ['layers.0.blocks.0.attn_mask', 'layers.3.blocks.0.attn.relative_position_index'])
+def test_buffers_that_disagree_with_the_weights_are_told(cli, tmp_path, buffer):
+    state_dict = official_state_dict('mini_swin_tiny')
+    state_dict[buffer].view(-1)[5] += 1
+    torch.save({'model': state_dict}, tmp_path / 'odd.pth')
+    for target in ('out.safetensors', 'out.pth', 'out'):
+        code, _, err = cli('convert', tmp_path / 'odd.pth', tmp_path / target, '--name', SWIN)
+        assert code == 1
+        assert_one_sentence(err, buffer, 'odd.pth')
+    assert [p.name for p in tmp_path.iterdir()] == ['odd.pth']
+
+
+def test_a_file_of_no_known_family_is_told(cli, tmp_path):
+    torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'resnet.pth')
+    code, _, err = cli('convert', tmp_path / 'resnet.pth', tmp_path / 'out.safetensors')
+    assert code == 1
+    assert_one_sentence(err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin)', 'conv1.0.weight', 'resnet.pth')
+
+
 def test_convert_obeys_the_layout_asked_for(cli, five_million, tmp_path):
     ours, state_dict = five_million
     cli('convert', ours, tmp_path / 'a.safetensors', '--to', 'official')
@@ -409,16 +463,19 @@ def test_convert_never_replaces_a_folder_with_other_files(cli, five_million, tmp
     assert (tmp_path / 'home' / 'thesis.tex').exists()
 
 
-def test_import_makes_pretrained_work_offline(cli, official_file, store):
-    code, out, _ = cli('import', official_file('tiny_vit_5m_224'), '--name', NAME)
+@pytest.mark.parametrize(
+    ('file', 'name'), [('tiny_vit_5m_224', NAME), ('mini_swin_tiny', f'{SWIN}.distill_in1k')]
+)  # fmt: skip
+def test_import_makes_pretrained_work_offline(cli, official_file, store, file, name):
+    code, out, _ = cli('import', official_file(file), '--name', name)
     assert code == 0
-    assert str(imported_path(NAME)) in out
-    assert imported_path(NAME).is_relative_to(store)
-    model = timm.create_model('tinyvit_5m_224', pretrained=True)
-    expected, _ = TINYVIT_KEYS.to_ours(read_checkpoint(official_file('tiny_vit_5m_224')))
-    assert_equal(model.state_dict(), expected)
-    code, out, _ = cli('info', 'tinyvit_5m_224', '--json')
-    assert json.loads(out)['release']['imported'] == str(imported_path(NAME))
+    assert str(imported_path(name)) in out
+    assert imported_path(name).is_relative_to(store)
+    model = timm.create_model(name.partition('.')[0], pretrained=True)
+    state_dict = read_checkpoint(official_file(file))
+    assert_equal(model.state_dict(), find_key_map(state_dict).to_ours(state_dict)[0])
+    code, out, _ = cli('info', name.partition('.')[0], '--json')
+    assert json.loads(out)['release']['imported'] == str(imported_path(name))
 
 
 @pytest.mark.parametrize(
@@ -428,6 +485,10 @@ def test_import_makes_pretrained_work_offline(cli, official_file, store):
         ('tiny_vit_5m_224', 'tinyvit_5m_224.dist_in22k', '21841'),
         ('tiny_vit_21m_384', 'tinyvit_21m_224.in1k', 'wrong shape'),  # create_model would resize it in silence
         ('tiny_vit_5m_224', 'tinyvit_5m_224.mine', 'no release'),
+        ('tiny_vit_5m_224', 'mini_deit_tiny_patch16_224', 'holds TinyViT weights'),
+        ('mini_swin_tiny', 'tinyvit_5m_224.in1k', 'holds Mini-Swin weights'),
+        ('mini_swin_base', 'mini_swin_base_patch4_window12_384', 'wrong shape'),
+        ('mini_deit_base_patch16_384', 'mini_deit_base_patch16_224', 'wrong shape'),
     ],
 )
 def test_import_stores_nothing_that_is_not_the_release(cli, official_file, store, file, name, part):

@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read any file that `checkpoints.read_checkpoint` reads, under our names.
 
     Raises:
-        CheckpointError: If it cannot be read or is of no known family.
+        CheckpointError: If it cannot be read, is of no known family, or holds buffers that disagree with its weights.
     """
     state_dict = read_checkpoint(path)
     key_map = find_key_map(state_dict)
@@ -65,7 +65,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         first = ', '.join(list(state_dict)[:3])
         raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
     ours, layout = key_map.to_ours(state_dict)
+    _check_buffers(path, state_dict, key_map)
     return Checkpoint(Path(path), ours, key_map, layout, num_keys=len(state_dict))
+
+
+def _check_buffers(path: str | Path, state_dict: Mapping[str, torch.Tensor], key_map: KeyMap) -> None:
+    """Buffers that a file carries beside its weights are those that would be written with them again."""
+    expected = key_map.buffers(state_dict) if key_map.buffers else {}
+    for key in expected.keys() & state_dict.keys():
+        value = state_dict[key]
+        if value.shape != expected[key].shape or not torch.equal(value.to(expected[key].dtype), expected[key]):
+            raise CheckpointError(
+                f'{path}: {key} does not hold what the released code computes for its windows. The file is damaged, '
+                'or was saved at an image size that the released configurations do not have.'
+            )
 
 
 def verified_model(

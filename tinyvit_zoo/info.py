@@ -100,10 +100,11 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         '| --- | ---: | ---: | ---: | ---: | --- | --- |',
     ]
     for row in rows:
-        top1 = f'{row["top1"]:g} ({row["top1_by"]})' if row['top1'] else '-'
+        top1 = f'{row["top1"]} ({row["top1_by"]})' if row['top1'] else '-'
+        hub = f'`{row["hf_hub_id"]}`' if row['hf_hub_id'] else '-'
         lines.append(
             f'| `{row["name"]}` | {row["params"] / 1e6:.2f} | {row["gmacs"]:.2f} | {row["img_size"]} '
-            f'| {row["num_classes"]} | {top1} | `{row["hf_hub_id"] or "-"}` |'
+            f'| {row["num_classes"]} | {top1} | {hub} |'
         )
     return '\n'.join(lines)
 

@@ -49,7 +49,7 @@ def _table(family: str, rows: list[dict[str, Any]]) -> Table:
             f'{row["params"] / 1e6:.2f}',
             f'{row["gmacs"]:.3f}',
             str(row['img_size']),
-            f'{row["top1"]:g} ({row["top1_by"]})' if row['top1'] else '-',
+            f'{row["top1"]} ({row["top1_by"]})' if row['top1'] else '-',
             row['licence'].upper(),
             row['hf_hub_id'] or '-',
         )
@@ -144,7 +144,7 @@ def _print_protocols(out: Console, facts: dict[str, Any]) -> None:
         for heading in ('    data', 'top-1', 'top-5', 'source'):
             table.add_column(heading, justify='right' if heading.startswith('top') else 'left', overflow='fold')
         for result in protocol['results']:
-            top5 = f'{result["top5"]:g}' if result['top5'] is not None else '-'
-            table.add_row(f'    {result["dataset"]}', f'{result["top1"]:g}', top5, result['source'])
+            top5 = str(result['top5']) if result['top5'] is not None else '-'
+            table.add_row(f'    {result["dataset"]}', str(result['top1']), top5, result['source'])
         out.print(table if protocol['results'] else '    no published accuracy')
     out.print(facts['measured'], style='dim')
