@@ -12,7 +12,7 @@ from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
 from .image_size import check_image_size
-from .inference import activate, is_plain_inference, is_untouched
+from .inference import activate, has_listeners, in_sub_batches, is_plain_inference, is_untouched
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .repeat import PerRepeat
@@ -41,6 +41,8 @@ __all__ = [
     'expand_abs_bias',
     'expand_signed_bias',
     'fold_gelu',
+    'has_listeners',
+    'in_sub_batches',
     'irpe_index',
     'is_exactly',
     'is_plain_inference',

@@ -26,6 +26,7 @@ from ..layers import (
     PerRepeat,
     RelativeKeys,
     check_image_size,
+    in_sub_batches,
     irpe_index,
     is_exactly,
     resize_grid,
@@ -86,8 +87,11 @@ class MiniAttention(nn.Module):
         scaled_q = q * self.scale
         attn = scaled_q @ k.transpose(-2, -1)  # (B, heads, N, N)
         attn += self._relative(scaled_q if self.rpe_scaled_q else q, rpe_index, repeat)
-        attn = self.proj_l(attn, repeat).softmax(dim=-1)
-        attn = self.attn_drop(self.proj_w(attn, repeat))
+        # One step a line: each map is freed as soon as the next one is there.
+        attn = self.proj_l(attn, repeat)
+        attn = attn.softmax(dim=-1)
+        attn = self.proj_w(attn, repeat)
+        attn = self.attn_drop(attn)
         x = (attn @ v).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 
@@ -138,9 +142,15 @@ class MiniBlock(nn.Module):
         for part in (self.norm1, self.norm2, self.drop_path, self.attn.rpe_k, self.attn.proj_l, self.attn.proj_w):
             del part[repeats:]
 
-    def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
+    def _run(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x, repeat), repeat, rpe_index), repeat)
         return x + self.drop_path(self.mlp(self.norm2(x, repeat)), repeat)
+
+    def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
+        if torch.jit.is_scripting():
+            return self._run(x, repeat, rpe_index)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, partial(self._run, repeat=repeat, rpe_index=rpe_index), x)
 
 
 class MiniDeit(nn.Module):

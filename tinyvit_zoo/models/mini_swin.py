@@ -38,6 +38,7 @@ from ..layers import (
     PerRepeat,
     check_image_size,
     expand_signed_bias,
+    in_sub_batches,
     is_exactly,
     per_stage_windows,
     resize_grid,
@@ -143,11 +144,14 @@ class MiniWindowAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         attn = (q * self.scale) @ k.transpose(-2, -1)  # (B * nW, heads, N, N)
         attn += expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
+        # One step a line: each map is freed as soon as the next one is there.
         attn = self.proj_l(attn, repeat)
         if mask is not None:
             # After the mixing: it would spread the -100 over the heads, with any sign.
             attn = (attn.view(-1, mask.shape[0], self.num_heads, N, N) + mask[:, None]).view(B, self.num_heads, N, N)
-        attn = self.attn_drop(self.proj_w(attn.softmax(dim=-1), repeat))
+        attn = attn.softmax(dim=-1)
+        attn = self.proj_w(attn, repeat)
+        attn = self.attn_drop(attn)
         x = (attn @ v).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 
@@ -205,7 +209,7 @@ class MiniSwinBlock(nn.Module):
     def _window_attention(
         self, x: torch.Tensor, repeat: int, shift: tuple[int, int], mask: torch.Tensor | None
     ) -> torch.Tensor:
-        B, H, W, C = x.shape
+        B, H, W, _ = x.shape
         window = self.attn.window_size
         shifted = shift[0] > 0 or shift[1] > 0
         if shifted:
@@ -307,6 +311,12 @@ class MiniSwinStage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.downsample(x)
+        if torch.jit.is_scripting():
+            return self._run(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self._run, x)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
         mask = self._mask(x)
         unshifted = (0, 0)
         layer = 0
