@@ -189,13 +189,19 @@ MINI_DEIT_KEYS = KeyMap(
 
 
 def _mini_swin_buffers(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Index and mask of every block, for images of 32 windows per side as in all released configurations."""
+    """Index and mask of every block, for images of 8 windows per side in stage 0, as all released configurations have.
+
+    Raises:
+        CheckpointError: On windows that are not square, which the released code does not know.
+    """
     buffers = {}
     for key, table in state_dict.items():
         block = key.removesuffix('.attn.relative_position_bias_table')
         if block == key:
             continue
         window = (isqrt(table.shape[0]) + 1) // 2
+        if (2 * window - 1) ** 2 != table.shape[0]:
+            raise CheckpointError(f'{key} is not of a square window: the released code cannot load this model.')
         buffers[f'{block}.attn.relative_position_index'] = signed_offset_index((window, window))
         windows = 8 >> int(block.split('.')[1])  # per side
         if windows > 1:

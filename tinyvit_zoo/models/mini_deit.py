@@ -223,6 +223,7 @@ class MiniDeit(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 0
         self.dynamic_img_size = dynamic_img_size
+        self._traits = dict(fixed_input_size=not dynamic_img_size)  # for timm, which else asks `patch_embed`
         self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(

@@ -26,7 +26,7 @@ from timm.layers import (
     to_ntuple,
     trunc_normal_,
 )
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -333,6 +333,10 @@ class MiniSwinStage(nn.Module):
         return x
 
 
+# FX must not look inside: paddings and masks depend on the size at hand.
+register_notrace_module(MiniSwinStage)
+
+
 class MiniSwin(nn.Module):
     """Mini-Swin.
 
@@ -411,6 +415,7 @@ class MiniSwin(nn.Module):
         self.embed_dim = embed_dim
         self.num_features = dims[-1]
         self.dynamic_img_size = dynamic_img_size
+        self._traits = dict(fixed_input_size=not dynamic_img_size)
         self.img_size, self.window_sizes = self._layout(img_size, window_size, stages)
         grids = stage_grids(self.img_size, stages)
 
@@ -645,8 +650,11 @@ def _check_buffers(state_dict: dict[str, torch.Tensor], model: MiniSwin) -> None
             table = state_dict.get(f'{block}.relative_position_bias_table')
             side = round((table.shape[0] ** 0.5 + 1) / 2) if table is not None and table.ndim == 2 else 0
             expected = signed_offset_index((side, side))
-        elif leaf == 'attn_mask' and key.startswith('layers.') and key.split('.')[1] in '0123':
-            stage = model.stages[int(key.split('.')[1])]
+        elif leaf == 'attn_mask' and key.startswith('layers.'):
+            index = key.split('.')[1]
+            if not index.isdecimal() or int(index) >= len(model.stages):
+                continue  # `fit_to_model` will name this layer's weights
+            stage = model.stages[int(index)]
             expected = shifted_window_mask(stage.grid, stage.window_size, stage.shift)
             if value.shape != expected.shape:
                 continue
