@@ -2,9 +2,13 @@
 
 import threading
 
+import numpy as np
 import pytest
 import timm
 import torch
+from conftest import load
+from golden_case import SINGLE, assert_tap
+from golden_rule import golden, noise
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer, window_partition
 from timm.models.vision_transformer import VisionTransformer
@@ -13,6 +17,7 @@ from torch import nn
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers, stage_depths
 from tinyvit_zoo.models.mini_deit import MiniDeit
+from tinyvit_zoo.models.mini_swin import MiniSwin
 
 
 def vit(**kwargs) -> VisionTransformer:
@@ -31,6 +36,12 @@ def mini_deit(**kwargs) -> MiniDeit:
     """As `vit`, without class token: two stored blocks, each two layers."""
     sizes = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5)
     return MiniDeit(**{**sizes, **kwargs}).eval()
+
+
+def mini_swin(**kwargs) -> MiniSwin:
+    """As `swin`: a stored block for each stage."""
+    sizes = dict(img_size=64, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(1, 2), num_classes=5)
+    return MiniSwin(**{**sizes, **kwargs}).eval()
 
 
 def images(size: int = 32) -> torch.Tensor:
@@ -145,6 +156,30 @@ def test_a_block_that_runs_twice_gives_two_layers():
         torch.testing.assert_close(features.qkv[layer].q, expected[..., :32], rtol=0, atol=0)
         tokens = block(tokens, repeat, index)
         torch.testing.assert_close(features.hidden[layer], tokens, rtol=0, atol=0)
+
+
+def test_mini_swin_gives_what_the_released_code_distils(official_file):
+    expected = golden('mini_swin_tiny')
+    model = load('mini_swin_tiny_patch4_window7_224', official_file('mini_swin_tiny'))
+    with FeatureTap(model, grad=False) as tap:
+        _, features = tap(noise(224, 224))
+    assert features.layers == tuple(range(12))
+    for layer, (qkv, hidden) in enumerate(zip(features.qkv, features.hidden, strict=True)):
+        assert_tap(hidden, expected, f'hidden{layer}')
+        assert all(part.shape == tuple(expected[f'qkv{layer}.shape']) for part in qkv)
+        statistics = [[part.mean().item(), part.std(correction=0).item()] for part in qkv]
+        np.testing.assert_allclose(statistics, expected[f'qkv{layer}.mean_std'], rtol=0, atol=SINGLE)
+
+
+@pytest.mark.parametrize(('build', 'size'), [(mini_deit, 32), (mini_swin, 64)])
+def test_a_batch_that_plain_inference_would_cut_is_taken_whole(build, size):
+    model, x = build(), torch.randn(60, 3, size, size)
+    with FeatureTap(model) as tap, FeatureTap(model, grad=False) as frozen:
+        (logits, features), (expected, taken) = tap(x), frozen(x)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(features.hidden, taken.hidden)
+    assert len(taken.qkv) == 4
+    assert {len(hidden) for hidden in taken.hidden} == {60}
 
 
 @pytest.mark.parametrize('transform', [False, True])
@@ -330,6 +365,7 @@ def test_stage_depths_count_logical_layers():
     assert stage_depths(vit(), images()) == (4,)
     assert stage_depths(swin(), images(64)) == (2, 2)
     assert stage_depths(mini_deit(), images()) == (4,)
+    assert stage_depths(mini_swin(), images(64)) == (2, 2)
 
 
 @pytest.mark.parametrize(
