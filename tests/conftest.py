@@ -28,6 +28,7 @@ from golden_rule import fill_by_rule, official_state_dict
 from timm.models._input import get_model_input_config
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.releases import all_releases
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -88,6 +89,14 @@ def any_small(family) -> Callable[..., torch.nn.Module]:
     return partial(small_of, family)
 
 
+FEATURE_CLASSES = {
+    'tinyvit': ('list', 'dict', 'hook', 'fx', 'getter'),
+    'mini_deit': ('getter',),  # timm's way for models of tokens
+    'mini_swin': ('list', 'dict', 'hook', 'fx', 'getter'),
+}
+"""By family: timm's wrappers that can make a feature extractor of it."""
+
+
 def size_of(model: torch.nn.Module) -> tuple[int, int]:
     """Image size (H, W) that a model is laid out for."""
     return tuple(get_model_input_config(model)['input_size'][-2:])
@@ -122,3 +131,17 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=lambda m, k=key: f'{k}: {m}')
+
+
+def refused(action, *words: str, kind: type[Exception] = CheckpointError) -> str:
+    """The message of the one error that an action ends in: of this very kind, short, and with these words."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  the kind is checked below
+        action()
+    assert type(caught.value) is kind, repr(caught.value)
+    message = str(caught.value)
+    assert '\n' not in message
+    assert 'Traceback' not in message
+    assert len(message) < 1000
+    for word in words:
+        assert word in message
+    return message

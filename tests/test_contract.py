@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, SMALL_OF, images_for, size_of
+from conftest import ARCHITECTURES, FEATURE_CLASSES, SMALL_OF, images_for, size_of
 from timm.models import get_notrace_functions, get_notrace_modules, reparameterize_model
 from torch import nn
 
@@ -186,13 +186,6 @@ def test_feature_info_tells_the_truth(name):
         assert features.shape[1] == info['num_chs']
         assert features.shape[-1] * info['reduction'] == size_of(model)[1]
         model.get_submodule(info['module'])
-
-
-FEATURE_CLASSES = {
-    'tinyvit': ['list', 'dict', 'hook', 'fx', 'getter'],
-    'mini_swin': ['list', 'dict', 'hook', 'fx', 'getter'],
-    'mini_deit': ['getter'],  # timm's way for models of tokens
-}
 
 
 @pytest.mark.parametrize(('family', 'feature_cls'), [(f, c) for f, classes in FEATURE_CLASSES.items() for c in classes])

@@ -1,0 +1,524 @@
+"""From a state dict into a model, of every family: names mapped, every key accounted for, the classifier settled."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import timm
+import torch
+from conftest import FEATURE_CLASSES, SMALL_OF, TAGGED, assert_same, load, refused
+from golden_rule import manifest
+from timm.models import adapt_input_conv
+from timm.models._hub import save_for_hf
+
+from tinyvit_zoo.checkpoints import KEY_MAPS, find_key_map
+
+# Names and shapes of a released state dict, and the model that they are those of.
+MANIFESTS = {
+    'tiny_vit_5m_224': 'tinyvit_5m_224',
+    'tiny_vit_11m_224': 'tinyvit_11m_224',
+    'tiny_vit_21m_224': 'tinyvit_21m_224',
+    'tiny_vit_21m_384': 'tinyvit_21m_384',
+    'tiny_vit_21m_512': 'tinyvit_21m_512',
+    'tiny_vit_5m_224_22khead': 'tinyvit_5m_224.dist_in22k',
+    'mini_deit_tiny_patch16_224': 'mini_deit_tiny_patch16_224',
+    'mini_deit_small_patch16_224': 'mini_deit_small_patch16_224',
+    'mini_deit_base_patch16_224': 'mini_deit_base_patch16_224',
+    'mini_deit_base_patch16_384': 'mini_deit_base_patch16_384',
+    'mini_swin_tiny': 'mini_swin_tiny_patch4_window7_224',
+    'mini_swin_small': 'mini_swin_small_patch4_window7_224',
+    'mini_swin_base': 'mini_swin_base_patch4_window7_224',
+    'mini_swin_base_384': 'mini_swin_base_patch4_window12_384',
+}
+ENTRIES = {'TinyViT': {296}, 'Mini-DeiT': {139}, 'Mini-Swin': {204, 436}}
+# Leaves of released files that follow from the size: no weights.
+BUFFERS = ('attn_mask', 'relative_position_index')
+
+
+def without_memory(name: str) -> dict[str, torch.Tensor]:
+    return {key: torch.empty(shape, dtype=dtype, device='meta') for key, (shape, dtype) in manifest(name).items()}
+
+
+def shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {key: (value.shape, value.dtype) for key, value in state_dict.items()}
+
+
+# --- names
+
+
+@pytest.mark.parametrize('name', MANIFESTS)
+def test_names_map_both_ways_one_to_one(name):
+    official = without_memory(name)
+    key_map = find_key_map(official)
+    assert len(official) in ENTRIES[key_map.family]
+    ours, layout = key_map.to_ours(official)
+    assert layout == 'official'
+    assert find_key_map(ours) is key_map
+    assert len(ours) == sum(key.split('.')[-1] not in BUFFERS for key in official)
+    assert shapes(key_map.to_official(ours)) == shapes(official)
+    again, layout = key_map.to_ours(ours)
+    assert (layout, list(again)) == ('ours', list(ours))
+    assert key_map.to_official(official) == official
+
+
+@pytest.mark.parametrize(('name', 'model'), MANIFESTS.items())
+def test_every_key_of_a_release_is_one_of_the_model(name, model):
+    official = without_memory(name)
+    ours, _ = find_key_map(official).to_ours(official)
+    assert shapes(ours) == shapes(timm.create_model(model, device='meta').state_dict())
+
+
+@pytest.mark.parametrize('tag', [t for t in TAGGED if '5m' in t])
+def test_names_are_those_of_the_hub_copies(tag):
+    """The weights on the Hub were saved by timm's own class: the same names and shapes."""
+    stock = timm.create_model(tag.replace('tinyvit', 'tiny_vit'), device='meta').state_dict()
+    assert shapes(timm.create_model(tag, device='meta').state_dict()) == shapes(stock)
+
+
+def test_a_name_without_an_official_one_is_told(family, any_small):
+    state_dict = {**any_small().state_dict(), 'extra.weight': torch.zeros(1)}
+    refused(lambda: KEY_MAPS[family].to_official(state_dict), 'extra.weight')
+
+
+@pytest.mark.parametrize(
+    ('name', 'ours'),
+    [
+        ('tiny_vit_5m_224', 'patch_embed.conv1.conv.weight'),
+        ('mini_deit_tiny_patch16_224', 'blocks.0.attn.qkv.weight'),
+        ('mini_swin_tiny', 'stages.0.blocks.0.attn.qkv.weight'),
+    ],
+)
+def test_an_official_name_beside_ours_for_one_thing_is_told(name, ours):
+    both = {**without_memory(name), ours: torch.zeros(1)}
+    key_map = find_key_map(both)
+    refused(lambda: key_map.to_ours(both), key_map.official_name(ours), 'at once')
+
+
+def test_a_state_dict_of_no_family_has_no_map():
+    for stock in ('resnet18', 'deit_tiny_patch16_224', 'swin_tiny_patch4_window7_224', 'levit_128'):
+        assert find_key_map(timm.create_model(stock, device='meta').state_dict()) is None
+
+
+# --- every key is accounted for
+
+
+@pytest.fixture(params=['official', 'ours'])
+def layout(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def checkpoint(family, any_small, layout) -> dict[str, torch.Tensor]:
+    """A checkpoint of the small model of a family, with 11 classes."""
+    state_dict = any_small().state_dict()
+    return KEY_MAPS[family].to_official(state_dict) if layout == 'official' else dict(state_dict)
+
+
+@pytest.fixture
+def create(family):
+    """Makes the small model of a family with the weights of a state dict."""
+    name, arguments = SMALL_OF[family]
+
+    def run(state_dict, **kwargs) -> torch.nn.Module:
+        overlay = dict(state_dict=state_dict)
+        return timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **kwargs}
+        ).eval()  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def create_as_released(family):
+    """The same without the number of classes: the file must fit the tag."""
+    name, arguments = SMALL_OF[family]
+    arguments = {k: v for k, v in arguments.items() if k != 'num_classes'}
+
+    def run(state_dict) -> torch.nn.Module:
+        overlay = dict(state_dict=state_dict)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+
+    return run
+
+
+ROUTES = [{}, dict(num_classes=7), dict(num_classes=0), dict(features_only=True)]
+ROUTES += [dict(features_only=True, feature_cls='getter', out_indices=(1, 2)), dict(img_size=96), dict(in_chans=4)]
+VICTIMS = {
+    # one key of each kind: official name, ours
+    'tinyvit': {
+        'stem': ('patch_embed.seq.0.c.weight', 'patch_embed.conv1.conv.weight'),
+        'statistic': ('layers.1.downsample.conv3.bn.running_var', 'stages.2.downsample.conv3.bn.running_var'),
+        'first table': ('layers.1.blocks.0.attn.attention_biases', 'stages.1.blocks.0.attn.attention_biases'),
+        'second table': ('layers.2.blocks.1.attn.attention_biases', 'stages.2.blocks.1.attn.attention_biases'),
+        'last block': ('layers.3.blocks.0.mlp.fc1.weight', 'stages.3.blocks.0.mlp.fc1.weight'),
+        'norm of the head': ('norm_head.weight', 'head.norm.weight'),
+    },
+    'mini_deit': {
+        'stem': ('patch_embed.proj.weight', 'patch_embed.proj.weight'),
+        'positions': ('pos_embed', 'pos_embed'),
+        'relative keys': (
+            'blocks.1.block.attn.rpe_k.instances.1.lookup_table_weight', 'blocks.1.attn.rpe_k.1.table',
+        ),
+        'head mixing': ('blocks.0.block.attn.conv_l.instances.1.weight', 'blocks.0.attn.proj_l.1.weight'),
+        'last block': ('blocks.1.block.mlp.fc1.weight', 'blocks.1.mlp.fc1.weight'),
+        'norm': ('norm.weight', 'norm.weight'),
+    },
+    'mini_swin': {
+        'stem': ('patch_embed.proj.weight', 'patch_embed.proj.weight'),
+        'first table': (
+            'layers.1.blocks.0.attn.relative_position_bias_table',
+            'stages.1.blocks.0.attn.relative_position_bias_table',
+        ),
+        'second table': (
+            'layers.2.blocks.1.attn.relative_position_bias_table',
+            'stages.2.blocks.1.attn.relative_position_bias_table',
+        ),
+        'head mixing': ('layers.2.blocks.1.proj_w.0.bias', 'stages.2.blocks.1.attn.proj_w.0.bias'),
+        'local convolution': ('layers.0.blocks.0.local_conv_list.1.weight', 'stages.0.blocks.0.local_conv.1.weight'),
+        'merging': ('layers.2.downsample.reduction.weight', 'stages.3.downsample.reduction.weight'),
+        'norm': ('norm.weight', 'norm.weight'),
+    },
+}  # fmt: skip
+EACH_VICTIM = [pytest.param(f, names, id=f'{f}-{kind}') for f, all_ in VICTIMS.items() for kind, names in all_.items()]
+
+
+@pytest.mark.parametrize('route', ROUTES, ids=str)
+def test_a_whole_checkpoint_loads(route, checkpoint, create):
+    create(checkpoint, **route)
+
+
+@pytest.mark.parametrize('route', [ROUTES[0], ROUTES[1], ROUTES[3], ROUTES[4]], ids=str)
+@pytest.mark.parametrize(('family', 'names'), EACH_VICTIM)
+@pytest.mark.parametrize('defect', ['renamed', 'missing', 'extra', 'wrong shape', 'no dimensions'])
+def test_a_wrong_key_is_told_by_its_name_in_the_file(defect, family, names, route, checkpoint, layout, create):
+    key = names[0] if layout == 'official' else names[1]
+    value = checkpoint[key]
+    words = [key]
+    if defect == 'renamed':
+        checkpoint[key + '_x'] = checkpoint.pop(key)
+        words = [key + '_x', ' unknown', '1 missing']
+    elif defect == 'missing':
+        del checkpoint[key]
+        words += ['1 missing']
+    elif defect == 'extra':
+        checkpoint[key + '_x'] = value
+        words = [key + '_x', '1 unknown']
+    elif defect == 'wrong shape':
+        checkpoint[key] = torch.cat([value, value[..., :1]], dim=-1)
+        words += ['1 of a wrong shape']
+    else:
+        checkpoint[key] = torch.tensor(1.0)
+        words += ['is ()']
+    refused(lambda: create(checkpoint, **route), f'{layout} layout', KEY_MAPS[family].family, *words)
+
+
+@pytest.mark.parametrize(
+    ('family', 'table', 'entries'),
+    [('tinyvit', 'attention_biases', 36), ('mini_swin', 'relative_position_bias_table', 121)],
+)
+def test_a_table_of_another_square_in_one_block_is_told(family, table, entries, checkpoint, layout, create):
+    """36 entries would make a fine grid of 6 x 6, but not in one block of a stage of 14 x 14."""
+    key = ('layers' if layout == 'official' else 'stages') + f'.2.blocks.1.attn.{table}'
+    shape = (2, entries) if family == 'tinyvit' else (entries, 2)
+    checkpoint[key] = checkpoint[key][: shape[0], : shape[1]].clone()
+    refused(lambda: create(checkpoint), key)
+
+
+@pytest.mark.parametrize('part', ['weight', 'bias'])
+@pytest.mark.parametrize('defect', ['renamed', 'missing', 'wrong shape', 'extra'])
+def test_a_wrong_classifier_is_told(defect, part, family, checkpoint, layout, create):
+    key = f'head.{part}' if layout == 'official' else f'{KEY_MAPS[family].head}.{part}'
+    if defect == 'renamed':
+        checkpoint[key + '_x'] = checkpoint.pop(key)
+    elif defect == 'missing':
+        del checkpoint[key]
+    elif defect == 'extra':
+        checkpoint[key + '_x'] = checkpoint[key]
+    else:
+        checkpoint[key] = torch.cat([checkpoint[key]] * 2)
+    refused(lambda: create(checkpoint), key)
+
+
+def test_every_single_key_matters(family, any_small, create):
+    official = KEY_MAPS[family].to_official(any_small().state_dict())
+    weights = [key for key in official if key.split('.')[-1] not in BUFFERS]
+    assert len(weights) > 50
+    for key in weights:
+        rest = {k: v for k, v in official.items() if k != key}
+        refused(lambda rest=rest: create(rest), key)
+
+
+OTHERS = ['deit_tiny_patch16_224', 'resnet18', 'swin_tiny_patch4_window7_224', 'tiny_vit_11m_224']
+
+
+@pytest.mark.parametrize('other', OTHERS)
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(features_only=True)], ids=str)
+def test_the_weights_of_another_model_are_told(other, kwargs, family):
+    overlay = dict(state_dict=timm.create_model(other, num_classes=1000).state_dict())
+    message = refused(
+        lambda: timm.create_model(SMALL_OF[family][0], pretrained=True, pretrained_cfg_overlay=overlay, **kwargs),
+        KEY_MAPS[family].family,
+    )
+    assert 'layout' in message or 'These are' in message
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(features_only=True)], ids=str)
+@pytest.mark.parametrize('other', SMALL_OF)
+def test_the_weights_of_another_family_are_named(other, kwargs, family, checkpoint):
+    if other == family:
+        return
+    name, arguments = SMALL_OF[other]
+    overlay = dict(state_dict=checkpoint)
+    refused(
+        lambda: timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **kwargs}),
+        f'These are {KEY_MAPS[family].family} weights',
+        KEY_MAPS[other].family,
+    )
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_the_stem_is_adapted_to_other_input_channels(channels, family, checkpoint, any_small, create):
+    stem = KEY_MAPS[family].first_conv
+    model, source = create(checkpoint, in_chans=channels), any_small().get_submodule(stem).weight
+    expected = adapt_input_conv(channels, source.detach().clone())
+    torch.testing.assert_close(model.get_submodule(stem).weight.detach(), expected)
+    assert model(torch.zeros(1, channels, 224, 224)).shape == (1, 11)
+
+
+def test_own_weights_of_other_input_channels_load_unchanged(any_small, create):
+    source = any_small(in_chans=5)
+    assert_same(create(source.state_dict(), in_chans=5).state_dict(), source.state_dict())
+
+
+def test_input_channels_of_neither_side_are_told(family, any_small, create):
+    weight = any_small(in_chans=5).get_submodule(KEY_MAPS[family].first_conv).weight
+    words = f'{KEY_MAPS[family].first_conv}.weight', str(tuple(weight.shape))
+    refused(lambda: create(any_small(in_chans=5).state_dict()), *words)
+
+
+# --- the classifier
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.WARNING)
+    return lambda: [r.getMessage() for r in caplog.records if r.name.startswith('tinyvit_zoo')]
+
+
+def body(model: torch.nn.Module, family: str) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(f'{KEY_MAPS[family].head}.')}
+
+
+def test_the_checkpoints_own_number_of_classes_loads_its_classifier(checkpoint, any_small, create, log):
+    assert_same(create(checkpoint, num_classes=11).state_dict(), any_small().state_dict())
+    assert log() == []
+
+
+@pytest.mark.parametrize('classes', [7, 1000, 12])
+def test_another_number_of_classes_gets_a_fresh_classifier_and_says_so(
+    classes, family, checkpoint, any_small, create, log
+):
+    model = create(checkpoint, num_classes=classes)
+    head = model.get_classifier()
+    assert head.weight.shape == (classes, model.num_features)
+    assert head.bias.abs().sum() == 0
+    assert 0.01 < head.weight.std() < 0.03
+    assert_same(body(model, family), body(any_small(), family))
+    assert len(log()) == 1
+    assert '11 classes' in log()[0]
+    assert str(classes) in log()[0]
+
+
+def test_no_classes_need_no_classifier_and_no_message(family, checkpoint, any_small, create, log):
+    model = create(checkpoint, num_classes=0)
+    assert isinstance(model.get_classifier(), torch.nn.Identity)
+    assert_same(model.state_dict(), body(any_small(), family))
+    assert log() == []
+
+
+def test_a_file_that_does_not_fit_its_tag_is_not_guessed_about(checkpoint, create_as_released):
+    refused(lambda: create_as_released(checkpoint), '11 classes', '1000', 'num_classes=11')
+
+
+def test_a_checkpoint_without_classifier_is_the_same_question(checkpoint, create, create_as_released, log):
+    headless = {k: v for k, v in checkpoint.items() if k.rpartition('.')[0] not in ('head', 'head.fc')}
+    create(headless, num_classes=0)
+    create(headless, features_only=True)
+    assert log() == []
+    assert create(headless, num_classes=5).num_classes == 5
+    assert len(log()) == 1
+    refused(lambda: create_as_released(headless), 'no classes', 'num_classes=0')
+
+
+@pytest.mark.parametrize('kwargs', [dict(num_classes=7), dict(num_classes=0), dict(features_only=True)])
+@pytest.mark.parametrize('damage', ['bias', 'shape'])
+def test_half_a_classifier_is_told_also_where_it_is_not_used(kwargs, damage, family, any_small, create):
+    state_dict, head = dict(any_small().state_dict()), KEY_MAPS[family].head
+    if damage == 'shape':
+        state_dict[f'{head}.weight'] = torch.zeros(11, 63)
+    else:
+        del state_dict[f'{head}.bias']
+    words = '(11, 63)' if damage == 'shape' else f'{head}.bias'
+    refused(lambda: create(state_dict, **kwargs), 'classifier', words)
+
+
+@pytest.mark.parametrize('classes', [1000, 10])
+def test_a_22k_tag_with_another_number_of_classes_is_not_converted(classes, official_file, log):
+    """1000 classes may be the user's own."""
+    model = load('tinyvit_5m_224.dist_in22k', official_file('tiny_vit_5m_224_22khead'), num_classes=classes)
+    assert model.head.fc.weight.shape == (classes, 320)
+    assert model.head.fc.bias.abs().sum() == 0
+    assert len(log()) == 1
+    assert '21841' in log()[0]
+
+
+def test_a_22k_file_under_a_1k_name_is_told(official_file):
+    path = official_file('tiny_vit_5m_224_22khead')
+    refused(lambda: load('tinyvit_5m_224', path), '21841', '1000', 'convert --head in1k')
+
+
+def test_features_only_takes_any_classifier(official_file, log):
+    for name in ('tiny_vit_5m_224', 'tiny_vit_5m_224_22khead'):
+        load('tinyvit_5m_224', official_file(name), features_only=True)
+    assert log() == []
+
+
+def test_a_fine_tuned_model_of_ours_loads_with_its_classifier(family, any_small, tmp_path, log):
+    name, arguments = SMALL_OF[family]
+    tuned = any_small(num_classes=10)
+    torch.save({'epoch': 9, 'arch': name, 'state_dict': tuned.state_dict()}, tmp_path / 'best.pth.tar')
+    loaded = load(name, tmp_path / 'best.pth.tar', **{**arguments, 'num_classes': 10})
+    assert_same(loaded.state_dict(), tuned.state_dict())
+    assert loaded.pretrained_cfg['num_classes'] == 10
+    assert log() == []
+
+
+# --- after loading
+
+
+LOADED = [pytest.param(f, kwargs, id=f'{f}-{kwargs}') for f in SMALL_OF for kwargs in ({}, dict(num_classes=7))]
+LOADED += [
+    pytest.param(f, dict(features_only=True, feature_cls=c), id=f'{f}-{c}')
+    for f in SMALL_OF
+    for c in FEATURE_CLASSES[f]
+]
+
+
+@pytest.mark.parametrize(('family', 'kwargs'), LOADED)
+def test_weights_do_not_stay_in_the_configuration(kwargs, checkpoint, create):
+    model = create(checkpoint, **kwargs)
+    for module in model.modules():
+        for name in ('pretrained_cfg', 'default_cfg'):
+            assert 'state_dict' not in (getattr(module, name, None) or {})
+
+
+def test_weights_given_but_not_wanted_do_not_stay_either(family, checkpoint):
+    overlay = dict(state_dict=checkpoint)
+    name, arguments = SMALL_OF[family]
+    model = timm.create_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
+    assert 'state_dict' not in model.pretrained_cfg
+    assert 'state_dict' not in model.default_cfg
+
+
+@pytest.mark.parametrize(
+    ('family', 'kwargs'), [p for p in LOADED if p.values[1].get('feature_cls') not in ('fx', 'hook')]
+)
+@torch.no_grad()
+def test_a_loaded_model_copies_and_pickles(kwargs, checkpoint, create):
+    model, x = create(checkpoint, **kwargs), torch.randn(1, 3, 224, 224)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other.eval()(x), model(x), rtol=0, atol=0)
+    weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    assert len(pickle.dumps(model)) < 1.3 * weights + 200_000  # the weights once
+
+
+def test_a_loaded_model_exports_and_reloads(checkpoint, create, tmp_path):
+    model = create(checkpoint)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert_same(again.state_dict(), model.state_dict())
+    assert again.pretrained_cfg['source'] == 'local-dir'
+
+
+def test_a_given_state_dict_is_left_alone(checkpoint, create):
+    before = dict(checkpoint)
+    for route in ROUTES:
+        model = create(checkpoint, **route)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    assert list(checkpoint) == list(before)
+    assert all(checkpoint[k] is before[k] for k in before)
+    assert any(v.abs().sum() > 0 for k, v in checkpoint.items() if k.endswith('weight'))
+
+
+def test_an_empty_state_dict_is_no_wish_for_other_weights(create):
+    refused(lambda: create({}), 'nothing', 'not a state dict')
+
+
+def test_a_file_beats_what_else_the_configuration_names(family, any_small, tmp_path):
+    torch.save(any_small().state_dict(), tmp_path / 'mine.pth')
+    name, arguments = SMALL_OF[family]
+    overlay = dict(file=str(tmp_path / 'mine.pth'), hf_hub_id='nobody/nothing', url='http://127.0.0.1:9/none.pth')
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    assert_same(model.state_dict(), any_small().state_dict())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_weights_take_the_dtype_of_the_model(dtype, checkpoint, create):
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in checkpoint.items()}
+    assert {p.dtype for p in create(cast).parameters()} == {torch.float32}
+    assert {p.dtype for p in create(checkpoint, dtype=dtype).parameters()} == {dtype}
+
+
+# --- entries that are no weights
+
+
+def test_stale_index_buffers_are_ignored(small, tmp_path):
+    clean = small().state_dict()
+    stale = {k.replace('attention_biases', 'attention_bias_idxs'): torch.zeros(49, 49).long() for k in clean}
+    torch.save(clean | {k: v for k, v in stale.items() if k.endswith('idxs')}, tmp_path / 'old.pth')
+    name, arguments = SMALL_OF['tinyvit']
+    assert_same(load(name, tmp_path / 'old.pth', **arguments).state_dict(), clean)
+
+
+@pytest.mark.parametrize(
+    ('family', 'leaf'),
+    [
+        ('tinyvit', 'attention_bias_idxs'),
+        ('mini_swin', 'relative_position_index'),
+        ('mini_swin', 'attn_mask'),
+        ('mini_deit', 'attn_mask'),
+    ],
+)
+def test_only_buffers_that_belong_to_a_weight_are_left_out(leaf, any_small, create):
+    state_dict = {**any_small().state_dict(), f'foo.{leaf}': torch.zeros(3)}
+    refused(lambda: create(state_dict), f'foo.{leaf}')
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to('meta'),
+        lambda t: t.to(torch.complex64),
+        lambda t: t > 0,
+        lambda t: t.int(),
+        lambda t: t[:1, :0],
+    ],
+    ids=['sparse', 'meta', 'complex', 'bool', 'int', 'empty'],
+)
+@pytest.mark.parametrize(
+    ('family', 'key'),
+    [
+        ('tinyvit', 'stages.1.blocks.0.attn.attention_biases'),
+        ('mini_deit', 'pos_embed'),
+        ('mini_deit', 'blocks.0.attn.rpe_k.0.table'),
+        ('mini_swin', 'stages.1.blocks.0.attn.relative_position_bias_table'),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(odd, key, any_small, create):
+    state_dict = dict(any_small().state_dict())
+    state_dict[key] = odd(state_dict[key])
+    refused(lambda: create(state_dict), key)
