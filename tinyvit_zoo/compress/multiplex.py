@@ -12,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import nn
 
 from .share import Group, find_groups, find_stages, keep_each_once, tie
-from .start import choose_weights
+from .start import initialise
 from .transform import GridConv, MixedAttention, MixedWindowAttention, MultiplexedSwinBlock
 
 __all__ = ['Restructured', 'multiplex', 'restructure']
@@ -29,6 +29,7 @@ def multiplex(
     mlp_conv_kernel: int | Sequence[int] | None = None,
     init: str = 'best',
     calibration: Iterable[torch.Tensor] | None = None,
+    fit: bool | None = None,
 ) -> nn.Module:
     """A model of the same class in which adjacent blocks share their weights. `model` stays as it is.
 
@@ -42,9 +43,13 @@ def multiplex(
         mlp_conv_kernel: Side of that convolution, odd; one for all stages or one each. Default: the stage's window
             (paper Sec. 4.1), one more where that is even.
         init: Which weights a group starts from: those of its 'first' block, the 'mean' of its blocks, or the 'best'
-            of all its blocks' and their mean, group by group, by how close the blocks' outputs stay to the model's.
-        calibration: Batches of preprocessed images (B, in_chans, H, W), for `init='best'`. Default: 32 pictures of
-            noise with the spectrum of natural images; real ones are better.
+            of all its blocks' and their mean, group by group: those with which the rest of `model`, going on from the
+            group's output, comes nearest to the features of `model`.
+        calibration: Batches of preprocessed images (B, in_chans, H, W), like those that the model is for; a few dozen
+            will do. Default: 32 pictures of noise with the spectrum of natural images, for `init='best'` only.
+        fit: Fit what every layer has of its own (norms, layer scales, transformations) so that its output is nearest
+            to that of the same layer of `model`: least squares on the calibration pictures, no labels. Default: where
+            `calibration` is given.
 
     Returns:
         The multiplexed model, in the same mode, dtype and place. `save_folder` and timm's Hub functions save it so
@@ -55,7 +60,8 @@ def multiplex(
     """
     student = deepcopy(model)
     new = restructure(student, share_every, transform, mlp_transform, mlp_conv_kernel)
-    choose_weights(model, student, new.groups, init, calibration)
+    fit = calibration is not None if fit is None else fit
+    initialise(model, student, new.groups, init, calibration, fit)
     cfg = getattr(model, 'pretrained_cfg', None)
     if cfg:  # made by `timm.create_model`
         student._model_args = dict(getattr(model, '_model_args', {}), base=cfg['architecture'], **new.args)

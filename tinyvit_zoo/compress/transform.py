@@ -187,9 +187,7 @@ class GridConv(nn.Module):
 
 
 class MultiplexedSwinBlock(SwinTransformerBlock):
-    """timm's block with the MLP transformation in `mlp_conv`. (B, H, W, C)."""
-
-    mlp_conv: GridConv
+    """timm's block with a `GridConv` named `mlp_conv` before its MLP. (B, H, W, C)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
