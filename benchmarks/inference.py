@@ -13,25 +13,19 @@ calls, median.
 
 import argparse
 import copy
-import importlib.util
 import json
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
-from timm.models import reparameterize_model
+from timing import cuda_ms, deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_zoo  # noqa: F401  registers our models
 from tinyvit_zoo.checkpoints import TINYVIT_KEYS
-from tinyvit_zoo.layers import DeployLinear
 
 # (model, batch), and the targets set for the ratios; None: not set.
 CASES = {'21m_224': [8, 1], '21m_384': [2], '5m_224': [8]}
@@ -71,17 +65,8 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 def official(name: str, folder: Path, ours: nn.Module) -> nn.Module:
-    """The authors' class with our weights. Its registration would replace timm's names, so they are kept aside."""
-    from timm.models import _registry
-
-    kept = {k: copy.copy(v) for k, v in vars(_registry).items() if isinstance(v, dict | set) and not k.startswith('__')}
-    spec = importlib.util.spec_from_file_location('official_tiny_vit', folder / 'models' / 'tiny_vit.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    for k, v in kept.items():
-        getattr(_registry, k).clear()
-        getattr(_registry, k).update(v)
+    """The authors' class with our weights."""
+    module = import_file(folder / 'models' / 'tiny_vit.py')
     blocks = [stage.blocks for stage in ours.stages]
     model = module.TinyViT(
         img_size=ours.img_size[0],
@@ -93,54 +78,6 @@ def official(name: str, folder: Path, ours: nn.Module) -> nn.Module:
     )
     model.load_state_dict(TINYVIT_KEYS.to_official(ours.state_dict()), strict=False)
     return model.eval()
-
-
-def deploy(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Folded, channels_last, in `dtype`."""
-    return reparameterize_model(model).to(dtype=dtype, memory_format=torch.channels_last)
-
-
-def measure(
-    variants: dict[str, Callable[[], object]], rounds: int, reference: torch.Tensor | None = None
-) -> dict[str, list[float]]:
-    """CPU seconds of each variant in each round; the order is reversed every other round.
-
-    One warm-up first, whose output must agree with `reference`.
-    """
-    for name, call in variants.items():
-        out = call()
-        if reference is not None:
-            same(out, reference, 5e-2 if 'bf16' in name else 1e-4)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(rounds):
-        for name in list(variants)[:: 1 if i % 2 == 0 else -1]:
-            start = time.process_time()
-            variants[name]()
-            seconds[name].append(time.process_time() - start)
-    return seconds
-
-
-def ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median over the rounds of their time over ours: above 1, ours is faster."""
-    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
-
-
-def same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
-    error = ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
-    if not error < tolerance:
-        raise SystemExit(f'The two models disagree: relative error {error:.2e}, allowed {tolerance:.0e}.')
-
-
-def forward(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    def call() -> torch.Tensor:
-        with torch.inference_mode():
-            return model(x)
-
-    return call
-
-
-def has_bf16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def bench_inference(name: str, batch: int, args: argparse.Namespace) -> dict:
@@ -198,67 +135,20 @@ def bench_training(name: str, batch: int, args: argparse.Namespace) -> dict:
     return dict(model=name, batch=batch, ratios={'training step': ratio(seconds['timm'], seconds['ours'])})
 
 
-def matrix_rate(layer: nn.Module, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s of one thread in a linear layer of a typical size of the model; the best of many tries is the limit."""
-    x = torch.randn(1568, layer.in_features).to(dtype)
-    layer = layer.to(dtype)
-    with torch.inference_mode():
-        seconds = measure({'product': lambda: [layer(x) for _ in range(10)]}, 30)['product']
-    return 10 * 2 * x.shape[0] * layer.in_features * layer.out_features / min(seconds) / 1e9
-
-
-def cpu_name() -> str:
-    info = Path('/proc/cpuinfo')
-    names = (
-        [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def run_cpu(args: argparse.Namespace) -> dict:
     torch.set_num_threads(1)
-    rates = {
-        'float32': matrix_rate(nn.Linear(384, 1536)),
-        'float32 in deploy form': matrix_rate(DeployLinear(384, 1536)),
-    }
-    if has_bf16():
-        rates['bfloat16'] = matrix_rate(nn.Linear(384, 1536), torch.bfloat16)
-    where = (
-        f'{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, timm {timm.__version__}'
-    )
-    print(f'{where}\none thread, {args.rounds} rounds, process CPU time; load average {os.getloadavg()[0]:.1f}')
-    print('matrix product, one thread: ' + ', '.join(f'{k} {v:.0f} GFLOP/s' for k, v in rates.items()))
-    if not has_bf16():
-        print('bf16: n/a, this processor has no bf16 instructions')
+    where, rates = print_machine(args.rounds)
     results = []
     for name, batches in CASES.items():
         for batch in batches:
             if args.only and args.only != name:
                 continue
             results.append(bench_inference(name, batch, args))
-            report(results[-1], rates)
+            report(results[-1], rates, TARGETS)
     if args.train and args.only in (None, '21m_224'):
         results.append(bench_training('21m_224', 4, args))
-        report(results[-1], rates)
+        report(results[-1], rates, TARGETS)
     return dict(where=where, rounds=args.rounds, rates=rates, results=results)
-
-
-def report(result: dict, rates: dict) -> None:
-    print(f'\n{result["model"]} B={result["batch"]}')
-    for row, value in result['ratios'].items():
-        target = TARGETS.get(row, {}).get((result['model'], result['batch']))
-        print(
-            f'  {row:34s} {value:5.2f}'
-            + (f'   target {target:.2f} {"met" if value >= target else "MISSED"}' if target else '')
-        )
-    for variant, rate in result.get('gflop_per_s', {}).items():
-        limit = rates['bfloat16' if 'bf16' in variant else 'float32']  # the products that timm's models use
-        print(
-            f'  {variant:16s} {result["img_per_s"][variant]:7.2f} img/s  {rate:6.1f} GFLOP/s, '
-            f'{rate / limit:.0%} of the matrix rate'
-        )
 
 
 def run_cuda(args: argparse.Namespace) -> dict:
@@ -280,21 +170,6 @@ def run_cuda(args: argparse.Namespace) -> dict:
             results.append(dict(dtype=str(dtype), batch=batch, ms=ms, ratios=ratios))
             print(f'{dtype} B={batch}: ' + ', '.join(f'{k} {v:.2f} ms ({ratios[k]:.2f}x)' for k, v in ms.items()))
     return dict(where=where, results=results)
-
-
-def cuda_ms(call: Callable[[], object], rounds: int, calls: int = 10) -> float:
-    for _ in range(5):
-        call()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / calls)
-    return statistics.median(times)
 
 
 def main() -> None:
