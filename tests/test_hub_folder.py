@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from conftest import images_for, size_of
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
@@ -20,44 +21,66 @@ def again(folder):
 
 
 def assert_same(model, reloaded):
-    assert resolve_model_data_config(reloaded)['input_size'] == (model.in_chans, *model.img_size)
-    assert reloaded.window_sizes == model.window_sizes
-    images = torch.randn(2, model.in_chans, *model.img_size)
+    assert resolve_model_data_config(reloaded)['input_size'] == (model.in_chans, *size_of(model))
+    assert getattr(reloaded, 'window_sizes', None) == getattr(model, 'window_sizes', None)
+    images = images_for(model)
     with torch.no_grad():
         assert torch.equal(reloaded(images), model(images))
 
 
-@pytest.mark.parametrize(
-    'kwargs',
-    [
-        dict(img_size=64),
-        dict(img_size=(64, 96)),
+OF_ALL = [
+    dict(img_size=64),
+    dict(img_size=(64, 96)),
+    dict(img_size=64, num_classes=3),
+    dict(img_size=64, num_classes=0),
+    dict(img_size=64, in_chans=1),
+    dict(img_size=64, global_pool=''),
+]
+OF_ONE = {
+    'tinyvit': [
         dict(img_size=64, window_sizes=5),
         dict(img_size=(64, 96), window_sizes=((4, 4), (4, 2), (3, 5), (2, 3))),
-        dict(img_size=64, num_classes=3),
-        dict(img_size=64, num_classes=0),
-        dict(img_size=64, in_chans=1),
         dict(img_size=64, global_pool='max'),
         dict(img_size=64, bias_interpolation='bilinear'),
     ],
-    ids=str,
-)
-def test_a_reloaded_model_is_the_same(tmp_path, small, kwargs):
-    model = small(**kwargs)
+    'mini_deit': [
+        dict(img_size=64, repeats=4),
+        dict(img_size=64, rpe_scaled_q=False),
+        dict(img_size=64, dynamic_img_size=True),
+    ],
+    'mini_swin': [
+        dict(img_size=64, window_size=5),
+        dict(img_size=(64, 96), window_size=((4, 4), (4, 2), (3, 5), (2, 3))),
+        dict(img_size=64, repeats=(1, 2, 4, 1)),
+        dict(img_size=64, mask_unshifted=False, replace_residual=False, local_conv_size=3),
+        dict(img_size=64, dynamic_img_size=True),
+    ],
+}
+
+
+@pytest.mark.parametrize(('family', 'kwargs'), [(f, kwargs) for f, own in OF_ONE.items() for kwargs in OF_ALL + own])
+def test_a_reloaded_model_is_the_same(tmp_path, any_small, kwargs):
+    model = any_small(**kwargs)
     assert_same(model, again(save_folder(model, tmp_path / 'model')))
 
 
 @pytest.mark.parametrize(
-    'resize', [dict(img_size=96), dict(img_size=(96, 64)), dict(img_size=96, window_sizes=4)], ids=str
+    ('family', 'resize'),
+    [
+        *((f, dict(img_size=size)) for f in OF_ONE for size in (96, (96, 64))),
+        ('tinyvit', dict(img_size=96, window_sizes=4)),
+        ('mini_swin', dict(img_size=96, window_size=4)),
+        ('mini_deit', dict(patch_size=8)),
+    ],
 )
-def test_a_resized_model_is_saved_with_its_new_size(tmp_path, small, resize):
-    model = small(img_size=64)
+def test_a_resized_model_is_saved_with_its_new_size(tmp_path, any_small, resize):
+    model = any_small(img_size=64)
     model.set_input_size(**resize)
     assert_same(model, again(save_folder(model, tmp_path / 'model')))
 
 
-def test_a_new_head_is_saved(tmp_path, small):
-    model = small(img_size=64)
+def test_a_new_head_is_saved(tmp_path, any_small):
+    model = any_small(img_size=64)
     model.reset_classifier(4)
     assert_same(model, again(save_folder(model, tmp_path / 'model')))
 

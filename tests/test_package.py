@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 from conftest import ARCHITECTURES, TAGGED
+from timm.data import create_transform, resolve_model_data_config
 
 import tinyvit_zoo
 from tinyvit_zoo.releases import all_releases, find_release
@@ -16,13 +17,24 @@ from tinyvit_zoo.releases import all_releases, find_release
 ROOT = Path(__file__).parent.parent
 
 TAGS = ['dist_in22k_ft_in1k', 'dist_in22k', 'in1k']
+MINIVIT = ['distill_in1k']
 EXPECTED = {
     'tinyvit_5m_224': TAGS,
     'tinyvit_11m_224': TAGS,
     'tinyvit_21m_224': TAGS,
     'tinyvit_21m_384': TAGS[:1],
     'tinyvit_21m_512': TAGS[:1],
+    'mini_deit_tiny_patch16_224': MINIVIT,
+    'mini_deit_small_patch16_224': MINIVIT,
+    'mini_deit_base_patch16_224': MINIVIT,
+    'mini_deit_base_patch16_384': MINIVIT,
+    'mini_swin_tiny_patch4_window7_224': MINIVIT,
+    'mini_swin_small_patch4_window7_224': MINIVIT,
+    'mini_swin_base_patch4_window7_224': MINIVIT,
+    'mini_swin_base_patch4_window12_384': MINIVIT,
 }
+# Made by `compress.multiplex` or from a saved folder; without released weights.
+UNRELEASED = {'multiplexed'}
 
 
 def python(code: str) -> str:
@@ -36,6 +48,8 @@ def python(code: str) -> str:
 
 def test_the_registered_names_are_those_of_the_readme():
     assert set(ARCHITECTURES) == EXPECTED.keys()
+    registered = {n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('tinyvit_zoo.')}
+    assert registered == EXPECTED.keys() | UNRELEASED
     assert set(TAGGED) == {f'{name}.{tag}' for name, tags in EXPECTED.items() for tag in tags}
 
 
@@ -52,8 +66,8 @@ def test_no_name_of_timms_own_is_taken():
 def test_a_bare_name_means_1000_classes(name):
     model = timm.create_model(name, device='meta')
     assert model.num_classes == 1000
-    assert model.pretrained_cfg['tag'] == EXPECTED[name][0] == 'dist_in22k_ft_in1k'
-    assert find_release(name).name == f'{name}.dist_in22k_ft_in1k'
+    assert model.pretrained_cfg['tag'] == EXPECTED[name][0]
+    assert find_release(name).name == f'{name}.{EXPECTED[name][0]}'
 
 
 @pytest.mark.parametrize('name', TAGGED)
@@ -63,7 +77,7 @@ def test_a_tag_has_the_classes_of_its_release(name):
     assert len(timm.data.ImageNetInfo(find_release(name).labels).label_names()) == classes
 
 
-@pytest.mark.parametrize('name', TAGGED)
+@pytest.mark.parametrize('name', [name for name in TAGGED if name.startswith('tinyvit')])
 def test_a_hub_id_is_spelled_in_full_and_is_one_of_timms(name):
     cfg, stock = timm.get_pretrained_cfg(name), timm.get_pretrained_cfg(name.replace('tinyvit', 'tiny_vit'))
     assert cfg.hf_hub_id == f'timm/{name.replace("tinyvit", "tiny_vit")}' == stock.hf_hub_id
@@ -77,6 +91,14 @@ def test_a_hub_id_is_spelled_in_full_and_is_one_of_timms(name):
     assert cfg.license == 'mit'
 
 
+@pytest.mark.parametrize('name', [name for name in TAGGED if name.startswith('mini_')])
+def test_weights_without_a_hub_page_name_none(name):
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg.hf_hub_id is None
+    assert cfg.url.startswith('https://github.com/DominickZhang/MiniViT-model-zoo/releases/download/v1.0.0/mini')
+    assert cfg.license == ('mit' if 'swin' in name else 'apache-2.0')
+
+
 @pytest.mark.parametrize('name', TAGGED)
 def test_default_preprocessing_is_the_best_measured(name):
     release = find_release(name)
@@ -84,9 +106,20 @@ def test_default_preprocessing_is_the_best_measured(name):
     if measured:
         assert measured[release.protocol] == max(measured.values())
     cfg = timm.get_pretrained_cfg(name)
-    expected = (0.95, 'center') if release.img_size == 224 else (1.0, 'squash')
-    assert (cfg.crop_pct, cfg.crop_mode) == expected
+    if name.startswith('mini_'):
+        assert (cfg.crop_pct, cfg.crop_mode) == (0.875, 'center')
+    else:
+        assert (cfg.crop_pct, cfg.crop_mode) == ((0.95, 'center') if release.img_size == 224 else (1.0, 'squash'))
     assert cfg.interpolation == 'bicubic'
+
+
+@pytest.mark.parametrize(
+    ('name', 'side'), [('mini_deit_base_patch16_384', 438), ('mini_swin_tiny_patch4_window7_224', 256)]
+)
+def test_images_are_resized_as_the_released_code_resizes_them(name, side):
+    """The short side goes to the integer part of 256 / 224 of the model's size."""
+    transform = create_transform(**resolve_model_data_config(timm.create_model(name, device='meta')))
+    assert transform.transforms[0].size == side == int(256 / 224 * find_release(name).img_size)
 
 
 def test_every_release_is_a_registered_tag():

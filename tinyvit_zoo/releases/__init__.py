@@ -4,7 +4,17 @@ from .minivit import MINI_DEIT, MINI_SWIN
 from .record import Licence, Paper, Protocol, Release, Result
 from .tinyvit import TINYVIT
 
-__all__ = ['FAMILIES', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'all_releases', 'find_family', 'find_release']
+__all__ = [
+    'FAMILIES',
+    'Licence',
+    'Paper',
+    'Protocol',
+    'Release',
+    'Result',
+    'all_releases',
+    'find_family',
+    'find_release',
+]
 
 FAMILIES: dict[str, tuple[Release, ...]] = {'tinyvit': TINYVIT, 'mini_deit': MINI_DEIT, 'mini_swin': MINI_SWIN}
 
