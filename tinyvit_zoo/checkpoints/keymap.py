@@ -114,6 +114,9 @@ class KeyMap:
         Raises:
             CheckpointError: If the layout is of another model family, or two keys have the same meaning.
         """
+        family = find_key_map(state_dict)
+        if family not in (self, None):
+            raise CheckpointError(f'These are {family.family} weights, not {self.family} weights.')
         kept = {k: v for k, v in state_dict.items() if not self._is_ignored(k, state_dict)}
         layout = self.layout(list(kept))
         if layout == 'unknown':
@@ -199,8 +202,8 @@ def _mini_swin_buffers(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
         block = key.removesuffix('.attn.relative_position_bias_table')
         if block == key:
             continue
-        window = (isqrt(table.shape[0]) + 1) // 2
-        if (2 * window - 1) ** 2 != table.shape[0]:
+        window = (isqrt(len(table)) + 1) // 2 if table.ndim == 2 else 0
+        if table.ndim != 2 or (2 * window - 1) ** 2 != table.shape[0]:
             raise CheckpointError(f'{key} is not of a square window: the released code cannot load this model.')
         buffers[f'{block}.attn.relative_position_index'] = signed_offset_index((window, window))
         windows = 8 >> int(block.split('.')[1])  # per side

@@ -12,6 +12,7 @@ Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w`
 
 from collections.abc import Sequence
 from functools import partial
+from math import isqrt
 from typing import Final
 
 import torch
@@ -641,20 +642,20 @@ def _check_buffers(state_dict: dict[str, torch.Tensor], model: MiniSwin) -> None
     An index must be that of its own table. A mask is compared where it has the model's own number and size of
     windows; one of another resolution says nothing about this model.
 
+    Args:
+        state_dict: A file's, in which every weight was accounted for.
+        model: The model that will load it.
+
     Raises:
         CheckpointError: If they disagree: the file was made by other code, or is damaged.
     """
     for key, value in state_dict.items():
         block, _, leaf = key.rpartition('.')
         if leaf == 'relative_position_index':
-            table = state_dict.get(f'{block}.relative_position_bias_table')
-            side = round((table.shape[0] ** 0.5 + 1) / 2) if table is not None and table.ndim == 2 else 0
-            expected = signed_offset_index((side, side))
+            window = (isqrt(state_dict[f'{block}.relative_position_bias_table'].shape[0]) + 1) // 2
+            expected = signed_offset_index((window, window))
         elif leaf == 'attn_mask' and key.startswith('layers.'):
-            index = key.split('.')[1]
-            if not index.isdecimal() or int(index) >= len(model.stages):
-                continue  # `fit_to_model` will name this layer's weights
-            stage = model.stages[int(index)]
+            stage = model.stages[int(key.split('.')[1])]
             expected = shifted_window_mask(stage.grid, stage.window_size, stage.shift)
             if value.shape != expected.shape:
                 continue
@@ -686,7 +687,7 @@ def checkpoint_filter_fn(
         CheckpointError: On a key that is unknown, missing or of a wrong shape, or a stored index or mask that
             disagrees with the geometry.
     """
-    _check_buffers(state_dict, model)
+    stored = state_dict
     state_dict, layout = MINI_SWIN_KEYS.to_ours(state_dict)
     by_stage = {}
     for key in model.state_dict():
@@ -707,7 +708,9 @@ def checkpoint_filter_fn(
     for stage, grid in source_windows(lengths, [[_table_grid(w) for w in c] for c in candidates]).items():
         for key in by_stage[stage]:
             state_dict[key] = _resized_table(state_dict[key], grid, _table_grid(model.window_sizes[stage]))
-    return fit_to_model(state_dict, model, MINI_SWIN_KEYS, layout, fresh_head)
+    state_dict = fit_to_model(state_dict, model, MINI_SWIN_KEYS, layout, fresh_head)
+    _check_buffers(stored, model)
+    return state_dict
 
 
 def _cfg(release: Release) -> dict:
