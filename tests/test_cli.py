@@ -346,6 +346,17 @@ def test_a_released_file_goes_through_our_layout_without_loss(cli, official_file
     assert {k: v.dtype for k, v in back.items()} == {k: v.dtype for k, v in released.items()}
 
 
+def test_rectangular_windows_stay_in_our_layout(cli, tmp_path):
+    """The released code has no name for them."""
+    save_file(timm.create_model(SWIN, img_size=(64, 96)).state_dict(), tmp_path / 'ours.safetensors')
+    args = ('convert', tmp_path / 'ours.safetensors')
+    assert cli(*args, tmp_path / 'folder', '--name', SWIN, '--img-size', '64x96')[0] == 0
+    code, _, err = cli(*args, tmp_path / 'official.pth')
+    assert code == 1
+    assert_one_sentence(err, 'square window')
+    assert not (tmp_path / 'official.pth').exists()
+
+
 @pytest.mark.parametrize('buffer', ['layers.0.blocks.0.attn_mask', 'layers.3.blocks.0.attn.relative_position_index'])
 def test_buffers_that_disagree_with_the_weights_are_told(cli, tmp_path, buffer):
     state_dict = official_state_dict('mini_swin_tiny')

@@ -65,13 +65,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         first = ', '.join(list(state_dict)[:3])
         raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
     ours, layout = key_map.to_ours(state_dict)
-    _check_buffers(path, state_dict, key_map)
+    if layout == 'official' and key_map.buffers:
+        _check_buffers(path, state_dict, key_map.buffers(state_dict))
     return Checkpoint(Path(path), ours, key_map, layout, num_keys=len(state_dict))
 
 
-def _check_buffers(path: str | Path, state_dict: Mapping[str, torch.Tensor], key_map: KeyMap) -> None:
+def _check_buffers(
+    path: str | Path, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
     """Buffers that a file carries beside its weights are those that would be written with them again."""
-    expected = key_map.buffers(state_dict) if key_map.buffers else {}
     for key in expected.keys() & state_dict.keys():
         value = state_dict[key]
         if value.shape != expected[key].shape or not torch.equal(value.to(expected[key].dtype), expected[key]):
