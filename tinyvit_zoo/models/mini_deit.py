@@ -226,6 +226,7 @@ class MiniDeit(nn.Module):
         self._traits = dict(fixed_input_size=not dynamic_img_size)  # for timm, which else asks `patch_embed`
         self.grad_checkpointing = False
 
+        self._check_layout(img_size, patch_size)
         self.patch_embed = PatchEmbed(
             img_size, patch_size, in_chans, embed_dim, strict_img_size=False, output_fmt='NHWC', **dd
         )
@@ -259,6 +260,12 @@ class MiniDeit(nn.Module):
         ]
         self._check_pool(global_pool)
         self.init_weights(needs_reset=False)
+
+    @staticmethod
+    def _check_layout(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
+        size, patch = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
+        if len(size) != 2 or any(s < p or s % p for s, p in zip(size, patch, strict=True)):
+            raise ValueError(f'img_size must be an int or (H, W), a multiple of the patch {patch}; got {img_size}.')
 
     @staticmethod
     def _check_pool(global_pool: str) -> None:
@@ -316,7 +323,12 @@ class MiniDeit(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Lay the model out for another image (or patch) size; the position embedding is resized."""
+        """Lay the model out for another image (or patch) size; the position embedding is resized.
+
+        Raises:
+            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+        """
+        self._check_layout(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         grid = self.patch_embed.grid_size
