@@ -1,4 +1,5 @@
-"""Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`)."""
+"""Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`),
+and what its tables were laid out for (`tables`)."""
 
 from .errors import CheckpointError, WeightsNotFoundError
 from .head import head_22k_to_1k, in1k_classes_in_22k
@@ -12,10 +13,10 @@ from .keymap import (
     drop_head,
     find_key_map,
     fit_to_model,
-    source_windows,
 )
 from .read import find_checkpoint, read_checkpoint, unwrap
 from .source import Weights, find_weights, imported_path
+from .tables import source_windows, stage_tables
 
 __all__ = [
     'KEY_MAPS',
@@ -37,5 +38,6 @@ __all__ = [
     'in1k_classes_in_22k',
     'read_checkpoint',
     'source_windows',
+    'stage_tables',
     'unwrap',
 ]

@@ -25,7 +25,6 @@ __all__ = [
     'drop_head',
     'find_key_map',
     'fit_to_model',
-    'source_windows',
 ]
 
 
@@ -358,22 +357,3 @@ def fit_to_model(
         fresh_head=fresh_head,
     )
     return drop_head(state_dict, key_map.head, model.num_features) if fresh_head else state_dict
-
-
-def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -> dict[int, tuple[int, int]]:
-    """Windows (h, w) that a checkpoint's bias tables were laid out for.
-
-    A table of L entries does not say its own (h, w), so the first candidate layout with the right L in every stage
-    is taken, and square windows if none has.
-
-    Args:
-        lengths: Entries L of the tables, by stage.
-        candidates: Layouts to try, best guess first; each holds one (h, w) per stage.
-
-    Returns:
-        Window by stage; stages whose tables are neither square nor known are left out.
-    """
-    for windows in candidates:
-        if all(stage < len(windows) and windows[stage][0] * windows[stage][1] == n for stage, n in lengths.items()):
-            return {stage: tuple(windows[stage]) for stage in lengths}
-    return {stage: (isqrt(n), isqrt(n)) for stage, n in lengths.items() if isqrt(n) ** 2 == n}

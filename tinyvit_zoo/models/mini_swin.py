@@ -31,7 +31,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model, regis
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import MINI_SWIN_KEYS, CheckpointError, fit_to_model, source_windows
+from ..checkpoints import MINI_SWIN_KEYS, CheckpointError, fit_to_model, stage_tables
 from ..layers import (
     DeployLinear,
     HeadMix,
@@ -689,25 +689,10 @@ def checkpoint_filter_fn(
     """
     stored = state_dict
     state_dict, layout = MINI_SWIN_KEYS.to_ours(state_dict)
-    by_stage = {}
-    for key in model.state_dict():
-        table = state_dict.get(key) if key.endswith('.relative_position_bias_table') else None
-        if table is not None and table.ndim == 2 and table.numel():
-            by_stage.setdefault(int(key.split('.')[1]), []).append(key)
-
-    # The blocks of a stage share their window. Where lengths differ, `fit_to_model` will find the wrong shape.
-    lengths = {stage: {state_dict[key].shape[0] for key in keys} for stage, keys in by_stage.items()}
-    lengths = {stage: found.pop() for stage, found in lengths.items() if len(found) == 1}
-    stages = len(model.window_sizes)
-    saved = getattr(model, 'pretrained_model_args', {})
-    candidates = [] if layout == 'official' else [model.window_sizes]
-    if source_img_size is not None:
-        candidates.insert(0, model._layout(source_img_size, None, stages)[1])
-    if saved.get('img_size') is not None:
-        candidates.insert(0, model._layout(saved['img_size'], saved.get('window_size'), stages)[1])
-    for stage, grid in source_windows(lengths, [[_table_grid(w) for w in c] for c in candidates]).items():
-        for key in by_stage[stage]:
-            state_dict[key] = _resized_table(state_dict[key], grid, _table_grid(model.window_sizes[stage]))
+    leaf, axis = 'relative_position_bias_table', 0
+    tables = stage_tables(state_dict, model, layout, source_img_size, leaf, axis, 'window_size', _table_grid)
+    for key, source, target in tables:
+        state_dict[key] = _resized_table(state_dict[key], source, target)
     state_dict = fit_to_model(state_dict, model, MINI_SWIN_KEYS, layout, fresh_head)
     _check_buffers(stored, model)
     return state_dict

@@ -35,7 +35,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import TINYVIT_KEYS, fit_to_model, source_windows
+from ..checkpoints import TINYVIT_KEYS, fit_to_model, stage_tables
 from ..layers import (
     ConvNorm,
     DeployLinear,
@@ -589,32 +589,10 @@ def checkpoint_filter_fn(
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
     """
     state_dict, layout = TINYVIT_KEYS.to_ours(state_dict)
-    target = model.state_dict()
-    by_stage = {}
-    for key in target:
-        if (
-            key.endswith('.attention_biases')
-            and key in state_dict
-            and state_dict[key].ndim == 2
-            and state_dict[key].numel()
-        ):
-            by_stage.setdefault(int(key.split('.')[1]), []).append(key)
-
-    # The blocks of a stage share their window. Where lengths differ, `fit_to_model` will find the wrong shape.
-    lengths = {stage: {state_dict[key].shape[1] for key in keys} for stage, keys in by_stage.items()}
-    lengths = {stage: found.pop() for stage, found in lengths.items() if len(found) == 1}
-    # A model reloaded from its own config.json knows the sizes it was saved with; the released code knows square
-    # windows only; one of ours may have been saved at this model's size, whatever that is.
-    saved = getattr(model, 'pretrained_model_args', {})
-    candidates = [] if layout == 'official' else [model.window_sizes]
-    if source_img_size is not None:
-        candidates.insert(0, model._layout(source_img_size, None, len(model.window_sizes))[1])
-    if saved.get('img_size') is not None:
-        candidates.insert(0, model._layout(saved['img_size'], saved.get('window_sizes'), len(model.window_sizes))[1])
-    for stage, window in source_windows(lengths, candidates).items():
-        for key in by_stage[stage]:
-            grid = state_dict[key].reshape(-1, *window)
-            state_dict[key] = resize_grid(grid, model.window_sizes[stage], model.bias_interpolation).flatten(1)
+    tables = stage_tables(state_dict, model, layout, source_img_size, 'attention_biases', 1, 'window_sizes')
+    for key, source, target in tables:
+        grid = state_dict[key].reshape(-1, *source)
+        state_dict[key] = resize_grid(grid, target, model.bias_interpolation).flatten(1)
     return fit_to_model(state_dict, model, TINYVIT_KEYS, layout, fresh_head)
 
 
