@@ -222,6 +222,7 @@ class MiniDeit(nn.Module):
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 0
+        self.depth = depth
         self.dynamic_img_size = dynamic_img_size
         self._traits = dict(fixed_input_size=not dynamic_img_size)  # for timm, which else asks `patch_embed`
         self.grad_checkpointing = False
@@ -264,7 +265,7 @@ class MiniDeit(nn.Module):
     @staticmethod
     def _check_layout(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
         size, patch = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
-        if len(size) != 2 or any(s < p or s % p for s, p in zip(size, patch, strict=True)):
+        if len(size) != 2 or any(p < 1 or s < p or s % p for s, p in zip(size, patch, strict=True)):
             raise ValueError(f'img_size must be an int or (H, W), a multiple of the patch {patch}; got {img_size}.')
 
     @staticmethod
@@ -328,7 +329,10 @@ class MiniDeit(nn.Module):
         Raises:
             ValueError: On a size that is no multiple of the patch; the model is then unchanged.
         """
-        self._check_layout(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
+        embed = self.patch_embed
+        self._check_layout(
+            embed.img_size if img_size is None else img_size, embed.patch_size if patch_size is None else patch_size
+        )
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         grid = self.patch_embed.grid_size
@@ -386,7 +390,7 @@ class MiniDeit(nn.Module):
         """
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got '{output_fmt}'.")
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        take_indices, max_index = feature_take_indices(self.depth, indices)
         height, width = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         x, rpe_index = self._embed(x)
         intermediates = []
@@ -425,7 +429,7 @@ class MiniDeit(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers after the last of `indices`; a shared block keeps the repeats still in use."""
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        take_indices, max_index = feature_take_indices(self.depth, indices)
         left = max_index + 1
         for i, block in enumerate(self.blocks):
             if left <= block.repeats:
@@ -433,7 +437,8 @@ class MiniDeit(nn.Module):
                 self.blocks = self.blocks[: i + 1]
                 break
             left -= block.repeats
-        self.feature_info = self.feature_info[: max_index + 1]
+        self.depth = max_index + 1
+        self.feature_info = self.feature_info[: self.depth]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
