@@ -15,7 +15,7 @@ from .share import Group, find_groups, find_stages, keep_each_once, tie
 from .start import initialise
 from .transform import GridConv, MixedAttention, MixedWindowAttention, MultiplexedSwinBlock
 
-__all__ = ['Restructured', 'multiplex', 'restructure']
+__all__ = ['Restructured', 'describe_weights', 'multiplex', 'restructure']
 
 MIXED = {Attention: MixedAttention, WindowAttention: MixedWindowAttention}
 
@@ -62,13 +62,17 @@ def multiplex(
     new = restructure(student, share_every, transform, mlp_transform, mlp_conv_kernel)
     fit = calibration is not None if fit is None else fit
     initialise(model, student, new.groups, init, calibration, fit)
-    cfg = getattr(model, 'pretrained_cfg', None)
-    if cfg:  # made by `timm.create_model`
-        student._model_args = dict(getattr(model, '_model_args', {}), base=cfg['architecture'], **new.args)
-        # The model's files hold other weights than these; licence and preprocessing stay.
-        cfg = dict(filter_pretrained_cfg(cfg, remove_source=True), architecture='multiplexed')
-        student.pretrained_cfg = student.default_cfg = cfg
+    if getattr(model, 'pretrained_cfg', None):  # made by `timm.create_model`
+        base = model.pretrained_cfg['architecture']
+        student._model_args = dict(getattr(model, '_model_args', {}), base=base, **new.args)
+        student.pretrained_cfg = student.default_cfg = describe_weights(model.pretrained_cfg)
     return student
+
+
+def describe_weights(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The pretrained cfg of a model made from one with `cfg`: its licence and preprocessing, not its tag and files."""
+    kept = filter_pretrained_cfg(cfg, remove_source=True)
+    return {k: v for k, v in kept.items() if k not in ('tag', 'state_dict')} | dict(architecture='multiplexed')
 
 
 @dataclass(frozen=True)

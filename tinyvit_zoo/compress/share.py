@@ -182,8 +182,12 @@ def _fill_repeats(
         if value is None:
             if shared is not None:
                 state_dict[prefix + name] = shared
-        elif shared is None or not torch.equal(value, shared):
+        elif shared is None or not _same(value, shared):
             error_msgs.append(
                 f'{prefix}{name} is not equal to {prefix}{first}, with which this model shares it: the checkpoint is '
                 'of a model that is not multiplexed, or not in this way.'
             )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.shape == b.shape and not a.is_meta and torch.equal(a, b))

@@ -44,9 +44,10 @@ def initialise(
     """
     if init not in INITS:
         raise ValueError(f'init must be one of {", ".join(INITS)}, got {init!r}.')
-    if init != 'best' and not fit:
-        for group in (group for stage in groups for group in stage):
-            _set(group, _candidates(group, init)[0])
+    candidates = [(group, _candidates(group, init)) for stage in groups for group in stage]
+    if not fit and all(len(weights) == 1 for _, weights in candidates):
+        for group, weights in candidates:
+            _set(group, weights[0])
         return
     parameter = next(student.parameters())
     if parameter.is_meta:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from timm.models import (
     build_model_with_cfg,
-    filter_pretrained_cfg,
     model_entrypoint,
     register_model,
     resolve_pretrained_cfg,
@@ -31,16 +30,6 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 def _family(model: nn.Module) -> Any:
     return swin_transformer if isinstance(model, swin_transformer.SwinTransformer) else vision_transformer
-
-
-def _resolve_cfg(base: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> dict[str, Any]:
-    """The cfg of saved weights; without any, what the base's cfg says of size, classes and preprocessing."""
-    if isinstance(pretrained_cfg, str):
-        raise ValueError(f"There are no weights called 'multiplexed.{pretrained_cfg}': name the base as base=NAME.")
-    if not pretrained_cfg:
-        cfg = resolve_pretrained_cfg(base).to_dict()
-        pretrained_cfg = dict(filter_pretrained_cfg(cfg, remove_source=True), architecture='multiplexed')
-    return resolve_pretrained_cfg('multiplexed', pretrained_cfg, overlay).to_dict()
 
 
 @register_model
@@ -71,9 +60,13 @@ def multiplexed(
     Raises:
         ValueError: See `multiplex`.
     """
-    from ..compress import restructure  # only for those who use it
+    from ..compress import describe_weights, restructure  # only for those who use it
 
-    cfg = _resolve_cfg(base, pretrained_cfg, pretrained_cfg_overlay)
+    if isinstance(pretrained_cfg, str):
+        raise ValueError(f"There are no weights called 'multiplexed.{pretrained_cfg}': name the base as base=NAME.")
+    if not pretrained_cfg:  # the base's size, classes and preprocessing
+        pretrained_cfg = describe_weights(resolve_pretrained_cfg(base).to_dict())
+    cfg = resolve_pretrained_cfg('multiplexed', pretrained_cfg, pretrained_cfg_overlay).to_dict()
     for_builder = {name: kwargs.pop(name) for name in OF_BUILDER if name in kwargs}
     model = model_entrypoint(base.partition('.')[0])(pretrained=False, pretrained_cfg=cfg, **kwargs)
     args = restructure(model, share_every, transform, mlp_transform, mlp_conv_kernel).args
