@@ -73,5 +73,5 @@ class RelativeKeys(nn.Module):
         """(B, heads, N, d) queries and the index of their grid from `irpe_index` -> (B, heads, N, N)."""
         B, heads, N, _ = q.shape
         # Two dimensions: with more, index_select takes a path that is three times slower on CPU.
-        lookups = (q @ self.table).reshape(B * heads, -1)
+        lookups = (q @ self.table).flatten(2).flatten(0, 1)
         return lookups.index_select(1, index).view(B, heads, N, N)
