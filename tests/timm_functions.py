@@ -1,12 +1,37 @@
 """timm's tests of families that it names itself, called with our models. `test_timm_suite.py` runs this file."""
 
+import fnmatch
+
 import pytest
-from timm_suite import OURS
+import timm
+from timm_suite import OURS, PLAIN_VIT
 
 from tests import test_model_input  # timm's own folder
 from tests import test_models as timms
 
-each_model = pytest.mark.parametrize('model_name', sorted(OURS))
+# These tests choose image sizes freely.
+FIXED_SIZE = [name for name in OURS if timm.get_pretrained_cfg_value(name, 'fixed_input_size')]
+# Models of tokens: no pooling but the mean, no extractor but the getter.
+TOKENS = [name for name in OURS if any(fnmatch.fnmatch(name, pattern) for pattern in PLAIN_VIT)]
+# Their features come as (B, H, W, C), the tests mean (B, C, H, W).
+CHANNELS_LAST = [name for name in OURS if name.startswith('mini_swin')]
+
+
+def each_model_but(*others: list[str]):
+    return pytest.mark.parametrize('model_name', sorted(OURS.difference(*others)))
+
+
+each_model = each_model_but()
+
+
+@pytest.fixture
+def any_size(monkeypatch, model_name) -> None:
+    """timm's tests make a model that takes every size."""
+    create = timms.create_model
+    if model_name in FIXED_SIZE:
+        monkeypatch.setattr(
+            timms, 'create_model', lambda *args, **kwargs: create(*args, dynamic_img_size=True, **kwargs)
+        )
 
 
 @each_model
@@ -14,36 +39,43 @@ def test_prune_intermediate_layers_params_used(model_name):
     timms.test_prune_intermediate_layers_params_used(model_name)
 
 
+@pytest.mark.usefixtures('any_size')
 @each_model
 def test_forward_after_prune_intermediate_layers(model_name):
     timms.test_forward_after_prune_intermediate_layers(model_name)
 
 
-@each_model
+@pytest.mark.usefixtures('any_size')
+@each_model_but(TOKENS, CHANNELS_LAST)
 def test_prune_intermediate_layers_last_feature(model_name):
     timms.test_prune_intermediate_layers_last_feature(model_name, stop_early_final=True)
 
 
-@each_model
+@pytest.mark.usefixtures('any_size')
+@each_model_but(TOKENS)
 def test_reset_classifier_keeps_pool(model_name):
     timms.test_reset_classifier_keeps_pool(model_name)
 
 
-@each_model
+@pytest.mark.usefixtures('any_size')
+@each_model_but(TOKENS)
 def test_head_hidden_size(model_name):
     timms.test_head_hidden_size(model_name, {})
 
 
-@each_model
+@pytest.mark.usefixtures('any_size')
+@each_model_but(TOKENS)
 def test_features_only_grad_checkpointing_backward(model_name):
     timms.test_features_only_grad_checkpointing_backward(model_name)
 
 
+@pytest.mark.usefixtures('any_size')
 @each_model
 def test_feature_getter_stage_ends_torchscript(model_name):
     timms.test_feature_getter_stage_ends_torchscript(model_name)
 
 
+@pytest.mark.usefixtures('any_size')
 @each_model
 def test_model_init_weights_after_to_empty(model_name):
     timms.test_model_init_weights_after_to_empty(model_name, {})
