@@ -199,3 +199,10 @@ def test_a_page_makes_the_model_of_its_release(release):
                for m in (model, stock)]  # fmt: skip
     assert configs[0] == configs[1]
     assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.licence.spdx
+
+
+def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):
+    """Whoever shares or serves the folder would else find weights that only their owner can read."""
+    (tmp_path / 'ordinary').touch()
+    folder = save_folder(small(), tmp_path / 'model')
+    assert {f.stat().st_mode for f in folder.iterdir()} == {(tmp_path / 'ordinary').stat().st_mode}

@@ -131,6 +131,7 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         save_file(dict(tensors), path, metadata={'format': 'pt'})
     except SafetensorError as e:
         raise OSError(f'{path} could not be written ({e}).') from e
+    _ordinary_rights(path)  # safetensors gives them to the owner alone
 
 
 @contextmanager
