@@ -622,6 +622,47 @@ def test_two_threads_do_not_disturb_each_other():
     assert wrong == []
 
 
+@each_kind
+def test_a_hook_on_a_shared_layer_runs_for_every_block(kind):
+    student, calls = multiplex(teacher(kind)), []
+    blocks(student)[0].attn.qkv.register_forward_hook(lambda *args: calls.append(args))
+    student(images())
+    assert len(calls) == 2
+
+
+@each_kind
+@each_transform
+def test_functional_calls_leave_the_model_as_it_is(kind, transform):
+    student, x = stirred(multiplex(teacher(kind), transform=transform)), images()
+    parameters = dict(student.named_parameters())
+
+    def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(student, values, (x,), tie_weights=False).sum()
+
+    gradients = torch.func.grad(total)(parameters)
+    assert all(p is parameters[name] for name, p in student.named_parameters())
+    student(x).sum().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+@each_kind
+def test_it_runs_in_mixed_precision(kind):
+    student, x = stirred(multiplex(teacher(kind))), images()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        mixed = student(x)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), student(x), rtol=0.1, atol=0.1)
+
+
+def test_any_image_size_stays_any_image_size():
+    for kind in KINDS:
+        model = teacher(kind, dynamic_img_size=True)
+        x = torch.randn(1, 3, 48, 40)
+        torch.testing.assert_close(multiplex(model, 1, init='first')(x), model(x))
+        assert multiplex(model, calibration=[x])(x).shape == (1, 11)
+
+
 @pytest.mark.slow
 @each_kind
 @each_transform
@@ -637,8 +678,9 @@ def test_it_compiles_as_one_graph(kind, transform):
 @each_kind
 @each_transform
 def test_it_exports(kind, transform):
-    student, x = stirred(multiplex(teacher(kind), transform=transform)), images()
-    exported = torch.export.export(student, (x,))
+    student, x = stirred(multiplex(teacher(kind), transform=transform)), images(5)
+    batch = torch.export.Dim('batch', min=1, max=64)
+    exported = torch.export.export(student, (images(2),), dynamic_shapes=({0: batch},))
     torch.testing.assert_close(exported.module()(x), student(x))
 
 

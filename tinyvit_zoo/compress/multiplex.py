@@ -33,6 +33,11 @@ def multiplex(
 ) -> nn.Module:
     """A model of the same class in which adjacent blocks share their weights. `model` stays as it is.
 
+    Blocks of a group hold the same layers as the same module objects. So a hook on `blocks[0].attn.qkv` runs once for
+    every block that shares it, in their order; tools that replace layers by name (LoRA) find a shared one in its
+    first block only, and leave it to the others as it was; layer-wise learning rates take it for that block's. Call
+    `torch.func.functional_call` with `tie_weights=False`: otherwise it does not put such a layer's weights back.
+
     Args:
         model: A timm `VisionTransformer` (ViT, DeiT, MAE, CLIP, DINO, SigLIP, ...) or `SwinTransformer`.
         share_every: Blocks that share one set of weights; must divide the depth (of every stage). 'stage': all

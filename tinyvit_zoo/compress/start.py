@@ -1,6 +1,24 @@
 """What a multiplexed model starts from: which weights its groups share, and its layers' own parameters fitted to them.
 
 No labels and no training: weights are chosen, and every layer by itself is fitted to the teacher's, on a few pictures.
+
+How far that goes, measured with teachers trained on scikit-learn's digits (means of 3 seeds; a ViT of 8 blocks, width
+64, and a Swin of 2 + 2 + 4 + 2 blocks, width 16; 97.2 and 97.3 % of the held-out digits right), sharing every 2
+blocks: distance of the features from the teacher's, relative to their length, and held-out digits right in %.
+
+| start | ViT: distance | right | Swin: distance | right |
+| --- | --- | --- | --- | --- |
+| weights of the first block, no transformation (plain sharing) | .79 | 64.6 | 1.01 | 42.4 |
+| mean of the weights | .88 | 23.0 | .88 | 56.5 |
+| best, chosen on noise | .79 | 64.0 | .81 | 64.9 |
+| best, chosen on 64 training digits | .74 | 71.1 | .77 | 72.7 |
+| best, norms fitted, no transformation | .56 | 83.8 | .49 | 91.3 |
+| best, norms and transformations fitted | .54 | 87.8 | .49 | 92.7 |
+| the same with 256 digits | .52 | 89.4 | .43 | 95.4 |
+
+Most of it is the norms; the transformations add some in the ViT and little in the Swin. Fitting to noise makes some
+models worse, so it is not done unasked. With all 8 blocks of the ViT in one group no start comes near the teacher
+(.85 at best, without transformations). Untrained DeiT-Ti, crops of scikit-image's pictures: .60 plain, .53 best, .32 fitted.
 """
 
 from collections.abc import Callable, Iterable, Iterator
