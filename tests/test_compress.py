@@ -786,6 +786,7 @@ def test_the_name_alone_makes_a_fresh_model_of_any_base():
     model = timm.create_model('multiplexed', device='meta')
     assert (count(model), model.num_classes) == (11_413_960, 1000)
     assert model.pretrained_cfg['first_conv'] == 'patch_embed.proj'
+    assert model._model_args['base'] == 'deit_small_patch16_224'
     model = timm.create_model('multiplexed', base='vit_base_patch16_224.mae', share_every='stage', device='meta')
     assert (count(model), model.num_classes) == (7_869_312, 0)
     swin = timm.create_model('multiplexed', base='swin_tiny_patch4_window7_224', transform=False, device='meta')
@@ -798,6 +799,8 @@ def test_there_are_no_weights_by_the_name_alone():
         timm.create_model('multiplexed', pretrained=True)
     with pytest.raises(ValueError, match='no weights called'):
         timm.create_model('multiplexed.in1k')
+    with pytest.raises(ValueError, match="base='no_such_model' is no model"):
+        timm.create_model('multiplexed', base='no_such_model')
 
 
 def test_a_model_that_timm_did_not_make_is_multiplexed_but_has_no_name():

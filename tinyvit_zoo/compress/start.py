@@ -18,7 +18,8 @@ blocks: distance of the features from the teacher's, relative to their length, a
 
 Most of it is the norms; the transformations add some in the ViT and little in the Swin. Fitting to noise makes some
 models worse, so it is not done unasked. With all 8 blocks of the ViT in one group no start comes near the teacher
-(.85 at best, without transformations). Untrained DeiT-Ti, crops of scikit-image's pictures: .60 plain, .53 best, .32 fitted.
+(.85 at best, and that without transformations). An untrained DeiT-Ti, 16 crops of scikit-image's pictures to calibrate
+and 16 others: .60 plain, .53 best, .32 fitted; the fit takes 46 s on one core.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -119,8 +120,8 @@ def _choose(
 ) -> None:
     """The weights with which the teacher, going on from this group's output, comes nearest to its own features.
 
-    How near the output itself is says less: measured, it chooses weights that end up further away than the first
-    block's in one of two trained ViTs.
+    How near the output itself is says less: so chosen, all three ViTs measured above end up further from their
+    teachers (.80 to .98) than with the weights of the first blocks.
     """
     distances = []
     for weights in candidates:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from timm.models import (
     build_model_with_cfg,
+    is_model,
     model_entrypoint,
     register_model,
     resolve_pretrained_cfg,
@@ -58,19 +59,22 @@ def multiplexed(
         **kwargs: As the base model takes them: `num_classes`, `img_size`, `in_chans`, `features_only`, ...
 
     Raises:
-        ValueError: See `multiplex`.
+        ValueError: On an unknown base; else see `multiplex`.
     """
     from ..compress import describe_weights, restructure  # only for those who use it
 
+    architecture = base.partition('.')[0]
+    if not is_model(architecture):
+        raise ValueError(f"base='{base}' is no model that timm knows.")
     if isinstance(pretrained_cfg, str):
         raise ValueError(f"There are no weights called 'multiplexed.{pretrained_cfg}': name the base as base=NAME.")
     if not pretrained_cfg:  # the base's size, classes and preprocessing
         pretrained_cfg = describe_weights(resolve_pretrained_cfg(base).to_dict())
     cfg = resolve_pretrained_cfg('multiplexed', pretrained_cfg, pretrained_cfg_overlay).to_dict()
     for_builder = {name: kwargs.pop(name) for name in OF_BUILDER if name in kwargs}
-    model = model_entrypoint(base.partition('.')[0])(pretrained=False, pretrained_cfg=cfg, **kwargs)
+    model = model_entrypoint(architecture)(pretrained=False, pretrained_cfg=cfg, **kwargs)
     args = restructure(model, share_every, transform, mlp_transform, mlp_conv_kernel).args
-    model._model_args = args  # timm adds what the caller gave
+    model._model_args = dict(base=architecture, **args)  # timm adds what the caller gave
 
     if _family(model) is swin_transformer:
         feature_cfg = dict(flatten_sequential=True, out_indices=tuple(range(len(model.layers))))
