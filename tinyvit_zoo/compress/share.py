@@ -107,7 +107,7 @@ def shared_layers(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn
 
 def _check_alike(stage: Stage, first: int, other: int) -> None:
     ours, theirs = _facts(stage.blocks[first]), _facts(stage.blocks[other])
-    for name in ours.keys() | theirs.keys():
+    for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f'{stage.name}.{first} and {stage.name}.{other} cannot share weights: {name} is '
