@@ -400,6 +400,7 @@ def test_it_can_be_traced_by_fx(deployable):
         torch.testing.assert_close(graph(x)['y'], deployable(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_can_be_exported_with_an_open_batch(deployable):
     x = images_for(deployable)
