@@ -6,17 +6,18 @@ import io
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, SMALL_OF, assert_same, images_for, refused, size_of, small_of
+from conftest import ARCHITECTURES, SMALL_OF, assert_same, images_for, load, refused, size_of, small_of
 from golden_rule import constant, official_state_dict
 from timm.models._input import get_model_input_config
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from tinyvit_zoo.checkpoints import MINI_DEIT_KEYS
 from tinyvit_zoo.layers import HeadMix, RelativeKeys
 
 MINIS = ['mini_deit', 'mini_swin']
 SIZE = (96, 64)
-SWIN = 'mini_swin_tiny_patch4_window7_224'
+DEIT, SWIN = 'mini_deit_tiny_patch16_224', 'mini_swin_tiny_patch4_window7_224'
 
 each_mini = pytest.mark.parametrize('family', MINIS)
 
@@ -258,12 +259,65 @@ def test_a_stored_buffer_that_disagrees_with_the_model_is_told(key, kwargs, rele
     refused(lambda: load_swin(released, **kwargs), key, 'does not hold what the released code computes')
 
 
-def test_a_mask_of_another_resolution_says_nothing(released):
+def test_what_was_stored_for_other_windows_says_nothing(released):
     expected = load_swin(released, img_size=384)
     released[MASK].fill_(3)
-    assert_same(load_swin(released, img_size=384).state_dict(), expected.state_dict())
     released[INDEX].fill_(3)
-    refused(lambda: load_swin(released, img_size=384), INDEX)
+    assert_same(load_swin(released, img_size=384).state_dict(), expected.state_dict())
+    refused(lambda: load_swin(released), 'attn_mask|relative_position_index')
+
+
+@pytest.mark.parametrize('img_size', [224, (448, 112), (112, 448), 448])
+def test_a_sound_mask_is_never_refused(released, img_size):
+    assert load_swin(released, img_size=img_size, window_size=7).window_sizes == ((7, 7),) * 4
+
+
+@pytest.mark.parametrize('change', [lambda mask: mask[:3], lambda mask: mask.repeat(2, 1, 1), lambda mask: mask.T])
+def test_a_mask_of_no_arrangement_of_windows_is_refused(released, change):
+    released[MASK] = change(released[MASK])
+    refused(lambda: load_swin(released), MASK)
+
+
+def test_where_one_axis_has_a_single_window_none_is_shifted():
+    """As in the released code; timm's Swin would still shift the other axis."""
+    model = timm.create_model(SWIN, img_size=(224, 448), window_size=7)
+    assert [stage.shift for stage in model.stages] == [(3, 3), (3, 3), (3, 3), (0, 0)]
+    assert model.stages[3].attn_mask is None
+
+
+@each_mini
+def test_training_mode_draws_once_for_the_whole_batch(family):
+    """Re-entrant checkpointing runs a block without gradients first, and again with them: the same must be dropped."""
+    model = small_of(family, drop_path_rate=0.5, img_size=224).train()
+    x = torch.randn(12, 3, 224, 224)
+    outputs = []
+    for grad in (True, False):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(grad):
+            outputs.append(model(x).detach())
+    torch.testing.assert_close(*outputs)
+
+
+def test_plain_weights_are_taken_where_the_released_training_code_keeps_both(tmp_path):
+    """It evaluates the plain weights of Mini-DeiT, and publishes their accuracy."""
+    official = MINI_DEIT_KEYS.to_official(timm.create_model(DEIT).state_dict())
+    averaged = {k: torch.zeros_like(v) for k, v in official.items()}
+    torch.save({'model': official, 'model_ema': averaged, 'epoch': 299}, tmp_path / 'file.pth')
+    model = load(DEIT, tmp_path / 'file.pth')
+    torch.testing.assert_close(model.head.weight, official['head.weight'], rtol=0, atol=0)
+
+
+def test_features_of_shared_layers_come_by_the_getter_only():
+    with pytest.raises(ValueError, match='getter'):
+        timm.create_model(DEIT, features_only=True, feature_cls='hook')
+
+
+def test_weights_assigned_to_a_model_without_memory_work_at_once():
+    expected = timm.create_model(DEIT).eval()
+    model = timm.create_model(DEIT, device='meta').eval()
+    model.load_state_dict(expected.state_dict(), assign=True)
+    x = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
 
 
 def test_files_without_buffers_load_too(released):

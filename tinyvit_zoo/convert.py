@@ -65,22 +65,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         first = ', '.join(list(state_dict)[:3])
         raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
     ours, layout = key_map.to_ours(state_dict)
-    if layout == 'official' and key_map.buffers:
-        _check_buffers(path, state_dict, key_map.buffers(state_dict))
+    if layout == 'official' and key_map.check_buffers:
+        try:
+            key_map.check_buffers(state_dict)
+        except CheckpointError as e:
+            raise CheckpointError(f'{path}: {e}') from e
     return Checkpoint(Path(path), ours, key_map, layout, num_keys=len(state_dict))
-
-
-def _check_buffers(
-    path: str | Path, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> None:
-    """Buffers that a file carries beside its weights are those that would be written with them again."""
-    for key in expected.keys() & state_dict.keys():
-        value = state_dict[key]
-        if value.shape != expected[key].shape or not torch.equal(value.to(expected[key].dtype), expected[key]):
-            raise CheckpointError(
-                f'{path}: {key} does not hold what the released code computes for its windows. The file is damaged, '
-                'or was saved at an image size that the released configurations do not have.'
-            )
 
 
 def verified_model(
@@ -182,7 +172,7 @@ def convert(
     if not is_file:
         return read, save_folder(model, target)
     layout = layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')
-    _write(read.key_map.to_official(state_dict) if layout == 'official' else state_dict, target, layout)
+    _write(read.key_map.to_official(state_dict, img_size) if layout == 'official' else state_dict, target, layout)
     return read, target
 
 

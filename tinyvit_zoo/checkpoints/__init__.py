@@ -16,6 +16,7 @@ from .keymap import (
 )
 from .read import find_checkpoint, read_checkpoint, unwrap
 from .source import Weights, find_weights, imported_path
+from .swin_buffers import check_swin_buffers
 from .tables import source_windows, stage_tables
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     'Weights',
     'WeightsNotFoundError',
     'check_keys',
+    'check_swin_buffers',
     'drop_head',
     'find_checkpoint',
     'find_key_map',

@@ -6,14 +6,13 @@ A map is a table of prefixes and leaf names; reading it left to right or right t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 from torch import nn
 
-from ..layers import shifted_window_mask, signed_offset_index
 from .errors import CheckpointError
 from .read import _name
+from .swin_buffers import check_swin_buffers, swin_buffers
 
 __all__ = [
     'KEY_MAPS',
@@ -41,7 +40,9 @@ class KeyMap:
         first_conv: Our name of the first convolution.
         signature: Pair (official, ours) of a key that no other family has, and every file of this one.
         pointwise: Parts of our names of the matrices (out, in) that the released code keeps as 1x1 convolutions.
-        buffers: Buffers that the released code stores beside the weights, computed from an official state dict.
+        buffers: Buffers that the released code stores beside the weights, computed from an official state dict and
+            the image size (None: as released).
+        check_buffers: Raises CheckpointError if those of an official state dict are not what they must be.
     """
 
     family: str
@@ -52,7 +53,8 @@ class KeyMap:
     first_conv: str
     signature: tuple[str, str]
     pointwise: tuple[str, ...] = ()
-    buffers: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    buffers: Callable[[Mapping[str, torch.Tensor], tuple[int, int] | None], dict[str, torch.Tensor]] | None = None
+    check_buffers: Callable[[Mapping[str, torch.Tensor]], None] | None = None
 
     def layout(self, keys: Sequence[str]) -> str:
         """'official', 'ours', or 'unknown': whose prefixes most keys have, where the two differ."""
@@ -133,11 +135,17 @@ class KeyMap:
     def _is_pointwise(self, key: str, value: torch.Tensor, ndim: int) -> bool:
         return value.ndim == ndim and key.endswith('.weight') and any(part in key for part in self.pointwise)
 
-    def to_official(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def to_official(
+        self, state_dict: Mapping[str, torch.Tensor], img_size: tuple[int, int] | None = None
+    ) -> dict[str, torch.Tensor]:
         """State dict under the released code's names; the inverse of `to_ours`.
 
+        Args:
+            state_dict: Under our names.
+            img_size: (H, W) of the images that the official model will take, where its buffers depend on it.
+
         Raises:
-            CheckpointError: On a key that has no official name.
+            CheckpointError: On a key that has no official name, or a geometry that the released code does not know.
         """
         if self.layout(list(state_dict)) == 'official':
             return dict(state_dict)
@@ -146,7 +154,7 @@ class KeyMap:
         if unknown:
             raise CheckpointError(f'No official {self.family} name for {_name(unknown)}.')
         official = {renamed[k]: v[..., None, None] if self._is_pointwise(k, v, 2) else v for k, v in state_dict.items()}
-        return official if self.buffers is None else official | self.buffers(official)
+        return official if self.buffers is None else official | self.buffers(official, img_size)
 
 
 TINYVIT_KEYS = KeyMap(
@@ -190,28 +198,6 @@ MINI_DEIT_KEYS = KeyMap(
 )
 
 
-def _mini_swin_buffers(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Index and mask of every block, for images of 8 windows per side in stage 0, as all released configurations have.
-
-    Raises:
-        CheckpointError: On windows that are not square, which the released code does not know.
-    """
-    buffers = {}
-    for key, table in state_dict.items():
-        block = key.removesuffix('.attn.relative_position_bias_table')
-        if block == key:
-            continue
-        window = (isqrt(len(table)) + 1) // 2 if table.ndim == 2 else 0
-        if table.ndim != 2 or (2 * window - 1) ** 2 != table.shape[0]:
-            raise CheckpointError(f'{key} is not of a square window: the released code cannot load this model.')
-        buffers[f'{block}.attn.relative_position_index'] = signed_offset_index((window, window))
-        windows = 8 >> int(block.split('.')[1])  # per side
-        if windows > 1:
-            size = (windows * window, windows * window)
-            buffers[f'{block}.attn_mask'] = shifted_window_mask(size, (window, window), (window // 2, window // 2))
-    return buffers
-
-
 MINI_SWIN_KEYS = KeyMap(
     family='Mini-Swin',
     prefixes=(
@@ -228,12 +214,13 @@ MINI_SWIN_KEYS = KeyMap(
         ('.local_norm_list.', '.local_norm.'),
         ('.local_conv_list.', '.local_conv.'),
     ),
-    # What follows from window and image size. `models.mini_swin` compares it with its own before it is dropped.
+    # What follows from window and image size.
     ignored=(('.relative_position_index', '.relative_position_bias_table'), ('.attn_mask', '.attn.qkv.weight')),
     head='head.fc',
     first_conv='patch_embed.proj',
     signature=('layers.0.blocks.0.norm1_list.0.weight', 'stages.0.blocks.0.norm1.0.weight'),
-    buffers=_mini_swin_buffers,
+    buffers=swin_buffers,
+    check_buffers=check_swin_buffers,
 )
 
 KEY_MAPS = {'tinyvit': TINYVIT_KEYS, 'mini_deit': MINI_DEIT_KEYS, 'mini_swin': MINI_SWIN_KEYS}

@@ -25,6 +25,9 @@ _logger = logging.getLogger(__name__)
 
 # Keys under which training scripts keep a state dict; averaged weights first, as timm's own loader prefers them.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model', 'module')
+# A key of the released Mini-DeiT's weights. That training code keeps averaged weights beside them, but evaluated, and
+# published the accuracy of, the plain ones.
+PLAIN_WEIGHTS_COUNT = 'blocks.0.block.norm1.instances.0.weight'
 # Prefixes of wrapping modules, in any order and number: DDP, torch.compile, timm's and torch's weight averaging.
 PREFIXES = ('module.', '_orig_mod.', 'model_ema.', 'ema.', 'model.')
 # Buffers of the wrappers themselves: torch.optim.swa_utils.AveragedModel.
@@ -200,6 +203,8 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Te
         inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), dict) and checkpoint[k]), None)
         if inner is None:
             break
+        if isinstance(checkpoint.get('model'), dict) and PLAIN_WEIGHTS_COUNT in checkpoint['model']:
+            inner = 'model'
         _logger.info('Using %r of %s.', inner, where)
         checkpoint = checkpoint[inner]
     if not isinstance(checkpoint, dict) or not checkpoint:

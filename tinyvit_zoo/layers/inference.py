@@ -44,7 +44,7 @@ def has_listeners(module: nn.Module) -> bool:
 
 
 def in_sub_batches(module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """`run(x)`; in plain inference on a CPU a few images at a time, if nobody listens inside `module`.
+    """`run(x)`; in evaluation on a CPU without autograd a few images at a time, if nobody listens inside `module`.
 
     The maps between the layers then stay in cache and reuse each other's memory; for a large batch the system would
     map them in and take them back at every layer, which costs more than head mixing itself.
@@ -57,7 +57,8 @@ def in_sub_batches(module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor
     Returns:
         What `run` returns, (B, ...).
     """
-    if not is_plain_inference(x) or x.device.type != 'cpu':
+    # Training mode draws random numbers: a batch that checkpointing runs again with gradients must draw the same.
+    if module.training or not is_plain_inference(x) or x.device.type != 'cpu':
         return run(x)
     size = max(1, SUB_BATCH_TOKENS // max(1, x[0].numel() // x.shape[-1])) if x.shape[0] > 1 else 1
     if size >= x.shape[0] or has_listeners(module):

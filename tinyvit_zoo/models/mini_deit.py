@@ -13,7 +13,16 @@ from functools import partial
 from typing import Final
 
 import torch
-from timm.layers import DropPath, PatchEmbed, calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
+from timm.layers import (
+    DropPath,
+    PatchEmbed,
+    calculate_drop_path_rates,
+    get_act_layer,
+    get_device_dtype,
+    get_norm_layer,
+    to_2tuple,
+    trunc_normal_,
+)
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
@@ -153,6 +162,12 @@ class MiniBlock(nn.Module):
             return in_sub_batches(self, partial(self._run, repeat=repeat, rpe_index=rpe_index), x)
 
 
+def _restore_index(model: 'MiniDeit', incompatible_keys: object) -> None:
+    """After weights were assigned to a model made on the meta device: an index left there would read anything."""
+    if model.rpe_index.is_meta and not model.pos_embed.is_meta:
+        model.init_non_persistent_buffers()
+
+
 class MiniDeit(nn.Module):
     """Mini-DeiT.
 
@@ -181,8 +196,8 @@ class MiniDeit(nn.Module):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        act_layer: type[nn.Module] = nn.GELU,
-        norm_layer: type[nn.Module] | None = None,
+        act_layer: str | type[nn.Module] = nn.GELU,
+        norm_layer: str | type[nn.Module] | None = None,
         device=None,
         dtype=None,
     ) -> None:
@@ -216,7 +231,8 @@ class MiniDeit(nn.Module):
         super().__init__()
         if repeats < 1 or depth % repeats:
             raise ValueError(f'repeats must divide the depth {depth}, got {repeats}.')
-        norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-6)  # 1e-5 moves released logits by 1e-5
+        act_layer = get_act_layer(act_layer)
+        norm_layer = get_norm_layer(norm_layer) or partial(nn.LayerNorm, eps=1e-6)  # 1e-5 moves released logits by 1e-5
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.global_pool = global_pool
@@ -224,12 +240,11 @@ class MiniDeit(nn.Module):
         self.num_prefix_tokens = 0
         self.depth = depth
         self.dynamic_img_size = dynamic_img_size
-        self._traits = dict(fixed_input_size=not dynamic_img_size)  # for timm, which else asks `patch_embed`
         self.grad_checkpointing = False
 
         self._check_layout(img_size, patch_size)
         self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, strict_img_size=False, output_fmt='NHWC', **dd
+            img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size, output_fmt='NHWC', **dd
         )
         self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches, embed_dim, **dd))
         self._register_index(device)
@@ -261,6 +276,7 @@ class MiniDeit(nn.Module):
         ]
         self._check_pool(global_pool)
         self.init_weights(needs_reset=False)
+        self.register_load_state_dict_post_hook(_restore_index)
 
     @staticmethod
     def _check_layout(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
@@ -515,6 +531,8 @@ default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in
 
 
 def _create_mini_deit(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
+    if kwargs.get('feature_cls', 'getter') != 'getter':
+        raise ValueError("Mini-DeiT's layers share modules, so features are taken by feature_cls='getter' only.")
     return create_zoo_model(
         MiniDeit,
         variant,

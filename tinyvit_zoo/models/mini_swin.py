@@ -12,7 +12,6 @@ Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w`
 
 from collections.abc import Sequence
 from functools import partial
-from math import isqrt
 from typing import Final
 
 import torch
@@ -22,7 +21,9 @@ from timm.layers import (
     DropPath,
     PatchEmbed,
     calculate_drop_path_rates,
+    get_act_layer,
     get_device_dtype,
+    get_norm_layer,
     to_2tuple,
     to_ntuple,
     trunc_normal_,
@@ -31,7 +32,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model, regis
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import MINI_SWIN_KEYS, CheckpointError, fit_to_model, stage_tables
+from ..checkpoints import MINI_SWIN_KEYS, check_swin_buffers, fit_to_model, stage_tables
 from ..layers import (
     DeployLinear,
     HeadMix,
@@ -46,7 +47,6 @@ from ..layers import (
     scaled_windows,
     shifted_window_mask,
     signed_offset,
-    signed_offset_index,
     stage_grids,
     window_partition,
     window_reverse,
@@ -279,9 +279,11 @@ class MiniSwinStage(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        """Map and windows: sets how far windows shift (not at all along an axis with one window) and the mask."""
+        """Map and windows: sets how far windows shift, and the mask."""
         self.grid, self.window_size = grid, window_size
-        self.shift = tuple(w // 2 if n > w else 0 for n, w in zip(grid, window_size, strict=True))
+        # As in the released code, and unlike timm's Swin: where one axis has a single window, none is shifted.
+        is_split = all(n > w for n, w in zip(grid, window_size, strict=True))
+        self.shift = (window_size[0] // 2, window_size[1] // 2) if is_split else (0, 0)
         mask = shifted_window_mask(grid, window_size, self.shift, device, dtype) if any(self.shift) else None
         self.register_buffer('attn_mask', mask, persistent=False)
 
@@ -367,8 +369,8 @@ class MiniSwin(nn.Module):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        act_layer: type[nn.Module] = nn.GELU,
-        norm_layer: type[nn.Module] = nn.LayerNorm,
+        act_layer: str | type[nn.Module] = nn.GELU,
+        norm_layer: str | type[nn.Module] = nn.LayerNorm,
         device=None,
         dtype=None,
     ) -> None:
@@ -403,6 +405,9 @@ class MiniSwin(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         stages = len(depths)
+        if stages != len(num_heads) or stages > len(NUM_WINDOWS):
+            raise ValueError(f'depths and num_heads must have one entry per stage, at most 4: {depths}, {num_heads}.')
+        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
         repeats = to_ntuple(stages)(repeats)
         if len(repeats) != stages or any(r < 1 or d % r for d, r in zip(depths, repeats, strict=True)):
             raise ValueError(f'repeats must divide the depths {tuple(depths)}, got {repeats}.')
@@ -416,7 +421,6 @@ class MiniSwin(nn.Module):
         self.embed_dim = embed_dim
         self.num_features = dims[-1]
         self.dynamic_img_size = dynamic_img_size
-        self._traits = dict(fixed_input_size=not dynamic_img_size)
         self.img_size, self.window_sizes = self._layout(img_size, window_size, stages)
         grids = stage_grids(self.img_size, stages)
 
@@ -426,7 +430,7 @@ class MiniSwin(nn.Module):
             in_chans,
             embed_dim,
             norm_layer=norm_layer,
-            strict_img_size=False,
+            strict_img_size=not dynamic_img_size,
             dynamic_img_pad=True,
             output_fmt='NHWC',
             **dd,
@@ -490,6 +494,13 @@ class MiniSwin(nn.Module):
         elif needs_reset and hasattr(m, 'reset_parameters'):
             m.reset_parameters()
 
+    def init_non_persistent_buffers(self) -> None:
+        """Fill masks and indices, which no checkpoint holds."""
+        for stage in self.stages:
+            stage.init_non_persistent_buffers()
+            for block in stage.blocks:
+                block.attn.init_non_persistent_buffers()
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """As in the released training code, which does decay the head mixing; timm adds 1-D parameters by itself."""
@@ -549,7 +560,7 @@ class MiniSwin(nn.Module):
         grids = stage_grids(self.img_size, len(self.stages))
         for stage, grid, window in zip(self.stages, grids, self.window_sizes, strict=True):
             stage.set_input_size(grid, window)
-        record_input_size(self, self.img_size, stage_grids(self.img_size)[-1], window_size=window_size)
+        record_input_size(self, self.img_size, grids[-1], window_size=window_size)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, H/4, W/4, C)."""
@@ -636,38 +647,6 @@ def _resized_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, in
     return resize_grid(table.T.reshape(-1, *old), new).flatten(1).T.contiguous()
 
 
-def _check_buffers(state_dict: dict[str, torch.Tensor], model: MiniSwin) -> None:
-    """Compare the indices and masks that official files carry with those that follow from the geometry.
-
-    An index must be that of its own table. A mask is compared where it has the model's own number and size of
-    windows; one of another resolution says nothing about this model.
-
-    Args:
-        state_dict: A file's, in which every weight was accounted for.
-        model: The model that will load it.
-
-    Raises:
-        CheckpointError: If they disagree: the file was made by other code, or is damaged.
-    """
-    for key, value in state_dict.items():
-        block, _, leaf = key.rpartition('.')
-        if leaf == 'relative_position_index':
-            window = (isqrt(state_dict[f'{block}.relative_position_bias_table'].shape[0]) + 1) // 2
-            expected = signed_offset_index((window, window))
-        elif leaf == 'attn_mask' and key.startswith('layers.'):
-            stage = model.stages[int(key.split('.')[1])]
-            expected = shifted_window_mask(stage.grid, stage.window_size, stage.shift)
-            if value.shape != expected.shape:
-                continue
-        else:
-            continue
-        if value.shape != expected.shape or not torch.equal(value.to(expected.dtype), expected):
-            raise CheckpointError(
-                f'{key} does not hold what the released code computes for these windows: the file is damaged, or was '
-                'made by code that attends differently.'
-            )
-
-
 def checkpoint_filter_fn(
     state_dict: dict[str, torch.Tensor],
     model: MiniSwin,
@@ -684,8 +663,8 @@ def checkpoint_filter_fn(
         fresh_head: The model keeps its own classifier: the checkpoint's is left out.
 
     Raises:
-        CheckpointError: On a key that is unknown, missing or of a wrong shape, or a stored index or mask that
-            disagrees with the geometry.
+        CheckpointError: On a key that is unknown, missing or of a wrong shape, or a stored index or mask that is not
+            what it must be.
     """
     stored = state_dict
     state_dict, layout = MINI_SWIN_KEYS.to_ours(state_dict)
@@ -694,7 +673,8 @@ def checkpoint_filter_fn(
     for key, source, target in tables:
         state_dict[key] = _resized_table(state_dict[key], source, target)
     state_dict = fit_to_model(state_dict, model, MINI_SWIN_KEYS, layout, fresh_head)
-    _check_buffers(stored, model)
+    if layout == 'official':
+        check_swin_buffers(stored, model.window_sizes)
     return state_dict
 
 

@@ -497,7 +497,8 @@ class TinyViT(nn.Module):
         for stage, window in zip(self.stages[1:], self.window_sizes[1:], strict=True):
             for block in stage.blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
-        record_input_size(self, self.img_size, stage_grids(self.img_size)[-1], window_sizes=window_sizes)
+        grid = stage_grids(self.img_size, len(self.stages))[-1]
+        record_input_size(self, self.img_size, grid, window_sizes=window_sizes)
 
     def forward_intermediates(
         self,
