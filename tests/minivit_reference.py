@@ -159,8 +159,9 @@ def _swin_layer(
     replace_residual: bool,
 ) -> torch.Tensor:
     size = (x.shape[1], x.shape[2])
-    # An axis of one window is neither shifted nor masked.
-    shift = tuple(w // 2 if w < s else 0 for w, s in zip(window, size, strict=True))
+    # Where one axis has a single window, neither axis is shifted or masked.
+    single = any(w >= s for w, s in zip(window, size, strict=True))
+    shift = (0, 0) if single else (window[0] // 2, window[1] // 2)
     start = shift if shifted else (0, 0)
     whole = [-(-s // w) * w for w, s in zip(window, size, strict=True)]
     y = _norm(state, f'{name}.norm1_list.{r}', x, 1e-5)

@@ -102,7 +102,7 @@ class _Rows(nn.Module):
 
 
 def test_plain_inference_treats_a_few_images_at_a_time():
-    model, x = _Rows(), torch.randn(5, SUB_BATCH_TOKENS // 2, 8)
+    model, x = _Rows().eval(), torch.randn(5, SUB_BATCH_TOKENS // 2, 8)
     whole = model(x)
     assert model.seen == [5]
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_plain_inference_treats_a_few_images_at_a_time():
 
 @pytest.mark.parametrize('where', ['inside', 'everywhere'])
 def test_whoever_listens_hears_the_whole_batch(where):
-    model, x, heard = _Rows(), torch.randn(5, SUB_BATCH_TOKENS, 8), []
+    model, x, heard = _Rows().eval(), torch.randn(5, SUB_BATCH_TOKENS, 8), []
 
     def listen(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
         heard.append(len(out))
