@@ -850,7 +850,7 @@ def test_the_divisors_of_all_stages_are_listed():
 
 def test_sharing_twice_is_refused():
     student = multiplex(teacher('vit'))
-    with pytest.raises(ValueError, match='share weights already'):
+    with pytest.raises(ValueError, match='already'):
         multiplex(student)
 
 
@@ -901,3 +901,44 @@ def test_full_size_models_start_as_themselves_and_are_made_again(name, tmp_path)
     folder = save_folder(student, tmp_path / 'folder')
     again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     torch.testing.assert_close(again(x.float()), student(x.float()), rtol=0, atol=0)
+
+
+def test_a_multiplexed_model_is_not_multiplexed_again():
+    student = multiplex(timm.create_model('swin_tiny_patch4_window7_224', device='meta'), 1, False, init='first')
+    with pytest.raises(ValueError, match='multiplexed already'):
+        multiplex(student, 2)
+
+
+def test_nothing_random_is_drawn():
+    model = timm.create_model('swin_tiny_patch4_window7_224', embed_dim=8, num_heads=(1, 1, 2, 2), depths=(2, 2, 2, 2))
+    before = torch.get_rng_state()
+    multiplex(model, 2, init='first')
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'calibration',
+    [
+        [],
+        [torch.zeros(0, 3, 224, 224)],
+        [torch.full((1, 3, 224, 224), torch.nan)],
+        [torch.zeros(3, 224, 224)],
+        [(torch.zeros(1, 3, 224, 224), torch.zeros(1))],
+    ],
+    ids=['none', 'empty', 'nan', 'one picture', 'with labels'],
+)
+def test_what_cannot_calibrate_is_refused(calibration):
+    model = timm.create_model('deit_tiny_patch16_224', embed_dim=24, num_heads=1, depth=2)
+    with pytest.raises(ValueError, match='calibration'):
+        multiplex(model, 2, calibration=calibration)
+
+
+@pytest.mark.parametrize('kernel', [3.0, True, 4, (3, 3)])
+def test_a_kernel_that_cannot_be_is_refused(kernel):
+    with pytest.raises(ValueError, match='mlp_conv_kernel'):
+        multiplex(timm.create_model('swin_tiny_patch4_window7_224', device='meta'), 2, mlp_conv_kernel=kernel)
+
+
+def test_a_kernel_for_nothing_is_refused():
+    with pytest.raises(ValueError, match='mlp_conv_kernel'):
+        multiplex(timm.create_model('deit_tiny_patch16_224', device='meta'), 2, mlp_conv_kernel=3)

@@ -49,7 +49,8 @@ def multiplex(
             (paper Sec. 4.1), one more where that is even.
         init: Which weights a group starts from: those of its 'first' block, the 'mean' of its blocks, or the 'best'
             of all its blocks' and their mean, group by group: those with which the rest of `model`, going on from the
-            group's output, comes nearest to the features of `model`.
+            group's output, comes nearest to the features of `model`. That is greedy: in 3 of 24 small random Swins
+            'first' or 'mean' for all groups ended up nearer.
         calibration: Batches of preprocessed images (B, in_chans, H, W), like those that the model is for; a few dozen
             will do. Default: 32 pictures of noise with the spectrum of natural images, for `init='best'` only.
         fit: Fit what every layer has of its own (norms, layer scales, transformations) so that its output is nearest
@@ -63,6 +64,8 @@ def multiplex(
     Raises:
         ValueError: On another kind of model, blocks that do not match, or arguments that do not fit.
     """
+    if (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') == 'multiplexed':
+        raise ValueError('This model is multiplexed already: multiplex the one that it was made from.')
     student = deepcopy(model)
     new = restructure(student, share_every, transform, mlp_transform, mlp_conv_kernel)
     fit = calibration is not None if fit is None else fit
@@ -113,6 +116,8 @@ def restructure(
         raise ValueError('Layers of this model share weights already: multiplex the model that it was made from.')
     if mlp_transform is None:
         mlp_transform = transform and isinstance(model, SwinTransformer)
+    if mlp_conv_kernel is not None and not mlp_transform:
+        raise ValueError('mlp_conv_kernel is for the MLP transformation, which this model does not get.')
     sizes = _conv_sizes(model, mlp_conv_kernel) if mlp_transform else None
     if transform:
         _mix_heads(model)
@@ -154,8 +159,8 @@ def _conv_sizes(model: nn.Module, kernel_size: int | Sequence[int] | None) -> li
     stages = find_stages(model)
     if kernel_size is None:
         return [max(stage.blocks[0].window_size) // 2 * 2 + 1 for stage in stages]
-    sizes = [kernel_size] * len(stages) if isinstance(kernel_size, int) else list(kernel_size)
-    if len(sizes) != len(stages) or not all(isinstance(s, int) and s > 0 and s % 2 == 1 for s in sizes):
+    sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size] * len(stages)
+    if len(sizes) != len(stages) or not all(type(s) is int and s > 0 and s % 2 == 1 for s in sizes):
         raise ValueError(
             f'mlp_conv_kernel must be an odd number, or one for each of the {len(stages)} stages; got {kernel_size!r}.'
         )

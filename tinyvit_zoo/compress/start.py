@@ -73,11 +73,23 @@ def initialise(
         raise ValueError("A model on the meta device has no weights to compare: use init='first' and no calibration.")
     if fit and parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(f'Fitting needs float32 or float64, the model is {parameter.dtype}: pass model.float().')
-    images = [natural_noise(student)] if calibration is None else list(calibration)
-    if not images:
-        raise ValueError('calibration holds no pictures.')
+    images = [natural_noise(student)] if calibration is None else _checked(calibration)
     with _evaluating(teacher), _evaluating(student):
         _walk(teacher, student, groups, init, images, fit)
+
+
+def _checked(calibration: Iterable[torch.Tensor]) -> Batches:
+    images = [calibration] if isinstance(calibration, torch.Tensor) else list(calibration)
+    if not images:
+        raise ValueError('calibration holds no pictures.')
+    for batch in images:
+        if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or not batch.numel() or not batch.isfinite().all():
+            kind = f'{tuple(batch.shape)}' if isinstance(batch, torch.Tensor) else type(batch).__name__
+            raise ValueError(
+                'calibration must be batches of preprocessed images, tensors (B, in_chans, H, W) of finite numbers '
+                f'without their labels; one is {kind}.'
+            )
+    return images
 
 
 @torch.no_grad()

@@ -171,9 +171,11 @@ class GridConv(nn.Module):
     a trained layer could not be taken over there.
     """
 
-    def __init__(self, dim: int, kernel_size: int, device=None, dtype=None) -> None:
+    def __init__(self, dim: int, kernel_size: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
+        # Made without memory first: random start values would only advance the user's generator.
+        conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device='meta', dtype=dtype)
+        self.conv = conv.to_empty(device=device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

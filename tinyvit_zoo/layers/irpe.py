@@ -1,6 +1,7 @@
 """Image relative position encoding on keys, "product" method (iRPE, https://arxiv.org/abs/2107.14222; Mini-DeiT).
 
-Shape legend: `B` batch, `heads` attention heads, `h w` patch grid, `N` = h * w patches, `d` width of a head.
+Shape legend: `B` batch, `heads` attention heads, `g` one of B * heads, `h w` patch grid, `N` = h * w patches, `d` width
+of a head.
 """
 
 import math
@@ -54,7 +55,7 @@ def irpe_index(grid: tuple[int, int], device: torch.device | None = None, side: 
 class RelativeKeys(nn.Module):
     """A learned key for every relative position, shared by the heads.
 
-    The position part of the logits, out[b, k, i, j] = q[b, k, i] . table[:, bucket(i, j)]. Each query meets the 49
+    The position part of the logits, out[g, i, j] = q[g, i] . table[:, bucket(i, j)]. Each query meets the 49
     keys once; one copy by a precomputed flat index then spreads its 49 products over the N patches, several times
     faster than indexing by two dimensions as the released code does. Buckets depend on the grid alone, so there is
     nothing to interpolate when the image size changes.
@@ -69,9 +70,17 @@ class RelativeKeys(nn.Module):
         """Start value of the released code: no position part."""
         nn.init.zeros_(self.table)
 
-    def forward(self, q: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """(B, heads, N, d) queries and the index of their grid from `irpe_index` -> (B, heads, N, N)."""
-        B, heads, N, _ = q.shape
-        # Two dimensions: with more, index_select takes a path that is three times slower on CPU.
-        lookups = (q @ self.table).flatten(2).flatten(0, 1)
-        return lookups.index_select(1, index).view(B, heads, N, N)
+    def forward(self, q: torch.Tensor, index: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Position part of the logits, a fresh tensor.
+
+        Args:
+            q: Queries (B * heads, N, d).
+            index: Of their grid, from `irpe_index`.
+            scale: Factor of the result; cheapest here, where it meets the table.
+
+        Returns:
+            (B * heads, N, N).
+        """
+        lookups = (q @ (self.table[0] * scale)).flatten(1)
+        # In two dimensions: with more, index_select takes a path that is three times slower on CPU.
+        return lookups.index_select(1, index).view(q.shape[0], q.shape[1], q.shape[1])

@@ -87,21 +87,22 @@ class MiniAttention(nn.Module):
     def _relative(self, q: torch.Tensor, index: torch.Tensor, repeat: int) -> torch.Tensor:
         for i, keys in enumerate(self.rpe_k):
             if i == repeat:
-                return keys(q, index)
+                return keys(q, index, self.scale if self.rpe_scaled_q else 1.0)
         raise IndexError('There is no such repeat.')
 
     def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
         B, N, C = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        scaled_q = q * self.scale
-        attn = scaled_q @ k.transpose(-2, -1)  # (B, heads, N, N)
-        attn += self._relative(scaled_q if self.rpe_scaled_q else q, rpe_index, repeat)
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * heads, N, d)
+        # The products of queries and keys, scaled, are added to the position part where it lies.
+        attn = self._relative(q, rpe_index, repeat).baddbmm_(q, k.transpose(1, 2), alpha=self.scale)
+        attn = attn.view(B, self.num_heads, N, N)
         # One step a line: each map is freed as soon as the next one is there.
         attn = self.proj_l(attn, repeat)
         attn = attn.softmax(dim=-1)
         attn = self.proj_w(attn, repeat)
         attn = self.attn_drop(attn)
-        x = (attn @ v).transpose(1, 2).reshape(B, N, C)
+        x = torch.bmm(attn.flatten(0, 1), v).view(B, self.num_heads, N, self.head_dim).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 
 
