@@ -336,6 +336,8 @@ def test_a_layer_that_is_not_there_is_refused():
         FeatureTap(vit(), [-1])
     with pytest.raises(ValueError, match='at least one'):
         FeatureTap(vit(), [])
+    with pytest.raises(TypeError, match='integer'):
+        FeatureTap(vit(), (1.5,))
 
 
 class OverwritingAttention(nn.Module):

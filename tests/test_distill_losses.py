@@ -366,6 +366,30 @@ def test_logits_of_other_classes_are_refused(loss):
         loss(torch.zeros(2, 10), torch.zeros(2, 1000))
 
 
+@pytest.mark.parametrize('loss', [prediction_ce_loss, prediction_kl_per_logit_loss])
+@pytest.mark.parametrize('temperature', [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_above_0_is_refused(loss, temperature):
+    with pytest.raises(ValueError, match='temperature must be above 0'):
+        loss(torch.zeros(2, 10), torch.zeros(2, 10), temperature)
+
+
+@pytest.mark.parametrize('heads', [0, -1])
+def test_fewer_than_one_relation_head_is_refused(heads):
+    with pytest.raises(ValueError, match='At least one relation head'):
+        qkv_relation_loss([qkv_like(1, 4, 8)], [qkv_like(1, 4, 8)], heads)
+
+
+def test_empty_batches_are_refused():
+    for loss in (prediction_ce_loss, prediction_kl_per_logit_loss, prediction_hard_loss):
+        with pytest.raises(ValueError, match=r'Logits \(0, 10\) are empty'):
+            loss(torch.zeros(0, 10), torch.zeros(0, 10))
+    for loss in (hidden_relation_loss, hidden_relation_ce_loss, hidden_mse_loss):
+        with pytest.raises(ValueError, match='neither may be empty'):
+            loss([torch.zeros(0, 4, 8)], [torch.zeros(0, 4, 8)])
+    with pytest.raises(ValueError, match='neither may be empty'):
+        qkv_relation_loss([qkv_like(0, 4, 8)], [qkv_like(0, 4, 8)])
+
+
 def test_a_recipe_says_what_it_misses():
     logits = torch.zeros(2, 10)
     with pytest.raises(ValueError, match='Relations of q, k and v: no layer given'):

@@ -8,6 +8,7 @@ Shape legend: `B` images, `W` sequences that attend within themselves (B where a
 of all images, image by image), `N` tokens of such a sequence, `L` tokens of an image, `C` channels.
 """
 
+import operator
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class FeatureTap:
     """A model whose every call also gives the features of some layers.
 
     A context manager; the hooks are there only inside it. Nothing is recorded when the model is called in another way,
-    nor when gradient checkpointing runs a block again. Several threads may use one tap at once.
+    nor when gradient checkpointing runs a block again. Several threads may use one tap at once. A model cannot be
+    deep-copied while a tap on it is open.
 
         with FeatureTap(student, layers) as student_tap, FeatureTap(teacher, teacher_layers, grad=False) as teacher_tap:
             logits, features = student_tap(images)
@@ -75,6 +77,7 @@ class FeatureTap:
 
     Raises:
         ValueError: If the model has no such blocks (a ConvNet), or a layer asked for is not there.
+        TypeError: If a layer is not an integer.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class FeatureTap:
         drop_prefix_tokens: bool = False,
     ) -> None:
         self.model = model
-        self.layers = None if layers is None else tuple(sorted(set(layers)))
+        self.layers = None if layers is None else tuple(sorted(set(map(operator.index, layers))))
         if self.layers is not None and (not self.layers or self.layers[0] < 0):
             raise ValueError(f'Layers are counted from 0, and at least one is needed; got {self.layers}.')
         self.grad = grad
