@@ -329,6 +329,18 @@ def test_a_projection_that_no_hook_can_see_is_named():
         assert tap(images())[1].hidden[0].shape == (2, 5, 32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('layers', [None, [1]])
+def test_a_compiled_model_that_was_called_before_is_refused(layers):
+    model = vit()
+    compiled = torch.compile(model, backend='eager')
+    compiled(images())
+    with FeatureTap(compiled, layers) as tap, pytest.raises(RuntimeError, match='Tap the model that is not compiled'):
+        tap(images())
+    with FeatureTap(model, layers) as tap:
+        assert tap(images())[1].layers
+
+
 def test_a_layer_that_is_not_there_is_refused():
     with FeatureTap(vit(), [1, 4]) as tap, pytest.raises(ValueError, match='Layer 4 asked for, but the model has 4'):
         tap(images())

@@ -126,8 +126,8 @@ class FeatureTap:
 
         Raises:
             ValueError: If the model has fewer layers than asked for.
-            RuntimeError: Outside the context, or if hooks cannot see the features: the model computes without calling
-                its projections, or overwrites their outputs.
+            RuntimeError: Outside the context, or if hooks cannot see the features: the model is compiled, computes
+                without calling its projections, or overwrites their outputs.
         """
         if not self._handles:
             raise RuntimeError('Open the tap first: `with FeatureTap(model) as tap: output, features = tap(images)`.')
@@ -141,6 +141,10 @@ class FeatureTap:
 
     def _features(self, record: _Record) -> LayerFeatures:
         layers = tuple(range(record.calls)) if self.layers is None else self.layers
+        if not record.calls:
+            raise RuntimeError(
+                'No hook of a block was called: a compiled model runs without them. Tap the model that is not compiled.'
+            )
         if layers and layers[-1] >= record.calls:
             raise ValueError(f'Layer {layers[-1]} asked for, but the model has {record.calls} (counted from 0).')
         if any(tensor._version != version for tensor, version in record.versions):
