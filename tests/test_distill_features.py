@@ -13,6 +13,7 @@ from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer, window_partition
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers, stage_depths
@@ -238,6 +239,70 @@ def test_gradients_are_the_same_with_gradient_checkpointing():
 
     model, x = vit().train(), images()
     torch.testing.assert_close(gradients(True), gradients(False))
+
+
+@pytest.fixture
+def reentrant():
+    before = timm.layers.use_reentrant_ckpt()
+    timm.layers.set_reentrant_ckpt(True)
+    yield
+    timm.layers.set_reentrant_ckpt(before)
+
+
+@pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad')
+@pytest.mark.parametrize(('build', 'size'), [(vit, 32), (swin, 64)])
+def test_reentrant_checkpointing_which_would_lose_the_gradients_is_refused(reentrant, build, size):
+    model = build().train()
+    model.set_grad_checkpointing(True)
+    with FeatureTap(model, [1]) as tap, pytest.raises(RuntimeError, match=r're-entrant.*set_reentrant_ckpt\(False\)'):
+        tap(images(size))
+    with FeatureTap(model, [1], grad=False) as tap:
+        assert not tap(images(size))[1].hidden[0].requires_grad
+
+
+class CheckpointedWhole(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.model, x, use_reentrant=True)
+
+
+def test_reentrant_checkpointing_of_the_whole_model_is_refused():
+    model = CheckpointedWhole(vit())
+    # The last layer is frozen, but gets gradients for those before.
+    model.model.blocks[3].requires_grad_(False)
+    with FeatureTap(model, [3]) as tap, pytest.raises(RuntimeError, match='Layer 3 trains'):
+        tap(images().requires_grad_())
+
+
+@pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad')
+def test_frozen_layers_lose_nothing_by_reentrant_checkpointing(reentrant):
+    model = vit().train()
+    model.set_grad_checkpointing(True)
+    model.requires_grad_(False)
+    with FeatureTap(model) as tap:
+        assert not any(hidden.requires_grad for hidden in tap(images())[1].hidden)
+    model.blocks[2].requires_grad_(True)
+    model.head.requires_grad_(True)
+    with FeatureTap(model, [0, 1]) as tap:
+        logits, features = tap(images())
+    assert logits.requires_grad
+    assert not any(hidden.requires_grad for hidden in features.hidden)
+    with FeatureTap(model, [3]) as tap, pytest.raises(RuntimeError, match='Layer 3 trains'):
+        tap(images())
+
+
+def test_a_model_that_is_frozen_in_its_first_layers_gives_features_without_gradient():
+    model = vit()
+    model.patch_embed.requires_grad_(False)
+    model.blocks[:2].requires_grad_(False)
+    model.cls_token.requires_grad_(False)
+    model.pos_embed.requires_grad_(False)
+    with FeatureTap(model) as tap:
+        _, features = tap(images())
+    assert [hidden.requires_grad for hidden in features.hidden] == [False, False, True, True]
 
 
 # hooks

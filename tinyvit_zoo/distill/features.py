@@ -45,6 +45,10 @@ class LayerFeatures(NamedTuple):
 class _Record:
     """What the hooks have seen in one forward pass."""
 
+    grad: bool
+    """Whether the call was to record gradients."""
+    trains: bool = False
+    """Whether a layer so far was to get a gradient, and cannot."""
     calls: int = 0
     projections: dict[str, torch.Tensor] = field(default_factory=dict)
     """Outputs of the projections of the layer that runs now."""
@@ -127,13 +131,14 @@ class FeatureTap:
         Raises:
             ValueError: If the model has fewer layers than asked for.
             RuntimeError: Outside the context, or if hooks cannot see the features: the model is compiled, computes
-                without calling its projections, or overwrites their outputs.
+                without calling its projections, or overwrites their outputs. Also if gradients are wanted and
+                re-entrant checkpointing would leave the features without.
         """
         if not self._handles:
             raise RuntimeError('Open the tap first: `with FeatureTap(model) as tap: output, features = tap(images)`.')
-        record = self._local.record = _Record()
+        record = self._local.record = _Record(self.grad and torch.is_grad_enabled())
         try:
-            with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            with torch.set_grad_enabled(record.grad):
                 output = self.model(*args, **kwargs)
         finally:
             self._local.record = None
@@ -161,6 +166,7 @@ class FeatureTap:
     def _enter_block(self, block: nn.Module, args: tuple) -> None:
         if record := self._current():
             record.projections = {}
+            self._refuse_lost_gradients(record, block, args)
 
     def _after_projection(self, name: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         record = self._current()
@@ -199,6 +205,19 @@ class FeatureTap:
                 )
         split = outputs['qkv'].chunk(3, dim=-1) if 'qkv' in outputs else [outputs[n] for n in SEPARATE]
         return QKV(*[self._drop_prefix(x) for x in split])
+
+    def _refuse_lost_gradients(self, record: _Record, block: nn.Module, args: tuple) -> None:
+        # Re-entrant checkpointing runs a layer without gradient, and what the hooks then see is not what is
+        # differentiated later. A frozen layer may run so: it has nothing to lose, until one that trains comes before.
+        if not record.grad or torch.is_grad_enabled():
+            return
+        record.trains |= any(getattr(x, 'requires_grad', False) for x in (*args, *block.parameters()))
+        if record.trains and self._chosen(record.calls):
+            raise RuntimeError(
+                f'Layer {record.calls} trains, but the model runs it without gradient, as re-entrant checkpointing '
+                'does: features would have none. Use the other kind (`timm.layers.set_reentrant_ckpt(False)`, '
+                '`checkpoint(..., use_reentrant=False)`), or grad=False.'
+            )
 
     def _chosen(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
