@@ -9,7 +9,9 @@ import torch
 from conftest import load
 from golden_case import SINGLE, assert_tap
 from golden_rule import golden, noise
+from timm.models.davit import DaVit
 from timm.models.eva import Eva
+from timm.models.gcvit import GlobalContextVit
 from timm.models.swin_transformer import SwinTransformer, window_partition
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -404,6 +406,23 @@ def test_a_compiled_model_that_was_called_before_is_refused(layers):
         tap(images())
     with FeatureTap(model, layers) as tap:
         assert tap(images())[1].layers
+
+
+def test_a_projection_that_is_not_three_of_one_width_is_refused():
+    model = GlobalContextVit(img_size=64, window_size=2, embed_dim=16, depths=(1, 2), num_heads=(1, 2)).eval()
+    # The second block of a stage takes its queries from elsewhere: its projection gives keys and values only.
+    with FeatureTap(model) as tap, pytest.raises(ValueError, match=r'Layer 2: .* projects to width 64'):
+        tap(images(64))
+    with FeatureTap(model, qkv=False) as tap:
+        assert len(tap(images(64))[1].hidden) == 3
+
+
+def test_maps_with_channels_first_are_refused():
+    model = DaVit(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), window_size=4).eval()
+    with FeatureTap(model) as tap, pytest.raises(ValueError, match=r'\(2, 16, 8, 8\) with channels first'):
+        tap(images())
+    with FeatureTap(model, hidden=False) as tap:
+        assert tap(images())[1].qkv[0].q.shape == (8, 16, 16)
 
 
 def test_a_layer_that_is_not_there_is_refused():

@@ -129,7 +129,8 @@ class FeatureTap:
         """Call the model. Returns its output and the features of the chosen layers.
 
         Raises:
-            ValueError: If the model has fewer layers than asked for.
+            ValueError: If the model has fewer layers than asked for, the output of a fused projection is not three of
+                one width, or hidden states are maps (B, C, H, W).
             RuntimeError: Outside the context, or if hooks cannot see the features: the model is compiled, computes
                 without calling its projections, or overwrites their outputs. Also if gradients are wanted and
                 re-entrant checkpointing would leave the features without.
@@ -187,6 +188,7 @@ class FeatureTap:
         if self.qkv:
             record.qkv[layer] = self._take_qkv(record, layer, block)
         if self.hidden:
+            _refuse_channels_first(layer, block, output)
             self._watch(record, output)
             record.hidden[layer] = self._drop_prefix(output.flatten(1, -2))
 
@@ -203,6 +205,11 @@ class FeatureTap:
                     f'Layer {layer}: {type(block.attn).__name__} projects a tensor of {output.ndim} dimensions; only '
                     '(sequences, tokens, channels) tells which tokens attend to each other.'
                 )
+        if 'qkv' in outputs and outputs['qkv'].shape[-1] % 3:
+            raise ValueError(
+                f'Layer {layer}: {type(block.attn).__name__} projects to width {outputs["qkv"].shape[-1]}, not to '
+                'queries, keys and values of one width.'
+            )
         split = outputs['qkv'].chunk(3, dim=-1) if 'qkv' in outputs else [outputs[n] for n in SEPARATE]
         return QKV(*[self._drop_prefix(x) for x in split])
 
@@ -263,6 +270,17 @@ def _projections(attn: nn.Module) -> dict[str, nn.Module]:
     if all(isinstance(getattr(attn, name, None), nn.Module) for name in SEPARATE):
         return {name: getattr(attn, name) for name in SEPARATE}
     return {}
+
+
+def _refuse_channels_first(layer: int, block: nn.Module, hidden: torch.Tensor) -> None:
+    """Tell (B, C, H, W) from (B, H, W, C) by the width of the projected queries."""
+    name, projection = next(iter(_projections(block.attn).items()))
+    width = getattr(projection, 'out_features', 0) // (3 if name == 'qkv' else 1)
+    if hidden.ndim == 4 and hidden.shape[1] == width != hidden.shape[-1]:
+        raise ValueError(
+            f'Layer {layer}: {type(block).__name__} gives maps {tuple(hidden.shape)} with channels first; hidden '
+            'states are taken from (B, L, C) and (B, H, W, C) only.'
+        )
 
 
 def stage_depths(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
