@@ -94,9 +94,8 @@ class MiniAttention(nn.Module):
         B, N, C = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * heads, N, d)
-        # The products of queries and keys, scaled, are added to the position part where it lies.
-        attn = self._relative(q, rpe_index, repeat).baddbmm_(q, k.transpose(1, 2), alpha=self.scale)
-        attn = attn.view(B, self.num_heads, N, N)
+        attn = self._relative(q, rpe_index, repeat)
+        attn = torch.baddbmm(attn, q, k.transpose(1, 2), alpha=self.scale).view(B, self.num_heads, N, N)
         # One step a line: each map is freed as soon as the next one is there.
         attn = self.proj_l(attn, repeat)
         attn = attn.softmax(dim=-1)
