@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (the environment is set first)
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -145,3 +146,20 @@ def refused(action, *words: str, kind: type[Exception] = CheckpointError) -> str
     for word in words:
         assert word in message
     return message
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs a command line in this process; gives exit code, stdout and stderr."""
+
+    from tinyvit_zoo.cli.app import run_app
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_app()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run

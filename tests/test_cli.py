@@ -26,21 +26,6 @@ SWIN = 'mini_swin_tiny_patch4_window7_224'
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs a command line in this process; gives exit code, stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
 def folder(tmp_path, small):
     """A Hub-ready folder of a small model with 11 named classes, for pictures of 32 pixels."""
     return save_folder(small(img_size=32), tmp_path / 'model', [f'label {i}' for i in range(11)])

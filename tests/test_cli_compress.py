@@ -1,6 +1,6 @@
 """`tinyvit-zoo compress`: parameters before and after, a folder that timm makes the model from, clear refusals."""
 
-import sys
+from functools import partial
 
 import pytest
 import timm
@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from tinyvit_zoo.cli.app import run_app
 from tinyvit_zoo.cli.compress import PICTURES, _read_pictures
 from tinyvit_zoo.hub import save_folder
 
@@ -17,18 +16,9 @@ NAME = 'deit_tiny_patch16_224'
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
+def cli(cli):
     """Runs `tinyvit-zoo compress` in this process; gives exit code, stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'compress', *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
+    return partial(cli, 'compress')
 
 
 @pytest.fixture
