@@ -15,6 +15,7 @@ from .image_size import check_image_size
 from .inference import activate, has_listeners, in_sub_batches, is_plain_inference, is_untouched
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
+from .position import resize_position, sincos_position
 from .repeat import PerRepeat
 from .window import (
     is_exactly,
@@ -51,10 +52,12 @@ __all__ = [
     'per_stage_windows',
     'piecewise_index',
     'resize_grid',
+    'resize_position',
     'scaled_windows',
     'shifted_window_mask',
     'signed_offset',
     'signed_offset_index',
+    'sincos_position',
     'stage_grids',
     'window_partition',
     'window_reverse',
