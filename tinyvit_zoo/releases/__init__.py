@@ -1,7 +1,9 @@
 """The facts of every released weight, once. Pretrained cfgs, tables, cards and `tinyvit-zoo list` are views of it."""
 
+from .mae_lite import MAE_LITE
 from .minivit import MINI_DEIT, MINI_SWIN
 from .record import Licence, Paper, Protocol, Release, Result
+from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
 __all__ = [
@@ -16,7 +18,13 @@ __all__ = [
     'find_release',
 ]
 
-FAMILIES: dict[str, tuple[Release, ...]] = {'tinyvit': TINYVIT, 'mini_deit': MINI_DEIT, 'mini_swin': MINI_SWIN}
+FAMILIES: dict[str, tuple[Release, ...]] = {
+    'tinyvit': TINYVIT,
+    'mini_deit': MINI_DEIT,
+    'mini_swin': MINI_SWIN,
+    'tinymim': TINYMIM,
+    'mae_lite': MAE_LITE,
+}
 
 
 def all_releases() -> tuple[Release, ...]:

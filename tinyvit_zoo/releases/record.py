@@ -21,11 +21,20 @@ class Paper:
 
 @dataclass(frozen=True)
 class Licence:
-    """Licence of the weights (SPDX id), where it is stated, and what a Hub copy's own field says if it differs."""
+    """Licence of the weights, where it is stated, and what a Hub copy's own field says if it differs.
+
+    Attributes:
+        spdx: Its SPDX id in lower case; 'none', SPDX's own word, where the authors give no licence at all.
+        source: Where it stands; of 'none', where it was looked for.
+    """
 
     spdx: str
     source: str
     hub_field: str | None = None
+
+    @property
+    def given(self) -> bool:
+        return self.spdx != 'none'
 
 
 @dataclass(frozen=True)
@@ -68,27 +77,31 @@ class Release:
 
     Attributes:
         name: 'architecture.tag'.
-        url: The authors' file.
+        url: The authors' file, None where no address gives it without a person at a browser.
         hf_hub_id: Hub page that holds the weights today, None if there is none.
-        num_classes: Classes of the released head.
-        labels: Label set of that head, a `timm.data.ImageNetInfo` name.
+        num_classes: Classes of the released head, 0 for an encoder without one.
+        labels: Label set of that head, a `timm.data.ImageNetInfo` name; None without a head.
         protocols: Evaluation preprocessings on record; the first is the default, the one with the best measured
             result.
         training: Data and teacher, in a few words.
         sha256: Of the authors' file, None where nobody published it.
+        download_page: Where a person gets the file that has no `url`.
+        file_name: Name of the authors' file where `url` does not end in it; None where that is unknown.
     """
 
     name: str
-    url: str
+    url: str | None
     hf_hub_id: str | None
     num_classes: int
-    labels: str
+    labels: str | None
     protocols: tuple[Protocol, ...]
     licence: Licence
     paper: Paper
     origin_url: str
     training: str
     sha256: str | None = None
+    download_page: str | None = None
+    file_name: str | None = None
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     notes: tuple[str, ...] = field(default=())
@@ -107,9 +120,9 @@ class Release:
         return self.protocols[0]
 
     @property
-    def file(self) -> str:
-        """Name of the authors' file."""
-        return self.url.rsplit('/', 1)[-1]
+    def file(self) -> str | None:
+        """Name of the authors' file, None if unknown."""
+        return self.file_name or (self.url and self.url.rsplit('/', 1)[-1])
 
     @property
     def img_size(self) -> int:

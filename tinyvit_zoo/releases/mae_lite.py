@@ -1,0 +1,125 @@
+"""The thirteen checkpoints of MAE-Lite: eight fine-tuned classifiers and five pre-trained encoders, all with 12 heads.
+
+Accuracies were measured by the authors. Those of the pages of the released code are of the released files; the paper's
+are given where they differ, and on the test sets that those pages leave out. The paper is the text submitted in 2022,
+older than the files. Each file lies on a Google Drive page of its own, without its name.
+"""
+
+from .record import Licence, Paper, Protocol, Release, Result
+
+__all__ = ['MAE_LITE']
+
+ORIGIN = 'https://github.com/wangsr126/MAE-Lite'
+PAGE = 'https://drive.google.com/file/d/{}/view'
+PAPER = Paper('A Closer Look at Self-Supervised Lightweight Vision Transformers', '2205.14443')
+LICENCE = Licence('apache-2.0', 'https://github.com/wangsr126/MAE-Lite/blob/main/LICENSE')
+
+README = 'README of the released code'
+SMALL = 'SMALL.md of the released code'
+MOCO = 'MOCOV3.md of the released code'
+TABLE_1 = 'Table 1 of the paper as submitted in 2022'
+TABLE_2 = 'Table 2 of the paper as submitted in 2022'
+
+DERIVED = (
+    'several files of the repository are modified from MAE (https://github.com/facebookresearch/mae), which is '
+    'CC-BY-NC 4.0; its LICENSE does not mention that'
+)
+HEADS = '12 heads in every block, in ViT-Tiny too'
+PROBE = 'linear probe on ImageNet-1k: 23.4 % top-1 (section 4.1 of the paper)'
+RPE = 'BEiT-style relative position tables in every block beside the absolute ones, and LayerScale'
+
+# Name -> (id on Google Drive, name that the authors' commands give the file or None, results (data, top-1, source)).
+FILES = {
+    'mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k': (
+        '1VEpG2c5A62PefeecjQ3yaKfRlfph3LxO', 'mae_tiny_400e_ft_300e.pth.tar', (
+            ('imagenet-1k', 77.978, README),
+            ('imagenet-real', 84.3, TABLE_2),
+            ('imagenet-v2', 66.2, TABLE_2),
+        ),
+    ),
+    'mae_lite_vit_tiny_patch16_224.dmae_in1k_ft_in1k': (
+        '1bcxwRUx6fq38M9eoBQbP2thwtU0j_9u6', None, (('imagenet-1k', 78.4, README),),
+    ),
+    'mae_lite_vit_tiny_patch16_224.mocov3_in1k_ft_in1k': (
+        '1WxEQxFhnt6vMZ08ZArof41fAIKRefziE', None, (('imagenet-1k', 76.8, MOCO), ('imagenet-1k', 73.7, TABLE_1)),
+    ),
+    'mae_lite_vit_tiny_patch16_224.deit_impr_in1k': (
+        '1RvhE2HucdWYHhKmPfHQW2A4EPpCHSYN_', 'deit_tiny_300e.pth.tar', (('imagenet-1k', 75.8, README),),
+    ),
+    'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k': (
+        '1ZQYlvCPLZrJDqn2lp4GCIVL246WPqgEf', 'mae_tiny_400e.pth.tar', (),
+    ),
+    'mae_lite_vit_tiny_encoder_patch16_224.dmae_in1k': (
+        '1OCDMUEdcPhwoCPWGN0kahsHST7tbQmFe', 'mae_tiny_distill_400e.pth.tar', (),
+    ),
+    'mae_lite_vit_tiny_encoder_patch16_224.mocov3_in1k': (
+        '1RI0mU-PweAVIXs_hNOx-Xw3VRhN7w6un', 'mocov3_tiny_400e.pth.tar', (),
+    ),
+    'mae_lite_vit_tiny_rpe_patch16_224.mae_in1k_ft_in1k_1000e': (
+        '1zKDnMKs6tBTnC4liTYG2AMtotKcbKr4J', 'mae_tiny_400e_ft_rpe_1000e.pth.tar', (('imagenet-1k', 79.002, README),),
+    ),
+    'mae_lite_vit_small_patch16_224.mae_in1k_ft_in1k': (
+        '10UTc8eaPpudJhIDxKc23U97rEngHvH3J', None, (('imagenet-1k', 82.1, SMALL),),
+    ),
+    'mae_lite_vit_small_patch16_224.dmae_in1k_ft_in1k': (
+        '1ICgWu0V19TkDvpUutce3k8ahUAbJnEZP', None, (('imagenet-1k', 82.5, SMALL),),
+    ),
+    'mae_lite_vit_small_patch16_224.deit_impr_in1k': (
+        '1VhiwQFfnB4WvRXH3GJcqEbM0GzVEikn3', None, (('imagenet-1k', 80.2, SMALL),),
+    ),
+    'mae_lite_vit_small_encoder_patch16_224.mae_in1k': (
+        '16polFU68dOe4YrmpgL9I1ekStzFG8XV5', 'mae_small_400e.pth.tar', (),
+    ),
+    'mae_lite_vit_small_encoder_patch16_224.dmae_in1k': ('1-O7uuEnRrgKobETv54Z5T4isdS_WXOmK', None, ()),
+}  # fmt: skip
+
+# By the first part of a tag; the encoders were trained for 400 epochs, without labels.
+PRE_TRAINING = {
+    'mae': 'ImageNet-1k without labels: 400 epochs of MAE',
+    'dmae': 'ImageNet-1k without labels: 400 epochs of MAE, attention of the last block distilled from an MAE ViT-B',
+    'mocov3': 'ImageNet-1k without labels: 400 epochs of MoCo v3',
+    'deit': "ImageNet-1k from scratch, 300 epochs of the paper's improved recipe",
+}
+NOTES = {
+    'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k': (HEADS, PROBE, DERIVED),
+    'mae_lite_vit_tiny_rpe_patch16_224.mae_in1k_ft_in1k_1000e': (HEADS, RPE, DERIVED),
+}
+
+
+def _training(tag: str) -> str:
+    training = PRE_TRAINING[tag.partition('_')[0]]
+    if '_ft_in1k' not in tag:
+        return training
+    epochs = 1000 if tag.endswith('_1000e') else 300
+    return f'{training}; then fine-tuned on ImageNet-1k for {epochs} epochs'
+
+
+def _release(name: str, drive_id: str, file: str | None, results: tuple[tuple[str, float, str], ...]) -> Release:
+    classes = 0 if '_encoder_' in name else 1000
+    return Release(
+        name=name,
+        url=None,
+        hf_hub_id=None,
+        num_classes=classes,
+        labels='imagenet-1k' if classes else None,
+        protocols=(
+            Protocol(
+                'paper',
+                224,
+                0.875,
+                'center',
+                'released code: resize to 256, centre crop 224',
+                tuple(Result(data, top1, None, by='authors', source=source) for data, top1, source in results),
+            ),
+        ),
+        licence=LICENCE,
+        paper=PAPER,
+        origin_url=ORIGIN,
+        training=_training(name.partition('.')[2]),
+        download_page=PAGE.format(drive_id),
+        file_name=file,
+        notes=NOTES.get(name, (HEADS, DERIVED)),
+    )
+
+
+MAE_LITE = tuple(_release(name, *entry) for name, entry in FILES.items())

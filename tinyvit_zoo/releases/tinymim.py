@@ -1,0 +1,123 @@
+"""The seven checkpoints of TinyMIM: four fine-tuned classifiers and three pre-trained encoders.
+
+Accuracies were measured by the authors, the same in the README of the released code and in the paper. All files lie in
+one Google Drive folder whose listing was not at hand: only the names of two of them are confirmed by other pages.
+"""
+
+from .record import Licence, Paper, Protocol, Release, Result
+
+__all__ = ['TINYMIM']
+
+ORIGIN = 'https://github.com/OliverRensu/TinyMIM'
+FOLDER = 'https://drive.google.com/drive/folders/10L305AoXyBSjJK7WfhBlxi3PF2Ni31Yu'
+PAPER = Paper('TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models', '2301.01296')
+LICENCE = Licence('none', ORIGIN)
+
+TABLE_1 = 'README of the released code, Table 1 of the paper'
+TABLE_3 = 'README of the released code, Table 3 of the paper'
+TABLE_4 = 'README of the released code, Table 4 of the paper'
+
+NO_LICENCE = (
+    'the repository has no licence file; its code derives from MAE (https://github.com/facebookresearch/mae), '
+    'which is CC-BY-NC 4.0'
+)
+UNCONFIRMED = 'name of the file by the pattern of the others, not confirmed'
+MISSING = (
+    'name of the file by the pattern of the others, and the file is apparently missing: issue 11 of the repository '
+    'asks for it; TinyMIM-PT-Tstar.pth has the same keys and shapes and is the encoder of TinyMIM*-T'
+)
+TAIL = (
+    "never trained: the last block's output projection, norm2 and MLP, and the final norm; features are those of "
+    'the last trained block'
+)
+STAR = (
+    '12 heads in every block, a cls token at index 0 and a dist token at index 1',
+    'the released code holds no classification forward of it: this one follows the keys of the file, the '
+    'segmentation backbone and the answers of the authors (issues 3 and 6), and no accuracy confirms it',
+)
+
+# Name -> (file, whether another page confirms its name, top-1 on ImageNet-1k and on (-A, -R), notes).
+FINE_TUNED = {
+    'tinymim_vit_tiny_patch16_224.ft_in1k': (
+        'TinyMIM-FT-T.pth', False, (75.8, TABLE_3), (11.0, 39.8),
+        ('3 heads in every block, half of those of the pre-trained encoder',),
+    ),
+    'tinymim_vit_small_patch16_224.ft_in1k': (
+        'TinyMIM-FT-S.pth', False, (83.0, TABLE_3), (27.5, 48.8), ('6 heads in every block',),
+    ),
+    'tinymim_vit_base_patch16_224.ft_in1k': (
+        'TinyMIM-FT-B.pth', False, (85.0, TABLE_3), (43.0, 54.6), ('12 heads in every block',),
+    ),
+    'tinymim_vit_tiny_star_patch16_224.ft_in1k': ('TinyMIM-FT-Tstar.pth', True, (79.6, TABLE_1), None, STAR),
+}  # fmt: skip
+# Name -> (file, what is not certain of it, heads).
+PRE_TRAINED = {
+    'tinymim_vit_tiny_student_patch16_224.mim_in1k': (
+        'TinyMIM-PT-T.pth', MISSING, '6 heads, 12 in the last block; the fine-tuned model has 3',
+    ),
+    'tinymim_vit_small_student_patch16_224.mim_in1k': (
+        'TinyMIM-PT-S.pth', UNCONFIRMED, '6 heads, 12 in the last block; the fine-tuned model has 6',
+    ),
+    'tinymim_vit_base_student_patch16_224.mim_in1k': (
+        'TinyMIM-PT-B.pth', None, '12 heads, 16 in the last block; the fine-tuned model has 12',
+    ),
+}  # fmt: skip
+
+# The chain of teachers is the paper's, section 3; the released code runs the step to ViT-B as published.
+DISTILLED = {
+    'base': 'ImageNet-1k without labels: token relations distilled from block 18 of an MAE ViT-L',
+    'small': 'ImageNet-1k without labels: token relations distilled from TinyMIM-B',
+    'tiny': 'ImageNet-1k without labels: token relations distilled from TinyMIM-S',
+}
+
+
+def _protocol(results: tuple[Result, ...]) -> Protocol:
+    return Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, centre crop 224', results)
+
+
+def _release(name: str, file: str, training: str, results: tuple[Result, ...], notes: tuple[str, ...]) -> Release:
+    classes = 1000 if name.endswith('.ft_in1k') else 0
+    return Release(
+        name=name,
+        url=None,
+        hf_hub_id=None,
+        num_classes=classes,
+        labels='imagenet-1k' if classes else None,
+        protocols=(_protocol(results),),
+        licence=LICENCE,
+        paper=PAPER,
+        origin_url=ORIGIN,
+        training=training,
+        download_page=FOLDER,
+        file_name=file,
+        notes=(*notes, NO_LICENCE),
+    )
+
+
+def _fine_tuned(
+    name: str,
+    file: str,
+    confirmed: bool,
+    published: tuple[float, str],
+    others: tuple[float, float] | None,
+    notes: tuple[str, ...],
+) -> Release:
+    results = [Result('imagenet-1k', published[0], None, by='authors', source=published[1])]
+    if others is not None:
+        for dataset, top1 in zip(('imagenet-a', 'imagenet-r'), others, strict=True):
+            results.append(Result(dataset, top1, None, by='authors', source=TABLE_4))
+    training = f'{DISTILLED[name.split("_")[2]]}; then fine-tuned on ImageNet-1k'
+    if '_star_' in name:
+        training += ' for 1000 epochs with distilled predictions'
+    return _release(name, file, training, tuple(results), notes if confirmed else (*notes, UNCONFIRMED))
+
+
+def _pre_trained(name: str, file: str, doubt: str | None, heads: str) -> Release:
+    notes = (heads, TAIL) if doubt is None else (heads, TAIL, doubt)
+    return _release(name, file, DISTILLED[name.split('_')[2]], (), notes)
+
+
+TINYMIM = (
+    *(_fine_tuned(name, *entry) for name, entry in FINE_TUNED.items()),
+    *(_pre_trained(name, *entry) for name, entry in PRE_TRAINED.items()),
+)
