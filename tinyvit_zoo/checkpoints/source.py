@@ -52,7 +52,8 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
     """The weights a pretrained cfg asks for.
 
     Order: `state_dict`, then `file` (a file or folder) of the cfg; weights imported by hand; the Hub, its cache
-    included; the release's url. `local-dir:` and `hf-hub:` names use only what they name.
+    included; the release's url. `local-dir:` and `hf-hub:` names use only what they name. Where a release has neither
+    page nor address, the error says which file a person has to fetch, and from where.
 
     Args:
         cfg: Resolved pretrained cfg, overlay included.
@@ -68,7 +69,7 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
         return Weights(read_checkpoint(cfg.file), str(cfg.file))
     name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
     release = find_release(name)
-    if release and (cfg.hf_hub_id, cfg.url) != (release.hf_hub_id, release.url):
+    if release and (cfg.hf_hub_id or None, cfg.url or None) != (release.hf_hub_id, release.url):
         release = None  # the overlay points elsewhere
     if release and imported_path(name).is_dir():
         return Weights(read_checkpoint(imported_path(name)), str(imported_path(name)))
@@ -85,6 +86,11 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
         except _UnreachableError as e:
             tried.append(f'{place}: {e}')
             _logger.info('No weights from %s: %s', place, e)
+    if not sources and release and release.by_hand:
+        raise WeightsNotFoundError(
+            f'No weights for {name}: no program can download them. Fetch {release.by_hand} with a browser, then run '
+            f'`tinyvit-zoo import FILE --name {name}` once; pretrained=True finds them from then on.'
+        )
     if not sources:
         raise WeightsNotFoundError(f'No weights were released for {name}: use pretrained=False or give a file.')
     raise WeightsNotFoundError(

@@ -87,6 +87,7 @@ class Release:
         sha256: Of the authors' file, None where nobody published it.
         download_page: Where a person gets the file that has no `url`.
         file_name: Name of the authors' file where `url` does not end in it; None where that is unknown.
+        file_doubt: What is uncertain of the file or its name.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Release:
     sha256: str | None = None
     download_page: str | None = None
     file_name: str | None = None
+    file_doubt: str | None = None
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     notes: tuple[str, ...] = field(default=())
@@ -125,6 +127,15 @@ class Release:
         return self.file_name or (self.url and self.url.rsplit('/', 1)[-1])
 
     @property
+    def by_hand(self) -> str | None:
+        """Which file a person has to fetch, and from where; None where a program can."""
+        if self.download_page is None:
+            return None
+        file = self.file or 'the file (its name is not known)'
+        doubt = f' ({self.file_doubt})' if self.file_doubt else ''
+        return f'{file}{doubt} from {self.download_page}'
+
+    @property
     def img_size(self) -> int:
         """Side of the square image the weights were made for."""
         return self.protocol.img_size
@@ -145,5 +156,5 @@ class Release:
             origin_url=self.origin_url,
             paper_name=self.paper.title,
             paper_ids=f'arXiv:{self.paper.arxiv_id}',
-            notes=self.notes or None,
+            notes=(*self.notes, *((f'to be fetched with a browser: {self.by_hand}',) if self.by_hand else ())) or None,
         )

@@ -21,10 +21,10 @@ NO_LICENCE = (
     'the repository has no licence file; its code derives from MAE (https://github.com/facebookresearch/mae), '
     'which is CC-BY-NC 4.0'
 )
-UNCONFIRMED = 'name of the file by the pattern of the others, not confirmed'
+UNCONFIRMED = 'name by the pattern of the others, not confirmed'
 MISSING = (
-    'name of the file by the pattern of the others, and the file is apparently missing: issue 11 of the repository '
-    'asks for it; TinyMIM-PT-Tstar.pth has the same keys and shapes and is the encoder of TinyMIM*-T'
+    'name by the pattern of the others; apparently missing there, as issue 11 of the repository asks for it, and not '
+    'to be taken for TinyMIM-PT-Tstar.pth, which has the same keys and shapes'
 )
 TAIL = (
     "never trained: the last block's output projection, norm2 and MLP, and the final norm; features are those of "
@@ -36,19 +36,19 @@ STAR = (
     'segmentation backbone and the answers of the authors (issues 3 and 6), and no accuracy confirms it',
 )
 
-# Name -> (file, whether another page confirms its name, top-1 on ImageNet-1k and on (-A, -R), notes).
+# Name -> (file, what is not certain of it, top-1 on ImageNet-1k and on (-A, -R), notes).
 FINE_TUNED = {
     'tinymim_vit_tiny_patch16_224.ft_in1k': (
-        'TinyMIM-FT-T.pth', False, (75.8, TABLE_3), (11.0, 39.8),
+        'TinyMIM-FT-T.pth', UNCONFIRMED, (75.8, TABLE_3), (11.0, 39.8),
         ('3 heads in every block, half of those of the pre-trained encoder',),
     ),
     'tinymim_vit_small_patch16_224.ft_in1k': (
-        'TinyMIM-FT-S.pth', False, (83.0, TABLE_3), (27.5, 48.8), ('6 heads in every block',),
+        'TinyMIM-FT-S.pth', UNCONFIRMED, (83.0, TABLE_3), (27.5, 48.8), ('6 heads in every block',),
     ),
     'tinymim_vit_base_patch16_224.ft_in1k': (
-        'TinyMIM-FT-B.pth', False, (85.0, TABLE_3), (43.0, 54.6), ('12 heads in every block',),
+        'TinyMIM-FT-B.pth', UNCONFIRMED, (85.0, TABLE_3), (43.0, 54.6), ('12 heads in every block',),
     ),
-    'tinymim_vit_tiny_star_patch16_224.ft_in1k': ('TinyMIM-FT-Tstar.pth', True, (79.6, TABLE_1), None, STAR),
+    'tinymim_vit_tiny_star_patch16_224.ft_in1k': ('TinyMIM-FT-Tstar.pth', None, (79.6, TABLE_1), None, STAR),
 }  # fmt: skip
 # Name -> (file, what is not certain of it, heads).
 PRE_TRAINED = {
@@ -75,7 +75,9 @@ def _protocol(results: tuple[Result, ...]) -> Protocol:
     return Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, centre crop 224', results)
 
 
-def _release(name: str, file: str, training: str, results: tuple[Result, ...], notes: tuple[str, ...]) -> Release:
+def _release(
+    name: str, file: str, doubt: str | None, training: str, results: tuple[Result, ...], notes: tuple[str, ...]
+) -> Release:
     classes = 1000 if name.endswith('.ft_in1k') else 0
     return Release(
         name=name,
@@ -90,6 +92,7 @@ def _release(name: str, file: str, training: str, results: tuple[Result, ...], n
         training=training,
         download_page=FOLDER,
         file_name=file,
+        file_doubt=doubt,
         notes=(*notes, NO_LICENCE),
     )
 
@@ -97,7 +100,7 @@ def _release(name: str, file: str, training: str, results: tuple[Result, ...], n
 def _fine_tuned(
     name: str,
     file: str,
-    confirmed: bool,
+    doubt: str | None,
     published: tuple[float, str],
     others: tuple[float, float] | None,
     notes: tuple[str, ...],
@@ -109,12 +112,11 @@ def _fine_tuned(
     training = f'{DISTILLED[name.split("_")[2]]}; then fine-tuned on ImageNet-1k'
     if '_star_' in name:
         training += ' for 1000 epochs with distilled predictions'
-    return _release(name, file, training, tuple(results), notes if confirmed else (*notes, UNCONFIRMED))
+    return _release(name, file, doubt, training, tuple(results), notes)
 
 
 def _pre_trained(name: str, file: str, doubt: str | None, heads: str) -> Release:
-    notes = (heads, TAIL) if doubt is None else (heads, TAIL, doubt)
-    return _release(name, file, DISTILLED[name.split('_')[2]], (), notes)
+    return _release(name, file, doubt, DISTILLED[name.split('_')[2]], (), (heads, TAIL))
 
 
 TINYMIM = (
