@@ -1,12 +1,13 @@
 """What there is to know of a model: the facts of its release, and the numbers of the model itself.
 
-Facts come from `releases`; parameters and multiply-accumulates (MACs) are counted on the meta device, where a model
-has shapes and no memory, so nothing is downloaded and no figure can go stale.
+Facts come from `releases`; parameters, multiply-accumulates (MACs), heads and tokens are read off the model on the meta
+device, where it has shapes and no memory, so nothing is downloaded and no figure can go stale.
 """
 
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     'MEASURED_BY_OTHERS',
     'Profile',
     'describe',
+    'heads_in_words',
     'list_releases',
     'markdown_table',
     'profile_model',
@@ -101,10 +103,11 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         top1 = f'{row["top1"]} ({row["top1_by"]})' if row['top1'] else '-'
+        classes = row['num_classes'] or '-'
         hub = f'`{row["hf_hub_id"]}`' if row['hf_hub_id'] else '-'
         lines.append(
             f'| `{row["name"]}` | {row["params"] / 1e6:.2f} | {row["gmacs"]:.2f} | {row["img_size"]} '
-            f'| {row["num_classes"]} | {top1} | {hub} |'
+            f'| {classes} | {top1} | {hub} |'
         )
     return '\n'.join(lines)
 
@@ -117,8 +120,8 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
         img_size: (H, W) instead of the model's own.
 
     Returns:
-        'release' (None unless the name is that of a release), 'protocols', 'model' (parameters, MACs, and the window
-        of every stage that has attention, at the real size) and 'preprocessing' (what timm's
+        'release' (None unless the name is that of a release), 'protocols', 'model' (parameters, MACs, the window of
+        every stage that has attention, and `_token_facts`, all at the real size) and 'preprocessing' (what timm's
         `resolve_model_data_config` gives at the real size).
 
     Raises:
@@ -139,11 +142,14 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
 
 
 def _release_facts(release: Release) -> dict[str, Any]:
-    facts = ('name', 'tag', 'url', 'file', 'sha256', 'hf_hub_id', 'num_classes', 'labels', 'training', 'origin_url')
+    facts = (
+        *('name', 'tag', 'url', 'download_page', 'file', 'file_doubt', 'by_hand', 'sha256', 'hf_hub_id'),
+        *('num_classes', 'labels', 'training', 'origin_url'),
+    )
     imported = imported_path(release.name)
     return dict(
         {fact: getattr(release, fact) for fact in facts},
-        licence=asdict(release.licence),
+        licence=dict(asdict(release.licence), given=release.licence.given),
         paper=dict(title=release.paper.title, url=release.paper.url),
         notes=list(release.notes),
         imported=str(imported) if imported.is_dir() else None,
@@ -163,6 +169,7 @@ def _model_facts(model: nn.Module) -> dict[str, Any]:
         img_size=get_model_input_config(model)['input_size'][-2:],
         num_classes=model.num_classes,
         windows=_windows(model),
+        **_token_facts(model),
         tag=cfg.get('tag'),
         licence=cfg.get('license'),
         label_names=cfg.get('label_names'),
@@ -176,3 +183,62 @@ def _windows(model: nn.Module) -> list[list[int] | None] | None:
         return None
     attends = [any(hasattr(block, 'attn') for block in stage.blocks) for stage in model.stages]
     return [list(size) if has else None for size, has in zip(sizes, attends, strict=True)]
+
+
+POOLINGS = {
+    'avg': 'mean of the patch tokens',
+    'token': 'the first token',
+    'max': 'maximum of the patch tokens',
+    'avgmax': 'mean of mean and maximum of the patch tokens',
+    'map': 'attention pooling',
+}
+
+
+def _token_facts(model: nn.Module) -> dict[str, Any]:
+    """What no state dict shows of a model of tokens, by timm's names of a ViT's parts.
+
+    Returns:
+        'heads' (number per block), 'prefix_tokens' (names in their order), 'patches' (grid of the patch tokens),
+        'pooling' (in words) and 'blocks_run' (how many blocks the features went through). None for each in a model
+        without tokens.
+    """
+    if not hasattr(model, 'num_prefix_tokens'):
+        return dict.fromkeys(('heads', 'prefix_tokens', 'patches', 'pooling', 'blocks_run'))
+    heads = [block.attn.num_heads for block in model.blocks if hasattr(getattr(block, 'attn', None), 'num_heads')]
+    return dict(
+        heads=heads or None,
+        prefix_tokens=_prefix_tokens(model),
+        patches=list(model.patch_embed.grid_size),
+        pooling=_pooling(model),
+        blocks_run=getattr(model, 'forward_depth', len(model.blocks)),
+    )
+
+
+def _prefix_tokens(model: nn.Module) -> list[str]:
+    """Names in timm's order: class, distillation, registers."""
+    tokens = {name: getattr(model, f'{name}_token', None) for name in ('cls', 'dist', 'reg')}
+    return [name for name, token in tokens.items() if token is not None for _ in range(token.shape[1])]
+
+
+def _pooling(model: nn.Module) -> str:
+    pooling = POOLINGS.get(model.global_pool, model.global_pool or 'none')
+    norms = {name: getattr(model, name, None) for name in ('norm', 'fc_norm')}
+    before, after = (norm is not None and not isinstance(norm, nn.Identity) for norm in norms.values())
+    second = (
+        '; the dist token to a classifier of its own'
+        if isinstance(getattr(model, 'head_dist', None), nn.Linear)
+        else ''
+    )
+    return f'{"norm, " if before else ""}{pooling}{", fc_norm" if after else ""}{second}'
+
+
+def heads_in_words(heads: list[int]) -> str:
+    """Heads per block as '12 in every block' or '6 in blocks 0-10, 12 in block 11'."""
+    if len(set(heads)) == 1:
+        return f'{heads[0]} in every block'
+    runs, first = [], 0
+    for number, same in groupby(heads):
+        last = first + len(list(same)) - 1
+        runs.append(f'{number} in block{f"s {first}-{last}" if last > first else f" {first}"}')
+        first = last + 1
+    return ', '.join(runs)

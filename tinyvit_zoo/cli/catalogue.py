@@ -93,15 +93,17 @@ def _grid(out: Console, title: str, lines: dict[str, Any]) -> None:
 def _print_release(out: Console, release: dict[str, Any]) -> None:
     licence = release['licence']
     stated = f'{licence["spdx"].upper()}, stated at {licence["source"]}'
+    if not licence['given']:
+        stated = f'none given at {licence["source"]}'
     if licence['hub_field']:
         stated += f" (the Hub copy's own field says '{licence['hub_field']}')"
     lines = {
         'training': release['training'],
-        'classes': f'{release["num_classes"]} ({release["labels"]})',
+        'classes': f'{release["num_classes"]} ({release["labels"]})' if release['num_classes'] else 'none, an encoder',
         'licence': stated,
         'paper': f'{release["paper"]["title"]}, {release["paper"]["url"]}',
         'origin': release['origin_url'],
-        'file': release['url'],
+        'file': release['url'] or f'with a browser: {release["by_hand"]}',
         'sha256': release['sha256'] or 'not published',
         'Hub id': release['hf_hub_id'] or 'no page',
         'imported': release['imported'] or 'no (`tinyvit-zoo import` keeps a file here for good)',
@@ -111,9 +113,12 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
 
 
 def _print_model(out: Console, facts: dict[str, Any]) -> None:
+    from ..info import heads_in_words
+
     model = facts['model']
     windows = {stage: f'{w[0]}x{w[1]}' for stage, w in enumerate(model['windows'] or []) if w}
     labels = model['label_names']
+    early = model['heads'] and model['blocks_run'] < len(model['heads'])
     lines = {
         'architecture': facts['architecture'],
         'weights': None if facts['release'] else f'tag {model["tag"] or "-"}, licence {model["licence"] or "-"}',
@@ -122,10 +127,19 @@ def _print_model(out: Console, facts: dict[str, Any]) -> None:
         'MACs': f'{model["gmacs"]:.3f} G',
         'classes': model['num_classes'],
         'labels': labels and _first(list(labels)),
+        'attention heads': model['heads'] and heads_in_words(model['heads']),
+        'tokens': model['patches'] and _tokens(model['prefix_tokens'], model['patches']),
+        'features': f'those after block {model["blocks_run"]} of {len(model["heads"])}' if early else None,
+        'pooling': model['pooling'],
         'windows': windows and f'{", ".join(windows.values())} (stages {min(windows)}-{max(windows)})',
     }
     _grid(out, 'Model', lines)
     _grid(out, "Preprocessing (timm's resolve_model_data_config)", facts['preprocessing'])
+
+
+def _tokens(prefix: list[str], patches: list[int]) -> str:
+    names = ''.join(f'{name}, ' for name in prefix)
+    return f'{names}{patches[0]}x{patches[1]} patches'
 
 
 def _first(labels: list[Any], most: int = 12) -> str:
