@@ -1,5 +1,7 @@
 """Distillation: the losses, and taking from teacher and student what they compare. Not imported by `tinyvit_zoo`."""
 
+from .attention import attention_distillation_loss
+from .contrastive import info_nce_loss
 from .features import FeatureTap, LayerFeatures, match_layers, stage_depths
 from .losses import (
     MINI_DEIT,
@@ -16,6 +18,7 @@ from .losses import (
     prediction_kl_per_logit_loss,
     qkv_relation_loss,
 )
+from .relation import HeadQKV, RelationLoss, relation_distillation_loss, relation_logits
 
 __all__ = [
     'MINI_DEIT',
@@ -23,16 +26,22 @@ __all__ = [
     'PAPER',
     'QKV',
     'FeatureTap',
+    'HeadQKV',
     'LayerFeatures',
+    'RelationLoss',
     'WeightDistillation',
+    'attention_distillation_loss',
     'feature_map_loss',
     'hidden_mse_loss',
     'hidden_relation_ce_loss',
     'hidden_relation_loss',
+    'info_nce_loss',
     'match_layers',
     'prediction_ce_loss',
     'prediction_hard_loss',
     'prediction_kl_per_logit_loss',
     'qkv_relation_loss',
+    'relation_distillation_loss',
+    'relation_logits',
     'stage_depths',
 ]

@@ -1,0 +1,110 @@
+"""TinyMIM's relation distillation: the student's attention and value relations against those of its teacher.
+
+Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296, Eq. 4, 5, 9.
+Released code: https://github.com/OliverRensu/TinyMIM.
+
+Shape legend: `B` images, `H` heads, `N` tokens (class token included), `d` width of a head.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .losses import _autocast_off, _in_full_precision
+
+__all__ = ['HeadQKV', 'RelationLoss', 'relation_distillation_loss', 'relation_logits']
+
+
+class HeadQKV(NamedTuple):
+    """Queries, keys and values of one layer, split into heads: each (B, H, N, d)."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+class RelationLoss(NamedTuple):
+    """The loss and its two parts, scalars."""
+
+    total: torch.Tensor
+    """qk + vv, what is minimised."""
+    qk: torch.Tensor
+    """Of the query-key relations."""
+    vv: torch.Tensor
+    """Of the value-value relations."""
+
+
+def relation_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Scaled products of all pairs of tokens, before any softmax: rows columns^T / sqrt(d).
+
+    The relations of the paper are `relation_logits(q, k).softmax(-1)` and `relation_logits(v, v).softmax(-1)`; the
+    first is the attention map. Computed in at least float32, autocast or not: the released code multiplies in half
+    precision under autocast.
+
+    Args:
+        rows: (B, H, N, d).
+        columns: (B, H, M, d).
+
+    Returns:
+        (B, H, N, M), float32 or wider.
+    """
+    dtype = reduce(torch.promote_types, (rows.dtype, columns.dtype), torch.float32)
+    with _autocast_off(rows.device.type):
+        return (rows.to(dtype) * rows.shape[-1] ** -0.5) @ columns.to(dtype).transpose(-2, -1)
+
+
+def relation_distillation_loss(student: HeadQKV, teacher: HeadQKV) -> RelationLoss:
+    """KL(teacher || student) of the Q-K and of the V-V relations, mean over images, heads and queries.
+
+    Weights 1 and 1, no temperature; each side is scaled by its own head width. From logits by log-softmax: where a
+    relation of the student underflows, the released code (softmax, then log) gives NaN or infinity, and this does not.
+    No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
+
+    Args:
+        student: Of the adaptive block, whose heads are as many as the teacher's.
+        teacher: Of the target block; N as the student's, d may differ.
+
+    Returns:
+        The sum and its two parts. Their least value is 0.
+
+    Raises:
+        ValueError: If the heads differ (a model's `last_heads` mends that), or images or tokens do.
+    """
+    _check_relations(student, teacher)
+    qk = _relation_kl(relation_logits(student.q, student.k), _no_grad_logits(teacher.q, teacher.k))
+    vv = _relation_kl(relation_logits(student.v, student.v), _no_grad_logits(teacher.v, teacher.v))
+    return RelationLoss(qk + vv, qk, vv)
+
+
+def _check_relations(student: HeadQKV, teacher: HeadQKV) -> None:
+    for name, side in (('student', student), ('teacher', teacher)):
+        if any(x.ndim != 4 or x.shape != side.q.shape for x in side):
+            shapes = ', '.join(str(tuple(x.shape)) for x in side)
+            raise ValueError(f'q, k and v of the {name} must be three (B, H, N, d) of one shape, got {shapes}.')
+        if not side.q.numel():
+            raise ValueError(f'q, k and v of the {name}, {tuple(side.q.shape)}, are empty.')
+    (images, heads, tokens, _), (teacher_images, teacher_heads, teacher_tokens, _) = student.q.shape, teacher.q.shape
+    if heads != teacher_heads:
+        raise ValueError(
+            f'The student has {heads} heads in its last block, the teacher {teacher_heads} in its target block, and '
+            'relations are compared head by head: build the teacher (or the student) with last_heads equal to the '
+            'other.'
+        )
+    if images != teacher_images or tokens != teacher_tokens:
+        raise ValueError(
+            f'{images} images of {tokens} tokens of the student, {teacher_images} of {teacher_tokens} of the teacher: '
+            'both need the same images, patches and prefix tokens.'
+        )
+
+
+@torch.no_grad()
+def _no_grad_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return relation_logits(rows, columns)
+
+
+@_in_full_precision
+def _relation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    student, teacher = student_logits.log_softmax(dim=-1), teacher_logits.log_softmax(dim=-1)
+    return F.kl_div(student, teacher, reduction='sum', log_target=True) / student[..., 0].numel()

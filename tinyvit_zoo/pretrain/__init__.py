@@ -1,0 +1,23 @@
+"""Pre-training forms of the plain ViTs: modules and their losses, no trainers. Not imported by `tinyvit_zoo`."""
+
+from .d_mae import DMae, DMaeOutput
+from .mae import MaeOutput, MaskedAutoencoder, mae_lite_base, mae_lite_small, mae_lite_tiny
+from .moco import MocoV3, cosine_momentum, moco_position, mocov3_tiny
+from .tinymim import RelationEncoder, tinymim_student, tinymim_teacher
+
+__all__ = [
+    'DMae',
+    'DMaeOutput',
+    'MaeOutput',
+    'MaskedAutoencoder',
+    'MocoV3',
+    'RelationEncoder',
+    'cosine_momentum',
+    'mae_lite_base',
+    'mae_lite_small',
+    'mae_lite_tiny',
+    'moco_position',
+    'mocov3_tiny',
+    'tinymim_student',
+    'tinymim_teacher',
+]

@@ -1,0 +1,154 @@
+"""TinyMIM's student and teacher: plain ViTs that stop at the queries, keys and values of one block.
+
+Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296, Sec. 3.
+Released code: https://github.com/OliverRensu/TinyMIM.
+
+    student, teacher = tinymim_student('tiny'), tinymim_teacher('small', last_heads=12)
+    loss = relation_distillation_loss(student(jittered), teacher(images)).total
+
+Shape legend: `B` images, `N` tokens (class token included), `H` heads, `d` head width.
+"""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ..distill import HeadQKV
+from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae, set_constant_drop_path
+
+__all__ = ['RelationEncoder', 'tinymim_student', 'tinymim_teacher']
+
+
+class RelationEncoder(nn.Module):
+    """A plain ViT up to one block, of which only norm and projection are run: (B, 3, H, W) -> `HeadQKV`.
+
+    What comes after that projection is in the state dict and never trained by the loss: for a student the rest of
+    its last block and the final norm, which in released files are as initialised. (DistributedDataParallel therefore
+    needs `find_unused_parameters=True`.)
+
+    The ViT is `vit`: read and save its state dict, whose names are timm's and those of the released files.
+    """
+
+    def __init__(self, vit: VisionTransformer, block: int, heads: int | None = None, frozen: bool = False) -> None:
+        """
+        Args:
+            vit: timm's VisionTransformer or ours.
+            block: The target block, counted from 1 as in the paper.
+            heads: Into how many heads that block is split; None for as many as it has. No weight depends on it, and
+                the blocks before keep theirs.
+            frozen: For a teacher: no gradient, and always in evaluation mode.
+
+        Raises:
+            ValueError: If there is no such block, the heads do not divide the width, or the block normalises queries
+                and keys head by head.
+        """
+        super().__init__()
+        if not 1 <= block <= len(vit.blocks):
+            raise ValueError(f'block counts from 1 to the depth {len(vit.blocks)}, got {block}.')
+        check_block(vit.blocks[block - 1], heads)
+        self.vit = vit
+        self.block = block
+        self.heads = heads or vit.blocks[block - 1].attn.num_heads
+        self.frozen = frozen
+        if frozen:
+            vit.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> 'RelationEncoder':
+        return super().train(mode and not self.frozen)
+
+    def forward(self, images: torch.Tensor) -> HeadQKV:
+        """
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            Queries, keys and values of the target block, each (B, H, N, d).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            last = self.block - 1
+            tokens = block_inputs(self.vit, embed(self.vit, images), (last,))[last]
+            return head_qkv(self.vit.blocks[last], tokens, self.heads)
+
+
+def tinymim_student(
+    size: Literal['tiny', 'small', 'base'], drop_path_rate: float = 0.1, device=None, dtype=None, **kwargs
+) -> RelationEncoder:
+    """A student as TinyMIM starts it: fixed sine-cosine positions, adaptive last block.
+
+    Heads: 6, 6, 12; of the adaptive block, whose relations it gives, 12, 12, 16. The tiny student's 6 are released
+    code; what it is fine-tuned to has 3.
+
+    Args:
+        size: Width 192, 384 or 768.
+        drop_path_rate: Of blocks 1 to 11, the same in all; the adaptive block has none.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        **kwargs: To the ViT, e.g. `img_size`; `last_heads` for another teacher.
+    """
+    vit = _student_vit(size, device=device, dtype=dtype, **kwargs)
+    init_as_mae(vit, needs_reset=False)
+    set_constant_drop_path(vit, drop_path_rate)
+    return RelationEncoder(vit, len(vit.blocks))
+
+
+TEACHERS = {
+    'small': (dict(embed_dim=384, depth=12, num_heads=6), 12),
+    'base': (dict(embed_dim=768, depth=12, num_heads=12), 12),
+    'large': (dict(embed_dim=1024, depth=24, num_heads=16), 18),
+}
+"""By size: the ViT, and its target block."""
+
+
+def tinymim_teacher(
+    size: Literal['small', 'base', 'large'],
+    block: int | None = None,
+    last_heads: int | None = None,
+    device=None,
+    dtype=None,
+    **kwargs,
+) -> RelationEncoder:
+    """A frozen teacher: MAE-L for the base student, then TinyMIM-B for small, TinyMIM-S for tiny (paper Sec. 3.3).
+
+    Its weights are those of an encoder: Meta's MAE (timm's `vit_base_patch16_224.mae`, `vit_large_patch16_224.mae`) or
+    a TinyMIM student's; load them into `.vit`, see `load_pretraining`.
+
+    Heads: 6, 12, 16 in all blocks. The released code reads a TinyMIM student back as its teacher with those, although
+    its last block was trained with 12 or 16, and stops with an error where student and teacher then differ: the
+    paper's own pair, tiny under small, among them. `tinymim_teacher('small', last_heads=12)` makes that pair work,
+    with the heads that TinyMIM-S was trained with. Small under base is released with 12 heads on both sides.
+
+    Args:
+        size: Width 384, 768 or 1024.
+        block: Target block, from 1; None for the released 12, 12 or 18.
+        last_heads: Heads of the target block, if not those of the others.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        **kwargs: To the ViT, e.g. `img_size`.
+    """
+    arguments, released_block = TEACHERS[size]
+    vit = VisionTransformer(
+        **{**arguments, 'num_classes': 0, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kwargs},
+        device=device,
+        dtype=dtype,
+    )
+    return RelationEncoder(vit, block or released_block, last_heads, frozen=True)
+
+
+def _student_vit(size, last_heads=None, device=None, dtype=None, **kwargs):
+    a, lh = {
+        'tiny': (dict(embed_dim=192, depth=12, num_heads=6), 12),
+        'small': (dict(embed_dim=384, depth=12, num_heads=6), 12),
+        'base': (dict(embed_dim=768, depth=12, num_heads=12), 16),
+    }[size]
+    vit = VisionTransformer(
+        **{**a, 'num_classes': 0, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kwargs}, device=device, dtype=dtype
+    )
+    attn = vit.blocks[-1].attn
+    attn.num_heads = last_heads or lh
+    attn.head_dim = a['embed_dim'] // attn.num_heads
+    attn.scale = attn.head_dim**-0.5
+    return vit
