@@ -25,10 +25,10 @@ __all__ = [
     'MEASURED_BY_OTHERS',
     'Profile',
     'describe',
-    'heads_in_words',
     'list_releases',
     'markdown_table',
     'profile_model',
+    'token_lines',
 ]
 
 MEASURED_BY_OTHERS = 'Accuracies were measured by others, as named beside each one; this project did not measure them.'
@@ -232,13 +232,27 @@ def _pooling(model: nn.Module) -> str:
     return f'{"norm, " if before else ""}{pooling}{", fc_norm" if after else ""}{second}'
 
 
-def heads_in_words(heads: list[int]) -> str:
+def token_lines(model: dict[str, Any]) -> dict[str, str]:
+    """What `describe` found out about the tokens of a model, in words; empty for a model without tokens."""
+    if model['heads'] is None:
+        return {}
+    lines = {
+        'attention heads': _heads_in_words(model['heads']),
+        'tokens': ', '.join((*model['prefix_tokens'], f'{model["patches"][0]}x{model["patches"][1]} patches')),
+        'pooling': model['pooling'],
+    }
+    if model['blocks_run'] < len(model['heads']):
+        lines['features'] = f'those after block {model["blocks_run"]} of {len(model["heads"])}'
+    return lines
+
+
+def _heads_in_words(heads: list[int]) -> str:
     """Heads per block as '12 in every block' or '6 in blocks 0-10, 12 in block 11'."""
     if len(set(heads)) == 1:
         return f'{heads[0]} in every block'
     runs, first = [], 0
     for number, same in groupby(heads):
         last = first + len(list(same)) - 1
-        runs.append(f'{number} in block{f"s {first}-{last}" if last > first else f" {first}"}')
+        runs.append(f'{number} in blocks {first}-{last}' if last > first else f'{number} in block {first}')
         first = last + 1
     return ', '.join(runs)

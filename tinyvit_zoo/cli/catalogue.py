@@ -113,12 +113,11 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
 
 
 def _print_model(out: Console, facts: dict[str, Any]) -> None:
-    from ..info import heads_in_words
+    from ..info import token_lines
 
     model = facts['model']
     windows = {stage: f'{w[0]}x{w[1]}' for stage, w in enumerate(model['windows'] or []) if w}
     labels = model['label_names']
-    early = model['heads'] and model['blocks_run'] < len(model['heads'])
     lines = {
         'architecture': facts['architecture'],
         'weights': None if facts['release'] else f'tag {model["tag"] or "-"}, licence {model["licence"] or "-"}',
@@ -127,19 +126,11 @@ def _print_model(out: Console, facts: dict[str, Any]) -> None:
         'MACs': f'{model["gmacs"]:.3f} G',
         'classes': model['num_classes'],
         'labels': labels and _first(list(labels)),
-        'attention heads': model['heads'] and heads_in_words(model['heads']),
-        'tokens': model['patches'] and _tokens(model['prefix_tokens'], model['patches']),
-        'features': f'those after block {model["blocks_run"]} of {len(model["heads"])}' if early else None,
-        'pooling': model['pooling'],
+        **token_lines(model),
         'windows': windows and f'{", ".join(windows.values())} (stages {min(windows)}-{max(windows)})',
     }
     _grid(out, 'Model', lines)
     _grid(out, "Preprocessing (timm's resolve_model_data_config)", facts['preprocessing'])
-
-
-def _tokens(prefix: list[str], patches: list[int]) -> str:
-    names = ''.join(f'{name}, ' for name in prefix)
-    return f'{names}{patches[0]}x{patches[1]} patches'
 
 
 def _first(labels: list[Any], most: int = 12) -> str:
