@@ -1,12 +1,14 @@
 """Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`),
-and what its tables were laid out for (`tables`)."""
+what its tables were laid out for (`tables`), and how many heads its model had (`heads`)."""
 
 from .errors import CheckpointError, WeightsNotFoundError
 from .head import head_22k_to_1k, in1k_classes_in_22k
+from .heads import Evidence, check_heads, find_heads, heads_of
 from .keymap import (
     KEY_MAPS,
     MINI_DEIT_KEYS,
     MINI_SWIN_KEYS,
+    PLAIN_VIT_KEYS,
     TINYVIT_KEYS,
     KeyMap,
     check_keys,
@@ -14,31 +16,40 @@ from .keymap import (
     find_key_map,
     fit_to_model,
 )
-from .read import find_checkpoint, read_checkpoint, unwrap
+from .read import Clues, clues_of, find_checkpoint, read_checkpoint, read_with_clues, unwrap
 from .source import Weights, find_weights, imported_path
 from .swin_buffers import check_swin_buffers
-from .tables import source_windows, stage_tables
+from .tables import source_grid, source_windows, stage_tables
 
 __all__ = [
     'KEY_MAPS',
     'MINI_DEIT_KEYS',
     'MINI_SWIN_KEYS',
+    'PLAIN_VIT_KEYS',
     'TINYVIT_KEYS',
     'CheckpointError',
+    'Clues',
+    'Evidence',
     'KeyMap',
     'Weights',
     'WeightsNotFoundError',
+    'check_heads',
     'check_keys',
     'check_swin_buffers',
+    'clues_of',
     'drop_head',
     'find_checkpoint',
+    'find_heads',
     'find_key_map',
     'find_weights',
     'fit_to_model',
     'head_22k_to_1k',
+    'heads_of',
     'imported_path',
     'in1k_classes_in_22k',
     'read_checkpoint',
+    'read_with_clues',
+    'source_grid',
     'source_windows',
     'stage_tables',
     'unwrap',

@@ -4,12 +4,15 @@ A map is a table of prefixes and leaf names; reading it left to right or right t
 `check_keys` then compares with the model, so that no key is lost in silence.
 """
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from .beit_buffers import beit_buffers, check_beit_buffers
 from .errors import CheckpointError
 from .read import _name
 from .swin_buffers import check_swin_buffers, swin_buffers
@@ -18,6 +21,7 @@ __all__ = [
     'KEY_MAPS',
     'MINI_DEIT_KEYS',
     'MINI_SWIN_KEYS',
+    'PLAIN_VIT_KEYS',
     'TINYVIT_KEYS',
     'KeyMap',
     'check_keys',
@@ -25,6 +29,8 @@ __all__ = [
     'find_key_map',
     'fit_to_model',
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class KeyMap:
         leaves: Pairs (official, ours) of a module name inside a key, e.g. ('.c.', '.conv.').
         ignored: Pairs (leaf, beside): leaves that some files carry beside another one, and no model needs.
         head: Our name of the classifier.
+        more_heads: Our names of further classifiers that some models of the family have beside it.
+        leftovers: Patterns of official keys that belong to training (decoder, projector) and to no model of the
+            family.
         first_conv: Our name of the first convolution.
         signature: Pair (official, ours) of a key that no other family has, and every file of this one.
         pointwise: Parts of our names of the matrices (out, in) that the released code keeps as 1x1 convolutions.
@@ -53,11 +62,28 @@ class KeyMap:
     first_conv: str
     signature: tuple[str, str]
     pointwise: tuple[str, ...] = ()
+    more_heads: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
     buffers: Callable[[Mapping[str, torch.Tensor], tuple[int, int] | None], dict[str, torch.Tensor]] | None = None
     check_buffers: Callable[[Mapping[str, torch.Tensor]], None] | None = None
 
+    @property
+    def same_names(self) -> bool:
+        """Whether our names are the released ones."""
+        return all(official == ours for official, ours in (*self.prefixes, *self.leaves))
+
+    def is_head(self, key: str) -> bool:
+        """Whether one of our keys belongs to a classifier."""
+        return key.startswith(tuple(f'{head}.' for head in (self.head, *self.more_heads)))
+
     def layout(self, keys: Sequence[str]) -> str:
-        """'official', 'ours', or 'unknown': whose prefixes most keys have, where the two differ."""
+        """'official', 'ours', or 'unknown': whose prefixes most keys have, where the two differ.
+
+        'ours' where our names are the released ones.
+        """
+        if self.same_names:
+            known = sum(any(key.startswith(ours) for _, ours in self.prefixes) for key in keys)
+            return 'ours' if known > len(keys) / 4 else 'unknown'
         n_official = n_ours = 0
         for key in keys:
             # The longer match is the better one: 'blocks.0.block.' is not just any 'blocks.0.'.
@@ -91,8 +117,8 @@ class KeyMap:
         return self._rename(key, 1)
 
     def head_keys(self) -> tuple[str, ...]:
-        """Keys of the classifier, under our and under the official name."""
-        ours = tuple(f'{self.head}.{leaf}' for leaf in ('weight', 'bias'))
+        """Keys of the classifiers, under our and under the official name."""
+        ours = tuple(f'{head}.{leaf}' for head in (self.head, *self.more_heads) for leaf in ('weight', 'bias'))
         return (*ours, *(self.official_name(key) or key for key in ours))
 
     def head_classes(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
@@ -119,6 +145,9 @@ class KeyMap:
         if family not in (self, None):
             raise CheckpointError(f'These are {family.family} weights, not {self.family} weights.')
         kept = {k: v for k, v in state_dict.items() if not self._is_ignored(k, state_dict)}
+        if leftovers := [k for k in kept if any(re.match(pattern, k) for pattern in self.leftovers)]:
+            _logger.info('Left out %d tensors that served training only: %s.', len(leftovers), _name(leftovers))
+            kept = {k: v for k, v in kept.items() if k not in leftovers}
         layout = self.layout(list(kept))
         if layout == 'unknown':
             raise CheckpointError(
@@ -223,7 +252,35 @@ MINI_SWIN_KEYS = KeyMap(
     check_buffers=check_swin_buffers,
 )
 
-KEY_MAPS = {'tinyvit': TINYVIT_KEYS, 'mini_deit': MINI_DEIT_KEYS, 'mini_swin': MINI_SWIN_KEYS}
+PLAIN_VIT_KEYS = KeyMap(
+    family='plain ViT (TinyMIM, MAE-Lite)',
+    # Names as in timm's ViT and BEiT, so they are kept. Nothing in them tells the two families apart, see `heads`.
+    prefixes=tuple(
+        (name, name)
+        for name in (
+            *('cls_token', 'dist_token', 'pos_embed', 'patch_embed.', 'rel_pos_bias.', 'blocks.'),
+            *('norm.', 'fc_norm.', 'dist_norm.', 'conv1x1.', 'head.', 'head_dist.'),
+        )
+    ),
+    leaves=(),
+    ignored=(('relative_position_index', 'relative_position_bias_table'),),
+    head='head',
+    more_heads=('head_dist',),
+    first_conv='patch_embed.proj',
+    signature=('blocks.0.norm1.weight', 'blocks.0.norm1.weight'),
+    # The decoder of MAE; the projector of MoCo v3, numbered layers in the place of the classifier.
+    leftovers=(r'mask_token$', r'decoder_', r'head\.\d+\.'),
+    buffers=beit_buffers,
+    check_buffers=check_beit_buffers,
+)
+
+KEY_MAPS = {
+    'tinyvit': TINYVIT_KEYS,
+    'mini_deit': MINI_DEIT_KEYS,
+    'mini_swin': MINI_SWIN_KEYS,
+    'tinymim': PLAIN_VIT_KEYS,
+    'mae_lite': PLAIN_VIT_KEYS,
+}
 """The key map of every family, by the family's name in `releases.FAMILIES`."""
 
 
@@ -276,7 +333,7 @@ def check_keys(
     Raises:
         CheckpointError: Naming the first few keys that are unknown, missing or of a wrong shape.
     """
-    expected = {k: v for k, v in target.items() if not (fresh_head and k.startswith(key_map.head + '.'))}
+    expected = {k: v for k, v in target.items() if not (fresh_head and key_map.is_head(k))}
     unknown = [k for k in state_dict if k not in expected]
     missing = [k for k in expected if k not in state_dict]
     wrong, mistyped = [], []
@@ -336,11 +393,14 @@ def fit_to_model(
         CheckpointError: See `check_keys` and `drop_head`.
     """
     check_keys(
-        {k: v for k, v in state_dict.items() if not (fresh_head and k.startswith(key_map.head + '.'))},
+        {k: v for k, v in state_dict.items() if not (fresh_head and key_map.is_head(k))},
         model.state_dict(),
         key_map,
         layout,
         source_chans=(getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))[0],
         fresh_head=fresh_head,
     )
-    return drop_head(state_dict, key_map.head, model.num_features) if fresh_head else state_dict
+    if fresh_head:
+        for head in (key_map.head, *key_map.more_heads):
+            state_dict = drop_head(state_dict, head, model.num_features)
+    return state_dict

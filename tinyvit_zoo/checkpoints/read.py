@@ -4,6 +4,7 @@ File -> object (safetensors or a pickle restricted to tensors) -> state dict (un
 those of the file's layout; `keymap` translates them.
 """
 
+import json
 import logging
 import pickle
 import pickletools
@@ -11,6 +12,7 @@ import re
 import threading
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 
 from .errors import CheckpointError, WeightsNotFoundError
 
-__all__ = ['find_checkpoint', 'read_checkpoint', 'unwrap']
+__all__ = ['Clues', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
 
 _logger = logging.getLogger(__name__)
 
@@ -30,10 +32,33 @@ WRAPPERS = ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model', 'module
 PLAIN_WEIGHTS_COUNT = 'blocks.0.block.norm1.instances.0.weight'
 # Prefixes of wrapping modules, in any order and number: DDP, torch.compile, timm's and torch's weight averaging.
 PREFIXES = ('module.', '_orig_mod.', 'model_ema.', 'ema.', 'model.')
+# Training wrappers that are saved whole: the model that is meant, and what stands beside it. D-MAE saves its teacher
+# and head adapters, MoCo v3 the momentum copy and the predictor.
+WHOLE_WRAPPERS = {
+    'model.': ('tch_model.', 'attn_adapter.', 'hidden_adapter.'),
+    'base_encoder.': ('momentum_encoder.', 'predictor.'),
+}
 # Buffers of the wrappers themselves: torch.optim.swa_utils.AveragedModel.
 WRAPPER_BUFFERS = ('n_averaged',)
 
 CHECKPOINT_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What a checkpoint tells beside its tensors about the model that it is of.
+
+    Attributes:
+        file: Name of the file, '' if there is none.
+        prefix: What all names of the model's tensors began with.
+        trained_as: Name that the training script knew the model by (its saved `args.model`), None if not saved.
+        config: The config.json beside it, None without one.
+    """
+
+    file: str = ''
+    prefix: str = ''
+    trained_as: str | None = None
+    config: dict[str, Any] | None = None
 
 
 class _Inert:
@@ -88,17 +113,66 @@ def find_checkpoint(folder: str | Path) -> Path:
     raise WeightsNotFoundError(f'{folder} holds no checkpoint (looked for {", ".join(CHECKPOINT_NAMES)}).')
 
 
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: str | Path, whole: bool = False) -> dict[str, torch.Tensor]:
     """State dict of a checkpoint file or folder, on CPU, in the file's own key layout.
 
     Reads safetensors and torch files (zip and legacy), bare or wrapped (`model`, `state_dict`, `state_dict_ema`, ...),
     with DDP / EMA / torch.compile prefixes. Pickles are loaded with `weights_only=True`; a yacs `CfgNode` or argparse
     `Namespace` beside the weights is replaced by an inert stand-in.
 
+    Args:
+        path: File or folder.
+        whole: Of a training wrapper that was saved whole (MoCo v3's two encoders, D-MAE's student and teacher) give
+            everything under its own names, instead of the trained model alone.
+
     Raises:
         WeightsNotFoundError: If there is no such file.
         CheckpointError: If it is not a checkpoint, is damaged, or would run code.
     """
+    path, checkpoint = _open(path)
+    return unwrap(checkpoint, str(path), whole)
+
+
+def read_with_clues(path: str | Path) -> tuple[dict[str, torch.Tensor], Clues]:
+    """As `read_checkpoint`, and what the file tells beside the tensors."""
+    path, checkpoint = _open(path)
+    return unwrap(checkpoint, str(path)), clues_of(checkpoint, path)
+
+
+def clues_of(checkpoint: Any, path: Path | None = None) -> Clues:
+    """Clues of a loaded checkpoint; nothing in it is trusted to be well formed."""
+    args = checkpoint.get('args') if isinstance(checkpoint, dict) else None
+    # A Namespace has become an empty mapping with attributes, see `_Settings`.
+    trained_as = getattr(args, 'model', None) or (args.get('model') if isinstance(args, dict) else None)
+    inner, _ = _open_wrappers(checkpoint)
+    return Clues(
+        file=path.name if path else '',
+        prefix=_prefix([k for k in inner if isinstance(k, str)] if isinstance(inner, dict) else []),
+        trained_as=trained_as if isinstance(trained_as, str) else None,
+        config=_config_beside(path) if path else None,
+    )
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    config = path.with_name('config.json')
+    if path.name not in CHECKPOINT_NAMES or not config.is_file():
+        return None
+    try:
+        read = json.loads(config.read_text())
+    except (OSError, ValueError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _prefix(keys: list[str]) -> str:
+    """What stands before 'blocks.0.norm1.weight', a key of every plain transformer; '' if it is not there."""
+    ending = 'blocks.0.norm1.weight'
+    found = [k.removesuffix(ending) for k in keys if k.endswith(ending) and not k.endswith(f'decoder_{ending}')]
+    return min(found, key=len) if found else ''
+
+
+def _open(path: str | Path) -> tuple[Path, Any]:
+    """The file of a path, and what it holds."""
     path = Path(path).expanduser()
     if path.is_dir():
         path = find_checkpoint(path)
@@ -114,7 +188,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             f'{path} is damaged or cut short ({path.stat().st_size} bytes; {_first_line(e)}). '
             'Download or copy it again.'
         ) from e
-    return unwrap(checkpoint, str(path))
+    return path, checkpoint
 
 
 def _first_line(error: BaseException) -> str:
@@ -189,24 +263,20 @@ def _first_foreign_name(path: Path) -> str | None:
     return None
 
 
-def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Tensor]:
+def unwrap(checkpoint: Any, where: str = 'the checkpoint', whole: bool = False) -> dict[str, torch.Tensor]:
     """The state dict inside a loaded checkpoint: wrappers opened, prefixes of wrapping modules removed.
 
     Args:
         checkpoint: What the file held.
         where: How error messages call it.
+        whole: See `read_checkpoint`.
 
     Raises:
         CheckpointError: If no state dict is found.
     """
-    while isinstance(checkpoint, dict):
-        inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), dict) and checkpoint[k]), None)
-        if inner is None:
-            break
-        if isinstance(checkpoint.get('model'), dict) and PLAIN_WEIGHTS_COUNT in checkpoint['model']:
-            inner = 'model'
-        _logger.info('Using %r of %s.', inner, where)
-        checkpoint = checkpoint[inner]
+    checkpoint, under = _open_wrappers(checkpoint)
+    if under:
+        _logger.info('Using %r of %s.', under, where)
     if not isinstance(checkpoint, dict) or not checkpoint:
         kind = 'nothing' if isinstance(checkpoint, dict) else f'an object of type {type(checkpoint).__name__}'
         raise CheckpointError(f'{where} holds {kind}, not a state dict.')
@@ -223,10 +293,24 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint') -> dict[str, torch.Te
         raise CheckpointError(
             f'{where} holds {_name(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
         )
-    return _strip_prefixes(checkpoint)
+    return _strip_prefixes(checkpoint, whole)
 
 
-def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _open_wrappers(checkpoint: Any) -> tuple[Any, str]:
+    """What lies inside all wrappers, and where, such as 'model.state_dict'."""
+    opened = []
+    while isinstance(checkpoint, dict):
+        inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), dict) and checkpoint[k]), None)
+        if inner is None:
+            break
+        if isinstance(checkpoint.get('model'), dict) and PLAIN_WEIGHTS_COUNT in checkpoint['model']:
+            inner = 'model'
+        opened.append(inner)
+        checkpoint = checkpoint[inner]
+    return checkpoint, '.'.join(opened)
+
+
+def _strip_prefixes(state_dict: dict[str, torch.Tensor], whole: bool) -> dict[str, torch.Tensor]:
     state_dict = {k: v for k, v in state_dict.items() if k not in WRAPPER_BUFFERS}
     averaged = {k: v for k, v in state_dict.items() if k.startswith('model_ema.')}
     if averaged:  # beside the plain ones, in one dict: the averaged weights win, as with WRAPPERS
@@ -234,8 +318,19 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     while True:
         prefix = next((p for p in PREFIXES if state_dict and all(k.startswith(p) for k in state_dict)), None)
         if prefix is None:
-            return state_dict
+            return state_dict if whole else _trained_model(state_dict)
         state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
+
+
+def _trained_model(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The trained model alone, where a training wrapper was saved whole."""
+    for prefix, beside in WHOLE_WRAPPERS.items():
+        if any(k.startswith(prefix) for k in state_dict) and all(k.startswith((prefix, *beside)) for k in state_dict):
+            kept = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+            if len(kept) < len(state_dict):
+                _logger.info('Using %r alone, without %d tensors beside it.', prefix, len(state_dict) - len(kept))
+            return kept
+    return state_dict
 
 
 def _name(keys: list[str], most: int = 3) -> str:

@@ -20,7 +20,7 @@ from timm.models import PretrainedCfg
 
 from ..releases import Release, find_release
 from .errors import CheckpointError, WeightsNotFoundError
-from .read import read_checkpoint, unwrap
+from .read import Clues, clues_of, read_checkpoint, read_with_clues, unwrap
 
 __all__ = ['Weights', 'find_weights', 'imported_path']
 
@@ -32,10 +32,15 @@ HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict in its file's own layout, and where it came from."""
+    """A state dict in its file's own layout, and where it came from.
+
+    Attributes:
+        clues: What a file of the caller's tells of its model; None where the source itself vouches for the weights.
+    """
 
     state_dict: dict[str, torch.Tensor]
     origin: str
+    clues: Clues | None = None
 
 
 def imported_path(name: str) -> Path:
@@ -64,9 +69,11 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
         WeightsNotFoundError: If no source has them; the message lists each one tried and why it failed.
     """
     if cfg.state_dict is not None:
-        return Weights(unwrap(cfg.state_dict, 'the state dict given'), 'the state dict given')
+        where = 'the state dict given'
+        return Weights(unwrap(cfg.state_dict, where), where, clues_of(cfg.state_dict))
     if cfg.file:
-        return Weights(read_checkpoint(cfg.file), str(cfg.file))
+        state_dict, clues = read_with_clues(cfg.file)
+        return Weights(state_dict, str(cfg.file), clues)
     name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
     release = find_release(name)
     if release and (cfg.hf_hub_id or None, cfg.url or None) != (release.hf_hub_id, release.url):

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isqrt
 
 import torch
+from timm.layers import to_2tuple
 from torch import nn
 
-__all__ = ['source_windows', 'stage_tables']
+__all__ = ['source_grid', 'source_windows', 'stage_tables']
 
 Size = tuple[int, int]
 
@@ -28,6 +29,37 @@ def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -
         if all(stage < len(windows) and windows[stage][0] * windows[stage][1] == n for stage, n in lengths.items()):
             return {stage: tuple(windows[stage]) for stage in lengths}
     return {stage: (isqrt(n), isqrt(n)) for stage, n in lengths.items() if isqrt(n) ** 2 == n}
+
+
+def source_grid(
+    entries: int,
+    model: nn.Module,
+    layout: str,
+    source_img_size: Size | int | None,
+    grid_of: Callable[[Size], Size] = lambda patches: patches,
+) -> Size | None:
+    """Grid that a plain ViT's position embedding or table over offsets was laid out for.
+
+    Args:
+        entries: Its number of entries.
+        model: With a `patch_embed`.
+        layout: 'official' (square unless `source_img_size` says otherwise) or 'ours'.
+        source_img_size: Image size that the checkpoint was saved at, where known.
+        grid_of: Grid of the entries by that of the patches (h, w): the same for a position embedding.
+
+    Returns:
+        None where the number is neither square nor known; the entries then have the wrong number for the model, and
+        `fit_to_model` will say so.
+    """
+    patch = model.patch_embed.patch_size
+    saved = getattr(model, 'pretrained_model_args', {}).get('img_size')
+    candidates = [] if layout == 'official' else [tuple(model.patch_embed.grid_size)]
+    for size in (source_img_size, saved):
+        if size is not None:
+            height, width = to_2tuple(size)
+            candidates.insert(0, (height // patch[0], width // patch[1]))
+    grid = source_windows({0: entries}, [[grid_of(c)] for c in candidates]).get(0)
+    return grid if grid is not None and grid[0] > 0 else None
 
 
 def stage_tables(

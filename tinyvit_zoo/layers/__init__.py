@@ -1,5 +1,6 @@
 """Shared maths of the model families: each idea once."""
 
+from .beit_table import beit_offset_index, beit_table_rows, expand_beit_bias, resize_beit_table
 from .bias_table import (
     abs_offset_index,
     expand_abs_bias,
@@ -11,7 +12,7 @@ from .bias_table import (
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
-from .image_size import check_image_size
+from .image_size import check_image_size, check_patch_grid
 from .inference import activate, has_listeners, in_sub_batches, is_plain_inference, is_untouched
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
@@ -37,9 +38,13 @@ __all__ = [
     'RelativeKeys',
     'abs_offset_index',
     'activate',
+    'beit_offset_index',
+    'beit_table_rows',
     'check_image_size',
+    'check_patch_grid',
     'conv_act',
     'expand_abs_bias',
+    'expand_beit_bias',
     'expand_signed_bias',
     'fold_gelu',
     'has_listeners',
@@ -51,6 +56,7 @@ __all__ = [
     'linear_act',
     'per_stage_windows',
     'piecewise_index',
+    'resize_beit_table',
     'resize_grid',
     'resize_position',
     'scaled_windows',

@@ -1,8 +1,20 @@
-"""Refuse images of another size than the model is laid out for, with the ways out."""
+"""Refuse sizes that a model cannot be laid out for, and images of another size than it is, with the ways out."""
 
 import torch
+from timm.layers import to_2tuple
 
-__all__ = ['check_image_size']
+__all__ = ['check_image_size', 'check_patch_grid']
+
+
+def check_patch_grid(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
+    """Raise unless whole patches fill an image.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    size, patch = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
+    if len(size) != 2 or any(p < 1 or s < p or s % p for s, p in zip(size, patch, strict=True)):
+        raise ValueError(f'img_size must be an int or (H, W), a multiple of the patch {patch}; got {img_size}.')
 
 
 def check_image_size(x: torch.Tensor, img_size: tuple[int, int]) -> None:

@@ -6,6 +6,7 @@ Shape legend: `h w` grid of patches, `N` = h * w, `P` prefix tokens (class, dist
 import torch
 
 from .bias_table import resize_grid
+from .window import is_exactly
 
 __all__ = ['resize_position', 'sincos_position']
 
@@ -67,7 +68,7 @@ def resize_position(
     Returns:
         (1, P + N', C).
     """
-    if tuple(old) == tuple(new):
+    if is_exactly(new[0], new[1], old):
         return pos_embed
     prefix, patches = pos_embed[:, :prefix_tokens], pos_embed[0, prefix_tokens:]
     grid = patches.transpose(0, 1).reshape(-1, old[0], old[1])

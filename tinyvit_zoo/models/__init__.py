@@ -1,8 +1,22 @@
 """Model families, one file each. Importing this package registers them with timm."""
 
 from . import multiplexed as multiplexed
+from .mae_lite import MaeLite, MaeLiteDistilled, MaeLiteRpe
 from .mini_deit import MiniDeit
 from .mini_swin import MiniSwin
+from .plain_vit import PlainVit
+from .tinymim import TinyMim, TinyMimStar, TinyMimStudent
 from .tinyvit import TinyViT
 
-__all__ = ['MiniDeit', 'MiniSwin', 'TinyViT']
+__all__ = [
+    'MaeLite',
+    'MaeLiteDistilled',
+    'MaeLiteRpe',
+    'MiniDeit',
+    'MiniSwin',
+    'PlainVit',
+    'TinyMim',
+    'TinyMimStar',
+    'TinyMimStudent',
+    'TinyViT',
+]

@@ -29,6 +29,8 @@ def create_zoo_model(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
+    as_init: bool = False,
+    filter_args_of: Callable[[Weights], dict[str, Any]] = lambda weights: {},
     **kwargs,
 ) -> nn.Module:
     """timm's `build_model_with_cfg`, with the weights found by `checkpoints.find_weights`.
@@ -51,6 +53,8 @@ def create_zoo_model(
         pretrained_cfg: As in `timm.create_model`.
         pretrained_cfg_overlay: As in `timm.create_model`.
         cache_dir: As in `timm.create_model`.
+        as_init: The weights start a training: the classifier is a fresh one, whatever the checkpoint has.
+        filter_args_of: Further arguments of `filter_fn`, from the weights that were found.
         **kwargs: As in `timm.create_model`.
 
     Raises:
@@ -74,10 +78,11 @@ def create_zoo_model(
         with _named(origin):
             key_map.to_ours(weights.state_dict)  # another family's file is told before its classes are counted
             have = key_map.head_classes(weights.state_dict)
-        fresh_head = _settle_head(weights, have, cfg, kwargs)
+        fresh_head = as_init or _settle_head(weights, have, cfg, kwargs)
         # `source` would send timm to the Hub or folder again.
-        overlay |= dict(state_dict=weights.state_dict, source=None, num_classes=have or cfg.num_classes)
-        filter_fn = partial(filter_fn, source_img_size=source_img_size, fresh_head=fresh_head)
+        overlay |= dict(state_dict=weights.state_dict, source=None, num_classes=have or 0)
+        filter_args = dict(source_img_size=source_img_size, fresh_head=fresh_head, **filter_args_of(weights))
+        filter_fn = partial(filter_fn, **filter_args)
 
     with _named(origin):
         model = build_model_with_cfg(

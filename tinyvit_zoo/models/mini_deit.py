@@ -27,7 +27,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..checkpoints import MINI_DEIT_KEYS, fit_to_model, source_windows
+from ..checkpoints import MINI_DEIT_KEYS, fit_to_model, source_grid
 from ..layers import (
     DeployLinear,
     HeadMix,
@@ -35,10 +35,11 @@ from ..layers import (
     PerRepeat,
     RelativeKeys,
     check_image_size,
+    check_patch_grid,
     in_sub_batches,
     irpe_index,
     is_exactly,
-    resize_grid,
+    resize_position,
 )
 from ..releases import FAMILIES, Release
 from ._create import create_zoo_model, record_input_size
@@ -242,7 +243,7 @@ class MiniDeit(nn.Module):
         self.dynamic_img_size = dynamic_img_size
         self.grad_checkpointing = False
 
-        self._check_layout(img_size, patch_size)
+        check_patch_grid(img_size, patch_size)
         self.patch_embed = PatchEmbed(
             img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size, output_fmt='NHWC', **dd
         )
@@ -277,12 +278,6 @@ class MiniDeit(nn.Module):
         self._check_pool(global_pool)
         self.init_weights(needs_reset=False)
         self.register_load_state_dict_post_hook(_restore_index)
-
-    @staticmethod
-    def _check_layout(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
-        size, patch = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
-        if len(size) != 2 or any(p < 1 or s < p or s % p for s, p in zip(size, patch, strict=True)):
-            raise ValueError(f'img_size must be an int or (H, W), a multiple of the patch {patch}; got {img_size}.')
 
     @staticmethod
     def _check_pool(global_pool: str) -> None:
@@ -346,26 +341,20 @@ class MiniDeit(nn.Module):
             ValueError: On a size that is no multiple of the patch; the model is then unchanged.
         """
         embed = self.patch_embed
-        self._check_layout(
+        check_patch_grid(
             embed.img_size if img_size is None else img_size, embed.patch_size if patch_size is None else patch_size
         )
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         grid = self.patch_embed.grid_size
         if grid != old_grid:
-            resized = self._resized_pos_embed(self.pos_embed.detach(), old_grid, grid)
+            resized = resize_position(self.pos_embed.detach(), old_grid, grid, prefix_tokens=0).contiguous()
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
             self._register_index(self.pos_embed.device)
         for info in self.feature_info:
             info['reduction'] = max(self.patch_embed.patch_size)
         patch_args = {} if patch_size is None else {'patch_size': to_2tuple(patch_size)}
         record_input_size(self, self.patch_embed.img_size, None, **patch_args)
-
-    @staticmethod
-    def _resized_pos_embed(pos_embed: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-        """(1, N, C) for another grid."""
-        grid = pos_embed[0].transpose(0, 1).reshape(-1, old[0], old[1])
-        return resize_grid(grid, new).flatten(1).transpose(0, 1)[None].contiguous()
 
     def _embed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, in_chans, H, W) -> tokens with their positions (B, N, C), and the index of their grid."""
@@ -376,7 +365,7 @@ class MiniDeit(nn.Module):
         if self.dynamic_img_size:
             grid = (x.shape[1], x.shape[2])
             if not is_exactly(grid[0], grid[1], self.patch_embed.grid_size):
-                pos_embed = self._resized_pos_embed(pos_embed, self.patch_embed.grid_size, grid)
+                pos_embed = resize_position(pos_embed, self.patch_embed.grid_size, grid, prefix_tokens=0)
                 index = irpe_index(grid, x.device)
         return self.pos_drop(x.flatten(1, 2) + pos_embed), index
 
@@ -502,18 +491,11 @@ def checkpoint_filter_fn(
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
     """
     state_dict, layout = MINI_DEIT_KEYS.to_ours(state_dict)
-    patch, grid = model.patch_embed.patch_size, tuple(model.patch_embed.grid_size)
-    saved = getattr(model, 'pretrained_model_args', {}).get('img_size')
-    candidates = [] if layout == 'official' else [grid]
-    for size in (source_img_size, saved):
-        if size is not None:
-            height, width = to_2tuple(size)
-            candidates.insert(0, (height // patch[0], width // patch[1]))
     pos_embed = state_dict.get('pos_embed')
     if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[0] == 1 and pos_embed.shape[2] > 0:
-        source = source_windows({0: pos_embed.shape[1]}, [[c] for c in candidates]).get(0)
-        if source is not None and source[0] > 0:
-            state_dict['pos_embed'] = model._resized_pos_embed(pos_embed, source, grid)
+        source = source_grid(pos_embed.shape[1], model, layout, source_img_size)
+        if source is not None:
+            state_dict['pos_embed'] = resize_position(pos_embed, source, model.patch_embed.grid_size, prefix_tokens=0)
     return fit_to_model(state_dict, model, MINI_DEIT_KEYS, layout, fresh_head)
 
 

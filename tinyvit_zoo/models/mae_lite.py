@@ -1,0 +1,135 @@
+"""MAE-Lite: lightweight ViTs pre-trained by masked autoencoding, with and without distillation, or by MoCo v3.
+
+Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https://arxiv.org/abs/2205.14443
+Released code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; parts modified from MAE, CC-BY-NC 4.0)
+
+All have 12 heads, ViT-Tiny and ViT-Small alike, where timm's and DeiT's have 3 and 6 at equal shapes. Fine-tuned models
+classify the normalised mean of their patches; encoders normalise all tokens and take the mean of the patches.
+
+Shape legend: `B` batch, `N` patches, `C` width.
+"""
+
+import torch
+from timm.layers import LayerNorm
+from timm.models import Beit, generate_default_cfgs, register_model
+from torch import nn
+
+from ..layers import check_patch_grid, resize_beit_table, resize_position
+from ..releases import FAMILIES, Release
+from .plain_vit import PlainVit, TwoHeadVit, checkpoint_filter_fn, create_plain_vit, plain_vit_cfg, set_patch_grid
+
+__all__ = ['MaeLite', 'MaeLiteDistilled', 'MaeLiteRpe', 'checkpoint_filter_fn']
+
+
+class MaeLite(PlainVit):
+    """MAE-Lite's plain ViT."""
+
+
+class MaeLiteDistilled(TwoHeadVit):
+    """The same with two classifiers and no further token: the class token serves as DeiT's distillation token.
+
+    As the released code does with `distilled=True`. The mean of the patches and the class token have a norm each.
+    """
+
+    def __init__(self, *args, weight_init: str = '', device=None, dtype=None, **kwargs) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(*args, weight_init='skip', **dd, **kwargs)
+        self.dist_norm = LayerNorm(self.embed_dim, **dd)
+        self._finish(weight_init)
+
+    def _pooled(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.fc_norm(self.pool(x)), self.dist_norm(x[:, 0])
+
+
+class MaeLiteRpe(Beit):
+    """timm's BEiT with the relative-position tables and LayerScale of MAE-Lite, resized as in released code."""
+
+    def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16, **kwargs) -> None:
+        """
+        Args:
+            img_size: Image size, int or (H, W), a multiple of the patch.
+            patch_size: Patch size, int or (h, w).
+            **kwargs: As in timm's `Beit`.
+        """
+        check_patch_grid(img_size, patch_size)
+        super().__init__(img_size=img_size, patch_size=patch_size, **kwargs)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """As in the released training code, which does decay the tables."""
+        return {'pos_embed', 'cls_token'}
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Lay the model out for another image (or patch) size; position embedding and tables are resized.
+
+        Raises:
+            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+        """
+        old = set_patch_grid(self, img_size, patch_size)
+        grid = self.patch_embed.grid_size
+        if grid == old:
+            return
+        if self.pos_embed is not None:
+            resized = resize_position(self.pos_embed.detach(), old, grid, prefix_tokens=1).contiguous()
+            self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+        biases = [block.attn for block in self.blocks] if self.rel_pos_bias is None else [self.rel_pos_bias]
+        for bias in biases:
+            table = bias.relative_position_bias_table
+            if table is not None:
+                resized = resize_beit_table(table.detach(), old, grid)
+                bias.set_window_size(grid)  # timm's: a table and an index of the new size; the table is replaced
+                bias.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
+
+
+def _cfg(release: Release) -> dict:
+    return plain_vit_cfg(release)
+
+
+default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['mae_lite']})
+
+
+def _create_mae_lite(
+    variant: str, pretrained: bool, args: dict, kwargs: dict, distilled: bool = False
+) -> MaeLite | MaeLiteDistilled:
+    return create_plain_vit(MaeLiteDistilled if distilled else MaeLite, variant, pretrained, args, kwargs)
+
+
+@register_model
+def mae_lite_vit_tiny_patch16_224(pretrained: bool = False, distilled: bool = False, **kwargs) -> nn.Module:
+    """MAE-Lite's ViT-Tiny, fine-tuned: 12 heads, 5.7M parameters. `distilled`: see `MaeLiteDistilled`."""
+    args = dict(embed_dim=192, num_heads=12, global_pool='avg')
+    return _create_mae_lite('mae_lite_vit_tiny_patch16_224', pretrained, args, kwargs, distilled)
+
+
+@register_model
+def mae_lite_vit_small_patch16_224(pretrained: bool = False, distilled: bool = False, **kwargs) -> nn.Module:
+    """MAE-Lite's ViT-Small, fine-tuned: 12 heads, 22.1M parameters. `distilled`: see `MaeLiteDistilled`."""
+    args = dict(embed_dim=384, num_heads=12, global_pool='avg')
+    return _create_mae_lite('mae_lite_vit_small_patch16_224', pretrained, args, kwargs, distilled)
+
+
+# The norm of all tokens is trained; the mean of the patches is what all released fine-tunings read.
+ENCODER = dict(num_heads=12, global_pool='avg', fc_norm=False, num_classes=0)
+
+
+@register_model
+def mae_lite_vit_tiny_encoder_patch16_224(pretrained: bool = False, **kwargs) -> MaeLite:
+    """MAE-Lite's ViT-Tiny, pre-trained. The class token instead of the mean: `global_pool='token'`."""
+    args = dict(embed_dim=192, **ENCODER)
+    return _create_mae_lite('mae_lite_vit_tiny_encoder_patch16_224', pretrained, args, kwargs)
+
+
+@register_model
+def mae_lite_vit_small_encoder_patch16_224(pretrained: bool = False, **kwargs) -> MaeLite:
+    """MAE-Lite's ViT-Small, pre-trained. The class token instead of the mean: `global_pool='token'`."""
+    args = dict(embed_dim=384, **ENCODER)
+    return _create_mae_lite('mae_lite_vit_small_encoder_patch16_224', pretrained, args, kwargs)
+
+
+@register_model
+def mae_lite_vit_tiny_rpe_patch16_224(pretrained: bool = False, **kwargs) -> MaeLiteRpe:
+    """MAE-Lite's ViT-Tiny with relative-position tables: 12 heads, LayerScale, 5.8M parameters."""
+    args = dict(embed_dim=192, num_heads=12, init_values=0.1, use_rel_pos_bias=True)
+    return create_plain_vit(MaeLiteRpe, 'mae_lite_vit_tiny_rpe_patch16_224', pretrained, args, kwargs)
