@@ -1,0 +1,246 @@
+"""Weights for the dense-prediction forms: from encoders, from classifiers, and from their own released layout."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from math import isqrt
+from pathlib import Path
+
+import timm
+import torch
+
+from ..checkpoints import (
+    PLAIN_VIT_KEYS,
+    CheckpointError,
+    Evidence,
+    check_heads,
+    clues_of,
+    find_heads,
+    heads_of,
+    read_with_clues,
+    unwrap,
+)
+from ..layers.beit_table import beit_offset_index, resize_beit_table
+from ..layers.position import resize_position
+from .backbone import DenseBackbone
+from .trunk import DenseTrunk
+from .vitdet import resize_offsets
+
+__all__ = ['load_dense', 'official_state_dict']
+
+_logger = logging.getLogger(__name__)
+
+TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
+# Of the trained model, but after the blocks: neither form has a norm or a head there.
+LEFT_OUT = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
+# What an encoder or classifier need not have; all of it starts as if it were not there, but for the pyramid.
+MAY_START_FRESH = re.compile(r'pyramid\.|.*\.(relative_position_bias_table|gamma_[12]|rel_pos_[hw])$')
+
+
+def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool = False) -> None:
+    """Fill a dense-prediction form in place.
+
+    From a classification or pre-training checkpoint (TinyMIM, MAE-Lite, or any plain ViT of their names) the encoder
+    is taken. Left out by name: heads and the norms before them, decoder, teacher and projector; for ViTDet the class
+    token, whose row of the position embedding stays. Pyramid, relative-position tables and LayerScale keep their
+    start values unless the file has them; one log line counts what was left out and what stays. From a dense
+    checkpoint (released names, ours, or a whole detector or segmentor with the prefix `backbone.`) everything is
+    taken and must be there.
+
+    Position embeddings are resized as released (bicubic, no antialias, prefix rows kept), and so are tables, see
+    `resize_beit_table`, and ViTDet's offset embeddings (linear). What has another grid than the model must be square.
+
+    TinyMIM's segmentation models start from files whose models had other heads in the last block (B: 16, here 12):
+    say `as_init=True`.
+
+    Args:
+        model: With a trunk of this package. (Load the weights of other ViTs before they get a pyramid.)
+        source: A file or folder, a loaded checkpoint, or `architecture.tag` of a plain ViT of the zoo.
+        as_init: Take the weights although their model had other attention heads, as a start for training.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be found or read, has an unknown key, lacks one, or has one of a
+            wrong shape; or if its model had other heads. The model is then unchanged.
+        TypeError: If the ViT inside the model is none of this package's trunks.
+    """
+    trunk = model.net
+    if not isinstance(trunk, DenseTrunk):
+        raise TypeError(
+            f'load_dense fills {DenseTrunk.__name__}s; load the weights of a {type(trunk).__name__} before it gets a '
+            'pyramid.'
+        )
+    state_dict, evidence, origin = _read(source)
+    try:
+        _check_indices(state_dict, trunk)
+        state_dict = {k: v for k, v in _backbone_part(state_dict).items() if not k.endswith(INDEX)}
+        dense = any(k.startswith(('pyramid.', 'simfp_', 'fpn')) for k in state_dict)
+        if dense:
+            taken, left_out = _dense_to_ours(state_dict, trunk), []
+        else:
+            if not as_init:
+                check_heads((trunk.num_heads,) * len(trunk.blocks), evidence, 'the dense form')
+            taken, left_out = _encoder_to_ours(state_dict, trunk)
+        _resize(taken, model)
+        fresh = _check(taken, model, may_start_fresh=not dense)
+    except CheckpointError as e:
+        raise CheckpointError(f'{origin}: {e}') from e
+    model.load_state_dict(taken, strict=False)
+    _logger.info(
+        '%s: loaded %d tensors; at their start values: %s; left out: %s.',
+        origin,
+        len(taken),
+        _counted(fresh),
+        _counted(left_out),
+    )
+
+
+def official_state_dict(model: DenseBackbone) -> dict[str, torch.Tensor]:
+    """State dict of a dense form under the released names, with the indices that the released code keeps beside tables.
+
+    The inverse of `load_dense` for such a state dict.
+
+    Args:
+        model: With a trunk of this package.
+
+    Raises:
+        CheckpointError: If the pyramid is not the one released with this trunk.
+    """
+    official = {}
+    for key, value in model.state_dict().items():
+        pair = next((p for p in model.net.official_names if key.startswith(p[1])), None)
+        if pair is None:
+            raise CheckpointError(f'No released name for {key}: the released model has another pyramid.')
+        name = pair[0] + key.removeprefix(pair[1])
+        official[name] = value
+        if name.endswith(TABLE):
+            official[name.removesuffix(TABLE) + INDEX] = beit_offset_index(
+                model.net.grid, model.net.num_prefix_tokens, value.device
+            )
+    return official
+
+
+def _read(source: str | Path | Mapping) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
+    """State dict, what tells the heads of its model, and how to call it."""
+    if isinstance(source, Mapping):
+        state_dict = unwrap(source, 'the state dict given')
+        return state_dict, find_heads(clues_of(source), state_dict), 'the state dict given'
+    if timm.is_model(str(source).partition('.')[0]) and not Path(source).exists():
+        model = timm.create_model(str(source), pretrained=True)
+        heads = heads_of(model) if hasattr(model, 'cls_token') else None  # others are refused by their names
+        return model.state_dict(), heads and Evidence(heads, f'it is {source}'), str(source)
+    state_dict, clues = read_with_clues(source)
+    return state_dict, find_heads(clues, state_dict), str(source)
+
+
+def _backbone_part(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone of a whole detector or segmentor; everything where there is none."""
+    part = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
+    if part:
+        _logger.info('Using the backbone alone, without %d tensors beside it.', len(state_dict) - len(part))
+    return part or state_dict
+
+
+def _dense_to_ours(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) -> dict[str, torch.Tensor]:
+    if any(k.startswith('pyramid.') for k in state_dict):
+        return dict(state_dict)
+    renamed = {}
+    for key, value in state_dict.items():
+        official, ours = next((p for p in trunk.official_names if key.startswith(p[0])), ('', ''))
+        renamed[ours + key.removeprefix(official)] = value
+    return renamed
+
+
+def _encoder_to_ours(
+    state_dict: dict[str, torch.Tensor], trunk: DenseTrunk
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The encoder under our names, and what was left out."""
+    kept, _ = PLAIN_VIT_KEYS.to_ours(state_dict)
+    unused = LEFT_OUT if trunk.num_prefix_tokens else (*LEFT_OUT, 'cls_token')
+    left_out = [k for k in state_dict if k not in kept or k.startswith(unused)]
+    taken = {
+        ('pyramid.' if key.startswith('conv1x1.') else 'net.') + key: value
+        for key, value in kept.items()
+        if not key.startswith(unused)
+    }
+    return taken, left_out
+
+
+def _check_indices(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) -> None:
+    """The index stored beside a table must be the one that the table is read by here."""
+    prefix = max(1, trunk.num_prefix_tokens)
+    checked = {}
+    for key, index in state_dict.items():
+        if not key.endswith(INDEX):
+            continue
+        rows = len(state_dict.get(key.removesuffix(INDEX) + TABLE, ()))
+        grid = _grid_of(rows - 3 * prefix, trunk.grid, offsets=True)
+        if grid is not None and grid not in checked:
+            checked[grid] = beit_offset_index(grid, prefix)
+        if grid is None or not torch.equal(index.to(torch.int64), checked[grid]):
+            raise CheckpointError(
+                f'{key} is not the index of its table ({rows} rows) with {prefix} prefix tokens: the table has another '
+                'order than the released one.'
+            )
+
+
+def _grid_of(entries: int, own: tuple[int, int], offsets: bool = False) -> tuple[int, int] | None:
+    """Grid (h, w) of a number of patches, or of offsets between them: the model's own, else a square; None if neither.
+
+    Args:
+        entries: Patches h * w, or offsets (2h - 1) * (2w - 1).
+        own: (h, w) of the model.
+        offsets: Which of the two.
+    """
+    side = isqrt(max(entries, 0))
+    square = (side + 1) // 2 if offsets else side
+    for h, w in (own, (square, square)):
+        if entries == ((2 * h - 1) * (2 * w - 1) if offsets else h * w) and h > 0:
+            return h, w
+    return None
+
+
+def _resize(state_dict: dict[str, torch.Tensor], model: DenseBackbone) -> None:
+    """Move positions, tables and offset embeddings to the model's grid; what has an odd shape is left for `_check`."""
+    own, trunk = model.state_dict(), model.net
+    for key, value in state_dict.items():
+        if key not in own or value.ndim != own[key].ndim or value.shape[-1:] != own[key].shape[-1:]:
+            continue
+        if key == 'net.pos_embed':
+            old = _grid_of(value.shape[1] - trunk.position_prefix, trunk.grid)
+            if old is not None:
+                state_dict[key] = resize_position(value, old, trunk.grid, trunk.position_prefix)
+        elif key.endswith(TABLE):
+            old = _grid_of(len(value) - 3 * trunk.num_prefix_tokens, trunk.grid, offsets=True)
+            if old is not None:
+                state_dict[key] = resize_beit_table(value, old, trunk.grid, trunk.num_prefix_tokens)
+        elif key.endswith(('rel_pos_h', 'rel_pos_w')):
+            state_dict[key] = resize_offsets(value, (len(own[key]) + 1) // 2)
+
+
+def _check(state_dict: Mapping[str, torch.Tensor], model: DenseBackbone, may_start_fresh: bool) -> list[str]:
+    """Names that the checkpoint lacks and may lack."""
+    own = model.state_dict()
+    absent = [k for k in own if k not in state_dict]
+    fresh = [k for k in absent if may_start_fresh and MAY_START_FRESH.match(k)]
+    problems = {
+        'unknown': [k for k in state_dict if k not in own],
+        'missing': [k for k in absent if k not in fresh],
+        'of a wrong shape': [
+            f'{k} {tuple(v.shape)}, not {tuple(own[k].shape)}'
+            for k, v in state_dict.items()
+            if k in own and v.shape != own[k].shape
+        ],
+    }
+    if any(problems.values()):
+        told = '; '.join(f'{len(k)} {what}: {", ".join(k[:3])}' for what, k in problems.items() if k)
+        raise CheckpointError(f'The checkpoint does not fit the dense form. Keys {told}. Is it of another model?')
+    return fresh
+
+
+def _counted(keys: Iterable[str]) -> str:
+    """'pyramid (24), blocks.*.gamma_1 (12)'."""
+    kinds = Counter(
+        re.sub(r'\.\d+\.', '.*.', k.removeprefix('net.')) if k.startswith('net.') else k.partition('.')[0] for k in keys
+    )
+    return ', '.join(f'{kind} ({n})' for kind, n in kinds.items()) or 'nothing'

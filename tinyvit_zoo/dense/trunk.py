@@ -1,0 +1,148 @@
+"""What the plain ViTs that were trained for dense prediction share: patches, positions, and maps out of any block.
+
+Shape legend: `B` batch, `P` prefix tokens, `h w` grid of patches, `C` width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import PatchEmbed, trunc_normal_
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from ..layers.position import resize_position
+
+__all__ = ['DenseTrunk']
+
+
+class DenseTrunk(nn.Module):
+    """A plain ViT without final norm and head, with timm's interface for intermediate maps.
+
+    Takes images of every size that is a multiple of the patch size: positions are resized on the way (bicubic, no
+    antialias; prefix tokens keep theirs).
+
+    Args:
+        blocks: Each called as `block(tokens (B, P + h * w, C), (h, w))`.
+        embed_dim: C.
+        num_heads: Attention heads of every block, for the record.
+        patch_size: Patch size in pixels.
+        in_chans: Input channels.
+        grid: (h, w) that the position embedding is laid out for.
+        prefix_tokens: P.
+        position_prefix: Rows of the position embedding before those of the patches.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    official_names: tuple[tuple[str, str], ...] = ()
+    """Pairs (released, ours) of prefixes of a `DenseBackbone` around this trunk; the first that fits applies."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        embed_dim: int,
+        num_heads: int,
+        patch_size: int,
+        in_chans: int,
+        grid: tuple[int, int],
+        prefix_tokens: int,
+        position_prefix: int,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.embed_dim = self.num_features = embed_dim
+        self.num_heads = num_heads
+        self.in_chans = in_chans
+        self.patch_size = patch_size
+        self.grid = grid
+        self.num_prefix_tokens = prefix_tokens
+        self.position_prefix = position_prefix
+        self.grad_checkpointing = False
+        self.feature_info = [
+            dict(num_chs=embed_dim, reduction=patch_size, module=f'blocks.{i}') for i in range(len(blocks))
+        ]
+
+        self.patch_embed = PatchEmbed(None, patch_size, in_chans, embed_dim, strict_img_size=False, **dd)
+        self.pos_embed = nn.Parameter(torch.zeros(1, position_prefix + grid[0] * grid[1], embed_dim, **dd))
+        self.blocks = nn.ModuleList(blocks)
+
+    def init_weights(self) -> None:
+        """Start values as released: truncated normal(0.02) for linear layers and positions, zero biases."""
+        trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {'pos_embed'}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Layers for layer-wise learning rates: embedding, then one a block; what fits nothing comes last."""
+        return dict(stem=r'^cls_token|^pos_embed|^patch_embed', blocks=[(r'^blocks\.(\d+)', None)])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def _prefix(self, batch: int) -> list[torch.Tensor]:
+        """Tokens that stand before the patches, (B, 1, C) each."""
+        return []
+
+    def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Tokens with positions, and their grid."""
+        H, W = images.shape[-2:]
+        ways_out = (
+            f'Images must have a height and width that are multiples of {self.patch_size}: pad them at the bottom and '
+            'right.'
+        )
+        torch._assert(H % self.patch_size == 0, ways_out)
+        torch._assert(W % self.patch_size == 0, ways_out)
+        grid = (H // self.patch_size, W // self.patch_size)
+        position = resize_position(self.pos_embed, self.grid, grid, self.position_prefix)
+        tokens = torch.cat([*self._prefix(images.shape[0]), self.patch_embed(images)], dim=1)
+        return tokens + position[:, self.position_prefix - self.num_prefix_tokens :], grid
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Outputs of the blocks, prefix tokens left out.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Blocks to take: the last n if int, all if None, else these.
+            norm: No effect: there is no final norm.
+            stop_early: Stop after the last block asked for.
+            output_fmt: 'NCHW' or 'NLC'.
+            intermediates_only: Return the list alone.
+
+        Returns:
+            The last tokens (B, P + h * w, C) and the list of (B, C, h, w) or (B, h * w, C), or the list alone.
+        """
+        if output_fmt not in ('NCHW', 'NLC'):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got '{output_fmt}'.")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x, grid = self._embed(x)
+        intermediates = []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = checkpoint(block, x, grid) if self.grad_checkpointing else block(x, grid)
+            if i in take:
+                intermediates.append(x[:, self.num_prefix_tokens :])
+        if output_fmt == 'NCHW':
+            intermediates = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in intermediates]
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) -> last map (B, C, h, w)."""
+        return self.forward_intermediates(x, 1, intermediates_only=True)[0]
