@@ -18,13 +18,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import SMALL, TAGGED
+from conftest import SMALL, refused
 from minihub import MiniHub, Page
 from timm.models import PretrainedCfg
 from timm.models._hub import save_for_hf
 
 from tinyvit_zoo.checkpoints import CheckpointError, WeightsNotFoundError, find_weights, imported_path, source
-from tinyvit_zoo.releases import find_release
+from tinyvit_zoo.releases import all_releases, find_release
 
 NAME = 'tinyvit_5m_224.dist_in22k_ft_in1k'
 HUB_ID = 'timm/tiny_vit_5m_224.dist_in22k_ft_in1k'
@@ -278,19 +278,58 @@ def test_a_name_without_weights_says_so():
         find_weights(at(''))
 
 
-@pytest.mark.parametrize('tag', TAGGED)
-def test_every_release_has_a_page_and_an_address(tag):
-    release = find_release(tag)
-    cfg = timm.get_pretrained_cfg(tag)
-    assert (cfg.hf_hub_id, cfg.url) == (release.hf_hub_id, release.url)
-    assert release.url.startswith('https://')
-    assert release.url.endswith(f'/{release.file}')
-
-
 def store(value: float, name: str = NAME) -> None:
     folder = imported_path(name)
     folder.mkdir(parents=True)
     safetensors.torch.save_file({'w': torch.full((3,), value)}, folder / 'model.safetensors')
+
+
+# --- releases whose file only a person at a browser can fetch
+
+
+BY_HAND = [release.name for release in all_releases() if release.by_hand]
+
+
+def by_hand(name: str) -> PretrainedCfg:
+    """The configuration that timm resolves the name of such a release to."""
+    release = find_release(name)
+    return PretrainedCfg(architecture=release.architecture, tag=release.tag, **release.pretrained_cfg())
+
+
+@pytest.mark.parametrize('name', BY_HAND)
+def test_one_error_says_which_file_from_which_page_and_the_command_that_keeps_it(name):
+    release = find_release(name)
+    message = refused(
+        lambda: timm.create_model(name, pretrained=True),
+        name,
+        release.download_page,
+        release.file or 'its name is not known',
+        release.file_doubt or '',
+        f'`tinyvit-zoo import FILE --name {name}`',
+        kind=WeightsNotFoundError,
+    )
+    assert 'Tried' not in message
+
+
+def test_an_overlay_wins_over_having_no_address(server, tmp_path):
+    cfg = by_hand(BY_HAND[0])
+    server.files['/w.pth'] = encoded(2.0)
+    store(7.0, BY_HAND[0])
+    assert find_weights(replace(cfg, url=f'{server.url}/w.pth')).state_dict['w'][0] == 2
+    assert find_weights(replace(cfg, state_dict={'w': torch.zeros(1)})).state_dict['w'][0] == 0
+    torch.save({'w': torch.ones(1)}, tmp_path / 'mine.pth')
+    assert find_weights(replace(cfg, file=str(tmp_path / 'mine.pth'))).state_dict['w'][0] == 1
+    with pytest.raises(WeightsNotFoundError, match='Tried: the Hub page me/mine'):
+        find_weights(replace(cfg, hf_hub_id='me/mine'))
+    for nothing in (dict(url=''), dict(hf_hub_id='')):  # no overlay: still the release's
+        assert find_weights(replace(cfg, **nothing)).state_dict['w'][0] == 7
+
+
+def test_imported_weights_are_found_where_there_is_no_address():
+    store(7.0, BY_HAND[0])
+    assert find_weights(by_hand(BY_HAND[0])).state_dict['w'][0] == 7.0
+    with pytest.raises(WeightsNotFoundError, match='no program can download'):
+        find_weights(by_hand(BY_HAND[1]))
 
 
 def test_imported_weights_win_over_hub_and_address():

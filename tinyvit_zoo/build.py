@@ -63,7 +63,8 @@ def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Modul
     classes = key_map and key_map.head_classes(state_dict)
     if classes is not None:
         kwargs.setdefault('num_classes', classes)
-    return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
+    # Not the state dict: the file's name and its other contents tell more of the model than its tensors do.
+    return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(weights)), **kwargs)
 
 
 def check_name(name: str) -> str | None:

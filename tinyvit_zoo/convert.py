@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from .build import ModelError, build_model, check_name
 from .checkpoints import (
     KEY_MAPS,
+    PLAIN_VIT_KEYS,
     CheckpointError,
     KeyMap,
     check_keys,
@@ -19,11 +21,13 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .hub.folder import new_file, save_folder, write_safetensors
-from .releases import all_releases, find_family, find_release
+from .releases import Release, all_releases, find_family, find_release
 
-__all__ = ['Checkpoint', 'convert', 'import_weights', 'open_checkpoint', 'verified_model']
+__all__ = ['Checkpoint', 'convert', 'import_weights', 'open_checkpoint', 'start_model', 'verified_model']
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+START_TAG = 'init'
+"""Tag of weights that a training starts from: nobody's licence, labels and numbers go with them."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     state_dict = read_checkpoint(path)
     key_map = find_key_map(state_dict)
     if key_map is None:
-        families = ', '.join(known.family for known in KEY_MAPS.values())
+        families = ', '.join(dict.fromkeys(known.family for known in KEY_MAPS.values()))
         first = ', '.join(list(state_dict)[:3])
         raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
     ours, layout = key_map.to_ours(state_dict)
-    if layout == 'official' and key_map.check_buffers:
+    if key_map.check_buffers and (layout == 'official' or key_map.same_names):
         try:
             key_map.check_buffers(state_dict)
         except CheckpointError as e:
@@ -94,28 +98,24 @@ def verified_model(
         CheckpointError: If it does not fit.
         ModelError: On an unknown name.
     """
-    check_name(name)
-    family = find_family(name)
-    if family is None or KEY_MAPS[family] is not checkpoint.key_map:
-        kind = f'a {KEY_MAPS[family].family}' if family else 'a model of another kind'
-        raise CheckpointError(f'{checkpoint.path} holds {checkpoint.key_map.family} weights, {name} is {kind}.')
+    _check_family(checkpoint, name)
     release = find_release(name)
     expected = num_classes if num_classes is not None else release and release.num_classes
     if expected is not None and checkpoint.classes != expected:
+        starts = checkpoint.key_map is PLAIN_VIT_KEYS and not checkpoint.classes
         raise CheckpointError(
-            f'{checkpoint.path} has {checkpoint.classes or "no"} classes, {name} {expected}. '
+            f'{checkpoint.path} has {checkpoint.classes or "no"} classes, {name} {expected or "none"}. '
             'Is it the file of another tag? A file of your own training needs its number of classes (--num-classes), '
-            'a 22k head can be converted (--head in1k).'
+            + (
+                'an encoder that a training is to start from can be converted with --as-init (as_init=True).'
+                if starts
+                else 'a 22k head can be converted (--head in1k).'
+            )
         )
-    dtypes = {v.dtype for v in checkpoint.state_dict.values() if v.is_floating_point()}
-    stem = checkpoint.state_dict.get(f'{checkpoint.key_map.first_conv}.weight')
-    model = build_model(
-        name,
-        num_classes=checkpoint.classes,
-        in_chans=stem.shape[1] if stem is not None and stem.ndim == 4 else 3,
-        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
-        **({'img_size': img_size} if img_size else {}),
-    )
+    arguments = _arguments(checkpoint, img_size) | dict(num_classes=checkpoint.classes)
+    if checkpoint.key_map is PLAIN_VIT_KEYS:  # loaded from the file, which tells more of its model than its tensors do
+        arguments |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(checkpoint.path)))
+    model = build_model(name, **arguments)
     try:
         check_keys(
             checkpoint.state_dict,
@@ -130,6 +130,58 @@ def verified_model(
     return model
 
 
+def _check_family(checkpoint: Checkpoint, name: str) -> None:
+    check_name(name)
+    family = find_family(name)
+    if family is None or KEY_MAPS[family] is not checkpoint.key_map:
+        kind = f'a {KEY_MAPS[family].family}' if family else 'a model of another kind'
+        raise CheckpointError(f'{checkpoint.path} holds {checkpoint.key_map.family} weights, {name} is {kind}.')
+
+
+def _arguments(checkpoint: Checkpoint, img_size: tuple[int, int] | None) -> dict[str, Any]:
+    """What `create_model` has to know to make a model that the checkpoint fits as it is."""
+    dtypes = {v.dtype for v in checkpoint.state_dict.values() if v.is_floating_point()}
+    stem = checkpoint.state_dict.get(f'{checkpoint.key_map.first_conv}.weight')
+    return dict(
+        in_chans=stem.shape[1] if stem is not None and stem.ndim == 4 else 3,
+        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+        **({'img_size': img_size} if img_size else {}),
+    )
+
+
+def start_model(
+    checkpoint: Checkpoint, name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None
+) -> nn.Module:
+    """The model of that name as a training starts it from an encoder: classifier and norms behind the blocks fresh.
+
+    TinyMIM's recipe starts a model of 3 heads from a file of 6, so heads are not compared; positions are resized.
+
+    Args:
+        checkpoint: Of a plain ViT (TinyMIM, MAE-Lite).
+        name: 'architecture' or 'architecture.tag'.
+        num_classes: Classes of the fresh classifier; default: the architecture's.
+        img_size: (H, W); default: the architecture's.
+
+    Returns:
+        The model in eval mode, in the dtype of the checkpoint.
+
+    Raises:
+        CheckpointError: If its blocks do not fit, or it is of another family.
+        ModelError: On an unknown name, or one of a family without such starts.
+    """
+    _check_family(checkpoint, name)
+    if checkpoint.key_map is not PLAIN_VIT_KEYS:
+        raise ModelError(f'{name} has no as_init (plain ViTs have): it takes a fresh classifier by num_classes alone.')
+    return build_model(
+        name,
+        pretrained=True,
+        as_init=True,
+        pretrained_cfg_overlay=dict(file=str(checkpoint.path)),
+        **_arguments(checkpoint, img_size),
+        **({} if num_classes is None else dict(num_classes=num_classes)),
+    )
+
+
 def convert(
     source: str | Path,
     target: str | Path,
@@ -138,6 +190,7 @@ def convert(
     name: str | None = None,
     num_classes: int | None = None,
     img_size: tuple[int, int] | None = None,
+    as_init: bool = False,
 ) -> tuple[Checkpoint, Path]:
     """Convert a checkpoint. The target appears whole or not at all; an existing one stays until then.
 
@@ -150,6 +203,8 @@ def convert(
         name: Model to check the result against, by loading it.
         num_classes: See `verified_model`; 0 leaves the classifier out.
         img_size: See `verified_model`.
+        as_init: Not the same weights in another form, but the start of a training of `name` from them, see
+            `start_model`.
 
     Returns:
         What was read, and where the result lies.
@@ -163,17 +218,34 @@ def convert(
     if not is_file and (name is None or layout == 'official'):
         need = 'the name of the model (--name ARCHITECTURE.TAG)' if name is None else 'our layout'
         raise ModelError(f'{target} will be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
+    if as_init and (name is None or head is not None):
+        raise ModelError('as_init needs the name of the model to be trained (--name ARCHITECTURE) and takes no head.')
     read = open_checkpoint(source)
+    if as_init:
+        model = start_model(read, name, num_classes, img_size)
+        if not is_file:
+            return read, save_folder(model, target, tag=START_TAG)
+        return read, _write_layout(model.state_dict(), read.key_map, target, layout, img_size)
     state_dict = head_22k_to_1k(read.state_dict) if head == 'in1k' else read.state_dict
     if num_classes == 0:
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f'{read.key_map.head}.')}
+        state_dict = {k: v for k, v in state_dict.items() if not read.key_map.is_head(k)}
     result = replace(read, state_dict=state_dict)
     model = verified_model(result, name, num_classes, img_size) if name else None
     if not is_file:
         return read, save_folder(model, target)
+    return read, _write_layout(state_dict, read.key_map, target, layout, img_size)
+
+
+def _write_layout(
+    state_dict: Mapping[str, torch.Tensor],
+    key_map: KeyMap,
+    target: Path,
+    layout: str | None,
+    img_size: tuple[int, int] | None,
+) -> Path:
     layout = layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')
-    _write(read.key_map.to_official(state_dict, img_size) if layout == 'official' else state_dict, target, layout)
-    return read, target
+    _write(key_map.to_official(state_dict, img_size) if layout == 'official' else state_dict, target, layout)
+    return target
 
 
 def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> None:
@@ -207,5 +279,17 @@ def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
         known = ', '.join(r.name for r in all_releases())
         raise CheckpointError(f"There is no release called '{name}'. There are: {known}.")
     checkpoint = open_checkpoint(source)
-    folder = save_folder(verified_model(checkpoint, release.name), imported_path(release.name))
-    return checkpoint, folder
+    model = verified_model(checkpoint, release.name)
+    _refuse_name_of_another(checkpoint.path, release)
+    return checkpoint, save_folder(model, imported_path(release.name))
+
+
+def _refuse_name_of_another(path: Path, release: Release) -> None:
+    """Tags of one architecture are told apart by nothing but the names of their files."""
+    others = [r.name for r in all_releases() if r.file == path.name and r is not release]
+    if others:
+        raise CheckpointError(
+            f'{path.name} is the name of the file of {others[0]}, not of {release.name}'
+            + (f', which is {release.file}' if release.file else '')
+            + '. If the file is the right one, rename it.'
+        )

@@ -205,12 +205,13 @@ def _token_facts(model: nn.Module) -> dict[str, Any]:
     if not hasattr(model, 'num_prefix_tokens'):
         return dict.fromkeys(('heads', 'prefix_tokens', 'patches', 'pooling', 'blocks_run'))
     heads = [block.attn.num_heads for block in model.blocks if hasattr(getattr(block, 'attn', None), 'num_heads')]
+    blocks_run = getattr(model, 'forward_depth', len(model.blocks))
     return dict(
         heads=heads or None,
         prefix_tokens=_prefix_tokens(model),
         patches=list(model.patch_embed.grid_size),
-        pooling=_pooling(model),
-        blocks_run=getattr(model, 'forward_depth', len(model.blocks)),
+        pooling=_pooling(model, blocks_run == len(model.blocks)),
+        blocks_run=blocks_run,
     )
 
 
@@ -220,16 +221,20 @@ def _prefix_tokens(model: nn.Module) -> list[str]:
     return [name for name, token in tokens.items() if token is not None for _ in range(token.shape[1])]
 
 
-def _pooling(model: nn.Module) -> str:
-    pooling = POOLINGS.get(model.global_pool, model.global_pool or 'none')
-    norms = {name: getattr(model, name, None) for name in ('norm', 'fc_norm')}
-    before, after = (norm is not None and not isinstance(norm, nn.Identity) for norm in norms.values())
-    second = (
-        '; the dist token to a classifier of its own'
-        if isinstance(getattr(model, 'head_dist', None), nn.Linear)
-        else ''
-    )
-    return f'{"norm, " if before else ""}{pooling}{", fc_norm" if after else ""}{second}'
+def _pooling(model: nn.Module, whole: bool) -> str:
+    """In words; the final norm comes into it only where the features went through the whole model."""
+
+    def runs(norm: str) -> bool:
+        return not isinstance(getattr(model, norm, nn.Identity()), nn.Identity)
+
+    steps = [POOLINGS.get(model.global_pool, model.global_pool or 'none')]
+    if whole and runs('norm'):
+        steps.insert(0, 'norm')
+    if runs('fc_norm'):
+        steps.append('fc_norm')
+    if isinstance(getattr(model, 'head_dist', None), nn.Linear):
+        steps[-1] += '; the dist token to a classifier of its own'
+    return ', '.join(steps)
 
 
 def token_lines(model: dict[str, Any]) -> dict[str, str]:

@@ -95,7 +95,7 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
             _logger.info('No weights from %s: %s', place, e)
     if not sources and release and release.by_hand:
         raise WeightsNotFoundError(
-            f'No weights for {name}: no program can download them. Fetch {release.by_hand} with a browser, then run '
+            f'No weights for {name}: no program can download them. With a browser, fetch {release.by_hand}, then run '
             f'`tinyvit-zoo import FILE --name {name}` once; pretrained=True finds them from then on.'
         )
     if not sources:

@@ -25,15 +25,20 @@ def convert(
     name: str = typer.Option(None, help='Check the result by loading it as this model.', metavar='ARCH.TAG'),
     num_classes: int = typer.Option(None, min=0, help='Classes of the file, if not those of the tag; 0: no head.'),
     img_size: str = typer.Option(None, '--img-size', help="Size the file is for, if not the model's.", metavar='SIZE'),
+    as_init: bool = typer.Option(
+        False, '--as-init', help='Start a training of ARCH from an encoder: classifier and last norms fresh, any heads.'
+    ),
 ) -> None:
     """Convert a checkpoint between layouts and formats, or into a Hub-ready folder."""
     size = parse_size(img_size)
     from ..convert import convert as run
 
     quiet_logs()
-    read, written = run(source, target, to and str(to), head and str(head), name, num_classes, size)
+    read, written = run(source, target, to and str(to), head and str(head), name, num_classes, size, as_init)
     print(f'Read {source}: {read}.')
-    if name:
+    if as_init:
+        print(f'A start for training {name}: its classifier and its norms behind the blocks are fresh.')
+    elif name:
         print(f'Every key and shape is that of {name}.')
     print(f'Written to {written}')
     if written.is_dir():

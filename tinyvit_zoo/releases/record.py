@@ -133,7 +133,7 @@ class Release:
             return None
         file = self.file or 'the file (its name is not known)'
         doubt = f' ({self.file_doubt})' if self.file_doubt else ''
-        return f'{file}{doubt} from {self.download_page}'
+        return f'{file} from {self.download_page}{doubt}'
 
     @property
     def img_size(self) -> int:

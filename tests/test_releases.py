@@ -1,0 +1,243 @@
+"""The facts of the releases: what exists, where it comes from, who measured what, and what `info` makes of it."""
+
+import re
+
+import pytest
+import timm
+
+from tinyvit_zoo.build import build_model
+from tinyvit_zoo.info import describe, list_releases, token_lines
+from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release
+
+PLAIN = FAMILIES['tinymim'] + FAMILIES['mae_lite']
+FINE_TUNED = [release for release in PLAIN if release.num_classes]
+
+# Architecture -> (tags, the default first; heads of all blocks but the last, of the last; prefix tokens).
+PLAIN_VITS = {
+    'tinymim_vit_tiny_patch16_224': (['ft_in1k'], (3, 3), ['cls']),
+    'tinymim_vit_small_patch16_224': (['ft_in1k'], (6, 6), ['cls']),
+    'tinymim_vit_base_patch16_224': (['ft_in1k'], (12, 12), ['cls']),
+    'tinymim_vit_tiny_star_patch16_224': (['ft_in1k'], (12, 12), ['cls', 'dist']),
+    'tinymim_vit_tiny_student_patch16_224': (['mim_in1k'], (6, 12), ['cls']),
+    'tinymim_vit_small_student_patch16_224': (['mim_in1k'], (6, 12), ['cls']),
+    'tinymim_vit_base_student_patch16_224': (['mim_in1k'], (12, 16), ['cls']),
+    'mae_lite_vit_tiny_patch16_224': (
+        ['mae_in1k_ft_in1k', 'dmae_in1k_ft_in1k', 'mocov3_in1k_ft_in1k', 'deit_impr_in1k'],
+        (12, 12),
+        ['cls'],
+    ),
+    'mae_lite_vit_tiny_encoder_patch16_224': (['mae_in1k', 'dmae_in1k', 'mocov3_in1k'], (12, 12), ['cls']),
+    'mae_lite_vit_tiny_rpe_patch16_224': (['mae_in1k_ft_in1k_1000e'], (12, 12), ['cls']),
+    'mae_lite_vit_small_patch16_224': (
+        ['mae_in1k_ft_in1k', 'dmae_in1k_ft_in1k', 'deit_impr_in1k'],
+        (12, 12),
+        ['cls'],
+    ),
+    'mae_lite_vit_small_encoder_patch16_224': (['mae_in1k', 'dmae_in1k'], (12, 12), ['cls']),
+}
+
+
+def names(releases):
+    return [release.name for release in releases]
+
+
+# --- all families
+
+
+def test_names_are_unique_and_found():
+    assert len(set(names(all_releases()))) == len(all_releases())
+    for family, releases in FAMILIES.items():
+        for release in releases:
+            assert find_release(release.name) is release
+            assert find_family(release.name) == find_family(release.architecture) == family
+
+
+@pytest.mark.parametrize('name', names(all_releases()))
+def test_every_release_says_where_its_weights_are(name):
+    release = find_release(name)
+    assert (release.url is None) == (release.by_hand is not None)
+    assert (release.url or release.download_page).startswith('https://')
+    if release.url:
+        assert release.url.endswith(f'/{release.file}')
+    else:
+        assert f' from {release.download_page}' in release.by_hand
+        assert (release.file or 'its name is not known') in release.by_hand
+
+
+@pytest.mark.parametrize('name', names(all_releases()))
+def test_labels_are_those_of_the_head(name):
+    release = find_release(name)
+    if not release.num_classes:
+        assert release.labels is None
+        assert release.protocol.result() is None
+    else:
+        assert len(timm.data.ImageNetInfo(release.labels).label_names()) == release.num_classes
+
+
+@pytest.mark.parametrize('name', names(all_releases()))
+def test_every_number_has_a_source_and_every_licence_too(name):
+    release = find_release(name)
+    assert release.licence.source.startswith('https://')
+    assert release.training
+    for protocol in release.protocols:
+        assert protocol.source
+        for result in protocol.results:
+            assert 0 < result.top1 < 100
+            assert result.source
+            assert result.by in ('authors', 'timm')
+
+
+@pytest.mark.parametrize('architecture', sorted({release.architecture for release in all_releases()}))
+def test_the_default_is_a_classifier_where_one_was_released(architecture):
+    tags = [release for release in all_releases() if release.architecture == architecture]
+    assert (tags[0].num_classes == 1000) == any(release.num_classes == 1000 for release in tags)
+    assert timm.create_model(architecture, device='meta').pretrained_cfg['tag'] == tags[0].tag
+
+
+@pytest.mark.parametrize('name', names(all_releases()))
+def test_the_cfg_of_timm_is_a_view_of_the_release(name):
+    release, cfg = find_release(name), timm.get_pretrained_cfg(name)
+    assert (cfg.url, cfg.hf_hub_id, cfg.num_classes) == (release.url, release.hf_hub_id, release.num_classes)
+    assert (cfg.license, cfg.origin_url) == (release.licence.spdx, release.origin_url)
+    assert set(release.notes) <= set(cfg.notes or ())
+    if release.by_hand:
+        assert release.by_hand in cfg.notes[-1]
+
+
+# --- TinyMIM and MAE-Lite
+
+
+def test_architectures_and_tags_are_those_released():
+    tags = {}
+    for release in PLAIN:
+        tags.setdefault(release.architecture, []).append(release.tag)
+    assert tags == {architecture: expected[0] for architecture, expected in PLAIN_VITS.items()}
+
+
+@pytest.mark.parametrize('architecture', PLAIN_VITS)
+def test_heads_tokens_and_classes_of_a_model_are_those_of_its_weights(architecture):
+    _, (first, last), prefix = PLAIN_VITS[architecture]
+    model = describe(architecture)['model']
+    assert model['heads'] == [first] * 11 + [last]
+    assert (model['prefix_tokens'], model['patches']) == (prefix, [14, 14])
+    assert bool(model['num_classes']) == any(r.num_classes for r in PLAIN if r.architecture == architecture)
+
+
+@pytest.mark.parametrize('name', names(PLAIN))
+def test_the_notes_give_the_heads_that_the_model_has(name):
+    heads = describe(name)['model']['heads']
+    first, *last = map(int, re.findall(r'(\d+)(?: heads|(?= in the last block))', find_release(name).notes[0])[:2])
+    assert (first, *last[:1]) == ((heads[0], heads[-1]) if heads[0] != heads[-1] else (heads[0],))
+
+
+@pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
+def test_the_features_of_a_student_end_before_what_was_never_trained(size):
+    facts = describe(f'tinymim_vit_{size}_student_patch16_224')
+    assert facts['model']['blocks_run'] == 11
+    assert any(note.startswith('never trained: ') for note in facts['release']['notes'])
+    assert describe(f'tinymim_vit_{size}_patch16_224')['model']['blocks_run'] == 12
+
+
+def test_classifiers_pool_the_patches_and_norm_afterwards():
+    for release in FINE_TUNED:
+        assert describe(release.name)['model']['pooling'].startswith('mean of the patch tokens, fc_norm'), release.name
+
+
+def test_results_of_the_released_files_come_first():
+    top1 = {release.name: release.protocol.result().top1 for release in FINE_TUNED}
+    assert top1 == {
+        'tinymim_vit_tiny_patch16_224.ft_in1k': 75.8,
+        'tinymim_vit_small_patch16_224.ft_in1k': 83.0,
+        'tinymim_vit_base_patch16_224.ft_in1k': 85.0,
+        'tinymim_vit_tiny_star_patch16_224.ft_in1k': 79.6,
+        'mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k': 77.978,
+        'mae_lite_vit_tiny_patch16_224.dmae_in1k_ft_in1k': 78.4,
+        'mae_lite_vit_tiny_patch16_224.mocov3_in1k_ft_in1k': 76.8,
+        'mae_lite_vit_tiny_patch16_224.deit_impr_in1k': 75.8,
+        'mae_lite_vit_tiny_rpe_patch16_224.mae_in1k_ft_in1k_1000e': 79.002,
+        'mae_lite_vit_small_patch16_224.mae_in1k_ft_in1k': 82.1,
+        'mae_lite_vit_small_patch16_224.dmae_in1k_ft_in1k': 82.5,
+        'mae_lite_vit_small_patch16_224.deit_impr_in1k': 80.2,
+    }
+    moco = find_release('mae_lite_vit_tiny_patch16_224.mocov3_in1k_ft_in1k').protocol.results
+    assert [(r.top1, 'paper' in r.source) for r in moco] == [(76.8, False), (73.7, True)]
+
+
+def test_licences_are_told_as_they_are():
+    for release in PLAIN:
+        assert any('CC-BY-NC 4.0' in note for note in release.notes)
+        assert release.licence.given == (find_family(release.name) == 'mae_lite')
+
+
+def test_every_file_of_mae_lite_has_a_page_of_its_own_and_tinymim_one_folder():
+    pages = [release.download_page for release in FAMILIES['mae_lite']]
+    assert len(set(pages)) == len(pages) == 13
+    assert all(re.fullmatch(r'https://drive\.google\.com/file/d/[\w-]{33}/view', page) for page in pages)
+    assert len({release.download_page for release in FAMILIES['tinymim']}) == 1
+
+
+def test_names_of_files_that_nobody_confirmed_are_marked():
+    confirmed = [release.file for release in FAMILIES['tinymim'] if release.file_doubt is None]
+    assert sorted(confirmed) == ['TinyMIM-FT-Tstar.pth', 'TinyMIM-PT-B.pth']
+    assert 'missing' in find_release('tinymim_vit_tiny_student_patch16_224').file_doubt
+
+
+# --- what timm and `info` make of them
+
+
+def test_timm_lists_weights_that_it_could_download_and_we_list_all():
+    ours = {row['name'] for row in list_releases()}
+    listed = set(timm.list_pretrained()) & ours
+    assert ours == set(names(all_releases()))
+    assert ours - listed == set(names(PLAIN))
+    assert {release.architecture for release in PLAIN} <= set(timm.list_models())
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('deit_tiny_distilled_patch16_224', (3, ['cls', 'dist'], 'norm, the first token; the dist token to a')),
+        ('vit_medium_patch16_reg4_gap_256', (8, ['reg'] * 4, 'mean of the patch tokens, fc_norm')),
+        ('beit_base_patch16_224', (12, ['cls'], 'mean of the patch tokens, fc_norm')),
+        ('mini_deit_tiny_patch16_224', (3, [], 'norm, mean of the patch tokens')),
+    ],
+)
+def test_info_knows_the_tokens_of_other_models_too(name, expected):
+    facts = describe(name)['model']
+    heads, prefix, pooling = expected
+    assert set(facts['heads']) == {heads}
+    assert facts['prefix_tokens'] == prefix
+    assert facts['pooling'].startswith(pooling)
+
+
+@pytest.mark.parametrize('name', ['tinyvit_5m_224', 'mini_swin_tiny_patch4_window7_224', 'resnet18'])
+def test_models_without_tokens_have_no_such_facts(name):
+    facts = describe(name)['model']
+    assert [facts[k] for k in ('heads', 'prefix_tokens', 'patches', 'pooling', 'blocks_run')] == [None] * 5
+
+
+def test_patches_follow_the_size():
+    assert describe('deit_tiny_patch16_224', (192, 320))['model']['patches'] == [12, 20]
+
+
+def test_heads_and_tokens_are_told_in_words():
+    facts = dict(heads=[3] * 12, prefix_tokens=['cls', 'dist'], patches=[14, 20], pooling='norm, none', blocks_run=12)
+    assert token_lines(facts) == {
+        'attention heads': '3 in every block',
+        'tokens': 'cls, dist, 14x20 patches',
+        'pooling': 'norm, none',
+    }
+    early = token_lines(facts | dict(heads=[6] * 11 + [12], blocks_run=11))
+    assert early['attention heads'] == '6 in blocks 0-10, 12 in block 11'
+    assert early['features'] == 'those after block 11 of 12'
+    assert token_lines(facts | dict(heads=[4, 8, 8]))['attention heads'] == '4 in block 0, 8 in blocks 1-2'
+    assert token_lines(facts | dict(heads=None)) == {}
+
+
+def test_an_encoder_is_counted_without_a_classifier():
+    rows = {row['name']: row for row in list_releases('tinymim_vit_tiny*')}
+    assert rows['tinymim_vit_tiny_student_patch16_224.mim_in1k']['num_classes'] == 0
+    assert rows['tinymim_vit_tiny_student_patch16_224.mim_in1k']['params'] == 5_524_416
+    assert rows['tinymim_vit_tiny_patch16_224.ft_in1k']['params'] == 5_717_416
+    student = build_model('tinymim_vit_tiny_student_patch16_224', device='meta')
+    assert student.num_classes == 0
