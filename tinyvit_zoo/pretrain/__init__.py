@@ -1,6 +1,7 @@
 """Pre-training forms of the plain ViTs: modules and their losses, no trainers. Not imported by `tinyvit_zoo`."""
 
 from .d_mae import DMae, DMaeOutput
+from .load import load_pretraining
 from .mae import MaeOutput, MaskedAutoencoder, mae_lite_base, mae_lite_small, mae_lite_tiny
 from .moco import MocoV3, cosine_momentum, moco_position, mocov3_tiny
 from .tinymim import RelationEncoder, tinymim_student, tinymim_teacher
@@ -13,6 +14,7 @@ __all__ = [
     'MocoV3',
     'RelationEncoder',
     'cosine_momentum',
+    'load_pretraining',
     'mae_lite_base',
     'mae_lite_small',
     'mae_lite_tiny',

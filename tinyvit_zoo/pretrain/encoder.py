@@ -6,13 +6,12 @@ Shape legend: `B` images, `N` patches, `K` visible patches, `P` prefix tokens, `
 from collections.abc import Collection
 
 import torch
-from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..distill import HeadQKV
-from ..layers.position import sincos_position
+from ..layers import sincos_position
 
 __all__ = [
     'block_inputs',
@@ -21,7 +20,6 @@ __all__ = [
     'fix_position',
     'head_qkv',
     'init_as_mae',
-    'set_constant_drop_path',
     'visible_tokens',
 ]
 
@@ -83,12 +81,6 @@ def head_qkv(block: nn.Module, tokens: torch.Tensor, heads: int | None = None) -
     qkv = block.attn.qkv(block.norm1(tokens))
     qkv = qkv.unflatten(-1, (3, heads or block.attn.num_heads, -1))  # (B, M, 3, H, d)
     return HeadQKV(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
-
-
-def set_constant_drop_path(vit: VisionTransformer, rate: float) -> None:
-    """Stochastic depth of one rate in all blocks but the last, which has none."""
-    for block in vit.blocks[:-1]:
-        block.drop_path1, block.drop_path2 = (DropPath(rate) if rate > 0.0 else nn.Identity() for _ in range(2))
 
 
 @torch.no_grad()

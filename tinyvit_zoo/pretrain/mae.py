@@ -13,9 +13,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import nn
 
+from ..models import PlainVit
 from .encoder import block_inputs, fix_position, init_as_mae, visible_tokens
 
 __all__ = [
@@ -72,7 +73,7 @@ def random_masking(ids_shuffle: torch.Tensor, mask_ratio: float) -> Masking:
     return Masking(ids_shuffle, ids_keep, mask)
 
 
-class MaskedAutoencoder(VisionTransformer):
+class MaskedAutoencoder(PlainVit):
     """MAE's encoder and decoder, under the released names: the encoder's are those of a plain ViT without classifier.
 
     Called on images it gives the pre-training loss. The other methods of a ViT (`forward_features`,

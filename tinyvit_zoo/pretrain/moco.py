@@ -15,7 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..distill import info_nce_loss
-from ..layers.position import sincos_position
+from ..layers import sincos_position
+from ..models import PlainVit
 
 __all__ = ['MocoV3', 'cosine_momentum', 'init_as_moco', 'moco_position', 'mocov3_tiny']
 
@@ -158,6 +159,6 @@ def mocov3_tiny(dim: int = 256, mlp_dim: int = 4096, device=None, dtype=None, **
     """
     dd = {'device': device, 'dtype': dtype}
     args = dict(embed_dim=192, depth=12, num_heads=12, num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    vit = VisionTransformer(**{**args, **kwargs}, **dd)
+    vit = PlainVit(**{**args, **kwargs}, **dd)
     init_as_moco(vit)
     return MocoV3(vit, dim, mlp_dim, **dd)

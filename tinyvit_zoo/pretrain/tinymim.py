@@ -12,12 +12,14 @@ Shape legend: `B` images, `N` tokens (class token included), `H` heads, `d` head
 from functools import partial
 from typing import Literal
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..distill import HeadQKV
-from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae, set_constant_drop_path
+from ..models import PlainVit
+from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae
 
 __all__ = ['RelationEncoder', 'tinymim_student', 'tinymim_teacher']
 
@@ -89,9 +91,10 @@ def tinymim_student(
         dtype: Of the parameters.
         **kwargs: To the ViT, e.g. `img_size`; `last_heads` for another teacher.
     """
-    vit = _student_vit(size, device=device, dtype=dtype, **kwargs)
+    vit = timm.create_model(
+        f'tinymim_vit_{size}_student_patch16_224', drop_path_rate=drop_path_rate, device=device, dtype=dtype, **kwargs
+    )
     init_as_mae(vit, needs_reset=False)
-    set_constant_drop_path(vit, drop_path_rate)
     return RelationEncoder(vit, len(vit.blocks))
 
 
@@ -130,25 +133,9 @@ def tinymim_teacher(
         **kwargs: To the ViT, e.g. `img_size`.
     """
     arguments, released_block = TEACHERS[size]
-    vit = VisionTransformer(
+    vit = PlainVit(
         **{**arguments, 'num_classes': 0, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kwargs},
         device=device,
         dtype=dtype,
     )
     return RelationEncoder(vit, block or released_block, last_heads, frozen=True)
-
-
-def _student_vit(size, last_heads=None, device=None, dtype=None, **kwargs):
-    a, lh = {
-        'tiny': (dict(embed_dim=192, depth=12, num_heads=6), 12),
-        'small': (dict(embed_dim=384, depth=12, num_heads=6), 12),
-        'base': (dict(embed_dim=768, depth=12, num_heads=12), 16),
-    }[size]
-    vit = VisionTransformer(
-        **{**a, 'num_classes': 0, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kwargs}, device=device, dtype=dtype
-    )
-    attn = vit.blocks[-1].attn
-    attn.num_heads = last_heads or lh
-    attn.head_dim = a['embed_dim'] // attn.num_heads
-    attn.scale = attn.head_dim**-0.5
-    return vit
