@@ -6,6 +6,7 @@ import pytest
 import timm
 
 from tinyvit_zoo.build import build_model
+from tinyvit_zoo.hub import render_card
 from tinyvit_zoo.info import describe, list_releases, token_lines
 from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release
 
@@ -232,6 +233,22 @@ def test_heads_and_tokens_are_told_in_words():
     assert early['features'] == 'those after block 11 of 12'
     assert token_lines(facts | dict(heads=[4, 8, 8]))['attention heads'] == '4 in block 0, 8 in blocks 1-2'
     assert token_lines(facts | dict(heads=None)) == {}
+
+
+@pytest.mark.parametrize('name', names(all_releases()))
+def test_a_card_tells_what_info_does(name):
+    release, facts, card = find_release(name), describe(name), render_card(name)
+    front, _, text = card.removeprefix('---\n').partition('---\n')
+    assert f'license: {release.licence.spdx if release.licence.given else "unknown"}\n' in front
+    for part in (name, release.url or release.by_hand, release.paper.url, *release.notes):
+        assert part in text
+    for label, value in token_lines(facts['model']).items():
+        assert f'- {label.capitalize()}: {value}\n' in text
+    for protocol in release.protocols:
+        for result in protocol.results:
+            assert f'| {result.dataset} | {result.top1} |' in text
+            assert result.source in text
+    assert (f'tinyvit-zoo import FILE --name {name}' in text) == (release.url is None)
 
 
 def test_an_encoder_is_counted_without_a_classifier():

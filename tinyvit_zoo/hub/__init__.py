@@ -1,6 +1,7 @@
 """What leaves the house for the Hub: Hub-ready folders (`folder`) and the rendered pages of releases (`configs`)."""
 
+from .card import render_card
 from .configs import configs_folder, render_config
 from .folder import save_folder, swap_in
 
-__all__ = ['configs_folder', 'render_config', 'save_folder', 'swap_in']
+__all__ = ['configs_folder', 'render_card', 'render_config', 'save_folder', 'swap_in']

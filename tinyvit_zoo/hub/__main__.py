@@ -10,7 +10,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m tinyvit_zoo.hub', description=__doc__)
     parser.add_argument('action', choices=('build', 'check'))
     if parser.parse_args().action == 'build':
-        print(f'{len(build_configs())} configs written to {configs_folder()}')
+        print(f'{len(build_configs())} pages written to {configs_folder()}')
         return
     drifted = drifted_configs()
     if drifted:

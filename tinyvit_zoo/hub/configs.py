@@ -1,4 +1,4 @@
-"""The rendered pages in `hub_configs/`: one folder a released tag, all of it a view of `releases`."""
+"""The rendered pages in `hub_configs/`: config.json and card of every released tag, all of it a view of `releases`."""
 
 import tempfile
 from pathlib import Path
@@ -6,11 +6,13 @@ from pathlib import Path
 import timm
 
 from ..releases import all_releases
+from .card import render_card
 from .folder import CONFIG, save_config
 
 __all__ = ['build_configs', 'configs_folder', 'drifted_configs', 'render_config']
 
 PACKAGE = Path(__file__).parents[1]
+CARD = 'README.md'
 
 
 def configs_folder() -> Path:
@@ -35,23 +37,28 @@ def render_config(name: str) -> str:
 
 
 def build_configs() -> list[Path]:
-    """Write hub_configs/<architecture.tag>/config.json for every release, and return the paths."""
-    paths = []
+    """Write config.json and README.md into hub_configs/<architecture.tag>/ for every release; return the folders."""
+    folders = []
     for release in all_releases():
-        path = configs_folder() / release.name / CONFIG
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(render_config(release.name))
-        paths.append(path)
-    return paths
+        folder = configs_folder() / release.name
+        folder.mkdir(exist_ok=True)
+        for file, text in _render(release.name).items():
+            (folder / file).write_text(text)
+        folders.append(folder)
+    return folders
+
+
+def _render(name: str) -> dict[str, str]:
+    return {CONFIG: render_config(name), CARD: render_card(name)}
 
 
 def drifted_configs() -> list[str]:
-    """Names whose committed config.json differs from what `releases` says now, is missing, or has no release."""
+    """Names whose committed files differ from what `releases` says now, are missing, or have no release."""
     root = configs_folder()
     names = {release.name for release in all_releases()}
     committed = {path.name for path in root.iterdir() if path.is_dir()}
     differ = {
         name for name in names & committed
-        if not (root / name / CONFIG).is_file() or (root / name / CONFIG).read_text() != render_config(name)
+        if any(not (root / name / f).is_file() or (root / name / f).read_text() != t for f, t in _render(name).items())
     }  # fmt: skip
     return sorted(differ | (names ^ committed))
