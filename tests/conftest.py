@@ -29,8 +29,8 @@ from golden_rule import fill_by_rule, official_state_dict
 from timm.models._input import get_model_input_config
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from tinyvit_zoo.checkpoints import CheckpointError
-from tinyvit_zoo.releases import all_releases
+from tinyvit_zoo.checkpoints import KEY_MAPS, CheckpointError, KeyMap
+from tinyvit_zoo.releases import all_releases, find_family
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
@@ -39,8 +39,8 @@ RELEASED = {release.architecture for release in all_releases()}
 ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 """Every registered architecture with released weights."""
 
-TAGGED = [n for n in timm.list_pretrained() if n.partition('.')[0] in ARCHITECTURES]
-"""Every 'architecture.tag' of this package."""
+TAGGED = [release.name for release in all_releases() if release.architecture in ARCHITECTURES]
+"""Every 'architecture.tag' of this package, also those whose weights no program can download."""
 
 SMALL_OF = {
     'tinyvit': (
@@ -55,8 +55,19 @@ SMALL_OF = {
         'mini_swin_tiny_patch4_window7_224',
         dict(embed_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 2, 4), repeats=2, num_classes=11),
     ),
+    'tinymim': ('tinymim_vit_tiny_patch16_224', dict(embed_dim=48, depth=4, num_heads=3, num_classes=11)),
+    'tinymim_student': (
+        'tinymim_vit_tiny_student_patch16_224',
+        dict(embed_dim=48, depth=5, num_heads=3, last_heads=6, num_classes=11),  # four blocks and one not trained
+    ),
+    'tinymim_star': (
+        'tinymim_vit_tiny_star_patch16_224',
+        dict(embed_dim=48, depth=4, num_heads=6, expand_dim=64, num_classes=11),
+    ),
+    'mae_lite_rpe': ('mae_lite_vit_tiny_rpe_patch16_224', dict(embed_dim=48, depth=4, num_heads=6, num_classes=11)),
 }
-"""By family: an architecture, and arguments that make it small with every kind of layer, for tests of behaviour."""
+"""By family, or kind of model where a family has several: an architecture, and arguments that make it small with every
+kind of layer, for tests of behaviour."""
 
 SMALL = SMALL_OF['tinyvit'][1]
 
@@ -64,6 +75,11 @@ SMALL = SMALL_OF['tinyvit'][1]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def key_map_of(family: str) -> KeyMap:
+    """Names of the models of a family, or kind."""
+    return KEY_MAPS[find_family(SMALL_OF[family][0])]
 
 
 def small_of(family: str, **kwargs) -> torch.nn.Module:
@@ -94,8 +110,22 @@ FEATURE_CLASSES = {
     'tinyvit': ('list', 'dict', 'hook', 'fx', 'getter'),
     'mini_deit': ('getter',),  # timm's way for models of tokens
     'mini_swin': ('list', 'dict', 'hook', 'fx', 'getter'),
+    **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star', 'mae_lite_rpe'), ('getter',)),
 }
 """By family: timm's wrappers that can make a feature extractor of it."""
+
+
+def used_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Parameters that `forward` reads: all, but the tail of a TinyMIM student, which was never trained."""
+    tail = range(getattr(model, 'forward_depth', 0), len(model.blocks)) if hasattr(model, 'forward_depth') else ()
+    unused = (*(f'blocks.{i}.' for i in tail), *(['norm.'] if tail else []))
+    return {key: p for key, p in model.named_parameters() if not key.startswith(unused)}
+
+
+def classifiers(model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+    """Its classifier, or both of them."""
+    head = model.get_classifier()
+    return head if isinstance(head, tuple) else (head,)
 
 
 def size_of(model: torch.nn.Module) -> tuple[int, int]:

@@ -17,7 +17,7 @@ if wanted := os.environ.get('TIMM_SUITE_MODELS'):
     OURS &= set(wanted.split(','))
 
 # Families of ours with the interface of a plain ViT. timm knows its own by the names in these filters.
-PLAIN_VIT = ('mini_deit_*',)
+PLAIN_VIT = ('mini_deit_*', 'tinymim_*', 'mae_lite_*')
 
 _list_models = timm.list_models
 

@@ -18,6 +18,8 @@ __all__ = ['create_zoo_model', 'record_input_size']
 
 _logger = logging.getLogger(__name__)
 
+NO_CLASSIFIER = -1
+
 
 def create_zoo_model(
     model_cls: type[nn.Module],
@@ -79,8 +81,12 @@ def create_zoo_model(
             key_map.to_ours(weights.state_dict)  # another family's file is told before its classes are counted
             have = key_map.head_classes(weights.state_dict)
         fresh_head = as_init or _settle_head(weights, have, cfg, kwargs)
-        # `source` would send timm to the Hub or folder again.
-        overlay |= dict(state_dict=weights.state_dict, source=None, num_classes=have or 0)
+        if fresh_head:
+            kwargs.setdefault('num_classes', cfg.num_classes)
+        # `source` would send timm to the Hub or folder again. timm lets a classifier be absent only where its number
+        # of classes differs from the model's.
+        classes = NO_CLASSIFIER if fresh_head else have or 0
+        overlay |= dict(state_dict=weights.state_dict, source=None, num_classes=classes)
         filter_args = dict(source_img_size=source_img_size, fresh_head=fresh_head, **filter_args_of(weights))
         filter_fn = partial(filter_fn, **filter_args)
 
@@ -99,6 +105,7 @@ def create_zoo_model(
         for module in model.modules():
             if 'state_dict' in (getattr(module, 'pretrained_cfg', None) or {}):
                 cleaned = {k: v for k, v in module.pretrained_cfg.items() if k != 'state_dict'}
+                cleaned['num_classes'] = have or cfg.num_classes
                 if cfg.source:
                     cleaned['source'] = cfg.source
                 module.pretrained_cfg = module.default_cfg = cleaned
@@ -116,12 +123,14 @@ def _named(origin: str) -> Iterator[None]:
 
 def _settle_head(weights: Weights, have: int | None, cfg: Any, kwargs: dict[str, Any]) -> bool:
     """Whether the model keeps its own classifier."""
-    want = 0 if kwargs.get('features_only') else kwargs.get('num_classes', cfg.num_classes)
-    if have == want:
+    if kwargs.get('features_only'):
+        return True
+    want = kwargs.get('num_classes', cfg.num_classes)
+    if (have or 0) == want:
         return False
-    if 'num_classes' not in kwargs and want != 0:
+    if 'num_classes' not in kwargs:
         raise CheckpointError(
-            f'{weights.origin} has {have or "no"} classes, {cfg.architecture}.{cfg.tag} has {want}. Pass num_classes='
+            f'{weights.origin} has {have or "no"} classes, {cfg.architecture}.{cfg.tag} has {want or "none"}. Pass num_classes='
             f'{have or 0} to keep the checkpoint as it is, another num_classes for a fresh classifier, or convert a '
             '22k head with `tinyvit-zoo convert --head in1k`.'
         )
