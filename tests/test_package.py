@@ -32,7 +32,21 @@ EXPECTED = {
     'mini_swin_small_patch4_window7_224': MINIVIT,
     'mini_swin_base_patch4_window7_224': MINIVIT,
     'mini_swin_base_patch4_window12_384': MINIVIT,
+    **{f'tinymim_vit_{size}_patch16_224': ['ft_in1k'] for size in ('tiny', 'small', 'base')},
+    **{f'tinymim_vit_{size}_student_patch16_224': ['mim_in1k'] for size in ('tiny', 'small', 'base')},
+    'tinymim_vit_tiny_star_patch16_224': ['ft_in1k'],
+    'mae_lite_vit_tiny_patch16_224': [
+        'mae_in1k_ft_in1k',
+        'dmae_in1k_ft_in1k',
+        'mocov3_in1k_ft_in1k',
+        'deit_impr_in1k',
+    ],
+    'mae_lite_vit_tiny_encoder_patch16_224': ['mae_in1k', 'dmae_in1k', 'mocov3_in1k'],
+    'mae_lite_vit_tiny_rpe_patch16_224': ['mae_in1k_ft_in1k_1000e'],
+    'mae_lite_vit_small_patch16_224': ['mae_in1k_ft_in1k', 'dmae_in1k_ft_in1k', 'deit_impr_in1k'],
+    'mae_lite_vit_small_encoder_patch16_224': ['mae_in1k', 'dmae_in1k'],
 }
+ENCODERS = [name for name in EXPECTED if '_student_' in name or '_encoder_' in name]
 # Made by `compress.multiplex` or from a saved folder; without released weights.
 UNRELEASED = {'multiplexed'}
 
@@ -63,17 +77,20 @@ def test_no_name_of_timms_own_is_taken():
 
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
-def test_a_bare_name_means_1000_classes(name):
+def test_a_bare_name_means_1000_classes_and_of_an_encoder_none(name):
     model = timm.create_model(name, device='meta')
-    assert model.num_classes == 1000
+    assert model.num_classes == (0 if name in ENCODERS else 1000)
     assert model.pretrained_cfg['tag'] == EXPECTED[name][0]
     assert find_release(name).name == f'{name}.{EXPECTED[name][0]}'
 
 
 @pytest.mark.parametrize('name', TAGGED)
 def test_a_tag_has_the_classes_of_its_release(name):
-    classes = 21841 if name.endswith('.dist_in22k') else 1000
+    classes = 21841 if name.endswith('.dist_in22k') else 0 if name.partition('.')[0] in ENCODERS else 1000
     assert timm.create_model(name, device='meta').num_classes == classes
+    if classes == 0:
+        assert find_release(name).labels is None
+        return
     assert len(timm.data.ImageNetInfo(find_release(name).labels).label_names()) == classes
 
 
@@ -106,7 +123,7 @@ def test_default_preprocessing_is_the_best_measured(name):
     if measured:
         assert measured[release.protocol] == max(measured.values())
     cfg = timm.get_pretrained_cfg(name)
-    if name.startswith('mini_'):
+    if not name.startswith('tinyvit_'):
         assert (cfg.crop_pct, cfg.crop_mode) == (0.875, 'center')
     else:
         assert (cfg.crop_pct, cfg.crop_mode) == ((0.95, 'center') if release.img_size == 224 else (1.0, 'squash'))

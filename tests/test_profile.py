@@ -23,6 +23,26 @@ PUBLISHED = {
     'mini_swin_base_patch4_window7_224': (46_444_852, 15.701),
     'mini_swin_base_patch4_window12_384': (46_512_532, 48.550),
 }
+# Parameters as the authors' classes have them, and the width that the products follow from.
+PLAIN = {
+    'tinymim_vit_tiny_patch16_224': (5_717_416, 192),
+    'tinymim_vit_small_patch16_224': (22_050_664, 384),
+    'tinymim_vit_base_patch16_224': (86_567_656, 768),
+    'mae_lite_vit_tiny_patch16_224': (5_717_416, 192),
+    'mae_lite_vit_small_patch16_224': (22_050_664, 384),
+    'mae_lite_vit_tiny_rpe_patch16_224': (5_825_128, 192),
+}
+# With neither classifier nor, in students, a last block that runs; all blocks of theirs are counted.
+ENCODERS = {
+    **{
+        f'tinymim_vit_{s}_student_patch16_224': p
+        for s, p in zip(('tiny', 'small', 'base'), (5_524_416, 21_665_664, 85_798_656), strict=True)
+    },
+    'mae_lite_vit_tiny_encoder_patch16_224': 5_524_416,
+    'mae_lite_vit_small_encoder_patch16_224': 21_665_664,
+}
+# The encoder's 5.52 M, one more token and its position, the expansion of 192 to 1280, a norm and two classifiers of it.
+STAR = {'tinymim_vit_tiny_star_patch16_224': 5_524_416 - 384 + 384 + (384 + 192 * 1280 + 1280) + 2560 + 2 * 1_281_000}
 PUBLISHED_22K = {'tinyvit_5m_224': 12_082_725, 'tinyvit_11m_224': 20_354_581, 'tinyvit_21m_224': 33_223_825}
 
 
@@ -34,13 +54,29 @@ def test_parameters_and_macs_are_the_published_ones(architecture):
     assert round(profile.macs / 1e9, 3) == gmacs
 
 
+@pytest.mark.parametrize('architecture', PLAIN)
+def test_products_of_a_plain_vit_are_those_of_its_layers(architecture):
+    params, width = PLAIN[architecture]
+    profile = profile_model(build_model(architecture, device='meta'))
+    tokens = 197
+    layer = 12 * tokens * width**2 + 2 * tokens**2 * width
+    assert profile.params == params
+    assert profile.macs == 196 * 768 * width + 12 * layer + 1000 * width
+
+
+def test_the_block_that_a_student_leaves_out_costs_nothing():
+    student = profile_model(build_model('tinymim_vit_tiny_student_patch16_224', device='meta'))
+    assert student.macs == 196 * 768 * 192 + 11 * (12 * 197 * 192**2 + 2 * 197**2 * 192)
+
+
 def test_the_list_counts_every_release_with_its_own_head():
     rows = {row['name']: row for row in list_releases()}
     assert set(rows) == {release.name for release in all_releases()}
     for name, row in rows.items():
         architecture = find_release(name).architecture
-        expected = PUBLISHED if row['num_classes'] == 1000 else {k: (v, None) for k, v in PUBLISHED_22K.items()}
-        assert row['params'] == expected[architecture][0], name
+        params = {k: v[0] for k, v in (PUBLISHED | PLAIN).items()} | ENCODERS | STAR
+        expected = PUBLISHED_22K if row['num_classes'] == 21841 else params
+        assert row['params'] == expected[architecture], name
 
 
 def test_the_list_is_filtered_by_a_shell_pattern():

@@ -62,13 +62,18 @@ def find_heads(clues: Clues, state_dict: Mapping[str, torch.Tensor]) -> Evidence
     if len(same_file) == 1:
         architecture = same_file.pop()
         return Evidence(_heads_of_name(architecture), f'its name is that of the file of {architecture}')
-    return _mae_lite_evidence(clues, state_dict)
+    return _evidence_inside(clues, state_dict)
 
 
-def _mae_lite_evidence(clues: Clues, state_dict: Mapping[str, torch.Tensor]) -> Evidence | None:
+def _evidence_inside(clues: Clues, state_dict: Mapping[str, torch.Tensor]) -> Evidence | None:
+    depth = len({k.split('.')[1] for k in state_dict if k.startswith('blocks.')})
+    table = next((v for k, v in state_dict.items() if k.endswith('relative_position_bias_table')), None)
+    if table is not None and table.ndim == 2:
+        return Evidence((table.shape[1],) * depth, 'its relative-position tables have a column for each')
+    if 'dist_token' in state_dict and 'conv1x1.1.weight' in state_dict:
+        return Evidence((12,) * depth, 'it is of TinyMIM*-T')
     cls_token = state_dict.get('cls_token')
     heads = MAE_LITE_HEADS.get(cls_token.shape[-1]) if cls_token is not None and cls_token.ndim == 3 else None
-    depth = len({k.split('.')[1] for k in state_dict if k.startswith('blocks.')})
     if heads is None:
         return None
     if clues.prefix in MAE_LITE_PREFIXES:
@@ -103,7 +108,7 @@ def check_heads(heads: tuple[int, ...], evidence: Evidence | None, name: str) ->
     if evidence is None:
         _logger.warning(
             'Nothing in the checkpoint tells its number of attention heads, and its shapes fit any: %s computes with '
-            '%s. Released ViTs of these shapes have 3, 6 or 12.',
+            '%s. Released ViTs of equal shapes differ in it; pass num_heads= if you know.',
             name,
             _told(heads),
         )

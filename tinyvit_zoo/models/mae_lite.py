@@ -14,7 +14,7 @@ from timm.layers import LayerNorm
 from timm.models import Beit, generate_default_cfgs, register_model
 from torch import nn
 
-from ..layers import check_patch_grid, resize_beit_table, resize_position
+from ..layers import beit_offset_index, beit_table_rows, check_patch_grid, resize_beit_table, resize_position
 from ..releases import FAMILIES, Release
 from .plain_vit import PlainVit, TwoHeadVit, checkpoint_filter_fn, create_plain_vit, plain_vit_cfg, set_patch_grid
 
@@ -74,13 +74,23 @@ class MaeLiteRpe(Beit):
         if self.pos_embed is not None:
             resized = resize_position(self.pos_embed.detach(), old, grid, prefix_tokens=1).contiguous()
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-        biases = [block.attn for block in self.blocks] if self.rel_pos_bias is None else [self.rel_pos_bias]
-        for bias in biases:
-            table = bias.relative_position_bias_table
-            if table is not None:
-                resized = resize_beit_table(table.detach(), old, grid)
-                bias.set_window_size(grid)  # timm's: a table and an index of the new size; the table is replaced
-                bias.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
+        for bias in (self.rel_pos_bias, *(block.attn for block in self.blocks)):
+            if bias is not None and bias.relative_position_bias_table is not None:
+                _set_window(bias, old, grid)
+
+
+def _set_window(bias: nn.Module, old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Lay the table of timm's `Attention` or `RelativePositionBias` out for another grid.
+
+    Their own `set_window_size` would interpolate linearly, see `resize_beit_table`.
+    """
+    table = bias.relative_position_bias_table
+    bias.relative_position_bias_table = nn.Parameter(
+        resize_beit_table(table.detach(), old, new), requires_grad=table.requires_grad
+    )
+    bias.register_buffer('relative_position_index', beit_offset_index(new, device=table.device), persistent=False)
+    bias.window_size, bias.window_area = new, new[0] * new[1]
+    bias.num_relative_distance = beit_table_rows(new)
 
 
 def _cfg(release: Release) -> dict:
