@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from timm.layers import to_2tuple
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -161,7 +162,7 @@ class MaskedAutoencoder(PlainVit):
         Raises:
             ValueError: On another patch size, which would need other predictions.
         """
-        if patch_size is not None and tuple(nn.modules.utils._pair(patch_size)) != self.patch_embed.patch_size:
+        if patch_size is not None and tuple(to_2tuple(patch_size)) != self.patch_embed.patch_size:
             raise ValueError(f'The decoder predicts patches of {self.patch_embed.patch_size}, not {patch_size}.')
         super().set_input_size(img_size)
         self.decoder_pos_embed = nn.Parameter(
