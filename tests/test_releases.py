@@ -144,6 +144,13 @@ def test_classifiers_pool_the_patches_and_norm_afterwards():
         assert describe(release.name)['model']['pooling'].startswith('mean of the patch tokens, fc_norm'), release.name
 
 
+def test_encoders_pool_what_their_features_end_in():
+    """MAE-Lite's final norm was trained, and stands before the mean; a student's was not, and has no part in it."""
+    pooling = {release.architecture: describe(release.name)['model']['pooling'] for release in PLAIN}
+    assert {p for name, p in pooling.items() if '_encoder_' in name} == {'norm, mean of the patch tokens'}
+    assert {p for name, p in pooling.items() if '_student_' in name} == {'mean of the patch tokens'}
+
+
 def test_results_of_the_released_files_come_first():
     top1 = {release.name: release.protocol.result().top1 for release in FINE_TUNED}
     assert top1 == {
