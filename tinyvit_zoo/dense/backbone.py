@@ -33,7 +33,7 @@ class DenseBackbone(nn.Module):
         norm: Apply the ViT's final norm to the maps. ViTDet and TinyMIM do not.
 
     Raises:
-        ValueError: If there are not as many indices as the pyramid takes maps.
+        ValueError: If there are not as many different indices as the pyramid takes maps.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DenseBackbone(nn.Module):
         depth = len(net.feature_info)
         if indices is None:
             indices = [depth * k // 12 - 1 for k in ((12,) if pyramid.num_maps == 1 else (4, 6, 8, 12))]
-        if len(indices) != pyramid.num_maps:
+        if len(set(indices)) != pyramid.num_maps:
             raise ValueError(f'{type(pyramid).__name__} takes {pyramid.num_maps} maps, got indices {list(indices)}.')
         if hasattr(net, 'prune_intermediate_layers'):
             indices = net.prune_intermediate_layers(list(indices), prune_norm=not norm)

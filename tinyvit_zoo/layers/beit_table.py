@@ -1,7 +1,7 @@
 """BEiT's relative-position tables: offsets between patches, and rows of their own for the prefix tokens.
 
-A table has one row per signed offset between two patches of a grid, and behind them three rows per prefix token: what
-patches give to the token, what the token gives to patches, and the token to itself.
+A table has one row per signed offset between two patches of a grid, and behind them three rows per prefix token: the
+token as query and anything as key, anything as query and the token as key, the token with itself.
 
 Sources: the released code of TinyMIM (`Segmentation/*/backbone/mae.py`, `mmcv_custom/checkpoint.py`) and of MAE-Lite
 (`vit_tiny_patch16_rpe`), both after BEiT, https://arxiv.org/abs/2106.08254.
@@ -12,18 +12,11 @@ distillation token), `N` = prefix + n tokens, `T` = (2h - 1) * (2w - 1) + 3 * pr
 
 import torch
 
-from .bias_table import expand_signed_bias, signed_offset, signed_offset_index
+from .bias_table import signed_offset_index
 
 __all__ = ['beit_offset_index', 'beit_table_rows', 'expand_beit_bias', 'resize_beit_table']
 
 Size = tuple[int, int]
-
-# Rows of the table, counted from its end, by number of prefix tokens: the corner (query, key) of the prefix tokens
-# with each other; what each of them reads of patches; what patches read of each of them. With two tokens the class
-# token's rows come last and win over those of the distillation token, as in the released TinyMIM*-T backbone.
-_CORNER = {1: ((-1,),), 2: ((-1, -3), (-2, -4))}
-_TO_PATCHES = {1: (-3,), 2: (-3, -6)}
-_FROM_PATCHES = {1: (-2,), 2: (-2, -5)}
 
 
 def beit_table_rows(grid: Size, prefix_tokens: int = 1) -> int:
@@ -36,7 +29,7 @@ def beit_table_rows(grid: Size, prefix_tokens: int = 1) -> int:
     Raises:
         ValueError: If `prefix_tokens` is another number.
     """
-    if prefix_tokens not in _CORNER:
+    if prefix_tokens not in (1, 2):
         raise ValueError(f'BEiT tables are defined for 1 or 2 prefix tokens, not for {prefix_tokens}.')
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * prefix_tokens
 
@@ -59,16 +52,18 @@ def beit_offset_index(grid: Size, prefix_tokens: int = 1, device: torch.device |
     patches = signed_offset_index(grid, device)
     index = patches.new_empty(p + len(patches), p + len(patches))
     index[p:, p:] = patches
-    index[:p, p:] = rows + torch.tensor(_TO_PATCHES[p], device=device)[:, None]
-    index[p:, :p] = rows + torch.tensor(_FROM_PATCHES[p], device=device)
-    index[:p, :p] = rows + torch.tensor(_CORNER[p], device=device)
+    # As released: the class token's rows come last in the table, and win where both tokens claim an entry.
+    for token in reversed(range(p)):
+        last = rows - 3 * token
+        index[token, :], index[:, token], index[token, token] = last - 3, last - 2, last - 1
     return index
 
 
 def expand_beit_bias(table: torch.Tensor, grid: Size, prefix_tokens: int = 1) -> torch.Tensor:
     """Spread a table to one bias per pair of tokens: bias[k, i, j] = table[beit_offset_index[i, j], k].
 
-    The patches' part comes from `expand_signed_bias`, so no (N, N) index is needed or kept.
+    A gather of (N, N) entries from each head's column, made contiguous before, so that what comes out is contiguous
+    too. The index is cheap to make and so is not kept: no (N, N) buffer, none that could go stale.
 
     Args:
         table: (T, heads), any floating dtype.
@@ -82,14 +77,8 @@ def expand_beit_bias(table: torch.Tensor, grid: Size, prefix_tokens: int = 1) ->
         ValueError: If the table has not T rows.
     """
     _check_rows(table, grid, prefix_tokens)
-    p, n, extra = prefix_tokens, grid[0] * grid[1], 3 * prefix_tokens
-    offsets = (signed_offset(size, table.device) for size in grid)
-    patches = expand_signed_bias(table[:-extra], *offsets)
-    rows = table[-extra:].t()  # heads, extra; the constants count from the end
-    corner = torch.stack([rows[:, i] for pair in _CORNER[p] for i in pair], 1).unflatten(1, (p, p))
-    to_patches = torch.stack([rows[:, i] for i in _TO_PATCHES[p]], 1)[:, :, None].expand(-1, -1, n)
-    from_patches = torch.stack([rows[:, i] for i in _FROM_PATCHES[p]], 1)[:, None, :].expand(-1, n, -1)
-    return torch.cat([torch.cat([corner, to_patches], 2), torch.cat([from_patches, patches], 2)], 1)
+    index = beit_offset_index(grid, prefix_tokens, table.device)
+    return table.t().contiguous().index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
 def resize_beit_table(table: torch.Tensor, old: Size, new: Size, prefix_tokens: int = 1) -> torch.Tensor:
@@ -132,7 +121,8 @@ def resize_beit_table(table: torch.Tensor, old: Size, new: Size, prefix_tokens: 
         else torch.eye(2 * a - 1, dtype=torch.float64, device=table.device)
         for a, b in zip(old, new, strict=True)
     )
-    resized = torch.einsum('ia,jb,abk->ijk', rows, cols, offsets).flatten(0, 1)
+    resized = torch.einsum('ia,abk->ibk', rows, offsets)
+    resized = torch.einsum('jb,ibk->ijk', cols, resized).flatten(0, 1)
     return torch.cat([resized.to(table.dtype), table[-extra:]])
 
 

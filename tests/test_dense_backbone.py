@@ -1,0 +1,260 @@
+"""Dense backbones as timm's `features_only` models: any plain ViT, any size, every dtype, training, layer decay."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+from conftest import small_of
+from golden_rule import GOLDEN, fill_by_rule
+from timm.optim import param_groups_layer_decay
+
+from tinyvit_zoo.dense import DenseBackbone, TinyMimTrunk, VitDetTrunk, mae_lite_vitdet_tiny, tinymim_star_tiny_seg
+from tinyvit_zoo.layers.pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
+
+
+def tinymim_like(**kwargs) -> DenseBackbone:
+    trunk = TinyMimTrunk((64, 96), embed_dim=32, num_heads=2, depth=12, **kwargs)
+    return DenseBackbone(trunk, TinyMimNeck(32))
+
+
+def tinymim_star_like() -> DenseBackbone:
+    trunk = TinyMimTrunk((64, 96), embed_dim=32, num_heads=2, depth=4, distilled=True)
+    return DenseBackbone(trunk, TinyMimStarNeck(32, 48), indices=(0, 1, 2, 3))
+
+
+def vitdet_like(**kwargs) -> DenseBackbone:
+    trunk = VitDetTrunk((64, 96), embed_dim=32, num_heads=2, depth=4, window_size=3, global_blocks=(1, 3), **kwargs)
+    return DenseBackbone(trunk, SimpleFeaturePyramid(32, 24, top_pool=True))
+
+
+def timm_like() -> DenseBackbone:
+    vit = timm.create_model(
+        'vit_tiny_patch16_224', img_size=(64, 96), embed_dim=32, num_heads=2, depth=4, dynamic_img_size=True
+    )
+    return DenseBackbone(vit, SimpleFeaturePyramid(32, 24))
+
+
+def zoo_like() -> DenseBackbone:
+    vit = timm.create_model(
+        'tinymim_vit_tiny_patch16_224', img_size=(64, 96), embed_dim=32, num_heads=2, dynamic_img_size=True
+    )
+    return DenseBackbone(vit, TinyMimNeck(32))
+
+
+def shared_like() -> DenseBackbone:
+    return DenseBackbone(small_of('mini_deit', img_size=(64, 96), dynamic_img_size=True))
+
+
+FORMS = (tinymim_like, tinymim_star_like, vitdet_like, timm_like, zoo_like, shared_like)
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
+def form(request) -> DenseBackbone:
+    return fill_by_rule(request.param())
+
+
+def images(height: int = 64, width: int = 96, **kwargs) -> torch.Tensor:
+    return torch.randn(2, 3, height, width, **kwargs)
+
+
+def assert_levels(model: DenseBackbone, levels: list[torch.Tensor], height: int, width: int) -> None:
+    assert [tuple(level.shape) for level in levels] == [
+        (2, chans, -(-height // stride), -(-width // stride))  # the fifth map rounds up
+        for chans, stride in zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
+    ]
+
+
+def test_maps_have_the_channels_and_strides_of_feature_info(form):
+    assert form.feature_info.reduction()[:4] == [4, 8, 16, 32]
+    assert_levels(form, form(images()), 64, 96)
+    modules = dict(form.named_modules())
+    assert all(name in modules for name in form.feature_info.module_name())
+
+
+def test_images_of_other_sizes(form):
+    assert_levels(form, form(images(128, 64)), 128, 64)
+
+
+def test_the_map_is_that_of_forward_intermediates():
+    """Pruning and stopping early change nothing in the maps."""
+    vit = fill_by_rule(timm.create_model('vit_tiny_patch16_224', img_size=64, embed_dim=32, num_heads=2, depth=6))
+    x = images(64, 64)
+    expected = vit.forward_intermediates(x, indices=[1, 2, 3, 4], norm=True, intermediates_only=True)
+    neck = fill_by_rule(TinyMimNeck(32))
+    model = DenseBackbone(vit, neck, indices=[1, 2, 3, 4], norm=True).eval()
+    torch.testing.assert_close(model(x), neck(expected))
+    assert len(vit.blocks) == 5
+    assert isinstance(vit.head, torch.nn.Identity)
+
+
+def test_default_blocks_are_the_released_ones():
+    assert tinymim_like().indices == [3, 5, 7, 11]
+    assert vitdet_like().indices == [3]
+    deep = DenseBackbone(TinyMimTrunk(32, embed_dim=8, num_heads=1, depth=24), TinyMimNeck(8))
+    assert deep.indices == [7, 11, 15, 23]
+
+
+def test_another_number_of_maps_than_the_pyramid_takes_is_refused():
+    with pytest.raises(ValueError, match=r'TinyMimNeck takes 4 maps, got indices \[1, 2\]'):
+        DenseBackbone(tinymim_like().net, TinyMimNeck(32), indices=(1, 2))
+    with pytest.raises(ValueError, match=r'TinyMimNeck takes 4 maps, got indices \[0, 1, 1, 3\]'):
+        DenseBackbone(TinyMimTrunk(32, embed_dim=8, num_heads=1, depth=4), TinyMimNeck(8))
+
+
+def test_patches_without_whole_strides_are_refused():
+    with pytest.raises(ValueError, match=r'multiple of 4 .* 3\.5'):
+        DenseBackbone(timm.create_model('vit_tiny_patch16_224', img_size=56, patch_size=14, depth=1))
+
+
+@pytest.mark.parametrize('make', [tinymim_like, vitdet_like])
+def test_sizes_that_are_no_multiple_of_the_patch_are_refused(make):
+    with pytest.raises(AssertionError, match='multiples of 16: pad them'):
+        make()(images(64, 90))
+
+
+def test_every_parameter_learns(form):
+    form.train()
+    sum((level * torch.randn_like(level)).sum() for level in form(images())).backward()
+    still = [name for name, p in form.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+@pytest.mark.parametrize('make', [tinymim_like, tinymim_star_like, vitdet_like])
+def test_checkpointing_keeps_outputs_and_gradients(make):
+    plain = fill_by_rule(make())
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    x = images()
+    for model in (plain, saving):
+        sum(level.square().mean() for level in model(x)).backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.parametrize(('dtype', 'atol'), [(torch.bfloat16, 0.3), (torch.float64, 1e-4)])
+def test_other_dtypes(form, dtype, atol):
+    x = images()
+    expected = form(x)
+    for level, reference in zip(form.to(dtype)(x.to(dtype)), expected, strict=True):
+        assert level.dtype == dtype
+        torch.testing.assert_close(level.float(), reference, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
+def test_automatic_mixed_precision(make):
+    model = fill_by_rule(make())
+    x = images()
+    with torch.autocast('cpu', torch.bfloat16):
+        mixed = model(x)
+    for level, reference in zip(mixed, model(x), strict=True):
+        torch.testing.assert_close(level.float(), reference, rtol=0, atol=0.3)
+
+
+def test_drop_path_grows_from_zero_and_drops_whole_images():
+    model = tinymim_like(drop_path_rate=0.3)
+    rates = [getattr(block.drop_path, 'drop_prob', 0.0) for block in model.net.blocks]
+    torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.3, 12))
+    assert isinstance(vitdet_like().net.blocks[-1].drop_path, torch.nn.Identity)
+
+
+def test_state_dicts_go_round(form):
+    other = copy.deepcopy(form)
+    for p in other.parameters():
+        p.data.normal_()
+    other.load_state_dict(form.state_dict())
+    x = images()
+    torch.testing.assert_close(other(x), form(x), rtol=0, atol=0)
+
+
+def test_start_values():
+    """Residual branches of block l start smaller by sqrt(2 (l + 1)); tables and the distillation token at zero."""
+    net = TinyMimTrunk(32, embed_dim=96, num_heads=2, depth=8, distilled=True)
+    torch.testing.assert_close(net.blocks[7].mlp.fc2.weight.std(), torch.tensor(0.02 / 4), rtol=0.05, atol=0)
+    torch.testing.assert_close(net.blocks[7].mlp.fc1.weight.std(), torch.tensor(0.02), rtol=0.05, atol=0)
+    assert not net.dist_token.any()
+    assert not net.blocks[0].attn.relative_position_bias_table.any()
+    assert net.blocks[3].gamma_1.eq(1).all()
+    assert not vitdet_like().net.blocks[0].attn.rel_pos_h.any()
+
+
+@pytest.mark.parametrize('make', [tinymim_like, vitdet_like])
+def test_device_and_dtype_reach_every_parameter(make):
+    model = make(device='meta', dtype=torch.bfloat16).net
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.bfloat16)}
+
+
+def test_a_default_pyramid_is_where_the_vit_is():
+    model = DenseBackbone(timm.create_model('vit_tiny_patch16_224', depth=1, device='meta', dtype=torch.bfloat16))
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.bfloat16)}
+
+
+def decay_of(model: torch.nn.Module, layer_decay: float) -> dict[str, tuple[float, float]]:
+    """Learning-rate scale and weight decay of every parameter, as timm groups them."""
+    groups = param_groups_layer_decay(
+        model, weight_decay=0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
+    )
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: (g['lr_scale'], g['weight_decay']) for g in groups for p in g['params']}
+
+
+def test_layer_decay_of_tinymim_is_the_released_one():
+    reference = json.loads((GOLDEN / 'tinymim_seg_layer_decay.json').read_text())
+    model = tinymim_star_tiny_seg(224, device='meta')
+    expected = {}
+    for name, pair in reference['lr_scale_and_wd'].items():
+        name = name.removeprefix('backbone.')
+        if not name.startswith('decode_head'):
+            part = 'pyramid' if name.startswith(('fpn', 'conv1x1')) else 'net'
+            expected[f'{part}.{name}'] = pytest.approx(tuple(pair))
+    assert decay_of(model, reference['layer_decay']) == expected
+
+
+def test_layer_decay_of_vitdet_counts_blocks_and_leaves_positions_undecayed():
+    decay = decay_of(mae_lite_vitdet_tiny(224, device='meta'), 0.5)
+    assert decay['net.pos_embed'] == (0.5**13, 0.0)
+    assert decay['net.patch_embed.proj.weight'] == (0.5**13, 0.05)
+    assert decay['net.blocks.3.attn.rel_pos_h'] == (0.5**9, 0.05)
+    assert decay['net.blocks.11.norm1.weight'] == (0.5, 0.0)
+    assert decay['pyramid.simfp_2.0.weight'] == (1.0, 0.05)
+
+
+def test_layer_decay_of_any_vit_ends_with_the_pyramid():
+    decay = decay_of(timm_like(), 0.5)
+    assert decay['net.pos_embed'] == (0.5**5, 0.0)
+    assert decay['net.blocks.3.attn.qkv.weight'] == (0.5, 0.05)
+    assert decay['pyramid.simfp_4.0.weight'] == (1.0, 0.05)
+
+
+def test_intermediate_outputs_as_tokens():
+    net = fill_by_rule(TinyMimTrunk((32, 48), embed_dim=8, num_heads=2, depth=3))
+    x = images(32, 48)
+    last, maps = net.forward_intermediates(x)
+    tokens = net.forward_intermediates(x, indices=2, output_fmt='NLC', intermediates_only=True)
+    torch.testing.assert_close(tokens, [m.flatten(2).transpose(1, 2) for m in maps[1:]], rtol=0, atol=0)
+    torch.testing.assert_close(tokens[-1], last[:, 1:], rtol=0, atol=0)
+    torch.testing.assert_close(net(x), maps[-1], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="'NCHW' or 'NLC', got 'NHWC'"):
+        net.forward_intermediates(x, output_fmt='NHWC')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
+def test_compiled_in_one_graph(make):
+    """Also at another size than the model is laid out for, where tables and positions are resized on the way."""
+    model = fill_by_rule(make())
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    for size in ((64, 96), (96, 64)):
+        x = images(*size)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
+def test_compiled_training(make):
+    model = fill_by_rule(make()).train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    sum(level.square().mean() for level in compiled(images())).backward()
+    assert all(p.grad is not None for p in model.parameters())
