@@ -358,7 +358,9 @@ def test_a_file_of_no_known_family_is_told(cli, tmp_path):
     torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'resnet.pth')
     code, _, err = cli('convert', tmp_path / 'resnet.pth', tmp_path / 'out.safetensors')
     assert code == 1
-    assert_one_sentence(err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin, plain ViT', 'conv1.0.weight', 'resnet.pth')
+    assert_one_sentence(
+        err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin, plain ViT', 'conv1.0.weight', 'resnet.pth'
+    )
 
 
 def test_convert_obeys_the_layout_asked_for(cli, five_million, tmp_path):
