@@ -285,12 +285,15 @@ def test_the_wrong_file_is_refused_and_nothing_is_stored(tmp_path, store, wrong)
 
 
 @pytest.mark.parametrize('wrong', ['12 heads into 3', '3 heads into 12', '12 heads into a student of 6'])
-def test_other_heads_are_refused_wherever_a_file_is_loaded(tmp_path, wrong):
+def test_other_heads_are_refused_wherever_a_file_is_loaded(cli, tmp_path, wrong):
     save, name, words = wrong_files()[wrong]
     file = save(tmp_path)
     refused(lambda: load_model(name, str(file)), *words)
     refused(lambda: convert(file, tmp_path / 'out.safetensors', name=name), *words)
     assert not (tmp_path / 'out.safetensors').exists()
+    code, _, err = cli('compress', name, '--checkpoint', file, '-o', tmp_path / 'out')
+    assert code == 1
+    assert all(word in err for word in words)
 
 
 def test_a_file_that_does_not_tell_its_heads_is_imported_with_a_warning(cli, tmp_path, caplog):

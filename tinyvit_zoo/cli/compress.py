@@ -65,12 +65,15 @@ def compress(
 def _load(name: str, checkpoint: Path | None, pretrained: bool, num_classes: int | None) -> Any:
     from ..build import ModelError, build_model, check_name
     from ..checkpoints import CheckpointError, read_checkpoint
+    from ..releases import find_family
 
     kwargs = {} if num_classes is None else dict(num_classes=num_classes)
     check_name(name)
     if checkpoint is not None:
         state_dict = read_checkpoint(checkpoint)
-        overlay = dict(state_dict=state_dict, source='')
+        # Of the zoo's own models the file itself tells more than its tensors do, such as the heads of a plain ViT.
+        ours = find_family(name) is not None
+        overlay = dict(file=str(checkpoint)) if ours else dict(state_dict=state_dict, source='')
         classes = _head_classes(name, state_dict)
         if classes is not None:  # else timm would take the file for one of the tag's classes
             overlay['num_classes'] = classes
