@@ -5,6 +5,7 @@ import pytest
 import torch
 from golden_rule import golden
 from scipy.interpolate import RectBivariateSpline
+from timm.layers import resize_rel_pos_bias_table
 
 from tinyvit_zoo.layers.beit_table import beit_offset_index, beit_table_rows, expand_beit_bias, resize_beit_table
 
@@ -69,6 +70,18 @@ def test_resizing_is_the_spline_of_fitpack_through_geometric_places(old, new, pr
         actual = resized[:-extra, head].view(len(at_y), len(at_x))
         np.testing.assert_allclose(actual, spline(at_y, at_x), rtol=0, atol=1e-12)
     torch.testing.assert_close(resized[-extra:], table[-extra:], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings('ignore:torch.searchsorted', 'ignore:Using a non-tuple sequence')
+def test_timm_puts_the_old_offsets_at_the_same_places():
+    """It interpolates linearly between them, which is the same for a table that is linear in the place."""
+    y, x = released_places(27, 63), released_places(27, 39)
+    table = torch.from_numpy(np.add.outer(y, 100 * x)).reshape(-1, 1)
+    table = torch.cat([table, torch.zeros(3, 1, dtype=table.dtype)])
+    ours = resize_beit_table(table, (14, 14), (32, 20))
+    timms = resize_rel_pos_bias_table(table, (32, 20), (63 * 39 + 3, 1))
+    torch.testing.assert_close(ours, timms, rtol=0, atol=1e-3)  # timm computes in single precision
+    torch.testing.assert_close(ours[:-3].view(63, 39)[31, 19], torch.zeros((), dtype=table.dtype))
 
 
 def test_resizing_to_the_same_grid_gives_the_table_itself():

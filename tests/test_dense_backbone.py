@@ -89,6 +89,28 @@ def test_the_map_is_that_of_forward_intermediates():
     assert isinstance(vit.head, torch.nn.Identity)
 
 
+@pytest.mark.parametrize('make', [tinymim_like, vitdet_like])
+def test_blocks_after_the_last_map_are_neither_run_nor_kept(make):
+    trunk = fill_by_rule(make().net)
+    x = images()
+    expected = trunk.forward_intermediates(x, indices=[1], intermediates_only=True)
+    calls = []
+    trunk.blocks[2].register_forward_hook(lambda *_: calls.append(None))
+    early = trunk.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early, expected, rtol=0, atol=0)
+    assert calls == []
+    model = DenseBackbone(trunk, SimpleFeaturePyramid(32, 24), indices=(1,))
+    assert len(model.net.blocks) == 2
+    torch.testing.assert_close(model(x), model.pyramid(expected), rtol=0, atol=0)
+
+
+def test_an_encoder_with_an_untrained_end_gives_the_map_before_it():
+    student = timm.create_model('tinymim_vit_tiny_student_patch16_224', embed_dim=24, depth=4)
+    model = DenseBackbone(student)
+    assert model.indices == [2]
+    assert len(model.net.blocks) == 3
+
+
 def test_default_blocks_are_the_released_ones():
     assert tinymim_like().indices == [3, 5, 7, 11]
     assert vitdet_like().indices == [3]
@@ -127,8 +149,11 @@ def test_checkpointing_keeps_outputs_and_gradients(make):
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     x = images()
-    for model in (plain, saving):
+    for model, runs in ((plain, 1), (saving, 2)):
+        calls = []
+        model.net.blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
         sum(level.square().mean() for level in model(x)).backward()
+        assert len(calls) == runs
     for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=lambda m, n=name: f'{n}: {m}')
 

@@ -119,12 +119,15 @@ def test_weights_of_a_model_with_other_heads_are_a_start_for_training_only():
     assert_same({'it': model.net.blocks[0].attn.qkv.weight}, {'it': students['blocks.0.attn.qkv.weight']})
 
 
-def test_dense_checkpoints_move_to_another_size():
+def test_dense_checkpoints_move_to_another_size(caplog):
     """Released segmentor at 224 -> a rectangular form: positions bicubic, tables by splines, the rest as it is."""
     released = released_dense('tinymimstar_tiny_seg224')
     segmentor = {f'backbone.{k}': v for k, v in released.items()} | {'decode_head.conv_seg.weight': torch.zeros(1)}
     model = tinymim_star_tiny_seg((160, 256))
-    load_dense(model, {'state_dict': segmentor})
+    with caplog.at_level(logging.INFO, logger='tinyvit_zoo.dense'):
+        load_dense(model, {'state_dict': segmentor})
+    assert 'Using the backbone alone; left out 1 tensors beside it.' in caplog.messages
+    assert any('at their start values: nothing; left out: nothing' in message for message in caplog.messages)
     loaded = model.state_dict()
     table = 'blocks.7.attn.relative_position_bias_table'
     expected = resize_beit_table(released[table], (14, 14), (10, 16), prefix_tokens=2)

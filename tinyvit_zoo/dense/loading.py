@@ -51,8 +51,9 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
     Position embeddings are resized as released (bicubic, no antialias, prefix rows kept), and so are tables, see
     `resize_beit_table`, and ViTDet's offset embeddings (linear). What has another grid than the model must be square.
 
-    TinyMIM's segmentation models start from files whose models had other heads in the last block (B: 16, here 12):
-    say `as_init=True`.
+    TinyMIM's segmentation models start from pre-training files whose models had other heads in the last block (B: 16,
+    here 12): say `as_init=True`. Of that block those files hold no trained weights but `norm1` and `qkv`; the released
+    segmentors start from all of it none the less, and so does this.
 
     Args:
         model: With a trunk of this package. (Load the weights of other ViTs before they get a pyramid.)
@@ -137,7 +138,7 @@ def _backbone_part(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     """The backbone of a whole detector or segmentor; everything where there is none."""
     part = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
     if part:
-        _logger.info('Using the backbone alone, without %d tensors beside it.', len(state_dict) - len(part))
+        _logger.info('Using the backbone alone; left out %d tensors beside it.', len(state_dict) - len(part))
     return part or state_dict
 
 

@@ -143,6 +143,14 @@ class DenseTrunk(nn.Module):
             intermediates = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in intermediates]
         return intermediates if intermediates_only else (x, intermediates)
 
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the blocks after the last of `indices`; there is no norm or head to remove. Returns the indices."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        return take
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) -> last map (B, C, h, w)."""
         return self.forward_intermediates(x, 1, intermediates_only=True)[0]
