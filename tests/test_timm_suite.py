@@ -22,6 +22,16 @@ from minihub import MiniHub, Page
 
 pytestmark = pytest.mark.slow
 
+# Models of tokens.
+TOKENS = ('mini_deit_', 'tinymim_', 'mae_lite_')
+INAPPLICABLE_TO_TOKENS = {
+    'test_prune_intermediate_layers_last_feature',
+    'test_reset_classifier_keeps_pool',
+    'test_head_hidden_size',
+    'test_features_only_grad_checkpointing_backward',
+}
+INAPPLICABLE_TO_TIMMS_VIT = {*INAPPLICABLE_TO_TOKENS, 'test_feature_getter_stage_ends_torchscript'}
+
 HERE = Path(__file__).parent
 CACHE = HERE.parent / '.cache'
 
@@ -108,7 +118,7 @@ def run_suite(
 def test_timms_model_tests(architecture, timm_tests, tmp_path):
     cfg = timm.get_pretrained_cfg(architecture)
     tests, of_tags = set(PER_ARCHITECTURE), 'test_model_default_cfgs'
-    if architecture.startswith('mini_deit'):  # a plain ViT, of which timm asks something else
+    if architecture.startswith(TOKENS):  # a plain ViT, of which timm asks something else
         tests -= {'test_model_forward_features'}
         of_tags = 'test_model_default_cfgs_non_std'
     if cfg.fixed_input_size and max(cfg.input_size) > 256:  # timm leaves most out for their cost
@@ -125,14 +135,14 @@ def test_timms_model_tests(architecture, timm_tests, tmp_path):
     ('architecture', 'inapplicable'),
     [
         ('tinyvit_5m_224', set()),
+        ('mini_deit_tiny_patch16_224', INAPPLICABLE_TO_TOKENS),
+        ('tinymim_vit_tiny_patch16_224', INAPPLICABLE_TO_TIMMS_VIT),
+        ('tinymim_vit_tiny_student_patch16_224', INAPPLICABLE_TO_TIMMS_VIT),
+        ('tinymim_vit_tiny_star_patch16_224', INAPPLICABLE_TO_TIMMS_VIT),
+        ('mae_lite_vit_tiny_encoder_patch16_224', INAPPLICABLE_TO_TIMMS_VIT),
         (
-            'mini_deit_tiny_patch16_224',
-            {
-                'test_prune_intermediate_layers_last_feature',
-                'test_reset_classifier_keeps_pool',
-                'test_head_hidden_size',
-                'test_features_only_grad_checkpointing_backward',
-            },
+            'mae_lite_vit_tiny_rpe_patch16_224',
+            INAPPLICABLE_TO_TIMMS_VIT | {'test_model_init_weights_after_to_empty'},
         ),
         ('mini_swin_tiny_patch4_window7_224', {'test_prune_intermediate_layers_last_feature'}),
     ],

@@ -131,8 +131,8 @@ def _settle_head(weights: Weights, have: int | None, cfg: Any, kwargs: dict[str,
     if 'num_classes' not in kwargs:
         raise CheckpointError(
             f'{weights.origin} has {have or "no"} classes, {cfg.architecture}.{cfg.tag} has {want or "none"}. Pass '
-            f'num_classes={have or 0} to keep the checkpoint as it is, another num_classes for a fresh classifier, or convert a '
-            '22k head with `tinyvit-zoo convert --head in1k`.'
+            f'num_classes={have or 0} to keep the checkpoint as it is, another num_classes for a fresh classifier, or '
+            'convert a 22k head with `tinyvit-zoo convert --head in1k`.'
         )
     if want != 0:
         _logger.warning(

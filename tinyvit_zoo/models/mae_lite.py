@@ -121,7 +121,7 @@ def mae_lite_vit_small_patch16_224(pretrained: bool = False, distilled: bool = F
 
 
 # The norm of all tokens is trained; the mean of the patches is what all released fine-tunings read.
-ENCODER = dict(num_heads=12, global_pool='avg', fc_norm=False, num_classes=0)
+ENCODER = dict(num_heads=12, global_pool='avg', fc_norm=False)
 
 
 @register_model

@@ -255,7 +255,6 @@ def create_plain_vit(
     pretrained: bool,
     args: dict[str, Any],
     kwargs: dict[str, Any],
-    as_init: bool = False,
 ) -> nn.Module:
     """A model of these families, its checkpoint held against its number of heads.
 
@@ -265,10 +264,10 @@ def create_plain_vit(
         pretrained: Load weights.
         args: What the architecture is.
         kwargs: What the caller of `timm.create_model` gave; overrides `args`. With num_heads in it the caller
-            vouches for the heads.
-        as_init: Start a training from an encoder: classifier and norms after the last block stay fresh, and other
-            heads are no mistake.
+            vouches for the heads; with as_init=True a training starts from an encoder: classifier and norms after
+            the last block stay fresh, and other heads are no mistake.
     """
+    as_init = kwargs.get('as_init', False)
     heads_given = 'num_heads' in kwargs or as_init
     kwargs = {**args, **kwargs}
 
@@ -285,7 +284,6 @@ def create_plain_vit(
         PLAIN_VIT_KEYS,
         checkpoint_filter_fn,
         final_grid=lambda img_size: None,
-        as_init=as_init,
         filter_args_of=filter_args,
         feature_cfg=dict(out_indices=kwargs.pop('out_indices', 3), feature_cls='getter'),
         **kwargs,

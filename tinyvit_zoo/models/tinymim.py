@@ -285,7 +285,7 @@ def tinymim_vit_base_patch16_224(pretrained: bool = False, **kwargs) -> TinyMim:
 
 
 # Students have no classifier; their features are the mean of the patches, as fine-tuning reads them.
-STUDENT = dict(global_pool='avg', fc_norm=False, num_classes=0)
+STUDENT = dict(global_pool='avg', fc_norm=False)
 
 
 @register_model
