@@ -65,7 +65,8 @@ def official_state_dict(name: str) -> dict[str, torch.Tensor]:
 def constant(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
     """What the released code computes for a buffer that the rule leaves alone, spelled out cell by cell."""
     if leaf == 'relative_position_index':
-        return _swin_index(math.isqrt(shape[0]))
+        side = math.isqrt(shape[0])
+        return _swin_index(side) if side**2 == shape[0] else _beit_index(side)
     if leaf == 'attn_mask':
         return _swin_mask(math.isqrt(shape[0]), math.isqrt(shape[1]))
     return np.zeros(shape)
@@ -78,6 +79,15 @@ def _swin_index(window: int) -> np.ndarray:
     for i, (row, col) in enumerate(cells):
         for j, (other_row, other_col) in enumerate(cells):
             index[i, j] = (row - other_row + window - 1) * (2 * window - 1) + (col - other_col + window - 1)
+    return index
+
+
+def _beit_index(side: int) -> np.ndarray:
+    """Swin's index with a class token before the patches: it reads the last rows of the table."""
+    patches = _swin_index(side)
+    rows = (2 * side - 1) ** 2 + 3
+    index = np.empty((side**2 + 1, side**2 + 1), np.int64)
+    index[1:, 1:], index[0, :], index[:, 0], index[0, 0] = patches, rows - 3, rows - 2, rows - 1
     return index
 
 

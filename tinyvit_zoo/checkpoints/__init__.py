@@ -1,6 +1,7 @@
 """Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`),
 what its tables were laid out for (`tables`), and how many heads its model had (`heads`)."""
 
+from .beit_buffers import check_beit_buffers
 from .errors import CheckpointError, WeightsNotFoundError
 from .head import head_22k_to_1k, in1k_classes_in_22k
 from .heads import Evidence, check_heads, find_heads, heads_of
@@ -33,6 +34,7 @@ __all__ = [
     'KeyMap',
     'Weights',
     'WeightsNotFoundError',
+    'check_beit_buffers',
     'check_heads',
     'check_keys',
     'check_swin_buffers',

@@ -17,6 +17,7 @@ from .inference import activate, has_listeners, in_sub_batches, is_plain_inferen
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .position import resize_position, sincos_position
+from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
 from .repeat import PerRepeat
 from .window import (
     is_exactly,
@@ -36,6 +37,9 @@ __all__ = [
     'Mlp',
     'PerRepeat',
     'RelativeKeys',
+    'SimpleFeaturePyramid',
+    'TinyMimNeck',
+    'TinyMimStarNeck',
     'abs_offset_index',
     'activate',
     'beit_offset_index',
