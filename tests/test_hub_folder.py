@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import images_for, size_of
+from golden_rule import fill_by_rule
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
@@ -133,6 +134,14 @@ def test_own_weights_do_not_carry_the_facts_of_released_ones(tmp_path, small):
     assert model.pretrained_cfg['license'] == 'mit'
     kept = again(save_folder(model, tmp_path / 'kept')).pretrained_cfg
     assert (kept['tag'], kept['license']) == ('dist_in22k_ft_in1k', 'mit')
+
+
+@pytest.mark.parametrize('saved_by', [save_folder, timm.models.save_for_hf], ids=['us', 'timm'])
+def test_what_was_trained_from_a_start_is_no_start_when_it_is_made_again(tmp_path, any_small, saved_by):
+    start = save_folder(any_small(), tmp_path / 'start')
+    trained = fill_by_rule(timm.create_model(f'local-dir:{start}', pretrained=True, as_init=True, num_classes=5))
+    saved_by(trained, tmp_path / 'trained')
+    assert_same(trained, again(tmp_path / 'trained'))
 
 
 def test_own_preprocessing_is_saved(tmp_path, small):

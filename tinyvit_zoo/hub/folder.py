@@ -110,6 +110,7 @@ def save_config(
     config = json.loads(path.read_text())
     # transformers passes num_classes by itself and stumbles over a second one; timm takes the top-level entry.
     config['model_args'].pop('num_classes', None)
+    config['model_args'].pop('as_init', None)  # of the call that made the model, not of the model
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 

@@ -32,7 +32,7 @@ def create_zoo_model(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
     as_init: bool = False,
-    filter_args_of: Callable[[Weights], dict[str, Any]] = lambda weights: {},
+    filter_args_of: Callable[[Weights, bool], dict[str, Any]] = lambda weights, as_init: {},
     **kwargs,
 ) -> nn.Module:
     """timm's `build_model_with_cfg`, with the weights found by `checkpoints.find_weights`.
@@ -56,7 +56,7 @@ def create_zoo_model(
         pretrained_cfg_overlay: As in `timm.create_model`.
         cache_dir: As in `timm.create_model`.
         as_init: The weights start a training: the classifier is a fresh one, whatever the checkpoint has.
-        filter_args_of: Further arguments of `filter_fn`, from the weights that were found.
+        filter_args_of: Further arguments of `filter_fn`, from the weights that were found and from `as_init`.
         **kwargs: As in `timm.create_model`.
 
     Raises:
@@ -72,6 +72,8 @@ def create_zoo_model(
     if img_size != source_img_size:
         overlay |= dict(input_size=(cfg.input_size[0], *img_size), pool_size=final_grid(img_size), test_input_size=None)
 
+    # timm writes every argument into a folder that it saves. What was trained from a start is no start any more.
+    as_init = as_init and 'as_init' not in (kwargs.get('pretrained_model_args') or {})
     overlay['state_dict'] = None  # weights never become part of a model's configuration
     origin = ''
     if pretrained:
@@ -87,7 +89,7 @@ def create_zoo_model(
         # of classes differs from the model's.
         classes = NO_CLASSIFIER if fresh_head else have or 0
         overlay |= dict(state_dict=weights.state_dict, source=None, num_classes=classes)
-        filter_args = dict(source_img_size=source_img_size, fresh_head=fresh_head, **filter_args_of(weights))
+        filter_args = dict(source_img_size=source_img_size, fresh_head=fresh_head, **filter_args_of(weights, as_init))
         filter_fn = partial(filter_fn, **filter_args)
 
     with _named(origin):

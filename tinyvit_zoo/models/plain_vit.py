@@ -267,13 +267,12 @@ def create_plain_vit(
             vouches for the heads; with as_init=True a training starts from an encoder: classifier and norms after
             the last block stay fresh, and other heads are no mistake.
     """
-    as_init = kwargs.get('as_init', False)
-    heads_given = 'num_heads' in kwargs or as_init
+    heads_given = 'num_heads' in kwargs
     kwargs = {**args, **kwargs}
 
-    def filter_args(weights: Weights) -> dict[str, Any]:
+    def filter_args(weights: Weights, as_init: bool) -> dict[str, Any]:
         check = None
-        if weights.clues is not None and not heads_given:
+        if weights.clues is not None and not heads_given and not as_init:
             check = partial(check_heads, evidence=find_heads(weights.clues, weights.state_dict), name=variant)
         return dict(as_init=as_init, check=check)
 
