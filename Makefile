@@ -29,6 +29,7 @@ format: $(VENV)/.dev  ## Put style and format right
 bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/minivit.py
+	$(BIN)/python benchmarks/plain_vit.py
 
 clean:  ## Remove .venv and everything built
 	rm -rf $(VENV) build dist .ruff_cache .cache

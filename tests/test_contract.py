@@ -12,6 +12,8 @@ from conftest import ARCHITECTURES, FEATURE_CLASSES, SMALL_OF, classifiers, imag
 from timm.models import get_notrace_functions, get_notrace_modules, reparameterize_model
 from torch import nn
 
+from tinyvit_zoo.layers import DeployLinear
+
 SIZE = (96, 64)
 
 
@@ -154,6 +156,15 @@ def test_deploy_form_keeps_the_function_in_every_dtype(dtype, model):
 def test_deploy_form_keeps_the_device(family):
     folded = reparameterize_model(timm.create_model(SMALL_OF[family][0], device='meta'))
     assert {t.device.type for t in folded.parameters()} == {'meta'}
+
+
+def test_deploy_form_has_the_fused_layers_in_every_block(family, model):
+    """But a model with BEiT's blocks, which are timm's own and have no deploy form."""
+    blocks = [m for m in reparameterize_model(model).modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
+    assert blocks
+    for block in blocks:
+        fused = sum(isinstance(m, DeployLinear) for m in block.modules())
+        assert fused == 0 if family == 'mae_lite_rpe' else fused >= 4
 
 
 # --- forms of features
@@ -447,7 +458,7 @@ def test_it_is_one_graph_for_training(any_small):
 
     def gradients(model: nn.Module, forward) -> dict[str, torch.Tensor]:
         forward(x).square().sum().backward()
-        return {k: p.grad for k, p in model.named_parameters()}
+        return {k: p.grad for k, p in used_parameters(model).items()}
 
     eager, model = any_small(img_size=SIZE).train(), any_small(img_size=SIZE).train()
     found = gradients(model, compiled(model, backend='aot_eager'))

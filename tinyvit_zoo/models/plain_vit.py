@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import get_device_dtype, to_2tuple
+from timm.layers import Attention, Mlp, get_device_dtype, to_2tuple
 from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..checkpoints import (
@@ -26,14 +27,27 @@ from ..checkpoints import (
     heads_of,
     source_grid,
 )
-from ..layers import check_patch_grid, resize_beit_table, resize_position
+from ..layers import DeployLinear, check_patch_grid, fold_gelu, resize_beit_table, resize_position
 from ..releases import Release
 from ._create import create_zoo_model, record_input_size
 
-__all__ = ['PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'create_plain_vit', 'plain_vit_cfg']
+__all__ = ['PlainBlock', 'PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'create_plain_vit', 'plain_vit_cfg']
 
 FRESH = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
 """What a training that starts from an encoder does not take over."""
+
+
+class PlainBlock(Block):
+    """timm's transformer block, with a deploy form."""
+
+    def reparameterize(self) -> None:
+        """Deploy form: see `timm.models.reparameterize_model`."""
+        if type(self.attn) is Attention:
+            self.attn.qkv = DeployLinear.from_linear(self.attn.qkv)
+            self.attn.proj = DeployLinear.from_linear(self.attn.proj)
+        if type(self.mlp) is Mlp:
+            self.mlp.fc1, self.mlp.act = fold_gelu(self.mlp.fc1, self.mlp.act)
+            self.mlp.fc2 = DeployLinear.from_linear(self.mlp.fc2)
 
 
 class PlainVit(VisionTransformer):
@@ -47,6 +61,7 @@ class PlainVit(VisionTransformer):
             **kwargs: As in timm's `VisionTransformer`.
         """
         check_patch_grid(img_size, patch_size)
+        kwargs.setdefault('block_fn', PlainBlock)
         super().__init__(img_size=img_size, patch_size=patch_size, **kwargs)
 
     def set_input_size(
@@ -202,8 +217,6 @@ def checkpoint_filter_fn(
     Raises:
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
     """
-    if check is not None:
-        check(heads_of(model))
     state_dict, layout = PLAIN_VIT_KEYS.to_ours(state_dict)
     own = model.state_dict()
     if as_init:
@@ -216,7 +229,10 @@ def checkpoint_filter_fn(
             '--as-init`).'
         )
     _resize(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
-    return fit_to_model(state_dict, model, PLAIN_VIT_KEYS, layout, fresh_head)
+    fitted = fit_to_model(state_dict, model, PLAIN_VIT_KEYS, layout, fresh_head)
+    if check is not None:  # of what fits by its shapes; what does not is no matter of heads
+        check(heads_of(model))
+    return fitted
 
 
 def _resize(

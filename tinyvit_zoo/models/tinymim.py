@@ -20,11 +20,10 @@ import torch
 from timm.layers import LayerNorm, trunc_normal_
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..releases import FAMILIES, Release
-from .plain_vit import PlainVit, TwoHeadVit, checkpoint_filter_fn, create_plain_vit, plain_vit_cfg
+from .plain_vit import PlainBlock, PlainVit, TwoHeadVit, checkpoint_filter_fn, create_plain_vit, plain_vit_cfg
 
 __all__ = ['TinyMim', 'TinyMimStar', 'TinyMimStudent', 'checkpoint_filter_fn']
 
@@ -35,10 +34,10 @@ class TinyMim(PlainVit):
 
 def _student_block(
     num_heads: int, last_heads: int, last: int, depth: int, drop_path: float, rate: float, **kwargs
-) -> Block:
+) -> PlainBlock:
     """Block number `depth` of a student: heads of its own in the last one, drop path the same in all others."""
     is_last = depth == last
-    return Block(
+    return PlainBlock(
         num_heads=last_heads if is_last else num_heads, drop_path=0.0 if is_last else rate, depth=depth, **kwargs
     )
 
