@@ -11,6 +11,8 @@ import timm
 import torch
 from conftest import load, refused
 
+from tinyvit_zoo.checkpoints import Clues, find_heads
+
 FINE_TUNED = 'tinymim_vit_tiny_patch16_224'
 
 
@@ -29,3 +31,39 @@ def test_a_file_of_another_width_is_no_matter_of_heads(tmp_path, fine_tuned):
     path = saved(tmp_path / 'w.pth', fine_tuned, args=Namespace(model='vit_tiny_patch16'))
     message = refused(lambda: load('tinymim_vit_small_patch16_224', path), 'wrong shape', '(384,')
     assert 'would load' not in message
+
+
+# --- what tells the heads
+
+
+def test_tinymim_star_is_known_by_its_tensors_whatever_name_it_was_trained_under(tmp_path):
+    star = timm.create_model('tinymim_vit_tiny_star_patch16_224')
+    path = saved(tmp_path / 'w.pth', star.state_dict(), args=Namespace(model='vit_tiny_patch16'))
+    assert load('tinymim_vit_tiny_star_patch16_224', path).blocks[0].attn.num_heads == 12
+
+
+@pytest.mark.parametrize(('width', 'heads'), [(192, 12), (384, 12), (768, 12), (1024, 16)])
+def test_a_decoder_of_mae_tells_the_heads_of_every_released_width(width, heads):
+    state_dict = {
+        'cls_token': torch.zeros(1, 1, width),
+        'blocks.0.norm1.weight': torch.zeros(width),
+        'decoder_embed.weight': torch.zeros(512, width),
+    }
+    assert find_heads(Clues(), state_dict).heads == (heads,)
+
+
+@pytest.mark.parametrize(('name', 'heads'), [('deit_tiny_patch16_224', 3), ('mae_lite_vit_tiny_patch16_224', 12)])
+def test_a_name_of_timm_in_the_saved_arguments_tells_the_heads(name, heads, fine_tuned):
+    assert find_heads(Clues(trained_as=name), fine_tuned).heads == (heads,) * 12
+
+
+@pytest.mark.parametrize(
+    'file', ['mae_tiny_400e_ft_300e.pth.tar', 'mae_tiny_400e_ft_300e (1).pth.tar', 'mae_tiny_400e_ft_300e.safetensors']
+)
+def test_a_released_file_is_known_by_its_name_also_as_a_copy_or_converted(file, fine_tuned):
+    assert find_heads(Clues(file=file), fine_tuned).heads == (12,) * 12
+
+
+@pytest.mark.parametrize('file', ['', 'mae_tiny.pth', 'mae_tiny_400e_ft_300e_2.pth', 'resnet50.pth'])
+def test_a_name_that_is_no_releases_tells_nothing(file, fine_tuned):
+    assert find_heads(Clues(file=file, trained_as='resnet50'), fine_tuned) is None

@@ -286,7 +286,7 @@ def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
 
 def _refuse_name_of_another(path: Path, release: Release) -> None:
     """Tags of one architecture are told apart by nothing but the names of their files."""
-    others = [r.name for r in all_releases() if r.file == path.name and r is not release]
+    others = [r.name for r in all_releases() if r.has_file(path.name) and r is not release]
     if others:
         raise CheckpointError(
             f'{path.name} is the name of the file of {others[0]}, not of {release.name}'

@@ -20,14 +20,15 @@ __all__ = ['Evidence', 'check_heads', 'find_heads', 'heads_of']
 
 _logger = logging.getLogger(__name__)
 
-# Names under which TinyMIM's scripts, which save their arguments, know their models.
+# Names under which TinyMIM's scripts, which save their arguments, know their models; timm's own know theirs by timm's.
 TRAINED_AS = {
     **{f'tinymim_vit_{size}_patch16': f'tinymim_vit_{size}_student_patch16_224' for size in ('tiny', 'small', 'base')},
     **{f'vit_{size}_patch16': f'tinymim_vit_{size}_patch16_224' for size in ('tiny', 'small', 'base')},
 }
-# Prefixes of MAE-Lite's training wrappers, which it saves as part of the names; its ViT-Tiny and -Small have 12 heads.
+# Prefixes of MAE-Lite's training wrappers, which it saves as part of the names; by width, the heads of its models and
+# of Meta's MAE.
 MAE_LITE_PREFIXES = ('module.model.', 'module.base_encoder.', 'base_encoder.')
-MAE_LITE_HEADS = {192: 12, 384: 12}
+MAE_LITE_HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}
 
 
 class Evidence(NamedTuple):
@@ -49,38 +50,50 @@ def find_heads(clues: Clues, state_dict: Mapping[str, torch.Tensor]) -> Evidence
         clues: What the file told beside the tensors.
         state_dict: Unwrapped, decoder included.
     """
+    return _evidence_of_shapes(state_dict) or _evidence_beside(clues) or _evidence_of_names(clues, state_dict)
+
+
+def _evidence_of_shapes(state_dict: Mapping[str, torch.Tensor]) -> Evidence | None:
+    """What no other model has; TinyMIM*-T may have been trained under the name of the plain one."""
+    table = next((v for k, v in state_dict.items() if k.endswith('relative_position_bias_table')), None)
+    if table is not None and table.ndim == 2:
+        return Evidence((table.shape[1],) * _depth(state_dict), 'its relative-position tables have a column for each')
+    if 'dist_token' in state_dict and 'conv1x1.1.weight' in state_dict:
+        return Evidence((12,) * _depth(state_dict), 'it is of TinyMIM*-T')
+    return None
+
+
+def _evidence_beside(clues: Clues) -> Evidence | None:
+    """From the config.json beside the file, the name that its training knew the model by, or its own."""
     if clues.config:
         heads = _heads_of_name(clues.config.get('architecture'), clues.config.get('model_args'))
         if heads:
             return Evidence(heads, f'the config.json beside it is of {clues.config["architecture"]}')
-    if clues.trained_as in TRAINED_AS:
-        return Evidence(
-            _heads_of_name(TRAINED_AS[clues.trained_as]),
-            f'it was saved by a training of {clues.trained_as}',
-        )
-    same_file = {release.architecture for release in all_releases() if clues.file and release.file == clues.file}
+    heads = _heads_of_name(TRAINED_AS.get(clues.trained_as, clues.trained_as))
+    if heads:
+        return Evidence(heads, f'it was saved by a training of {clues.trained_as}')
+    same_file = {release.architecture for release in all_releases() if release.has_file(clues.file)}
     if len(same_file) == 1:
         architecture = same_file.pop()
         return Evidence(_heads_of_name(architecture), f'its name is that of the file of {architecture}')
-    return _evidence_inside(clues, state_dict)
+    return None
 
 
-def _evidence_inside(clues: Clues, state_dict: Mapping[str, torch.Tensor]) -> Evidence | None:
-    depth = len({k.split('.')[1] for k in state_dict if k.startswith('blocks.')})
-    table = next((v for k, v in state_dict.items() if k.endswith('relative_position_bias_table')), None)
-    if table is not None and table.ndim == 2:
-        return Evidence((table.shape[1],) * depth, 'its relative-position tables have a column for each')
-    if 'dist_token' in state_dict and 'conv1x1.1.weight' in state_dict:
-        return Evidence((12,) * depth, 'it is of TinyMIM*-T')
+def _evidence_of_names(clues: Clues, state_dict: Mapping[str, torch.Tensor]) -> Evidence | None:
+    """From the names that only MAE and MAE-Lite give to tensors, at widths that have one number of heads there."""
     cls_token = state_dict.get('cls_token')
     heads = MAE_LITE_HEADS.get(cls_token.shape[-1]) if cls_token is not None and cls_token.ndim == 3 else None
     if heads is None:
         return None
     if clues.prefix in MAE_LITE_PREFIXES:
-        return Evidence((heads,) * depth, f"its names begin with '{clues.prefix}', as MAE-Lite's do")
+        return Evidence((heads,) * _depth(state_dict), f"its names begin with '{clues.prefix}', as MAE-Lite's do")
     if 'decoder_embed.weight' in state_dict:
-        return Evidence((heads,) * depth, "it holds the decoder of MAE-Lite's pre-training")
+        return Evidence((heads,) * _depth(state_dict), 'it holds the decoder of a pre-training by MAE')
     return None
+
+
+def _depth(state_dict: Mapping[str, torch.Tensor]) -> int:
+    return len({k.split('.')[1] for k in state_dict if k.startswith('blocks.')})
 
 
 def _heads_of_name(architecture: Any, model_args: Any = None) -> tuple[int, ...] | None:

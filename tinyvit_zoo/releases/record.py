@@ -1,5 +1,6 @@
 """What is known of a released checkpoint, in one record."""
 
+import re
 from dataclasses import dataclass, field
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -71,6 +72,11 @@ class Protocol:
         return next((r for r in self.results if r.dataset == dataset), None)
 
 
+def _stem(file: str) -> str:
+    """'TinyMIM-PT-B (1).pth' -> 'TinyMIM-PT-B'."""
+    return re.sub(r' ?\(\d+\)$', '', file.partition('.')[0])
+
+
 @dataclass(frozen=True)
 class Release:
     """One released checkpoint: the only place where its facts stand.
@@ -125,6 +131,10 @@ class Release:
     def file(self) -> str | None:
         """Name of the authors' file, None if unknown."""
         return self.file_name or (self.url and self.url.rsplit('/', 1)[-1])
+
+    def has_file(self, name: str) -> bool:
+        """Whether a file is called as the authors' is, but for its ending and the number a browser gives a copy."""
+        return self.file is not None and _stem(name) == _stem(self.file)
 
     @property
     def by_hand(self) -> str | None:
