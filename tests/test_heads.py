@@ -12,6 +12,7 @@ import torch
 from conftest import load, refused
 
 from tinyvit_zoo.checkpoints import Clues, find_heads
+from tinyvit_zoo.convert import import_weights
 
 FINE_TUNED = 'tinymim_vit_tiny_patch16_224'
 
@@ -67,3 +68,20 @@ def test_a_released_file_is_known_by_its_name_also_as_a_copy_or_converted(file, 
 @pytest.mark.parametrize('file', ['', 'mae_tiny.pth', 'mae_tiny_400e_ft_300e_2.pth', 'resnet50.pth'])
 def test_a_name_that_is_no_releases_tells_nothing(file, fine_tuned):
     assert find_heads(Clues(file=file, trained_as='resnet50'), fine_tuned) is None
+
+
+# --- files of equal shapes, told apart by their names alone
+
+
+@pytest.mark.parametrize(
+    ('file', 'name'),
+    [
+        ('TinyMIM-PT-Tstar.pth', 'tinymim_vit_tiny_student_patch16_224.mim_in1k'),
+        ('mae_tiny_400e (2).pth.tar', 'mae_lite_vit_tiny_encoder_patch16_224.dmae_in1k'),
+    ],
+)
+def test_a_file_that_is_known_to_be_another_is_not_imported(file, name, tmp_path, monkeypatch):
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / 'store'))
+    path = saved(tmp_path / file, timm.create_model(name).state_dict())
+    refused(lambda: import_weights(path, name), file, f'not of {name}', 'rename it')
+    assert not (tmp_path / 'store').exists()

@@ -21,7 +21,7 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .hub.folder import new_file, save_folder, write_safetensors
-from .releases import Release, all_releases, find_family, find_release
+from .releases import Release, all_releases, find_family, find_release, same_file
 
 __all__ = ['Checkpoint', 'convert', 'import_weights', 'open_checkpoint', 'start_model', 'verified_model']
 
@@ -286,10 +286,11 @@ def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
 
 def _refuse_name_of_another(path: Path, release: Release) -> None:
     """Tags of one architecture are told apart by nothing but the names of their files."""
-    others = [r.name for r in all_releases() if r.has_file(path.name) and r is not release]
+    others = [f'the file of {r.name}' for r in all_releases() if r.has_file(path.name) and r is not release]
+    others += ['a file of another model' for name in release.other_files if same_file(path.name, name)]
     if others:
         raise CheckpointError(
-            f'{path.name} is the name of the file of {others[0]}, not of {release.name}'
+            f'{path.name} is the name of {others[0]}, not of {release.name}'
             + (f', which is {release.file}' if release.file else '')
             + '. If the file is the right one, rename it.'
         )

@@ -2,7 +2,7 @@
 
 from .mae_lite import MAE_LITE
 from .minivit import MINI_DEIT, MINI_SWIN
-from .record import Licence, Paper, Protocol, Release, Result
+from .record import Licence, Paper, Protocol, Release, Result, same_file
 from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
@@ -16,6 +16,7 @@ __all__ = [
     'all_releases',
     'find_family',
     'find_release',
+    'same_file',
 ]
 
 FAMILIES: dict[str, tuple[Release, ...]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ['Licence', 'Paper', 'Protocol', 'Release', 'Result']
+__all__ = ['Licence', 'Paper', 'Protocol', 'Release', 'Result', 'same_file']
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Protocol:
         return next((r for r in self.results if r.dataset == dataset), None)
 
 
+def same_file(one: str, other: str) -> bool:
+    """Whether two names of files differ in no more than their endings and the number that a browser gives a copy."""
+    return _stem(one) == _stem(other)
+
+
 def _stem(file: str) -> str:
     """'TinyMIM-PT-B (1).pth' -> 'TinyMIM-PT-B'."""
     return re.sub(r' ?\(\d+\)$', '', file.partition('.')[0])
@@ -94,6 +99,7 @@ class Release:
         download_page: Where a person gets the file that has no `url`.
         file_name: Name of the authors' file where `url` does not end in it; None where that is unknown.
         file_doubt: What is uncertain of the file or its name.
+        other_files: Names of files with the same keys and shapes that hold another model's weights.
     """
 
     name: str
@@ -110,6 +116,7 @@ class Release:
     download_page: str | None = None
     file_name: str | None = None
     file_doubt: str | None = None
+    other_files: tuple[str, ...] = ()
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     notes: tuple[str, ...] = field(default=())
@@ -133,8 +140,8 @@ class Release:
         return self.file_name or (self.url and self.url.rsplit('/', 1)[-1])
 
     def has_file(self, name: str) -> bool:
-        """Whether a file is called as the authors' is, but for its ending and the number a browser gives a copy."""
-        return self.file is not None and _stem(name) == _stem(self.file)
+        """Whether a file is called as the authors' is, see `same_file`."""
+        return self.file is not None and same_file(name, self.file)
 
     @property
     def by_hand(self) -> str | None:

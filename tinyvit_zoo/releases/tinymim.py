@@ -22,9 +22,10 @@ NO_LICENCE = (
     'which is CC-BY-NC 4.0'
 )
 UNCONFIRMED = 'name by the pattern of the others, not confirmed'
+STAR_ENCODER = 'TinyMIM-PT-Tstar.pth'
 MISSING = (
     'name by the pattern of the others; apparently missing there, as issue 11 of the repository asks for it, and not '
-    'to be taken for TinyMIM-PT-Tstar.pth, which has the same keys and shapes'
+    f'to be taken for {STAR_ENCODER}, which has the same keys and shapes'
 )
 TAIL = (
     "never trained: the last block's output projection, norm2 and MLP, and the final norm; features are those of "
@@ -93,6 +94,7 @@ def _release(
         download_page=FOLDER,
         file_name=file,
         file_doubt=doubt,
+        other_files=(STAR_ENCODER,) if '_tiny_student_' in name else (),
         notes=(*notes, NO_LICENCE),
     )
 
