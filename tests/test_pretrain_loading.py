@@ -93,6 +93,33 @@ def test_a_state_dict_loads_without_a_file():
     assert_same(model.state_dict(), whole.state_dict())
 
 
+def test_a_student_saved_by_its_own_names_loads(tmp_path):
+    student = fill_by_rule(tinymim_student('tiny', img_size=32, depth=2))
+    torch.save(student.state_dict(), tmp_path / 'student.pth')
+    for checkpoint in (student.state_dict(), tmp_path / 'student.pth'):
+        other = tinymim_student('tiny', img_size=32, depth=2)
+        load_pretraining(other, checkpoint)
+        assert_same(other.state_dict(), student.state_dict())
+
+
+def test_a_loaded_checkpoint_is_as_good_as_its_file():
+    """Its wrapping is opened, and its saved arguments tell the heads."""
+    weights = official_state_dict('tinymim_student_tiny')
+    checkpoint = {'model': weights, 'args': Namespace(model='tinymim_vit_tiny_patch16')}
+    student = tinymim_student('tiny')
+    load_pretraining(student, checkpoint)
+    assert_same(student.vit.state_dict(), weights)
+    refused(lambda: load_pretraining(tinymim_student('tiny', num_heads=3), checkpoint), '6', '3', 'heads')
+
+
+@pytest.mark.parametrize('known', [False, True])
+def test_heads_that_nothing_tells_are_warned_about(known, caplog):
+    weights = official_state_dict('tinymim_student_tiny')
+    args = Namespace(model='tinymim_vit_tiny_patch16') if known else None
+    load_pretraining(tinymim_student('tiny'), {'model': weights, 'args': args})
+    assert ['heads' in r.getMessage() for r in caplog.records if r.levelname == 'WARNING'] == [True] * (not known)
+
+
 # what is refused
 
 
@@ -130,6 +157,13 @@ def test_a_file_of_other_heads_is_refused(tmp_path):
     path = saved(tmp_path / 'student.pth', weights, args=Namespace(model='tinymim_vit_tiny_patch16'))
     encoder = tinymim_student('tiny', num_heads=3)
     refused(lambda: load_pretraining(encoder, path), '6', '3', 'heads')
+
+
+def test_another_depth_or_width_is_not_taken_for_other_heads(tmp_path):
+    path = saved(tmp_path / 'mae.pth', MaskedAutoencoder(**ENCODER).state_dict(), 'module.model.')
+    refused(lambda: load_pretraining(MaskedAutoencoder(**{**ENCODER, 'depth': 2}), path), 'missing', 'blocks.1.')
+    narrow = MaskedAutoencoder(**{**ENCODER, 'embed_dim': 48, 'num_heads': 3})
+    refused(lambda: load_pretraining(narrow, path), 'wrong shape')
 
 
 def test_positions_of_another_size_are_refused_and_can_follow_later(tmp_path):

@@ -1,5 +1,6 @@
 """Weights of a released (or own) pre-training file into a pre-training form, every tensor accounted for."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import torch
 from ..checkpoints import (
     PLAIN_VIT_KEYS,
     CheckpointError,
+    Evidence,
     check_keys,
+    clues_of,
     find_heads,
     heads_of,
     read_checkpoint,
     read_with_clues,
+    unwrap,
 )
 from .d_mae import DMae
 from .mae import MaskedAutoencoder
@@ -20,6 +24,8 @@ from .moco import MocoV3
 from .tinymim import RelationEncoder
 
 __all__ = ['load_pretraining']
+
+_logger = logging.getLogger(__name__)
 
 PretrainingForm = RelationEncoder | MaskedAutoencoder | DMae | MocoV3
 
@@ -36,31 +42,52 @@ def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[st
 
     Args:
         model: The form; in its released sizes the file gives the loss that it gave its authors.
-        checkpoint: File or folder, see `read_checkpoint`; or a state dict under the form's own names.
+        checkpoint: File or folder, see `read_checkpoint`, or what was loaded from one; under the form's own names or,
+            for a `RelationEncoder`, those of its `vit`.
 
     Raises:
         WeightsNotFoundError: If there is no such file.
-        CheckpointError: If it is none, does not fit, or is known to be of a model with other heads.
+        CheckpointError: If it is none, does not fit, or is known to be of a model with other heads. Where nothing in
+            the checkpoint tells its heads, a warning says so.
     """
-    if isinstance(model, DMae | MocoV3):
-        _fill(model, checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint, whole=True))
-        return
+    whole = isinstance(model, DMae | MocoV3)
+    state_dict, evidence, origin = _read(checkpoint, whole)
     encoder = model.vit if isinstance(model, RelationEncoder) else model
-    state_dict = checkpoint
-    if not isinstance(checkpoint, Mapping):
-        state_dict, clues = read_with_clues(checkpoint)
-        evidence = find_heads(clues, state_dict)
-        # The last block may differ: it has the heads of the teacher it learnt from, or of the student it teaches.
-        if evidence and evidence.heads[:-1] != heads_of(encoder)[:-1]:
-            raise CheckpointError(
-                f'{checkpoint} is of a model with {evidence.heads[0]} heads ({evidence.because}), this one has '
-                f'{heads_of(encoder)[0]}: it would load without an error and compute other numbers.'
-            )
     if isinstance(model, RelationEncoder):
+        if all(key.startswith('vit.') for key in state_dict):
+            state_dict = {key.removeprefix('vit.'): tensor for key, tensor in state_dict.items()}
         state_dict, _ = PLAIN_VIT_KEYS.to_ours(state_dict)
-    _fill(encoder, state_dict)
+    check_keys(state_dict, encoder.state_dict(), PLAIN_VIT_KEYS, 'ours', source_chans=0)  # no channels are adapted here
+    if not whole:
+        _check_heads(heads_of(encoder), evidence, origin)
+    encoder.load_state_dict(state_dict)
 
 
-def _fill(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
-    check_keys(state_dict, model.state_dict(), PLAIN_VIT_KEYS, 'ours', source_chans=0)  # no channels are adapted here
-    model.load_state_dict(state_dict)
+def _read(
+    checkpoint: str | Path | Mapping[str, torch.Tensor], whole: bool
+) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
+    """State dict, what tells the heads of its model (of a whole training wrapper: nothing), and how to call it."""
+    if isinstance(checkpoint, Mapping):
+        origin = 'the checkpoint given'
+        state_dict, clues = unwrap(checkpoint, origin, whole), clues_of(checkpoint)
+    elif whole:
+        return read_checkpoint(checkpoint, whole=True), None, str(checkpoint)
+    else:
+        origin = str(checkpoint)
+        state_dict, clues = read_with_clues(checkpoint)
+    return state_dict, find_heads(clues, state_dict), origin
+
+
+def _check_heads(heads: tuple[int, ...], evidence: Evidence | None, origin: str) -> None:
+    """The last block may differ: it has the heads of the teacher that it learnt from, or of the student it teaches."""
+    if evidence is None:
+        _logger.warning(
+            'Nothing in %s tells its number of attention heads, and its shapes fit any: this form computes with %d.',
+            origin,
+            heads[0],
+        )
+    elif evidence.heads[:-1] != heads[:-1]:
+        raise CheckpointError(
+            f'{origin} is of a model with {evidence.heads[0]} heads ({evidence.because}), this one has {heads[0]}: it '
+            'would load without an error and compute other numbers.'
+        )
