@@ -230,6 +230,7 @@ def test_student_and_teacher_see_rectangular_images_alike():
 @pytest.mark.parametrize('block', [0, 5])
 def test_a_block_that_is_not_there_is_refused(block):
     refused(lambda: RelationEncoder(small(), block), '4', str(block), kind=ValueError)
+    refused(lambda: tinymim_teacher('small', block, depth=4), '4', str(block), kind=ValueError)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -79,7 +79,7 @@ def head_qkv(block: nn.Module, tokens: torch.Tensor, heads: int | None = None) -
         Each (B, H, M, d).
     """
     qkv = block.attn.qkv(block.norm1(tokens))
-    qkv = qkv.unflatten(-1, (3, heads or block.attn.num_heads, -1))  # (B, M, 3, H, d)
+    qkv = qkv.unflatten(-1, (3, block.attn.num_heads if heads is None else heads, -1))  # (B, M, 3, H, d)
     return HeadQKV(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
 
 

@@ -53,7 +53,7 @@ class RelationEncoder(nn.Module):
         check_block(vit.blocks[block - 1], heads)
         self.vit = vit
         self.block = block
-        self.heads = heads or vit.blocks[block - 1].attn.num_heads
+        self.heads = vit.blocks[block - 1].attn.num_heads if heads is None else heads
         self.frozen = frozen
         if frozen:
             vit.requires_grad_(False)
@@ -138,4 +138,4 @@ def tinymim_teacher(
         device=device,
         dtype=dtype,
     )
-    return RelationEncoder(vit, block or released_block, last_heads, frozen=True)
+    return RelationEncoder(vit, released_block if block is None else block, last_heads, frozen=True)
