@@ -169,6 +169,12 @@ def test_both_encoders_start_alike_and_as_released():
     assert vit.cls_token.abs().max() < 1e-5
 
 
+def test_a_vit_without_some_bias_starts_as_well():
+    model = small(qkv_bias=False)
+    assert model.base_encoder.blocks[0].attn.qkv.bias is None
+    assert model(*views(), 0.99).isfinite()
+
+
 def test_positions_of_a_rectangle_tell_the_row_first():
     grid = moco_position(8, (2, 3))[0, 1:].view(2, 3, 8)
     assert torch.equal(grid[1, 0, :4], grid[1, 2, :4])

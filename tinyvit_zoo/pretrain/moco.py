@@ -55,7 +55,8 @@ def init_as_moco(vit: VisionTransformer) -> None:
         if isinstance(m, nn.Linear):
             for weight in m.weight.chunk(3) if name.endswith('attn.qkv') else (m.weight,):
                 nn.init.xavier_uniform_(weight)
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.flatten(1))
     nn.init.zeros_(vit.patch_embed.proj.bias)
     nn.init.normal_(vit.cls_token, std=1e-6)
