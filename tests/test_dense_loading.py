@@ -11,7 +11,7 @@ from dense_reference import released_dense
 from golden_rule import fill_by_rule, rule_value
 from safetensors.torch import save_file
 
-from tinyvit_zoo.checkpoints import imported_path
+from tinyvit_zoo.checkpoints import CheckpointError, imported_path
 from tinyvit_zoo.dense import (
     DenseBackbone,
     load_dense,
@@ -197,6 +197,20 @@ def test_a_table_of_another_order_is_refused():
     name = 'blocks.0.attn.relative_position_index'
     released[name] = released[name].T
     refused(lambda: load_dense(tinymim_star_tiny_seg(224), released), name, 'another order')
+
+
+def test_a_table_of_a_grid_that_cannot_be_told_has_a_wrong_shape():
+    """It is neither the model's nor a square; its stored index is not called that of another order."""
+    rectangular = official_state_dict(tinymim_star_tiny_seg((64, 96)))
+    refused(lambda: load_dense(tinymim_star_tiny_seg(32), rectangular), '13 of a wrong shape', 'net.pos_embed')
+
+
+def test_a_file_of_another_width_is_not_said_to_have_other_heads():
+    file = {'model': weights_of('tinymim_vit_small_patch16_224'), 'args': {'model': 'vit_small_patch16'}}
+    with pytest.raises(CheckpointError) as error:
+        load_dense(vitdet(), file)
+    assert 'of a wrong shape' in str(error.value)
+    assert 'heads' not in str(error.value)
 
 
 def test_other_vits_are_loaded_before_they_get_a_pyramid():

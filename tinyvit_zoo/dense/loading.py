@@ -79,11 +79,11 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
         if dense:
             taken, left_out = _dense_to_ours(state_dict, trunk), []
         else:
-            if not as_init:
-                check_heads((trunk.num_heads,) * len(trunk.blocks), evidence, 'the dense form')
             taken, left_out = _encoder_to_ours(state_dict, trunk)
         _resize(taken, model)
         fresh = _check(taken, model, may_start_fresh=not dense)
+        if not dense and not as_init:
+            check_heads((trunk.num_heads,) * len(trunk.blocks), evidence, 'the dense form')
     except CheckpointError as e:
         raise CheckpointError(f'{origin}: {e}') from e
     model.load_state_dict(taken, strict=False)
@@ -168,7 +168,10 @@ def _encoder_to_ours(
 
 
 def _check_indices(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) -> None:
-    """The index stored beside a table must be the one that the table is read by here."""
+    """The index stored beside a table must be the one that the table is read by here.
+
+    A table of a grid that cannot be told is left for `_check`, which will find its shape wrong.
+    """
     prefix = max(1, trunk.num_prefix_tokens)
     checked = {}
     for key, index in state_dict.items():
@@ -176,9 +179,11 @@ def _check_indices(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) ->
             continue
         rows = len(state_dict.get(key.removesuffix(INDEX) + TABLE, ()))
         grid = _grid_of(rows - 3 * prefix, trunk.grid, offsets=True)
-        if grid is not None and grid not in checked:
+        if grid is None:
+            continue
+        if grid not in checked:
             checked[grid] = beit_offset_index(grid, prefix)
-        if grid is None or not torch.equal(index.to(torch.int64), checked[grid]):
+        if not torch.equal(index.to(torch.int64), checked[grid]):
             raise CheckpointError(
                 f'{key} is not the index of its table ({rows} rows) with {prefix} prefix tokens: the table has another '
                 'order than the released one.'
