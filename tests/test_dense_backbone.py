@@ -283,3 +283,15 @@ def test_compiled_training(make):
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     sum(level.square().mean() for level in compiled(images())).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_vitdet_is_exported_with_open_sizes_its_own_among_them():
+    trunk = VitDetTrunk((96, 128), embed_dim=16, num_heads=2, depth=2, window_size=3, global_blocks=(1,))
+    model = fill_by_rule(DenseBackbone(trunk, SimpleFeaturePyramid(16, 8))).eval()
+    sides = {axis: 16 * torch.export.Dim(name, min=4, max=32) for axis, name in ((2, 'h'), (3, 'w'))}
+    program = torch.export.export(model, (images(160, 192),), dynamic_shapes=(sides,)).module()
+    for size in ((160, 192), (96, 128), (96, 192), (64, 96)):
+        x = images(*size)
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=1e-4)

@@ -83,7 +83,7 @@ class TinyMimTrunk(DenseTrunk):
 
     Positions and tables are laid out for `img_size` and learned there. The released model takes that size only
     (crops, and a sliding window in the test); at others, positions and tables are resized in every forward as loading
-    resizes them.
+    resizes them. The spline of that depends on the size, so `torch.export` takes one size.
 
     Weight decay follows what the released code does, not what it says: positions and tokens are decayed, because the
     names that it exempts lack the prefix `backbone.`. So `no_weight_decay` is empty. The distillation token is not

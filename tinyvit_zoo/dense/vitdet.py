@@ -16,7 +16,7 @@ from torch import nn
 
 from ..layers.bias_table import signed_offset
 from ..layers.mlp import Mlp
-from ..layers.window import window_partition, window_reverse
+from ..layers.window import is_exactly, window_partition, window_reverse
 from .trunk import DenseTrunk
 
 __all__ = ['VitDetTrunk', 'resize_offsets']
@@ -24,7 +24,7 @@ __all__ = ['VitDetTrunk', 'resize_offsets']
 
 def resize_offsets(table: torch.Tensor, size: int) -> torch.Tensor:
     """Embeddings (2 old - 1, d) of the offsets along an axis of `old` cells -> (2 size - 1, d), linear, as released."""
-    if table.shape[0] == 2 * size - 1:
+    if is_exactly(table.shape[0], 1, (2 * size - 1, 1)):
         return table
     return F.interpolate(table.t()[None], size=2 * size - 1, mode='linear', align_corners=False)[0].t()
 
