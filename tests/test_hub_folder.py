@@ -108,7 +108,7 @@ def test_channels_last_and_compiled_models_are_saved(tmp_path, small):
 
 def test_there_is_no_pickle_and_transformers_can_read_it(tmp_path, small):
     folder = save_folder(small(), tmp_path / 'model')
-    assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'model.safetensors']
+    assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'model.safetensors', 'modeling_tinyvit_zoo.py']
     config = json.loads((folder / 'config.json').read_text())
     assert 'num_classes' not in config['model_args']
     assert config['num_classes'] == 11

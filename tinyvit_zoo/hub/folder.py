@@ -22,6 +22,8 @@ from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
+from .bridge import CODE, as_timms_own, auto_map, is_of_zoo, write_code
+
 __all__ = ['WEIGHTS', 'new_file', 'save_config', 'save_folder', 'swap_in', 'write_safetensors']
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -37,25 +39,28 @@ def save_folder(
     label_descriptions: Mapping[str, str] | None = None,
     tag: str | None = None,
     data_config: Mapping[str, Any] | None = None,
+    for_timm: bool = False,
 ) -> Path:
     """Write a Hub-ready folder. It appears whole or not at all.
 
     Args:
         model: A timm model, as `timm.create_model` made it, at any size and with any head.
         folder: Where to. An existing folder is replaced after everything was written, and only if it holds nothing
-            but the two files of an earlier call.
+            but the files of an earlier call.
         label_names: Name of every class, in order. Default: those the model came with.
         label_descriptions: Label name -> description.
         tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries licence,
             address and labels of those the model started from.
         data_config: Evaluation preprocessing where it differs from the model's, e.g. `dict(crop_pct=1.0)`.
+        for_timm: Name timm's own class of the same function, so that the folder loads without this package: TinyViT
+            at its released size only.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: If the model cannot be made again from its configuration (folded by `reparameterize_model`,
-            pruned, features only) or the number of labels is wrong.
+            pruned, features only) or written `for_timm`, or the number of labels is wrong.
         FileExistsError: If the folder holds other files.
     """
     model = unwrap_model(getattr(model, '_orig_mod', model))
@@ -69,10 +74,12 @@ def save_folder(
     if label_descriptions is not None:
         config['label_descriptions'] = dict(label_descriptions)
     folder = Path(folder).expanduser().resolve()
-    with swap_in(folder, replaces=(WEIGHTS, CONFIG)) as new:
+    with swap_in(folder, replaces=(WEIGHTS, CONFIG, CODE)) as new:
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         write_safetensors(tensors, new / WEIGHTS)
-        save_config(model, new / CONFIG, config, tag, data_config)
+        save_config(model, new / CONFIG, config, tag, data_config, for_timm)
+        if 'auto_map' in json.loads((new / CONFIG).read_text()):
+            write_code(new)
         _check(new, {k: tuple(v.shape) for k, v in tensors.items()})
     return folder
 
@@ -83,8 +90,11 @@ def save_config(
     model_config: dict[str, Any] | None = None,
     tag: str | None = None,
     data_config: Mapping[str, Any] | None = None,
+    for_timm: bool = False,
 ) -> None:
     """Write config.json: timm's, with the model's real input size, and readable by transformers 5.
+
+    Of our own architectures it also names the code that transformers loads them with, see `bridge.write_code`.
 
     Args:
         model: A timm model; may be on the meta device.
@@ -92,6 +102,10 @@ def save_config(
         model_config: Further top-level entries, see `timm.models.save_config_for_hf`.
         tag: See `save_folder`.
         data_config: See `save_folder`.
+        for_timm: See `save_folder`.
+
+    Raises:
+        ValueError: See `save_folder`.
     """
     source = model.pretrained_cfg
     try:
@@ -111,6 +125,10 @@ def save_config(
     # transformers passes num_classes by itself and stumbles over a second one; timm takes the top-level entry.
     config['model_args'].pop('num_classes', None)
     config['model_args'].pop('as_init', None)  # of the call that made the model, not of the model
+    if for_timm:
+        config = as_timms_own(config, model)
+    elif is_of_zoo(config['architecture']):
+        config['auto_map'] = auto_map()
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 
