@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from tinyvit_zoo.build import build_model
-from tinyvit_zoo.hub import render_card
+from tinyvit_zoo.hub import render_card, save_folder
 from tinyvit_zoo.info import describe, list_releases, token_lines
 from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release
 
@@ -140,8 +140,21 @@ def test_the_features_of_a_student_end_before_what_was_never_trained(size):
 
 
 def test_classifiers_pool_the_patches_and_norm_afterwards():
-    for release in FINE_TUNED:
-        assert describe(release.name)['model']['pooling'].startswith('mean of the patch tokens, fc_norm'), release.name
+    pooling = {release.architecture: describe(release.name)['model']['pooling'] for release in FINE_TUNED}
+    star = pooling.pop('tinymim_vit_tiny_star_patch16_224')
+    assert set(pooling.values()) == {'mean of the patch tokens, fc_norm'}
+    assert star == (
+        'conv1x1 to 1280 channels, mean of the patch tokens, fc_norm; the dist token to a classifier of its own'
+    )
+
+
+def test_a_distilled_mae_lite_says_that_its_class_token_is_classified_too(tmp_path):
+    model = timm.create_model('mae_lite_vit_tiny_patch16_224', distilled=True)
+    facts = describe(f'local-dir:{save_folder(model, tmp_path / "model")}')['model']
+    assert facts['prefix_tokens'] == ['cls']
+    assert facts['pooling'] == (
+        'mean of the patch tokens, fc_norm; dist_norm of the cls token to a classifier of its own'
+    )
 
 
 def test_encoders_pool_what_their_features_end_in():

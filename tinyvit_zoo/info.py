@@ -224,16 +224,19 @@ def _prefix_tokens(model: nn.Module) -> list[str]:
 def _pooling(model: nn.Module, whole: bool) -> str:
     """In words; the final norm comes into it only where the features went through the whole model."""
 
-    def runs(norm: str) -> bool:
-        return not isinstance(getattr(model, norm, nn.Identity()), nn.Identity)
+    def runs(layer: str) -> bool:
+        return not isinstance(getattr(model, layer, nn.Identity()), nn.Identity)
 
     steps = [POOLINGS.get(model.global_pool, model.global_pool or 'none')]
+    if runs('conv1x1'):
+        steps.insert(0, f'conv1x1 to {model.num_features} channels')
     if whole and runs('norm'):
         steps.insert(0, 'norm')
     if runs('fc_norm'):
         steps.append('fc_norm')
     if isinstance(getattr(model, 'head_dist', None), nn.Linear):
-        steps[-1] += '; the dist token to a classifier of its own'
+        token = 'the dist token' if getattr(model, 'dist_token', None) is not None else 'dist_norm of the cls token'
+        steps[-1] += f'; {token} to a classifier of its own'
     return ', '.join(steps)
 
 
