@@ -23,7 +23,15 @@ from .checkpoints import (
 from .hub.folder import new_file, save_folder, write_safetensors
 from .releases import Release, all_releases, find_family, find_release, same_file
 
-__all__ = ['Checkpoint', 'convert', 'import_weights', 'open_checkpoint', 'start_model', 'verified_model']
+__all__ = [
+    'Checkpoint',
+    'convert',
+    'import_weights',
+    'open_checkpoint',
+    'refuse_name_of_another',
+    'start_model',
+    'verified_model',
+]
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 START_TAG = 'init'
@@ -280,11 +288,11 @@ def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
         raise CheckpointError(f"There is no release called '{name}'. There are: {known}.")
     checkpoint = open_checkpoint(source)
     model = verified_model(checkpoint, release.name)
-    _refuse_name_of_another(checkpoint.path, release)
+    refuse_name_of_another(checkpoint.path, release)
     return checkpoint, save_folder(model, imported_path(release.name))
 
 
-def _refuse_name_of_another(path: Path, release: Release) -> None:
+def refuse_name_of_another(path: Path, release: Release) -> None:
     """Tags of one architecture are told apart by nothing but the names of their files."""
     others = [f'the file of {r.name}' for r in all_releases() if r.has_file(path.name) and r is not release]
     others += ['a file of another model' for name in release.other_files if same_file(path.name, name)]

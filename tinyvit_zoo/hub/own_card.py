@@ -1,0 +1,51 @@
+"""The model card of weights that are no release: what the model says of itself, and nothing that it cannot know."""
+
+from timm.data import resolve_model_data_config
+from torch import nn
+
+__all__ = ['render_own_card']
+
+
+def render_own_card(model: nn.Module, licence: str | None = None, repo: str | None = None) -> str:
+    """Text of the README.md of a model of one's own.
+
+    Args:
+        model: Any timm model.
+        licence: Licence id of the Hub, such as 'mit'; None leaves the field out.
+        repo: Page that it is for, 'OWNER/NAME'.
+    """
+    architecture = model.pretrained_cfg['architecture']
+    kind = 'classification' if model.num_classes else 'feature-extraction'
+    front = [
+        '---',
+        *([f'license: {licence}'] if licence else []),
+        'library_name: timm',
+        f'pipeline_tag: image-{kind}',
+        'tags:',
+        '- timm',
+        '- tinyvit-zoo',
+        '---',
+    ]
+    data = resolve_model_data_config(model)
+    channels, height, width = data['input_size']
+    facts = [
+        f'- Architecture: `{architecture}` of tinyvit-zoo',
+        f'- Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M',
+        f'- Image: {channels} channels, {height}x{width}, crop {data["crop_pct"]:g} ({data["crop_mode"]}), '
+        f'{data["interpolation"]}, mean {_numbers(data["mean"])}, std {_numbers(data["std"])}',
+        f'- Classes: {model.num_classes or "none, an encoder"}',
+    ]
+    usage = [
+        '```python',
+        'import timm, tinyvit_zoo',
+        '',
+        f"model = timm.create_model('hf-hub:{repo or 'OWNER/NAME'}', pretrained=True).eval()",
+        '```',
+    ]
+    title = repo.partition('/')[2] if repo else architecture
+    origin = 'Data, training and accuracy of these weights are known to whoever trained them and not stated here.'
+    return '\n\n'.join('\n'.join(part) for part in (front, [f'# {title}'], [origin], facts, usage)) + '\n'
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ', '.join(f'{value:g}' for value in values)

@@ -1,0 +1,219 @@
+"""A whole page of the Hub in a folder: weights, configuration, card, test tensors, and the sha256 of all of them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from timm.models import split_model_name_tag
+from torch import nn
+
+from ..build import ModelError, build_model, check_name
+from ..checkpoints import CheckpointError
+from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
+from ..convert import open_checkpoint, refuse_name_of_another, verified_model
+from ..releases import Release, find_release
+from .bridge import CODE
+from .card import render_card
+from .folder import CONFIG, WEIGHTS, save_folder, swap_in
+from .own_card import render_own_card
+
+__all__ = ['OWN_TAG', 'is_page', 'pack', 'packed']
+
+CARD = 'README.md'
+OWN_TAG = 'own'
+"""Tag of weights that are no release: nobody's licence, labels and numbers go with them."""
+
+
+def pack(
+    name: str,
+    folder: str | Path,
+    weights: str | Path | None = None,
+    random_seed: int | None = None,
+    tag: str | None = None,
+    labels: Sequence[str] | None = None,
+    licence: str | None = None,
+    img_size: tuple[int, int] | None = None,
+    repo: str | None = None,
+    for_timm: bool = False,
+) -> Path:
+    """Write a page: model.safetensors, config.json, README.md, test/rand_tensors.safetensors and manifest.json.
+
+    It appears whole or not at all. The output among the test tensors is computed by another process from the files
+    written, in double precision.
+
+    Args:
+        name: 'architecture.tag' for the weights of a release; 'architecture' for your own; or a folder that
+            `save_folder` or `tinyvit-zoo compress` wrote, whose README.md, if it has one, is kept.
+        folder: Where to. An existing page is replaced if it holds nothing but what was packed.
+        weights: Checkpoint in any known layout, with a name that is no folder.
+        random_seed: Random weights instead, for tests; the card says so.
+        tag: Name of your own weights; default 'own'. The page then carries no facts of a release.
+        labels: Name of every class, in order, for weights of your own.
+        licence: Licence id for the card of your own weights, such as 'mit'.
+        img_size: (H, W) that the weights are for, if not the architecture's.
+        repo: Page that it is for, 'OWNER/NAME'; the card of your own weights names it.
+        for_timm: See `save_folder`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: On an unknown name, or arguments that contradict each other.
+        CheckpointError: If the weights cannot be read or are not those of the model.
+        FileExistsError: If the folder holds other files.
+        OSError: If it cannot be written.
+    """
+    source = Path(name).expanduser() if (Path(name).expanduser() / CONFIG).is_file() else None
+    _check_arguments(name, source, weights, random_seed, img_size)
+    release = None if tag else _release_of(name, source, weights)
+    own_tag = None if release or (source and not tag) else tag or OWN_TAG
+    model = _make(name, source, weights, random_seed, release, img_size)
+    kept_card = source / CARD if source and (source / CARD).is_file() else None
+    if kept_card:
+        card = kept_card.read_text()
+    else:
+        card = render_card(release.name) if release else render_own_card(model, licence, repo)
+        card = card if random_seed is None else _say_random(card, random_seed)
+    folder = Path(folder).expanduser().resolve()
+    with swap_in(folder, replaces=_replaceable(folder)) as new:
+        try:
+            save_folder(model, new, labels, tag=own_tag, for_timm=for_timm)
+        except ValueError as e:
+            raise ModelError(f'{name}: {e}') from e
+        (new / CARD).write_text(card)
+        _compute_tensors(new)
+        _write_manifest(new)
+    return folder
+
+
+@contextmanager
+def packed(name: str, **kwargs) -> Iterator[Path]:
+    """A page in a temporary folder, see `pack`."""
+    with tempfile.TemporaryDirectory(prefix='tinyvit-zoo-page-') as root:
+        yield pack(name, Path(root) / 'page', **kwargs)
+
+
+def is_page(name: str) -> bool:
+    """Whether a name is a folder that `pack` wrote."""
+    return (Path(name).expanduser() / MANIFEST).is_file()
+
+
+def _check_arguments(
+    name: str,
+    source: Path | None,
+    weights: str | Path | None,
+    random_seed: int | None,
+    img_size: tuple[int, int] | None,
+) -> None:
+    if source is None:
+        if check_name(name) is not None:
+            raise ModelError(f"'{name}' names a folder or page of timm's: give the folder itself, without a prefix.")
+        if (weights is None) == (random_seed is None):
+            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random-seed).')
+    elif weights is not None or img_size is not None:
+        raise ModelError(f'{name} is a folder with weights and a size of its own: give no others, or name a model.')
+
+
+def _release_of(name: str, source: Path | None, weights: str | Path | None) -> Release | None:
+    """The release that the weights are said to be, or random ones stand in for."""
+    if source is None:
+        return find_release(name) if weights is None or split_model_name_tag(name)[1] else None
+    try:
+        config = json.loads((source / CONFIG).read_text())
+        release = find_release(f'{config["architecture"]}.{config["pretrained_cfg"]["tag"]}')
+    except (ValueError, KeyError, TypeError):
+        return None  # of timm's or multiplexed; if it is no configuration at all, making the model says so
+    return release if release and release.num_classes == config.get('num_classes') else None
+
+
+def _make(
+    name: str,
+    source: Path | None,
+    weights: str | Path | None,
+    random_seed: int | None,
+    release: Release | None,
+    img_size: tuple[int, int] | None,
+) -> nn.Module:
+    size = dict(img_size=img_size) if img_size else {}
+    known = f'local-dir:{source}' if source else name
+    if random_seed is not None:
+        return _random_model(known, random_seed, **size)
+    if source:
+        return build_model(known, pretrained=True)
+    checkpoint = open_checkpoint(weights)
+    if release is None:
+        return verified_model(checkpoint, name, checkpoint.classes, img_size)
+    model = verified_model(checkpoint, release.name, img_size=img_size)
+    refuse_name_of_another(checkpoint.path, release)
+    if release.sha256 and checkpoint.path.name == release.file and file_sha256(checkpoint.path) != release.sha256:
+        raise CheckpointError(f'{checkpoint.path} does not have the released sha256 {release.sha256}.')
+    return model
+
+
+def _random_model(name: str, seed: int, **kwargs) -> nn.Module:
+    """A model with random weights, none of them the zeros that many layers start from: they would prove nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(name, **kwargs)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def _say_random(card: str, seed: int) -> str:
+    lines = card.split('\n')
+    title = next(i for i, line in enumerate(lines) if line.startswith('# '))
+    note = f'**The weights of this page are random (seed {seed}), made for tests; nothing below was measured on them.**'
+    return '\n'.join([*lines[: title + 1], '', note, *lines[title + 1 :]])
+
+
+def _replaceable(folder: Path) -> tuple[str, ...]:
+    """What may be lost with an existing folder: files that were packed or saved by us, if there is nothing else."""
+    if not folder.is_dir():
+        return ()
+    listed = {MANIFEST, WEIGHTS, CONFIG, CODE}
+    if (folder / MANIFEST).is_file():
+        listed |= read_manifest(folder / MANIFEST).keys()
+    others = sorted({_path_in(folder, p) for p in folder.rglob('*') if p.is_file()} - listed)
+    if others:
+        raise FileExistsError(
+            f'{folder} holds files that were not packed ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""}), '
+            'which would be lost: choose a new folder.'
+        )
+    return tuple(p.name for p in folder.iterdir())
+
+
+def _path_in(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _compute_tensors(folder: Path) -> None:
+    """Have another process compute the test tensors from the files written, which has seen nothing of the model here.
+
+    Raises:
+        CheckpointError: If it fails: the page would not make the model again.
+    """
+    done = subprocess.run(
+        [sys.executable, '-m', 'tinyvit_zoo.hub.expect', str(folder)],
+        cwd=Path(__file__).parents[2],  # finds this package also where it is not installed
+        env=os.environ | dict(HF_HUB_OFFLINE='1'),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
+        raise CheckpointError(f'The page packed does not make its model again ({reason}).')
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob('*') if p.is_file())
+    content = {'sha256': {_path_in(folder, path): file_sha256(path) for path in files}}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + '\n')

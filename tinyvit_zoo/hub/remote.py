@@ -1,0 +1,116 @@
+"""What talks to the Hub: pages as they are there, and its many errors as one sentence each."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..build import ModelError
+from ..checkpoints import CheckpointError
+
+__all__ = ['REPO', 'HubError', 'RemotePage', 'is_missing', 'look_at', 'said_plainly']
+
+REPO = r'[\w-][\w.-]*/[\w-][\w.-]*'
+
+# Sentences by status; what was under way stands before them.
+STATUSES = {
+    401: 'the Hub does not know who asks (401). Log in with `hf auth login`, or set HF_TOKEN.',
+    403: 'the Hub does not allow it (403): the token needs the right to do that.',
+    404: 'there is no such page or file (404), or it is private and the token may not see it.',
+    412: 'somebody changed the page meanwhile (412). Look at it and try again.',
+    429: 'the Hub asks to slow down (429). Nothing is lost: try again in a few minutes.',
+}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class HubError(OSError):
+    """The Hub could not do what it was asked; the message says why."""
+
+
+@contextmanager
+def said_plainly(doing: str) -> Iterator[None]:
+    """Turn every error of the Hub's client, which come from several libraries without a common base, into HubError."""
+    try:
+        yield
+    except (CheckpointError, ModelError, HubError):
+        raise
+    except Exception as e:
+        raise HubError(f'{doing}: {_reason(e)}') from e
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the Hub said, or its cache remembers, that the page has no such file."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    return any(isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError) for e in _chain(error))
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status that an error comes from."""
+    statuses = (getattr(getattr(e, 'response', None), 'status_code', None) for e in _chain(error))
+    return next((status for status in statuses if status), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    causes = list(_chain(error))
+    if any(getattr(e, 'errno', None) in FULL for e in causes):
+        return 'the disk is full. Nothing half-written was kept: make room and try again.'
+    status = status_of(error)
+    if status in STATUSES:
+        return STATUSES[status]
+    if status and status >= 500:
+        return f'the Hub has a fault of its own ({status}). Nothing is lost: try again later.'
+    if constants.is_offline_mode() or any(isinstance(e, OfflineModeIsEnabled) for e in causes):
+        return 'it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub.'
+    names = {kind.__name__ for e in causes for kind in type(e).__mro__}
+    if names & {'TransportError', 'LocalEntryNotFoundError'}:
+        said = ' '.join(str(causes[-1]).split())[:120] or type(causes[-1]).__name__
+        return f'{constants.ENDPOINT} does not answer, or broke off ({said}). Nothing is lost: try again.'
+    return ' '.join(str(error).split())[:300] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class RemotePage:
+    """A page as it is on the Hub.
+
+    Attributes:
+        commit: Its newest commit.
+        files: By path; `lfs.sha256` of large files, `blob_id` (git) of the others.
+    """
+
+    commit: str
+    private: bool
+    files: dict[str, Any]
+
+
+def look_at(repo: str) -> RemotePage | None:
+    """The page as it is now, None if there is none that the token may see.
+
+    Raises:
+        Exception: Any error of the Hub's client.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi()
+    try:
+        info = api.model_info(repo)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError as e:
+        if status_of(e) != 404:  # 401 stands for many things, and none of them is a page to be made
+            raise
+        return None
+    entries = api.list_repo_tree(repo, recursive=True, revision=info.sha)
+    return RemotePage(info.sha, bool(info.private), {e.path: e for e in entries if isinstance(e, RepoFile)})

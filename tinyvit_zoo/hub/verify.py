@@ -1,0 +1,165 @@
+"""Prove a page or a folder: every file is the one listed, and the model made from them gives the output it should."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from ..checkpoints import CheckpointError
+from ..checkpoints.manifest import MANIFEST, check_download, file_sha256, read_manifest
+from .expect import TENSORS, double_model
+from .folder import CONFIG, WEIGHTS
+from .remote import REPO, is_missing, said_plainly
+
+__all__ = ['Proof', 'verify']
+
+CODE_SUFFIXES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl', '.pickle')
+"""Files that can run code when they are opened; none is fetched."""
+
+# Of the largest expected output, or of 1 if that is smaller. Pages that others made hold outputs in single precision.
+TOLERANCE, TOLERANCE_OF_OTHERS = 1e-6, 1e-4
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proved of a page.
+
+    Attributes:
+        folder: Where its files lie: the folder given, or their place in the Hub's cache.
+        commit: Of a page on the Hub, else None.
+        listed: Files whose sha256 is that of the manifest; 0 without one.
+        params: Parameters of the model.
+        difference: Largest difference from the expected output, as a share of the largest of it (at least of 1).
+        tolerance: What that may be.
+    """
+
+    folder: Path
+    commit: str | None
+    listed: int
+    params: int
+    difference: float
+    tolerance: float
+
+
+def verify(place: str | Path) -> Proof:
+    """Prove a folder, or a page of the Hub after downloading it.
+
+    In this order: the sha256 of every file of the manifest, where there is one; config.json makes a model with exactly
+    the tensors of model.safetensors; in double precision it gives the output of the test tensors.
+
+    Args:
+        place: Folder, or 'OWNER/NAME', optionally '@REVISION', of a page.
+
+    Raises:
+        CheckpointError: If anything is not as it should be. A file that a download damaged leaves the cache.
+        HubError: If the page cannot be had.
+    """
+    folder, commit = _fetch(str(place))
+    listed = _check_listed(folder)
+    for file in (CONFIG, WEIGHTS, TENSORS):
+        if not (folder / file).is_file():
+            raise CheckpointError(f'{place} has no {file}, without which nothing can be proved.')
+    model = _make(folder)
+    tolerance = TOLERANCE if listed else TOLERANCE_OF_OTHERS
+    difference = _output_difference(model, folder / TENSORS)
+    if not difference <= tolerance:  # also nan
+        raise CheckpointError(
+            f'The model of {place} does not give the output it should: the difference is {difference:.1e} of the '
+            f'largest value, {tolerance:.0e} at most is allowed.'
+        )
+    return Proof(folder, commit, len(listed), sum(p.numel() for p in model.parameters()), difference, tolerance)
+
+
+def _fetch(place: str) -> tuple[Path, str | None]:
+    if Path(place).expanduser().is_dir():
+        return Path(place).expanduser().resolve(), None
+    if not re.fullmatch(REPO + r'(@[\w./-]+)?', place):
+        raise CheckpointError(f'{place} is neither a folder nor the name of a page such as owner/name.')
+    return download(*place.partition('@')[::2])
+
+
+def download(repo: str, revision: str = '') -> tuple[Path, str]:
+    """All files of a page that its manifest lists, or the three needed; of one commit, from the cache where possible.
+
+    Returns:
+        Their folder in the Hub's cache, and the commit.
+
+    Raises:
+        CheckpointError: If the manifest lists files that can run code, or a large file was damaged on the way.
+        HubError: If a file cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    # One by one: a listing of the page is rate-limited far more strictly than its files are.
+    config = Path(_one(repo, CONFIG, revision or None))
+    folder, commit = config.parent, config.parent.name
+    try:
+        with said_plainly(f'Downloading {repo}'):
+            manifest = hf_hub_download(repo, MANIFEST, revision=commit)
+        names = list(read_manifest(Path(manifest)))
+    except Exception as e:
+        if not is_missing(e):
+            raise
+        names = [WEIGHTS, TENSORS]
+    risky = [name for name in names if name.endswith(CODE_SUFFIXES)]
+    if risky:
+        raise CheckpointError(f'{repo} lists {risky[0]}, a file that can run code: it was not downloaded.')
+    for name in names:
+        check_download(Path(_one(repo, name, commit)))
+    return folder, commit
+
+
+def _one(repo: str, file: str, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+
+    with said_plainly(f'Downloading {file} of {repo}'):
+        return hf_hub_download(repo, file, revision=revision)
+
+
+def _check_listed(folder: Path) -> dict[str, str]:
+    if not (folder / MANIFEST).is_file():
+        return {}
+    listed = read_manifest(folder / MANIFEST)
+    for name, sha256 in listed.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f'{folder / name} is missing: {MANIFEST} lists it.')
+        if file_sha256(folder / name) != sha256:
+            raise CheckpointError(
+                f'{folder / name} is not the file that {MANIFEST} lists: its sha256 differs. Download or copy it '
+                'again; if you changed it on purpose, `tinyvit-zoo pack` the folder again.'
+            )
+    return listed
+
+
+def _make(folder: Path) -> nn.Module:
+    model = double_model(folder)
+    try:
+        with safe_open(folder / WEIGHTS, 'pt') as file:
+            stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  no mapping
+    except SafetensorError as e:
+        raise CheckpointError(f'{folder / WEIGHTS} is damaged ({e}).') from e
+    made = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    differ = stored.items() ^ made.items()
+    if differ:
+        raise CheckpointError(
+            f'{folder / WEIGHTS} is not of the model of its {CONFIG}: {len({k for k, _ in differ})} tensors differ, '
+            f'such as {min(differ)[0]}.'
+        )
+    return model
+
+
+@torch.inference_mode()
+def _output_difference(model: nn.Module, tensors: Path) -> float:
+    try:
+        pair = load_file(tensors)
+        image, expected = pair['input'].double(), pair['output'].double()
+    except (SafetensorError, KeyError) as e:
+        raise CheckpointError(f'{tensors} holds no test tensors ({e}).') from e
+    output = model(image)
+    if output.shape != expected.shape:
+        raise CheckpointError(f'The model gives an output of {tuple(output.shape)}, not {tuple(expected.shape)}.')
+    return ((output - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
