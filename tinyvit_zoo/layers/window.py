@@ -179,6 +179,7 @@ def _wrapped(size: int, window: int, shift: int, device: torch.device | None) ->
 
 # While torch.export keeps H and W open, nothing may branch on them, and no dimension may be nH or nW, because a
 # dimension that could be 1 is fixed. So the exported graph moves cells by computed indices: a gather each way.
+# The ONNX exporter of torch 2.15 knows no remainder by an open size, hence the products.
 
 
 def _gather_windows(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
@@ -187,7 +188,8 @@ def _gather_windows(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tens
     nH, nW = (H + h - 1) // h, (W + w - 1) // w
     cell = torch.arange(nH * nW * h * w, device=x.device)
     window, inside = cell // (h * w), cell % (h * w)
-    row, col = window // nW * h + inside // w, window % nW * w + inside % w
+    row_of_windows = window // nW
+    row, col = row_of_windows * h + inside // w, (window - row_of_windows * nW) * w + inside % w
     source = torch.where((row < H) & (col < W), row * W + col, H * W)
     x = F.pad(x.flatten(1, 2), (0, 0, 0, 1))  # cell H * W: zeros, for the padding
     # Via a list of cells: a direct reshape would ask whether there is one window, and fix the answer.
@@ -199,7 +201,8 @@ def _scatter_windows(x: torch.Tensor, window_size: tuple[int, int], size: tuple[
     B, H, W = size
     nW = (W + w - 1) // w
     cell = torch.arange(H * W, device=x.device)
-    row, col = cell // W, cell % W
+    row = cell // W
+    col = cell - row * W
     source = (row // h * nW + col // w) * (h * w) + row % h * w + col % w
     C = x.shape[-1]
     return x.reshape(-1, C).reshape(B, -1, C).index_select(1, source).unflatten(1, (H, W))

@@ -1,0 +1,271 @@
+"""A model as one file for other programs: ONNX, or torch.export's pt2. Folded, held against PyTorch, labels inside."""
+
+import copy
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import reparameterize_model
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from . import __version__
+from .build import ModelError, build_model, check_name, load_model
+from .classify import class_names
+from .hub.folder import new_file
+from .models.mini_deit import MiniDeit
+from .models.plain_vit import PlainVit
+from .models.tinyvit import TinyViT
+
+__all__ = ['DTYPES', 'FORMATS', 'Exported', 'export_model', 'model_to_export']
+
+FORMATS = ('onnx', 'pt2')
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
+TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
+"""Largest difference from PyTorch in float32, relative to the largest output where that is above 1."""
+
+ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+METADATA = ('producer', 'model', 'license', 'labels', 'preprocessing')
+# At 32 the last map of TinyViT is one cell, and torch.export keeps sizes of 1 apart from all others.
+SMALLEST_TINYVIT = 33
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how it was verified.
+
+    Attributes:
+        path: The file.
+        format: 'onnx' or 'pt2'.
+        input_shape: Of 'images', (B, C, H, W); a name stands where any number will do.
+        output: 'logits' (B, classes), or 'features' (B, width) of a model without classes.
+        difference: Largest difference from PyTorch in float32 on two inputs, see `TOLERANCE`.
+        tolerance: What was allowed.
+        snippet: Three lines of Python that run it.
+    """
+
+    path: Path
+    format: str
+    input_shape: tuple[int | str, ...]
+    output: str
+    difference: float
+    tolerance: float
+    snippet: str
+
+
+def model_to_export(
+    name: str,
+    weights: str | Path | None = None,
+    random: bool = False,
+    img_size: tuple[int, int] | None = None,
+    dynamic_size: bool = False,
+) -> nn.Module:
+    """The model of that name, made so that it can be exported as asked.
+
+    Args:
+        name: As in `build.build_model`.
+        weights: Checkpoint instead of the pretrained weights.
+        random: Random weights instead.
+        img_size: (H, W), if not the model's own.
+        dynamic_size: It shall take images of other sizes as well.
+
+    Raises:
+        ModelError: On an unknown name, arguments that do not fit, or if it takes one size only.
+        CheckpointError: If the weights cannot be found, read or matched.
+    """
+    if weights is not None and random:
+        raise ModelError('Weights of a file and random ones: leave one of them out.')
+    kwargs: dict[str, Any] = {} if img_size is None else dict(img_size=img_size)
+    check_name(name)
+    if dynamic_size and isinstance(build_model(name, device='meta'), (MiniDeit, PlainVit)):
+        kwargs['dynamic_img_size'] = True
+    if random:
+        return build_model(name, **kwargs)
+    return load_model(name, str(weights) if weights else None, **kwargs)
+
+
+def export_model(
+    model: nn.Module,
+    output: str | Path,
+    format: str | None = None,
+    dynamic_batch: bool = False,
+    dynamic_size: bool = False,
+    dtype: str = 'fp32',
+) -> Exported:
+    """Write a model as one file, folded (`timm.models.reparameterize_model`), after it was held against PyTorch.
+
+    The file appears whole or not at all. It takes 'images' (B, C, H, W) in float32, normalised as its metadata says,
+    and gives 'logits' or 'features' in float32, whatever it computes in. Metadata: producer, model, license, labels
+    (JSON list in the order of the classes) and preprocessing (JSON of timm's data config); in ONNX as metadata_props,
+    in pt2 as extra files.
+
+    Args:
+        model: A timm model; it stays as it is.
+        output: '*.onnx' or '*.pt2'.
+        format: 'onnx' or 'pt2'; default: by the ending of `output`.
+        dynamic_batch: Take any number of images, instead of one.
+        dynamic_size: Take images of any size: TinyViT from 33x33, plain ViTs and Mini-DeiT made with
+            `dynamic_img_size=True` every multiple of the patch from two patches a side.
+        dtype: 'fp32' or 'fp16', in which it computes.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ModelError: If an argument does not fit, a package is missing, the model takes one size only, or the file
+            does not compute what the model does.
+        OSError: If the file cannot be written.
+    """
+    output = Path(output).expanduser()
+    format = _format_of(output, format)
+    if dtype not in DTYPES:
+        raise ModelError(f"'{dtype}' is no dtype of an export: {', '.join(DTYPES)}.")
+    if not getattr(model, 'pretrained_cfg', None) or not hasattr(model, 'num_classes'):
+        raise ModelError(f'{type(model).__name__} cannot be exported: it is not a whole timm model.')
+    step = _check_dynamic(model) if dynamic_size else None
+    reference = copy.deepcopy(model).float().cpu().eval()
+    inputs = _inputs(reference, dynamic_batch, step)
+    with torch.no_grad():
+        expected = [reference(x) for x in inputs]
+        program = _trace(_folded(reference, dtype), inputs[0], dynamic_batch, step)
+        name = 'logits' if model.num_classes else 'features'
+        with new_file(output) as new:
+            run = _WRITERS[format](program, new, name, _metadata(model))
+            difference = max(_difference(run(x), y) for x, y in zip(inputs, expected, strict=True))
+            if not difference <= TOLERANCE[dtype]:
+                raise ModelError(
+                    f'The exported file differs from PyTorch by {difference:.1e}, more than {TOLERANCE[dtype]:.0e}: '
+                    f'{output} was not written.'
+                )
+    batch: int | str = 'batch' if dynamic_batch else 1
+    size = ('height', 'width') if dynamic_size else inputs[0].shape[2:]
+    shape = (batch, inputs[0].shape[1], *size)
+    example = ', '.join(str(side) for side in inputs[0][:1].shape)
+    return Exported(output, format, shape, name, difference, TOLERANCE[dtype], _snippet(output, format, name, example))
+
+
+def _format_of(output: Path, format: str | None) -> str:
+    found = output.suffix.removeprefix('.')
+    format = format or found
+    if format not in FORMATS or found != format:
+        wanted = f'.{format}' if format in FORMATS else ' or '.join(f'.{f}' for f in FORMATS)
+        raise ModelError(f'{output} must end in {wanted}.')
+    missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
+    if missing:
+        raise ModelError(f"ONNX needs {' and '.join(missing)}: pip install 'tinyvit-zoo[export]'.")
+    return format
+
+
+def _check_dynamic(model: nn.Module) -> int:
+    """Of what the sides of an image must be a multiple. ModelError if the model's graph is for one size only."""
+    if isinstance(model, TinyViT):
+        return 1
+    if getattr(model, 'dynamic_img_size', False) and isinstance(model, (MiniDeit, PlainVit)):
+        patch = model.patch_embed.patch_size
+        if patch[0] == patch[1]:
+            return patch[0]
+    name = model.pretrained_cfg.get('architecture') or type(model).__name__
+    raise ModelError(
+        f'The graph of {name} is for one image size: its bias tables or shifted windows are laid out for it. Export '
+        'it at every size that you need, or take a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
+    )
+
+
+def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[torch.Tensor]:
+    """Two inputs, of other batches or sizes than each other where these are open. The first is one to trace with."""
+    channels, height, width = resolve_model_data_config(model)['input_size']
+    generator = torch.Generator().manual_seed(0)
+    shapes = [[1, channels, height, width] for _ in range(2)]
+    if dynamic_batch:  # torch.export keeps a batch of 1 apart from all others
+        shapes[0][0], shapes[1][0] = 2, 3
+    if step is not None:
+        shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+class _Half(nn.Module):
+    """A model that computes in float16, with float32 at its ends."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.half()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images.half()).float()
+
+
+def _folded(model: nn.Module, dtype: str) -> nn.Module:
+    folded = reparameterize_model(model)  # in float32: statistics are not to be folded in half precision
+    return _Half(folded) if dtype == 'fp16' else folded
+
+
+def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: int | None) -> ExportedProgram:
+    open_sides: dict[int, Any] = {0: Dim('batch')} if dynamic_batch else {}
+    if step == 1:
+        open_sides |= {i: Dim(n, min=SMALLEST_TINYVIT) for i, n in ((2, 'height'), (3, 'width'))}
+    elif step is not None:
+        open_sides |= {i: step * Dim(n, min=2) for i, n in ((2, 'rows'), (3, 'columns'))}
+    return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
+
+
+def _metadata(model: nn.Module) -> dict[str, str]:
+    cfg = model.pretrained_cfg
+    preprocessing = resolve_model_data_config(model)
+    values = (
+        f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}',
+        '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
+        cfg.get('license') or 'unknown',
+        json.dumps(class_names(model) if model.num_classes else [], ensure_ascii=False),
+        json.dumps(preprocessing),
+    )
+    return dict(zip(METADATA, values, strict=True))
+
+
+def _write_onnx(
+    program: ExportedProgram, path: Path, output: str, metadata: dict[str, str]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    import onnxruntime
+
+    onnx_program = torch.onnx.export(
+        program, dynamo=True, input_names=['images'], output_names=[output], external_data=False, verbose=False
+    )
+    onnx_program.model.metadata_props.update(metadata)
+    onnx_program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return lambda x: torch.from_numpy(session.run([output], {'images': x.numpy()})[0])
+
+
+def _write_pt2(
+    program: ExportedProgram, path: Path, output: str, metadata: dict[str, str]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    torch.export.save(program, path, extra_files=metadata)
+    return torch.export.load(path).module()
+
+
+_WRITERS = dict(onnx=_write_onnx, pt2=_write_pt2)
+
+
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def _snippet(path: Path, format: str, output: str, shape: str) -> str:
+    if format == 'onnx':
+        lines = (
+            'import numpy, onnxruntime',
+            f'session = onnxruntime.InferenceSession({str(path)!r})',
+            f"{output} = session.run(None, {{'images': numpy.zeros(({shape}), 'float32')}})[0]",
+        )
+    else:
+        lines = (
+            'import torch',
+            f'model = torch.export.load({str(path)!r}).module()',
+            f'{output} = model(torch.zeros({shape}))',
+        )
+    return '\n'.join(lines)
