@@ -37,6 +37,15 @@ class MaeLiteDistilled(TwoHeadVit):
         self.dist_norm = LayerNorm(self.embed_dim, **dd)
         self._finish(weight_init)
 
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the blocks after the last of `indices`; `dist_norm` belongs to the head."""
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.dist_norm = nn.Identity()
+        return take_indices
+
     def _pooled(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.fc_norm(self.pool(x)), self.dist_norm(x[:, 0])
 

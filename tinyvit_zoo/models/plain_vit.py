@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import Attention, Mlp, get_device_dtype, to_2tuple
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, checkpoint
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -83,6 +83,9 @@ class PlainVit(VisionTransformer):
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         """Images -> tokens with their positions (B, P + N, C)."""
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+
+    def _run(self, block: nn.Module, x: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
+        return checkpoint(block, x, attn_mask=attn_mask) if self.grad_checkpointing else block(x, attn_mask=attn_mask)
 
     def _with_prefix(self, x: torch.Tensor) -> torch.Tensor:
         """Patches (B, N, C) -> all tokens (B, P + N, C)."""
@@ -160,8 +163,12 @@ class TwoHeadVit(PlainVit):
         raise NotImplementedError
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, P + N, C) -> (B, num_classes), or the mean of the two pooled features (B, C) with `pre_logits`."""
+        """(B, P + N, C) -> (B, num_classes), or the mean of the two pooled features (B, C) with `pre_logits`.
+
+        Without pooling as timm's: all tokens (B, P + N, C) through `fc_norm` and the first classifier.
+        """
         if self.global_pool == '':
+            x = self.head_drop(self.fc_norm(x))
             return x if pre_logits else self.head(x)
         x, x_dist = self._pooled(x)
         x, x_dist = self.head_drop(x), self.head_drop(x_dist)

@@ -18,7 +18,7 @@ from typing import Final
 
 import torch
 from timm.layers import LayerNorm, trunc_normal_
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -88,9 +88,6 @@ class TinyMimStudent(PlainVit):
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         """The end of the features: the final norm only behind the whole model, since it was not trained."""
         return x if self.stops_early else self.norm(x)
-
-    def _run(self, block: nn.Module, x: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
-        return checkpoint(block, x, attn_mask=attn_mask) if self.grad_checkpointing else block(x, attn_mask=attn_mask)
 
     def forward_features(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, P + N, C) after `forward_depth` blocks, not normalised."""
@@ -192,7 +189,7 @@ class TinyMimStar(TwoHeadVit):
             **kwargs: As in timm's `VisionTransformer`.
         """
         dd = {'device': device, 'dtype': dtype}
-        super().__init__(*args, embed_dim=embed_dim, weight_init='skip', **dd, **kwargs)
+        super().__init__(*args, embed_dim=embed_dim, final_norm=False, weight_init='skip', **dd, **kwargs)
         self.num_features = self.head_hidden_size = expand_dim
         self.num_prefix_tokens = 2
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
@@ -224,10 +221,7 @@ class TinyMimStar(TwoHeadVit):
         """(B, in_chans, H, W) -> all tokens (B, 2 + N, expand_dim)."""
         x = self._embed(x)
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, attn_mask=attn_mask)
-            else:
-                x = block(x, attn_mask=attn_mask)
+            x = block(x, attn_mask=attn_mask) if torch.jit.is_scripting() else self._run(block, x, attn_mask)
         return self.conv1x1(x)
 
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
