@@ -74,6 +74,7 @@ def test_a_file_is_read_by_what_is_in_it(save, name, tmp_path):
         ['my_own_name.pth'],
         ['my_own_name.pt'],
         ['weights.safetensors', 'old.pth'],
+        ['mae_tiny_400e.pth.tar'],
     ],
     ids='+'.join,
 )

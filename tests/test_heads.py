@@ -85,3 +85,27 @@ def test_a_file_that_is_known_to_be_another_is_not_imported(file, name, tmp_path
     path = saved(tmp_path / file, timm.create_model(name).state_dict())
     refused(lambda: import_weights(path, name), file, f'not of {name}', 'rename it')
     assert not (tmp_path / 'store').exists()
+
+
+def test_a_folder_hides_no_name_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / 'store'))
+    name = 'mae_lite_vit_tiny_encoder_patch16_224.dmae_in1k'
+    saved(tmp_path / 'mae_tiny_400e.pth.tar', timm.create_model(name).state_dict())
+    refused(lambda: import_weights(tmp_path, name), 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k')
+
+
+# --- what a user reads when the classes differ
+
+
+def test_an_encoder_in_the_place_of_a_classifier_is_told_without_talk_of_22k_heads(tmp_path):
+    path = saved(tmp_path / 'w.pth', timm.create_model('tinymim_vit_tiny_student_patch16_224').state_dict())
+    for action in (lambda: load(FINE_TUNED, path), lambda: import_weights(path, FINE_TUNED)):
+        assert '22k' not in refused(action, 'no classes', 'as_init=True')
+
+
+def test_a_classifier_in_the_place_of_an_encoder_is_told_without_talk_of_22k_heads(tmp_path, fine_tuned):
+    path, encoder = saved(tmp_path / 'w.pth', fine_tuned), 'tinymim_vit_tiny_student_patch16_224'
+    for action in (lambda: load(encoder, path), lambda: import_weights(path, encoder)):
+        message = refused(action, '1000 classes', 'none', 'Is it the file of another')
+        assert '22k' not in message
+        assert 'as_init' not in message

@@ -10,11 +10,13 @@ from torch import nn
 
 from .build import ModelError, build_model, check_name
 from .checkpoints import (
+    CLASSES_22K,
     KEY_MAPS,
     PLAIN_VIT_KEYS,
     CheckpointError,
     KeyMap,
     check_keys,
+    find_checkpoint,
     find_key_map,
     head_22k_to_1k,
     imported_path,
@@ -70,6 +72,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: If it cannot be read, is of no known family, or holds buffers that disagree with its weights.
     """
+    path = Path(path).expanduser()
+    path = find_checkpoint(path) if path.is_dir() else path  # its name tells what the folder's does not
     state_dict = read_checkpoint(path)
     key_map = find_key_map(state_dict)
     if key_map is None:
@@ -82,7 +86,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             key_map.check_buffers(state_dict)
         except CheckpointError as e:
             raise CheckpointError(f'{path}: {e}') from e
-    return Checkpoint(Path(path), ours, key_map, layout, num_keys=len(state_dict))
+    return Checkpoint(path, ours, key_map, layout, num_keys=len(state_dict))
 
 
 def verified_model(
@@ -110,15 +114,15 @@ def verified_model(
     release = find_release(name)
     expected = num_classes if num_classes is not None else release and release.num_classes
     if expected is not None and checkpoint.classes != expected:
-        starts = checkpoint.key_map is PLAIN_VIT_KEYS and not checkpoint.classes
+        hint = ''
+        if checkpoint.key_map is PLAIN_VIT_KEYS and not checkpoint.classes:
+            hint = '; an encoder that a training is to start from is converted with --as-init (as_init=True)'
+        elif checkpoint.classes == CLASSES_22K:
+            hint = '; a 22k head can be converted (--head in1k)'
         raise CheckpointError(
             f'{checkpoint.path} has {checkpoint.classes or "no"} classes, {name} {expected or "none"}. '
-            'Is it the file of another tag? A file of your own training needs its number of classes (--num-classes), '
-            + (
-                'an encoder that a training is to start from can be converted with --as-init (as_init=True).'
-                if starts
-                else 'a 22k head can be converted (--head in1k).'
-            )
+            f'Is it the file of another tag? A file of your own training needs its number of classes (--num-classes)'
+            f'{hint}.'
         )
     arguments = _arguments(checkpoint, img_size) | dict(num_classes=checkpoint.classes)
     if checkpoint.key_map is PLAIN_VIT_KEYS:  # loaded from the file, which tells more of its model than its tensors do

@@ -3,7 +3,7 @@ what its tables were laid out for (`tables`), and how many heads its model had (
 
 from .beit_buffers import check_beit_buffers
 from .errors import CheckpointError, WeightsNotFoundError
-from .head import head_22k_to_1k, in1k_classes_in_22k
+from .head import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
 from .heads import Evidence, check_heads, find_heads, heads_of
 from .keymap import (
     KEY_MAPS,
@@ -23,6 +23,7 @@ from .swin_buffers import check_swin_buffers
 from .tables import source_grid, source_windows, stage_tables
 
 __all__ = [
+    'CLASSES_22K',
     'KEY_MAPS',
     'MINI_DEIT_KEYS',
     'MINI_SWIN_KEYS',

@@ -7,8 +7,9 @@ import torch
 
 from .errors import CheckpointError
 
-__all__ = ['head_22k_to_1k', 'in1k_classes_in_22k']
+__all__ = ['CLASSES_22K', 'head_22k_to_1k', 'in1k_classes_in_22k']
 
+CLASSES_22K = 21841
 # One of the 1000 classes, n04399382 (teddy bear), is not among the 21841.
 
 
@@ -37,8 +38,10 @@ def head_22k_to_1k(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     mapping = in1k_classes_in_22k()
     head = next((h for h in ('head.fc', 'head') if f'{h}.weight' in state_dict), None)
     rows = state_dict[f'{head}.weight'].shape[0] if head else 0
-    if rows != 21841:
-        raise CheckpointError(f'Expected a 21841-class head to convert to ImageNet-1k, found {rows or "no"} classes.')
+    if rows != CLASSES_22K:
+        raise CheckpointError(
+            f'Expected a {CLASSES_22K}-class head to convert to ImageNet-1k, found {rows or "no"} classes.'
+        )
     present = torch.tensor([i for i in mapping if i >= 0])
     at = torch.tensor([i >= 0 for i in mapping])
     converted = dict(state_dict)

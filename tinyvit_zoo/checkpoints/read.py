@@ -102,7 +102,7 @@ def find_checkpoint(folder: str | Path) -> Path:
     for name in CHECKPOINT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    for pattern in ('*.safetensors', '*.bin', '*.pth', '*.pt'):
+    for pattern in ('*.safetensors', '*.bin', '*.pth', '*.pt', '*.pth.tar'):
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             return files[0]

@@ -12,7 +12,7 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from timm.models._input import update_model_input_size
 from torch import nn
 
-from ..checkpoints import CheckpointError, KeyMap, Weights, find_weights
+from ..checkpoints import CLASSES_22K, CheckpointError, KeyMap, Weights, find_weights
 
 __all__ = ['create_zoo_model', 'record_input_size']
 
@@ -131,10 +131,15 @@ def _settle_head(weights: Weights, have: int | None, cfg: Any, kwargs: dict[str,
     if (have or 0) == want:
         return False
     if 'num_classes' not in kwargs:
+        hint = ''
+        if have is None:
+            hint = ', or as_init=True to start a training from it'
+        elif have == CLASSES_22K:
+            hint = ', or convert the 22k head with `tinyvit-zoo convert --head in1k`'
         raise CheckpointError(
             f'{weights.origin} has {have or "no"} classes, {cfg.architecture}.{cfg.tag} has {want or "none"}. Pass '
-            f'num_classes={have or 0} to keep the checkpoint as it is, another num_classes for a fresh classifier, or '
-            'convert a 22k head with `tinyvit-zoo convert --head in1k`.'
+            f'num_classes={have or 0} to keep the checkpoint as it is, another num_classes for a fresh classifier'
+            f'{hint}. Is it the file of another model?'
         )
     if want != 0:
         _logger.warning(
