@@ -226,6 +226,15 @@ def test_another_image_size_gets_the_tables_of_its_grid():
     assert torch.equal(model.unpatchify(model.patchify(x)), x)
 
 
+def test_the_same_image_size_leaves_positions_as_they_were_loaded():
+    model = small()
+    nn.init.ones_(model.pos_embed)
+    nn.init.ones_(model.decoder_pos_embed)
+    model.set_input_size()
+    model.set_input_size(model.patch_embed.img_size)
+    assert model.pos_embed.min() == model.decoder_pos_embed.min() == 1
+
+
 def test_tokens_are_decayed_as_released():
     assert small().no_weight_decay() == set()
 

@@ -157,14 +157,17 @@ class MaskedAutoencoder(PlainVit):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Lay the model out for another image size: both position embeddings become the tables of the new grid.
+        """Lay the model out for another image size: both position embeddings become the tables of a new grid.
 
         Raises:
             ValueError: On another patch size, which would need other predictions.
         """
         if patch_size is not None and tuple(to_2tuple(patch_size)) != self.patch_embed.patch_size:
             raise ValueError(f'The decoder predicts patches of {self.patch_embed.patch_size}, not {patch_size}.')
+        old_grid = self.patch_embed.grid_size
         super().set_input_size(img_size)
+        if self.patch_embed.grid_size == old_grid:
+            return
         self.decoder_pos_embed = nn.Parameter(
             self.decoder_pos_embed.new_empty(1, self.pos_embed.shape[1], self.decoder_pos_embed.shape[2])
         )
