@@ -16,14 +16,14 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from . import __version__
-from .build import ModelError, build_model, check_name, load_model
+from .build import ModelError, build_model, load_model
 from .classify import class_names
-from .hub.folder import new_file
+from .hub.folder import FACTS_OF_WEIGHTS, new_file
 from .models.mini_deit import MiniDeit
 from .models.plain_vit import PlainVit
 from .models.tinyvit import TinyViT
 
-__all__ = ['DTYPES', 'FORMATS', 'Exported', 'export_model', 'model_to_export']
+__all__ = ['DTYPES', 'FORMATS', 'Exported', 'check_output', 'export_model', 'model_to_export']
 
 FORMATS = ('onnx', 'pt2')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
@@ -32,6 +32,8 @@ TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
 
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 METADATA = ('producer', 'model', 'license', 'labels', 'preprocessing')
+TAKE_PATCHES = (MiniDeit, PlainVit)
+"""Classes that take images of other sizes, in whole patches, when made with `dynamic_img_size=True`."""
 # At 32 the last map of TinyViT is one cell, and torch.export keeps sizes of 1 apart from all others.
 SMALLEST_TINYVIT = 33
 
@@ -82,12 +84,18 @@ def model_to_export(
     if weights is not None and random:
         raise ModelError('Weights of a file and random ones: leave one of them out.')
     kwargs: dict[str, Any] = {} if img_size is None else dict(img_size=img_size)
-    check_name(name)
-    if dynamic_size and isinstance(build_model(name, device='meta'), (MiniDeit, PlainVit)):
-        kwargs['dynamic_img_size'] = True
-    if random:
-        return build_model(name, **kwargs)
-    return load_model(name, str(weights) if weights else None, **kwargs)
+    if dynamic_size:
+        blank = build_model(name, device='meta')
+        if isinstance(blank, TAKE_PATCHES):
+            kwargs['dynamic_img_size'] = True
+        else:
+            _check_dynamic(blank)
+    if not random:
+        return load_model(name, str(weights) if weights else None, **kwargs)
+    model = build_model(name, **kwargs)
+    facts = {k: v for k, v in model.pretrained_cfg.items() if k not in FACTS_OF_WEIGHTS}
+    model.pretrained_cfg = dict(facts, tag='random')
+    return model
 
 
 def export_model(
@@ -123,7 +131,7 @@ def export_model(
         OSError: If the file cannot be written.
     """
     output = Path(output).expanduser()
-    format = _format_of(output, format)
+    format = check_output(output, format)
     if dtype not in DTYPES:
         raise ModelError(f"'{dtype}' is no dtype of an export: {', '.join(DTYPES)}.")
     if not getattr(model, 'pretrained_cfg', None) or not hasattr(model, 'num_classes'):
@@ -135,23 +143,27 @@ def export_model(
         expected = [reference(x) for x in inputs]
         program = _trace(_folded(reference, dtype), inputs[0], dynamic_batch, step)
         name = 'logits' if model.num_classes else 'features'
+        names = {**({0: 'batch'} if dynamic_batch else {}), **({2: 'height', 3: 'width'} if dynamic_size else {})}
         with new_file(output) as new:
-            run = _WRITERS[format](program, new, name, _metadata(model))
+            run = _WRITERS[format](program, new, names, name, _metadata(model))
             difference = max(_difference(run(x), y) for x, y in zip(inputs, expected, strict=True))
             if not difference <= TOLERANCE[dtype]:
                 raise ModelError(
                     f'The exported file differs from PyTorch by {difference:.1e}, more than {TOLERANCE[dtype]:.0e}: '
                     f'{output} was not written.'
                 )
-    batch: int | str = 'batch' if dynamic_batch else 1
-    size = ('height', 'width') if dynamic_size else inputs[0].shape[2:]
-    shape = (batch, inputs[0].shape[1], *size)
-    example = ', '.join(str(side) for side in inputs[0][:1].shape)
-    return Exported(output, format, shape, name, difference, TOLERANCE[dtype], _snippet(output, format, name, example))
+    sizes = (1, *inputs[0].shape[1:])
+    shape = tuple(names.get(i, side) for i, side in enumerate(sizes))
+    return Exported(output, format, shape, name, difference, TOLERANCE[dtype], _snippet(output, format, name, sizes))
 
 
-def _format_of(output: Path, format: str | None) -> str:
-    found = output.suffix.removeprefix('.')
+def check_output(output: str | Path, format: str | None = None) -> str:
+    """The format that a file will be written in, 'onnx' or 'pt2'.
+
+    Raises:
+        ModelError: If the file's ending says otherwise, or a package that the format needs is missing.
+    """
+    found = Path(output).suffix.removeprefix('.')
     format = format or found
     if format not in FORMATS or found != format:
         wanted = f'.{format}' if format in FORMATS else ' or '.join(f'.{f}' for f in FORMATS)
@@ -166,7 +178,7 @@ def _check_dynamic(model: nn.Module) -> int:
     """Of what the sides of an image must be a multiple. ModelError if the model's graph is for one size only."""
     if isinstance(model, TinyViT):
         return 1
-    if getattr(model, 'dynamic_img_size', False) and isinstance(model, (MiniDeit, PlainVit)):
+    if getattr(model, 'dynamic_img_size', False) and isinstance(model, TAKE_PATCHES):
         patch = model.patch_embed.patch_size
         if patch[0] == patch[1]:
             return patch[0]
@@ -228,12 +240,18 @@ def _metadata(model: nn.Module) -> dict[str, str]:
 
 
 def _write_onnx(
-    program: ExportedProgram, path: Path, output: str, metadata: dict[str, str]
+    program: ExportedProgram, path: Path, names: dict[int, str], output: str, metadata: dict[str, str]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     import onnxruntime
 
     onnx_program = torch.onnx.export(
-        program, dynamo=True, input_names=['images'], output_names=[output], external_data=False, verbose=False
+        program,
+        dynamo=True,
+        input_names=['images'],
+        output_names=[output],
+        dynamic_shapes=(names,),  # the program has them already; this calls them by name
+        external_data=False,
+        verbose=False,
     )
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path, external_data=False)
@@ -242,7 +260,7 @@ def _write_onnx(
 
 
 def _write_pt2(
-    program: ExportedProgram, path: Path, output: str, metadata: dict[str, str]
+    program: ExportedProgram, path: Path, names: dict[int, str], output: str, metadata: dict[str, str]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     torch.export.save(program, path, extra_files=metadata)
     return torch.export.load(path).module()
@@ -255,17 +273,17 @@ def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
-def _snippet(path: Path, format: str, output: str, shape: str) -> str:
+def _snippet(path: Path, format: str, output: str, sizes: tuple[int, ...]) -> str:
     if format == 'onnx':
         lines = (
             'import numpy, onnxruntime',
             f'session = onnxruntime.InferenceSession({str(path)!r})',
-            f"{output} = session.run(None, {{'images': numpy.zeros(({shape}), 'float32')}})[0]",
+            f"{output} = session.run(None, {{'images': numpy.zeros({sizes}, 'float32')}})[0]",
         )
     else:
         lines = (
             'import torch',
             f'model = torch.export.load({str(path)!r}).module()',
-            f'{output} = model(torch.zeros({shape}))',
+            f'{output} = model(torch.zeros({sizes}))',
         )
     return '\n'.join(lines)

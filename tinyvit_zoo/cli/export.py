@@ -30,9 +30,10 @@ def export(
     dtype: DType = typer.Option('fp32', help='What it computes in; images and result are float32.'),
 ) -> None:
     """Export a model, folded for inference, and hold the file against PyTorch on two inputs."""
-    from ..export import export_model, model_to_export
+    from ..export import check_output, export_model, model_to_export
 
     quiet_logs()
+    check_output(output, format and str(format))  # before weights are fetched
     model = model_to_export(name, weights, random, size, dynamic_size)
     done = export_model(model, output, format and str(format), dynamic_batch, dynamic_size, str(dtype))
     runner = 'onnxruntime' if done.format == 'onnx' else 'torch.export.load'
