@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinyvit_zoo.info import list_releases, markdown_table
+from tinyvit_zoo.releases import find_release
 
 README = (Path(__file__).parent.parent / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)
@@ -30,3 +31,11 @@ def test_every_command_shown_exists():
     shown = set(re.findall(r'^tinyvit-zoo (\w+)', README, re.M))
     assert shown
     assert shown <= set(get_command(app).commands)
+
+
+def test_what_an_example_loads_by_hand_is_imported_before():
+    loaded = re.findall(r"^\w+ = timm.create_model\('([^']+)', pretrained=True", README, re.M)
+    by_hand = [release for release in map(find_release, loaded) if release and release.by_hand]
+    assert by_hand
+    for release in by_hand:
+        assert f'tinyvit-zoo import {release.file} --name {release.name}' in README
