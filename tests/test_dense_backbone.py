@@ -264,6 +264,12 @@ def test_intermediate_outputs_as_tokens():
         net.forward_intermediates(x, output_fmt='NHWC')
 
 
+@pytest.mark.parametrize('trunk', [TinyMimTrunk, VitDetTrunk])
+def test_a_trunk_is_not_laid_out_for_images_that_whole_patches_do_not_fill(trunk):
+    with pytest.raises(ValueError, match='a multiple of the patch'):
+        trunk((64, 90), embed_dim=32, num_heads=2, depth=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
 def test_compiled_in_one_graph(make):

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..layers.beit_table import beit_table_rows, expand_beit_bias, resize_beit_table
 from ..layers.mlp import Mlp
-from .trunk import DenseTrunk
+from .trunk import DenseTrunk, patch_grid
 
 __all__ = ['TinyMimTrunk']
 
@@ -102,6 +102,9 @@ class TinyMimTrunk(DenseTrunk):
         drop_path_rate: Of the last block, growing linearly from 0.
         device: Of the parameters.
         dtype: Of the parameters.
+
+    Raises:
+        ValueError: If whole patches do not fill the images.
     """
 
     # The widening layer of TinyMIM*-T acts on the last map only: a part of the neck.
@@ -123,8 +126,7 @@ class TinyMimTrunk(DenseTrunk):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        grid = (height // patch_size, width // patch_size)
+        grid = patch_grid(img_size, patch_size)
         prefix = 2 if distilled else 1
         blocks = [
             TableBlock(embed_dim, num_heads, grid, prefix, mlp_ratio, init_values, rate, **dd)

@@ -6,14 +6,26 @@ Shape legend: `B` batch, `P` prefix tokens, `h w` grid of patches, `C` width.
 from collections.abc import Sequence
 
 import torch
-from timm.layers import PatchEmbed, trunc_normal_
+from timm.layers import PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import nn
 
+from ..layers.image_size import check_patch_grid
 from ..layers.position import resize_position
 
-__all__ = ['DenseTrunk']
+__all__ = ['DenseTrunk', 'patch_grid']
+
+
+def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """(h, w) in patches of images of this size.
+
+    Raises:
+        ValueError: If whole patches do not fill them.
+    """
+    check_patch_grid(img_size, patch_size)
+    height, width = to_2tuple(img_size)
+    return height // patch_size, width // patch_size
 
 
 class DenseTrunk(nn.Module):

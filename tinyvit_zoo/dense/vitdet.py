@@ -17,7 +17,7 @@ from torch import nn
 from ..layers.bias_table import signed_offset
 from ..layers.mlp import Mlp
 from ..layers.window import is_exactly, window_partition, window_reverse
-from .trunk import DenseTrunk
+from .trunk import DenseTrunk, patch_grid
 
 __all__ = ['VitDetTrunk', 'resize_offsets']
 
@@ -124,6 +124,9 @@ class VitDetTrunk(DenseTrunk):
         pretrain_img_size: Side in pixels of the square images that the position embedding is of.
         device: Of the parameters.
         dtype: Of the parameters.
+
+    Raises:
+        ValueError: If whole patches do not fill the images.
     """
 
     official_names = (('simfp_', 'pyramid.simfp_'), ('net.', 'net.'))
@@ -145,12 +148,11 @@ class VitDetTrunk(DenseTrunk):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        size = (height // patch_size, width // patch_size)
+        size = patch_grid(img_size, patch_size)
         blocks = [
             VitDetBlock(embed_dim, num_heads, size, 0 if i in global_blocks else window_size, mlp_ratio, rate, **dd)
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
         ]
-        side = pretrain_img_size // patch_size
-        super().__init__(blocks, embed_dim, num_heads, patch_size, in_chans, (side, side), 0, 1, **dd)
+        grid = patch_grid(pretrain_img_size, patch_size)
+        super().__init__(blocks, embed_dim, num_heads, patch_size, in_chans, grid, 0, 1, **dd)
         self.init_weights()
