@@ -6,13 +6,17 @@ set before `huggingface_hub` is imported, and set HF_HUB_DISABLE_XET=1, so that 
     with MiniHub() as hub:
         hub.pages['me/model'] = Page({'model.safetensors': data})
         subprocess.run([...], env=os.environ | hub.environment)
+
+What goes wrong is said by `hub.faults`, see `Fault`.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -24,15 +28,32 @@ LARGE = ('.safetensors', '.bin', '.pth', '.onnx', '.npz', '.png')
 
 @dataclass
 class Page:
-    """A model page: its files, and how it can be seen."""
+    """A model page: its files, how it can be seen, and its files at earlier commits."""
 
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     private: bool = False
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict, repr=False)
+    known: dict[int, tuple[bytes, str, str]] = field(default_factory=dict, repr=False)
 
     @property
     def commit(self) -> str:
-        content = b''.join(name.encode() + data for name, data in sorted(self.files.items()))
-        return hashlib.sha1(content).hexdigest()
+        content = ''.join(name + self.ids(data)[0] for name, data in sorted(self.files.items()))
+        return hashlib.sha1(content.encode()).hexdigest()
+
+    def ids(self, data: bytes) -> tuple[str, str]:
+        """git's id and sha256 of a file's content, computed once."""
+        if id(data) not in self.known or self.known[id(data)][0] is not data:
+            self.known[id(data)] = data, git_id(data), hashlib.sha256(data).hexdigest()
+        return self.known[id(data)][1:]
+
+    def at(self, revision: str) -> dict[str, bytes]:
+        """Files at a commit; those of now for any other revision."""
+        return self.history.get(revision, self.files)
+
+    def change(self, files: dict[str, bytes]) -> None:
+        """Make a commit."""
+        self.history[self.commit] = self.files
+        self.files = files
 
     @property
     def card(self) -> dict:
@@ -48,6 +69,33 @@ def git_id(data: bytes) -> str:
     return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
 
 
+@dataclass
+class Fault:
+    """What goes wrong with a request.
+
+    Attributes:
+        where: Pattern that is looked for in 'METHOD /path'.
+        status: Answer with this status and nothing else.
+        message: What the Hub would say with it.
+        cut: Break the connection after so many bytes: of an upload's content, else of the answer's.
+        stall: Before that, wait until the client is gone or `MiniHub.clear` is called.
+        hold: Wait so, and then do what was asked.
+        flip: Change a byte in the middle of the answer.
+        lose: Do what was asked, and break the connection instead of answering.
+        times: How often.
+    """
+
+    where: str
+    status: int = 0
+    message: str = ''
+    cut: int | None = None
+    stall: bool = False
+    hold: bool = False
+    flip: bool = False
+    lose: bool = False
+    times: int = 1000
+
+
 class MiniHub:
     """The server. `pages` maps 'owner/name' to a Page; `log` lists the requests as (method, path)."""
 
@@ -55,9 +103,32 @@ class MiniHub:
         self.pages: dict[str, Page] = {}
         self.blobs: dict[str, bytes] = {}
         self.log: list[tuple[str, str]] = []
-        handler = type('Handler', (_Handler,), {'hub': self})
-        self.server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        self.faults: list[Fault] = []
+        self.lock = threading.Lock()
+        self.stalled, self.released = threading.Event(), threading.Event()
+        self.handler = type('Handler', (_Handler,), {'hub': self})
+        self.server = ThreadingHTTPServer(('127.0.0.1', 0), self.handler)
         self.url = f'http://127.0.0.1:{self.server.server_port}'
+
+    def clear(self) -> None:
+        """Forget pages, uploads, requests and faults."""
+        self.released.set()
+        for content in (self.pages, self.blobs, self.log, self.faults):
+            content.clear()
+        self.stalled, self.released = threading.Event(), threading.Event()
+
+    def fault_of(self, request: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times and re.search(fault.where, request):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    @property
+    def commits(self) -> int:
+        """Commits that were asked for."""
+        return sum(method == 'POST' and '/commit/' in path for method, path in self.log)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,8 +142,13 @@ class MiniHub:
         return [re.sub(r'/resolve/[^/]+', '', path)[1:] for path in gets if '/resolve/' in path]
 
     def __enter__(self) -> 'MiniHub':
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self
+
+    def restart(self) -> None:
+        """Serve again, at the same address, after `close`."""
+        self.server = ThreadingHTTPServer(self.server.server_address, self.handler)
+        self.__enter__()
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -85,6 +161,7 @@ class MiniHub:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     hub: MiniHub
+    fault: Fault | None = None
 
     def log_message(self, *_) -> None: ...
 
@@ -94,13 +171,35 @@ class _Handler(BaseHTTPRequestHandler):
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             headers['Content-Type'] = 'application/json'
+        if self.fault and self.fault.lose:
+            return self.break_off()
+        if self.fault and self.fault.flip and content:
+            content = bytearray(content)
+            content[len(content) // 2] ^= 1
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key.replace('_', '-'), str(value))
         self.send_header('Content-Length', str(len(content) if length is None else length))
         self.end_headers()
-        if self.command != 'HEAD':
-            self.wfile.write(content)
+        if self.command == 'HEAD':
+            return None
+        if self.fault and self.fault.cut is not None:
+            self.wfile.write(content[: self.fault.cut])
+            return self.break_off()
+        self.wfile.write(content)
+        return None
+
+    def wait(self) -> None:
+        released = self.hub.released  # `clear` makes a new one
+        self.hub.stalled.set()
+        released.wait(60)
+
+    def break_off(self) -> None:
+        if self.fault.stall:
+            self.wait()
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def refuse(self, code: str, message: str, status: int = 404, **headers) -> None:
         self.answer({'error': message}, status, X_Error_Code=code, X_Error_Message=message, **headers)
@@ -118,7 +217,15 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.log.append((self.command, path))
+        self.fault = self.hub.fault_of(f'{self.command} {path}')
+        if self.fault and self.fault.cut is not None and self.command in ('PUT', 'POST'):
+            self.rfile.read(self.fault.cut)
+            return self.break_off()
         data = self.body()
+        if self.fault and self.fault.hold:
+            self.wait()
+        if self.fault and self.fault.status:
+            return self.refuse('', self.fault.message, self.fault.status)
         routes = READ if self.command in ('GET', 'HEAD') else WRITE
         for pattern, method in routes:
             if match := re.fullmatch(pattern, path):
@@ -139,11 +246,14 @@ class _Handler(BaseHTTPRequestHandler):
         if (page := self.page(name)) is None:
             return None
         commit = {'X_Repo_Commit': page.commit}
-        if path not in page.files:
+        files = page.at(revision)
+        if revision in page.history:
+            commit = {'X_Repo_Commit': revision}
+        if path not in files:
             return self.refuse('EntryNotFound', 'Entry not found', **commit)
-        data = page.files[path]
+        data = files[path]
         large = path.endswith(LARGE)
-        tag = f'"{hashlib.sha256(data).hexdigest() if large else git_id(data)}"'
+        tag = f'"{page.ids(data)[large]}"'
         headers = dict(commit, ETag=tag, Accept_Ranges='bytes', Content_Type='application/octet-stream')
         if large:
             headers |= dict(X_Linked_Etag=tag, X_Linked_Size=len(data))
@@ -179,10 +289,10 @@ class _Handler(BaseHTTPRequestHandler):
         if (page := self.page(name)) is None:
             return
         entries = []
-        for path, data in page.files.items():
-            entry = dict(type='file', path=path, size=len(data), oid=git_id(data))
+        for path, data in page.at(revision).items():
+            entry = dict(type='file', path=path, size=len(data), oid=page.ids(data)[0])
             if path.endswith(LARGE):
-                entry['lfs'] = dict(oid=hashlib.sha256(data).hexdigest(), size=len(data), pointerSize=134)
+                entry['lfs'] = dict(oid=page.ids(data)[1], size=len(data), pointerSize=134)
             entries.append(entry)
         self.answer(entries)
 
@@ -211,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = []
         for path in (entry['path'] for entry in json.loads(data)['files']):
             mode = 'lfs' if path.endswith(LARGE) else 'regular'
-            known = git_id(page.files[path]) if path in page.files else None
+            known = page.ids(page.files[path])[0] if path in page.files else None
             files.append(dict(path=path, uploadMode=mode, shouldIgnore=False, oid=known))
         self.answer(dict(files=files))
 
@@ -238,18 +348,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commit(self, name: str, revision: str, data: bytes) -> None:
         if (page := self.page(name)) is None:
-            return
-        for line in data.splitlines():
-            entry = json.loads(line)
-            kind, value = entry['key'], entry['value']
-            if kind == 'file':
-                page.files[value['path']] = base64.b64decode(value['content'])
-            elif kind == 'lfsFile':
-                page.files[value['path']] = self.hub.blobs[value['oid']]
-            elif kind == 'deletedFile':
-                page.files.pop(value['path'], None)
+            return None
+        files = {}
+        with self.hub.lock:
+            for line in data.splitlines():
+                entry = json.loads(line)
+                kind, value = entry['key'], entry['value']
+                if kind == 'header':
+                    if value.get('parentCommit') not in (None, page.commit):
+                        return self.refuse('', 'A commit has happened since. Please refresh and try again.', 412)
+                    files |= page.files
+                elif kind == 'file':
+                    files[value['path']] = base64.b64decode(value['content'])
+                elif kind == 'lfsFile':
+                    files[value['path']] = self.hub.blobs[value['oid']]
+                elif kind == 'deletedFile':
+                    files.pop(value['path'], None)
+            page.change(files)
         url = f'{self.hub.url}/{name}/commit/{page.commit}'
-        self.answer(dict(success=True, commitOid=page.commit, commitUrl=url, hookOutput=''))
+        return self.answer(dict(success=True, commitOid=page.commit, commitUrl=url, hookOutput=''))
 
 
 NAME = r'/([^/]+/[^/]+?)'

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from .errors import CheckpointError
 
-__all__ = ['MANIFEST', 'check_download', 'file_sha256', 'read_manifest']
+__all__ = ['MANIFEST', 'check_download', 'check_listed', 'file_sha256', 'read_manifest']
 
 MANIFEST = 'manifest.json'
 
@@ -20,8 +21,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
-def read_manifest(path: Path) -> dict[str, str]:
+def read_manifest(path: Path, downloaded: bool = False) -> dict[str, str]:
     """sha256 of every file of a page by its path there, as `tinyvit-zoo pack` wrote it.
+
+    Args:
+        path: The manifest.
+        downloaded: It lies in the Hub's cache, and is removed from there if it cannot be read.
 
     Raises:
         CheckpointError: If it is no such list, or names files outside its folder.
@@ -29,10 +34,12 @@ def read_manifest(path: Path) -> dict[str, str]:
     try:
         files = json.loads(path.read_text())['sha256']
         readable = all(SHA256.fullmatch(sha256) and _inside(name) for name, sha256 in files.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f'{path} is no list of files with their sha256.') from e
+    except (ValueError, KeyError, TypeError, AttributeError):
+        readable = False
     if not readable:
-        raise CheckpointError(f'{path} lists what is no file of its folder, or no sha256.')
+        if downloaded:
+            _forget(path)
+        raise CheckpointError(f'{path} is no list of the files of its folder with their sha256.')
     return files
 
 
@@ -55,9 +62,46 @@ def check_download(path: Path) -> None:
     blob = path.resolve()
     if not SHA256.fullmatch(blob.name) or file_sha256(blob) == blob.name:
         return
-    for file in (path, blob):
-        file.unlink(missing_ok=True)
+    _forget(path)
     raise CheckpointError(
         f'{path.name} arrived with another sha256 than the Hub gives for it. It was removed from the cache; '
         'the next call downloads it again.'
     )
+
+
+def check_listed(folder: Path, listed: Mapping[str, str], downloaded: bool = False) -> None:
+    """Compare files with the sha256 that the manifest of their page gives.
+
+    Args:
+        folder: The page, or its copy in the Hub's cache.
+        listed: sha256 by path, of those that are to be compared.
+        downloaded: The folder is a copy in the cache: what differs, and the manifest, are removed from it, since
+            either may have been damaged on the way.
+
+    Raises:
+        CheckpointError: If one is missing or differs.
+    """
+    for name, sha256 in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f'{path} is missing: {MANIFEST} lists it.')
+        if file_sha256(path) == sha256:
+            continue
+        if not downloaded:
+            raise CheckpointError(
+                f'{path} is not the file that {MANIFEST} lists: its sha256 differs. If you changed it on purpose, '
+                '`tinyvit-zoo pack` the folder again.'
+            )
+        for file in (path, folder / MANIFEST):
+            _forget(file)
+        raise CheckpointError(
+            f'{name} does not have the sha256 that the {MANIFEST} of its page lists. Both were removed from the cache; '
+            'the next call downloads them again.'
+        )
+
+
+def _forget(path: Path) -> None:
+    """Remove a file from the Hub's cache, where it is a link to a blob."""
+    blob = path.resolve()
+    for file in (path, blob):
+        file.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from timm.models import PretrainedCfg
 
 from ..releases import Release, find_release
 from .errors import CheckpointError, WeightsNotFoundError
+from .manifest import MANIFEST, check_download, check_listed, file_sha256, read_manifest
 from .read import Clues, clues_of, read_checkpoint, read_with_clues, unwrap
 
 __all__ = ['Weights', 'find_weights', 'imported_path']
@@ -111,8 +112,35 @@ class _UnreachableError(Exception):
 
 
 def _from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, torch.Tensor]:
-    """State dict of a Hub page, or of its copy in the Hub's cache."""
-    return read_checkpoint(_hub_file(cfg, cache_dir))
+    """State dict of a Hub page, or of its copy in the Hub's cache; it is what the Hub and the page say that it is."""
+    path = _hub_file(cfg, cache_dir)
+    check_download(path)
+    _check_manifest(cfg, path, cache_dir)
+    return read_checkpoint(path)
+
+
+def _check_manifest(cfg: PretrainedCfg, path: Path, cache_dir: str | Path | None) -> None:
+    """Compare a file with the manifest of its page, if that has one that can be had now."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repo = cfg.hf_hub_id.partition('@')[0]
+    filename = cfg.hf_hub_filename or path.name
+    folder = path.parents[filename.count('/')]
+    commit = folder.name
+    place = dict(revision=commit, cache_dir=cache_dir)
+    cached = try_to_load_from_cache(repo, MANIFEST, **place)
+    if cached is None and _hub_silence(repo, MANIFEST, commit):
+        return
+    if cached is not None and not isinstance(cached, str):
+        return  # known to have none
+    try:
+        manifest = cached or hf_hub_download(repo, MANIFEST, **place)
+    except Exception as e:  # none there, or the Hub has just fallen silent
+        _logger.info('No %s of %s: %s', MANIFEST, repo, e)
+        return
+    listed = read_manifest(Path(manifest), downloaded=True)
+    if filename in listed:
+        check_listed(folder, {filename: listed[filename]}, downloaded=True)
 
 
 def _hub_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
@@ -178,7 +206,7 @@ def _from_url(url: str, release: Release | None, cache_dir: str | Path | None) -
     except OSError as e:  # full disk, no permission, a file where the folder should be
         raise CheckpointError(f'Cannot save {url} as {path} ({_reason(e)}).') from e
     try:
-        if release and release.sha256 and _sha256(path) != release.sha256:
+        if release and release.sha256 and file_sha256(path) != release.sha256:
             raise CheckpointError(f'{path} does not have the released sha256 {release.sha256}.')
         return read_checkpoint(path)
     except CheckpointError as e:
@@ -220,8 +248,3 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return response.read(1 << 20)
     except (OSError, http.client.HTTPException) as e:
         raise _UnreachableError(f'cut off ({_reason(e)}); calling again goes on from there') from e
-
-
-def _sha256(path: Path) -> str:
-    with path.open('rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..checkpoints import CheckpointError
-from ..checkpoints.manifest import MANIFEST, check_download, file_sha256, read_manifest
+from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
 from .expect import TENSORS, double_model
 from .folder import CONFIG, WEIGHTS
 from .remote import REPO, is_missing, said_plainly
@@ -59,7 +59,8 @@ def verify(place: str | Path) -> Proof:
         HubError: If the page cannot be had.
     """
     folder, commit = _fetch(str(place))
-    listed = _check_listed(folder)
+    listed = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    check_listed(folder, listed, downloaded=commit is not None)
     for file in (CONFIG, WEIGHTS, TENSORS):
         if not (folder / file).is_file():
             raise CheckpointError(f'{place} has no {file}, without which nothing can be proved.')
@@ -100,7 +101,7 @@ def download(repo: str, revision: str = '') -> tuple[Path, str]:
     try:
         with said_plainly(f'Downloading {repo}'):
             manifest = hf_hub_download(repo, MANIFEST, revision=commit)
-        names = list(read_manifest(Path(manifest)))
+        names = list(read_manifest(Path(manifest), downloaded=True))
     except Exception as e:
         if not is_missing(e):
             raise
@@ -118,21 +119,6 @@ def _one(repo: str, file: str, revision: str | None) -> str:
 
     with said_plainly(f'Downloading {file} of {repo}'):
         return hf_hub_download(repo, file, revision=revision)
-
-
-def _check_listed(folder: Path) -> dict[str, str]:
-    if not (folder / MANIFEST).is_file():
-        return {}
-    listed = read_manifest(folder / MANIFEST)
-    for name, sha256 in listed.items():
-        if not (folder / name).is_file():
-            raise CheckpointError(f'{folder / name} is missing: {MANIFEST} lists it.')
-        if file_sha256(folder / name) != sha256:
-            raise CheckpointError(
-                f'{folder / name} is not the file that {MANIFEST} lists: its sha256 differs. Download or copy it '
-                'again; if you changed it on purpose, `tinyvit-zoo pack` the folder again.'
-            )
-    return listed
 
 
 def _make(folder: Path) -> nn.Module:
