@@ -2,17 +2,20 @@
 
 from .mae_lite import MAE_LITE
 from .minivit import MINI_DEIT, MINI_SWIN
-from .record import Licence, Paper, Protocol, Release, Result, same_file
+from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer, same_file
 from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
 __all__ = [
     'FAMILIES',
+    'Golden',
     'Licence',
     'Paper',
     'Protocol',
     'Release',
     'Result',
+    'Speed',
+    'Transfer',
     'all_releases',
     'find_family',
     'find_release',

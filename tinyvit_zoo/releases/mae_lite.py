@@ -5,13 +5,18 @@ are given where they differ, and on the test sets that those pages leave out. Th
 older than the files. Each file lies on a Google Drive page of its own, without its name.
 """
 
-from .record import Licence, Paper, Protocol, Release, Result
+from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer
 
 __all__ = ['MAE_LITE']
 
 ORIGIN = 'https://github.com/wangsr126/MAE-Lite'
 PAGE = 'https://drive.google.com/file/d/{}/view'
-PAPER = Paper('A Closer Look at Self-Supervised Lightweight Vision Transformers', '2205.14443')
+PAPER = Paper(
+    'A Closer Look at Self-Supervised Lightweight Vision Transformers',
+    '2205.14443',
+    ('Shaoru Wang', 'Jin Gao', 'Zeming Li', 'Xiaoqin Zhang', 'Weiming Hu'),
+    'ICML 2023',
+)
 LICENCE = Licence('apache-2.0', 'https://github.com/wangsr126/MAE-Lite/blob/main/LICENSE')
 
 README = 'README of the released code'
@@ -19,6 +24,16 @@ SMALL = 'SMALL.md of the released code'
 MOCO = 'MOCOV3.md of the released code'
 TABLE_1 = 'Table 1 of the paper as submitted in 2022'
 TABLE_2 = 'Table 2 of the paper as submitted in 2022'
+TABLE_4 = 'Table 4 of the paper as submitted in 2022'
+TABLE_5 = 'Table 5 of the paper as submitted in 2022'
+DETECTION = 'DETECTION.md of the released code'
+ADDRESSES = {
+    README: f'{ORIGIN}/blob/main/README.md',
+    SMALL: f'{ORIGIN}/blob/main/projects/mae_lite/SMALL.md',
+    MOCO: f'{ORIGIN}/blob/main/projects/mocov3/MOCOV3.md',
+    DETECTION: f'{ORIGIN}/blob/main/projects/eval_tools/det/DETECTION.md',
+    **dict.fromkeys((TABLE_1, TABLE_2, TABLE_4, TABLE_5), PAPER.url),
+}
 
 DERIVED = (
     'several files of the repository are modified from MAE (https://github.com/facebookresearch/mae), which is '
@@ -73,6 +88,21 @@ FILES = {
     'mae_lite_vit_small_encoder_patch16_224.dmae_in1k': ('1-O7uuEnRrgKobETv54Z5T4isdS_WXOmK', None, ()),
 }  # fmt: skip
 
+# Name -> (table of the paper, top-1 after fine-tuning on each of FINE_TUNED_ON, None where the copy of the table that
+# was at hand had no number; COCO of DETECTION.md: box and mask AP).
+FINE_TUNED_ON = ('flowers-102', 'oxford-pets', 'fgvc-aircraft', 'stanford-cars', 'cifar-100', 'inat-2018')
+TRANSFERS = {
+    'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k': (TABLE_4, (85.8, 76.5, 64.6, 78.8, 78.9, 60.6), (39.9, 35.4)),
+    'mae_lite_vit_tiny_encoder_patch16_224.dmae_in1k': (TABLE_5, (95.2, None, 79.2, 87.5, 85.0, 63.6), (42.3, 37.4)),
+    'mae_lite_vit_tiny_encoder_patch16_224.mocov3_in1k': (TABLE_4, (94.8, 87.8, 73.7, 83.9, 83.9, 54.5), (39.7, 35.1)),
+    'mae_lite_vit_tiny_patch16_224.deit_impr_in1k': (TABLE_4, (96.4, 93.1, 73.5, 85.6, 85.8, 63.6), (40.4, 35.5)),
+}
+SPEEDS = {
+    'mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k': Speed(
+        4020, 'RTX 3090, batches of 1024, mixed precision', TABLE_2, ADDRESSES[TABLE_2]
+    ),
+}
+
 # By the first part of a tag; the encoders were trained for 400 epochs, without labels.
 PRE_TRAINING = {
     'mae': 'ImageNet-1k without labels: 400 epochs of MAE',
@@ -94,6 +124,39 @@ def _training(tag: str) -> str:
     return f'{training}; then fine-tuned on ImageNet-1k for {epochs} epochs'
 
 
+def _transfers(name: str) -> tuple[Transfer, ...]:
+    if name not in TRANSFERS:
+        return ()
+    table, top1, coco = TRANSFERS[name]
+    found = [
+        Transfer('fine-tuning', dataset, 'top-1, %', value, '', table, ADDRESSES[table])
+        for dataset, value in zip(FINE_TUNED_ON, top1, strict=True)
+        if value is not None
+    ]
+    for metric, value in zip(('box AP', 'mask AP'), coco, strict=True):
+        setting = 'Mask R-CNN of ViTDet, 640 px, 100 epochs'
+        found.append(Transfer('detection', 'coco-2017', metric, value, setting, DETECTION, ADDRESSES[DETECTION]))
+    return tuple(found)
+
+
+def _parent(name: str) -> str | None:
+    architecture, tag = name.split('.')
+    pre_training, fine_tuned, _ = tag.partition('_in1k_ft_in1k')
+    size = architecture.split('_')[3]
+    return f'mae_lite_vit_{size}_encoder_patch16_224.{pre_training}_in1k' if fine_tuned else None
+
+
+def _golden(name: str) -> Golden:
+    architecture, tag = name.split('.')
+    size = architecture.split('_')[3]
+    if '_encoder_' in architecture and tag == 'mocov3_in1k':
+        return Golden('maelite_mocov3_pos_embed', 'fixed position table alone', 5e-6)
+    if '_encoder_' in architecture:
+        return Golden(f'maelite_mae_{size}', 'tokens of masked images, loss and gradients of the MAE around it', 5e-6)
+    kind = '_rpe' if '_rpe_' in architecture else '_ft'
+    return Golden(f'maelite_vit_{size}_patch16{kind}', 'logits and features', 5e-6)
+
+
 def _release(name: str, drive_id: str, file: str | None, results: tuple[tuple[str, float, str], ...]) -> Release:
     classes = 0 if '_encoder_' in name else 1000
     return Release(
@@ -109,7 +172,7 @@ def _release(name: str, drive_id: str, file: str | None, results: tuple[tuple[st
                 0.875,
                 'center',
                 'released code: resize to 256, centre crop 224',
-                tuple(Result(data, top1, None, by='authors', source=source) for data, top1, source in results),
+                tuple(Result(data, top1, None, 'authors', source, ADDRESSES[source]) for data, top1, source in results),
             ),
         ),
         licence=LICENCE,
@@ -119,6 +182,10 @@ def _release(name: str, drive_id: str, file: str | None, results: tuple[tuple[st
         download_page=PAGE.format(drive_id),
         file_name=file,
         notes=NOTES.get(name, (HEADS, DERIVED)),
+        parent=_parent(name),
+        golden=_golden(name),
+        transfers=_transfers(name),
+        speed=SPEEDS.get(name),
     )
 
 

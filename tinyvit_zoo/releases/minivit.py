@@ -4,18 +4,25 @@ Accuracies were measured by the authors. Those of the README of the released cod
 paper's are given where they differ, and on the test sets that the README leaves out. Nobody else published any.
 """
 
-from .record import Licence, Paper, Protocol, Release, Result
+from .record import Golden, Licence, Paper, Protocol, Release, Result, Transfer
 
 __all__ = ['MINI_DEIT', 'MINI_SWIN']
 
 ORIGIN = 'https://github.com/microsoft/Cream/tree/main/MiniViT'
-LICENCES = 'https://github.com/microsoft/Cream/blob/main/MiniViT'
+FILES_AT = 'https://github.com/microsoft/Cream/blob/main/MiniViT'
 URL = 'https://github.com/DominickZhang/MiniViT-model-zoo/releases/download/v1.0.0/'
-PAPER = Paper('MiniViT: Compressing Vision Transformers with Weight Multiplexing', '2204.07154')
+PAPER = Paper(
+    'MiniViT: Compressing Vision Transformers with Weight Multiplexing',
+    '2204.07154',
+    ('Jinnian Zhang', 'Houwen Peng', 'Kan Wu', 'Mengchen Liu', 'Bin Xiao', 'Jianlong Fu', 'Lu Yuan'),
+    'CVPR 2022',
+)
 
 README = 'README of the released code'
 TABLE_4 = 'Table 4 of the paper'
 TABLE_5 = 'Table 5 of the paper'
+TABLE_6 = 'Table 6 of the paper'
+ADDRESSES = {README: f'{FILES_AT}/README.md', **dict.fromkeys((TABLE_4, TABLE_5, TABLE_6), PAPER.url)}
 
 PICKLES = (
     'unknown whether the file holds its training configuration as pickled objects beside the weights; '
@@ -53,6 +60,31 @@ SWIN_FILES = {
     ),
 }  # fmt: skip
 
+# Name -> results after further training: (task, data, metric, value, setting, source).
+TRANSFERS = {
+    'mini_deit_base_patch16_384.distill_in1k': (
+        ('fine-tuning', 'cifar-10', 'top-1, %', 99.3, '384 px, 1000 epochs', TABLE_5),
+        ('fine-tuning', 'cifar-100', 'top-1, %', 91.5, '384 px, 1000 epochs', TABLE_5),
+        ('fine-tuning', 'flowers-102', 'top-1, %', 98.3, '384 px, 300 epochs', TABLE_5),
+        ('fine-tuning', 'stanford-cars', 'top-1, %', 93.8, '384 px, 300 epochs', TABLE_5),
+        ('fine-tuning', 'oxford-pets', 'top-1, %', 95.5, '384 px, 1000 epochs', TABLE_5),
+    ),
+    'mini_swin_tiny_patch4_window7_224.distill_in1k': (
+        ('detection', 'coco-2017', 'box AP', 47.8, 'Cascade Mask R-CNN, 12 epochs', TABLE_6),
+    ),
+}
+PARENTS = {
+    'mini_deit_base_patch16_384.distill_in1k': 'mini_deit_base_patch16_224.distill_in1k',
+    'mini_swin_base_patch4_window12_384.distill_in1k': 'mini_swin_base_patch4_window7_224.distill_in1k',
+}
+# Architecture of Mini-Swin -> reference outputs; those of Mini-DeiT are called as the architecture is.
+GOLDEN = {
+    'mini_swin_tiny_patch4_window7_224': 'mini_swin_tiny',
+    'mini_swin_small_patch4_window7_224': 'mini_swin_small',
+    'mini_swin_base_patch4_window7_224': 'mini_swin_base',
+    'mini_swin_base_patch4_window12_384': 'mini_swin_base_384',
+}
+
 # Teachers as the paper names them; the README of Mini-Swin names no file.
 TRAINING = {
     'Mini-DeiT': 'ImageNet-1k, predictions distilled from a RegNetY-16GF',
@@ -67,17 +99,18 @@ FINE_TUNED = 'then fine-tuned at 384 without distillation'
 def _results(
     published: tuple[float, float], paper: tuple[float, str] | None, others: tuple[float, float | None]
 ) -> tuple[Result, ...]:
-    results = [Result('imagenet-1k', *published, by='authors', source=README)]
+    results = [('imagenet-1k', *published, README)]
     if paper is not None:
-        results.append(Result('imagenet-1k', paper[0], None, by='authors', source=paper[1]))
+        results.append(('imagenet-1k', paper[0], None, paper[1]))
     for dataset, top1 in zip(('imagenet-real', 'imagenet-v2'), others, strict=True):
         if top1 is not None:
-            results.append(Result(dataset, top1, None, by='authors', source=TABLE_4))
-    return tuple(results)
+            results.append((dataset, top1, None, TABLE_4))
+    return tuple(Result(*found, 'authors', source, ADDRESSES[source]) for *found, source in results)
 
 
 def _release(family: str, licence: str, name: str, file: str, *results) -> Release:
-    size = int(name.partition('.')[0].rsplit('_', 1)[1])
+    architecture = name.partition('.')[0]
+    size = int(architecture.rsplit('_', 1)[1])
     training = TRAINING[family]
     return Release(
         name=name,
@@ -96,11 +129,14 @@ def _release(family: str, licence: str, name: str, file: str, *results) -> Relea
             ),
         ),
         # Of the folder of the released code that names the file; the release page itself states none.
-        licence=Licence(licence, f'{LICENCES}/{family}/LICENSE'),
+        licence=Licence(licence, f'{FILES_AT}/{family}/LICENSE'),
         paper=PAPER,
         origin_url=f'{ORIGIN}/{family}',
         training=training if size == 224 else f'{training}, {FINE_TUNED}',
         notes=(PICKLES,),
+        parent=PARENTS.get(name),
+        golden=Golden(GOLDEN.get(architecture, architecture), 'logits and features', 1e-8),
+        transfers=tuple(Transfer(*found, ADDRESSES[found[-1]]) for found in TRANSFERS.get(name, ())),
     )
 
 

@@ -5,19 +5,43 @@ from dataclasses import dataclass, field
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ['Licence', 'Paper', 'Protocol', 'Release', 'Result', 'same_file']
+__all__ = ['Golden', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'Speed', 'Transfer', 'same_file']
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper; `arxiv_id` such as '2207.10666'."""
+    """A paper.
+
+    Attributes:
+        arxiv_id: Such as '2207.10666'.
+        authors: 'Given names Family name' of each, in order.
+        venue: Conference and year.
+    """
 
     title: str
     arxiv_id: str
+    authors: tuple[str, ...]
+    venue: str
 
     @property
     def url(self) -> str:
         return f'https://arxiv.org/abs/{self.arxiv_id}'
+
+    @property
+    def bibtex(self) -> str:
+        """Entry of the version on arXiv; the year is that of its first submission, as its id tells."""
+        year = f'20{self.arxiv_id[:2]}'
+        family_name = self.authors[0].rpartition(' ')[2].lower()
+        word = next(word for word in re.findall(r'[a-z]+', self.title.lower()) if len(word) > 1)
+        entries = {
+            'title': self.title,
+            'author': ' and '.join(self.authors),
+            'journal': f'arXiv preprint arXiv:{self.arxiv_id}',
+            'year': year,
+            'note': self.venue,
+        }
+        lines = [f'  {key}={{{value}}}' for key, value in entries.items()]
+        return '\n'.join((f'@article{{{family_name}{year}{word},', ',\n'.join(lines), '}'))
 
 
 @dataclass(frozen=True)
@@ -40,13 +64,64 @@ class Licence:
 
 @dataclass(frozen=True)
 class Result:
-    """A measured accuracy in %, by whom ('authors' or 'timm') and where it stands; none was measured here."""
+    """A measured accuracy in %, by whom ('authors' or 'timm') and where it stands; none was measured here.
+
+    Attributes:
+        source: The place in words.
+        source_url: Its address.
+    """
 
     dataset: str
     top1: float
     top5: float | None
     by: str
     source: str
+    source_url: str
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What the authors measured after further training on another task; none was measured here.
+
+    Attributes:
+        task: Such as 'linear probe'.
+        metric: With its unit, such as 'top-1, %'.
+        setting: What a reader has to know to compare it, may be empty.
+        source: See `Result`.
+    """
+
+    task: str
+    dataset: str
+    metric: str
+    value: float
+    setting: str
+    source: str
+    source_url: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second that the authors measured, on their hardware; see `Result` for the source."""
+
+    images_per_second: int
+    setting: str
+    source: str
+    source_url: str
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What the tests hold against numbers that the authors' code computed, with weights filled by a rule.
+
+    Attributes:
+        reference: Name of the file in `tests/golden/`, without its ending.
+        what: Which outputs.
+        atol: Largest difference that passes, in double precision.
+    """
+
+    reference: str
+    what: str
+    atol: float
 
 
 @dataclass(frozen=True)
@@ -100,6 +175,10 @@ class Release:
         file_name: Name of the authors' file where `url` does not end in it; None where that is unknown.
         file_doubt: What is uncertain of the file or its name.
         other_files: Names of files with the same keys and shapes that hold another model's weights.
+        parent: Release that these weights were trained from, None if none of ours.
+        golden: What of this architecture was held against the authors' code; None if nothing could be.
+        transfers: Published results on other tasks.
+        speed: Published throughput.
     """
 
     name: str
@@ -120,6 +199,10 @@ class Release:
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     notes: tuple[str, ...] = field(default=())
+    parent: str | None = None
+    golden: Golden | None = None
+    transfers: tuple[Transfer, ...] = ()
+    speed: Speed | None = None
 
     @property
     def architecture(self) -> str:
@@ -128,6 +211,12 @@ class Release:
     @property
     def tag(self) -> str:
         return self.name.partition('.')[2]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """What the weights were trained on, teachers aside, as timm's way to write tags tells; order of training."""
+        known = {'in22k': 'imagenet-22k', 'in1k': 'imagenet-1k'}
+        return tuple(known[part] for part in dict.fromkeys(self.tag.split('_')) if part in known)
 
     @property
     def protocol(self) -> Protocol:

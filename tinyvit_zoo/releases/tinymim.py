@@ -4,18 +4,24 @@ Accuracies were measured by the authors, the same in the README of the released 
 one Google Drive folder whose listing was not at hand: only the names of two of them are confirmed by other pages.
 """
 
-from .record import Licence, Paper, Protocol, Release, Result
+from .record import Golden, Licence, Paper, Protocol, Release, Result, Transfer
 
 __all__ = ['TINYMIM']
 
 ORIGIN = 'https://github.com/OliverRensu/TinyMIM'
 FOLDER = 'https://drive.google.com/drive/folders/10L305AoXyBSjJK7WfhBlxi3PF2Ni31Yu'
-PAPER = Paper('TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models', '2301.01296')
+PAPER = Paper(
+    'TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models',
+    '2301.01296',
+    ('Sucheng Ren', 'Fangyun Wei', 'Zheng Zhang', 'Han Hu'),
+    'CVPR 2023',
+)
 LICENCE = Licence('none', ORIGIN)
 
 TABLE_1 = 'README of the released code, Table 1 of the paper'
 TABLE_3 = 'README of the released code, Table 3 of the paper'
 TABLE_4 = 'README of the released code, Table 4 of the paper'
+README_URL = f'{ORIGIN}/blob/master/README.md'
 
 NO_LICENCE = (
     'the repository has no licence file; its code derives from MAE (https://github.com/facebookresearch/mae), '
@@ -64,6 +70,27 @@ PRE_TRAINED = {
     ),
 }  # fmt: skip
 
+PARENTS = {
+    f'tinymim_vit_{size}_patch16_224.ft_in1k': f'tinymim_vit_{size}_student_patch16_224.mim_in1k'
+    for size in ('tiny', 'small', 'base')
+}
+# Name -> mean IoU on ADE20K with UperNet as the paper has it, and as the log of the released code has it.
+ADE20K = {
+    'tinymim_vit_tiny_patch16_224.ft_in1k': (44.6, None),
+    'tinymim_vit_small_patch16_224.ft_in1k': (48.9, None),
+    'tinymim_vit_base_patch16_224.ft_in1k': (52.6, None),
+    'tinymim_vit_tiny_star_patch16_224.ft_in1k': (45.0, 45.0),
+    'tinymim_vit_tiny_student_patch16_224.mim_in1k': (44.0, None),
+    'tinymim_vit_small_student_patch16_224.mim_in1k': (48.4, None),
+    'tinymim_vit_base_student_patch16_224.mim_in1k': (52.2, 52.47),
+}
+# Name -> mean corruption error on ImageNet-C, Table 4 of the paper.
+IMAGENET_C = {
+    'tinymim_vit_tiny_patch16_224.ft_in1k': 50.1,
+    'tinymim_vit_small_patch16_224.ft_in1k': 35.8,
+    'tinymim_vit_base_patch16_224.ft_in1k': 32.7,
+}
+
 # The chain of teachers is the paper's, section 3; the released code runs the step to ViT-B as published.
 DISTILLED = {
     'base': 'ImageNet-1k without labels: token relations distilled from block 18 of an MAE ViT-L',
@@ -74,6 +101,30 @@ DISTILLED = {
 
 def _protocol(results: tuple[Result, ...]) -> Protocol:
     return Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, centre crop 224', results)
+
+
+def _transfers(name: str) -> tuple[Transfer, ...]:
+    in_paper, in_log = ADE20K[name]
+    found = [Transfer('segmentation', 'ade20k', 'mean IoU, %', in_paper, 'UperNet', 'Table 3 of the paper', PAPER.url)]
+    if in_log is not None:
+        setting = 'UperNet, windows of 512 with stride 341, one scale'
+        where = ('README of the segmentation code', f'{ORIGIN}/blob/master/Segmentation/README.md')
+        found.append(Transfer('segmentation', 'ade20k', 'mean IoU, %', in_log, setting, *where))
+    if name in IMAGENET_C:
+        metric = 'mean corruption error, % (less is better)'
+        setting = 'no further training'
+        found.append(Transfer('robustness', 'imagenet-c', metric, IMAGENET_C[name], setting, TABLE_4, README_URL))
+    return tuple(found)
+
+
+def _golden(name: str) -> Golden | None:
+    """TinyMIM*-T has none: the released code holds no classification forward of it."""
+    _, _, size, kind, *_ = name.split('_')
+    if kind == 'star':
+        return None
+    if kind == 'student':
+        return Golden(f'tinymim_student_{size}', 'token relations that the last block is trained by', 5e-6)
+    return Golden(f'tinymim_vit_{size}_patch16_ft', 'logits and features', 5e-6)
 
 
 def _release(
@@ -96,6 +147,9 @@ def _release(
         file_doubt=doubt,
         other_files=(STAR_ENCODER,) if '_tiny_student_' in name else (),
         notes=(*notes, NO_LICENCE),
+        parent=PARENTS.get(name),
+        golden=_golden(name),
+        transfers=_transfers(name),
     )
 
 
@@ -107,10 +161,10 @@ def _fine_tuned(
     others: tuple[float, float] | None,
     notes: tuple[str, ...],
 ) -> Release:
-    results = [Result('imagenet-1k', published[0], None, by='authors', source=published[1])]
+    results = [Result('imagenet-1k', published[0], None, 'authors', published[1], README_URL)]
     if others is not None:
         for dataset, top1 in zip(('imagenet-a', 'imagenet-r'), others, strict=True):
-            results.append(Result(dataset, top1, None, by='authors', source=TABLE_4))
+            results.append(Result(dataset, top1, None, 'authors', TABLE_4, README_URL))
     training = f'{DISTILLED[name.split("_")[2]]}; then fine-tuned on ImageNet-1k'
     if '_star_' in name:
         training += ' for 1000 epochs with distilled predictions'

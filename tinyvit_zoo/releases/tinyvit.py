@@ -4,17 +4,23 @@ Accuracies were measured by others: those published in the README of the release
 and those of timm's `results/results-*.csv`, by timm's author on the same weights.
 """
 
-from .record import Licence, Paper, Protocol, Release, Result
+from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer
 
 __all__ = ['TINYVIT']
 
 ORIGIN = 'https://github.com/microsoft/Cream/tree/main/TinyViT'
 URL = 'https://github.com/wkcn/TinyViT-model-zoo/releases/download/checkpoints/'
-PAPER = Paper('TinyViT: Fast Pretraining Distillation for Small Vision Transformers', '2207.10666')
+PAPER = Paper(
+    'TinyViT: Fast Pretraining Distillation for Small Vision Transformers',
+    '2207.10666',
+    ('Kan Wu', 'Jinnian Zhang', 'Houwen Peng', 'Mengchen Liu', 'Bin Xiao', 'Jianlong Fu', 'Lu Yuan'),
+    'ECCV 2022',
+)
 # timm's pages of the same weights carry apache-2.0 in their licence field; the authors' repository is MIT.
 LICENCE = Licence('mit', 'https://github.com/microsoft/Cream/blob/main/LICENSE', hub_field='apache-2.0')
 
-README = 'README of the released code'
+README, README_URL = 'README of the released code', 'https://github.com/microsoft/Cream/blob/main/TinyViT/README.md'
+TIMM_URL = 'https://github.com/huggingface/pytorch-image-models/blob/main/results/'
 
 # timm's results files, by the name that this project uses for the data set.
 TIMM_FILES = {
@@ -111,20 +117,66 @@ FILES = {
     'tinyvit_21m_512.dist_in22k_ft_in1k': ('tiny_vit_21m_22kto1k_512_distill.pth', (86.5, 97.9)),
 }
 
+# Images per second by architecture, of all of its tags.
+SPEEDS = {
+    'tinyvit_5m_224': 3060,
+    'tinyvit_11m_224': 2468,
+    'tinyvit_21m_224': 1571,
+    'tinyvit_21m_384': 394,
+    'tinyvit_21m_512': 167,
+}
+
+# Tag of tinyvit_21m_224 -> Table 5 (linear probe; 5-way few-shot with 5, 20 and 50 images a class), in the order of
+# PROBED and FEW_SHOT.
+PROBED = ('cifar-10', 'cifar-100', 'flowers-102', 'stanford-cars', 'oxford-pets')
+FEW_SHOT = ('isic-2018', 'eurosat', 'cropdisease', 'chestx')
+TABLE_5 = {
+    'in1k': (
+        (91.7, 75.2, 80.9, 56.3, 86.5),
+        {5: (42.9, 82.4, 92.2, 24.8), 20: (56.7, 91.0, 97.4, 29.0), 50: (63.7, 94.2, 98.6, 31.8)},
+    ),
+    'dist_in22k': (
+        (96.9, 86.6, 99.7, 75.1, 93.8),
+        {5: (53.5, 88.1, 98.0, 24.7), 20: (67.3, 93.9, 99.3, 29.5), 50: (74.2, 96.0, 99.5, 33.2)},
+    ),
+}
+# Tag of tinyvit_21m_224 -> box AP of Table 6, which names a backbone by its accuracy on ImageNet-1k.
+TABLE_6 = {'in1k': 49.6, 'dist_in22k_ft_in1k': 50.2}
+
+# The training guide of the released code; where an author says otherwise, the notes do.
+PARENTS = {
+    'tinyvit_21m_384.dist_in22k_ft_in1k': 'tinyvit_21m_224.dist_in22k_ft_in1k',
+    'tinyvit_21m_512.dist_in22k_ft_in1k': 'tinyvit_21m_384.dist_in22k_ft_in1k',
+    **{f'tinyvit_{m}m_224.dist_in22k_ft_in1k': f'tinyvit_{m}m_224.dist_in22k' for m in (5, 11, 21)},
+}
+NOTES = {
+    'tinyvit_21m_384.dist_in22k_ft_in1k': (
+        'fine-tuned from the 224 model with 1000 classes by the training guide of the released code, from the one '
+        'with 21841 classes by a comment of an author (issue 113 of the repository)',
+    ),
+    **dict.fromkeys(
+        (f'tinyvit_{m}m_224.dist_in22k' for m in (5, 11, 21)),
+        (
+            "the 21841 classes are in the order of timm's label set; of those of ImageNet-1k, n04399382 (teddy) is not "
+            'among them',
+        ),
+    ),
+}
+
 
 def _timm_results(name: str) -> tuple[Result, ...]:
     scores = TIMM_RESULTS.get(name)
     if scores is None:  # nobody measured the 22k heads
         return ()
     return tuple(
-        Result(dataset, top1, top5, by='timm', source=f'timm results/{file}')
+        Result(dataset, top1, top5, by='timm', source=f'timm results/{file}', source_url=TIMM_URL + file)
         for (dataset, file), (top1, top5) in zip(TIMM_FILES.items(), scores, strict=True)
     )
 
 
 def _protocols(name: str, img_size: int, published: tuple[float, float] | None) -> tuple[Protocol, ...]:
     """The default first: the preprocessing with the best measured result; then the others on record."""
-    by_authors = (Result('imagenet-1k', *published, by='authors', source=README),) if published else ()
+    by_authors = (Result('imagenet-1k', *published, 'authors', README, README_URL),) if published else ()
     by_timm = _timm_results(name)
     if img_size == 224:
         return (
@@ -138,6 +190,28 @@ def _protocols(name: str, img_size: int, published: tuple[float, float] | None) 
             Protocol('timm', 384, 1.0, 'center', "timm's default for these weights", by_timm),
         )
     return (Protocol('paper', 512, 1.0, 'squash', f'{squash}; the same in timm', by_authors + by_timm),)
+
+
+def _transfers(name: str) -> tuple[Transfer, ...]:
+    architecture, tag = name.split('.')
+    if architecture != 'tinyvit_21m_224':
+        return ()
+    found = []
+    if tag in TABLE_5:
+        probed, few_shot = TABLE_5[tag]
+        where = ('Table 5 of the paper', PAPER.url)
+        for dataset, value in zip(PROBED, probed, strict=True):
+            found.append(Transfer('linear probe', dataset, 'top-1, %', value, '', *where))
+        for shots, values in few_shot.items():
+            for dataset, value in zip(FEW_SHOT, values, strict=True):
+                setting = 'mean of 600 episodes, linear head'
+                found.append(Transfer(f'5-way {shots}-shot', dataset, 'accuracy, %', value, setting, *where))
+    if tag in TABLE_6:
+        where = ('Table 6 of the paper', PAPER.url)
+        found.append(
+            Transfer('detection', 'coco-2017', 'box AP', TABLE_6[tag], 'Cascade Mask R-CNN, 12 epochs', *where)
+        )
+    return tuple(found)
 
 
 def _release(name: str, file: str, published: tuple[float, float] | None) -> Release:
@@ -158,7 +232,21 @@ def _release(name: str, file: str, published: tuple[float, float] | None) -> Rel
             'dist_in22k': distilled,
             'in1k': 'ImageNet-1k from scratch',
         }[tag],
+        notes=NOTES.get(name, ()),
+        parent=PARENTS.get(name),
+        golden=_golden(architecture, tag),
+        transfers=_transfers(name),
+        speed=Speed(SPEEDS[architecture], 'V100', README, README_URL),
     )
+
+
+def _golden(architecture: str, tag: str) -> Golden:
+    reference = architecture.replace('tinyvit', 'tiny_vit')
+    if tag != 'dist_in22k':
+        return Golden(reference, 'logits and features', 1e-8)
+    if architecture == 'tinyvit_5m_224':
+        return Golden(f'{reference}_22khead', 'logits and features', 1e-8)
+    return Golden(reference, 'logits and features of the same model with 1000 classes', 1e-8)
 
 
 TINYVIT = tuple(_release(name, *entry) for name, entry in FILES.items())
