@@ -13,6 +13,7 @@ from conftest import load, refused
 
 from tinyvit_zoo.checkpoints import Clues, find_heads
 from tinyvit_zoo.convert import import_weights
+from tinyvit_zoo.layers import beit_offset_index
 
 FINE_TUNED = 'tinymim_vit_tiny_patch16_224'
 
@@ -109,3 +110,31 @@ def test_a_classifier_in_the_place_of_an_encoder_is_told_without_talk_of_22k_hea
         message = refused(action, '1000 classes', 'none', 'Is it the file of another')
         assert '22k' not in message
         assert 'as_init' not in message
+
+
+# --- files whose shapes are odd
+
+
+@pytest.mark.parametrize('rows', [0, 1])
+def test_positions_of_fewer_tokens_than_a_model_has_are_of_a_wrong_shape(rows, tmp_path):
+    for architecture in (FINE_TUNED, 'tinymim_vit_tiny_star_patch16_224'):
+        state_dict = timm.create_model(architecture).state_dict() | {'pos_embed': torch.zeros(1, rows, 192)}
+        path = saved(tmp_path / 'w.pth', state_dict)
+        refused(lambda n=architecture, p=path: load(n, p), f'pos_embed is (1, {rows}, 192)')
+
+
+@pytest.mark.parametrize('rows', [0, 2])
+def test_tables_of_fewer_rows_than_the_extra_ones_are_of_a_wrong_shape(rows, tmp_path):
+    name = 'mae_lite_vit_tiny_rpe_patch16_224'
+    state_dict = timm.create_model(name).state_dict()
+    state_dict |= {k: v[:rows] for k, v in state_dict.items() if k.endswith('_table')}
+    refused(lambda: load(name, saved(tmp_path / 'w.pth', state_dict)), f'_table is ({rows}, 12)')
+
+
+def test_a_table_with_the_index_of_another_order_is_refused_by_create_model_too(tmp_path):
+    name = 'mae_lite_vit_tiny_rpe_patch16_224'
+    state_dict = timm.create_model(name).state_dict()
+    key = 'blocks.3.attn.relative_position_index'
+    index = beit_offset_index((14, 14))
+    load(name, saved(tmp_path / 'w.pth', state_dict | {key: index}))
+    refused(lambda: load(name, saved(tmp_path / 'w.pth', state_dict | {key: index.flip(0)})), key, 'another order')

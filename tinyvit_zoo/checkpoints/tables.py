@@ -51,6 +51,8 @@ def source_grid(
         None where the number is neither square nor known; the entries then have the wrong number for the model, and
         `fit_to_model` will say so.
     """
+    if entries < 1:  # fewer than the prefix tokens alone
+        return None
     patch = model.patch_embed.patch_size
     saved = getattr(model, 'pretrained_model_args', {}).get('img_size')
     candidates = [] if layout == 'official' else [tuple(model.patch_embed.grid_size)]

@@ -21,6 +21,7 @@ from ..checkpoints import (
     PLAIN_VIT_KEYS,
     CheckpointError,
     Weights,
+    check_beit_buffers,
     check_heads,
     find_heads,
     fit_to_model,
@@ -222,8 +223,9 @@ def checkpoint_filter_fn(
         check: Raises CheckpointError if the checkpoint cannot be of a model with these heads, see `check_heads`.
 
     Raises:
-        CheckpointError: On a key that is unknown, missing or of a wrong shape.
+        CheckpointError: On a key that is unknown, missing or of a wrong shape, or a table of another order.
     """
+    check_beit_buffers(state_dict)
     state_dict, layout = PLAIN_VIT_KEYS.to_ours(state_dict)
     own = model.state_dict()
     if as_init:
