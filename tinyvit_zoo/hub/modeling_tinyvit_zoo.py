@@ -8,10 +8,18 @@ except ModuleNotFoundError as e:
     raise ImportError(f'This model needs the package tinyvit-zoo ({e}): pip install tinyvit-zoo') from e
 
 
+class AsTransformersOwn:
+    """transformers' own class but for the import above: the weights it saves have timm's names too."""
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return False
+
+
 # Named as transformers' own: its pipelines know a model by the name of its class, and warn of any other.
-class TimmWrapperModel(transformers.TimmWrapperModel):
+class TimmWrapperModel(AsTransformersOwn, transformers.TimmWrapperModel):
     """A model of tinyvit-zoo without its classifier."""
 
 
-class TimmWrapperForImageClassification(transformers.TimmWrapperForImageClassification):
+class TimmWrapperForImageClassification(AsTransformersOwn, transformers.TimmWrapperForImageClassification):
     """A model of tinyvit-zoo with its classifier."""

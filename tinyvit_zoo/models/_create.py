@@ -111,6 +111,10 @@ def create_zoo_model(
                 if cfg.source:
                     cleaned['source'] = cfg.source
                 module.pretrained_cfg = module.default_cfg = cleaned
+            if isinstance(module, nn.BatchNorm2d):
+                # transformers 5.23 resets the statistics of a backbone that it was given with weights, unless told
+                # that they are no start values. (TinyViT's are the only batch norms here; timm's models lose theirs.)
+                module._is_hf_initialized = True
     return model
 
 

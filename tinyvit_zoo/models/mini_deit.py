@@ -271,10 +271,10 @@ class MiniDeit(nn.Module):
         self.norm = norm_layer(embed_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        self.feature_info = [
-            dict(num_chs=embed_dim, reduction=max(self.patch_embed.patch_size), module=f'blocks.{layer // repeats}')
-            for layer in range(depth)
-        ]
+        # Named after a module of each layer's own, as blocks are not: transformers tells layers apart by these names.
+        modules = [f'blocks.{layer // repeats}.drop_path.{layer % repeats}' for layer in range(depth)]
+        reduction = max(self.patch_embed.patch_size)
+        self.feature_info = [dict(num_chs=embed_dim, reduction=reduction, module=module) for module in modules]
         self._check_pool(global_pool)
         self.init_weights(needs_reset=False)
         self.register_load_state_dict_post_hook(_restore_index)
