@@ -148,6 +148,17 @@ def test_a_start_from_a_damaged_file_is_refused_all_the_same(student, save):
     refused(lambda: load(TINYMIM, save(damaged), as_init=True), 'blocks.3.mlp.fc1.weight', '1 missing')
 
 
+@torch.no_grad()
+def test_a_model_with_tables_starts_from_a_plain_encoder_and_computes_what_it_did(mae, save):
+    path = save({'model': prefixed('module.model.', mae)})
+    model = load(RPE, path, as_init=True, init_values=1.0).double()  # LayerScale 1 and tables 0 change nothing
+    encoder = load(ENCODER, path).double()
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    normed = encoder.norm(model.forward_features(x))  # RPE's own features have no norm
+    torch.testing.assert_close(normed, encoder.forward_features(x), rtol=0, atol=1e-10)
+    assert (load(RPE, path, as_init=True).state_dict()['blocks.5.gamma_1'] == 0.1).all()
+
+
 def test_any_family_can_start_from_a_file_with_a_classifier_of_its_own(tmp_path):
     source = small_of('tinyvit')
     torch.save(source.state_dict(), tmp_path / 'w.pth')

@@ -36,6 +36,8 @@ __all__ = ['PlainBlock', 'PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'crea
 
 FRESH = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
 """What a training that starts from an encoder does not take over."""
+BEIT_ONLY = ('relative_position_bias_table', 'gamma_1', 'gamma_2')
+"""What a model with tables and LayerScale has, and a plain encoder has not."""
 
 
 class PlainBlock(Block):
@@ -219,7 +221,7 @@ def checkpoint_filter_fn(
             non-square grids with equal numbers of patches.
         fresh_head: The model keeps its own classifier: the checkpoint's is left out.
         as_init: The model keeps its own norms after the last block as well, as a training does that starts from an
-            encoder with another pooling.
+            encoder with another pooling; and its tables and LayerScale where the checkpoint has none.
         check: Raises CheckpointError if the checkpoint cannot be of a model with these heads, see `check_heads`.
 
     Raises:
@@ -229,8 +231,7 @@ def checkpoint_filter_fn(
     state_dict, layout = PLAIN_VIT_KEYS.to_ours(state_dict)
     own = model.state_dict()
     if as_init:
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(FRESH)}
-        state_dict |= {k: v for k, v in own.items() if k.startswith(FRESH)}
+        state_dict = _as_init(state_dict, own)
     elif 'norm.weight' in state_dict and 'fc_norm.weight' in own and 'fc_norm.weight' not in state_dict:
         raise CheckpointError(
             'The checkpoint is an encoder (or reads its class token): it has the norm of all tokens, not the fc_norm '
@@ -242,6 +243,23 @@ def checkpoint_filter_fn(
     if check is not None:  # of what fits by its shapes; what does not is no matter of heads
         check(heads_of(model))
     return fitted
+
+
+def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a training starts from: the checkpoint's encoder, and of the model what it does not take over.
+
+    A plain encoder also starts a model with tables and LayerScale, whose layers BEiT's code names otherwise. The
+    released code leaves the biases of queries and values behind then; here they are taken over. Those of the keys add
+    the same to all logits of a query, so nothing is lost without them.
+    """
+    started = {k: v for k, v in state_dict.items() if not k.startswith(FRESH)}
+    if not any(k.endswith(BEIT_ONLY) for k in started):
+        for key in [k for k in started if k.endswith('attn.qkv.bias') and k not in own]:
+            attn, third = key.removesuffix('qkv.bias'), len(started[key]) // 3
+            bias = started.pop(key)
+            started |= {f'{attn}q_bias': bias[:third], f'{attn}v_bias': bias[2 * third :]}
+        started |= {k: v for k, v in own.items() if k.endswith(BEIT_ONLY)}
+    return started | {k: v for k, v in own.items() if k.startswith(FRESH)}
 
 
 def _resize(
