@@ -121,7 +121,7 @@ def check_heads(heads: tuple[int, ...], evidence: Evidence | None, name: str) ->
     if evidence is None:
         _logger.warning(
             'Nothing in the checkpoint tells its number of attention heads, and its shapes fit any: %s computes with '
-            '%s. Released ViTs of equal shapes differ in it; pass num_heads= if you know.',
+            '%s. Released ViTs of equal shapes differ in it; num_heads= of timm.create_model settles it.',
             name,
             _told(heads),
         )
@@ -133,12 +133,19 @@ def check_heads(heads: tuple[int, ...], evidence: Evidence | None, name: str) ->
         raise CheckpointError(
             f'The checkpoint has {_told(evidence.heads)} ({evidence.because}), {name} has {_told(heads)}: it would load'
             f' without an error and compute other numbers.{hint} To start a training from it all the same, pass '
-            'as_init=True (`tinyvit-zoo convert --as-init`); if you know the heads better, pass num_heads=.'
+            'as_init=True (`tinyvit-zoo convert --as-init`); num_heads= of timm.create_model overrules the file.'
         )
 
 
 def _same_kind(architecture: str, heads: tuple[int, ...], name: str) -> bool:
-    return '_vit_' in architecture and _size(architecture) == _size(name) and _heads_of_name(architecture) == heads
+    # Tables and TinyMIM*-T's tokens show in the shapes, which were compared before.
+    alike = all((mark in architecture) == (mark in name) for mark in ('_rpe_', '_star_'))
+    return (
+        '_vit_' in architecture
+        and alike
+        and _size(architecture) == _size(name)
+        and (_heads_of_name(architecture) == heads)
+    )
 
 
 def _size(architecture: str) -> str:
