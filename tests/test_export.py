@@ -1,0 +1,294 @@
+"""Exported files compute what PyTorch does, run without this package, and say what they are."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ARCHITECTURES, SMALL_OF, images_for, refused, small_of
+from golden_rule import fill_by_rule
+
+from tinyvit_zoo.build import ModelError
+from tinyvit_zoo.classify import class_names
+from tinyvit_zoo.export import FORMATS, TOLERANCE, check_output, export_model, model_to_export
+from tinyvit_zoo.hub import save_folder
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(params=FORMATS)
+def format(request) -> str:
+    if request.param == 'onnx':
+        pytest.importorskip('onnxruntime')
+        pytest.importorskip('onnxscript')
+    return request.param
+
+
+def runner(path):
+    """Runs an exported file on a tensor."""
+    if path.suffix == '.pt2':
+        return torch.export.load(path).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    (output,) = session.get_outputs()
+    return lambda x: torch.from_numpy(session.run([output.name], {'images': x.numpy()})[0])
+
+
+def metadata_of(path) -> dict[str, str]:
+    if path.suffix == '.pt2':
+        found = dict.fromkeys(('producer', 'model', 'license', 'labels', 'preprocessing'), '')
+        torch.export.load(path, extra_files=found)
+        return found
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+
+
+def assert_agrees(path, model, *inputs, tolerance=1e-4):
+    run = runner(path)
+    with torch.no_grad():
+        for x in inputs:
+            expected = model(x)
+            scale = max(1.0, expected.abs().max().item())
+            torch.testing.assert_close(run(x), expected, rtol=0, atol=tolerance * scale)
+
+
+# --- every architecture, as released
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_every_architecture_agrees_with_pytorch(name, format, tmp_path):
+    model = fill_by_rule(timm.create_model(name))
+    done = export_model(model, tmp_path / f'model.{format}')
+    assert done.difference <= TOLERANCE['fp32'] == 1e-4
+    assert done.input_shape == (1, *model.pretrained_cfg['input_size'])
+    assert done.output == ('logits' if model.num_classes else 'features')
+    assert done.path.stat().st_size < 1.1 * sum(4 * t.numel() for t in model.state_dict().values()) + 3e6
+    assert_agrees(done.path, model, images_for(model, 1))
+
+
+# --- what it can be asked for, on a small model of every family and kind
+
+
+@pytest.mark.slow
+def test_an_open_batch_takes_any_number_of_images(any_small, format, tmp_path):
+    model = any_small(img_size=SIZE)
+    done = export_model(model, tmp_path / f'model.{format}', dynamic_batch=True)
+    assert done.input_shape == ('batch', 3, *SIZE)
+    assert_agrees(done.path, model, *(images_for(model, batch) for batch in (1, 2, 7)))
+
+
+OPEN_SIZES = {
+    'tinyvit': ({}, [(33, 47), (64, 64), (224, 224), (200, 136)]),
+    **{
+        family: (dict(dynamic_img_size=True), [(32, 48), (64, 64), (224, 224), (208, 144)])
+        for family in ('mini_deit', 'tinymim', 'tinymim_student', 'tinymim_star')
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', OPEN_SIZES)
+def test_an_open_size_takes_other_images(family, format, tmp_path):
+    kwargs, sizes = OPEN_SIZES[family]
+    model = small_of(family, img_size=SIZE, **kwargs)
+    done = export_model(model, tmp_path / f'model.{format}', dynamic_batch=True, dynamic_size=True)
+    assert done.input_shape == ('batch', 3, 'height', 'width')
+    assert_agrees(done.path, model, *(torch.randn(2, 3, *size) for size in sizes))
+
+
+@pytest.mark.slow
+def test_onnx_calls_open_sides_by_name(tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    done = export_model(
+        small_of('tinymim', img_size=SIZE, dynamic_img_size=True), tmp_path / 'm.onnx', None, True, True
+    )
+    session = onnxruntime.InferenceSession(done.path)
+    assert session.get_inputs()[0].shape == ['batch', 3, 'height', 'width']
+    assert session.get_outputs()[0].shape == ['batch', 11]
+
+
+@pytest.mark.parametrize('family', [f for f in SMALL_OF if f not in OPEN_SIZES])
+def test_where_the_graph_is_for_one_size_a_sentence_says_so(family, tmp_path):
+    architecture = SMALL_OF[family][0]
+    for action in (
+        lambda: export_model(small_of(family), tmp_path / 'model.pt2', dynamic_size=True),
+        lambda: model_to_export(architecture, random=True, dynamic_size=True),
+    ):
+        refused(action, f'The graph of {architecture} is for one image size', kind=ModelError)
+
+
+def test_a_plain_vit_made_for_one_size_is_not_exported_for_others(tmp_path):
+    words = ('for one image size', 'dynamic_img_size=True')
+    refused(lambda: export_model(small_of('tinymim'), tmp_path / 'm.pt2', dynamic_size=True), *words, kind=ModelError)
+
+
+@pytest.mark.slow
+def test_half_precision_stays_within_its_tolerance(any_small, format, tmp_path):
+    model = any_small(img_size=SIZE)
+    done = export_model(model, tmp_path / f'model.{format}', dtype='fp16')
+    assert 1e-5 < done.difference < TOLERANCE['fp16']  # less would be single precision
+    assert_agrees(done.path, model, images_for(model, 1), tolerance=TOLERANCE['fp16'])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_metadata_tells_labels_and_preprocessing(small, format, tmp_path):
+    labels = [f'Größe {i}' for i in range(11)]
+    folder = save_folder(small(img_size=SIZE), tmp_path / 'page', labels, data_config=dict(crop_pct=0.8))
+    model = model_to_export(f'local-dir:{folder}')
+    found = metadata_of(export_model(model, tmp_path / f'model.{format}').path)
+    assert json.loads(found['labels']) == labels
+    preprocessing = json.loads(found['preprocessing'])
+    assert (preprocessing['input_size'], preprocessing['crop_pct']) == ([3, *SIZE], 0.8)
+    assert preprocessing['mean'] == list(model.pretrained_cfg['mean'])
+    assert found['model'] == 'tinyvit_5m_224.dist_in22k_ft_in1k'
+    assert found['license'] == 'mit'
+    assert found['producer'].startswith('tinyvit-zoo ')
+
+
+def test_random_weights_are_not_said_to_be_released_ones():
+    cfg = model_to_export('tinyvit_5m_224', random=True, img_size=(32, 32)).pretrained_cfg
+    assert cfg['tag'] == 'random'
+    assert 'license' not in cfg
+
+
+@pytest.mark.slow
+def test_the_snippet_runs_in_a_process_without_this_package(any_small, format, tmp_path):
+    model = any_small(img_size=64)
+    done = export_model(model, tmp_path / f'model.{format}')
+    assert len(done.snippet.splitlines()) == 3
+    code = f"import sys; sys.modules['tinyvit_zoo'] = sys.modules['timm'] = None\n{done.snippet}\n"
+    code += f'print({done.output}.tolist())'
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    with torch.no_grad():
+        expected = model(torch.zeros(1, 3, 64, 64)).numpy()
+    np.testing.assert_allclose(json.loads(ran.stdout), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_multiplexed_model_is_exported_from_its_folder(format, tmp_path):
+    from tinyvit_zoo.compress import multiplex
+
+    base = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=4, embed_dim=48, num_heads=3, num_classes=5)
+    folder = save_folder(multiplex(base.eval()), tmp_path / 'page')
+    model = model_to_export(f'local-dir:{folder}')
+    assert_agrees(export_model(model, tmp_path / f'model.{format}').path, model, torch.randn(1, 3, 32, 32))
+
+
+# --- the file appears whole or not at all
+
+
+def broken(monkeypatch) -> None:
+    """The program that is written is that of another model."""
+    from tinyvit_zoo import export
+
+    trace, other = export._trace, torch.nn.Sequential
+    monkeypatch.setattr(export, '_trace', lambda model, *args: trace(other(model, torch.nn.Tanh()), *args))
+
+
+def test_a_file_that_differs_from_pytorch_is_not_written(small, tmp_path, monkeypatch):
+    broken(monkeypatch)
+    target = tmp_path / 'model.pt2'
+    target.write_text('an earlier one')
+    refused(lambda: export_model(small(img_size=32), target), 'differs from PyTorch by', 'not written', kind=ModelError)
+    assert target.read_text() == 'an earlier one'
+    assert [p.name for p in tmp_path.iterdir()] == ['model.pt2']
+
+
+def test_the_command_fails_where_the_file_differs(cli, tmp_path, monkeypatch):
+    broken(monkeypatch)
+    code, out, err = cli('export', 'tinyvit_5m_224', '--random', '--size', 32, 32, '-o', tmp_path / 'model.pt2')
+    assert (code, out) == (1, '')
+    assert 'differs from PyTorch by' in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_left_as_it_was(small, tmp_path):
+    model = small(img_size=32).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    export_model(model, tmp_path / 'model.pt2', dtype='fp16')
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+# --- the command
+
+
+@pytest.mark.slow
+def test_the_command_exports(cli, format, tmp_path):
+    target = tmp_path / f'model.{format}'
+    code, out, _ = cli(
+        'export', 'mini_deit_tiny_patch16_224', '--random', '--size', 32, 48, '--dynamic-batch', '--format', format,
+        '-o', target,
+    )  # fmt: skip
+    assert code == 0
+    assert f'Written to {target}' in out
+    assert 'images (batch, 3, 32, 48) -> logits, both float32.' in out
+    assert 'differs from PyTorch by at most' in out
+    assert len(out.partition('It runs with:\n\n')[2].splitlines()) == 3
+    assert runner(target)(torch.zeros(3, 3, 32, 48)).shape == (3, 1000)
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_file_of_weights(cli, small, format, tmp_path):
+    model = timm.create_model('tinyvit_5m_224', num_classes=3)
+    weights = tmp_path / 'weights.pth'
+    torch.save(fill_by_rule(model).state_dict(), weights)
+    target = tmp_path / f'model.{format}'
+    assert cli('export', 'tinyvit_5m_224', '--weights', weights, '-o', target)[0] == 0
+    assert_agrees(target, model, torch.randn(1, 3, 224, 224))
+    assert json.loads(metadata_of(target)['labels']) == class_names(model) == ['class 0', 'class 1', 'class 2']
+
+
+TINYVIT = ('tinyvit_5m_224', '--random')
+
+
+@pytest.mark.parametrize(
+    ('args', 'words', 'code'),
+    [
+        ((*TINYVIT, '-o', 'model.bin'), 'model.bin must end in .onnx or .pt2.', 1),
+        ((*TINYVIT, '-o', 'model.pt2', '--format', 'onnx'), 'model.pt2 must end in .onnx.', 1),
+        ((*TINYVIT, '-o', 'model.pt2', '--dtype', 'int8'), "'int8' is not one of", 2),
+        ((*TINYVIT, '-o', 'model.pt2', '--format', 'tflite'), "'tflite' is not one of", 2),
+        ((*TINYVIT, '-o', 'model.pt2', '--size', '0', '32'), "Invalid value for '--size'", 2),
+        ((*TINYVIT, '-o', 'model.pt2', '--size', '16', '32'), 'tinyvit_5m_224: ', 1),
+        ((*TINYVIT, '-o', 'model.pt2', '--weights', 'w.pth'), 'leave one of them out', 1),
+        (('tinyvit_5m_224', '-o', 'model.pt2', '--weights', 'w.pth'), 'w.pth', 1),
+        (('tinyvit_7m_224', '--random', '-o', 'model.pt2'), "Unknown model 'tinyvit_7m_224'", 1),
+        (TINYVIT, "Missing option '--output'", 2),
+        (
+            ('mini_swin_tiny_patch4_window7_224', '--random', '-o', 'model.pt2', '--dynamic-size'),
+            'is for one image size',
+            1,
+        ),
+    ],
+)
+def test_a_bad_argument_is_one_sentence(cli, args, words, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended, out, err = cli('export', *args)
+    assert (ended, out) == (code, '')
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_packages_for_onnx_a_sentence_says_what_to_install(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name.startswith('onnx') else found(name))
+    words = ('ONNX needs onnx and onnxscript and onnxruntime', "pip install 'tinyvit-zoo[export]'")
+    refused(lambda: check_output('model.onnx'), *words, kind=ModelError)
+    assert check_output('model.pt2') == 'pt2'
+
+
+def test_what_is_no_timm_model_is_refused(tmp_path):
+    words = ('Linear cannot be exported', 'not a whole timm model')
+    refused(lambda: export_model(torch.nn.Linear(2, 2), tmp_path / 'model.pt2'), *words, kind=ModelError)
+    refused(lambda: export_model(small_of('tinyvit'), tmp_path / 'm.pt2', dtype='fp8'), 'fp8', kind=ModelError)
