@@ -30,6 +30,7 @@ bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/minivit.py
 	$(BIN)/python benchmarks/plain_vit.py
+	$(BIN)/python benchmarks/export.py
 
 clean:  ## Remove .venv and everything built
 	rm -rf $(VENV) build dist .ruff_cache .cache

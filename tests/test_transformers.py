@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from conftest import SMALL_OF, images_for, size_of, small_of
+from minihub import MiniHub, Page
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
@@ -191,14 +192,14 @@ def test_a_multiplexed_model_is_loaded(tmp_path):
 # --- in a process that has not imported us
 
 
-def in_new_process(code: str, *args: object) -> subprocess.CompletedProcess:
+def in_new_process(code: str, *args: object, **environment: str) -> subprocess.CompletedProcess:
     code = f'import json, sys, torch, transformers\ntransformers.logging.set_verbosity_error()\n{code}'
     return subprocess.run(
         [sys.executable, '-c', code, *map(str, args)],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | dict(OMP_NUM_THREADS='1'),
+        env=os.environ | dict(OMP_NUM_THREADS='1', **environment),
     )
 
 
@@ -223,6 +224,20 @@ def test_remote_code_brings_our_class_into_a_process_that_does_not_know_us(model
     class_name, imported, logits = json.loads(done.stdout)
     assert class_name == f'{type(model).__module__}.{type(model).__name__}'
     assert imported
+    with torch.no_grad():
+        assert_equal(torch.tensor(logits), model(ramp(64)))
+
+
+def test_a_page_of_the_hub_brings_its_code_along(small, tmp_path):
+    model = small(img_size=64)
+    folder = save_folder(model, tmp_path / 'page')
+    with MiniHub() as hub:
+        hub.pages['me/small'] = Page({p.name: p.read_bytes() for p in folder.iterdir()})
+        done = in_new_process(LOAD, 'me/small', True, 64, HF_HOME=str(tmp_path / 'home'), **hub.environment)
+        assert f'me/small/{CODE}' in hub.downloads
+    assert done.returncode == 0, done.stderr[-2000:]
+    class_name, _, logits = json.loads(done.stdout)
+    assert class_name == 'tinyvit_zoo.models.tinyvit.TinyViT'
     with torch.no_grad():
         assert_equal(torch.tensor(logits), model(ramp(64)))
 
