@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (the environment is set first)
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ import pytest
 import timm
 import torch
 from golden_rule import fill_by_rule, official_state_dict
+from hub_client import HubClient
+from minihub import MiniHub
 from timm.models._input import get_model_input_config
 
 import tinyvit_zoo  # noqa: F401  registers the models
@@ -193,3 +196,34 @@ def cli(monkeypatch, capsys):
         return end.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture(scope='module')
+def hub_server() -> Iterator[MiniHub]:
+    """A Hub on loopback, for the tests of a module."""
+    with MiniHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope='module')
+def hub_processes(hub_server, tmp_path_factory) -> Iterator[HubClient]:
+    """Its clients."""
+    client = HubClient(tmp_path_factory.mktemp('client'), hub_server.environment)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hub(hub_server, hub_processes) -> Iterator[MiniHub]:
+    """The server without pages, and a client without cache."""
+    hub_server.clear()
+    shutil.rmtree(hub_processes.home, ignore_errors=True)
+    yield hub_server
+    hub_server.clear()
+    shutil.rmtree(hub_processes.home, ignore_errors=True)
+
+
+@pytest.fixture
+def client(hub, hub_processes) -> HubClient:
+    """Runs tinyvit-zoo in processes of its own against `hub`."""
+    return hub_processes

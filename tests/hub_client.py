@@ -5,6 +5,7 @@ run: the runs are real processes, which can be killed and have limits, with real
 client makes between its tries are cut short.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ['HubClient', 'Run']
+from minihub import git_id
+
+__all__ = ['HubClient', 'Run', 'assert_cache_is_whole', 'assert_refused', 'contents']
 
 
 class Run:
@@ -38,7 +41,7 @@ class HubClient:
 
     def __init__(self, root: Path, environment: dict[str, str]) -> None:
         self.root, self.home = root, root / 'huggingface'
-        env = os.environ | environment | dict(HF_HOME=str(self.home))
+        env = os.environ | environment | dict(HF_HOME=str(self.home), OMP_NUM_THREADS='1')
         command = [sys.executable, __file__]
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -59,6 +62,30 @@ class HubClient:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(30)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def assert_cache_is_whole(client: HubClient) -> None:
+    """Every entry has the content that its name stands for: sha256 of large files, git's id of the others."""
+    for blob in client.home.rglob('blobs/*'):
+        if blob.suffix != '.incomplete':  # of a process that was killed: no entry, and nobody reads it
+            data = blob.read_bytes()
+            assert blob.name in (hashlib.sha256(data).hexdigest(), git_id(data))
+    for link in client.home.rglob('snapshots/*/*'):
+        assert link.exists()
+
+
+def assert_refused(done: tuple[int, str, str], *words: str) -> None:
+    """It failed with one sentence that says all of these words."""
+    code, _, err = done
+    assert code == 1, done
+    assert len(err.splitlines()) == 1, err
+    assert 'Traceback' not in err
+    for word in words:
+        assert word in err, err
 
 
 def serve() -> None:

@@ -4,19 +4,18 @@ The client is huggingface_hub's own, over loopback, in processes of their own. X
 where it is installed, is off: the server here does not speak it, so files travel by plain HTTP and git-LFS.
 """
 
-import hashlib
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import small_of
-from hub_client import HubClient
-from minihub import Fault, MiniHub, Page, git_id
+from hub_client import assert_cache_is_whole, assert_refused, contents
+from minihub import Fault, Page
 
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.hub.pack import pack
+
+pytestmark = pytest.mark.slow
 
 REPO = 'me/small'
 WEIGHTS = 'model.safetensors'
@@ -37,57 +36,6 @@ def other_page(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('other')
     model = small_of('tinyvit', img_size=32, num_classes=5)
     return pack(str(save_folder(model, root / 'model')), root / 'page', tag='small')
-
-
-@pytest.fixture(scope='module')
-def server() -> Iterator[MiniHub]:
-    with MiniHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope='module')
-def processes(server, tmp_path_factory) -> Iterator[HubClient]:
-    client = HubClient(tmp_path_factory.mktemp('client'), server.environment)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def hub(server, processes) -> Iterator[MiniHub]:
-    """The server without pages, and a client without cache."""
-    server.clear()
-    shutil.rmtree(processes.home, ignore_errors=True)
-    yield server
-    server.clear()
-
-
-@pytest.fixture
-def client(hub, processes) -> HubClient:
-    return processes
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-
-
-def assert_cache_is_whole(client: HubClient) -> None:
-    """Every entry has the content that its name stands for: sha256 of large files, git's id of the others."""
-    for blob in client.home.rglob('blobs/*'):
-        if blob.suffix != '.incomplete':  # of a process that was killed: no entry, and nobody reads it
-            data = blob.read_bytes()
-            assert blob.name in (hashlib.sha256(data).hexdigest(), git_id(data))
-    for link in client.home.rglob('snapshots/*/*'):
-        assert link.exists()
-
-
-def assert_refused(done: tuple[int, str, str], *words: str) -> None:
-    """It failed with one sentence that says all of these words."""
-    code, _, err = done
-    assert code == 1, done
-    assert len(err.splitlines()) == 1, err
-    assert 'Traceback' not in err
-    for word in words:
-        assert word in err, err
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,283 @@
+"""A page is packed whole or not at all, and `verify` notices whatever is not as it was packed."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import refused, small_of
+from safetensors.torch import load_file, save_file
+
+from tinyvit_zoo.build import ModelError
+from tinyvit_zoo.checkpoints import CheckpointError
+from tinyvit_zoo.checkpoints.manifest import read_manifest
+from tinyvit_zoo.compress import multiplex
+from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.hub.pack import pack
+from tinyvit_zoo.hub.verify import verify
+
+NAME = 'tinyvit_5m_224.in1k'
+FILES = ['README.md', 'config.json', 'model.safetensors', 'modeling_tinyvit_zoo.py', 'test/rand_tensors.safetensors']
+LABELS = [f'label {i}' for i in range(11)]
+
+
+@pytest.fixture(scope='module')
+def model_folder(tmp_path_factory) -> Path:
+    """A small model's folder, not packed yet."""
+    return save_folder(small_of('tinyvit', img_size=32), tmp_path_factory.mktemp('model') / 'model')
+
+
+@pytest.fixture(scope='module')
+def packed_once(model_folder, tmp_path_factory) -> Path:
+    return pack(
+        str(model_folder),
+        tmp_path_factory.mktemp('page') / 'page',
+        tag='mine',
+        labels=LABELS,
+        licence='mit',
+        repo='me/x',
+    )
+
+
+@pytest.fixture
+def page(packed_once, tmp_path) -> Path:
+    """A packed page that may be spoilt."""
+    return Path(shutil.copytree(packed_once, tmp_path / 'page'))
+
+
+def flip(path: Path, position: float = 0.5) -> None:
+    """Change one byte, at this share of the file's length."""
+    data = bytearray(path.read_bytes())
+    data[int(position * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+def edit_config(page: Path, **changes) -> None:
+    config = json.loads((page / 'config.json').read_text())
+    (page / 'config.json').write_text(json.dumps(config | changes))
+
+
+def test_a_page_holds_these_files_and_the_manifest_lists_them_all(page):
+    assert sorted(read_manifest(page / 'manifest.json')) == FILES
+    found = sorted(p.relative_to(page).as_posix() for p in page.rglob('*') if p.is_file())
+    assert found == sorted([*FILES, 'manifest.json'])
+    proof = verify(page)
+    assert proof.listed == len(FILES)
+    assert proof.commit is None
+    assert proof.difference < 1e-6
+
+
+def test_the_test_tensors_are_as_timms_tests_read_them(page):
+    pair = load_file(page / 'test/rand_tensors.safetensors')
+    assert pair['input'].shape == (1, 3, 32, 32)
+    with torch.inference_mode():
+        output = timm.create_model(f'local-dir:{page}', pretrained=True).eval()(pair['input'])
+    assert torch.allclose(output, pair['output'], rtol=1e-3, atol=1e-4)
+    assert pair['output'].abs().max() > 0.01
+
+
+@pytest.mark.parametrize('position', [0, 0.01, 0.3, 0.9, 1])
+def test_one_flipped_byte_of_weights_fails(page, position):
+    flip(page / 'model.safetensors', position)
+    refused(lambda: verify(page), 'model.safetensors', 'sha256 differs')
+
+
+@pytest.mark.parametrize('file', [f for f in FILES if f != 'model.safetensors'])
+def test_one_flipped_byte_of_any_file_fails(page, file):
+    flip(page / file)
+    refused(lambda: verify(page), file, 'sha256 differs')
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_missing_file_is_named(page, file):
+    (page / file).unlink()
+    refused(lambda: verify(page), file, 'missing')
+
+
+def test_without_a_manifest_the_output_still_tells(page):
+    (page / 'manifest.json').unlink()
+    assert verify(page).listed == 0
+    weights = load_file(page / 'model.safetensors')
+    weights['stages.3.blocks.0.mlp.fc1.weight'][0] *= 1.5
+    save_file(weights, page / 'model.safetensors')
+    refused(lambda: verify(page), 'does not give the output it should')
+
+
+@pytest.mark.parametrize('spoil', [0, 0.002, 1])
+def test_without_a_manifest_damaged_weights_are_refused_or_harmless(page, spoil):
+    (page / 'manifest.json').unlink()
+    data = (page / 'model.safetensors').read_bytes()
+    (page / 'model.safetensors').write_bytes(data[: int(spoil * len(data)) - (spoil == 1)])
+    refused(lambda: verify(page), 'model.safetensors')
+
+
+def test_a_configuration_of_another_model_is_refused(page):
+    (page / 'manifest.json').unlink()
+    edit_config(page, num_classes=12)
+    with pytest.raises(CheckpointError):
+        verify(page)
+
+
+def test_not_a_number_is_no_proof(page):
+    (page / 'manifest.json').unlink()
+    weights = load_file(page / 'model.safetensors')
+    weights['head.fc.bias'][0] = float('nan')
+    save_file(weights, page / 'model.safetensors')
+    refused(lambda: verify(page), 'does not give the output it should')
+
+
+def test_a_folder_without_test_tensors_proves_nothing(model_folder):
+    refused(lambda: verify(model_folder), 'test/rand_tensors.safetensors')
+
+
+@pytest.mark.parametrize(
+    'content',
+    ['', '[]', '{"sha256": 3}', '{"sha256": {"../secret": "%064d"}}', '{"sha256": {"/etc/passwd": "%064d"}}',
+     '{"sha256": {"config.json": "short"}}'],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_refused(page, content):
+    (page / 'manifest.json').write_text(content % 0 if '%' in content else content)
+    refused(lambda: verify(page), 'manifest.json is no list')
+
+
+def test_what_is_no_place_is_told(tmp_path):
+    refused(lambda: verify(tmp_path / 'nothing'), 'neither a folder nor the name of a page')
+
+
+def test_own_weights_carry_no_facts_of_a_release(page):
+    config = json.loads((page / 'config.json').read_text())
+    assert config['pretrained_cfg']['tag'] == 'mine'
+    assert not config['pretrained_cfg'].get('license')
+    assert config['label_names'] == LABELS
+    card = (page / 'README.md').read_text()
+    assert 'license: mit' in card
+    assert 'hf-hub:me/x' in card
+    assert 'arxiv' not in card
+
+
+def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, tmp_path, monkeypatch):
+    """Its process knows nothing but the files: what is broken here does not reach it."""
+    monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
+    pair = load_file(pack(str(model_folder), tmp_path / 'page') / 'test/rand_tensors.safetensors')
+    monkeypatch.undo()
+    with torch.inference_mode():
+        expected = (
+            timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval().double()(pair['input'].double())
+        )
+    torch.testing.assert_close(pair['output'], expected.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_page_that_would_not_make_its_model_again_is_not_written(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'executable', shutil.which('false'))
+    refused(lambda: pack(str(model_folder), tmp_path / 'page'), 'does not make its model again')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packing_again_replaces_the_page_and_keeps_a_card_written_by_hand(page):
+    (page / 'README.md').write_text('# Mine\n')
+    refused(lambda: verify(page), 'README.md', '`tinyvit-zoo pack`')
+    weights = (page / 'model.safetensors').read_bytes()
+    assert pack(str(page), page) == page
+    assert (page / 'README.md').read_text() == '# Mine\n'
+    assert (page / 'model.safetensors').read_bytes() == weights
+    assert verify(page).listed == len(FILES)
+    assert [p.name for p in page.parent.iterdir()] == ['page']
+
+
+def test_a_folder_with_other_files_is_never_replaced(page, model_folder):
+    (page / 'test/thesis.tex').write_text('years of work')
+    refused(lambda: pack(str(model_folder), page), 'test/thesis.tex', kind=FileExistsError)
+    assert (page / 'test/thesis.tex').read_text() == 'years of work'
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'words'),
+    [
+        (NAME, {}, ('--weights', '--random-seed')),
+        (NAME, dict(weights='x', random_seed=1), ('either',)),
+        ('tinyvit_5m', dict(random_seed=1), ('Unknown model', 'Did you mean')),
+        ('tinyvit_5m_224.mine', dict(random_seed=1), ("no weights called 'mine'",)),
+        ('local-dir:x', dict(random_seed=1), ('without a prefix',)),
+    ],
+)
+def test_wrong_arguments_are_told(tmp_path, name, kwargs, words):
+    refused(lambda: pack(name, tmp_path / 'page', **kwargs), *words, kind=ModelError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_no_other_weights(model_folder, tmp_path):
+    refused(lambda: pack(str(model_folder), tmp_path / 'page', weights='x'), 'of its own', kind=ModelError)
+
+
+def test_a_wrong_number_of_labels_is_refused(model_folder, tmp_path):
+    refused(lambda: pack(str(model_folder), tmp_path / 'page', labels=['one']), 'label names for 11', kind=ModelError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_random_weights_are_the_same_for_the_same_seed_and_the_card_says_so(tmp_path):
+    state = torch.get_rng_state()
+    pages = [pack(NAME, tmp_path / str(i), random_seed=seed) for i, seed in enumerate((1, 1, 2))]
+    assert torch.equal(torch.get_rng_state(), state)
+    data = [(p / 'model.safetensors').read_bytes() for p in pages]
+    assert data[0] == data[1] != data[2]
+    assert 'are random (seed 1)' in (pages[0] / 'README.md').read_text()
+    config = json.loads((pages[0] / 'config.json').read_text())
+    assert (config['pretrained_cfg']['tag'], config['pretrained_cfg']['license']) == ('in1k', 'mit')
+
+
+@pytest.mark.slow
+def test_weights_of_a_release_and_of_ones_own_from_a_file(tmp_path, cli):
+    def file(**kwargs) -> Path:
+        path = tmp_path / 'weights.safetensors'
+        path.write_bytes(safetensors.torch.save(timm.create_model('tinyvit_5m_224', **kwargs).state_dict()))
+        return path
+
+    released = pack(NAME, tmp_path / 'released', file(num_classes=1000))
+    assert 'arxiv' in (released / 'README.md').read_text()
+    (tmp_path / 'labels.txt').write_text('cat\ndog\nbird\n')
+    code, out, err = cli(
+        'pack', 'tinyvit_5m_224', '--weights', file(num_classes=3, img_size=(32, 64)), '--img-size', '32x64',
+        '--labels', tmp_path / 'labels.txt', '--license', 'cc0-1.0', '-o', tmp_path / 'own',
+    )  # fmt: skip
+    assert (code, err) == (0, '')
+    assert str(tmp_path / 'own') in out
+    code, out, err = cli('verify', tmp_path / 'own')
+    assert code == 0, err
+    assert 'Proved' in out
+    model = timm.create_model(f'local-dir:{tmp_path / "own"}', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == ['cat', 'dog', 'bird']
+    assert model.pretrained_cfg['tag'] == 'own'
+    refused(lambda: pack(NAME, tmp_path / 'page', file(num_classes=3)), '3 classes')
+
+
+def test_the_command_line_fails_with_one_sentence(page, cli):
+    flip(page / 'model.safetensors')
+    code, out, err = cli('verify', page)
+    assert (code, out) == (1, '')
+    assert len(err.splitlines()) == 1
+
+
+MULTIPLEXED: dict[str, Callable[[], torch.nn.Module]] = {
+    'vit': lambda: timm.create_model('deit_tiny_patch16_224', img_size=64, embed_dim=48, depth=4, num_classes=7),
+    'swin': lambda: timm.create_model(
+        'swin_tiny_patch4_window7_224', img_size=64, window_size=4, embed_dim=16, depths=(2, 2, 4, 2),
+        num_heads=(1, 2, 2, 4), num_classes=7,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', MULTIPLEXED)
+def test_a_multiplexed_model_is_packed_and_proved(tmp_path, kind):
+    model = multiplex(MULTIPLEXED[kind](), 2).eval()
+    page = pack(str(save_folder(model, tmp_path / 'model')), tmp_path / 'page')
+    assert verify(page).listed >= 4
+    image = load_file(page / 'test/rand_tensors.safetensors')['input']
+    with torch.inference_mode():
+        again = timm.create_model(f'local-dir:{page}', pretrained=True).eval()
+        torch.testing.assert_close(again(image), model(image), rtol=0, atol=1e-6)

@@ -1,0 +1,232 @@
+"""What is pushed was proved, arrives whole, overwrites nothing unknown, and is the same model when it is fetched.
+
+huggingface_hub's own client, over loopback, in processes of their own; Xet is off there (see test_hub_faults.py).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ARCHITECTURES, TAGGED, small_of
+from hub_client import HubClient, assert_cache_is_whole, assert_refused, contents
+from minihub import Fault, Page
+from safetensors.torch import load_file
+
+from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.hub.pack import pack
+from tinyvit_zoo.hub.verify import verify
+
+REPO = 'me/small'
+FIRST_TAGS = [next(tag for tag in TAGGED if tag.startswith(f'{name}.')) for name in ARCHITECTURES]
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory) -> Path:
+    """A packed folder."""
+    root = tmp_path_factory.mktemp('page')
+    return pack(str(save_folder(small_of('tinyvit', img_size=32), root / 'model')), root / 'page', tag='small')
+
+
+@pytest.fixture(scope='module')
+def new_page(page, tmp_path_factory) -> Path:
+    """The same with another card."""
+    copy = Path(shutil.copytree(page, tmp_path_factory.mktemp('new') / 'page'))
+    (copy / 'README.md').write_text('# New\n')
+    return pack(str(copy), copy)
+
+
+def pushed(client: HubClient, page: Path, *options: str) -> str:
+    code, out, err = client.run('push', page, '--to', REPO, *options)
+    assert code == 0, err
+    return out
+
+
+def test_a_page_is_pushed_once_and_can_be_loaded(hub, client, page):
+    out = pushed(client, page)
+    assert out.splitlines()[-1] == f'{hub.url}/{REPO}'
+    assert hub.pages[REPO].files == contents(page)
+    assert not hub.pages[REPO].private
+    assert not any(name.endswith(('.bin', '.pth', '.pt')) for name in hub.pages[REPO].files)
+    assert 'no commit was made' in pushed(client, page)
+    assert hub.commits == 1
+    code, out, err = client.run('verify', REPO)
+    assert code == 0, err
+    assert hub.pages[REPO].commit in out
+    load = f"import timm; print(timm.create_model('hf-hub:{REPO}', pretrained=True).head.fc.bias[0].item())"
+    code, out, err = client.run(python=load)
+    assert code == 0, err
+    assert float(out) == pytest.approx(load_file(page / 'model.safetensors')['head.fc.bias'][0].item())
+    assert_cache_is_whole(client)
+
+
+@pytest.mark.slow
+def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
+    """By the command alone; the same again makes no commit."""
+    for _ in range(2):
+        code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random-seed', 1, '--to', REPO)
+        assert code == 0, err
+    assert 'no commit was made' in out
+    assert hub.commits == 1
+    assert client.run('verify', REPO)[0] == 0
+
+
+def test_a_new_page_can_be_private(hub, client, page):
+    pushed(client, page, '--private')
+    assert hub.pages[REPO].private
+    pushed(client, page, '--private')
+    hub.pages[REPO].private = False
+    assert_refused(client.run('push', page, '--to', REPO, '--private'), 'is public already')
+
+
+def test_a_dry_run_changes_nothing(hub, client, page):
+    out = pushed(client, page, '--dry-run')
+    assert 'Would upload README.md, config.json' in out
+    assert hub.pages == {}
+    assert {method for method, _ in hub.log} == {'GET'}
+
+
+def test_only_what_changed_is_uploaded_and_what_is_gone_is_deleted(hub, client, page, new_page):
+    old = contents(page)
+    listed = json.loads(old['manifest.json'])
+    listed['sha256']['notes.txt'] = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
+    old |= {'manifest.json': json.dumps(listed).encode(), 'notes.txt': b'', '.gitattributes': b'* lfs'}
+    hub.pages[REPO] = Page(old)
+    out = pushed(client, new_page)
+    assert 'Uploaded README.md, manifest.json; delete notes.txt' in out
+    assert hub.pages[REPO].files == contents(new_page) | {'.gitattributes': b'* lfs'}
+    assert not any(method == 'PUT' for method, _ in hub.log)
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [('README.md', b'# Written on the Hub'), ('model.safetensors', b'others'), ('pytorch_model.bin', b'more')],
+)
+@pytest.mark.parametrize('ours', [True, False], ids=['once pushed', 'never pushed'])
+def test_a_page_of_unknown_content_is_not_overwritten(hub, client, page, new_page, name, content, ours):
+    before = (contents(page) if ours else {}) | {name: content}
+    hub.pages[REPO] = Page(before)
+    assert_refused(client.run('push', new_page, '--to', REPO), name, '--force', 'Nothing was changed')
+    assert hub.pages[REPO].files is before
+    pushed(client, new_page, '--force')
+    assert hub.pages[REPO].files == before | contents(new_page)
+
+
+def test_nothing_is_asked_of_the_hub_before_the_folder_is_proved(hub, client, page, tmp_path):
+    spoilt = Path(shutil.copytree(page, tmp_path / 'spoilt'))
+    data = bytearray((spoilt / 'model.safetensors').read_bytes())
+    data[-1] ^= 1
+    (spoilt / 'model.safetensors').write_bytes(data)
+    assert_refused(client.run('push', spoilt, '--to', REPO), 'model.safetensors', 'sha256 differs')
+    assert hub.log == []
+
+
+@pytest.mark.parametrize('repo', ['small', 'me/', 'me/small/deep', 'https://me/small', '../small'])
+def test_what_is_no_name_of_a_page_is_told(hub, client, page, repo):
+    assert_refused(client.run('push', page, '--to', repo), 'owner/name')
+    assert hub.log == []
+
+
+@pytest.mark.slow
+def test_a_page_is_fetched_from_the_cache_without_the_hub(hub, client, page):
+    hub.pages[REPO] = Page(contents(page))
+    assert client.run('verify', REPO)[0] == 0
+    command = [sys.executable, '-m', 'tinyvit_zoo.cli']
+    env = os.environ | hub.environment | dict(HF_HOME=str(client.home), HF_HUB_OFFLINE='1')
+
+    def offline(*args: str) -> tuple[int, str, str]:
+        done = subprocess.run([*command, *args], env=env, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    asked = len(hub.log)
+    assert offline('verify', REPO)[0] == 0
+    assert_refused(offline('verify', 'me/other'), 'HF_HUB_OFFLINE')
+    assert_refused(offline('push', str(page), '--to', REPO), 'HF_HUB_OFFLINE')
+    assert len(hub.log) == asked
+
+
+def test_a_page_with_a_pickle_in_its_manifest_is_not_downloaded(hub, client, page):
+    files = contents(page)
+    listed = json.loads(files['manifest.json'])
+    listed['sha256']['pytorch_model.bin'] = '0' * 64
+    hub.pages[REPO] = Page(files | {'manifest.json': json.dumps(listed).encode(), 'pytorch_model.bin': b'danger'})
+    assert_refused(client.run('verify', REPO), 'can run code')
+    assert hub.downloads == [f'{REPO}/config.json', f'{REPO}/manifest.json']
+
+
+LOAD = f"""
+import timm, torch, tinyvit_zoo
+model = timm.create_model('hf-hub:{REPO}', pretrained=True)
+"""
+
+
+def test_weights_that_are_not_those_of_the_manifest_are_not_loaded(hub, client, page):
+    """Somebody replaced them on the Hub, where their checksum is right."""
+    files = contents(page)
+    other = save_folder(small_of('tinyvit', img_size=32).half(), page.parent / 'other') / 'model.safetensors'
+    hub.pages[REPO] = Page(files | {'model.safetensors': other.read_bytes()})
+    code, _, err = client.run(python=LOAD)
+    assert code == 1
+    assert 'does not have the sha256 that the manifest.json of its page lists' in err
+    hub.pages[REPO].change(files)
+    assert client.run(python=LOAD)[0] == 0
+
+
+def test_weights_damaged_on_the_way_are_not_loaded_and_not_kept(hub, client, page):
+    hub.pages[REPO] = Page({k: v for k, v in contents(page).items() if k != 'manifest.json'})
+    hub.faults = [Fault('GET .*model.safetensors', flip=True)]
+    code, _, err = client.run(python=LOAD)
+    assert code == 1
+    assert 'another sha256' in err
+    assert_cache_is_whole(client)
+    hub.faults = []
+    assert client.run(python=LOAD)[0] == 0
+
+
+# --- every tag
+
+
+SAME = """
+import timm, torch, tinyvit_zoo
+from safetensors.torch import load_file
+image = load_file('{page}/test/rand_tensors.safetensors')['input']
+with torch.inference_mode():
+    local = timm.create_model('local-dir:{page}', pretrained=True).eval()(image)
+    fetched = timm.create_model('hf-hub:{repo}', pretrained=True).eval()(image)
+torch.testing.assert_close(fetched, local, rtol=0, atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TAGGED)
+def test_every_tag_is_packed_proved_and_made_again(name):
+    with tempfile.TemporaryDirectory(prefix='page-') as root:  # 15 GB of pages: one at a time
+        page = pack(name, Path(root) / 'page', random_seed=1)
+        proof = verify(page)
+        assert proof.difference < 1e-6
+        model = timm.create_model(f'local-dir:{page}', pretrained=True).eval()
+        pair = load_file(page / 'test/rand_tensors.safetensors')
+        with torch.inference_mode():
+            output = model.double()(pair['input'].double())
+        assert (model.num_classes or model.num_features) == output.shape[1]
+        scale = pair['output'].abs().max().clamp(min=1)
+        torch.testing.assert_close(output.float() / scale, pair['output'] / scale, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FIRST_TAGS)
+def test_a_tag_of_every_architecture_goes_to_the_hub_and_back(hub, client, name):
+    with tempfile.TemporaryDirectory(prefix='page-') as root:
+        page = pack(name, Path(root) / 'page', random_seed=1)
+        pushed(client, page)
+        assert hub.pages[REPO].files == contents(page)
+        code, _, err = client.run('verify', REPO)
+        assert code == 0, err
+        code, _, err = client.run(python=SAME.format(page=page, repo=REPO))
+        assert code == 0, err
