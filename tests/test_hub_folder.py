@@ -195,7 +195,7 @@ def test_a_new_folder_has_ordinary_rights(tmp_path):
 
 
 def test_the_committed_pages_are_what_the_releases_say():
-    assert drifted_configs() == [], 'run: python -m tinyvit_zoo.hub build'
+    assert drifted_configs() == [], 'run: tinyvit-zoo cards build'
 
 
 @pytest.mark.parametrize('release', all_releases(), ids=lambda release: release.name)

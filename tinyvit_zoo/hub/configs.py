@@ -1,15 +1,16 @@
-"""The rendered pages in `hub_configs/`: config.json and card of every released tag, all of it a view of `releases`."""
+"""The rendered pages in `hub_configs/`: config.json, card and published results of every tag, a view of `releases`."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
 import timm
 
 from ..releases import all_releases
-from .card import render_card
+from .card import EVAL_RESULTS, render_card, render_eval_results
 from .folder import CONFIG, save_config
 
-__all__ = ['build_configs', 'configs_folder', 'drifted_configs', 'render_config']
+__all__ = ['build_configs', 'configs_folder', 'drifted_configs', 'render_config', 'render_page']
 
 PACKAGE = Path(__file__).parents[1]
 CARD = 'README.md'
@@ -36,29 +37,33 @@ def render_config(name: str) -> str:
         return path.read_text()
 
 
+def render_page(name: str) -> dict[str, str]:
+    """All files of the page of a release that need no weights: path in the page -> text."""
+    return {CONFIG: render_config(name), CARD: render_card(name), **render_eval_results(name)}
+
+
 def build_configs() -> list[Path]:
-    """Write config.json and README.md into hub_configs/<architecture.tag>/ for every release; return the folders."""
+    """Write the page of every release into hub_configs/<architecture.tag>/; return the folders."""
     folders = []
     for release in all_releases():
         folder = configs_folder() / release.name
-        folder.mkdir(exist_ok=True)
-        for file, text in _render(release.name).items():
-            (folder / file).write_text(text)
+        shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)  # of a data set that has no results any more
+        for file, text in render_page(release.name).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
         folders.append(folder)
     return folders
 
 
-def _render(name: str) -> dict[str, str]:
-    return {CONFIG: render_config(name), CARD: render_card(name)}
-
-
 def drifted_configs() -> list[str]:
-    """Names whose committed files differ from what `releases` says now, are missing, or have no release."""
+    """Names whose committed files differ from what `releases` says now, are missing or too many, or have no release."""
     root = configs_folder()
     names = {release.name for release in all_releases()}
     committed = {path.name for path in root.iterdir() if path.is_dir()}
-    differ = {
-        name for name in names & committed
-        if any(not (root / name / f).is_file() or (root / name / f).read_text() != t for f, t in _render(name).items())
-    }  # fmt: skip
+    differ = {name for name in names & committed if _files(root / name) != render_page(name)}
     return sorted(differ | (names ^ committed))
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob('*') if path.is_file()}

@@ -22,6 +22,7 @@ from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..releases import find_release
 from .bridge import CODE, as_timms_own, auto_map, is_of_zoo, write_code
 
 __all__ = ['WEIGHTS', 'new_file', 'save_config', 'save_folder', 'swap_in', 'write_safetensors']
@@ -125,11 +126,21 @@ def save_config(
     # transformers passes num_classes by itself and stumbles over a second one; timm takes the top-level entry.
     config['model_args'].pop('num_classes', None)
     config['model_args'].pop('as_init', None)  # of the call that made the model, not of the model
+    label_set = _label_set(config) if tag is None else None
+    if label_set:
+        config['label_set'] = label_set
     if for_timm:
         config = as_timms_own(config, model)
     elif is_of_zoo(config['architecture']):
         config['auto_map'] = auto_map()
     path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _label_set(config: dict[str, Any]) -> str | None:
+    """Labels of a release by their name in `timm.data.ImageNetInfo`: written out, they are up to 21841."""
+    release = find_release(f'{config["architecture"]}.{config["pretrained_cfg"].get("tag") or "-"}')
+    same_head = release is not None and release.num_classes == config['num_classes']
+    return release.labels if same_head and 'label_names' not in config else None
 
 
 def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:

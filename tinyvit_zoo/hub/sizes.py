@@ -1,0 +1,113 @@
+"""Sizes and shapes of a model, for its card: counted on the meta device, and once for all tags that share them."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from timm.models._input import get_model_input_config
+from torch import nn
+
+from ..build import build_model
+from ..info import describe, list_releases, profile_model
+from ..releases import all_releases, find_family
+
+__all__ = ['SIDES', 'Shapes', 'Size', 'family_rows', 'model_facts', 'shapes_of', 'sizes_of']
+
+SIDES = (224, 256, 288, 384, 512)
+"""Sides of the square images of a resolution table."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model at one image size.
+
+    Attributes:
+        windows: (height, width) of the windows of every stage with attention; None for a model of tokens.
+        tokens: Number and layout of the tokens in words; None for a model of windows.
+    """
+
+    side: int
+    params: int
+    macs: int
+    windows: tuple[tuple[int, int], ...] | None
+    tokens: str | None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of a model's outputs for one image: logits, feature maps, unpooled features, and their pooled vector."""
+
+    output: Shape
+    maps: tuple[Shape, ...]
+    features: Shape
+    embedding: Shape
+
+
+@cache
+def family_rows(family: str) -> list[dict[str, Any]]:
+    """Rows of `list_releases` of one family."""
+    return [row for row in list_releases(f'{family}*') if row['family'] == family]
+
+
+@cache
+def model_facts(architecture: str, num_classes: int) -> dict[str, Any]:
+    """What `describe` finds out about the model itself, with a head of so many classes."""
+    names = (r.name for r in all_releases() if (r.architecture, r.num_classes) == (architecture, num_classes))
+    return describe(next(names))['model']
+
+
+@cache
+def shapes_of(architecture: str, num_classes: int) -> Shapes:
+    """Shapes of an architecture at its own size."""
+    model = build_model(architecture, device='meta', num_classes=num_classes)
+    image = torch.empty(1, *get_model_input_config(model)['input_size'], device='meta')
+    with torch.no_grad():
+        maps = build_model(architecture, device='meta', features_only=True)(image)
+        features = model.forward_features(image)
+        embedding = model.forward_head(features, pre_logits=True)
+        output = model.forward_head(features)
+    return Shapes(
+        tuple(output.shape), tuple(tuple(m.shape) for m in maps), tuple(features.shape), tuple(embedding.shape)
+    )
+
+
+# Family and layout at the smallest size -> sizes: architectures that differ in their own size alone share them.
+_SIZES: dict[tuple, tuple[Size, ...]] = {}
+
+
+@cache
+def sizes_of(architecture: str, num_classes: int) -> tuple[Size, ...]:
+    """An architecture at all of `SIDES`."""
+    # Made anew at every size: to resize tables takes longer on the meta device than to make them.
+    models = (build_model(architecture, device='meta', num_classes=num_classes, img_size=side) for side in SIDES)
+    first = next(models)
+    key = (find_family(architecture), tuple((name, tuple(v.shape)) for name, v in first.state_dict().items()))
+    if key not in _SIZES:
+        _SIZES[key] = tuple(_size(model) for model in (first, *models))
+    return _SIZES[key]
+
+
+def _size(model: nn.Module) -> Size:
+    profile = profile_model(model)
+    side = get_model_input_config(model)['input_size'][-1]
+    return Size(side, profile.params, profile.macs, _windows(model), _tokens(model))
+
+
+def _windows(model: nn.Module) -> tuple[tuple[int, int], ...] | None:
+    sizes = getattr(model, 'window_sizes', None)
+    if sizes is None:
+        return None
+    attends = (any(hasattr(block, 'attn') for block in stage.blocks) for stage in model.stages)
+    return tuple(size for size, has in zip(sizes, attends, strict=True) if has)
+
+
+def _tokens(model: nn.Module) -> str | None:
+    if hasattr(model, 'window_sizes'):
+        return None
+    height, width = model.patch_embed.grid_size
+    prefix = model.num_prefix_tokens
+    count = f'{height * width + prefix}'
+    return f'{count} ({height}x{width} patches{f" and {prefix}" if prefix else ""})'
