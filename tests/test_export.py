@@ -194,6 +194,7 @@ def broken(monkeypatch) -> None:
     monkeypatch.setattr(export, '_trace', lambda model, *args: trace(other(model, torch.nn.Tanh()), *args))
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_from_pytorch_is_not_written(small, tmp_path, monkeypatch):
     broken(monkeypatch)
     target = tmp_path / 'model.pt2'
@@ -203,6 +204,7 @@ def test_a_file_that_differs_from_pytorch_is_not_written(small, tmp_path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ['model.pt2']
 
 
+@pytest.mark.slow
 def test_the_command_fails_where_the_file_differs(cli, tmp_path, monkeypatch):
     broken(monkeypatch)
     code, out, err = cli('export', 'tinyvit_5m_224', '--random', '--size', 32, 32, '-o', tmp_path / 'model.pt2')
@@ -211,6 +213,24 @@ def test_the_command_fails_where_the_file_differs(cli, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 200 kB, as if the disk were full."""
+    resource = pytest.importorskip('resource')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing(small, format, tmp_path, full_disk):
+    with pytest.raises(OSError, match='File too large'):
+        export_model(small(img_size=32), tmp_path / f'model.{format}')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_model_is_left_as_it_was(small, tmp_path):
     model = small(img_size=32).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

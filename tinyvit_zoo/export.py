@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -262,7 +263,9 @@ def _write_onnx(
 def _write_pt2(
     program: ExportedProgram, path: Path, names: dict[int, str], output: str, metadata: dict[str, str]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    torch.export.save(program, path, extra_files=metadata)
+    file = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(program, file, extra_files=metadata)
+    path.write_bytes(file.getbuffer())
     return torch.export.load(path).module()
 
 
