@@ -11,7 +11,6 @@ from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
 from tinyvit_zoo.hub import configs_folder, render_config, save_folder, swap_in
-from tinyvit_zoo.hub.configs import drifted_configs
 from tinyvit_zoo.releases import all_releases
 
 LABELS = [f'label {i}' for i in range(11)]
@@ -192,10 +191,6 @@ def test_a_new_folder_has_ordinary_rights(tmp_path):
     with swap_in(tmp_path / 'swapped') as folder:
         (folder / 'file').write_text('')
     assert (tmp_path / 'swapped').stat().st_mode == (tmp_path / 'ordinary').stat().st_mode
-
-
-def test_the_committed_pages_are_what_the_releases_say():
-    assert drifted_configs() == [], 'run: tinyvit-zoo cards build'
 
 
 @pytest.mark.parametrize('release', all_releases(), ids=lambda release: release.name)

@@ -126,7 +126,7 @@ def _model_index(release: Release) -> list[EvalResult]:
 def _introduction(release: Release) -> str:
     kind = 'image classification model' if release.num_classes else 'image feature encoder'
     return (
-        f'A {TITLES[find_family(release.name)]} {kind}. Trained by the authors of the paper: {release.training}. Runs '
+        f'A {TITLES[find_family(release.name)]} {kind}. Trained by the authors of the paper ({release.training}). Runs '
         'in [timm](https://github.com/huggingface/pytorch-image-models) with the package tinyvit-zoo: '
         '`pip install tinyvit-zoo`.'
     )
@@ -167,7 +167,7 @@ def _licence(release: Release) -> str:
     licence = release.licence
     if not licence.given:
         return f'no licence given (looked for at {licence.source})'
-    stated = f'{licence.spdx.upper()}, stated at {licence.source}'
+    stated = f'{licence.title}, stated at {licence.source}'
     if licence.hub_field:
         stated += (
             f"; the licence field of `{release.hf_hub_id}`, a copy of the same weights, says '{licence.hub_field}'"

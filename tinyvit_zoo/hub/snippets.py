@@ -17,7 +17,10 @@ from PIL import Image
 
 url = '{IMAGE_URL}'
 image = Image.open(urlopen(url)).convert('RGB')
-model = timm.create_model('{{name}}', pretrained=True{{arguments}})
+model = timm.create_model(
+    '{{name}}',
+    pretrained=True,{{arguments}}
+)
 model = model.eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 """
@@ -69,8 +72,8 @@ def render_snippets(release: Release, shapes: Shapes, channels_last: bool) -> di
     if channels_last:
         maps.append('# batch, height, width, channels, as of every Swin in timm')
     end = _MAPS.format(maps='\n'.join(maps))
-    snippets['Feature Map Extraction'] = _START.format(name=release.name, arguments=', features_only=True') + end
-    arguments = ', num_classes=0' if release.num_classes else ''
+    snippets['Feature Map Extraction'] = _START.format(name=release.name, arguments='\n    features_only=True,') + end
+    arguments = '\n    num_classes=0,' if release.num_classes else ''
     snippets['Image Embeddings'] = _START.format(name=release.name, arguments=arguments) + _EMBED.format(
         embedding=shapes.embedding, features=shapes.features
     )
@@ -82,7 +85,7 @@ def render_overlay(release: Release, protocol: Protocol) -> str:
     return (
         'import timm\n'
         'import tinyvit_zoo  # registers the model\n\n'
-        f"overlay = dict(crop_pct={protocol.crop_pct:g}, crop_mode='{protocol.crop_mode}')\n"
+        f"overlay = dict(crop_pct={protocol.crop_pct}, crop_mode='{protocol.crop_mode}')\n"
         f"model = timm.create_model('{release.name}', pretrained=True, pretrained_cfg_overlay=overlay)\n"
         'config = timm.data.resolve_model_data_config(model)\n'
         f"print(config['crop_pct'], config['crop_mode'])  # {protocol.crop_pct} {protocol.crop_mode}"

@@ -150,7 +150,8 @@ def _golden(name: str) -> Golden:
     architecture, tag = name.split('.')
     size = architecture.split('_')[3]
     if '_encoder_' in architecture and tag == 'mocov3_in1k':
-        return Golden('maelite_mocov3_pos_embed', 'fixed position table alone', 5e-6)
+        what = 'the fixed position table alone (the layers are those of the encoder of MAE)'
+        return Golden('maelite_mocov3_pos_embed', what, 5e-6)
     if '_encoder_' in architecture:
         return Golden(f'maelite_mae_{size}', 'tokens of masked images, loss and gradients of the MAE around it', 5e-6)
     kind = '_rpe' if '_rpe_' in architecture else '_ft'

@@ -61,6 +61,11 @@ class Licence:
     def given(self) -> bool:
         return self.spdx != 'none'
 
+    @property
+    def title(self) -> str:
+        """As SPDX writes it."""
+        return {'mit': 'MIT', 'apache-2.0': 'Apache-2.0'}.get(self.spdx, self.spdx)
+
 
 @dataclass(frozen=True)
 class Result:
