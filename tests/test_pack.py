@@ -226,7 +226,9 @@ def test_random_weights_are_the_same_for_the_same_seed_and_the_card_says_so(tmp_
     assert torch.equal(torch.get_rng_state(), state)
     data = [(p / 'model.safetensors').read_bytes() for p in pages]
     assert data[0] == data[1] != data[2]
-    assert 'are random (seed 1)' in (pages[0] / 'README.md').read_text()
+    card = (pages[0] / 'README.md').read_text()
+    assert 'are random (seed 1)' in card
+    assert 'arxiv' not in card
     config = json.loads((pages[0] / 'config.json').read_text())
     assert (config['pretrained_cfg']['tag'], config['pretrained_cfg']['license']) == ('in1k', 'mit')
 
@@ -240,6 +242,7 @@ def test_weights_of_a_release_and_of_ones_own_from_a_file(tmp_path, cli):
 
     released = pack(NAME, tmp_path / 'released', file(num_classes=1000))
     assert 'arxiv' in (released / 'README.md').read_text()
+    assert '.eval_results/imagenet-1k.yaml' in read_manifest(released / 'manifest.json')
     (tmp_path / 'labels.txt').write_text('cat\ndog\nbird\n')
     code, out, err = cli(
         'pack', 'tinyvit_5m_224', '--weights', file(num_classes=3, img_size=(32, 64)), '--img-size', '32x64',

@@ -6,13 +6,16 @@ from torch import nn
 __all__ = ['render_own_card']
 
 
-def render_own_card(model: nn.Module, licence: str | None = None, repo: str | None = None) -> str:
+def render_own_card(
+    model: nn.Module, licence: str | None = None, repo: str | None = None, random_seed: int | None = None
+) -> str:
     """Text of the README.md of a model of one's own.
 
     Args:
         model: Any timm model.
         licence: Licence id of the Hub, such as 'mit'; None leaves the field out.
         repo: Page that it is for, 'OWNER/NAME'.
+        random_seed: Of weights that are random.
     """
     architecture = model.pretrained_cfg['architecture']
     kind = 'classification' if model.num_classes else 'feature-extraction'
@@ -22,7 +25,9 @@ def render_own_card(model: nn.Module, licence: str | None = None, repo: str | No
         'library_name: timm',
         f'pipeline_tag: image-{kind}',
         'tags:',
+        f'- image-{kind}',
         '- timm',
+        '- transformers',
         '- tinyvit-zoo',
         '---',
     ]
@@ -44,6 +49,8 @@ def render_own_card(model: nn.Module, licence: str | None = None, repo: str | No
     ]
     title = repo.partition('/')[2] if repo else architecture
     origin = 'Data, training and accuracy of these weights are known to whoever trained them and not stated here.'
+    if random_seed is not None:
+        origin = f'**The weights of this page are random (seed {random_seed}), made for tests.**'
     return '\n\n'.join('\n'.join(part) for part in (front, [f'# {title}'], [origin], facts, usage)) + '\n'
 
 

@@ -19,7 +19,7 @@ from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..convert import open_checkpoint, refuse_name_of_another, verified_model
 from ..releases import Release, find_release
 from .bridge import CODE
-from .card import render_card
+from .card import render_card, render_eval_results
 from .folder import CONFIG, WEIGHTS, save_folder, swap_in
 from .own_card import render_own_card
 
@@ -42,17 +42,17 @@ def pack(
     repo: str | None = None,
     for_timm: bool = False,
 ) -> Path:
-    """Write a page: model.safetensors, config.json, README.md, test/rand_tensors.safetensors and manifest.json.
+    """Write a page: what `save_folder` writes, README.md, test/rand_tensors.safetensors and manifest.json.
 
-    It appears whole or not at all. The output among the test tensors is computed by another process from the files
-    written, in double precision.
+    With the weights of a release come its card and its published results. The page appears whole or not at all. The
+    output among the test tensors is computed by another process from the files written, in double precision.
 
     Args:
         name: 'architecture.tag' for the weights of a release; 'architecture' for your own; or a folder that
             `save_folder` or `tinyvit-zoo compress` wrote, whose README.md, if it has one, is kept.
         folder: Where to. An existing page is replaced if it holds nothing but what was packed.
         weights: Checkpoint in any known layout, with a name that is no folder.
-        random_seed: Random weights instead, for tests; the card says so.
+        random_seed: Random weights instead, for tests; the card says so, and no more of the release.
         tag: Name of your own weights; default 'own'. The page then carries no facts of a release.
         labels: Name of every class, in order, for weights of your own.
         licence: Licence id for the card of your own weights, such as 'mit'.
@@ -74,19 +74,16 @@ def pack(
     release = None if tag else _release_of(name, source, weights)
     own_tag = None if release or (source and not tag) else tag or OWN_TAG
     model = _make(name, source, weights, random_seed, release, img_size)
-    kept_card = source / CARD if source and (source / CARD).is_file() else None
-    if kept_card:
-        card = kept_card.read_text()
-    else:
-        card = render_card(release.name) if release else render_own_card(model, licence, repo)
-        card = card if random_seed is None else _say_random(card, random_seed)
+    texts = _texts(source, model, release if random_seed is None else None, random_seed, licence, repo)
     folder = Path(folder).expanduser().resolve()
     with swap_in(folder, replaces=_replaceable(folder)) as new:
         try:
             save_folder(model, new, labels, tag=own_tag, for_timm=for_timm)
         except ValueError as e:
             raise ModelError(f'{name}: {e}') from e
-        (new / CARD).write_text(card)
+        for path, text in texts.items():
+            (new / path).parent.mkdir(exist_ok=True)
+            (new / path).write_text(text)
         _compute_tensors(new)
         _write_manifest(new)
     return folder
@@ -167,11 +164,21 @@ def _random_model(name: str, seed: int, **kwargs) -> nn.Module:
     return model
 
 
-def _say_random(card: str, seed: int) -> str:
-    lines = card.split('\n')
-    title = next(i for i, line in enumerate(lines) if line.startswith('# '))
-    note = f'**The weights of this page are random (seed {seed}), made for tests; nothing below was measured on them.**'
-    return '\n'.join([*lines[: title + 1], '', note, *lines[title + 1 :]])
+def _texts(
+    source: Path | None,
+    model: nn.Module,
+    release: Release | None,
+    random_seed: int | None,
+    licence: str | None,
+    repo: str | None,
+) -> dict[str, str]:
+    """Card and published results by their path in the page; of a release only with its weights."""
+    results = render_eval_results(release.name) if release else {}
+    if source and (source / CARD).is_file():
+        card = (source / CARD).read_text()
+    else:
+        card = render_card(release.name) if release else render_own_card(model, licence, repo, random_seed)
+    return {CARD: card, **results}
 
 
 def _replaceable(folder: Path) -> tuple[str, ...]:
