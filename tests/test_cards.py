@@ -228,9 +228,7 @@ def test_the_comparison_is_of_the_whole_family(family):
 @pytest.mark.parametrize('name', NAMES)
 def test_licence_origin_and_quirks_are_told(name):
     release, details = find_release(name), section(name, 'Model Details')
-    stated = (
-        f'{release.licence.title}, stated at' if release.licence.given else 'no licence given (looked for at'
-    )
+    stated = f'{release.licence.title}, stated at' if release.licence.given else 'no licence given (looked for at'
     assert f'**Licence of the weights:** {stated} {release.licence.source}' in details
     assert (release.url or release.by_hand) in details
     assert (f'**Trained from:** `{release.parent}`' in details) == (release.parent is not None)
