@@ -121,9 +121,11 @@ def _read_labels(file: Path | None) -> list[str] | None:
 def _quiet_hub() -> None:
     """No line for each try of the Hub's client, and its progress bars in a terminal only."""
     import logging
+    import warnings
 
     quiet_logs()
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore', module='huggingface_hub')  # such as a disk that will be full: the error says so
     if not sys.stderr.isatty():
         from huggingface_hub.utils import disable_progress_bars
 
