@@ -76,6 +76,17 @@ def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
     assert client.run('verify', REPO)[0] == 0
 
 
+def test_a_page_without_a_manifest_is_proved_by_its_output(hub, client, page):
+    files = {k: v for k, v in contents(page).items() if k != 'manifest.json'}
+    hub.pages[REPO] = Page(files)
+    code, out, err = client.run('verify', REPO)
+    assert code == 0, err
+    assert 'no manifest' in out
+    del files['test/rand_tensors.safetensors']
+    hub.pages[REPO] = Page(files)
+    assert_refused(client.run('verify', REPO), 'test/rand_tensors.safetensors', '404')
+
+
 def test_a_new_page_can_be_private(hub, client, page):
     pushed(client, page, '--private')
     assert hub.pages[REPO].private
@@ -135,7 +146,9 @@ def test_what_is_no_name_of_a_page_is_told(hub, client, page, repo):
 @pytest.mark.slow
 def test_a_page_is_fetched_from_the_cache_without_the_hub(hub, client, page):
     hub.pages[REPO] = Page(contents(page))
+    hub.pages['me/bare'] = Page({k: v for k, v in contents(page).items() if k != 'manifest.json'})
     assert client.run('verify', REPO)[0] == 0
+    assert client.run('verify', 'me/bare')[0] == 0
     command = [sys.executable, '-m', 'tinyvit_zoo.cli']
     env = os.environ | hub.environment | dict(HF_HOME=str(client.home), HF_HUB_OFFLINE='1')
 
@@ -145,6 +158,9 @@ def test_a_page_is_fetched_from_the_cache_without_the_hub(hub, client, page):
 
     asked = len(hub.log)
     assert offline('verify', REPO)[0] == 0
+    code, out, _ = offline('verify', 'me/bare')
+    assert code == 0
+    assert 'no manifest' in out
     assert_refused(offline('verify', 'me/other'), 'HF_HUB_OFFLINE')
     assert_refused(offline('push', str(page), '--to', REPO), 'HF_HUB_OFFLINE')
     assert len(hub.log) == asked

@@ -40,7 +40,7 @@ def said_plainly(doing: str) -> Iterator[None]:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the Hub said, or its cache remembers, that the page has no such file."""
+    """Whether the Hub said that the page has no such file."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     return any(isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError) for e in _chain(error))

@@ -13,7 +13,7 @@ from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
 from .expect import TENSORS, double_model
 from .folder import CONFIG, WEIGHTS
-from .remote import REPO, is_missing, said_plainly
+from .remote import REPO, HubError, is_missing, said_plainly
 
 __all__ = ['Proof', 'verify']
 
@@ -93,25 +93,32 @@ def download(repo: str, revision: str = '') -> tuple[Path, str]:
         CheckpointError: If the manifest lists files that can run code, or a large file was damaged on the way.
         HubError: If a file cannot be had.
     """
-    from huggingface_hub import hf_hub_download
-
     # One by one: a listing of the page is rate-limited far more strictly than its files are.
     config = Path(_one(repo, CONFIG, revision or None))
     folder, commit = config.parent, config.parent.name
-    try:
-        with said_plainly(f'Downloading {repo}'):
-            manifest = hf_hub_download(repo, MANIFEST, revision=commit)
-        names = list(read_manifest(Path(manifest), downloaded=True))
-    except Exception as e:
-        if not is_missing(e):
-            raise
-        names = [WEIGHTS, TENSORS]
+    manifest = _manifest(repo, commit)
+    names = list(read_manifest(manifest, downloaded=True)) if manifest else [WEIGHTS, TENSORS]
     risky = [name for name in names if name.endswith(CODE_SUFFIXES)]
     if risky:
         raise CheckpointError(f'{repo} lists {risky[0]}, a file that can run code: it was not downloaded.')
     for name in names:
         check_download(Path(_one(repo, name, commit)))
     return folder, commit
+
+
+def _manifest(repo: str, commit: str) -> Path | None:
+    """The manifest of a page at a commit, None if it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, MANIFEST, revision=commit)
+    if cached is not None:  # a path, or the knowledge that there is no such file
+        return Path(cached) if isinstance(cached, str) else None
+    try:
+        return Path(_one(repo, MANIFEST, commit))
+    except HubError as e:
+        if is_missing(e):
+            return None
+        raise
 
 
 def _one(repo: str, file: str, revision: str | None) -> str:
