@@ -144,7 +144,7 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
 def _release_facts(release: Release) -> dict[str, Any]:
     facts = (
         *('name', 'tag', 'url', 'download_page', 'file', 'file_doubt', 'by_hand', 'sha256', 'hf_hub_id'),
-        *('num_classes', 'labels', 'training', 'origin_url'),
+        *('num_classes', 'labels', 'training', 'origin_url', 'parent', 'datasets'),
     )
     imported = imported_path(release.name)
     return dict(
@@ -152,6 +152,8 @@ def _release_facts(release: Release) -> dict[str, Any]:
         licence=dict(asdict(release.licence), given=release.licence.given),
         paper=dict(title=release.paper.title, url=release.paper.url),
         notes=list(release.notes),
+        transfers=[asdict(result) for result in release.transfers],
+        speed=release.speed and asdict(release.speed),
         imported=str(imported) if imported.is_dir() else None,
     )
 

@@ -97,8 +97,11 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
         stated = f'none given at {licence["source"]}'
     if licence['hub_field']:
         stated += f" (the Hub copy's own field says '{licence['hub_field']}')"
+    speed = release['speed']
+    others = (f'{t["task"]}, {t["dataset"]}: {t["value"]} ({t["metric"]})' for t in release['transfers'])
     lines = {
         'training': release['training'],
+        'trained from': release['parent'],
         'classes': f'{release["num_classes"]} ({release["labels"]})' if release['num_classes'] else 'none, an encoder',
         'licence': stated,
         'paper': f'{release["paper"]["title"]}, {release["paper"]["url"]}',
@@ -107,6 +110,8 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
         'sha256': release['sha256'] or 'not published',
         'Hub id': release['hf_hub_id'] or 'no page',
         'imported': release['imported'] or 'no (`tinyvit-zoo import` keeps a file here for good)',
+        'throughput': speed and f'{speed["images_per_second"]} images/s, {speed["setting"]} ({speed["source"]})',
+        'other tasks': '; '.join(others),
         'notes': '; '.join(release['notes']),
     }
     _grid(out, 'Release', lines)

@@ -25,6 +25,7 @@ MOCO = 'MOCOV3.md of the released code'
 TABLE_1 = 'Table 1 of the paper as submitted in 2022'
 TABLE_2 = 'Table 2 of the paper as submitted in 2022'
 TABLE_4 = 'Table 4 of the paper as submitted in 2022'
+SECTION_4_1 = 'section 4.1 of the paper as submitted in 2022'
 TABLE_5 = 'Table 5 of the paper as submitted in 2022'
 DETECTION = 'DETECTION.md of the released code'
 ADDRESSES = {
@@ -32,7 +33,7 @@ ADDRESSES = {
     SMALL: f'{ORIGIN}/blob/main/projects/mae_lite/SMALL.md',
     MOCO: f'{ORIGIN}/blob/main/projects/mocov3/MOCOV3.md',
     DETECTION: f'{ORIGIN}/blob/main/projects/eval_tools/det/DETECTION.md',
-    **dict.fromkeys((TABLE_1, TABLE_2, TABLE_4, TABLE_5), PAPER.url),
+    **dict.fromkeys((TABLE_1, TABLE_2, TABLE_4, TABLE_5, SECTION_4_1), PAPER.url),
 }
 
 DERIVED = (
@@ -40,7 +41,6 @@ DERIVED = (
     'CC-BY-NC 4.0; its LICENSE does not mention that'
 )
 HEADS = '12 heads in every block, in ViT-Tiny too'
-PROBE = 'linear probe on ImageNet-1k: 23.4 % top-1 (section 4.1 of the paper)'
 RPE = 'BEiT-style relative position tables in every block beside the absolute ones, and LayerScale'
 
 # Name -> (id on Google Drive, name that the authors' commands give the file or None, results (data, top-1, source)).
@@ -97,6 +97,7 @@ TRANSFERS = {
     'mae_lite_vit_tiny_encoder_patch16_224.mocov3_in1k': (TABLE_4, (94.8, 87.8, 73.7, 83.9, 83.9, 54.5), (39.7, 35.1)),
     'mae_lite_vit_tiny_patch16_224.deit_impr_in1k': (TABLE_4, (96.4, 93.1, 73.5, 85.6, 85.8, 63.6), (40.4, 35.5)),
 }
+LINEAR_PROBE = {'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k': 23.4}
 SPEEDS = {
     'mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k': Speed(
         4020, 'RTX 3090, batches of 1024, mixed precision', TABLE_2, ADDRESSES[TABLE_2]
@@ -111,7 +112,6 @@ PRE_TRAINING = {
     'deit': "ImageNet-1k from scratch, 300 epochs of the paper's improved recipe",
 }
 NOTES = {
-    'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k': (HEADS, PROBE, DERIVED),
     'mae_lite_vit_tiny_rpe_patch16_224.mae_in1k_ft_in1k_1000e': (HEADS, RPE, DERIVED),
 }
 
@@ -128,7 +128,11 @@ def _transfers(name: str) -> tuple[Transfer, ...]:
     if name not in TRANSFERS:
         return ()
     table, top1, coco = TRANSFERS[name]
-    found = [
+    found = []
+    if name in LINEAR_PROBE:
+        where = (SECTION_4_1, ADDRESSES[SECTION_4_1])
+        found.append(Transfer('linear probe', 'imagenet-1k', 'top-1, %', LINEAR_PROBE[name], '', *where))
+    found += [
         Transfer('fine-tuning', dataset, 'top-1, %', value, '', table, ADDRESSES[table])
         for dataset, value in zip(FINE_TUNED_ON, top1, strict=True)
         if value is not None
