@@ -18,7 +18,8 @@ def test_models_table_is_rendered_from_the_releases():
 
 
 @pytest.mark.parametrize('block', BLOCKS, ids=[f'block{i}' for i in range(len(BLOCKS))])
-def test_python_examples_run_as_printed(block, capsys):
+def test_python_examples_run_as_printed(block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write folders
     # The weights themselves cannot be fetched in tests; loading them is tested on loopback.
     exec(compile(block.replace('pretrained=True', 'pretrained=False'), 'README.md', 'exec'), {})
 
