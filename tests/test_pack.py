@@ -145,6 +145,44 @@ def test_a_manifest_that_is_none_is_refused(page, content):
     refused(lambda: verify(page), 'manifest.json is no list')
 
 
+@pytest.mark.parametrize('file', [None, 'config.json', 'model.safetensors', 'test/rand_tensors.safetensors'])
+def test_a_manifest_that_leaves_out_what_proves_the_model_is_refused(page, file):
+    listed = read_manifest(page / 'manifest.json')
+    kept = {name: sha256 for name, sha256 in listed.items() if file and name != file}
+    (page / 'manifest.json').write_text(json.dumps({'sha256': kept}))
+    refused(lambda: verify(page), f'does not list {file or "config.json"}')
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(architecture=5),
+        dict(model_args=[1]),
+        dict(model_args=dict(num_heads=[0, 0, 0, 0])),
+        dict(model_args=dict(global_pool='nope')),
+        dict(model_args=dict(device='meta')),
+        dict(pretrained_cfg=5),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings('ignore')  # of torch, of a model without values
+def test_a_configuration_that_makes_no_model_is_told_in_a_sentence(page, changes):
+    (page / 'manifest.json').unlink()
+    edit_config(page, **changes)
+    with pytest.raises((CheckpointError, ModelError), match='page'):
+        verify(page)
+
+
+@pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32), (1, 0, 32, 32)])
+def test_test_tensors_that_the_model_does_not_take_are_told_in_a_sentence(page, shape):
+    (page / 'manifest.json').unlink()
+    pair = load_file(page / 'test/rand_tensors.safetensors')
+    save_file(pair | {'input': torch.zeros(shape)}, page / 'test/rand_tensors.safetensors')
+    refused(lambda: verify(page), 'takes its test tensors')
+    save_file(pair | {'output': torch.zeros(0, 11)}, page / 'test/rand_tensors.safetensors')
+    refused(lambda: verify(page), 'no numbers to compare with')
+
+
 def test_what_is_no_place_is_told(tmp_path):
     refused(lambda: verify(tmp_path / 'nothing'), 'neither a folder nor the name of a page')
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from ..build import ModelError
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
 from .expect import TENSORS, double_model
@@ -16,6 +17,8 @@ from .folder import CONFIG, WEIGHTS
 from .remote import REPO, HubError, is_missing, said_plainly
 
 __all__ = ['Proof', 'verify']
+
+NEEDED = (CONFIG, WEIGHTS, TENSORS)
 
 CODE_SUFFIXES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl', '.pickle')
 """Files that can run code when they are opened; none is fetched."""
@@ -48,31 +51,49 @@ class Proof:
 def verify(place: str | Path) -> Proof:
     """Prove a folder, or a page of the Hub after downloading it.
 
-    In this order: the sha256 of every file of the manifest, where there is one; config.json makes a model with exactly
-    the tensors of model.safetensors; in double precision it gives the output of the test tensors.
+    In this order: the sha256 of every file of the manifest, where there is one, which must list the three files needed;
+    config.json makes a model with exactly the tensors of model.safetensors; in double precision it gives the output of
+    the test tensors.
 
     Args:
         place: Folder, or 'OWNER/NAME', optionally '@REVISION', of a page.
 
     Raises:
         CheckpointError: If anything is not as it should be. A file that a download damaged leaves the cache.
+        ModelError: If config.json names no model, or arguments that do not fit.
         HubError: If the page cannot be had.
     """
     folder, commit = _fetch(str(place))
-    listed = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    check_listed(folder, listed, downloaded=commit is not None)
-    for file in (CONFIG, WEIGHTS, TENSORS):
+    listed = _listed(folder, downloaded=commit is not None)
+    for file in NEEDED:
         if not (folder / file).is_file():
             raise CheckpointError(f'{place} has no {file}, without which nothing can be proved.')
-    model = _make(folder)
     tolerance = TOLERANCE if listed else TOLERANCE_OF_OTHERS
-    difference = _output_difference(model, folder / TENSORS)
+    try:
+        difference, params = _prove_output(folder)
+    except (CheckpointError, ModelError):
+        raise
+    except Exception as e:  # what files of others make of a model, and feed to it, fails in any way
+        reason = ' '.join(str(e).split())[:200] or type(e).__name__
+        raise CheckpointError(f'{place}: no model of its {CONFIG} takes its test tensors ({reason}).') from e
     if not difference <= tolerance:  # also nan
         raise CheckpointError(
             f'The model of {place} does not give the output it should: the difference is {difference:.1e} of the '
             f'largest value, {tolerance:.0e} at most is allowed.'
         )
-    return Proof(folder, commit, len(listed), sum(p.numel() for p in model.parameters()), difference, tolerance)
+    return Proof(folder, commit, len(listed), params, difference, tolerance)
+
+
+def _listed(folder: Path, downloaded: bool) -> dict[str, str]:
+    """The manifest of a folder, whose files are as it says; empty without one."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    listed = read_manifest(folder / MANIFEST, downloaded)
+    unlisted = [file for file in NEEDED if file not in listed]
+    if unlisted:
+        raise CheckpointError(f'{folder / MANIFEST} does not list {unlisted[0]}: nothing would tell if it changed.')
+    check_listed(folder, listed, downloaded)
+    return listed
 
 
 def _fetch(place: str) -> tuple[Path, str | None]:
@@ -97,7 +118,7 @@ def download(repo: str, revision: str = '') -> tuple[Path, str]:
     config = Path(_one(repo, CONFIG, revision or None))
     folder, commit = config.parent, config.parent.name
     manifest = _manifest(repo, commit)
-    names = list(read_manifest(manifest, downloaded=True)) if manifest else [WEIGHTS, TENSORS]
+    names = list(read_manifest(manifest, downloaded=True)) if manifest else NEEDED
     risky = [name for name in names if name.endswith(CODE_SUFFIXES)]
     if risky:
         raise CheckpointError(f'{repo} lists {risky[0]}, a file that can run code: it was not downloaded.')
@@ -145,6 +166,12 @@ def _make(folder: Path) -> nn.Module:
     return model
 
 
+def _prove_output(folder: Path) -> tuple[float, int]:
+    """How far the model of a folder is from the output expected, and its number of parameters."""
+    model = _make(folder)
+    return _output_difference(model, folder / TENSORS), sum(p.numel() for p in model.parameters())
+
+
 @torch.inference_mode()
 def _output_difference(model: nn.Module, tensors: Path) -> float:
     try:
@@ -152,6 +179,8 @@ def _output_difference(model: nn.Module, tensors: Path) -> float:
         image, expected = pair['input'].double(), pair['output'].double()
     except (SafetensorError, KeyError) as e:
         raise CheckpointError(f'{tensors} holds no test tensors ({e}).') from e
+    if not expected.numel():
+        raise CheckpointError(f'{tensors} holds no numbers to compare with.')
     output = model(image)
     if output.shape != expected.shape:
         raise CheckpointError(f'The model gives an output of {tuple(output.shape)}, not {tuple(expected.shape)}.')
