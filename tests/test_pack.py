@@ -227,6 +227,27 @@ def test_packing_again_replaces_the_page_and_keeps_a_card_written_by_hand(page):
     assert [p.name for p in page.parent.iterdir()] == ['page']
 
 
+def test_what_was_written_into_a_page_by_hand_is_not_lost_to_another(page, model_folder):
+    (page / 'README.md').write_text('# Mine\n')
+    refused(lambda: pack(str(model_folder), page), 'README.md was changed since', kind=FileExistsError)
+    assert (page / 'README.md').read_text() == '# Mine\n'
+    (page / 'README.md').unlink()
+    assert pack(str(model_folder), page) == page
+    assert verify(page).listed == len(FILES)
+
+
+def test_a_kept_card_comes_with_the_results_beside_it_and_random_weights_with_neither(page, tmp_path):
+    results = page / '.eval_results/imagenet-1k.yaml'
+    results.parent.mkdir()
+    results.write_text('- value: 1\n')
+    again = pack(str(page), tmp_path / 'again')
+    assert (again / '.eval_results/imagenet-1k.yaml').read_text() == '- value: 1\n'
+    assert (again / 'README.md').read_text() == (page / 'README.md').read_text()
+    random = pack(str(page), tmp_path / 'random', random_seed=1)
+    assert 'are random (seed 1)' in (random / 'README.md').read_text()
+    assert not (random / '.eval_results').exists()
+
+
 def test_a_folder_with_other_files_is_never_replaced(page, model_folder):
     (page / 'test/thesis.tex').write_text('years of work')
     refused(lambda: pack(str(model_folder), page), 'test/thesis.tex', kind=FileExistsError)
@@ -269,6 +290,7 @@ def test_random_weights_are_the_same_for_the_same_seed_and_the_card_says_so(tmp_
     assert 'arxiv' not in card
     config = json.loads((pages[0] / 'config.json').read_text())
     assert (config['pretrained_cfg']['tag'], config['pretrained_cfg']['license']) == ('in1k', 'mit')
+    assert not (pack(str(pages[0]), tmp_path / 'again') / '.eval_results').exists()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..convert import open_checkpoint, refuse_name_of_another, verified_model
 from ..releases import Release, find_release
 from .bridge import CODE
-from .card import render_card, render_eval_results
+from .card import EVAL_RESULTS, render_card, render_eval_results
 from .folder import CONFIG, WEIGHTS, save_folder, swap_in
 from .own_card import render_own_card
 
@@ -49,8 +49,10 @@ def pack(
 
     Args:
         name: 'architecture.tag' for the weights of a release; 'architecture' for your own; or a folder that
-            `save_folder` or `tinyvit-zoo compress` wrote, whose README.md, if it has one, is kept.
-        folder: Where to. An existing page is replaced if it holds nothing but what was packed.
+            `save_folder` or `tinyvit-zoo compress` wrote, whose README.md, if it has one, is kept with the published
+            results beside it.
+        folder: Where to. An existing page is replaced if it holds nothing but what was packed, or is the folder that
+            is packed again.
         weights: Checkpoint in any known layout, with a name that is no folder.
         random_seed: Random weights instead, for tests; the card says so, and no more of the release.
         tag: Name of your own weights; default 'own'. The page then carries no facts of a release.
@@ -76,7 +78,7 @@ def pack(
     model = _make(name, source, weights, random_seed, release, img_size)
     texts = _texts(source, model, release if random_seed is None else None, random_seed, licence, repo)
     folder = Path(folder).expanduser().resolve()
-    with swap_in(folder, replaces=_replaceable(folder)) as new:
+    with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
         try:
             save_folder(model, new, labels, tag=own_tag, for_timm=for_timm)
         except ValueError as e:
@@ -173,21 +175,29 @@ def _texts(
     repo: str | None,
 ) -> dict[str, str]:
     """Card and published results by their path in the page; of a release only with its weights."""
-    results = render_eval_results(release.name) if release else {}
-    if source and (source / CARD).is_file():
-        card = (source / CARD).read_text()
-    else:
-        card = render_card(release.name) if release else render_own_card(model, licence, repo, random_seed)
-    return {CARD: card, **results}
+    if source and random_seed is None and (source / CARD).is_file():
+        kept = (source / CARD, *sorted(source.glob(f'{EVAL_RESULTS}/*.yaml')))
+        return {_path_in(source, path): path.read_text() for path in kept}
+    if release is None:
+        return {CARD: render_own_card(model, licence, repo, random_seed)}
+    return {CARD: render_card(release.name), **render_eval_results(release.name)}
 
 
-def _replaceable(folder: Path) -> tuple[str, ...]:
-    """What may be lost with an existing folder: files that were packed or saved by us, if there is nothing else."""
+def _replaceable(folder: Path, again: bool) -> tuple[str, ...]:
+    """What may be lost with an existing folder: files that were packed or saved by us, if there is nothing else.
+
+    Args:
+        folder: The folder.
+        again: It is packed again itself, so that what was changed in it by hand is kept.
+    """
     if not folder.is_dir():
         return ()
     listed = {MANIFEST, WEIGHTS, CONFIG, CODE}
     if (folder / MANIFEST).is_file():
-        listed |= read_manifest(folder / MANIFEST).keys()
+        sha256_of = read_manifest(folder / MANIFEST)
+        listed |= sha256_of.keys()
+        if not again:
+            _refuse_changed(folder, sha256_of)
     others = sorted({_path_in(folder, p) for p in folder.rglob('*') if p.is_file()} - listed)
     if others:
         raise FileExistsError(
@@ -195,6 +205,15 @@ def _replaceable(folder: Path) -> tuple[str, ...]:
             'which would be lost: choose a new folder.'
         )
     return tuple(p.name for p in folder.iterdir())
+
+
+def _refuse_changed(folder: Path, sha256_of: Mapping[str, str]) -> None:
+    for name, sha256 in sha256_of.items():
+        path = folder / name
+        if path.is_file() and file_sha256(path) != sha256:
+            raise FileExistsError(
+                f'{path} was changed since it was packed, and would be lost: choose a new folder, or move it away.'
+            )
 
 
 def _path_in(folder: Path, path: Path) -> str:
