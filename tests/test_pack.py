@@ -198,6 +198,28 @@ def test_own_weights_carry_no_facts_of_a_release(page):
     assert 'arxiv' not in card
 
 
+@pytest.mark.parametrize('kwargs', [dict(num_classes=3), dict(img_size=64), dict(in_chans=1)], ids=str)
+def test_what_was_trained_from_a_release_and_saved_without_a_tag_is_no_release(tmp_path, kwargs):
+    model = timm.create_model(NAME, **kwargs)
+    assert model.pretrained_cfg['tag'] == 'in1k'
+    page = pack(str(save_folder(model, tmp_path / 'model')), tmp_path / 'page')
+    cfg = json.loads((page / 'config.json').read_text())['pretrained_cfg']
+    assert cfg['tag'] == 'own'
+    assert 'license' not in cfg
+    assert 'arxiv' not in (page / 'README.md').read_text()
+    assert not (page / '.eval_results').exists()
+    assert verify(page).listed == len(FILES)
+
+
+@pytest.mark.parametrize('facts', [dict(labels=['x']), dict(licence='mit'), dict(img_size=(64, 64))], ids=str)
+def test_weights_of_a_release_take_no_facts_of_others(tmp_path, facts):
+    refused(lambda: pack(NAME, tmp_path / 'page', 'file', **facts), NAME, '--tag', kind=ModelError)
+
+
+def test_a_licence_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
+    refused(lambda: pack(str(page), tmp_path / 'new', licence='mit'), 'write the licence there', kind=ModelError)
+
+
 def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, tmp_path, monkeypatch):
     """Its process knows nothing but the files: what is broken here does not reach it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))

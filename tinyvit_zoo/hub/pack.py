@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import split_model_name_tag
@@ -74,8 +75,10 @@ def pack(
     source = Path(name).expanduser() if (Path(name).expanduser() / CONFIG).is_file() else None
     _check_arguments(name, source, weights, random_seed, img_size)
     release = None if tag else _release_of(name, source, weights)
-    own_tag = None if release or (source and not tag) else tag or OWN_TAG
+    if random_seed is None:
+        _refuse_other_facts(source, release, labels, licence, img_size)
     model = _make(name, source, weights, random_seed, release, img_size)
+    own_tag = tag if release or (source and not _says_released(model.pretrained_cfg)) else tag or OWN_TAG
     texts = _texts(source, model, release if random_seed is None else None, random_seed, licence, repo)
     folder = Path(folder).expanduser().resolve()
     with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
@@ -126,9 +129,38 @@ def _release_of(name: str, source: Path | None, weights: str | Path | None) -> R
     try:
         config = json.loads((source / CONFIG).read_text())
         release = find_release(f'{config["architecture"]}.{config["pretrained_cfg"]["tag"]}')
+        input_size = config['pretrained_cfg']['input_size']
     except (ValueError, KeyError, TypeError):
         return None  # of timm's or multiplexed; if it is no configuration at all, making the model says so
-    return release if release and release.num_classes == config.get('num_classes') else None
+    if release is None or (config.get('num_classes'), input_size) != (
+        release.num_classes,
+        [3, release.img_size, release.img_size],
+    ):
+        return None  # trained from a release, and saved without a tag of its own
+    return release
+
+
+def _says_released(cfg: Mapping[str, Any]) -> bool:
+    tag = cfg.get('tag')
+    return bool(tag) and find_release(f'{cfg["architecture"]}.{tag}') is not None
+
+
+def _refuse_other_facts(
+    source: Path | None,
+    release: Release | None,
+    labels: Sequence[str] | None,
+    licence: str | None,
+    img_size: tuple[int, int] | None,
+) -> None:
+    """Raise ModelError on facts that would be ignored, or contradict those of a release."""
+    size = None if release is None or img_size == (release.img_size, release.img_size) else img_size
+    if release and (labels is not None or licence or size):
+        raise ModelError(
+            f'{release.name} is a release, whose labels, licence and size are known. Weights of your own get a name '
+            f'(--tag mine){"" if source else f", or that of the architecture alone ({release.architecture})"}.'
+        )
+    if licence and source and (source / CARD).is_file():
+        raise ModelError(f'{source / CARD} is kept as it is: write the licence there, instead of giving one.')
 
 
 def _make(
