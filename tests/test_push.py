@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ARCHITECTURES, TAGGED, small_of
+from conftest import ARCHITECTURES, TAGGED, refused, small_of
 from hub_client import HubClient, assert_cache_is_whole, assert_refused, contents
 from minihub import Fault, Page
 from safetensors.torch import load_file
 
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.hub.pack import pack
+from tinyvit_zoo.hub.push import push
+from tinyvit_zoo.hub.remote import HubError
 from tinyvit_zoo.hub.verify import verify
 
 REPO = 'me/small'
@@ -126,6 +128,34 @@ def test_a_page_of_unknown_content_is_not_overwritten(hub, client, page, new_pag
     assert hub.pages[REPO].files is before
     pushed(client, new_page, '--force')
     assert hub.pages[REPO].files == before | contents(new_page)
+
+
+@pytest.mark.parametrize(
+    ('options', 'files', 'words'),
+    [
+        (['--private'], {}, 'is public already'),
+        ([], {'README.md': b'# Of somebody else'}, 'README.md'),
+    ],
+    ids=['public', 'other files'],
+)
+def test_a_page_that_somebody_makes_meanwhile_is_looked_at_again(hub, client, page, options, files, words):
+    hub.faults = [Fault('POST .*/repos/create', hold=True)]
+    run = client.start('push', page, '--to', REPO, *options)
+    assert hub.stalled.wait(60)
+    hub.faults, hub.pages[REPO] = [], Page(dict(files))
+    hub.released.set()
+    assert_refused(run.wait(), words)
+    assert hub.pages[REPO].files == files
+
+
+def test_the_owners_default_decides_whether_a_page_is_private(page, monkeypatch):
+    asked = []
+    monkeypatch.setattr('huggingface_hub.constants.is_offline_mode', lambda: False)
+    monkeypatch.setattr('huggingface_hub.HfApi.create_repo', lambda self, repo, **kwargs: asked.append(kwargs))
+    monkeypatch.setattr('tinyvit_zoo.hub.push.look_at', lambda repo: None)
+    for private in (False, True):
+        refused(lambda private=private: push(page, REPO, private=private), 'may not see it', kind=HubError)
+    assert [kwargs['private'] for kwargs in asked] == [None, True]
 
 
 def test_nothing_is_asked_of_the_hub_before_the_folder_is_proved(hub, client, page, tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
     Args:
         folder: As `pack` wrote it.
         repo: 'OWNER/NAME'.
-        private: Make a new page private.
+        private: Make a new page private; else the owner's default decides, which is public unless it was changed.
         dry_run: Say what would be done, after looking at the page.
         force: Overwrite files that neither this page nor an earlier push of its kind has.
 
@@ -73,21 +73,28 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
         if constants.is_offline_mode():
             raise HubError(f'{doing}: HF_HUB_OFFLINE is set, and nothing can be uploaded without the Hub.')
         page = look_at(repo)
-        if page and private and not page.private:
-            raise CheckpointError(f'{repo} is public already. Leave --private out, or change the page on the Hub.')
-        plan = _plan(folder, local, repo, page, force)
+        plan = _plan(folder, local, repo, page, private, force)
+        if page is None and not dry_run:
+            # Without a word on it, the owner's default decides whether the page is private.
+            HfApi().create_repo(repo, private=private or None, exist_ok=True)
+            page = look_at(repo)
+            if page is None:
+                raise HubError(f'{doing}: the page was made, and the token may not see it.')
+            # Somebody else may have made it first, public or with other files.
+            plan = replace(_plan(folder, local, repo, page, private, force), created=True)
         if dry_run or not (plan.uploaded or plan.deleted):
             return plan
-        if page is None:
-            HfApi().create_repo(repo, private=private, exist_ok=True)
-            page = look_at(repo)
         return _commit(folder, local, repo, page, plan)
 
 
-def _plan(folder: Path, local: Mapping[str, str], repo: str, page: RemotePage | None, force: bool) -> Push:
+def _plan(
+    folder: Path, local: Mapping[str, str], repo: str, page: RemotePage | None, private: bool, force: bool
+) -> Push:
     from huggingface_hub import constants
 
     url = f'{constants.ENDPOINT}/{repo}'
+    if page and private and not page.private:
+        raise CheckpointError(f'{repo} is public already. Leave --private out, or change the page on the Hub.')
     if page is None:
         return Push(url, None, True, sorted(local), [])
     same = {path for path in local if path in page.files and _is_file(page.files[path], folder / path, local[path])}
