@@ -257,6 +257,16 @@ def test_the_command_exports(cli, format, tmp_path):
     assert runner(target)(torch.zeros(3, 3, 32, 48)).shape == (3, 1000)
 
 
+@pytest.mark.parametrize(
+    ('name', 'said'), [('tinyvit_5m_224', ('own', None)), ('tinyvit_5m_224.in1k', ('in1k', 'mit'))]
+)
+def test_a_file_of_weights_is_a_release_only_if_it_is_called_so(name, said, tmp_path):
+    weights = tmp_path / 'weights.pth'
+    torch.save(timm.create_model('tinyvit_5m_224').state_dict(), weights)
+    cfg = model_to_export(name, weights).pretrained_cfg
+    assert (cfg['tag'], cfg.get('license')) == said
+
+
 @pytest.mark.slow
 def test_the_command_takes_a_file_of_weights(cli, small, format, tmp_path):
     model = timm.create_model('tinyvit_5m_224', num_classes=3)
@@ -265,7 +275,9 @@ def test_the_command_takes_a_file_of_weights(cli, small, format, tmp_path):
     target = tmp_path / f'model.{format}'
     assert cli('export', 'tinyvit_5m_224', '--weights', weights, '-o', target)[0] == 0
     assert_agrees(target, model, torch.randn(1, 3, 224, 224))
-    assert json.loads(metadata_of(target)['labels']) == class_names(model) == ['class 0', 'class 1', 'class 2']
+    metadata = metadata_of(target)
+    assert json.loads(metadata['labels']) == class_names(model) == ['class 0', 'class 1', 'class 2']
+    assert (metadata['model'], metadata['license']) == ('tinyvit_5m_224.own', 'unknown')
 
 
 TINYVIT = ('tinyvit_5m_224', '--random')

@@ -12,14 +12,15 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import reparameterize_model
+from timm.models import reparameterize_model, split_model_name_tag
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from . import __version__
-from .build import ModelError, build_model, load_model
+from .build import ModelError, build_model, check_name, load_model
 from .classify import class_names
 from .hub.folder import FACTS_OF_WEIGHTS, new_file
+from .hub.pack import OWN_TAG
 from .models.mini_deit import MiniDeit
 from .models.plain_vit import PlainVit
 from .models.tinyvit import TinyViT
@@ -73,7 +74,8 @@ def model_to_export(
 
     Args:
         name: As in `build.build_model`.
-        weights: Checkpoint instead of the pretrained weights.
+        weights: Checkpoint instead of the pretrained weights; with the name of an architecture alone, of your own,
+            to which nothing of a release is attributed.
         random: Random weights instead.
         img_size: (H, W), if not the model's own.
         dynamic_size: It shall take images of other sizes as well.
@@ -91,11 +93,12 @@ def model_to_export(
             kwargs['dynamic_img_size'] = True
         else:
             _check_dynamic(blank)
-    if not random:
-        return load_model(name, str(weights) if weights else None, **kwargs)
-    model = build_model(name, **kwargs)
-    facts = {k: v for k, v in model.pretrained_cfg.items() if k not in FACTS_OF_WEIGHTS}
-    model.pretrained_cfg = dict(facts, tag='random')
+    model = build_model(name, **kwargs) if random else load_model(name, str(weights) if weights else None, **kwargs)
+    # A file under the name of an architecture alone is the caller's own; with a tag it is said to be that release.
+    own = weights is not None and check_name(name) is None and not split_model_name_tag(name)[1]
+    if random or own:
+        facts = {k: v for k, v in model.pretrained_cfg.items() if k not in FACTS_OF_WEIGHTS}
+        model.pretrained_cfg = dict(facts, tag='random' if random else OWN_TAG)
     return model
 
 
