@@ -18,6 +18,7 @@ from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.checkpoints.manifest import read_manifest
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.hub.own_card import render_own_card
 from tinyvit_zoo.hub.pack import pack
 from tinyvit_zoo.hub.verify import verify
 
@@ -218,6 +219,24 @@ def test_weights_of_a_release_take_no_facts_of_others(tmp_path, facts):
 
 def test_a_licence_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
     refused(lambda: pack(str(page), tmp_path / 'new', licence='mit'), 'write the licence there', kind=ModelError)
+
+
+def test_the_card_of_ones_own_weights_tells_whose_class_loads_them_and_what_they_take(tmp_path):
+    model = timm.create_model('tinyvit_5m_224', num_classes=3, in_chans=1)
+    ours = render_own_card(model)
+    assert 'Image: 1 channels, 224x224' in ours
+    assert '`tinyvit_5m_224` of tinyvit-zoo' in ours
+    assert 'import timm, tinyvit_zoo' in ours
+    for card in (render_own_card(model, for_timm=True), render_own_card(timm.create_model('tiny_vit_5m_224'))):
+        assert '`tiny_vit_5m_224` of timm' in card
+        assert 'zoo' not in card
+    page = pack('tinyvit_5m_224', tmp_path / 'page', random_seed=1, for_timm=True)
+    assert '`tiny_vit_5m_224` of timm' in (page / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('licence', ['MIT', 'mit\ntags: x', 'a: b', ''])
+def test_what_cannot_be_a_licence_of_the_hub_is_refused(model_folder, tmp_path, licence):
+    refused(lambda: pack(str(model_folder), tmp_path / 'page', licence=licence), 'no licence id', kind=ModelError)
 
 
 def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, tmp_path, monkeypatch):

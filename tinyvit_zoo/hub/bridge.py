@@ -14,7 +14,7 @@ import timm
 from timm.models import is_model
 from torch import nn
 
-__all__ = ['CODE', 'as_timms_own', 'auto_map', 'is_of_zoo', 'write_code']
+__all__ = ['CODE', 'as_timms_own', 'auto_map', 'is_of_zoo', 'timms_name', 'write_code']
 
 CODE = 'modeling_tinyvit_zoo.py'
 """The file of code that transformers runs, in a page and beside this file."""
@@ -23,6 +23,11 @@ CODE = 'modeling_tinyvit_zoo.py'
 def is_of_zoo(architecture: str) -> bool:
     """Whether timm knows an architecture only through this package."""
     return is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith('tinyvit_zoo.')
+
+
+def timms_name(architecture: str) -> str:
+    """What timm calls its own implementation of a TinyViT."""
+    return architecture.replace('tinyvit_', 'tiny_vit_', 1)
 
 
 def auto_map() -> dict[str, str]:
@@ -50,7 +55,7 @@ def as_timms_own(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         ValueError: If timm's class would be another model: it knows TinyViT alone, and each at its own size.
     """
     architecture = config['architecture']
-    own = architecture.replace('tinyvit_', 'tiny_vit_', 1)
+    own = timms_name(architecture)
     if not architecture.startswith('tinyvit_') or not is_model(own):
         raise ValueError(f'timm has no model of its own for {architecture}: only TinyViT can be written for timm.')
     native = timm.create_model(architecture, device='meta')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,13 +74,13 @@ def pack(
         OSError: If it cannot be written.
     """
     source = Path(name).expanduser() if (Path(name).expanduser() / CONFIG).is_file() else None
-    _check_arguments(name, source, weights, random_seed, img_size)
+    _check_arguments(name, source, weights, random_seed, img_size, licence)
     release = None if tag else _release_of(name, source, weights)
     if random_seed is None:
         _refuse_other_facts(source, release, labels, licence, img_size)
     model = _make(name, source, weights, random_seed, release, img_size)
     own_tag = tag if release or (source and not _says_released(model.pretrained_cfg)) else tag or OWN_TAG
-    texts = _texts(source, model, release if random_seed is None else None, random_seed, licence, repo)
+    texts = _texts(source, model, release if random_seed is None else None, random_seed, licence, repo, for_timm)
     folder = Path(folder).expanduser().resolve()
     with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
         try:
@@ -112,7 +113,10 @@ def _check_arguments(
     weights: str | Path | None,
     random_seed: int | None,
     img_size: tuple[int, int] | None,
+    licence: str | None,
 ) -> None:
+    if licence is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', licence):
+        raise ModelError(f'{licence!r} is no licence id of the Hub, which are written like mit, apache-2.0 or other.')
     if source is None:
         if check_name(name) is not None:
             raise ModelError(f"'{name}' names a folder or page of timm's: give the folder itself, without a prefix.")
@@ -205,13 +209,14 @@ def _texts(
     random_seed: int | None,
     licence: str | None,
     repo: str | None,
+    for_timm: bool,
 ) -> dict[str, str]:
     """Card and published results by their path in the page; of a release only with its weights."""
     if source and random_seed is None and (source / CARD).is_file():
         kept = (source / CARD, *sorted(source.glob(f'{EVAL_RESULTS}/*.yaml')))
         return {_path_in(source, path): path.read_text() for path in kept}
     if release is None:
-        return {CARD: render_own_card(model, licence, repo, random_seed)}
+        return {CARD: render_own_card(model, licence, repo, random_seed, for_timm)}
     return {CARD: render_card(release.name), **render_eval_results(release.name)}
 
 
