@@ -153,6 +153,15 @@ def test_metadata_tells_labels_and_preprocessing(small, format, tmp_path):
     assert found['producer'].startswith('tinyvit-zoo ')
 
 
+@pytest.mark.slow
+def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
+    model = any_small(img_size=SIZE, in_chans=1, num_classes=2)
+    target = tmp_path / f'model.{format}'
+    assert export_model(model, target).input_shape == (1, 1, *SIZE)
+    assert json.loads(metadata_of(target)['preprocessing'])['input_size'] == [1, *SIZE]
+    assert_agrees(target, model, torch.randn(1, 1, *SIZE))
+
+
 def test_random_weights_are_not_said_to_be_released_ones():
     cfg = model_to_export('tinyvit_5m_224', random=True, img_size=(32, 32)).pretrained_cfg
     assert cfg['tag'] == 'random'

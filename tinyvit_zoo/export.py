@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import reparameterize_model, split_model_name_tag
+from timm.models._input import get_model_input_config
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -195,7 +196,7 @@ def _check_dynamic(model: nn.Module) -> int:
 
 def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[torch.Tensor]:
     """Two inputs, of other batches or sizes than each other where these are open. The first is one to trace with."""
-    channels, height, width = resolve_model_data_config(model)['input_size']
+    channels, height, width = _preprocessing(model)['input_size']
     generator = torch.Generator().manual_seed(0)
     shapes = [[1, channels, height, width] for _ in range(2)]
     if dynamic_batch:  # torch.export keeps a batch of 1 apart from all others
@@ -203,6 +204,11 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def _preprocessing(model: nn.Module) -> dict[str, Any]:
+    """timm's data config, with the channels and size that the model really takes."""
+    return resolve_model_data_config(model) | dict(input_size=get_model_input_config(model)['input_size'])
 
 
 class _Half(nn.Module):
@@ -232,13 +238,12 @@ def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: in
 
 def _metadata(model: nn.Module) -> dict[str, str]:
     cfg = model.pretrained_cfg
-    preprocessing = resolve_model_data_config(model)
     values = (
         f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}',
         '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
         cfg.get('license') or 'unknown',
         json.dumps(class_names(model) if model.num_classes else [], ensure_ascii=False),
-        json.dumps(preprocessing),
+        json.dumps(_preprocessing(model)),
     )
     return dict(zip(METADATA, values, strict=True))
 
