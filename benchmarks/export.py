@@ -8,7 +8,6 @@ variants in turn, the order reversed every other round; a ratio is the median of
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 import onnxruntime
 import timm
 import torch
-from timing import deploy, forward, measure, print_machine, ratio, report
+from timing import deploy, forward, measure, print_machine, ratio, report, write_figures
 
 import tinyvit_zoo  # noqa: F401  registers our models
 from tinyvit_zoo.export import export_model
@@ -79,9 +78,7 @@ def main() -> None:
         for batch in BATCHES:
             results.append(bench(name, batch, args.rounds))
             report(results[-1], rates, {})
-    if args.json:
-        args.json.write_text(json.dumps(dict(where=where, rounds=args.rounds, rates=rates, results=results), indent=2))
-        print(f'\nfigures in {args.json}')
+    write_figures(args.json, where=where, rounds=args.rounds, rates=rates, results=results)
 
 
 if __name__ == '__main__':

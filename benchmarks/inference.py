@@ -13,14 +13,13 @@ calls, median.
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
-from timing import cuda_ms, deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report
+from timing import cuda_ms, deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report, write_figures
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -183,9 +182,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()
     figures = run_cuda(args) if args.device == 'cuda' else run_cpu(args)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
-        print(f'\nfigures in {args.json}')
+    write_figures(args.json, **figures)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import copy
 import io
-import json
 import statistics
 import sys
 import types
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timing import deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report, same
+from timing import deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report, same, write_figures
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -183,9 +182,7 @@ def main() -> None:
         if args.train:
             results.append(bench_training(name, 4, args))
             report(results[-1], rates, TARGETS)
-    if args.json:
-        args.json.write_text(json.dumps(dict(where=where, rounds=args.rounds, rates=rates, results=results), indent=2))
-        print(f'\nfigures in {args.json}')
+    write_figures(args.json, where=where, rounds=args.rounds, rates=rates, results=results)
 
 
 if __name__ == '__main__':

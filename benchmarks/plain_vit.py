@@ -9,13 +9,12 @@ round; a ratio is the median of the rounds' ratios.
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 import timm
 import torch
-from timing import deploy, forward, has_bf16, measure, print_machine, ratio, report, same
+from timing import deploy, forward, has_bf16, measure, print_machine, ratio, report, same, write_figures
 from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers our models
@@ -69,9 +68,7 @@ def main() -> None:
         for batch in BATCHES:
             results.append(bench(name, batch, args.rounds))
             report(results[-1], rates, {})
-    if args.json:
-        args.json.write_text(json.dumps(dict(where=where, rounds=args.rounds, rates=rates, results=results), indent=2))
-        print(f'\nfigures in {args.json}')
+    write_figures(args.json, where=where, rounds=args.rounds, rates=rates, results=results)
 
 
 if __name__ == '__main__':

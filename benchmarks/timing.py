@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 import platform
 import statistics
@@ -134,6 +135,13 @@ def report(result: dict, rates: dict[str, float], targets: dict[str, dict]) -> N
             f'  {variant:16s} {result["img_per_s"][variant]:7.2f} img/s  {rate:6.1f} GFLOP/s, '
             f'{rate / limit:.0%} of the matrix rate'
         )
+
+
+def write_figures(path: Path | None, **figures: object) -> None:
+    """Keep what was measured as JSON, if a path is given, and say where."""
+    if path:
+        path.write_text(json.dumps(figures, indent=2))
+        print(f'\nfigures in {path}')
 
 
 def import_file(path: Path) -> ModuleType:
