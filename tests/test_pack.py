@@ -319,6 +319,23 @@ def test_a_wrong_number_of_labels_is_refused(model_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_labels_are_a_text_in_utf8_whatever_wrote_it(model_folder, tmp_path, cli):
+    labels = tmp_path / 'labels.txt'
+    labels.write_bytes('größe\n'.encode('latin-1'))
+    code, _, err = cli('pack', model_folder, '--labels', labels, '-o', tmp_path / 'page')
+    assert (code, 'no text in UTF-8' in err, 'Traceback' in err) == (2, True, False)
+    labels.write_text('\n'.join(f'größe {i}' for i in range(11)), encoding='utf-8-sig')
+    assert cli('pack', model_folder, '--labels', labels, '-o', tmp_path / 'page')[0] == 0
+    names = json.loads((tmp_path / 'page/config.json').read_text())['label_names']
+    assert names == [f'größe {i}' for i in range(11)]
+
+
+def test_the_name_of_a_page_is_looked_at_before_anything_is_packed(cli, monkeypatch):
+    monkeypatch.setattr('tinyvit_zoo.hub.pack.pack', None)
+    code, _, err = cli('push', NAME, '--random-seed', 1, '--to', 'small')
+    assert (code, err) == (1, "'small' is no name of a page: it is written owner/name.\n")
+
+
 @pytest.mark.slow
 def test_random_weights_are_the_same_for_the_same_seed_and_the_card_says_so(tmp_path):
     state = torch.get_rng_state()

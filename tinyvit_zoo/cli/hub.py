@@ -75,9 +75,11 @@ def push(
     """Publish a page on the Hub: a packed folder, or a name with weights. It is proved before anything is uploaded."""
     size = parse_size(img_size)
     from ..hub.pack import is_page, packed
+    from ..hub.push import check_repo
     from ..hub.push import push as run
 
     _quiet_hub()
+    check_repo(to)  # before anything is packed
     if is_page(name):
         given = (weights, random_seed, tag, labels, licence, size)
         if for_timm or any(value is not None for value in given):
@@ -115,7 +117,13 @@ def _report(proof) -> None:
 
 
 def _read_labels(file: Path | None) -> list[str] | None:
-    return None if file is None else [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise typer.BadParameter(f'{file} is no text in UTF-8: one name a line.') from e
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _quiet_hub() -> None:

@@ -13,7 +13,7 @@ from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from .remote import REPO, HubError, RemotePage, look_at, said_plainly
 from .verify import verify
 
-__all__ = ['Push', 'push']
+__all__ = ['Push', 'check_repo', 'push']
 
 # What the Hub itself puts into a new page.
 OF_THE_HUB = ('.gitattributes',)
@@ -58,8 +58,7 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
         CheckpointError: If the folder does not pass `verify`, or the page holds what is not known.
         HubError: If the Hub cannot be reached or refuses.
     """
-    if not re.fullmatch(REPO, repo):
-        raise ModelError(f"'{repo}' is no name of a page: it is written owner/name.")
+    check_repo(repo)
     folder = Path(folder).expanduser().resolve()
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f'{folder} has no {MANIFEST}: `tinyvit-zoo pack` makes the folder of a page.')
@@ -85,6 +84,12 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
         if dry_run or not (plan.uploaded or plan.deleted):
             return plan
         return _commit(folder, local, repo, page, plan)
+
+
+def check_repo(repo: str) -> None:
+    """Raise ModelError for what cannot be the name of a page."""
+    if not re.fullmatch(REPO, repo):
+        raise ModelError(f"'{repo}' is no name of a page: it is written owner/name.")
 
 
 def _plan(
