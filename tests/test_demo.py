@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from downstream.digits import CLASSES, NUM_DIGITS, SIZE, load_pictures
-from tinyvit_zoo.cli.demo import import_downstream
+from tinyvit_zoo.cli.downstream import import_downstream
 
 
 def test_training_and_held_out_pictures_have_nothing_in_common():

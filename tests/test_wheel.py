@@ -75,5 +75,5 @@ def test_commands_work_from_a_folder_with_a_foreign_downstream(installed, elsewh
 
 
 def test_the_demo_of_the_wheel_is_found_beside_a_foreign_downstream(installed, elsewhere):
-    code = "from tinyvit_zoo.cli.demo import import_downstream; print(import_downstream('demo').__file__)"
+    code = "from tinyvit_zoo.cli.downstream import import_downstream; print(import_downstream('demo').__file__)"
     assert Path(python(code, installed, elsewhere).strip()).is_relative_to(installed)
