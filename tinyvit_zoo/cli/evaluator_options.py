@@ -1,0 +1,138 @@
+"""What the evaluators' commands share: their options, and how model, pictures and features are loaded."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .downstream import import_downstream, needs_eval_extra
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DType = StrEnum('DType', ['fp32', 'bf16'])
+
+MODEL = typer.Argument(help='Any name that timm.create_model takes.', metavar='NAME')
+DATA = typer.Option(..., '--data', '-d', help='Name of a data set, or folder of class folders.', metavar='DATA')
+ROOT = typer.Option(None, '--root', help='Folder that the data set lies in, where it has no default.', metavar='DIR')
+OUTPUT = typer.Option(None, '--output', '-o', help='Folder for results, tables and figures.', metavar='DIR')
+WEIGHTS = typer.Option(None, '--weights', help='Checkpoint instead of the pretrained weights.', metavar='FILE')
+PRETRAINED = typer.Option(True, '--pretrained/--random', help='Released weights, or random ones as a baseline.')
+IMG_SIZE = typer.Option(None, '--img-size', help="Side, or HEIGHTxWIDTH, if not the model's own.", metavar='SIZE')
+SEED = typer.Option(0, '--seed', min=0, help='Of everything drawn at random, random weights included.')
+DEVICE = typer.Option(None, '--device', help='Default: cuda where there is one.', metavar='DEVICE')
+WORKERS = typer.Option(0, '--workers', min=0, help='Processes that read and transform pictures.')
+BATCH_SIZE = typer.Option(None, '--batch-size', min=1, help='Pictures in a forward pass.', metavar='N')
+CACHE = typer.Option(None, '--cache', help='Folder that keeps features for the next run.', metavar='DIR')
+LAYERS = typer.Option('pooled', '--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')
+DTYPE = typer.Option('fp32', '--dtype', help='What the backbone computes in.')
+SKIP_UNREADABLE = typer.Option(False, '--skip-unreadable', help='Leave out pictures that cannot be read; they count.')
+
+
+def load_backbone(
+    name: str, weights: Path | None, pretrained: bool, img_size: tuple[int, int] | None, seed: int
+) -> 'nn.Module':
+    """The model, in eval mode; a ConvNet takes pictures of `img_size` by its transform alone.
+
+    Raises:
+        ModelError: On an unknown name, arguments that do not fit, or both a file and random weights.
+        CheckpointError: If the weights cannot be found, read or matched.
+    """
+    import torch
+
+    from ..build import ModelError, build_model, load_model
+
+    def make(**kwargs: Any) -> 'nn.Module':
+        return load_model(name, weights and str(weights), **kwargs) if pretrained else build_model(name, **kwargs)
+
+    if weights is not None and not pretrained:
+        raise ModelError('Weights of a file and random ones: leave one of them out.')
+    torch.manual_seed(seed)
+    if img_size is None:
+        return make()
+    try:
+        return make(img_size=img_size)
+    except ModelError as e:
+        if "unexpected keyword argument 'img_size'" not in str(e):
+            raise
+    torch.manual_seed(seed)
+    model = make()
+    model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (model.pretrained_cfg['input_size'][0], *img_size)}
+    return model
+
+
+def origin_of(weights: Path | None, pretrained: bool, seed: int) -> str:
+    """Where the weights come from, as results say it."""
+    if not pretrained:
+        return f'random (seed {seed})'
+    return str(weights) if weights else 'pretrained'
+
+
+def find_device(name: str | None) -> 'torch.device':
+    """The device of that name, or the best one there is. Usage error if torch does not know it or has none."""
+    import torch
+
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise typer.BadParameter(f"'{name}' is no device here: {str(e).splitlines()[0]}") from e
+    return torch.device(name)
+
+
+def load_data(
+    data: str, split: str, root: Path | None, seed: int, skip_unreadable: bool = False, what: str = 'This command'
+) -> Any:
+    """A split as `downstream.datasets.ImageDataset`.
+
+    Raises:
+        EvaluationError: If the data or the split is not there, or not as it should be.
+    """
+    with needs_eval_extra(what):
+        datasets = import_downstream('datasets')
+        return datasets.load_dataset(data, split, root, seed=seed, skip_unreadable=skip_unreadable)
+
+
+def features_of(model: 'nn.Module', dataset: Any, *, dtype: str = 'fp32', **options: Any) -> Any:
+    """Features of every picture, each having passed the backbone once.
+
+    Args:
+        model: Any timm model.
+        dataset: As `load_data` gives it.
+        dtype: 'fp32' or 'bf16'.
+        **options: As in `downstream.features.extract`.
+
+    Returns:
+        `downstream.features.Features`.
+
+    Raises:
+        EvaluationError: See `downstream.features.extract`.
+    """
+    import torch
+
+    dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+    return import_downstream('features').extract(model, dataset, dtype=dtypes[dtype], **options)
+
+
+@contextmanager
+def processes() -> Iterator[bool]:
+    """Join the processes that `torchrun` or `accelerate launch` has started; whether this one is to print and write."""
+    import torch
+    import torch.distributed as dist
+
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
+        yield not dist.is_initialized() or dist.get_rank() == 0
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
