@@ -22,7 +22,7 @@ from .checkpoints import (
     imported_path,
     read_checkpoint,
 )
-from .hub.folder import new_file, save_folder, write_safetensors
+from .hub.folder import new_file, save_folder, unwritten, write_safetensors
 from .releases import Release, all_releases, find_family, find_release, same_file
 
 __all__ = [
@@ -270,7 +270,7 @@ def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> N
         try:
             torch.save({'model': tensors} if layout == 'official' else tensors, new)
         except RuntimeError as e:  # torch's own writer does not raise OSError
-            raise OSError(f'{path} could not be written ({e}).') from e
+            raise unwritten(e) from e
 
 
 def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:

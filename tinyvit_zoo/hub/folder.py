@@ -160,8 +160,13 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         # transformers looks for the mark that these are torch's tensors.
         save_file(dict(tensors), path, metadata={'format': 'pt'})
     except SafetensorError as e:
-        raise OSError(f'{path} could not be written ({e}).') from e
+        raise unwritten(e) from e
     _ordinary_rights(path)  # safetensors gives them to the owner alone
+
+
+def unwritten(reason: Exception) -> OSError:
+    """The error of weights whose writer raises another one; it names no file, which has a temporary name then."""
+    return OSError(f'The weights could not be written ({reason}). Nothing half-written was kept: make room, try again.')
 
 
 @contextmanager

@@ -5,7 +5,9 @@ import transformers
 try:
     import tinyvit_zoo  # noqa: F401  registers the architecture of this page with timm
 except ModuleNotFoundError as e:
-    raise ImportError(f'This model needs the package tinyvit-zoo ({e}): pip install tinyvit-zoo') from e
+    raise ImportError(
+        f'This model needs the package tinyvit-zoo ({e}): pip install tinyvit-zoo, or pip install . in a clone of it'
+    ) from e
 
 
 class AsTransformersOwn:
