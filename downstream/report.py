@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 import tinyvit_zoo
+from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 from tinyvit_zoo.hub.folder import new_file
 
 from .errors import EvaluationError
@@ -124,9 +126,10 @@ def write(
     *,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     figures: Mapping[str, 'Figure'] | None = None,
+    eval_results: Mapping[str, str | None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write results.json, a NAME.csv of each table and a NAME.png of each figure, and say where.
+    """Write results.json, a NAME.csv of each table, a NAME.png of each figure, and entries for a card; say where.
 
     Every file appears whole or not at all, results.json last. Of several processes (torch.distributed) only the first
     one writes and says so.
@@ -136,6 +139,7 @@ def write(
         results: See `plain`.
         tables: Rows by name; the columns are the keys, in the order of their first appearance.
         figures: By name.
+        eval_results: Texts of `eval_results_entry` by data set, for .eval_results/NAME.yaml; None is left out.
         say: Prints a line.
 
     Returns:
@@ -147,33 +151,41 @@ def write(
     path = Path(folder) / RESULTS
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return path
-    tables, figures = tables or {}, figures or {}
     text = json.dumps(plain(results), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+    files: dict[str, Callable[[Path], Any]] = {}
+    for name, rows in (tables or {}).items():
+        files[f'{name}.csv'] = partial(_write_csv, rows)
+    for name, figure in (figures or {}).items():
+        files[f'{name}.png'] = partial(figure.savefig, dpi=figure.dpi)
+    for name, entry in (eval_results or {}).items():
+        if entry is not None:
+            files[f'{EVAL_RESULTS}/{name}.yaml'] = partial(Path.write_text, data=entry, encoding='utf-8')
+    files[RESULTS] = partial(Path.write_text, data=text, encoding='utf-8')
     try:
-        for name, rows in tables.items():
-            with new_file(path.with_name(f'{name}.csv')) as new, new.open('w', newline='', encoding='utf-8') as file:
-                writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-                writer.writeheader()
-                writer.writerows(rows)
-        for name, figure in figures.items():
-            with new_file(path.with_name(f'{name}.png')) as new:
-                figure.savefig(new, dpi=figure.dpi)
-        with new_file(path) as new:
-            new.write_text(text, encoding='utf-8')
+        for name, fill in files.items():
+            with new_file(path.parent / name) as new:
+                fill(new)
     except OSError as e:
-        raise EvaluationError(f'The results cannot be written to {folder}: {e}. Choose another --output.') from e
-    names = [RESULTS, *(f'{name}.csv' for name in tables), *(f'{name}.png' for name in figures)]
-    say(f'Written to {folder}: {", ".join(names)}')
+        raise EvaluationError(f'The results cannot be written to {folder}: {e}. Choose another folder.') from e
+    say(f'Written to {folder}: {", ".join(files)}')
     return path
 
 
-def eval_results_entry(dataset: str, value: float, *, notes: str) -> str | None:
-    """The text of a file for the folder `.eval_results` of a page on the Hub, one measured top-1 accuracy in it.
+def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | None = None) -> str | None:
+    """The text of a file for the folder `.eval_results` of a page on the Hub, one measured number in it.
 
     Args:
         dataset: Name as in `datasets.load_dataset`.
         value: Accuracy in %.
-        notes: How it was measured, in a line.
+        notes: What was measured and how, in a line.
+        hub_id: The data set's page; known without it for ImageNet-1k, V2, A, R and Sketch.
 
     Returns:
         YAML; None if the data set has no page on the Hub that an entry could point to.
@@ -181,9 +193,7 @@ def eval_results_entry(dataset: str, value: float, *, notes: str) -> str | None:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
 
-    from tinyvit_zoo.hub.card import DATASETS
-
-    dataset_id = DATASETS.get(dataset, (None, None))[1]
+    dataset_id = hub_id or DATASETS.get(dataset, (None, None))[1]
     if dataset_id is None:
         return None
     entry = EvalResultEntry(
