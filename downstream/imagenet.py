@@ -1,0 +1,210 @@
+"""Accuracy of a classifier: ImageNet-1k, ReaL, V2, A, R, or any data set whose classes it has outputs for.
+
+Shape legend: `N` images, `B` of a batch, `K` classes of the data set.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .class_map import ClassMap, map_classes
+from .errors import EvaluationError
+from .image_dataset import ImageDataset
+
+__all__ = ['Scores', 'evaluate', 'preprocessing']
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier made of every image, and the numbers that follow. Accuracies are in %.
+
+    Attributes:
+        labels: (N,) int64.
+        predictions: (N,) int64, the best class of the data set.
+        ranks: (N,) int64, how many classes stand before the true one; 0 is right.
+        real_ranks: (N,) int64, how many stand before the best of all labels that count as right (Beyer et al. 2020,
+            'Are we done with ImageNet?'), -1 for an image without any, which is not counted; None where the data set
+            has one label an image.
+        classes: K names.
+        compared: Which outputs competed, in words.
+        preprocessing: As `timm.data.create_transform` took it.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    ranks: np.ndarray
+    real_ranks: np.ndarray | None
+    classes: tuple[str, ...]
+    compared: str
+    preprocessing: dict[str, Any]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool, to pair with those of another model on the same images."""
+        return self.ranks == 0
+
+    @property
+    def top1(self) -> float:
+        return 100 * float(self.right.mean())
+
+    @property
+    def top5(self) -> float | None:
+        """None where there are only five classes or fewer."""
+        return 100 * float((self.ranks < 5).mean()) if len(self.classes) > 5 else None
+
+    def real(self, k: int) -> float | None:
+        """Share of the images that have labels of ReaL with one of these among the best `k`; None without ReaL."""
+        if self.real_ranks is None:
+            return None
+        counted = self.real_ranks[self.real_ranks >= 0]
+        return 100 * float((counted < k).mean())
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(K, K) int64 numbers of images, true class by row, answer by column."""
+        K = len(self.classes)
+        return np.bincount(self.labels * K + self.predictions, minlength=K * K).reshape(K, K)
+
+    @property
+    def per_class(self) -> np.ndarray:
+        """(K,) accuracy of each class; NaN for a class without images."""
+        images = self.confusion.sum(axis=1)
+        right = self.confusion.diagonal()
+        return np.divide(100.0 * right, images, out=np.full(len(images), np.nan), where=images > 0)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for results.json."""
+        numbers = dict(images=len(self.labels), top1=self.top1, top5=self.top5)
+        if self.real_ranks is not None:
+            counted = int((self.real_ranks >= 0).sum())
+            numbers |= dict(real_images=counted, real_top1=self.real(1), real_top5=self.real(5))
+        return dict(
+            **numbers,
+            mean_per_class=float(np.nanmean(self.per_class)),
+            compared=self.compared,
+            preprocessing=self.preprocessing,
+        )
+
+
+def preprocessing(model: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The model's own preprocessing for evaluation, as `timm.data.create_transform` takes it.
+
+    Args:
+        model: A timm model.
+        overrides: Such as crop_pct=0.95 or input_size=(3, 256, 256).
+    """
+    return {**resolve_model_data_config(model), **(overrides or {})}
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: ImageDataset,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    batch_size: int = BATCH_SIZE,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Scores:
+    """Classify every image once.
+
+    The outputs of other classes than the data set's do not compete (see `class_map`): for A and R these are the 200 of
+    their masks. Several processes (torch.distributed) share the batches, which are cut by place in the data set, and
+    end with the same numbers as one.
+
+    Args:
+        model: Any timm model with a classifier, (B, C, H, W) -> (B, M). It is moved to `device` and put into eval mode.
+        dataset: Images without transform.
+        overrides: See `preprocessing`.
+        batch_size: Images in a forward pass.
+        dtype: float32, or bfloat16 (autocast).
+        device: Default: where the model is.
+        workers: Processes that read images.
+        progress: Show a bar.
+
+    Raises:
+        EvaluationError: If the classifier does not fit the classes, there is no image, an image cannot be read, or an
+            output is NaN.
+    """
+    if not len(dataset):
+        raise EvaluationError(f'{dataset.name} ({dataset.split}) has no images to evaluate on.')
+    columns = map_classes(model, dataset.classes)
+    config = preprocessing(model, overrides)
+    transformed = dataset.with_transform(create_transform(**config, is_training=False))
+    device = torch.device(device or next(model.parameters()).device)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    batches = [list(range(at, min(at + batch_size, len(dataset)))) for at in range(0, len(dataset), batch_size)]
+    own = batches[rank::world]
+    loader = DataLoader(transformed, batch_sampler=own, num_workers=workers, pin_memory=device.type == 'cuda')
+    model.to(device).eval()
+    results = torch.zeros(3, len(dataset), dtype=torch.int64)
+    with tqdm(total=len(own), desc=dataset.name, unit='batch', disable=None if progress and rank == 0 else True) as bar:
+        for places, (images, labels) in zip(own, _readable(loader), strict=True):
+            scores = _scores(model, images.to(device), columns, dtype)
+            if scores.isnan().any():
+                bad = dataset.describe(places[int(scores.isnan().any(dim=1).nonzero()[0])])
+                raise EvaluationError(f'The model gives NaN for {bad}: use --dtype fp32, and look at its weights.')
+            sets = None if dataset.label_sets is None else [dataset.label_sets[i] for i in places]
+            results[:, places] = _places(scores, labels, sets)
+            bar.update()
+    predictions, ranks, real_ranks = _sum_over_processes(results, device).numpy()
+    return Scores(
+        labels=dataset.labels,
+        predictions=predictions,
+        ranks=ranks,
+        real_ranks=None if dataset.label_sets is None else real_ranks,
+        classes=dataset.classes,
+        compared=columns.how,
+        preprocessing=config,
+    )
+
+
+def _readable(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches; a process that reads images wraps its error into a traceback, of which the last line is taken."""
+    try:
+        yield from loader
+    except EvaluationError as e:
+        raise EvaluationError(str(e).strip().rpartition('EvaluationError: ')[2]) from e
+
+
+@torch.inference_mode()
+def _scores(model: nn.Module, images: torch.Tensor, columns: ClassMap, dtype: torch.dtype) -> torch.Tensor:
+    """(B, C, H, W) -> (B, K) float32 on the CPU."""
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        logits = model(images)
+    return columns(logits.float()).cpu()
+
+
+def _places(scores: torch.Tensor, labels: torch.Tensor, label_sets: list[tuple[int, ...]] | None) -> torch.Tensor:
+    """Prediction, rank of the label, and best rank of a set of labels: (3, B) int64.
+
+    Of equal scores the class that comes first is the better one.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranks = order.argsort(dim=1)  # of every class
+    own = ranks.gather(1, labels[:, None])[:, 0]
+    real = torch.zeros_like(own)
+    for i, labels_of_image in enumerate(label_sets or ()):
+        real[i] = ranks[i, list(labels_of_image)].min() if labels_of_image else -1
+    return torch.stack([order[:, 0], own, real])
+
+
+def _sum_over_processes(results: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Every process filled its own places of `results` and left the others at 0."""
+    if dist.is_initialized():
+        shared = results.to(device if dist.get_backend() == 'nccl' else 'cpu')
+        dist.all_reduce(shared)
+        return shared.cpu()
+    return results

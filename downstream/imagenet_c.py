@@ -1,0 +1,188 @@
+"""ImageNet-C: 15 corruptions of the validation images in 5 severities each, and mCE (Hendrycks & Dietterich 2019).
+
+'Benchmarking Neural Network Robustness to Common Corruptions and Perturbations', ICLR, sections 3 and 4.1.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from torch import nn
+
+from tinyvit_zoo.hub.folder import new_file
+
+from .class_map import synsets
+from .errors import EvaluationError
+from .folders import class_folders, read_class_folders
+from .hashes import state_hash
+from .image_dataset import ImageDataset
+from .imagenet import BATCH_SIZE, evaluate, preprocessing
+from .report import plain
+
+__all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']
+
+ALEXNET_ERRORS = dict(
+    gaussian_noise=0.886428, shot_noise=0.894468, impulse_noise=0.922640,
+    defocus_blur=0.819880, glass_blur=0.826268, motion_blur=0.785948, zoom_blur=0.798360,
+    snow=0.866816, frost=0.826572, fog=0.819324, brightness=0.564592,
+    contrast=0.853204, elastic_transform=0.646056, pixelate=0.717840, jpeg_compression=0.606500,
+)  # fmt: skip
+"""Top-1 error of AlexNet, averaged over the severities. github.com/google-research/augmix, imagenet.py (of the same
+first author, from the spreadsheet that github.com/hendrycks/robustness links); rounded in appendix C of the paper."""
+
+ALEXNET_CLEAN_ERROR = 0.4348
+"""On the uncorrupted images. github.com/google-research/robustness_metrics, reports/imagenet_variants.py; torchvision
+states an accuracy of 56.522 % for the same weights."""
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+OVERRIDES = dict(crop_pct=1.0)
+"""The images are stored as crops of 224 pixels: cropping once more would lose their borders."""
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """Errors under corruption; everything in %.
+
+    Attributes:
+        errors: By corruption, the top-1 error at each severity.
+        clean_error: Top-1 error on the uncorrupted images, if it was given.
+        compared: Which outputs competed, in words.
+        preprocessing: As `timm.data.create_transform` took it.
+    """
+
+    errors: dict[str, tuple[float, ...]]
+    clean_error: float | None
+    compared: str
+    preprocessing: dict[str, Any]
+
+    @property
+    def ce(self) -> dict[str, float]:
+        """Corruption error: the error over all severities, over that of AlexNet."""
+        return {name: float(np.mean(e)) / ALEXNET_ERRORS[name] for name, e in self.errors.items()}
+
+    @property
+    def mce(self) -> float:
+        """Mean corruption error; 100 is AlexNet's."""
+        return float(np.mean(list(self.ce.values())))
+
+    @property
+    def relative_mce(self) -> float | None:
+        """By how much corruption raises the error, over how much it raises AlexNet's; None without a clean error."""
+        if self.clean_error is None:
+            return None
+        rise = {name: float(np.mean(e)) - self.clean_error for name, e in self.errors.items()}
+        return float(np.mean([rise[name] / (ALEXNET_ERRORS[name] - ALEXNET_CLEAN_ERROR) for name in rise]))
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for results.json."""
+        return dict(
+            mce=self.mce,
+            relative_mce=self.relative_mce,
+            mean_error=float(np.mean(list(self.errors.values()))),
+            clean_error=self.clean_error,
+            ce=self.ce,
+            errors=self.errors,
+            compared=self.compared,
+            preprocessing=self.preprocessing,
+        )
+
+
+def evaluate_corruptions(
+    model: nn.Module,
+    root: str | Path,
+    *,
+    keep: str | Path | None = None,
+    clean_error: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Corruptions:
+    """Classify all 75 sets; each one that is finished is kept, and not done again by the next run.
+
+    Args:
+        model: Any timm model with outputs for the classes of ImageNet-1k.
+        root: Folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, with or without the folders noise, blur, weather and digital
+            of the archives in between.
+        keep: JSON file for what is finished; a file of another root, other weights or settings is begun anew.
+        clean_error: Top-1 error in % on the uncorrupted images, for the relative mCE.
+        overrides: See `imagenet.preprocessing`; by default nothing is cropped off, the images being crops already.
+        **options: As in `imagenet.evaluate`.
+
+    Raises:
+        EvaluationError: If a set is missing, or see `imagenet.evaluate`.
+    """
+    overrides = {**OVERRIDES, **(overrides or {})}
+    folders = _find(Path(root))
+    key = plain(
+        dict(
+            root=Path(root).resolve(),
+            weights=state_hash(model),
+            preprocessing=preprocessing(model, overrides),
+            dtype=options.get('dtype', 'torch.float32'),
+            batch_size=options.get('batch_size', BATCH_SIZE),
+        )
+    )
+    done = _read(keep and Path(keep), key)
+    compared = ''
+    for (name, severity), folder in folders.items():
+        what = f'{name}/{severity}'
+        dataset = _read_set(folder, f'imagenet-c/{what}')
+        entry = done.get(what)
+        if entry is None or entry['images'] != len(dataset):
+            scores = evaluate(model, dataset, overrides=overrides, **options)
+            entry = dict(images=len(dataset), wrong=int((~scores.right).sum()), compared=scores.compared)
+            done[what] = entry
+            _write(keep and Path(keep), dict(key=key, done=done))
+        compared = entry['compared']
+    errors = {
+        name: tuple(100 * done[f'{name}/{s}']['wrong'] / done[f'{name}/{s}']['images'] for s in SEVERITIES)
+        for name in ALEXNET_ERRORS
+    }
+    return Corruptions(errors, clean_error, compared, key['preprocessing'])
+
+
+def _find(root: Path) -> dict[tuple[str, int], Path]:
+    """Folder of each corruption and severity."""
+    found, missing = {}, []
+    for name in ALEXNET_ERRORS:
+        places = [root / name, *sorted(root.glob(f'*/{name}'))]
+        place = next((p for p in places if p.is_dir()), places[0])
+        for severity in SEVERITIES:
+            found[name, severity] = place / str(severity)
+            if not found[name, severity].is_dir():
+                missing.append(f'{name}/{severity}')
+    if missing:
+        raise EvaluationError(
+            f'{root} lacks {len(missing)} of the {len(found)} sets of ImageNet-C ({", ".join(missing[:3])}'
+            f'{", ..." if len(missing) > 3 else ""}): mCE needs all of them, so unpack all archives there.'
+        )
+    return found
+
+
+def _read_set(folder: Path, name: str) -> ImageDataset:
+    """One corruption at one severity. All of ImageNet's classes compete, even if some have no folder."""
+    return read_class_folders(folder, name, synsets() if set(class_folders(folder)) <= set(synsets()) else None)
+
+
+def _read(path: Path | None, key: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run finished with the same model and settings; the same in all processes."""
+    kept: list[Any] = [{}]
+    if path and path.exists() and (not dist.is_initialized() or dist.get_rank() == 0):
+        try:
+            content = json.loads(path.read_text(encoding='utf-8'))
+            kept = [content['done'] if content['key'] == key else {}]
+        except (ValueError, KeyError, TypeError) as e:
+            raise EvaluationError(f'{path} does not hold what an earlier run finished: remove it.') from e
+    if dist.is_initialized():
+        dist.broadcast_object_list(kept)
+    return kept[0]
+
+
+def _write(path: Path | None, content: dict[str, Any]) -> None:
+    if path and (not dist.is_initialized() or dist.get_rank() == 0):
+        with new_file(path) as new:
+            new.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
