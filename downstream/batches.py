@@ -1,0 +1,93 @@
+"""Batches of images by position, the same whoever reads them."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .cache import Shard
+from .errors import EvaluationError
+from .image_dataset import ImageDataset
+
+__all__ = ['ImageBatches', 'drawing_from']
+
+
+@contextmanager
+def drawing_from(*what: object) -> Iterator[None]:
+    """A block whose random numbers on the CPU (torch, NumPy's global generator, `random`) depend on `what` alone; the
+    generators are as before when it ends.
+    """
+    seed = int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little')
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed >> 1)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+class ImageBatches:
+    """Batches of a data set in order of position.
+
+    Args:
+        dataset: N images.
+        transform: PIL image -> tensor.
+        seed: Of the transform, or None if it draws nothing.
+        batch_size: Images of a batch; a shard's last may have fewer.
+        workers: Processes that read; 0 for this one.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, transform: Callable, seed: int | None, batch_size: int, workers: int
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.workers = workers
+        self._items = _Items(dataset.with_transform(None), transform, seed)
+
+    def of(self, shard: Shard) -> Iterator[range]:
+        """Positions of each batch of a shard."""
+        for start in range(shard.start, shard.stop, self.batch_size):
+            yield range(start, min(start + self.batch_size, shard.stop))
+
+    def load(self, shards: list[Shard]) -> Iterator[torch.Tensor]:
+        """Images (B, C, H, W) of each batch of each shard.
+
+        Raises:
+            EvaluationError: If an image cannot be read or transformed.
+        """
+        order = [[(shard.view, i) for i in positions] for shard in shards for positions in self.of(shard)]
+        loader = DataLoader(self._items, batch_sampler=order, num_workers=self.workers, collate_fn=_stack)
+        for batch in loader:
+            if isinstance(batch, EvaluationError):
+                raise batch
+            yield batch
+
+
+class _Items(Dataset):
+    def __init__(self, dataset: ImageDataset, transform: Callable, seed: int | None) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | EvaluationError:
+        view, position = item
+        try:
+            image, _ = self.dataset[position]
+            if self.seed is None:
+                return self.transform(image)
+            with drawing_from(self.seed, position, view):
+                return self.transform(image)
+        except EvaluationError as e:
+            return e  # raised here, DataLoader would put its traceback into the message
+
+
+def _stack(items: list[torch.Tensor | EvaluationError]) -> torch.Tensor | EvaluationError:
+    errors = [item for item in items if isinstance(item, EvaluationError)]
+    return errors[0] if errors else torch.stack(items)

@@ -1,0 +1,88 @@
+"""Folders of class folders, the layout that torchvision calls ImageFolder."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from .errors import EvaluationError
+from .image_dataset import Files, ImageDataset, join
+
+__all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder']
+
+EXTENSIONS = frozenset(
+    ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
+)  # torchvision's, and GIF
+
+SPLIT_FOLDERS = dict(train=('train', 'training'), validation=('val', 'valid', 'validation'), test=('test', 'testing'))
+"""What the folder of a split may be called."""
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in a folder, sorted as strings; hidden ones left out."""
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.')))
+
+
+def read_folder(folder: Path, split: str) -> ImageDataset:
+    """A folder with one folder a class, or with a folder a split that has them.
+
+    Without folders for splits there is only the split 'all'. The classes of train are those of every split.
+
+    Raises:
+        EvaluationError: If the split is missing, there is no image, or a split has a class that train has not.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f'{folder} is no folder.')
+    parts = {}
+    for name, folders in SPLIT_FOLDERS.items():
+        there = [folder / f for f in folders if (folder / f).is_dir()]
+        if there and class_folders(there[0]):
+            parts[name] = there[0]
+    if not parts:
+        parts = dict(all=folder)
+    if split not in parts and not (split == 'all' and parts):
+        raise EvaluationError(f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}.")
+    classes = class_folders(parts.get('train') or next(iter(parts.values())))
+    chosen = parts.values() if split == 'all' else [parts[split]]
+    return join([read_class_folders(part, str(folder), classes, root=folder) for part in chosen], split)
+
+
+def read_class_folders(
+    folder: Path,
+    name: str,
+    classes: Sequence[str] | None = None,
+    *,
+    root: Path | None = None,
+    prepare: Callable[[Image.Image], Image.Image] | None = None,
+) -> ImageDataset:
+    """Every image below the folders of the classes, sorted by class and path.
+
+    Args:
+        folder: Has one folder a class.
+        name: Of the data set.
+        classes: Names of the class folders in the order of their labels; None for all there are, sorted as strings.
+        root: What paths are relative to in the fingerprint; None for `folder`.
+        prepare: See `Files`.
+
+    Raises:
+        EvaluationError: If there is no such folder, no image in it, or a class folder that is not in `classes`.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f'{name}: {folder} is no folder.')
+    there = class_folders(folder)
+    classes = there if classes is None else tuple(classes)
+    index = {c: i for i, c in enumerate(classes)}
+    strange = [c for c in there if c not in index]
+    if strange:
+        raise EvaluationError(
+            f"{folder} has {len(there)} class folders, among them '{strange[0]}', which is none of the "
+            f'{len(classes)} classes of {name}.'
+        )
+    paths, labels = [], []
+    for c in sorted(there, key=index.__getitem__):
+        files = sorted(path for path in (folder / c).rglob('*') if path.suffix.lower() in EXTENSIONS)
+        paths += files
+        labels += [index[c]] * len(files)
+    if not paths:
+        raise EvaluationError(f'{folder} holds no images: it needs one folder a class with image files in it.')
+    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare))

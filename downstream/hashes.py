@@ -1,0 +1,35 @@
+"""Hashes that tell which weights a number belongs to."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+__all__ = ['settings_of', 'state_hash']
+
+
+def state_hash(model: nn.Module) -> str:
+    """sha256 (hex) over name, dtype, shape and bytes of everything in the state dict, statistics of norms included.
+
+    The same on every device. Two equal hashes before and after an evaluation prove that it left the model as it was.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def settings_of(model: nn.Module) -> str:
+    """sha256 (hex) of what a model computes with its weights: type, repr and plain attributes of every module."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if k != 'training' and _is_plain(v)}
+        digest.update(f'{name}|{type(module).__module__}.{type(module).__qualname__}|{sorted(plain.items())}'.encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | bool | None)

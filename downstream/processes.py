@@ -1,0 +1,58 @@
+"""Processes that share a piece of work: those that `torchrun` or `accelerate launch` started, or this one alone."""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+__all__ = ['Processes']
+
+T = TypeVar('T')
+
+
+class Processes:
+    """This process among all; joins the others if it was started by a launcher and nobody has joined them yet.
+
+    Attributes:
+        rank: Number of this process.
+        number: How many there are.
+    """
+
+    def __init__(self) -> None:
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'RANK' in os.environ and not dist.is_initialized():
+            dist.init_process_group('gloo')
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.number = dist.get_world_size() if dist.is_initialized() else 1
+
+    def own_device(self, device: torch.device | str | None, model: nn.Module) -> torch.device:
+        """That device, or the model's; plain 'cuda' is another card for each process of a machine."""
+        if device is None:
+            return next((p.device for p in model.parameters()), torch.device('cpu'))
+        device = torch.device(device)
+        if device.type == 'cuda' and device.index is None:
+            return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+        return device
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first process, on every process."""
+        if self.number == 1:
+            return make()
+        values = [make() if self.rank == 0 else None]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def gather(self, values: dict[Any, T]) -> dict[Any, T]:
+        """The dictionaries of all processes as one, on every process."""
+        if self.number == 1:
+            return values
+        everyone: list[dict[Any, T]] = [{}] * self.number
+        dist.all_gather_object(everyone, values)
+        return {key: value for part in everyone for key, value in part.items()}
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.number > 1:
+            dist.barrier()
