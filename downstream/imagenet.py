@@ -3,22 +3,27 @@
 Shape legend: `N` images, `B` of a batch, `K` classes of the data set.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .batches import ImageBatches
+from .cache import Shard
 from .class_map import ClassMap, map_classes
 from .errors import EvaluationError
+from .features import untouched
 from .image_dataset import ImageDataset
+from .order import exact_cudnn, in_order
+from .processes import Processes
+from .transforms import data_config
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
 
@@ -70,6 +75,14 @@ class Scores:
         counted = self.real_ranks[self.real_ranks >= 0]
         return 100 * float((counted < k).mean())
 
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """95 % interval of the top-1 accuracy, in % (Wilson 1927): these images as a sample of all such images."""
+        n, share, z = len(self.labels), self.right.mean(), 1.96
+        middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        return 100 * float(middle - half), 100 * float(middle + half)
+
     @cached_property
     def confusion(self) -> np.ndarray:
         """(K, K) int64 numbers of images, true class by row, answer by column."""
@@ -85,7 +98,7 @@ class Scores:
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for results.json."""
-        numbers = dict(images=len(self.labels), top1=self.top1, top5=self.top5)
+        numbers = dict(images=len(self.labels), top1=self.top1, top1_ci95=self.ci95, top5=self.top5)
         if self.real_ranks is not None:
             counted = int((self.real_ranks >= 0).sum())
             numbers |= dict(real_images=counted, real_top1=self.real(1), real_top5=self.real(5))
@@ -104,7 +117,7 @@ def preprocessing(model: nn.Module, overrides: Mapping[str, Any] | None = None) 
         model: A timm model.
         overrides: Such as crop_pct=0.95 or input_size=(3, 256, 256).
     """
-    return {**resolve_model_data_config(model), **(overrides or {})}
+    return {**data_config(model), **(overrides or {})}
 
 
 def evaluate(
@@ -121,11 +134,12 @@ def evaluate(
     """Classify every image once.
 
     The outputs of other classes than the data set's do not compete (see `class_map`): for A and R these are the 200 of
-    their masks. Several processes (torch.distributed) share the batches, which are cut by place in the data set, and
+    their masks. Several processes (`torchrun`) share the batches, which are cut by place in the data set, and
     end with the same numbers as one.
 
     Args:
-        model: Any timm model with a classifier, (B, C, H, W) -> (B, M). It is moved to `device` and put into eval mode.
+        model: Any timm model with a classifier, (B, C, H, W) -> (B, M). It is moved to `device`, and otherwise left as
+            it was, which its hash proves.
         dataset: Images without transform.
         overrides: See `preprocessing`.
         batch_size: Images in a forward pass.
@@ -142,24 +156,29 @@ def evaluate(
         raise EvaluationError(f'{dataset.name} ({dataset.split}) has no images to evaluate on.')
     columns = map_classes(model, dataset.classes)
     config = preprocessing(model, overrides)
-    transformed = dataset.with_transform(create_transform(**config, is_training=False))
-    device = torch.device(device or next(model.parameters()).device)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    batches = [list(range(at, min(at + batch_size, len(dataset)))) for at in range(0, len(dataset), batch_size)]
-    own = batches[rank::world]
-    loader = DataLoader(transformed, batch_sampler=own, num_workers=workers, pin_memory=device.type == 'cuda')
-    model.to(device).eval()
-    results = torch.zeros(3, len(dataset), dtype=torch.int64)
-    with tqdm(total=len(own), desc=dataset.name, unit='batch', disable=None if progress and rank == 0 else True) as bar:
-        for places, (images, labels) in zip(own, _readable(loader), strict=True):
-            scores = _scores(model, images.to(device), columns, dtype)
+    processes = Processes()
+    device = processes.own_device(device, model)
+    starts = range(0, len(dataset), batch_size)
+    shards = [Shard(0, i, start, min(start + batch_size, len(dataset))) for i, start in enumerate(starts)]
+    own = shards[processes.rank :: processes.number]
+    batches = ImageBatches(dataset, create_transform(**config, is_training=False), None, batch_size, workers)
+    results = {}
+    quiet = None if progress and processes.rank == 0 else True
+    with (
+        untouched(model.to(device)),
+        exact_cudnn(),
+        tqdm(total=len(own), desc=dataset.name, unit='batch', disable=quiet) as bar,
+        closing(in_order(_forward(model, columns, dtype, device), batches.load(own), device)) as outputs,
+    ):
+        for shard, scores in zip(own, outputs, strict=True):
+            places = range(shard.start, shard.stop)
             if scores.isnan().any():
                 bad = dataset.describe(places[int(scores.isnan().any(dim=1).nonzero()[0])])
-                raise EvaluationError(f'The model gives NaN for {bad}: use --dtype fp32, and look at its weights.')
-            sets = None if dataset.label_sets is None else [dataset.label_sets[i] for i in places]
-            results[:, places] = _places(scores, labels, sets)
+                raise EvaluationError(f'The model gives NaN for {bad}: use float32, and look at its weights.')
+            results[shard] = _places(scores, dataset, places)
             bar.update()
-    predictions, ranks, real_ranks = _sum_over_processes(results, device).numpy()
+    everywhere = processes.gather(results)
+    predictions, ranks, real_ranks = torch.cat([everywhere[shard] for shard in shards], dim=1).numpy()
     return Scores(
         labels=dataset.labels,
         predictions=predictions,
@@ -171,40 +190,31 @@ def evaluate(
     )
 
 
-def _readable(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches; a process that reads images wraps its error into a traceback, of which the last line is taken."""
-    try:
-        yield from loader
-    except EvaluationError as e:
-        raise EvaluationError(str(e).strip().rpartition('EvaluationError: ')[2]) from e
+def _forward(
+    model: nn.Module, columns: ClassMap, dtype: torch.dtype, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images (B, C, H, W) -> scores (B, K) float32."""
+
+    @torch.inference_mode()
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return columns(model(images.to(device)).float())
+
+    return forward
 
 
-@torch.inference_mode()
-def _scores(model: nn.Module, images: torch.Tensor, columns: ClassMap, dtype: torch.dtype) -> torch.Tensor:
-    """(B, C, H, W) -> (B, K) float32 on the CPU."""
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        logits = model(images)
-    return columns(logits.float()).cpu()
-
-
-def _places(scores: torch.Tensor, labels: torch.Tensor, label_sets: list[tuple[int, ...]] | None) -> torch.Tensor:
-    """Prediction, rank of the label, and best rank of a set of labels: (3, B) int64.
+def _places(scores: torch.Tensor, dataset: ImageDataset, places: range) -> torch.Tensor:
+    """Prediction, rank of the label, and best rank of all labels of an image: (3, B) int64.
 
     Of equal scores the class that comes first is the better one.
     """
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranks = order.argsort(dim=1)  # of every class
+    labels = torch.from_numpy(dataset.labels[places.start : places.stop])
     own = ranks.gather(1, labels[:, None])[:, 0]
     real = torch.zeros_like(own)
-    for i, labels_of_image in enumerate(label_sets or ()):
-        real[i] = ranks[i, list(labels_of_image)].min() if labels_of_image else -1
+    if dataset.label_sets is not None:
+        for i, place in enumerate(places):
+            right = list(dataset.label_sets[place])
+            real[i] = ranks[i, right].min() if right else -1
     return torch.stack([order[:, 0], own, real])
-
-
-def _sum_over_processes(results: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Every process filled its own places of `results` and left the others at 0."""
-    if dist.is_initialized():
-        shared = results.to(device if dist.get_backend() == 'nccl' else 'cpu')
-        dist.all_reduce(shared)
-        return shared.cpu()
-    return results

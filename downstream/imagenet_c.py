@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from torch import nn
 
 from tinyvit_zoo.hub.folder import new_file
@@ -21,6 +20,7 @@ from .folders import class_folders, read_class_folders
 from .hashes import state_hash
 from .image_dataset import ImageDataset
 from .imagenet import BATCH_SIZE, evaluate, preprocessing
+from .processes import Processes
 from .report import plain
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']
@@ -126,7 +126,9 @@ def evaluate_corruptions(
             batch_size=options.get('batch_size', BATCH_SIZE),
         )
     )
-    done = _read(keep and Path(keep), key)
+    processes = Processes()
+    keep = Path(keep) if keep else None
+    done = processes.from_first(lambda: _read(keep, key))
     compared = ''
     for (name, severity), folder in folders.items():
         what = f'{name}/{severity}'
@@ -136,7 +138,9 @@ def evaluate_corruptions(
             scores = evaluate(model, dataset, overrides=overrides, **options)
             entry = dict(images=len(dataset), wrong=int((~scores.right).sum()), compared=scores.compared)
             done[what] = entry
-            _write(keep and Path(keep), dict(key=key, done=done))
+            if keep and processes.rank == 0:
+                with new_file(keep) as new:
+                    new.write_text(json.dumps(dict(key=key, done=done), indent=2) + '\n', encoding='utf-8')
         compared = entry['compared']
     errors = {
         name: tuple(100 * done[f'{name}/{s}']['wrong'] / done[f'{name}/{s}']['images'] for s in SEVERITIES)
@@ -169,20 +173,11 @@ def _read_set(folder: Path, name: str) -> ImageDataset:
 
 
 def _read(path: Path | None, key: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run finished with the same model and settings; the same in all processes."""
-    kept: list[Any] = [{}]
-    if path and path.exists() and (not dist.is_initialized() or dist.get_rank() == 0):
-        try:
-            content = json.loads(path.read_text(encoding='utf-8'))
-            kept = [content['done'] if content['key'] == key else {}]
-        except (ValueError, KeyError, TypeError) as e:
-            raise EvaluationError(f'{path} does not hold what an earlier run finished: remove it.') from e
-    if dist.is_initialized():
-        dist.broadcast_object_list(kept)
-    return kept[0]
-
-
-def _write(path: Path | None, content: dict[str, Any]) -> None:
-    if path and (not dist.is_initialized() or dist.get_rank() == 0):
-        with new_file(path) as new:
-            new.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    """What an earlier run finished with the same model and settings."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        return content['done'] if content['key'] == key else {}
+    except (ValueError, KeyError, TypeError) as e:
+        raise EvaluationError(f'{path} does not hold what an earlier run finished: remove it.') from e
