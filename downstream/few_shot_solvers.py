@@ -1,0 +1,50 @@
+"""Classifiers for few-shot episodes that are NOT the benchmark's own: for comparison, never instead of `cdfsl`.
+
+Each takes features (N, D), rows of them as support (E, ways, shots) and query (E, ways, queries), and seeds (E,), which
+they have no use for, and gives logits (E, ways, queries, ways).
+"""
+
+import numpy as np
+import torch
+
+__all__ = ['logreg', 'prototype', 'ridge']
+
+RIDGE = 0.1
+"""Relative to the mean squared length of the centred features: theirs to choose, no paper's."""
+
+
+def prototype(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+    """Nearest class mean by squared Euclidean distance (Snell et al. 2017, "Prototypical networks")."""
+    means = features[support].mean(dim=2)
+    # |q - m|^2 without |q|^2, which all classes share
+    products = features[query].flatten(1, 2) @ means.mT
+    return (2 * products - means.square().sum(dim=-1)[:, None]).unflatten(1, query.shape[1:])
+
+
+def ridge(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+    """Ridge regression onto -1 and 1 in closed form, with a constant that is not penalised."""
+    E, ways, shots = support.shape
+    x, q = features[support].flatten(1, 2), features[query].flatten(1, 2)
+    centre = x.mean(dim=1, keepdim=True)
+    x, q = x - centre, q - centre
+    gram = x @ x.mT
+    penalty = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+    target = 2 * torch.eye(ways, dtype=x.dtype, device=x.device).repeat_interleave(shots, dim=0) - 1
+    gram.diagonal(dim1=1, dim2=2).add_(penalty[:, None])
+    dual = torch.linalg.solve(gram, (target - target.mean(dim=0)).expand(E, -1, -1))
+    return (q @ (x.mT @ dual)).unflatten(1, query.shape[1:])
+
+
+def logreg(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+    """scikit-learn's logistic regression with its own penalty (C=1), one episode after the other."""
+    from sklearn.linear_model import LogisticRegression
+
+    _, ways, shots = support.shape
+    labels = np.arange(ways).repeat(shots)
+    numbers = features.cpu().numpy()
+    logits = []
+    for known, asked in zip(support.reshape(len(support), -1), query.reshape(len(query), -1), strict=True):
+        classifier = LogisticRegression(max_iter=1000).fit(numbers[known], labels)
+        scores = classifier.decision_function(numbers[asked])
+        logits.append(np.stack([-scores, scores], axis=1) if ways == 2 else scores)
+    return torch.from_numpy(np.stack(logits)).to(features).unflatten(1, query.shape[1:])

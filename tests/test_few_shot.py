@@ -1,0 +1,265 @@
+"""Few-shot: what episodes depend on, the benchmark's classifier against its plain loop, statistics, errors."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import refused
+from torch import nn
+
+from downstream import cdfsl, few_shot
+from downstream.draws import child_key, permutations, uniform
+from downstream.errors import EvaluationError
+from downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
+
+IMAGES, CLASSES = 40, 8
+LABELS = np.arange(CLASSES).repeat(IMAGES)
+PINNED = '51589522725e87e1549d5eeaf914214c44d8b79710d2543e744e4ed05c8330c2'
+
+
+def clusters(D: int = 24, spread: float = 0.3) -> torch.Tensor:
+    """Features (N, D) around a centre of each class, hard enough to be mistaken."""
+    return torch.randn(len(LABELS), D) + spread * torch.randn(CLASSES, D)[LABELS]
+
+
+def plain_loop(features: torch.Tensor, episodes: Episodes, e: int) -> torch.Tensor:
+    """The benchmark's loop for one episode, with the draws of ours: logits (ways * queries, ways)."""
+    ways, shots = episodes.support.shape[1:]
+    start, orders = cdfsl.draw(episodes.seeds[e : e + 1], ways, shots, features.shape[1])
+    start = torch.from_numpy(start[0]).to(features)
+    x, y = features[episodes.support[e].reshape(-1)], torch.arange(ways).repeat_interleave(shots)
+    net = nn.Linear(features.shape[1], ways, dtype=features.dtype)
+    net.load_state_dict(dict(weight=start[:, :-1], bias=start[:, -1]))
+    sgd = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
+    for order in torch.from_numpy(orders[0]):
+        for batch in order.split(4):
+            sgd.zero_grad()
+            F.cross_entropy(net(x[batch]), y[batch]).backward()
+            sgd.step()
+    with torch.no_grad():
+        return net(features[episodes.query[e].reshape(-1)])
+
+
+# episodes
+
+
+def test_episodes_are_made_of_different_classes_and_of_images_of_them_that_are_all_different():
+    episodes = sample_episodes(LABELS, ways=5, shots=3, queries=4, episodes=50)
+    assert episodes.classes.shape == (50, 5)
+    assert episodes.support.shape == (50, 5, 3)
+    assert episodes.query.shape == (50, 5, 4)
+    for array in (episodes.classes, episodes.support, episodes.query):
+        assert array.dtype == np.int64
+    images = np.concatenate([episodes.support, episodes.query], axis=2)
+    assert (LABELS[images] == episodes.classes[..., None]).all()
+    assert all(len(set(classes)) == 5 for classes in episodes.classes.tolist())
+    assert all(len(set(row)) == 35 for row in images.reshape(50, -1).tolist())
+
+
+def test_every_class_and_image_is_drawn_about_as_often():
+    episodes = sample_episodes(LABELS, ways=5, shots=5, queries=15, episodes=2000)
+    for drawn, things in ((episodes.classes, CLASSES), (episodes.support, len(LABELS)), (episodes.query, len(LABELS))):
+        counts = np.bincount(drawn.reshape(-1), minlength=things)
+        expected = drawn.size / things
+        assert abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_episodes_depend_on_their_arguments_alone_and_stay_the_same_for_ever():
+    episodes = sample_episodes(LABELS, episodes=20)
+    assert episodes.sha256 == PINNED
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert sample_episodes(LABELS.tolist(), episodes=20).sha256 == PINNED
+    assert sample_episodes(LABELS, episodes=20, seed=1).sha256 != PINNED
+    assert sample_episodes(LABELS, episodes=20, seed=-1).sha256 != PINNED
+
+
+def test_another_process_with_other_threads_draws_the_same_episodes():
+    code = (
+        'import numpy as np; from downstream.few_shot import sample_episodes;'
+        f'print(sample_episodes(np.arange({CLASSES}).repeat({IMAGES}), episodes=20).sha256)'
+    )
+    environment = dict(OMP_NUM_THREADS='2', PYTHONHASHSEED='7', PYTHONPATH=':'.join(sys.path))
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == PINNED
+
+
+def test_an_episode_is_the_same_however_many_there_are_and_its_queries_with_any_shots():
+    few, many = (sample_episodes(LABELS, episodes=n, shots=2) for n in (3, 10))
+    assert np.array_equal(few.support, many.support[:3])
+    assert np.array_equal(few.seeds, many.seeds[:3])
+    more = sample_episodes(LABELS, episodes=3, shots=9)
+    assert np.array_equal(few.query, more.query)
+    assert np.array_equal(few.support, more.support[..., :2])
+
+
+def test_the_hash_follows_every_array():
+    one = sample_episodes(LABELS, episodes=4)
+    arrays = dict(classes=one.classes, support=one.support, query=one.query)
+    assert Episodes(**arrays, seeds=one.seeds + np.uint64(1)).sha256 == one.sha256  # the same images
+    for name in arrays:
+        assert Episodes(**{**arrays, name: arrays[name][::-1]}, seeds=one.seeds).sha256 != one.sha256
+
+
+def test_draws_are_uniform_and_of_every_place_their_own():
+    assert permutations(child_key(0), 1).tolist() == [0]
+    keys = child_key(3, np.arange(6000))
+    orders = permutations(keys, 4)
+    _, counts = np.unique(orders @ [1, 4, 16, 64], return_counts=True)
+    assert len(counts) == 24
+    assert abs(counts - 250).max() < 5 * np.sqrt(250)
+    numbers = uniform(keys, 3)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.07
+    places = {int(child_key(seed, a, b)) for seed in (0, 1) for a in range(20) for b in range(20)}
+    assert len(places) == 800
+    assert int(child_key(0, 2, 1)) == int(child_key(0, np.arange(4), 1)[2])
+
+
+# the benchmark's classifier
+
+
+@pytest.mark.parametrize(('shots', 'ways'), [(1, 5), (3, 2), (5, 5)])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
+def test_all_episodes_at_once_give_the_logits_of_the_plain_loop(shots, ways, dtype, tolerance):
+    features = clusters().to(dtype)
+    episodes = sample_episodes(LABELS, ways=ways, shots=shots, queries=4, episodes=5)
+    ours = cdfsl.logits(features, episodes.support, episodes.query, episodes.seeds).flatten(1, 2)
+    result = run(features, LABELS, episodes, dtype=dtype)
+    for e in (0, 4):
+        theirs = plain_loop(features, episodes, e)
+        assert (ours[e] - theirs).abs().max() < tolerance / 10
+        assert np.array_equal(result.predictions[e].reshape(-1), theirs.argmax(dim=1).numpy())
+
+
+@pytest.mark.parametrize('shots', [5, 20])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
+def test_wide_features_and_more_shots_give_the_logits_of_the_plain_loop(shots, dtype, tolerance):
+    features = clusters(576, 0.15).to(dtype)
+    episodes = sample_episodes(LABELS, shots=shots, episodes=18)
+    ours = cdfsl.logits(features, episodes.support, episodes.query, episodes.seeds).flatten(1, 2)
+    for e in (0, 17):
+        theirs = plain_loop(features, episodes, e)
+        assert (ours[e] - theirs).abs().max() < tolerance
+        assert torch.equal(ours[e].argmax(dim=1), theirs.argmax(dim=1))
+
+
+def test_start_weights_follow_the_rule_of_nn_linear():
+    start, orders = cdfsl.draw(child_key(0, np.arange(40)), 5, 2, 100)
+    default = nn.Linear(100, 5)
+    assert abs(start).max() <= 0.1
+    assert start.shape == (40, 5, 101)
+    assert start.std() == pytest.approx(default.weight.std().item(), rel=0.1)
+    assert np.array_equal(np.sort(orders, axis=2), np.broadcast_to(np.arange(10), orders.shape))
+    assert len({tuple(row) for row in orders[0].tolist()}) == cdfsl.EPOCHS
+
+
+@pytest.mark.parametrize('solver', few_shot.SOLVERS)
+def test_no_bit_depends_on_the_chunks(solver):
+    features, episodes = clusters(), sample_episodes(LABELS, shots=3, queries=3, episodes=37)
+    whole = run(features, LABELS, episodes, solver)
+    for chunk in (1, 20, 1000):
+        part = run(features, LABELS, episodes, solver, chunk=chunk)
+        assert np.array_equal(part.accuracy, whole.accuracy)
+        assert np.array_equal(part.predictions, whole.predictions)
+
+
+def test_logits_of_whole_groups_are_equal_bit_by_bit():
+    features, episodes = clusters(), sample_episodes(LABELS, shots=3, queries=3, episodes=37)
+
+    def logits(part):
+        return cdfsl.logits(features, episodes.support[part], episodes.query[part], episodes.seeds[part])
+
+    parts = [logits(slice(i, i + cdfsl.GROUP)) for i in range(0, 37, cdfsl.GROUP)]
+    assert torch.equal(torch.cat(parts), logits(slice(None)))
+
+
+@pytest.mark.parametrize('solver', few_shot.SOLVERS)
+@pytest.mark.parametrize('ways', [2, 5])
+def test_every_solver_learns_what_is_easy_and_guesses_what_is_not_there(solver, ways):
+    episodes = sample_episodes(LABELS, ways=ways, shots=5, queries=5, episodes=20)
+    assert run(clusters(spread=3), LABELS, episodes, solver).mean > 95
+    assert abs(run(clusters(spread=0), LABELS, episodes, solver).mean - 100 / ways) < 10
+
+
+def test_features_of_any_kind_of_array_and_precision_are_taken():
+    features, episodes = clusters(), sample_episodes(LABELS, queries=3, episodes=4)
+    expected = run(features, LABELS, episodes).accuracy
+    assert np.array_equal(run(features.numpy(), LABELS, episodes).accuracy, expected)
+    assert np.array_equal(run(features.double(), LABELS, episodes).accuracy, expected)
+
+
+# statistics
+
+
+def test_mean_and_interval_are_the_benchmarks():
+    result = run(clusters(), LABELS, sample_episodes(LABELS, episodes=30), 'prototype')
+    assert result.accuracy.shape == (30,)
+    right = (result.predictions == np.arange(5)[:, None]).sum(axis=(1, 2))
+    assert np.array_equal(result.accuracy, 100 * right / 75)
+    assert abs(result.mean - np.mean(result.accuracy)) < 1e-12
+    assert abs(result.ci95 - 1.96 * np.std(result.accuracy) / np.sqrt(30)) < 1e-12
+
+
+def test_a_paired_interval_is_that_of_the_differences():
+    episodes = sample_episodes(LABELS, episodes=40)
+    features = clusters()
+    a = run(features, LABELS, episodes, 'prototype')
+    b = run(features + 0.3 * torch.randn_like(features), LABELS, episodes, 'prototype')
+    difference = paired(a, b)
+    assert difference.mean == pytest.approx(a.mean - b.mean)
+    assert difference.ci95 == pytest.approx(1.96 * np.std(a.accuracy - b.accuracy) / np.sqrt(40), abs=1e-12)
+    assert difference.ci95 < np.hypot(a.ci95, b.ci95)
+
+
+def test_results_of_different_episodes_are_not_compared():
+    a, b = (
+        FewShotResult(np.ones(2), 1.0, 0.0, np.zeros((2, 5, 1), dtype=np.int64), 'ridge', sha256) for sha256 in 'ab'
+    )
+    refused(lambda: paired(a, b), 'same', kind=EvaluationError)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ('labels', 'words'),
+    [
+        (LABELS[: 2 * IMAGES], ['2 classes', '5']),
+        (LABELS[:IMAGES], ['one class only']),
+        (np.append(LABELS, 9), ['Class 9', '1 images', '20']),
+        (np.append(np.arange(5).repeat(20), [0, 5]), ['Class 5']),
+        ([], ['0 classes']),
+    ],
+)
+def test_data_without_enough_classes_or_images_are_refused(labels, words):
+    refused(lambda: sample_episodes(labels), *words, kind=EvaluationError)
+
+
+def test_a_class_too_small_is_called_by_its_name():
+    names = [*'abcdefgh', 'fox']
+    refused(lambda: sample_episodes(np.append(LABELS, 8), names=names), 'fox', kind=EvaluationError)
+
+
+@pytest.mark.parametrize('settings', [dict(shots=0), dict(queries=0), dict(episodes=0), dict(ways=1)])
+def test_episodes_of_nothing_are_refused(settings):
+    refused(lambda: sample_episodes(LABELS, **settings), 'at least', kind=EvaluationError)
+
+
+def test_features_that_do_not_fit_are_refused():
+    features, episodes = clusters(), sample_episodes(LABELS, episodes=3)
+    broken = features.clone()
+    broken[[77, 80], 3] = torch.tensor([torch.nan, torch.inf])
+    for bad, labels, words in (
+        (broken, LABELS, ['Row 77', '2 of 320']),
+        (features[:-1], LABELS, ['319', '320']),
+        (features[None], LABELS, ['(1, 320, 24)']),
+        (features, LABELS[::-1], ['other labels']),
+        (features[:100], LABELS[:100], ['other labels']),
+    ):
+        refused(lambda b=bad, y=labels: run(b, y, episodes), *words, kind=EvaluationError)
+    refused(lambda: run(features, LABELS, episodes, 'svm'), 'svm', 'cdfsl, ridge', kind=EvaluationError)
