@@ -25,7 +25,8 @@ from .few_shot_solvers import logreg, prototype, ridge
 __all__ = ['SOLVERS', 'Episodes', 'FewShotResult', 'PairedDifference', 'paired', 'run', 'sample_episodes']
 
 Solver = Callable[[torch.Tensor, np.ndarray, np.ndarray, np.ndarray], torch.Tensor]
-"""Features (N, D), support (E, ways, shots), query (E, ways, queries), seeds (E,) in; logits (E, ways, queries, ways)."""
+"""Takes features (N, D), support (E, ways, shots), query (E, ways, queries) and seeds (E,), gives logits (E, ways,
+queries, ways)."""
 
 SOLVERS: dict[str, Solver] = {
     'cdfsl': cdfsl.logits,
