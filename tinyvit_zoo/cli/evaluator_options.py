@@ -35,9 +35,17 @@ SKIP_UNREADABLE = typer.Option(False, '--skip-unreadable', help='Leave out pictu
 
 
 def load_backbone(
-    name: str, weights: Path | None, pretrained: bool, img_size: tuple[int, int] | None, seed: int
+    name: str, weights: Path | None, pretrained: bool, img_size: tuple[int, int] | None, seed: int, **arguments: Any
 ) -> 'nn.Module':
     """The model, in eval mode; a ConvNet takes pictures of `img_size` by its transform alone.
+
+    Args:
+        name: Any name that timm takes.
+        weights: File, or None for those of the name.
+        pretrained: False for random weights.
+        img_size: (height, width), or None for the model's own.
+        seed: Of random weights.
+        **arguments: As in `timm.create_model`.
 
     Raises:
         ModelError: On an unknown name, arguments that do not fit, or both a file and random weights.
@@ -47,7 +55,8 @@ def load_backbone(
 
     from ..build import ModelError, build_model, load_model
 
-    def make(**kwargs: Any) -> 'nn.Module':
+    def make(**size: Any) -> 'nn.Module':
+        kwargs = {**arguments, **size}
         return load_model(name, weights and str(weights), **kwargs) if pretrained else build_model(name, **kwargs)
 
     if weights is not None and not pretrained:
