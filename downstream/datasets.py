@@ -6,7 +6,8 @@ from pathlib import Path
 from .errors import EvaluationError
 from .folders import read_folder
 from .image_dataset import ImageDataset, join
-from .registry import REGISTRY, Entry
+from .registry import REGISTRY, Entry, find_entry
+from .timm_datasets import PREFIXES, read_timm
 
 __all__ = ['SPLITS', 'ImageDataset', 'load_dataset']
 
@@ -25,7 +26,8 @@ def load_dataset(
     """One split of a data set.
 
     Args:
-        name: Of `REGISTRY`, or a folder of class folders (or of folders train, val and test of such).
+        name: Of `REGISTRY`; 'imagenet-c/CORRUPTION/SEVERITY'; a folder of class folders (or of folders train, val and
+            test of such); 'folder' for that at the root; or timm's 'hfds/...', 'wds/...', 'torch/...'.
         split: 'train', 'validation', 'test' or 'all'; each as the protocols need it, see `REGISTRY`.
         root: Folder that holds the data, where the data set does not come with a library.
         seed: Of the splits of digits and the crops of textures; the others have splits of their own.
@@ -40,25 +42,39 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise EvaluationError(f"There is no split '{split}': take one of {', '.join(SPLITS)}.")
-    if name in REGISTRY:
-        dataset = _load_registered(REGISTRY[name], split, None if root is None else Path(root), seed, check_counts)
-    elif Path(name).is_dir():
-        dataset = read_folder(Path(name), split)
+    root = None if root is None else Path(root)
+    entry = find_entry(name)
+    if entry is not None:
+        dataset = _load_registered(entry, split, root, seed, check_counts)
+    elif name.partition('/')[0] in PREFIXES:
+        dataset = read_timm(name, split, root)
+    elif (name == 'folder' and root is not None) or Path(name).is_dir():
+        dataset = read_folder(root if name == 'folder' and root is not None else Path(name), split)
     else:
-        close = difflib.get_close_matches(name, REGISTRY, n=1)
-        raise EvaluationError(
-            f"'{name}' is no data set and no folder. {f'Did you mean {close[0]}? ' if close else ''}Take a folder of "
-            f'class folders, or one of: {", ".join(REGISTRY)}.'
-        )
+        raise EvaluationError(_unknown(name))
     dataset = dataset.without_unreadable() if skip_unreadable else dataset
     if not len(dataset):
         raise EvaluationError(f'{name} ({split}) has no image that can be read.')
     return dataset
 
 
+def _unknown(name: str) -> str:
+    if name.partition('/')[0] in ('hfids', 'tfds'):
+        return f'{name} is a stream, whose images have no positions: take hfds/ or wds/ instead.'
+    close = difflib.get_close_matches(name, REGISTRY, n=1)
+    hint = f'Did you mean {close[0]}? ' if close else ''
+    return (
+        f"'{name}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., wds/..., torch/..., "
+        f'imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
+    )
+
+
 def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, check_counts: bool) -> ImageDataset:
     if split not in entry.splits:
         raise EvaluationError(f"{entry.name} has no split '{split}', it has: {', '.join(entry.splits)}.")
+    if entry.layout and (root is None or not root.is_dir()):
+        problem = f'{entry.name} needs a root' if root is None else f'{root} is no folder'
+        raise EvaluationError(f'{problem}. {entry.how_to_get}')
     parts = []
     for part in entry.splits[split]:
         dataset = entry.read(root, part, seed)
@@ -76,5 +92,5 @@ def _check_counts(entry: Entry, part: str, dataset: ImageDataset) -> None:
         if found != expected:
             raise EvaluationError(
                 f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} by {entry.figures}: complete the '
-                'data, or pass check_counts=False.'
+                'data, or pass check_counts=False if it is meant to be so.'
             )

@@ -18,6 +18,7 @@ TRAIN_SHARE = 0.75  # of the digits of each class
 CROPS = dict(train=80, test=40)  # of each photograph
 TRAIN_SIDE = 0.6  # of the longer side of each photograph; test crops come from the rest
 SMALLEST_CROP, LARGEST_CROP = 32, 112  # pixels of the photograph
+LEAST_CONTRAST, ATTEMPTS = 16, 100  # grey levels between darkest and lightest pixel
 
 PHOTOGRAPHS = (
     'astronaut.png', 'brick.png', 'camera.png', 'cell.png', 'chelsea.png', 'clock_motion.png', 'coffee.png',
@@ -73,14 +74,23 @@ def textures(part: str, seed: int = 0) -> ImageDataset:
     pixels, labels, classes = [], [], []
     for label, (name, photo) in enumerate(_photographs().items()):
         classes.append(name)
-        boxes = [crop_box(photo.size, part, name, number, seed) for number in range(CROPS[part])]
-        shape = (CROP_SIZE, CROP_SIZE)
-        pixels += [np.asarray(photo.crop(box).resize(shape, Image.Resampling.BICUBIC)) for box in boxes]
-        labels += [label] * len(boxes)
+        pixels += [_crop(photo, part, name, number, seed) for number in range(CROPS[part])]
+        labels += [label] * CROPS[part]
     return ImageDataset('textures', part, classes, labels, Arrays(np.stack(pixels), 'textures'))
 
 
-def crop_box(size: tuple[int, int], part: str, name: str, number: int, seed: int) -> tuple[int, int, int, int]:
+def _crop(photo: Image.Image, part: str, name: str, number: int, seed: int) -> np.ndarray:
+    """One of about a single colour (the black corners of the retina) shows nothing and is drawn again."""
+    for attempt in range(ATTEMPTS):
+        crop = photo.crop(crop_box(photo.size, part, name, number, seed, attempt))
+        if max(high - low for low, high in crop.getextrema()) >= LEAST_CONTRAST:
+            break
+    return np.asarray(crop.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC))
+
+
+def crop_box(
+    size: tuple[int, int], part: str, name: str, number: int, seed: int, attempt: int = 0
+) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in pixels of crop `number` of a photograph of `size` (width, height)."""
     longer = int(size[1] > size[0])
     cut = int(TRAIN_SIDE * size[longer])
@@ -90,9 +100,10 @@ def crop_box(size: tuple[int, int], part: str, name: str, number: int, seed: int
     else:
         first[longer] = cut
     room = min(last[0] - first[0], last[1] - first[1])
-    side = SMALLEST_CROP + draw(min(room, LARGEST_CROP) - SMALLEST_CROP + 1, name, part, number, seed, 'side')
-    left = first[0] + draw(last[0] - first[0] - side + 1, name, part, number, seed, 'left')
-    top = first[1] + draw(last[1] - first[1] - side + 1, name, part, number, seed, 'top')
+    what = name, part, number, seed, attempt
+    side = SMALLEST_CROP + draw(min(room, LARGEST_CROP) - SMALLEST_CROP + 1, *what, 'side')
+    left = first[0] + draw(last[0] - first[0] - side + 1, *what, 'left')
+    top = first[1] + draw(last[1] - first[1] - side + 1, *what, 'top')
     return left, top, left + side, top + side
 
 

@@ -1,0 +1,179 @@
+"""Data sets by the names that timm takes: 'hfds/OWNER/NAME' (Hub, or a local folder), 'wds/...', 'torch/...'."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import EvaluationError
+from .folders import EXTENSIONS, SPLIT_FOLDERS
+from .image_dataset import HEAD, Arrays, ImageDataset, Wrapped, join
+
+__all__ = ['PREFIXES', 'read_timm']
+
+PREFIXES = ('hfds', 'wds', 'torch')
+IMAGE_KEYS, LABEL_KEYS = ('image', 'img'), ('label', 'fine_label', 'labels')
+
+
+def read_timm(name: str, split: str, root: Path | None) -> ImageDataset:
+    """A split of a data set by timm's name for it.
+
+    Args:
+        name: With one of PREFIXES. 'hfds/' needs the package datasets; 'wds/' reads tar files of the root.
+        split: 'train', 'validation', 'test' or 'all'.
+        root: Where the data lies, or is kept.
+
+    Raises:
+        EvaluationError: If a package, the data or the split is missing.
+    """
+    prefix, _, rest = name.partition('/')
+    return dict(hfds=_hub, wds=_web, torch=_torchvision)[prefix](name, rest, split, root)
+
+
+def _choose(name: str, there: Sequence[str], split: str) -> list[str]:
+    """What the data set calls the split; several for 'all'."""
+    if split == 'all':
+        return list(there)
+    for candidate in SPLIT_FOLDERS[split]:
+        if candidate in there:
+            return [candidate]
+    raise EvaluationError(f"{name} has no split '{split}', it has: {', '.join([*there, 'all'])}.")
+
+
+def _hub(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
+    try:
+        import datasets
+    except ImportError as e:
+        raise EvaluationError(f'{name} needs the package datasets: pip install datasets.') from e
+    from timm.data import create_dataset
+
+    parts = []
+    try:
+        for part in _choose(name, datasets.get_dataset_split_names(rest), split):
+            features = datasets.load_dataset(rest, split=part, cache_dir=root and str(root)).features
+            image, label = _key(features, IMAGE_KEYS, name, 'images'), _key(features, LABEL_KEYS, name, 'labels')
+            data = create_dataset(name, root and str(root), split=part, input_key=image, target_key=label)
+            classes = getattr(features[label], 'names', None)
+            labels = np.fromiter(data.reader.iter_targets(), dtype=np.int64, count=len(data))
+            classes = classes or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+            source = Wrapped(data, f'{name}/{part}', data.reader.dataset._fingerprint)
+            parts.append(ImageDataset(name, part, classes, labels, source))
+    except EvaluationError:
+        raise
+    except Exception as e:  # the Hub's client and datasets raise errors of several libraries
+        reason = ' '.join(str(e).split())[:300] or type(e).__name__
+        raise EvaluationError(f'{name} cannot be loaded: {reason}') from e
+    return join(parts, split)
+
+
+def _key(features: Any, candidates: Sequence[str], name: str, what: str) -> str:
+    for key in candidates:
+        if key in features:
+            return key
+    raise EvaluationError(
+        f'{name} has no column of {what} called {" or ".join(candidates)}, but: {", ".join(features)}.'
+    )
+
+
+def _torchvision(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
+    from timm.data import create_dataset
+
+    if root is None:
+        raise EvaluationError(f'{name} needs a root: the folder that torchvision has downloaded it to.')
+    parts = []
+    for part in ('train', 'test') if split == 'all' else (split,):
+        if part == 'validation' and rest != 'imagenet':
+            raise EvaluationError(f"{name} has no split 'validation', it has: train, test, all.")
+        try:
+            data = create_dataset(name, str(root), split=part)
+        except (AssertionError, RuntimeError, OSError, ValueError) as e:
+            reason = ' '.join(str(e).split())[:300] or type(e).__name__
+            raise EvaluationError(f'{name} cannot be loaded from {root}: {reason}') from e
+        pixels = getattr(data, 'data', None)
+        is_rgb = isinstance(pixels, np.ndarray) and pixels.ndim == 4
+        source = Arrays(pixels, f'{name}/{part}') if is_rgb else Wrapped(data, f'{name}/{part}')
+        parts.append(ImageDataset(name, part, data.classes, np.asarray(data.targets), source))
+    return join(parts, split)
+
+
+def _web(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
+    """Tar files of the layout of webdataset: KEY.jpg beside KEY.cls (or KEY.json with 'label'), read where they lie."""
+    folder = root or Path(rest)
+    if not folder.is_dir():
+        raise EvaluationError(f'{name} needs a root: the folder that its tar files lie in.')
+    shards = _shards(folder)
+    members, labels = [], []
+    for part in _choose(name, list(shards), split):
+        for path in shards[part]:
+            for member, label in _members(path):
+                members.append((str(path), *member))
+                labels.append(label)
+    if not labels:
+        raise EvaluationError(f'The tar files of {folder} hold no image with a label beside it (KEY.jpg and KEY.cls).')
+    classes = [str(i) for i in range(max(labels) + 1)]
+    return ImageDataset(name, split, classes, labels, TarMembers(members, folder))
+
+
+def _shards(folder: Path) -> dict[str, list[Path]]:
+    """Tar files of each split, by _info.json or, without one, by what the files are called."""
+    for info in (folder / '_info.json', folder / 'info.json'):
+        if info.is_file():
+            splits = json.loads(info.read_text())['splits']
+            return {name: [folder / file for file in split['filenames']] for name, split in splits.items()}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob('*.tar')):
+        for name in (name for names in SPLIT_FOLDERS.values() for name in names):
+            if name in path.stem.replace('_', '-').split('-'):
+                found.setdefault(name, []).append(path)
+    return found
+
+
+def _members(path: Path) -> list[tuple[tuple[str, int, int], int]]:
+    """((name, offset, size), label) of each image of a tar file, in its order."""
+    images, labels = {}, {}
+    try:
+        with tarfile.open(path, 'r:') as tar:
+            for member in tar:
+                stem, _, extension = member.name.rpartition('.')
+                if f'.{extension.lower()}' in EXTENSIONS:
+                    images[stem] = (member.name, member.offset_data, member.size)
+                elif extension == 'cls':
+                    labels[stem] = int(tar.extractfile(member).read())
+                elif extension == 'json':
+                    labels.setdefault(stem, json.loads(tar.extractfile(member).read()).get('label'))
+    except (tarfile.TarError, OSError, ValueError) as e:
+        raise EvaluationError(f'{path} is no readable tar file of images and labels ({e}).') from e
+    return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
+
+
+class TarMembers:
+    """Image files within tar files, read without unpacking them."""
+
+    def __init__(self, members: Sequence[tuple[str, str, int, int]], root: Path) -> None:
+        self.members = list(members)
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def _read(self, i: int, most: int | None = None) -> bytes:
+        path, _, offset, size = self.members[i]
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            return file.read(size if most is None else min(size, most))
+
+    def open(self, i: int) -> Image.Image:
+        return Image.open(io.BytesIO(self._read(i)))
+
+    def describe(self, i: int) -> str:
+        path, name, *_ = self.members[i]
+        return f'{path}:{name}'
+
+    def identity(self, i: int) -> bytes:
+        _, name, _, size = self.members[i]
+        return b'\0'.join([name.encode(), str(size).encode(), self._read(i, HEAD)])

@@ -1,0 +1,383 @@
+"""Data sets by name: what is in them, in which order, under which labels, and what a user is told who lacks them."""
+
+import io
+import sys
+import tarfile
+import types
+from pathlib import Path
+
+import fake_datasets as fake
+import numpy as np
+import pytest
+from conftest import refused
+from PIL import Image
+
+from downstream.datasets import load_dataset
+from downstream.errors import EvaluationError
+from downstream.imagenet_readers import CORRUPTIONS
+from downstream.offline_datasets import CROPS, crop_box
+from downstream.registry import REGISTRY
+
+REAL = ((), (970, 795), (230, 231))
+"""Labels of the first validation images, from github.com/google-research/reassessed-imagenet."""
+
+
+def denied(*args, words: tuple[str, ...], **kwargs) -> str:
+    """The one error that `load_dataset` ends in."""
+    return refused(lambda: load_dataset(*args, **kwargs), *words, kind=EvaluationError)
+
+
+def names_of(dataset) -> list[str]:
+    """File names, in order."""
+    return [Path(dataset.describe(i)).name for i in range(len(dataset))]
+
+
+# Offline
+
+
+@pytest.mark.parametrize('name', ['digits', 'textures'])
+def test_train_and_test_share_no_image_and_are_all_of_them(name):
+    train, test, everything = (load_dataset(name, split) for split in ('train', 'test', 'all'))
+    pixels = [{np.asarray(d[i][0]).tobytes() for i in range(len(d))} for d in (train, test)]
+    assert not pixels[0] & pixels[1]
+    assert len(everything) == len(train) + len(test)
+    assert set(train.labels) == set(test.labels) == set(range(len(train.classes)))
+
+
+def test_textures_are_crops_of_twenty_one_photographs_from_regions_without_a_common_pixel():
+    dataset = load_dataset('textures', 'test')
+    assert len(dataset.classes) == 21
+    assert np.bincount(dataset.labels).tolist() == [CROPS['test']] * 21
+    assert dataset[0][0].mode == 'RGB'
+    for size in ((512, 512), (300, 451), (1000, 200), (102, 102)):
+        longer = int(size[1] > size[0])
+        boxes = {p: [crop_box(size, p, 'x', i, 0) for i in range(50)] for p in ('train', 'test')}
+        assert max(box[longer + 2] for box in boxes['train']) <= min(box[longer] for box in boxes['test'])
+        assert all(0 <= box[k] and box[k + 2] <= size[k] for p in boxes for box in boxes[p] for k in (0, 1))
+
+
+def test_the_same_seed_gives_the_same_images_everywhere():
+    # Hard-coded: these are the images that published numbers are about.
+    assert load_dataset('digits', 'train').fingerprint()[:16] == '067cd9c8dcf9ec24'
+    assert load_dataset('textures', 'train').fingerprint()[:16] == 'ff64ad3355434a5e'
+    assert load_dataset('digits', 'test').fingerprint() != load_dataset('digits', 'test', seed=1).fingerprint()
+
+
+# What a data set gives
+
+
+def test_an_item_is_an_image_in_rgb_and_a_label_and_transforms_do_not_reach_other_copies(tmp_path):
+    fake.class_folders(tmp_path, ('a', 'b'))
+    Image.new('L', (5, 5)).save(tmp_path / 'a' / '0.png')
+    dataset = load_dataset(str(tmp_path), 'all')
+    sized = dataset.with_transform(lambda image: image.size)
+    assert sized[0] == ((5, 5), 0)
+    assert sized[-1] == ((12, 10), 1)
+    assert dataset[0][0].mode == 'RGB'
+    assert dataset.labels.dtype == np.int64
+    with pytest.raises(IndexError):
+        dataset[4]
+
+
+def test_a_subset_keeps_the_order_that_was_asked_for_and_all_classes(tmp_path):
+    fake.class_folders(tmp_path, ('a', 'b'))
+    dataset = load_dataset(str(tmp_path), 'all')
+    some = dataset.subset([3, 0]).subset([1, 0, 0])
+    assert some.labels.tolist() == [0, 1, 1]
+    assert names_of(some) == ['0.png', '1.png', '1.png']
+    assert some.classes == dataset.classes
+    assert some[1][0].tobytes() == dataset[3][0].tobytes()
+
+
+def test_the_fingerprint_tells_images_labels_and_order_apart_but_not_places(tmp_path):
+    for place in ('here', 'there'):
+        fake.class_folders(tmp_path / place, ('a', 'b'))
+    first, second = (load_dataset(str(tmp_path / place), 'all') for place in ('here', 'there'))
+    assert first.fingerprint() == second.fingerprint()
+    assert first.subset([0, 1, 2]).fingerprint() != first.fingerprint()
+    assert first.subset([1, 0, 2, 3]).fingerprint() != first.fingerprint()
+    fake.image(tmp_path / 'there' / 'b' / '1.png', seed=7)
+    assert load_dataset(str(tmp_path / 'there'), 'all').fingerprint() != first.fingerprint()
+
+
+# Folders
+
+
+def test_a_folder_with_splits_takes_the_classes_of_train_for_all_of_them(tmp_path):
+    fake.class_folders(tmp_path / 'train', ('a', 'b', 'c'))
+    fake.class_folders(tmp_path / 'val', ('c', 'a'), images=1)
+    validation = load_dataset(str(tmp_path), 'validation')
+    assert validation.classes == ('a', 'b', 'c')
+    assert validation.labels.tolist() == [0, 2]
+    assert len(load_dataset('folder', 'all', tmp_path)) == 8
+    denied(str(tmp_path), 'test', words=("no split 'test'", 'train, validation, all'))
+    fake.class_folders(tmp_path / 'val', ('d',))
+    denied(str(tmp_path), 'validation', words=("'d'", 'none of the 3 classes'))
+
+
+def test_an_empty_folder_and_one_without_images_are_named(tmp_path):
+    denied(str(tmp_path), 'all', words=(str(tmp_path), 'no images'))
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'notes.txt').write_text('no image')
+    denied(str(tmp_path), 'all', words=(str(tmp_path / ''), 'no images'))
+
+
+def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path):
+    fake.class_folders(tmp_path, ('a', 'b'))
+    bad = tmp_path / 'a' / '1.png'
+    bad.write_bytes(bad.read_bytes()[:60])
+    dataset = load_dataset(str(tmp_path), 'all')
+    refused(lambda: dataset[1], str(bad), 'skip_unreadable', kind=EvaluationError)
+    kept = load_dataset(str(tmp_path), 'all', skip_unreadable=True)
+    assert kept.skipped == (str(bad),)
+    assert kept.labels.tolist() == [0, 1, 1]
+    for path in tmp_path.rglob('*.png'):
+        path.write_bytes(b'nothing')
+    denied(str(tmp_path), 'all', skip_unreadable=True, words=('no image that can be read',))
+
+
+# The registry
+
+UNCHECKED = dict(check_counts=False)
+
+
+@pytest.mark.parametrize('entry', REGISTRY.values(), ids=REGISTRY)
+def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_path):
+    assert entry.source
+    assert entry.licence
+    assert {part for parts in entry.splits.values() for part in parts} == set(entry.counts)
+    missing = next(split for split in ('validation', 'train', 'test', 'all', '') if split not in entry.splits)
+    if missing:
+        denied(entry.name, missing, tmp_path, words=(f"no split '{missing}'", next(iter(entry.splits))))
+    if entry.layout:
+        split = next(iter(entry.splits))
+        denied(entry.name, split, words=('needs a root', entry.source, entry.layout, entry.if_dead))
+        denied(entry.name, split, tmp_path / 'nowhere', words=('is no folder', entry.layout))
+        denied(entry.name, split, tmp_path, words=(str(tmp_path),))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    denied('cifar_10', words=('Did you mean cifar10?',))
+    denied('tfds/mnist', words=('stream',))
+    denied('digits', 'val', words=("no split 'val'", 'validation'))
+
+
+def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(tmp_path):
+    fake.class_folders(tmp_path / 'eurosat' / '2750', ('Forest', 'River'))
+    denied('eurosat', 'all', tmp_path, words=('4 images', '27,000', 'check_counts=False'))
+    assert len(load_dataset('eurosat', 'all', tmp_path, **UNCHECKED)) == 4
+    fake.class_folders(tmp_path / 'dataset' / 'train', ('x',))
+    denied('crop_disease', 'train', tmp_path, words=('43,456', 'not verified'))
+
+
+def test_cifar_is_read_from_its_pickles_after_their_md5(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    fake.cifar10(tmp_path)
+    denied('cifar10', 'train', tmp_path, words=('damaged', 'cifar-10-batches-py'))  # not the real MD5
+    monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)
+    monkeypatch.setattr(CIFAR10, 'meta', {**CIFAR10.meta, 'md5': None})
+    train = load_dataset('cifar10', 'train', tmp_path, **UNCHECKED)
+    assert len(train) == 15
+    assert train.classes[train[1][1]] == 'truck'
+    assert train[0][0].size == (32, 32)
+    assert load_dataset('cifar10', 'all', tmp_path, **UNCHECKED).describe(15) == 'cifar10/test[0]'
+
+
+def test_flowers_train_on_train_and_val(tmp_path):
+    fake.flowers102(tmp_path)
+    train = load_dataset('flowers102', 'train', tmp_path, **UNCHECKED)
+    assert names_of(train) == ['image_00003.jpg', 'image_00001.jpg', 'image_00005.jpg', 'image_00005.jpg']
+    assert train.labels.tolist() == [0, 76, 101, 101]
+    assert len(train.classes) == 102
+    assert load_dataset('flowers102', 'test', tmp_path, **UNCHECKED).labels.tolist() == [1, 3, 5]
+    (tmp_path / 'flowers-102' / 'setid.mat').write_bytes(b'no matlab')
+    denied('flowers102', 'test', tmp_path, words=('setid.mat', 'damaged'))
+
+
+def test_cars_take_the_labels_of_both_splits(tmp_path):
+    fake.stanford_cars(tmp_path)
+    test = load_dataset('stanford_cars', 'test', tmp_path, **UNCHECKED)
+    assert [test.classes[i] for i in test.labels] == ['Acura RL Sedan 2012', 'AM General Hummer SUV 2000']
+    assert test.describe(0).endswith('cars_test/00001.jpg')
+    assert load_dataset('stanford_cars', 'train', tmp_path, **UNCHECKED)[0][0].size == (12, 10)
+
+
+def test_pets_are_numbered_from_the_lists(tmp_path):
+    fake.oxford_pets(tmp_path)
+    train = load_dataset('oxford_pets', 'train', tmp_path, **UNCHECKED)
+    assert train.classes == ('Abyssinian', 'american_bulldog')
+    assert train.labels.tolist() == [0, 1, 0]
+    assert names_of(train)[1] == 'american_bulldog_10.jpg'
+
+
+def test_aircraft_are_variants_with_spaces_in_their_names(tmp_path):
+    fake.fgvc_aircraft(tmp_path)
+    train = load_dataset('fgvc_aircraft', 'train', tmp_path, **UNCHECKED)
+    assert [train.classes[i] for i in train.labels] == ['707-320', 'Boeing 717']
+    assert load_dataset('fgvc_aircraft', 'test', tmp_path, **UNCHECKED).labels.tolist() == [2]
+
+
+def test_inaturalist_is_split_by_the_lists_of_the_competition(tmp_path):
+    fake.inat2018(tmp_path)
+    train = load_dataset('inat2018', 'train', tmp_path, **UNCHECKED)
+    assert names_of(train) == ['5.jpg', '3.jpg']
+    assert train.classes == ('Species 0', 'Species 1')
+    assert train.labels.tolist() == [1, 1]
+    validation, test = (load_dataset('inat2018', split, tmp_path, **UNCHECKED) for split in ('validation', 'test'))
+    assert names_of(validation) == names_of(test) == ['9.jpg']
+    (tmp_path / 'val2018.json').unlink()
+    denied('inat2018', 'test', tmp_path, words=('val2018.json',))
+
+
+def test_isic_takes_the_column_that_is_not_zero(tmp_path):
+    fake.isic2018(tmp_path)
+    dataset = load_dataset('isic2018', 'all', tmp_path, **UNCHECKED)
+    assert dataset.classes == ('MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC')
+    assert dataset.labels.tolist() == [1, 0, 6]
+    (tmp_path / 'ISIC2018_Task3_Training_Input' / 'ISIC_0024306.jpg').unlink()
+    denied('isic2018', 'all', tmp_path, words=('ISIC_0024306.jpg', 'not on disk'), **UNCHECKED)
+
+
+def test_chestx_keeps_images_with_one_label_of_seven_scaled_to_256(tmp_path):
+    fake.chestx(tmp_path)
+    dataset = load_dataset('chestx', 'all', tmp_path, **UNCHECKED)
+    assert names_of(dataset) == ['00000001_000.png', '00000005_000.png', '00000007_000.png']
+    assert [dataset.classes[i] for i in dataset.labels] == ['Cardiomegaly', 'Pneumothorax', 'Atelectasis']
+    assert dataset[0][0].size == (256, 256)
+    assert dataset[0][0].mode == 'RGB'
+    assert len(dataset.classes) == 7
+
+
+def test_imagenet_gives_wordnet_ids_their_place_among_all_thousand(tmp_path):
+    fake.class_folders(tmp_path / 'train', fake.WNIDS[1:])
+    fake.class_folders(tmp_path / 'val', fake.WNIDS)
+    assert load_dataset('imagenet-1k', 'train', tmp_path, **UNCHECKED).labels.tolist() == [1, 1]
+    test = load_dataset('imagenet-1k', 'test', tmp_path, **UNCHECKED)
+    assert test.labels.tolist() == [0, 0, 1, 1]
+    assert len(test.classes) == 1000
+    fake.class_folders(tmp_path / 'val', ('lynx',))
+    denied('imagenet-1k', 'validation', tmp_path, words=("'lynx'", '1000 classes'))
+
+
+def test_real_labels_go_by_the_original_file_names(tmp_path):
+    names = ['ILSVRC2012_val_00000001.JPEG', 'ILSVRC2012_val_00000003.JPEG']
+    for name in names:
+        fake.image(tmp_path / 'val' / fake.WNIDS[0] / name)
+    dataset = load_dataset('imagenet-real', 'test', tmp_path, **UNCHECKED)
+    assert dataset.label_sets == (REAL[0], REAL[2])
+    assert dataset.subset([1]).label_sets == (REAL[2],)
+    fake.image(tmp_path / 'val' / fake.WNIDS[0] / 'cat.jpg')
+    denied('imagenet-real', 'test', tmp_path, words=('cat', 'original file names'), **UNCHECKED)
+
+
+def test_the_folders_of_v2_are_numbers(tmp_path):
+    folder = tmp_path / 'imagenetv2-matched-frequency-format-val'
+    fake.class_folders(folder, ('0', '1', '10', '2', '999'), images=1)
+    dataset = load_dataset('imagenet-v2', 'test', tmp_path, **UNCHECKED)
+    assert dataset.labels.tolist() == [0, 1, 2, 10, 999]
+    assert dataset.classes[0] == fake.WNIDS[0]
+    assert len(dataset.classes) == 1000
+
+
+@pytest.mark.parametrize('name', ['imagenet-a', 'imagenet-r'])
+def test_a_and_r_have_two_hundred_classes_of_the_thousand(name, tmp_path):
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo('imagenet-1k').label_names()
+    fake.class_folders(tmp_path / name, ('n01498041',))
+    dataset = load_dataset(name, 'test', tmp_path, **UNCHECKED)
+    assert len(dataset.classes) == 200
+    assert [known.index(c) for c in dataset.classes] == sorted(known.index(c) for c in dataset.classes)
+    assert dataset.classes[dataset.labels[0]] == 'n01498041'
+    fake.class_folders(tmp_path / name, ('n99999999',))
+    denied(name, 'test', tmp_path, words=('none of the 200 classes',))
+
+
+def test_a_corruption_and_a_severity_are_part_of_the_name(tmp_path):
+    fake.class_folders(tmp_path / 'fog' / '3', fake.WNIDS)
+    dataset = load_dataset('imagenet-c/fog/3', 'test', tmp_path, **UNCHECKED)
+    assert dataset.name == 'imagenet-c/fog/3'
+    assert dataset.labels.tolist() == [0, 0, 1, 1]
+    assert len(CORRUPTIONS) == 15 + 4
+    denied('imagenet-c/fog/6', 'test', tmp_path, words=('severity of 1 to 5', 'gaussian_noise'))
+    denied('imagenet-c', 'test', tmp_path, words=('imagenet-c/CORRUPTION/SEVERITY',))
+
+
+# timm's names
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, 'w') as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_webdataset_tars_are_read_where_they_lie(tmp_path):
+    png = [fake.image(tmp_path / f'{i}.png', seed=i).read_bytes() for i in range(3)]
+    tar_of(tmp_path / 'set-train-0001.tar', {'k/c.png': png[2], 'k/c.json': b'{"label": 0}'})
+    tar_of(tmp_path / 'set-train-0000.tar', {'a.png': png[0], 'a.cls': b'1', 'b.cls': b'3', 'b.png': png[1]})
+    dataset = load_dataset('wds/set', 'train', tmp_path)
+    assert dataset.labels.tolist() == [1, 3, 0]
+    assert dataset.describe(1).endswith('set-train-0000.tar:b.png')
+    assert dataset[2][0].tobytes() == Image.open(tmp_path / '2.png').tobytes()
+    assert dataset.fingerprint() == load_dataset('wds/other', 'all', tmp_path).fingerprint()
+    denied('wds/set', 'test', tmp_path, words=("no split 'test'", 'train'))
+    (tmp_path / 'set-test.tar').write_bytes(b'no tar')
+    denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
+
+
+def test_torchvision_sets_are_taken_by_timms_names(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    denied('torch/cifar10', 'train', words=('needs a root',))
+    denied('torch/cifar10', 'train', tmp_path, words=('cannot be loaded',))
+    fake.cifar10(tmp_path)
+    monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)
+    monkeypatch.setattr(CIFAR10, 'meta', {**CIFAR10.meta, 'md5': None})
+    ours, theirs = (
+        load_dataset('cifar10', 'test', tmp_path, **UNCHECKED),
+        load_dataset('torch/cifar10', 'test', tmp_path),
+    )
+    assert ours.fingerprint() == theirs.fingerprint()
+    denied('torch/cifar10', 'validation', tmp_path, words=("no split 'validation'", 'train'))
+
+
+def test_hub_sets_need_the_package_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    denied('hfds/uoft-cs/cifar10', words=('pip install datasets',))
+
+
+def test_hub_sets_are_read_by_timm_with_the_columns_they_have(tmp_path, monkeypatch):
+    import timm.data
+
+    png = [Image.open(fake.image(tmp_path / f'{i}.png', seed=i)) for i in range(3)]
+    features = dict(img=None, fine_label=types.SimpleNamespace(names=['a', 'b']), coarse_label=None)
+    asked = []
+
+    class Data(list):
+        reader = types.SimpleNamespace(iter_targets=lambda: iter([1, 0, 1]), dataset=types.SimpleNamespace())
+
+    def create_dataset(name, root, split, input_key, target_key):
+        asked.append((name, split, input_key, target_key))
+        data = Data((image, 0) for image in png)
+        data.reader.dataset._fingerprint = f'version of {split}'
+        return data
+
+    package = types.SimpleNamespace(
+        get_dataset_split_names=lambda name: ['train', 'val'],
+        load_dataset=lambda name, split, cache_dir: types.SimpleNamespace(features=features),
+    )
+    monkeypatch.setitem(sys.modules, 'datasets', package)
+    monkeypatch.setattr(timm.data, 'create_dataset', create_dataset)
+    dataset = load_dataset('hfds/x/y', 'validation')
+    assert asked == [('hfds/x/y', 'val', 'img', 'fine_label')]
+    assert dataset.labels.tolist() == [1, 0, 1]
+    assert dataset.classes == ('a', 'b')
+    assert dataset[2][0].tobytes() == png[2].tobytes()
+    assert len(load_dataset('hfds/x/y', 'all')) == 6
+    denied('hfds/x/y', 'test', words=("no split 'test'", 'train, val, all'))
+    del features['img']
+    denied('hfds/x/y', 'train', words=('no column of images', 'fine_label'))
