@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 __all__ = [
     'accuracy_over_shots',
     'confusion',
+    'differences',
     'heat_map',
     'learning_curves',
     'per_class_bars',
@@ -66,6 +67,33 @@ def accuracy_over_shots(
     axis.set(xlabel='images per class to learn from', ylabel='accuracy, % (95 % interval)')
     axis.margins(x=0.15, y=0.15)
     figure.legend(frameon=False, fontsize=9, loc='outside lower center')
+    return figure
+
+
+def differences(
+    names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float], *, title: str
+) -> Figure:
+    """Differences with their 95 % intervals, one below the other.
+
+    Args:
+        names: Of what was compared.
+        values: In percentage points.
+        low: Lower ends of the intervals.
+        high: Upper ends.
+        title: Of the figure.
+    """
+    figure, axis = _one_axis((6.4, 1.4 + 0.4 * len(names)), title)
+    places = np.arange(len(names))
+    values, low, high = (np.asarray(v, dtype=float) for v in (values, low, high))
+    # The interval of a proportion is not centred on it and may, in the extreme, leave it out.
+    axis.hlines(places, low, high, color=COLORS[0], linewidth=2)
+    axis.plot(values, places, 'o', color=COLORS[0])
+    for y, value in zip(places, values, strict=True):
+        axis.annotate(f'{value:+.1f}', (value, y), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=8)
+    axis.axvline(0, color=QUIET, linewidth=1)
+    axis.set_yticks(places, names, fontsize=8.5)
+    axis.set(xlabel='percentage points (95 % interval)', ylim=(len(names) - 0.5, -0.7))
+    axis.grid(False, axis='y')
     return figure
 
 

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from . import cards, catalogue, classify, compress, demo, export, hub, run, weights
+from . import cards, catalogue, classify, compare, compress, demo, evaluate, export, finetune, hub, run, weights
 from .console import complain
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (cards, catalogue, classify, weights, hub, compress, export, run, demo):
+for group in (cards, catalogue, classify, weights, hub, compress, export, run, demo, evaluate, compare, finetune):
     group.register(app)
 
 

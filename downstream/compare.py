@@ -1,0 +1,160 @@
+"""Two models on the same images: what is easy or hard for both cancels out of the intervals of their differences.
+
+Shape legend: `N` test images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import few_shot, knn, ridge
+from .errors import EvaluationError
+from .features import Features
+
+__all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
+
+PROBE = 'linear probe (ridge)'
+
+
+@dataclass(frozen=True)
+class ModelFeatures:
+    """Of one model; `train` is None where only few-shot is wanted."""
+
+    name: str
+    train: Features | None
+    test: Features
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task. Accuracies in %, differences in percentage points.
+
+    Attributes:
+        task: Such as '5-way 5-shot (cdfsl)'.
+        a: Accuracy of the first model.
+        b: Accuracy of the second.
+        difference: a - b.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        n: Episodes or images that were paired.
+        interval: How the interval came about.
+        p: Of McNemar's exact test that both are right equally often; None for episodes.
+        a_ci95: Half the width of the interval of `a` itself; None for images.
+        b_ci95: The same of `b`.
+    """
+
+    task: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    n: int
+    interval: str
+    p: float | None = None
+    a_ci95: float | None = None
+    b_ci95: float | None = None
+
+
+def compare(
+    a: ModelFeatures,
+    b: ModelFeatures,
+    *,
+    ways: int = 5,
+    shots: Sequence[int] = (5,),
+    queries: int = 15,
+    episodes: int = 600,
+    solver: str = 'cdfsl',
+    k: int = 20,
+    seed: int = 0,
+) -> list[Row]:
+    """Few-shot on the same episodes of test images, and kNN and a linear probe on the same training and test images.
+
+    Args:
+        a: Features of the first model.
+        b: Features of the second, of the same images.
+        ways: Classes of an episode.
+        shots: Images of each to learn from, one row for each number.
+        queries: Images of each to answer.
+        episodes: How many.
+        solver: See `few_shot.run`.
+        k: Neighbours that vote.
+        seed: Of the episodes, and of the part of the training images that the probe's penalty is chosen on.
+
+    Raises:
+        EvaluationError: If the features are of different images, or see `few_shot`, `knn` and `ridge`.
+    """
+    _check_same_images(a, b)
+    labels = a.test.labels.numpy()
+    rows = []
+    for n in shots:
+        drawn = few_shot.sample_episodes(labels, ways, n, queries, episodes, seed, names=a.test.classes)
+        results = [few_shot.run(m.test.values, labels, drawn, solver, progress=True) for m in (a, b)]
+        rows.append(_few_shot_row(f'{ways}-way {n}-shot ({solver})', *results))
+    if a.train is None or b.train is None:
+        return rows
+    for task, answer in ((f'kNN (k = {k})', lambda m: _knn(m, k)), (PROBE, lambda m: _ridge(m, seed))):
+        right = [answer(m) == labels for m in (a, b)]
+        rows.append(difference_of_right(task, *right))
+    return rows
+
+
+def _check_same_images(a: ModelFeatures, b: ModelFeatures) -> None:
+    for ours, theirs in ((a.train, b.train), (a.test, b.test)):
+        same = (ours is None) == (theirs is None) and (
+            ours is None or (ours.classes == theirs.classes and ours.labels.equal(theirs.labels))
+        )
+        if not same:
+            raise EvaluationError(f'Features of {a.name} and {b.name} are not of the same images: extract both anew.')
+
+
+def _few_shot_row(task: str, a: few_shot.FewShotResult, b: few_shot.FewShotResult) -> Row:
+    paired = few_shot.paired(a, b)
+    return Row(
+        task, a.mean, b.mean, paired.mean, paired.mean - paired.ci95, paired.mean + paired.ci95, len(a.accuracy),
+        'mean over episodes ± 1.96 standard errors', None, a.ci95, b.ci95,
+    )  # fmt: skip
+
+
+def _knn(model: ModelFeatures, k: int) -> np.ndarray:
+    train, test = model.train, model.test
+    result = knn.run(train.values, train.labels.numpy(), test.values, test.labels.numpy(), [k])
+    return result.predictions[k]
+
+
+def _ridge(model: ModelFeatures, seed: int) -> np.ndarray:
+    train, test = model.train, model.test
+    result = ridge.probe(
+        train.values.numpy(), train.labels.numpy(), test.values.numpy(), test.labels.numpy(),
+        num_classes=len(train.classes), seed=seed,
+    )  # fmt: skip
+    return result.predictions
+
+
+def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
+    """Difference of the accuracies of two models on the same images.
+
+    The interval is that of Agresti & Min 2005 ('Simple improved confidence intervals for comparing matched
+    proportions', Statistics in Medicine 24): the usual one for paired proportions after 1/2 was added to each of the
+    four counts, which keeps its width above zero where the models never or hardly differ. The test is McNemar's exact
+    one, binomial on the images that one model alone has right.
+
+    Args:
+        task: Its name.
+        a: (N,) bool, which images the first model has right.
+        b: (N,) bool, the second.
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    total = n + 2
+    middle = (only_a - only_b) / total
+    half = 1.96 * math.sqrt((only_a + only_b + 1) / total - middle**2) / math.sqrt(total)
+    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return Row(
+        task, 100 * float(a.mean()), 100 * float(b.mean()), 100 * (only_a - only_b) / n,
+        100 * max(-1.0, middle - half), 100 * min(1.0, middle + half), n,
+        f'Agresti & Min 2005; {only_a} images right with the first model alone, {only_b} with the second', float(p),
+    )  # fmt: skip

@@ -1,0 +1,265 @@
+"""Two models on the same images, and the commands `evaluate` and `compare` from end to end."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import refused
+from PIL import Image
+
+from downstream import few_shot, knn, ridge
+from downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
+from downstream.errors import EvaluationError
+from downstream.features import Features
+from tinyvit_zoo.hub import save_folder
+
+# differences of right answers
+
+
+def right(*counts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Answers of two models of which so many are right with both, the first, the second, neither."""
+    pairs = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], counts, axis=0).astype(bool)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def test_a_difference_and_its_interval_are_those_of_the_table_of_pairs():
+    row = difference_of_right('t', *right(50, 20, 8, 22))
+    assert (row.a, row.b, row.difference, row.n) == pytest.approx((70, 58, 12, 100))
+    # Agresti & Min: the interval of Wald for 50.5, 20.5, 8.5, 22.5.
+    middle, n = (20.5 - 8.5) / 102, 102
+    half = 1.96 * np.sqrt((20.5 + 8.5) - (20.5 - 8.5) ** 2 / n) / n
+    assert (row.low, row.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
+    assert row.p == pytest.approx(2 * sum(np.exp(_log_binomial(28, i)) for i in range(9)) / 2**28)
+
+
+def _log_binomial(n: int, k: int) -> float:
+    return float(np.log(np.arange(n - k + 1, n + 1)).sum() - np.log(np.arange(1, k + 1)).sum())
+
+
+def test_models_that_never_differ_still_have_an_interval():
+    row = difference_of_right('t', *right(90, 0, 0, 10))
+    assert row.difference == 0
+    assert row.low < 0 < row.high
+    assert row.p == 1
+
+
+def test_what_both_find_hard_does_not_widen_the_interval():
+    easy = difference_of_right('t', *right(80, 10, 5, 5))
+    hard = difference_of_right('t', *right(5, 10, 5, 80))
+    assert (easy.low, easy.high) == (hard.low, hard.high)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    shares = np.array([0.6, 0.15, 0.05, 0.2])  # the true difference is 10 points
+    rows = [difference_of_right('t', *right(*rng.multinomial(60, shares))) for _ in range(400)]
+    covered = np.mean([row.low <= 10 <= row.high for row in rows])
+    assert 0.92 < covered < 0.985
+
+
+# comparing features
+
+
+def features(signal: float, seed: int, per_class: int = 30) -> ModelFeatures:
+    """Six classes whose means are `signal` apart, on the same images for every seed."""
+    rng = np.random.default_rng(seed)
+    means = np.random.default_rng(99).normal(size=(6, 16))
+    labels = np.arange(6 * per_class) % 6
+    parts = [
+        Features(
+            torch.from_numpy(signal * means[labels] + rng.normal(size=(len(labels), 16))).float(),
+            torch.from_numpy(labels),
+            tuple('abcdef'),
+            '',
+        )
+        for _ in range(2)
+    ]
+    return ModelFeatures(f'signal {signal}', *parts)
+
+
+def test_every_row_is_what_its_evaluator_gives_for_either_model():
+    a, b = features(1.5, 0), features(0.3, 1)
+    rows = {row.task: row for row in compare(a, b, shots=(1, 5), episodes=40, k=7, seed=3)}
+    assert list(rows) == ['5-way 1-shot (cdfsl)', '5-way 5-shot (cdfsl)', 'kNN (k = 7)', PROBE]
+    labels = a.test.labels.numpy()
+    episodes = few_shot.sample_episodes(labels, 5, 5, 15, 40, 3)
+    results = [few_shot.run(m.test.values, labels, episodes) for m in (a, b)]
+    paired = few_shot.paired(*results)
+    row = rows['5-way 5-shot (cdfsl)']
+    assert (row.a, row.b, row.a_ci95) == (results[0].mean, results[1].mean, results[0].ci95)
+    assert (row.difference, row.low, row.high) == (paired.mean, paired.mean - paired.ci95, paired.mean + paired.ci95)
+    assert row.n == 40
+    for model, side in ((a, 'a'), (b, 'b')):
+        train, test = model.train, model.test
+        near = knn.run(train.values, labels, test.values, labels, [7]).accuracy[7]
+        linear = ridge.probe(train.values.numpy(), labels, test.values.numpy(), labels, seed=3).test
+        assert getattr(rows['kNN (k = 7)'], side) == pytest.approx(near)
+        assert getattr(rows[PROBE], side) == pytest.approx(linear)
+    assert all(row.low > 0 for row in rows.values())
+    assert rows[PROBE].p < 0.01
+
+
+def test_a_model_does_not_differ_from_itself_and_differs_oppositely_the_other_way_round():
+    a, b = features(0.6, 0), features(0.5, 1)
+    few = dict(episodes=20, solver='prototype')
+    assert all(row.difference == 0 and row.low <= 0 <= row.high for row in compare(a, a, **few))
+    for one, other in zip(compare(a, b, **few), compare(b, a, **few), strict=True):
+        assert one.difference == -other.difference
+        assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+
+
+def test_without_training_images_there_is_few_shot_alone():
+    a, b = (ModelFeatures(m.name, None, m.test) for m in (features(1, 0), features(1, 1)))
+    assert [row.p for row in compare(a, b, episodes=10, solver='ridge')] == [None]
+
+
+def test_features_of_other_images_are_refused():
+    a, b = features(1, 0), features(1, 1, per_class=31)
+    refused(lambda: compare(a, b), 'not of the same images', kind=EvaluationError)
+    without = ModelFeatures(a.name, None, a.test)
+    refused(lambda: compare(a, without), 'not of the same images', kind=EvaluationError)
+
+
+# commands
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """A folder with train and test of three classes: bright, dark, and of either kind."""
+    root = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
+    for split, n in (('train', 8), ('test', 12)):
+        for name, level in (('bright', 200), ('dark', 30), ('grey', 115)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = (level + rng.integers(-30, 31, (32, 32, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i:02}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """A folder with a small model of these classes and of one more."""
+    torch.manual_seed(0)
+    model = timm.create_model('resnet10t', num_classes=4).eval()
+    model.pretrained_cfg['input_size'] = (3, 32, 32)
+    return save_folder(model, tmp_path_factory.mktemp('m') / 'model', label_names=('dark', 'grey', 'bright', 'cat'))
+
+
+def results_of(folder) -> dict:
+    return json.loads((folder / 'results.json').read_text())
+
+
+def test_evaluate_prints_and_writes_what_was_measured(cli, saved, pictures, tmp_path):
+    code, out, err = cli('evaluate', f'local-dir:{saved}', '--data', pictures, '--output', tmp_path / 'out')
+    assert code == 0, err
+    results = results_of(tmp_path / 'out')
+    assert f'top-1 {results["top1"]:.2f} %' in out
+    assert '3 of 4 outputs compete' in out
+    assert '36 images' in out
+    assert results['images'] == 36
+    assert results['top1_ci95'][0] < results['top1'] < results['top1_ci95'][1]
+    assert results['preprocessing']['input_size'] == [3, 32, 32]
+    assert results['command'].startswith('tinyvit-zoo evaluate local-dir:')
+    assert len(results['model']['weights_sha256']) == len(results['data']['sha256']) == 64
+    with (tmp_path / 'out' / 'per_class.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['id'] for row in rows] == ['bright', 'dark', 'grey']
+    assert sum(float(row['top1']) for row in rows) / 3 == pytest.approx(results['mean_per_class'], abs=1e-3)
+    with (tmp_path / 'out' / 'confusion.csv').open() as file:
+        assert sum(int(row['images']) for row in csv.DictReader(file)) == 36
+    assert {p.name for p in (tmp_path / 'out').glob('*.png')} == {'per_class.png', 'confusion.png'}
+
+
+def test_evaluate_takes_another_crop_and_size(cli, saved, pictures, tmp_path):
+    line = (
+        'evaluate',
+        f'local-dir:{saved}',
+        '-d',
+        pictures,
+        '--crop-pct',
+        0.5,
+        '--img-size',
+        64,
+        '-o',
+        tmp_path / 'out',
+    )
+    code, out, err = cli(*line)
+    assert code == 0, err
+    assert 'Preprocessing: 64 px, crop 0.5' in out
+    assert results_of(tmp_path / 'out')['preprocessing']['input_size'] == [3, 64, 64]
+
+
+def test_evaluate_refuses_in_one_sentence(cli, pictures, tmp_path):
+    for arguments, words in (
+        (('resnet10t', '--random', '--data', pictures), '1000 outputs'),
+        (('resnet10t', '--random', '--data', 'no-such-data'), 'no-such-data'),
+        (('resnet10t', '--random', '--data', tmp_path), str(tmp_path)),
+        (('resnet10t', '--random', '--data', 'imagenet-c'), '--root'),
+        (('no_such_model', '--random', '--data', pictures), 'no_such_model'),
+    ):
+        code, out, err = cli('evaluate', *arguments)
+        assert code != 0
+        assert out == ''
+        assert err.count('\n') == 1
+        assert words in err
+
+
+def test_compare_prints_a_paired_table_and_writes_it(cli, saved, pictures, tmp_path):
+    line = ('compare', f'local-dir:{saved}', 'test_vit', '--random-b', '--data', pictures, '--img-size', 32)
+    few = ('--ways', 3, '--shots', 1, '--shots', 3, '--queries', 5, '--episodes', 30, '-k', 5)
+    code, out, err = cli(*line, *few, '--output', tmp_path / 'out')
+    assert code == 0, err
+    results = results_of(tmp_path / 'out')
+    assert [row['task'] for row in results['rows']] == [
+        '3-way 1-shot (cdfsl)', '3-way 3-shot (cdfsl)', 'kNN (k = 5)', PROBE,
+    ]  # fmt: skip
+    for row in results['rows']:
+        assert f'{row["difference"]:+.2f}' in out
+        assert row['low'] <= row['difference'] <= row['high']
+    assert 'B: test_vit (random (seed 0))' in out
+    assert results['a']['weights_sha256'] != results['b']['weights_sha256']
+    assert {key: part['images'] for key, part in results['data'].items()} == dict(train=24, test=36)
+    names = {p.name for p in (tmp_path / 'out').iterdir()}
+    assert names == {'results.json', 'compare.csv', *(f'{n}.png' for n in ('differences', 'shots', 'tsne_a', 'tsne_b'))}
+
+
+def test_compare_takes_a_weights_file_and_data_without_splits(cli, pictures, tmp_path):
+    torch.manual_seed(1)
+    torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'w.pth')
+    line = ('compare', 'resnet10t', 'resnet10t', '--weights-a', tmp_path / 'w.pth', '--random-b', '--img-size', 32)
+    few = ('--ways', 2, '--shots', 1, '--queries', 2, '--episodes', 4)
+    code, out, err = cli(*line, '--data', pictures / 'train', *few)
+    assert code == 0, err
+    assert f'A: resnet10t ({tmp_path / "w.pth"})' in out
+    assert '24 test images' in out
+    assert 'kNN' not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['evaluate', 'compare'])
+def test_two_processes_give_the_numbers_of_one(command, saved, pictures, tmp_path):
+    models = [f'local-dir:{saved}'] if command == 'evaluate' else [f'local-dir:{saved}', 'test_vit', '--random-b']
+    few = (
+        []
+        if command == 'evaluate'
+        else ['--ways', '3', '--shots', '1', '--queries', '5', '-k', '5', '--img-size', '32']
+    )
+    line = ['tinyvit_zoo.cli', command, *models, '--data', str(pictures), '--batch-size', '5', *few]
+    launchers = dict(one=[], two=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'])
+    found = {}
+    for name, launcher in launchers.items():
+        done = subprocess.run(
+            [sys.executable, *launcher, '-m', *line, '--output', str(tmp_path / name)],
+            cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[name] = {k: v for k, v in results_of(tmp_path / name).items() if k not in ('command', 'time')}
+        assert done.stdout.count('Written to') == 1
+    assert found['one'] == found['two']
