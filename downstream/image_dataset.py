@@ -119,18 +119,11 @@ class Joined:
 
 
 class Wrapped:
-    """Images of a data set of another library, whose items begin with a PIL image.
+    """Images of a data set of another library, whose items begin with a PIL image; decoded to know them apart."""
 
-    Args:
-        dataset: `dataset[i][0]` is image `i`.
-        name: What to call it.
-        version: The library's own fingerprint of the data; without one, each image is decoded to know it.
-    """
-
-    def __init__(self, dataset: Any, name: str, version: str | None = None) -> None:
+    def __init__(self, dataset: Any, name: str) -> None:
         self.dataset = dataset
         self.name = name
-        self.version = version
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -142,8 +135,6 @@ class Wrapped:
         return f'{self.name}[{i}]'
 
     def identity(self, i: int) -> bytes:
-        if self.version is not None:
-            return f'{self.version}[{i}]'.encode()
         image = self.open(i).convert('RGB')
         return repr(image.size).encode() + image.tobytes()
 

@@ -61,8 +61,7 @@ def _hub(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
             classes = getattr(features[label], 'names', None)
             labels = np.fromiter(data.reader.iter_targets(), dtype=np.int64, count=len(data))
             classes = classes or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-            source = Wrapped(data, f'{name}/{part}', data.reader.dataset._fingerprint)
-            parts.append(ImageDataset(name, part, classes, labels, source))
+            parts.append(ImageDataset(name, part, classes, labels, ReaderFiles(data.reader, f'{name}/{part}')))
     except EvaluationError:
         raise
     except Exception as e:  # the Hub's client and datasets raise errors of several libraries
@@ -149,6 +148,29 @@ def _members(path: Path) -> list[tuple[tuple[str, int, int], int]]:
     except (tarfile.TarError, OSError, ValueError) as e:
         raise EvaluationError(f'{path} is no readable tar file of images and labels ({e}).') from e
     return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
+
+
+class ReaderFiles:
+    """Encoded images of one of timm's readers: `reader[i][0]` is an open file."""
+
+    def __init__(self, reader: Any, name: str) -> None:
+        self.reader = reader
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def open(self, i: int) -> Image.Image:
+        with self.reader[i][0] as file, Image.open(file) as image:
+            image.load()
+            return image
+
+    def describe(self, i: int) -> str:
+        return f'{self.name}[{i}]'
+
+    def identity(self, i: int) -> bytes:
+        with self.reader[i][0] as file:
+            return file.read(HEAD) + str(file.seek(0, io.SEEK_END)).encode()
 
 
 class TarMembers:

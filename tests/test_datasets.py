@@ -353,18 +353,29 @@ def test_hub_sets_need_the_package_datasets(monkeypatch):
 def test_hub_sets_are_read_by_timm_with_the_columns_they_have(tmp_path, monkeypatch):
     import timm.data
 
-    png = [Image.open(fake.image(tmp_path / f'{i}.png', seed=i)) for i in range(3)]
+    files = [fake.image(tmp_path / f'{i}.png', seed=i) for i in range(3)]
     features = dict(img=None, fine_label=types.SimpleNamespace(names=['a', 'b']), coarse_label=None)
     asked = []
 
-    class Data(list):
-        reader = types.SimpleNamespace(iter_targets=lambda: iter([1, 0, 1]), dataset=types.SimpleNamespace())
+    class Reader:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return files[i].open('rb'), i % 2
+
+        def iter_targets(self):
+            return (i % 2 for i in range(3))
+
+    class Data:
+        reader = Reader()
+
+        def __len__(self):
+            return 3
 
     def create_dataset(name, root, split, input_key, target_key):
         asked.append((name, split, input_key, target_key))
-        data = Data((image, 0) for image in png)
-        data.reader.dataset._fingerprint = f'version of {split}'
-        return data
+        return Data()
 
     package = types.SimpleNamespace(
         get_dataset_split_names=lambda name: ['train', 'val'],
@@ -374,10 +385,14 @@ def test_hub_sets_are_read_by_timm_with_the_columns_they_have(tmp_path, monkeypa
     monkeypatch.setattr(timm.data, 'create_dataset', create_dataset)
     dataset = load_dataset('hfds/x/y', 'validation')
     assert asked == [('hfds/x/y', 'val', 'img', 'fine_label')]
-    assert dataset.labels.tolist() == [1, 0, 1]
+    assert dataset.labels.tolist() == [0, 1, 0]
     assert dataset.classes == ('a', 'b')
-    assert dataset[2][0].tobytes() == png[2].tobytes()
+    assert dataset[2][0].tobytes() == Image.open(files[2]).tobytes()
+    assert dataset.describe(2) == 'hfds/x/y/val[2]'
     assert len(load_dataset('hfds/x/y', 'all')) == 6
+    before = dataset.fingerprint()
+    fake.image(files[1], seed=5)
+    assert load_dataset('hfds/x/y', 'validation').fingerprint() != before
     denied('hfds/x/y', 'test', words=("no split 'test'", 'train, val, all'))
     del features['img']
     denied('hfds/x/y', 'train', words=('no column of images', 'fine_label'))
