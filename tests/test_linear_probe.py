@@ -1,0 +1,273 @@
+"""The linear probe: one pass for a grid, equal to solo runs; choice, resume, processes, bad input, the command line."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import SMALL, refused
+from torch import nn
+
+from downstream import linear_probe
+from downstream.datasets import load_dataset
+from downstream.errors import EvaluationError
+from downstream.feature_layers import feature_function
+from downstream.features import extract
+from downstream.hashes import state_hash
+from downstream.linear_probe import cached, live
+from downstream.one_pass import features_of_layers
+from downstream.views import probe_transforms
+
+LRS = [0.1, 1.0, 10.0]
+
+
+@pytest.fixture
+def model():
+    return timm.create_model('tinyvit_5m_224', img_size=32, **SMALL).eval()
+
+
+@pytest.fixture(scope='module')
+def digits():
+    """80 images to train on, 30 to choose with, 40 to test on."""
+    train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
+    return train.subset(range(80)), train.subset(range(80, 110)), test.subset(range(40))
+
+
+@pytest.fixture
+def run(model, digits):
+    return partial(live, model, *digits, lrs=LRS, epochs=2, batch_size=32, progress=False)
+
+
+def solo_run(model, train, lr, epochs, batch_size, order, width):
+    """The readable reference: crops, backbone, nn.Linear and torch's SGD in a loop, for one learning rate."""
+    transform, _ = probe_transforms(model)
+    head = nn.Linear(width, len(train.classes))
+    with torch.no_grad():
+        head.weight.copy_(torch.empty_like(head.weight).normal_(0, 0.01, generator=torch.Generator().manual_seed(0)))
+        head.bias.zero_()
+    optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9)
+    views = extract(model, train, views=epochs, transform=transform, progress=False).values
+    for epoch in range(epochs):
+        optimizer.param_groups[0]['lr'] = lr * batch_size / 256 * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        for places in np.array_split(order(epoch), range(batch_size, len(train), batch_size)):
+            optimizer.zero_grad()
+            F.cross_entropy(head(views[epoch, places]), torch.from_numpy(train.labels[places])).backward()
+            optimizer.step()
+    return head
+
+
+def same_result(a, b, exactly: bool = True) -> None:
+    assert a.chosen == b.chosen
+    np.testing.assert_allclose(a.history, b.history, atol=0 if exactly else 1e-9)
+    np.testing.assert_allclose(a.weight, b.weight, rtol=0, atol=0 if exactly else 1e-5 * a.weight.std())
+    assert np.array_equal(a.predictions, b.predictions)
+    assert a.test == b.test
+
+
+def test_the_chosen_head_of_a_sweep_is_its_solo_run(model, digits, run):
+    done = run()
+    setting = done.heads[done.chosen].setting
+    order = partial(linear_probe._order, 0, images=80)
+    solo = solo_run(model, digits[0], setting.lr, 2, 32, lambda e: order(epoch=e), model.num_features)
+    rms = solo.weight.detach().square().mean().sqrt()
+    assert (torch.from_numpy(done.weight) - solo.weight).abs().max() / rms <= 1e-5
+
+
+def test_each_head_of_a_sweep_is_what_it_is_alone(run):
+    together = run(layers=['pooled', 'last:2'])
+    for i, head in enumerate(together.heads):
+        alone = run(lrs=[head.setting.lr], layers=[head.setting.layer])
+        assert alone.heads[0] == replace(head, loss=alone.heads[0].loss)
+        assert alone.heads[0].loss == pytest.approx(head.loss, rel=1e-5)
+        if i == together.chosen:
+            same_result(replace(together, chosen=0, history=together.history[:, i : i + 1]), alone, exactly=False)
+
+
+@pytest.mark.parametrize('grid', [dict(lrs=[1.0]), dict(lrs=LRS, weight_decays=[0, 1e-3], layers=['pooled', 'last:2'])])
+def test_each_image_passes_once_an_epoch_whatever_the_grid(model, run, grid):
+    passed = []
+    model.patch_embed.register_forward_hook(lambda module, args, out: passed.append(len(args[0])))
+    done = run(**grid)
+    assert sum(passed) == done.passes == 2 * 80 + 30 + 40
+
+
+def test_the_backbone_stays_as_it_was(model, run):
+    before = state_hash(model)
+    model.train()
+    run()
+    assert state_hash(model) == before
+    assert model.training  # the mode, too, is as it was
+    trained = run()
+    model.eval()
+    same_result(trained, run())  # and it computed in eval mode
+
+
+def test_a_backbone_that_changes_itself_is_caught(model, run):
+    def write(*_):
+        next(model.parameters()).data += 1e-3
+
+    model.patch_embed.register_forward_pre_hook(write)
+    refused(run, 'changed its own weights', kind=EvaluationError)
+
+
+def test_live_epochs_are_cached_views(model, digits, run):
+    train, held_out, test = digits
+    cropped, plain = probe_transforms(model)
+    features = [
+        {'pooled': extract(model, part, transform=t, views=v, progress=False).values}
+        for part, t, v in ((train, cropped, 2), (held_out, plain, 1), (test, plain, 1))
+    ]
+    pairs = [x for part, f in zip(digits, features, strict=True) for x in (f, part.labels)]
+    done = cached(*pairs, num_classes=10, lrs=LRS, epochs=2, batch_size=32, progress=False)
+    same_result(done, run(), exactly=False)
+
+
+def test_crops_and_order_depend_on_nothing_but_the_seed(run):
+    first = run()
+    same_result(first, run(workers=2))
+    same_result(first, run(chunk=7), exactly=False)
+    assert not np.array_equal(first.weight, run(seed=1).weight)
+
+
+# choice
+
+
+def made_up(images=60, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % 3
+    centres = np.random.default_rng(5).normal(size=(3, 8))
+    return {'pooled': torch.from_numpy((centres[labels] + rng.normal(size=(images, 8))).astype('f'))}, labels
+
+
+def probe_made_up(**kwargs):
+    pairs = [x for seed in range(3) for x in made_up(seed=seed)]
+    return cached(*pairs, **dict(dict(num_classes=3, lrs=LRS, epochs=5, batch_size=16, progress=False), **kwargs))
+
+
+def test_last_and_best_epoch_are_told_apart():
+    done = probe_made_up(lrs=[0.01, 1, 300])
+    for i, head in enumerate(done.heads):
+        assert head.last == done.history[-1, i]
+        assert head.best == done.history[:, i].max() == done.history[head.best_epoch - 1, i]
+    assert done.heads[done.chosen].last == done.history[-1].max()
+    features, labels = made_up(seed=2)
+    answers = (features['pooled'].numpy() @ done.weight.T + done.bias).argmax(1)
+    assert done.test == pytest.approx(100 * (answers == labels).mean())
+
+
+def test_the_test_images_pass_only_for_the_chosen_head(model, digits, run, monkeypatch):
+    asked = []
+    original = linear_probe.Backbone.features
+
+    def watched(self, dataset, transform):
+        asked.append((len(dataset), self.layers))
+        return original(self, dataset, transform)
+
+    monkeypatch.setattr(linear_probe.Backbone, 'features', watched)
+    done = run(layers=['pooled', 'last:2'])
+    assert asked == [(30, ['pooled', 'last:2']), (40, [done.heads[done.chosen].setting.layer])]
+
+
+def test_a_diverged_head_is_said_to_be_and_cannot_win():
+    done = probe_made_up(lrs=[1e38, 0.1], weight_decays=[1e-3])
+    assert [head.diverged for head in done.heads] == [True, False]
+    assert done.chosen == 1
+    assert math.isnan(done.heads[0].last)
+    np.testing.assert_allclose(done.weight, probe_made_up(lrs=[0.1], weight_decays=[1e-3]).weight, rtol=1e-5)
+
+
+def test_of_equally_accurate_heads_the_one_with_the_lower_loss_wins():
+    done = probe_made_up(lrs=[1e-9, 1e-8, 1e-7], epochs=1)
+    assert len({head.last for head in done.heads}) == 1
+    assert done.chosen == 2
+
+
+# resume
+
+
+@pytest.mark.parametrize('epoch', [0, 1, 2])
+def test_a_run_that_was_killed_goes_on_to_the_same_numbers(run, tmp_path, monkeypatch, epoch):
+    path, whole = tmp_path / 'probe.pt', run(epochs=3)
+    original, seen = linear_probe.LinearHeads.score, []
+
+    def killed(self, *args):
+        seen.append(1)
+        if len(seen) == epoch + 1:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_probe.LinearHeads, 'score', killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(epochs=3, checkpoint=path)
+    assert path.exists() == (epoch > 0)
+    again = run(epochs=3, checkpoint=path)
+    same_result(whole, again)
+    assert again.passes == (3 - epoch) * 80 + 30 + 40
+    same_result(whole, run(epochs=3, checkpoint=path))  # nothing left to train
+    assert [p.name for p in tmp_path.iterdir()] == ['probe.pt']
+
+
+def test_the_checkpoint_of_another_run_or_a_damaged_one_is_refused(run, tmp_path):
+    path = tmp_path / 'probe.pt'
+    run(checkpoint=path)
+    refused(lambda: run(checkpoint=path, seed=1), 'another model, data or settings', kind=EvaluationError)
+    for content in (path.read_bytes()[:1000], b'', b'nothing of ours'):
+        path.write_bytes(content)
+        refused(lambda: run(checkpoint=path), 'no checkpoint', kind=EvaluationError)
+
+
+# bad input
+
+
+def test_bad_input_is_one_clear_error_each(model, digits, run):
+    train, held_out, test = digits
+    refused(lambda: run(lrs=[1e38], weight_decays=[1.0]), 'diverged', 'smaller learning rates', kind=EvaluationError)
+    refused(lambda: run(epochs=0), 'epoch', kind=EvaluationError)
+    refused(lambda: run(layers=['last:99']), 'not 99', kind=EvaluationError)
+    one = train.subset(np.flatnonzero(train.labels == 3))
+    refused(lambda: live(model, one, held_out, test, lrs=LRS, progress=False), 'one class', kind=EvaluationError)
+    other = load_dataset('textures', 'test')
+    refused(lambda: live(model, train, held_out, other, lrs=LRS, progress=False), 'classes', kind=EvaluationError)
+    refused(lambda: live(model, train, held_out, test.subset([]), lrs=LRS), 'no images', kind=EvaluationError)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    refused(run, 'not finite', 'digits[', kind=EvaluationError)
+
+
+def test_bad_features_are_one_clear_error_each():
+    features, labels = made_up()
+    good = [features, labels] * 3
+    bad = {'pooled': features['pooled'].clone().fill_(torch.inf)}
+    for parts, word in (
+        ([bad, *good[1:]], 'not finite'),
+        ([*good[:2], {}, labels, *good[4:]], 'none'),
+        ([*good[:4], {'pooled': features['pooled'][:, :3]}, labels], 'shape'),
+        ([*good[:5], labels + 1], 'fit 3 classes'),
+    ):
+        refused(lambda p=parts: cached(*p, num_classes=3, lrs=LRS, progress=False), word, kind=EvaluationError)
+
+
+# layers
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [('tinyvit_5m_224', dict(img_size=32)), ('vit_tiny_patch16_224', dict(img_size=32)), ('resnet10t', {})],
+)
+def test_layers_of_one_pass_are_what_each_is_alone(name, kwargs):
+    backbone = timm.create_model(name, **kwargs).eval()
+    passed = []
+    next(backbone.children()).register_forward_hook(lambda *_: passed.append(1))
+    layers, images = ['pooled', 'last:3', 'pre_logits', 'last:1'], torch.randn(2, 3, 32, 32)
+    function = features_of_layers(backbone, layers)
+    passed.clear()
+    with torch.inference_mode():
+        found = function(images)
+        assert len(passed) == 1
+        for layer, x in zip(layers, found, strict=True):
+            assert torch.equal(x, feature_function(backbone, layer)(images))
