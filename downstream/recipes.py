@@ -1,11 +1,10 @@
 """Fine-tuning recipes of the four papers: every number, and where it was published.
 
 In all of them, from the same files: AdamW with betas (0.9, 0.999) and epsilon 1e-8, no weight decay on biases, norms
-and what the model's `no_weight_decay` names; crops of 8-100 % of the area, bicubic, flipped with probability 0.5;
-erased pixels become noise; one of Mixup and CutMix for every batch, each with probability 0.5 where both are on.
-Colour jitter is left out: timm leaves it out wherever RandAugment is on. Learning rates are set before each update
-from the number of updates done, as timm does; the code of TinyViT and Mini-Swin is one update later, that of Mini-DeiT
-one epoch.
+and what the model's `no_weight_decay` names; crops and flips as timm's defaults, bicubic; erased pixels become noise;
+one of Mixup and CutMix for every batch, either as likely where both are on; no colour jitter, which timm leaves out
+wherever RandAugment is on. Learning rates are set before each update from the number of updates done, as timm does; the
+code of TinyViT and Mini-Swin is one update later, that of Mini-DeiT one epoch.
 """
 
 import dataclasses
@@ -64,6 +63,8 @@ class Recipe:
         cutmix: Alpha of CutMix; 0 for none.
         auto_augment: timm's policy; None for none.
         random_erase: Probability.
+        crop_area: Smallest and largest share of the image's area that a crop takes.
+        flip: Probability.
         repeats: Times that each image is in an epoch; the epoch keeps its length and has fewer different images.
         img_size: Side in pixels; None for the model's own.
         crop_pct: Part of the resized image that is evaluated; None for the model's own.
@@ -96,6 +97,8 @@ class Recipe:
     cutmix: float = 1.0
     auto_augment: str | None = RAND_AUGMENT
     random_erase: float = 0.25
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
     repeats: int = 1
     img_size: int | None = None
     crop_pct: float | None = None

@@ -76,6 +76,8 @@ def create_transforms(model: nn.Module, recipe: Recipe) -> tuple[Any, Any]:
     training = create_transform(
         **common,
         is_training=True,
+        scale=recipe.crop_area,
+        hflip=recipe.flip,
         interpolation='bicubic',
         color_jitter=None,
         auto_augment=recipe.auto_augment,
