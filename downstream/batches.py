@@ -65,7 +65,13 @@ class ImageBatches:
             EvaluationError: If an image cannot be read or transformed.
         """
         order = [[(shard.view, i) for i in positions] for shard in shards for positions in self.of(shard)]
-        loader = DataLoader(self._items, batch_sampler=order, num_workers=self.workers, collate_fn=_stack)
+        loader = DataLoader(
+            self._items,
+            batch_sampler=order,
+            num_workers=self.workers,
+            collate_fn=_stack,
+            generator=torch.Generator().manual_seed(0),  # the caller's draws go on undisturbed
+        )
         for batch in loader:
             if isinstance(batch, EvaluationError):
                 raise batch
@@ -90,4 +96,8 @@ class _Items(Dataset):
 
 def _stack(items: list[torch.Tensor | EvaluationError]) -> torch.Tensor | EvaluationError:
     errors = [item for item in items if isinstance(item, EvaluationError)]
-    return errors[0] if errors else torch.stack(items)
+    if errors:
+        return errors[0]
+    if any(not isinstance(item, torch.Tensor) or item.shape != items[0].shape for item in items):
+        return EvaluationError('The transform has to give a tensor of the same shape for every image.')
+    return torch.stack(items)

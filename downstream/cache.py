@@ -11,6 +11,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def write_whole(path: Path, data: bytes) -> None:
             f'{path} cannot be written ({e.strerror or e}): make room or take another folder; what is there is kept.'
         ) from e
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
 
 
 def _this_machine() -> str:

@@ -111,31 +111,33 @@ def extract(
     transform = transform or dataset.transform
     drawn = transform is not None or views > 1
     transform = transform or (augmentation(model) if views > 1 else eval_transform(model))
-    with untouched(model.to(device)) as weights:
+    with untouched(model.to(device)) as weights, exact_cudnn():
         forward = _forward(model, layers, dtype, device)
         parts = _key_parts(model, weights, dataset, transform, layers, dtype, device, seed if drawn else None)
+        if cache is not None:
+            _check_repr(transform)
         batch_size = batch_size or processes.from_first(
             lambda: _find_batch_size(forward, transform(dataset.with_transform(None)[0][0]), device, cache, parts)
         )
         parts['batch_size'] = batch_size
         store = None if cache is None else Cache(cache, parts)
         shards = cut(len(dataset), batch_size, views)
-        missing = [shard for shard in shards if store is None or store.read(shard) is None]
+        # By one process for all: another may have written a shard before the next one looks.
+        missing = processes.from_first(lambda: [s for s in shards if store is None or store.read(s) is None])
         batches = ImageBatches(dataset, transform, seed if drawn else None, batch_size, workers)
-        made = {}
         mine = missing[processes.rank :: processes.number]
-        with exact_cudnn():
-            for shard, values in _compute(forward, batches, mine, device, progress and processes.rank == 0):
-                if store is None:
-                    made[shard] = values
-                else:
-                    store.write(shard, values)
+        made = {}
+        for shard, values in _compute(forward, batches, mine, device, progress and processes.rank == 0):
+            if store is None:
+                made[shard] = values
+            else:
+                store.write(shard, values)
     values = _collect(shards, made, store, processes).float().reshape(views, len(dataset), -1)
     return Features(
         values=values[0] if views == 1 else values,
         labels=torch.from_numpy(dataset.labels.copy()),
         classes=dataset.classes,
-        key=key_of(parts),
+        key=key_of({**parts, 'views': views}),
         folder=store and store.folder,
     )
 
@@ -184,11 +186,6 @@ def _key_parts(
     seed: int | None,
 ) -> dict[str, Any]:
     """Everything but the batch size that the values depend on."""
-    if ' at 0x' in repr(transform):
-        raise EvaluationError(
-            'The transform has no repr that says what it does, so features cannot be kept under a key: give it one, '
-            "or use torchvision's or timm's classes instead of functions."
-        )
     versions = {package.__name__: package.__version__ for package in (torch, timm, tinyvit_zoo, PIL)}
     return dict(
         weights=weights,
@@ -201,6 +198,14 @@ def _key_parts(
         device=device.type,
         versions=versions,
     )
+
+
+def _check_repr(transform: Callable) -> None:
+    if ' at 0x' in repr(transform):
+        raise EvaluationError(
+            'Features cannot be kept, as the repr of the transform does not say what it does: give it one, or use '
+            "torchvision's or timm's classes instead of functions."
+        )
 
 
 def _forward(
