@@ -21,6 +21,7 @@ from . import cdfsl
 from .draws import child_key, permutations
 from .errors import EvaluationError
 from .few_shot_solvers import logreg, prototype, ridge
+from .finite import check_finite
 
 __all__ = ['SOLVERS', 'Episodes', 'FewShotResult', 'PairedDifference', 'paired', 'run', 'sample_episodes']
 
@@ -207,13 +208,7 @@ def _check_features(features: torch.Tensor, labels: np.ndarray, episodes: Episod
         raise EvaluationError(f'Few-shot takes features (N, D) of one view, not of shape {tuple(features.shape)}.')
     if len(features) != len(labels):
         raise EvaluationError(f'There are {len(features)} rows of features and {len(labels)} labels: give as many.')
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        bad = (~finite).nonzero()[:, 0]
-        raise EvaluationError(
-            f'Row {int(bad[0])} of the features holds NaN or infinity ({len(bad)} of {len(features)} rows do): '
-            'look at that image, or compute the features in float32.'
-        )
+    check_finite(features, 'features')
     largest = max(episodes.support.max(), episodes.query.max())
     fits = largest < len(labels) and all(
         (labels[array] == episodes.classes[..., None]).all() for array in (episodes.support, episodes.query)

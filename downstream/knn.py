@@ -1,0 +1,171 @@
+"""k-nearest-neighbour classification as DINO measures it (Caron et al. 2021; facebookresearch/dino, eval_knn.py).
+
+Features are normalised to length 1; the k most similar images of the bank vote for their class with weight
+exp(cosine / .07). All k in one pass, and never more in memory than a block of similarities: the original spreads each
+vote over a one-hot row of all classes.
+
+Shape legend: `N` images of the bank, `Q` queries, `D` features, `K` largest k, `C` classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from .errors import EvaluationError
+from .finite import check_finite
+
+__all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'run', 'vote']
+
+KS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+QUERIES, BANK = 256, 16384
+"""Rows of queries and of the bank whose similarities are in memory at a time."""
+STRIPS = 8
+KEPT = 8192
+"""Queries whose nearest neighbours so far are kept while the bank passes by once."""
+
+
+@dataclass(frozen=True)
+class KNNResult:
+    """Attributes:
+    accuracy: By k, in %.
+    predictions: By k, int64 (Q,), labels.
+    """
+
+    accuracy: dict[int, float]
+    predictions: dict[int, np.ndarray]
+
+
+def run(
+    bank: np.ndarray | torch.Tensor,
+    bank_labels: np.ndarray,
+    queries: np.ndarray | torch.Tensor,
+    query_labels: np.ndarray,
+    ks: Sequence[int] = KS,
+    *,
+    temperature: float = TEMPERATURE,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> KNNResult:
+    """Classify the queries by their neighbours in the bank.
+
+    Args:
+        bank: (N, D) features of the training images.
+        bank_labels: (N,) integers, at least 0.
+        queries: (Q, D).
+        query_labels: (Q,).
+        ks: Numbers of neighbours, each at most N.
+        temperature: Of the votes.
+        device: Of all computing, which is in float32 (float64 for features of it); that of the bank by default.
+        progress: Show a bar.
+
+    Raises:
+        EvaluationError: If features and labels do not fit or are not finite, a k is not within 1..N, or all images of
+            the bank are of one class.
+    """
+    bank, queries = (torch.as_tensor(x, device=device) for x in (bank, queries))
+    labels, truth = np.asarray(bank_labels), np.asarray(query_labels)
+    _check(bank, labels, queries, truth, ks, temperature)
+    dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
+    labels = torch.from_numpy(labels).to(bank.device)
+    classes = int(labels.max()) + 1
+    answers: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
+    with tqdm(total=len(queries), unit='image', disable=None if progress else True) as bar, torch.inference_mode():
+        for block in queries.split(KEPT):
+            similarity, neighbours = _nearest(F.normalize(block.to(dtype), dim=1), bank, max(ks))
+            for s, n in zip(similarity.split(QUERIES), neighbours.split(QUERIES), strict=True):
+                for k, predicted in vote(s, labels[n], classes, ks, temperature).items():
+                    answers[k].append(predicted)
+            bar.update(len(block))
+    predictions = {k: torch.cat(blocks).cpu().numpy() for k, blocks in answers.items()}
+    accuracy = {k: 100 * float((predicted == truth).mean()) for k, predicted in predictions.items()}
+    return KNNResult(accuracy, predictions)
+
+
+def _nearest(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest cosines (q, k), most similar first, and where they are in the bank; `queries` of unit length."""
+    best = queries.new_full((len(queries), k), -torch.inf)
+    places = torch.zeros_like(best, dtype=torch.int64)
+    for start in range(0, len(bank), BANK):
+        block = F.normalize(bank[start : start + BANK].to(queries.dtype), dim=1)
+        for q, b, p in zip(queries.split(QUERIES), best.split(QUERIES), places.split(QUERIES), strict=True):
+            found, at = _largest(q @ block.T, min(k, len(block)))
+            found, at = torch.cat([b, found], dim=1), torch.cat([p, at + start], dim=1)
+            values, kept = found.topk(k, dim=1)
+            b.copy_(values)
+            p.copy_(at.gather(1, kept))
+    return best, places
+
+
+def _largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row (q, k) in any order, and where they are. Faster than `topk` of the whole row: they lie
+    in those k columns of the strips that the row is cut into which have the largest maxima, or in what is left over."""
+    width = values.shape[1] // STRIPS
+    if width < 2 * k:
+        return values.topk(k, dim=1, sorted=False)
+    strips = values[:, : STRIPS * width].unflatten(1, (STRIPS, width))
+    columns = strips.amax(dim=1).topk(k, dim=1, sorted=False).indices[:, None].expand(-1, STRIPS, -1)
+    places = columns + width * torch.arange(STRIPS, device=values.device)[:, None]
+    rest = torch.arange(STRIPS * width, values.shape[1], device=values.device).expand(len(values), -1)
+    candidates = torch.cat([strips.gather(2, columns).flatten(1), values[:, STRIPS * width :]], dim=1)
+    found, at = candidates.topk(k, dim=1, sorted=False)
+    return found, torch.cat([places.flatten(1), rest], dim=1).gather(1, at)
+
+
+def vote(
+    similarity: torch.Tensor, labels: torch.Tensor, classes: int, ks: Sequence[int], temperature: float = TEMPERATURE
+) -> dict[int, torch.Tensor]:
+    """Class with the most votes among the first k neighbours, by k.
+
+    Args:
+        similarity: (q, K) cosines, most similar first.
+        labels: int64 (q, K) of the neighbours.
+        classes: C.
+        ks: Each at most K.
+        temperature: A neighbour's vote weighs exp(similarity / temperature).
+
+    Returns:
+        int64 (q,) for each k, in the order of `ks`.
+    """
+    # Relative to the nearest, so that no temperature makes the votes overflow.
+    weight = ((similarity - similarity[:, :1]) / temperature).exp_()
+    votes = weight.new_zeros(len(weight), classes)
+    answers, counted = {}, 0
+    for k in sorted(ks):
+        votes.scatter_add_(1, labels[:, counted:k], weight[:, counted:k])
+        answers[k], counted = votes.argmax(dim=1), k
+    return {k: answers[k] for k in ks}
+
+
+def _check(
+    bank: torch.Tensor,
+    labels: np.ndarray,
+    queries: torch.Tensor,
+    truth: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+) -> None:
+    for what, features, own in (('bank', bank, labels), ('queries', queries, truth)):
+        if features.ndim != 2:
+            raise EvaluationError(f'kNN takes features (N, D) of one view, the {what} has {tuple(features.shape)}.')
+        if len(features) != len(own) or not len(own):
+            raise EvaluationError(
+                f'The {what} has {len(features)} rows of features and {len(own)} labels: give as many, and at least 1.'
+            )
+        check_finite(features, what)
+    if bank.shape[1] != queries.shape[1]:
+        raise EvaluationError(
+            f'The bank has {bank.shape[1]} features, the queries {queries.shape[1]}: take both from one model.'
+        )
+    if not ks or min(ks) < 1 or max(ks) > len(bank):
+        raise EvaluationError(f'k must be from 1 to the {len(bank)} images of the bank, not {", ".join(map(str, ks))}.')
+    if labels.min() < 0:
+        raise EvaluationError(f'Labels count from 0, the bank has {labels.min()}.')
+    if not temperature > 0:
+        raise EvaluationError(f'The temperature must be above 0, not {temperature}.')
+    if (labels == labels[0]).all():
+        raise EvaluationError('All images of the bank are of one class: every answer would be that one.')
