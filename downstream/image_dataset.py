@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ class Files:
 
     Args:
         paths: One an image.
-        root: Folder whose place on this machine does not matter to the identity of the images.
+        root: Folder that all of them lie below; where it is does not matter to the identity of the images.
         prepare: Done to each image once it is open, before it becomes RGB.
     """
 
@@ -48,27 +49,32 @@ class Files:
         root: Path,
         prepare: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
-        self.paths = [str(path) for path in paths]
+        # One array: every process that reads would get its own copy of a million strings as it counts references.
+        self.names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
         self.root = root
         self.prepare = prepare
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def path(self, i: int) -> Path:
+        return self.root / os.fsdecode(self.names[i].item())
 
     def open(self, i: int) -> Image.Image:
-        with Image.open(self.paths[i]) as image:
+        with Image.open(self.path(i)) as image:
             image.load()
             return image if self.prepare is None else self.prepare(image)
 
     def describe(self, i: int) -> str:
-        return self.paths[i]
+        return str(self.path(i))
 
     def identity(self, i: int) -> bytes:
-        """Relative path, size and the first 64 KiB: hashing whole files would read ImageNet once more for nothing."""
-        path = Path(self.paths[i])
+        """Path below the root, size and the first 64 KiB: to hash whole files would be to read ImageNet once more."""
+        path = self.path(i)
         with path.open('rb') as file:
             head = file.read(HEAD)
-        return b'\0'.join([path.relative_to(self.root).as_posix().encode(), str(path.stat().st_size).encode(), head])
+        name = path.relative_to(self.root).as_posix().encode(errors='surrogateescape')
+        return b'\0'.join([name, str(path.stat().st_size).encode(), head])
 
 
 class Arrays:

@@ -93,10 +93,14 @@ def _torchvision(name: str, rest: str, split: str, root: Path | None) -> ImageDa
         except (AssertionError, RuntimeError, OSError, ValueError) as e:
             reason = ' '.join(str(e).split())[:300] or type(e).__name__
             raise EvaluationError(f'{name} cannot be loaded from {root}: {reason}') from e
+        if not hasattr(data, 'targets') or not hasattr(data, 'classes'):
+            raise EvaluationError(f'{name} does not list its labels: take a registered name or a folder instead.')
         pixels = getattr(data, 'data', None)
         is_rgb = isinstance(pixels, np.ndarray) and pixels.ndim == 4
         source = Arrays(pixels, f'{name}/{part}') if is_rgb else Wrapped(data, f'{name}/{part}')
-        parts.append(ImageDataset(name, part, data.classes, np.asarray(data.targets), source))
+        classes = [c if isinstance(c, str) else ', '.join(c) for c in data.classes]  # ImageNet's have several names
+        labels = np.asarray(data.targets).reshape(len(data), -1)[:, 0]  # QMNIST's are the first of eight numbers
+        parts.append(ImageDataset(name, part, classes, labels, source))
     return join(parts, split)
 
 

@@ -345,6 +345,18 @@ def test_torchvision_sets_are_taken_by_timms_names(tmp_path, monkeypatch):
     denied('torch/cifar10', 'validation', tmp_path, words=("no split 'validation'", 'train'))
 
 
+def test_torchvision_sets_without_a_list_of_labels_are_refused_and_folders_are_not(tmp_path, monkeypatch):
+    fake.class_folders(tmp_path / 'train', ('a', 'b'))
+    dataset = load_dataset('torch/folder', 'train', tmp_path)
+    assert dataset.labels.tolist() == [0, 0, 1, 1]
+    assert dataset[3][0].size == (12, 10)
+    assert len({dataset.subset([i]).fingerprint() for i in range(4)}) == 4
+    from torchvision.datasets import INaturalist
+
+    monkeypatch.setattr(INaturalist, '__init__', lambda self, **kwargs: None)
+    denied('torch/inat', 'train', tmp_path, words=('does not list its labels',))
+
+
 def test_hub_sets_need_the_package_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, 'datasets', None)
     denied('hfds/uoft-cs/cifar10', words=('pip install datasets',))
