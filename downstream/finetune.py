@@ -217,10 +217,9 @@ class _Run:
             )
         return steps
 
-    def training_loader(self, dataset: ImageDataset) -> tuple[DataLoader, Draws]:
+    def training_loader(self, dataset: ImageDataset) -> DataLoader:
         draws = Draws(len(dataset), self.recipe.batch_size, self.recipe.repeats, self.seed)
-        seeded = Seeded(dataset.with_transform(self.training_transform))
-        return self._loader(seeded, sampler=draws), draws
+        return self._loader(Seeded(dataset.with_transform(self.training_transform)), sampler=draws)
 
     def evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
         return self._loader(dataset.with_transform(self.evaluation_transform))
@@ -238,16 +237,16 @@ class _Run:
 
     def train(self, dataset: ImageDataset, validation: ImageDataset | None) -> list[Epoch]:
         """Train every epoch that is not done yet. Returns all of them."""
-        loader, draws = self.training_loader(dataset)
+        loader = self.training_loader(dataset)
         evaluation = None if validation is None else self.evaluation_loader(validation)
-        updates = len(draws) // self.recipe.batch_size
+        updates = len(dataset) // self.recipe.batch_size
         scheduler = create_scheduler(self.optimizer, self.recipe, self.recipe.batch_size, updates)
         identity = self.identity(dataset, validation)
         history = self.resume(identity)
         scheduler.step_update(len(history) * updates)
         scheduler.step(len(history))
         for done in range(len(history), self.recipe.epochs):
-            draws.set_epoch(done)
+            loader.set_epoch(done)  # accelerate counts epochs from 0 in every run, and hands that on to the draws
             loss, lr = self.train_epoch(loader, scheduler, done, updates)
             measured = None if evaluation is None else self.measure(self.result, evaluation)
             history.append(Epoch(loss, lr, measured and measured.loss, measured and measured.accuracy))

@@ -1,0 +1,89 @@
+"""What a fine-tuning leaves behind: results, curves, mistakes, and a folder that `timm.create_model` takes."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tinyvit_zoo.hub import save_folder
+
+from . import plots, report
+from .finetune import Finetuned
+from .image_dataset import ImageDataset
+from .recipes import Recipe
+
+__all__ = ['summary', 'write_finetuned']
+
+
+def summary(result: Finetuned) -> dict[str, Any]:
+    """The numbers of a training; accuracies in %, the interval of the test accuracy by the binomial's variance."""
+    best = result.history[result.best_epoch - 1]
+    numbers = dict(
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        validation_images=result.validation_images,
+        validation_accuracy=best.validation_accuracy,
+    )
+    if result.test is not None:
+        share, count = result.test.accuracy / 100, len(result.test.predictions)
+        ci95 = 196 * math.sqrt(share * (1 - share) / count)
+        numbers |= dict(test_images=count, test_accuracy=result.test.accuracy, test_ci95=ci95)
+    return numbers
+
+
+def write_finetuned(
+    output: Path,
+    result: Finetuned,
+    model: nn.Module,
+    recipe: Recipe,
+    train: ImageDataset,
+    test: ImageDataset | None,
+    *,
+    name: str,
+    weights: str,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write results.json, history.csv, the figures, and the model with its labels in `model/`.
+
+    Args:
+        output: Folder.
+        result: Of the training.
+        model: The trained one.
+        recipe: It was trained by.
+        train: What it learned from, the held-out part included.
+        test: What `result.test` was measured on.
+        name: What the user called the model.
+        weights: Where they came from before the training.
+        seed: Of the training.
+        say: Prints a line.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to.
+    """
+    title = f'{name} ({weights}) on {train.name}, recipe {recipe.name}'
+    history = [dict(epoch=i, **asdict(epoch)) for i, epoch in enumerate(result.history, 1)]
+    losses = {'training': [epoch.loss for epoch in result.history]}
+    figures = {}
+    if result.validation_images:
+        losses['held out'] = [epoch.validation_loss for epoch in result.history]
+        accuracy = {'held out': [epoch.validation_accuracy for epoch in result.history]}
+        figures['accuracy'] = plots.learning_curves(accuracy, title=title)
+    figures['loss'] = plots.learning_curves(losses, title=title, y_label='loss')
+    if result.test is not None:
+        counts = np.zeros((len(train.classes),) * 2, dtype=np.int64)
+        np.add.at(counts, (test.labels, result.test.predictions), 1)
+        figures['confusion'] = plots.confusion(counts, train.classes, title=title)
+    datasets = dict(train=train) if test is None else dict(train=train, test=test)
+    head = report.record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)
+    run = dict(recipe=recipe, precision=result.precision, processes=result.processes)
+    crop = {} if recipe.crop_pct is None else dict(crop_pct=recipe.crop_pct)
+    tag = 'ft_' + re.sub(r'\W+', '_', Path(train.name).name).strip('_').lower()
+    save_folder(model, output / 'model', label_names=train.classes, tag=tag, data_config=crop)
+    report.write(output, {**head, **run, **summary(result)}, tables=dict(history=history), figures=figures, say=say)
+    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")

@@ -1,0 +1,569 @@
+"""Fine-tuning: that it learns, goes on to the bit where it was killed, and refuses what it cannot train."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import SMALL
+from timm.data import create_transform
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader
+
+import tinyvit_zoo  # noqa: F401  registers the models
+from downstream import run_state
+from downstream.datasets import load_dataset
+from downstream.errors import EvaluationError
+from downstream.finetune import finetune
+from downstream.hashes import state_hash
+from downstream.recipes import find_recipe
+from downstream.split import stratified_split
+from downstream.training import Draws, Seeded
+
+CPU = torch.device('cpu')
+PLAIN = find_recipe('tinyvit_scratch').changed(
+    epochs=3, batch_size=32, lr=4e-3, lr_batch=32, auto_augment=None, random_erase=0.0, crop_area=(0.7, 1.0), flip=0.0,
+    mixup=0.0, cutmix=0.0, label_smoothing=0.0,
+)  # fmt: skip
+"""For digits, which are neither flipped nor cropped to an eighth."""
+
+
+def small_model(**kwargs):
+    torch.manual_seed(0)
+    return timm.create_model('tinyvit_5m_224', img_size=32, **{**SMALL, 'num_classes': 10, **kwargs})
+
+
+def plain_vit(**kwargs):
+    """Without BatchNorm: what a picture gives does not depend on the others of its batch."""
+    torch.manual_seed(0)
+    sizes = dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+    return timm.create_model('tinymim_vit_tiny_patch16_224', **{**sizes, **kwargs})
+
+
+@pytest.fixture(scope='module')
+def digits():
+    train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
+    return train.subset(range(160)), test.subset(range(50))
+
+
+def fit(model, data, recipe, output, **options):
+    return finetune(model, data, recipe, output, **{'device': CPU, 'say': lambda text: None, **options})
+
+
+def losses(result):
+    return [epoch.loss for epoch in result.history]
+
+
+def read_results(folder):
+    return json.loads((folder / 'results.json').read_text())
+
+
+# --- learning
+
+
+def test_a_small_tinyvit_learns_the_digits(tmp_path):
+    train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
+    recipe = PLAIN.changed(epochs=5, batch_size=16, lr_batch=16)
+    result = fit(small_model(), train.subset(range(640)), recipe, tmp_path, test=test)
+    assert losses(result)[-1] < losses(result)[0] / 2
+    assert result.test.accuracy > 80
+    assert result.history[result.best_epoch - 1].validation_accuracy > 80
+
+
+def test_the_best_epoch_on_held_out_images_is_the_result(tmp_path, digits):
+    train, test = digits
+    model = small_model()
+    result = fit(model, train, PLAIN, tmp_path, test=test)
+    scores = [epoch.validation_accuracy for epoch in result.history]
+    assert result.best_epoch == 1 + scores.index(max(scores))
+    assert result.validation_images == pytest.approx(0.1 * len(train), abs=5)
+    weights = torch.load(tmp_path / 'best.pt', weights_only=True)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert not model.training
+
+
+def test_held_out_images_are_of_every_class_and_never_trained_on(tmp_path, digits, monkeypatch):
+    train, _ = digits
+    trained, original = set(), Seeded.__getitem__
+    monkeypatch.setattr(
+        Seeded, '__getitem__', lambda self, draw: trained.add(self.dataset.describe(draw[0])) or original(self, draw)
+    )
+    result = fit(small_model(), train, PLAIN, tmp_path)
+    _, held = stratified_split(train.labels, 0.1, seed=0)
+    assert len(held) == result.validation_images
+    assert set(train.labels[held]) == set(range(10))
+    assert not trained & {train.describe(i) for i in held}
+    assert len(trained) > 0.9 * (len(train) - len(held))
+    assert result.test is None
+
+
+def test_test_images_are_read_once_and_at_the_end(tmp_path, digits):
+    train, test = digits
+    read = []
+
+    class Watched(type(test)):
+        def __getitem__(self, i):
+            read.append((i, (tmp_path / 'state.pt').exists() and len(read_state(tmp_path)['history'])))
+            return super().__getitem__(i)
+
+    watched = test.subset(range(len(test)))
+    watched.__class__ = Watched
+    fit(small_model(), train, PLAIN, tmp_path, test=watched)
+    assert read == [(i, PLAIN.epochs) for i in range(len(test))]
+
+
+def read_state(folder):
+    return torch.load(folder / 'state.pt', weights_only=True)
+
+
+def test_without_held_out_images_the_last_epoch_is_the_result(tmp_path, digits):
+    train, _ = digits
+    model = small_model()
+    result = fit(model, train, PLAIN, tmp_path, held_out=0)
+    assert (result.best_epoch, result.validation_images) == (PLAIN.epochs, 0)
+    assert [epoch.validation_accuracy for epoch in result.history] == [None] * PLAIN.epochs
+    last = read_state(tmp_path)['model']
+    assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
+
+
+def test_images_to_choose_with_can_be_given(tmp_path, digits):
+    train, test = digits
+    result = fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path, validation=test.subset(range(20)))
+    assert result.validation_images == 20
+    assert result.history[0].validation_accuracy in np.arange(0, 101, 5)
+
+
+def test_the_loss_of_every_kind_of_target_falls(tmp_path, digits):
+    """Mixup with smoothing, smoothing alone, RandAugment and erasing: what the recipes are made of."""
+    train, _ = digits
+    for name in ('tinyvit_scratch', 'tinyvit_22kto1k', 'mae_lite_improved'):
+        own = dict(auto_augment=find_recipe(name).auto_augment, random_erase=find_recipe(name).random_erase)
+        recipe = dataclasses.replace(
+            PLAIN, mixup=find_recipe(name).mixup, cutmix=find_recipe(name).cutmix, label_smoothing=0.1, **own
+        )
+        result = fit(small_model(), train, recipe.changed(epochs=4), tmp_path / name, held_out=0)
+        assert losses(result)[-1] < losses(result)[0], name
+
+
+# --- moving average, BatchNorm, heads
+
+
+def test_the_moving_average_equals_a_plain_recomputation(tmp_path, digits):
+    train, _ = digits
+    model, decay, seen = small_model(), 0.9, []
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def follow(optimizer, args, kwargs):
+        seen.append(1)
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                average[key] = decay * average[key] + (1 - decay) * value
+            else:
+                average[key] = value.clone()
+
+    hook = register_optimizer_step_post_hook(follow)
+    try:
+        fit(model, train, PLAIN.changed(epochs=2, ema_decay=decay), tmp_path, held_out=0)
+    finally:
+        hook.remove()
+    assert len(seen) == 2 * (len(train) // 32)
+    state = read_state(tmp_path)
+    for key, value in state['ema'].items():
+        torch.testing.assert_close(value, average[key], rtol=1e-5, atol=1e-6)
+    # The average is the result, not the weights that were trained.
+    assert all(torch.equal(v, state['ema'][k]) for k, v in model.state_dict().items())
+    assert not torch.equal(state['ema']['head.fc.weight'], state['model']['head.fc.weight'])
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_frozen_batch_norm_keeps_its_statistics_to_the_bit_and_trains_its_weights(tmp_path, digits, frozen):
+    train, _ = digits
+    model = small_model()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    before = {name: {k: v.clone() for k, v in norm.state_dict().items()} for name, norm in norms.items()}
+    fit(model, train, PLAIN.changed(epochs=1, freeze_batch_norm=frozen), tmp_path, held_out=0)
+    assert norms
+    for name, norm in norms.items():
+        for key in ('running_mean', 'running_var', 'num_batches_tracked'):
+            assert torch.equal(getattr(norm, key), before[name][key]) == frozen, (name, key)
+        assert not torch.equal(norm.weight, before[name]['weight']), name
+
+
+def test_a_head_for_other_classes_is_fresh_and_the_rest_is_the_released_weights(tmp_path, official_file):
+    from tinyvit_zoo.cli.evaluator_options import load_backbone
+
+    weights = official_file('tiny_vit_5m_224')
+    released = load_backbone('tinyvit_5m_224', weights, True, None, 0)
+    other = load_backbone('tinyvit_5m_224', weights, True, None, 0, num_classes=7, drop_path_rate=0.1)
+    assert other.num_classes == 7
+    assert other.get_classifier().weight.shape == (7, 320)
+    expected = {k: v for k, v in released.state_dict().items() if not k.startswith('head.fc')}
+    assert {k for k in other.state_dict() if not k.startswith('head.fc')} == expected.keys()
+    assert all(torch.equal(other.state_dict()[k], v) for k, v in expected.items())
+    assert other.training is False
+
+
+# --- resuming
+
+
+class Killed(BaseException): ...
+
+
+@pytest.mark.parametrize('file', ['best.pt', 'state.pt'])
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
+    train, test = digits
+    recipe = PLAIN.changed(ema_decay=0.9, drop_path={'': 0.2}, mixup=0.8, cutmix=1.0, auto_augment='rand-m9-mstd0.5')
+    whole = fit(small_model(drop_path_rate=0.2), train, recipe, tmp_path / 'whole', test=test)
+    writes = []
+
+    def save(value, path):
+        if Path(path).name.startswith(f'.{file}'):
+            writes.append(path)
+            if len(writes) == epoch + (file == 'state.pt'):
+                Path(path).write_bytes(b'half')
+                raise Killed
+        original(value, path)
+
+    original = torch.save
+    monkeypatch.setattr(torch, 'save', save)
+    with contextlib.suppress(Killed):
+        fit(small_model(drop_path_rate=0.2), train, recipe, tmp_path / 'killed', test=test)
+    monkeypatch.undo()
+    assert writes
+    resumed = fit(small_model(drop_path_rate=0.2), train, recipe, tmp_path / 'killed', test=test)
+    assert resumed.history == whole.history
+    assert resumed.best_epoch == whole.best_epoch
+    assert np.array_equal(resumed.test.predictions, whole.test.predictions)
+    for name in ('state.pt', 'best.pt'):
+        assert_same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'killed')))
+    assert sorted(p.name for p in (tmp_path / 'killed').iterdir()) == ['best.pt', 'state.pt']
+
+
+def assert_same(one, two):
+    """Equal to the bit, whatever they are made of."""
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == two
+
+
+def test_a_run_that_is_over_is_only_measured_again(tmp_path, digits):
+    train, test = digits
+    first = fit(small_model(), train, PLAIN, tmp_path, test=test)
+    before = (tmp_path / 'state.pt').read_bytes()
+    said = []
+    again = fit(small_model(), train, PLAIN, tmp_path, test=test, say=said.append)
+    assert again.history == first.history
+    assert np.array_equal(again.test.predictions, first.test.predictions)
+    assert (tmp_path / 'state.pt').read_bytes() == before
+    assert said == [f'{tmp_path}: goes on after epoch 3 of 3.']
+
+
+SCRIPT = """
+import sys
+import timm, torch
+sys.path.insert(0, {tests!r})
+from test_finetune import PLAIN, plain_vit, fit
+from downstream.datasets import load_dataset
+torch.set_num_threads(1)
+recipe = PLAIN.changed(epochs=6, drop_path={{'': {drop}}}, auto_augment='rand-m9-mstd0.5-inc1')
+train, test = load_dataset('digits', 'train').subset(range(320)), load_dataset('digits', 'test').subset(range(50))
+result = fit(plain_vit(drop_path_rate={drop}), train, recipe, sys.argv[1], test=test, **eval(sys.argv[2]), say=print)
+print('LOSSES', [e.loss for e in result.history], result.processes)
+print('SCORES', [e.validation_accuracy for e in result.history], result.test.accuracy)
+"""
+
+
+def command(folder, *launcher, drop=0.1, options='{}'):
+    script = folder.parent / f'{folder.name}.py'
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), drop=drop))
+    return [sys.executable, *launcher, str(script), str(folder), options]
+
+
+def environment():
+    paths = [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), OMP_NUM_THREADS='1')
+
+
+def run_script(*args, **kwargs):
+    done = subprocess.run(
+        command(*args, **kwargs), env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {
+        word: next(line for line in done.stdout.splitlines() if line.startswith(word)) for word in ('LOSSES', 'SCORES')
+    }
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_and_resume_gives_the_same_losses(tmp_path):
+    whole = run_script(tmp_path / 'whole')
+    killed, rng = 0, np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen(
+            command(tmp_path / 'killed'),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        next((line for line in process.stdout if line.startswith('Epoch')), None)
+        time.sleep(rng.uniform(0, 0.6))
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed >= 2
+    assert run_script(tmp_path / 'killed') == whole
+    for name in ('state.pt', 'best.pt'):
+        assert_same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'killed')))
+
+
+# --- processes, workers, accumulated steps
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    one = run_script(tmp_path / 'one', drop=0.0)
+    launcher = ('-m', 'torch.distributed.run', '--nproc-per-node=2', '--master-port=29517')
+    two = run_script(tmp_path / 'two', *launcher, drop=0.0)
+    first, second = (json.loads(result['LOSSES'].removeprefix('LOSSES ').rpartition(' ')[0]) for result in (one, two))
+    assert (one['LOSSES'][-1], two['LOSSES'][-1]) == ('1', '2')
+    assert second == pytest.approx(first, rel=1e-5)  # sums are taken in another order
+    assert two['SCORES'] == one['SCORES']
+    weights = [torch.load(tmp_path / run / 'best.pt', weights_only=True) for run in ('one', 'two')]
+    for key in weights[0]:
+        torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-3, atol=1e-4)
+
+
+def test_accumulated_steps_train_as_one_batch_does(tmp_path, digits):
+    train, _ = digits
+    whole, parts = (
+        fit(plain_vit(), train, PLAIN, tmp_path / str(micro), micro_batch=micro, held_out=0) for micro in (32, 8)
+    )
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_workers_change_nothing(tmp_path, digits):
+    train, _ = digits
+    recipe = PLAIN.changed(epochs=1, auto_augment='rand-m9-mstd0.5-inc1')
+    results = [
+        fit(small_model(), train, recipe, tmp_path / str(workers), workers=workers, held_out=0) for workers in (0, 2)
+    ]
+    assert losses(results[0]) == losses(results[1])
+
+
+def test_random_numbers_of_an_image_are_those_of_its_draw(digits):
+    train, _ = digits
+    transform = create_transform(32, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.5)
+    seeded = Seeded(train.with_transform(transform))
+    draws = list(Draws(len(train), 32, 1, seed=3))
+    forwards = {draw: seeded[draw][0] for draw in draws[:40]}
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    for draw in reversed(draws[:40]):
+        assert torch.equal(seeded[draw][0], forwards[draw])
+    assert np.array_equal(np.random.get_state()[1], state[0])
+    assert torch.equal(torch.get_rng_state(), state[1])
+    loader = DataLoader(seeded, batch_size=8, sampler=draws[:40], num_workers=2)
+    assert torch.equal(torch.cat([images for images, _ in loader]), torch.stack(list(forwards.values())))
+
+
+def test_an_epoch_is_a_new_order_of_all_images_and_new_seeds():
+    draws = Draws(images=100, batch_size=10, repeats=1, seed=0)
+    first = list(draws)
+    assert list(draws) == first
+    assert sorted(i for i, _ in first) == list(range(100))
+    assert len({seed for _, seed in first}) == 100
+    draws.set_epoch(1)
+    assert not set(first) & set(draws)
+    assert [i for i, _ in first] != [i for i, _ in draws]
+
+
+def test_repeated_augmentation_draws_an_image_several_times_in_one_batch():
+    draws = list(Draws(images=100, batch_size=30, repeats=3, seed=0))
+    assert len(draws) == 90
+    images = [i for i, _ in draws]
+    assert len(set(images)) == 30
+    assert all(len(set(images[at : at + 3])) == 1 for at in range(0, 90, 3))
+    assert len({seed for _, seed in draws}) == 90
+
+
+# --- what cannot be trained
+
+
+def test_another_run_s_state_is_refused_by_what_differs(tmp_path, digits):
+    train, _ = digits
+    fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
+    state = (tmp_path / 'state.pt').read_bytes()
+    for change, differs in (
+        (dict(recipe=PLAIN.changed(epochs=2)), 'recipe: epochs'),
+        (dict(recipe=PLAIN.changed(epochs=1), seed=1), 'seed'),
+        (dict(recipe=PLAIN.changed(epochs=1), data=train.subset(range(150))), 'training images'),
+        (dict(recipe=PLAIN.changed(epochs=1), model=small_model(drop_path_rate=0.1, depths=(1, 1, 1, 1))), 'weights'),
+    ):
+        options = {'model': small_model(), 'data': train, **change}
+        with pytest.raises(
+            EvaluationError, match=f'(?s)another run, which differs in: .*{differs}.*Choose another --output'
+        ):
+            fit(output=tmp_path, **options)
+    assert (tmp_path / 'state.pt').read_bytes() == state
+
+
+def test_a_damaged_state_says_what_to_do(tmp_path, digits):
+    train, _ = digits
+    fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
+    (tmp_path / 'state.pt').write_bytes((tmp_path / 'state.pt').read_bytes()[:1000])
+    with pytest.raises(EvaluationError, match=r'state.pt is missing or damaged: remove .*state.pt to begin anew'):
+        fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
+
+
+def test_a_state_with_code_in_it_is_not_run(tmp_path, digits):
+    train, _ = digits
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / 'hostile',))
+
+    torch.save(dict(identity={}, history=[Hostile()]), tmp_path / 'state.pt')
+    with pytest.raises(EvaluationError, match='damaged'):
+        fit(small_model(), train, PLAIN, tmp_path)
+    assert not (tmp_path / 'hostile').exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(tmp_path, digits):
+    train, _ = digits
+    fit(small_model(), train, PLAIN, tmp_path / 'good')
+    model = small_model()
+    torch.nn.init.constant_(model.get_classifier().weight, float('nan'))
+    with pytest.raises(EvaluationError, match=r'no longer a number in epoch 1: begin anew with a lower --lr'):
+        fit(model, train, PLAIN, tmp_path / 'bad')
+    assert not (tmp_path / 'bad' / 'state.pt').exists()
+
+
+def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
+    train, _ = digits
+    with pytest.raises(EvaluationError, match=r'model has 7 classes and digits has 10: make it with num_classes=10'):
+        fit(small_model(num_classes=7), train, PLAIN, tmp_path)
+    textures = load_dataset('textures', 'test')
+    with pytest.raises(EvaluationError, match=r'classes of textures \(test\) are not those of digits'):
+        fit(small_model(), train, PLAIN, tmp_path, test=textures)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'options', 'words'),
+    [
+        (dict(batch_size=256), {}, '143 training images make no batch of 256: choose a smaller --batch-size'),
+        ({}, dict(micro_batch=5), 'batch of 32 does not come out of 1 x 5 images'),
+        ({}, dict(micro_batch=64), 'batch of 32 does not come out of 1 x 64 images'),
+        (dict(batch_size=9, mixup=0.8), {}, 'Mixup needs pairs and 9 images at once are odd'),
+        ({}, dict(held_out=1.0), 'held-out share of 1 makes no sense'),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(tmp_path, digits, recipe, options, words):
+    train, _ = digits
+    with pytest.raises(EvaluationError, match=words):
+        fit(small_model(), train, PLAIN.changed(**recipe), tmp_path, **options)
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path, digits):
+    train, _ = digits
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(EvaluationError, match=r'cannot be written .*: choose another --output'):
+        fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path / 'file' / 'folder')
+    assert run_state.STATE == 'state.pt'
+
+
+# --- the command
+
+
+@pytest.fixture
+def tinyvit_zoo_cli(monkeypatch, capsys):
+    from tinyvit_zoo.cli.app import run_app
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'finetune', *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            run_app()
+        return SimpleNamespace(returncode=end.value.code or 0, **capsys.readouterr()._asdict())
+
+    return run
+
+
+def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):
+    done = tinyvit_zoo_cli('--recipes')
+    assert done.returncode == 0, done.err
+    for name in ('tinyvit_22kto1k', 'mae_lite_cifar100'):
+        assert f'\n{name}\n' in done.out
+    assert 'From: microsoft/Cream' in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'data', 'recipe', 'extra'),
+    [
+        ('mini_swin_tiny_patch4_window7_224', 'digits', 'mini_swin_384', ['--img-size', 32]),
+        ('tinymim_vit_tiny_patch16_224', 'textures', 'tinymim', ['--img-size', 64]),
+        ('resnet10t', 'textures', 'mae_lite_transfer', ['--img-size', 64, '--precision', 'bf16']),
+    ],
+)
+def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_path, name, data, recipe, extra):
+    arguments = [
+        name, '--random', '--data', data, '--recipe', recipe, '--output', tmp_path / 'out', '--epochs', 2,
+        '--lr', 0.003, '--batch-size', 128, '--micro-batch', 64, '--drop-path', 0, *extra,
+    ]  # fmt: skip
+    done = tinyvit_zoo_cli(*arguments)
+    assert done.returncode == 0, done.err
+    results = read_results(tmp_path / 'out')
+    assert (results['evaluator'], results['weights']) == ('finetune', 'random (seed 0)')
+    assert results['recipe']['name'] == recipe
+    assert 0 < results['test_ci95'] < 5
+    written = {p.name for p in (tmp_path / 'out').iterdir()}
+    assert written >= {'results.json', 'history.csv', 'loss.png', 'accuracy.png', 'confusion.png', 'model', 'best.pt'}
+    model = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True).eval()
+    assert state_hash(model) == results['model']['weights_sha256']
+    test = load_dataset(data, 'test')
+    transform = create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        batches = DataLoader(test.with_transform(transform), batch_size=256)
+        right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in batches)
+    assert 100 * right / len(test) == pytest.approx(results['test_accuracy'], abs=0.5)  # bfloat16
+    again = tinyvit_zoo_cli(*arguments)
+    assert again.returncode == 0, again.err
+    assert 'goes on after epoch 2 of 2' in again.out
+    assert read_results(tmp_path / 'out')['test_accuracy'] == results['test_accuracy']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--recipe', 'tinyvit', '--data', 'digits'], "no recipe 'tinyvit'. Did you mean"),
+        (['--recipe', 'tinymim', '--data', 'digitz'], "'digitz' is no data set and no folder. Did you mean digits"),
+        (['--recipe', 'tinymim', '--data', 'digits', '--batch-size', '4096'], 'make no batch of 4096'),
+    ],
+)
+def test_the_command_fails_in_one_sentence(tinyvit_zoo_cli, tmp_path, arguments, words):
+    done = tinyvit_zoo_cli('tinyvit_5m_224', '--random', '--img-size', '32', '--output', tmp_path / 'out', *arguments)
+    assert done.returncode == 1
+    assert words in done.err
+    assert done.err.count('\n') == 1

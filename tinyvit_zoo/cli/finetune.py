@@ -1,0 +1,135 @@
+"""`finetune`: train a model on images by a recipe of the papers."""
+
+import textwrap
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from . import evaluator_options as options
+from .console import console, explained, parse_size, quiet_logs
+from .downstream import import_downstream, needs_eval_extra
+
+Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
+
+
+def register(app: typer.Typer) -> None:
+    app.command('finetune')(finetune)
+
+
+def _list_recipes(wanted: bool) -> None:
+    if not wanted:
+        return
+    with needs_eval_extra('finetune'):
+        recipes = import_downstream('recipes').RECIPES.values()
+    for recipe in recipes:
+        rates = recipe.rates()
+        print(
+            f'{recipe.name}\n    {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning '
+            f'rate {rates.lr:g}, layer decay {recipe.layer_decay or "none"}, weight decay {recipe.weight_decay:g}'
+        )
+        for line in (f'From: {recipe.source}.', recipe.notes):
+            print(textwrap.fill(line, 116, initial_indent='    ', subsequent_indent='    '), end='\n' if line else '')
+    raise typer.Exit
+
+
+@explained
+def finetune(
+    name: str = options.MODEL,
+    data: str = options.DATA,
+    recipe: str = typer.Option(..., help='Name of a recipe, see --recipes.', metavar='NAME'),
+    output: Path = typer.Option(..., '--output', '-o', help='Folder for state, results and model.', metavar='DIR'),
+    root: Path = options.ROOT,
+    weights: Path = options.WEIGHTS,
+    pretrained: bool = options.PRETRAINED,
+    img_size: str = options.IMG_SIZE,
+    epochs: int = typer.Option(None, min=1, help="Instead of the recipe's; the warm-up keeps its share."),
+    batch_size: int = typer.Option(None, min=1, help="Images in an update, instead of the recipe's; scales --lr."),
+    micro_batch: int = typer.Option(None, min=1, help='Images that a process takes at once.', metavar='N'),
+    lr: float = typer.Option(None, min=0.0, help='Learning rate of an update, whatever the batch.'),
+    layer_decay: float = typer.Option(None, min=0.0, max=1.0, help="Instead of the recipe's."),
+    drop_path: float = typer.Option(None, min=0.0, max=0.99, help="Instead of the recipe's."),
+    ema_decay: float = typer.Option(None, min=0.0, max=1.0, help='The result is a moving average of the weights.'),
+    held_out: float = typer.Option(
+        0.1, min=0.0, max=0.9, help='Share of train to choose the epoch with; 0 takes the last epoch.'
+    ),
+    precision: Precision = typer.Option(None, help='Default: bf16 on CUDA, else no.'),
+    seed: int = options.SEED,
+    device: str = options.DEVICE,
+    workers: int = options.WORKERS,
+    skip_unreadable: bool = options.SKIP_UNREADABLE,
+    recipes: bool = typer.Option(
+        False, '--recipes', callback=_list_recipes, is_eager=True, help='List the recipes with their sources.'
+    ),
+) -> None:
+    """Train a model on images. The same command again goes on where the last one stopped.
+
+    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli finetune ...
+    """
+    size = parse_size(img_size)
+    quiet_logs()
+    with needs_eval_extra('finetune'):
+        training, reports = import_downstream('finetune'), import_downstream('finetune_report')
+    changes = dict(epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay)
+    changes |= dict(drop_path=None if drop_path is None else {'': drop_path})
+    chosen = import_downstream('recipes').find_recipe(recipe)
+    chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
+    if lr is not None:
+        chosen = chosen.changed(lr=lr, lr_batch=chosen.batch_size)
+    with options.processes() as first:
+        train, validation, test = _datasets(data, root, seed, skip_unreadable)
+        rate = chosen.drop_path_of(name)
+        model = options.load_backbone(
+            name, weights, pretrained, size or (chosen.img_size and (chosen.img_size,) * 2), seed,
+            num_classes=len(train.classes), **(dict(drop_path_rate=rate) if rate else {}),
+        )  # fmt: skip
+        out = console()
+
+        def say(text: str) -> None:
+            out.print(text, markup=False, soft_wrap=True)
+
+        result = training.finetune(
+            model, train, chosen, output, validation=validation, test=test, held_out=held_out, micro_batch=micro_batch,
+            precision=precision and str(precision), device=device and options.find_device(device), workers=workers,
+            seed=seed, say=say,
+        )  # fmt: skip
+        if first:
+            say(_words(reports.summary(result)))
+            origin = options.origin_of(weights, pretrained, seed)
+            reports.write_finetuned(
+                output, result, model, chosen, train, test, name=name, weights=origin, seed=seed, say=say
+            )
+
+
+def _datasets(data: str, root: Path | None, seed: int, skip_unreadable: bool) -> tuple[Any, Any, Any]:
+    """Train, validation and test. What has no test split, as ImageNet, is tested on its validation split, which then
+    must not choose the epoch.
+    """
+    there = [split for split in ('validation', 'test') if split in _splits(data)]
+    train, *others = [options.load_data(data, s, root, seed, skip_unreadable, 'finetune') for s in ('train', *there)]
+    if len(others) == 2:
+        return train, *others
+    return train, None, others[0] if others else None
+
+
+def _splits(data: str) -> list[str]:
+    """The splits of a registered data set, or of a folder."""
+    registry = import_downstream('registry').REGISTRY
+    if data in registry:
+        return list(registry[data].splits)
+    folders = import_downstream('folders').SPLIT_FOLDERS
+    return [split for split, names in folders.items() if any((Path(data) / name).is_dir() for name in names)]
+
+
+def _words(numbers: dict[str, Any]) -> str:
+    """The summary in a line."""
+    words = f'Epoch {numbers["best_epoch"]} of {numbers["epochs"]}'
+    if numbers['validation_images']:
+        words += f', chosen with {numbers["validation_images"]} images ({numbers["validation_accuracy"]:.2f} %)'
+    if 'test_accuracy' in numbers:
+        words += (
+            f': test accuracy {numbers["test_accuracy"]:.2f} ± {numbers["test_ci95"]:.2f} % '
+            f'({numbers["test_images"]} images)'
+        )
+    return words
