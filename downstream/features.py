@@ -109,29 +109,24 @@ def extract(
     processes = Processes()
     device = processes.own_device(device, model)
     transform = transform or dataset.transform
-    drawn = transform is not None or views > 1
+    drawn = seed if transform is not None or views > 1 else None
     transform = transform or (augmentation(model) if views > 1 else eval_transform(model))
+    if cache is not None:
+        _check_repr(transform)
     with untouched(model.to(device)) as weights, exact_cudnn():
         forward = _forward(model, layers, dtype, device)
-        parts = _key_parts(model, weights, dataset, transform, layers, dtype, device, seed if drawn else None)
-        if cache is not None:
-            _check_repr(transform)
-        batch_size = batch_size or processes.from_first(
-            lambda: _find_batch_size(forward, transform(dataset.with_transform(None)[0][0]), device, cache, parts)
+        parts = _key_parts(model, weights, dataset, transform, layers, dtype, device, drawn)
+        single = ImageBatches(dataset, transform, drawn, batch_size=1, workers=0)
+        parts['batch_size'] = batch_size or processes.from_first(
+            lambda: _find_batch_size(forward, single, device, cache, parts)
         )
-        parts['batch_size'] = batch_size
         store = None if cache is None else Cache(cache, parts)
-        shards = cut(len(dataset), batch_size, views)
+        batches = ImageBatches(dataset, transform, drawn, parts['batch_size'], workers)
+        shards = cut(len(dataset), parts['batch_size'], views)
         # By one process for all: another may have written a shard before the next one looks.
         missing = processes.from_first(lambda: [s for s in shards if store is None or store.read(s) is None])
-        batches = ImageBatches(dataset, transform, seed if drawn else None, batch_size, workers)
         mine = missing[processes.rank :: processes.number]
-        made = {}
-        for shard, values in _compute(forward, batches, mine, device, progress and processes.rank == 0):
-            if store is None:
-                made[shard] = values
-            else:
-                store.write(shard, values)
+        made = _make(forward, batches, mine, store, device, progress and processes.rank == 0)
     values = _collect(shards, made, store, processes).float().reshape(views, len(dataset), -1)
     return Features(
         values=values[0] if views == 1 else values,
@@ -223,18 +218,20 @@ def _forward(
     return forward
 
 
-def _compute(
+def _make(
     forward: Callable[[torch.Tensor], torch.Tensor],
     batches: ImageBatches,
     shards: list[Shard],
+    store: Cache | None,
     device: torch.device,
     progress: bool,
-) -> Iterator[tuple[Shard, torch.Tensor]]:
+) -> dict[Shard, torch.Tensor]:
+    """Compute shards, (images, D) each; those that went to the store are not among what is given back."""
+    made = {}
     total = sum(shard.stop - shard.start for shard in shards)
-    results = in_order(forward, batches.load(shards), device)
     with (
         tqdm(total=total, desc='features', unit='image', disable=None if progress else True) as bar,
-        closing(results),
+        closing(in_order(forward, batches.load(shards), device)) as results,
     ):
         for shard in shards:
             values = []
@@ -242,7 +239,11 @@ def _compute(
                 values.append(next(results))
                 _check_finite(values[-1], batches.dataset, positions)
                 bar.update(len(positions))
-            yield shard, torch.cat(values)
+            if store is None:
+                made[shard] = torch.cat(values)
+            else:
+                store.write(shard, torch.cat(values))
+    return made
 
 
 def _check_finite(values: torch.Tensor, dataset: ImageDataset, positions: range) -> None:
@@ -276,12 +277,12 @@ def _collect(
 
 def _find_batch_size(
     forward: Callable[[torch.Tensor], torch.Tensor],
-    image: torch.Tensor,
+    single: ImageBatches,
     device: torch.device,
     cache: str | Path | None,
     parts: dict[str, Any],
 ) -> int:
-    """What an earlier run with this cache found, or else what fits now."""
+    """What an earlier run with this cache found, or else what fits now; `single` tells the shape of an image."""
     if device.type != 'cuda':
         return CPU_BATCH_SIZE
     if cache is not None:
@@ -289,18 +290,18 @@ def _find_batch_size(
             earlier = json.loads(path.read_text())
             if {**parts, 'batch_size': earlier.get('batch_size')} == earlier:
                 return earlier['batch_size']
-    size = 1
-    while size < LARGEST_BATCH_SIZE and _fits(forward, image, 2 * size, device):
+    size, shape = 1, next(single.load([Shard(0, 0, 0, 1)])).shape[1:]
+    while size < LARGEST_BATCH_SIZE and _fits(forward, (2 * size, *shape), device):
         size *= 2
     torch.cuda.empty_cache()
     return size
 
 
-def _fits(forward: Callable, image: torch.Tensor, size: int, device: torch.device) -> bool:
-    """Whether a batch takes at most half of the memory."""
+def _fits(forward: Callable, shape: tuple[int, ...], device: torch.device) -> bool:
+    """Whether a batch of that shape takes at most half of the memory."""
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        forward(torch.zeros(size, *image.shape))
+        forward(torch.zeros(shape))
     except torch.cuda.OutOfMemoryError:
         return False
     return torch.cuda.max_memory_allocated(device) <= torch.cuda.get_device_properties(device).total_memory / 2

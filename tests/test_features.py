@@ -219,6 +219,27 @@ def test_bfloat16_takes_half_the_room_and_is_the_same_from_the_cache(tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_on_cuda_the_batch_size_is_tried_once_and_then_taken_from_the_cache(tmp_path, monkeypatch):
+    tried = []
+
+    def fits(forward, shape, device):
+        tried.append(shape)
+        return shape[0] <= 64
+
+    monkeypatch.setattr(features, '_fits', fits)
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: None)
+    parts = dict(weights='w', layers='pooled')
+    cuda = torch.device('cuda')
+    single = batches.ImageBatches(pictures(), TRANSFORM, None, batch_size=1, workers=0)
+    find = features._find_batch_size
+    assert find(None, single, torch.device('cpu'), tmp_path, parts) == features.CPU_BATCH_SIZE
+    assert find(None, single, cuda, tmp_path, parts) == 64
+    assert tried == [(2**i, 3, SIZE, SIZE) for i in range(1, 8)]
+    cache.Cache(tmp_path, dict(weights='w', layers='pooled', batch_size=16))
+    assert find(None, single, cuda, tmp_path, parts) == 16
+    assert find(None, single, cuda, tmp_path, dict(parts, weights='other')) == 64
+
+
 # Bad input
 
 
