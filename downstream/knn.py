@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .errors import EvaluationError
 from .finite import check_finite
 
-__all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'run', 'vote']
+__all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'check_ks', 'run', 'vote']
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -161,11 +161,20 @@ def _check(
         raise EvaluationError(
             f'The bank has {bank.shape[1]} features, the queries {queries.shape[1]}: take both from one model.'
         )
-    if not ks or min(ks) < 1 or max(ks) > len(bank):
-        raise EvaluationError(f'k must be from 1 to the {len(bank)} images of the bank, not {", ".join(map(str, ks))}.')
+    check_ks(ks, len(bank))
     if labels.min() < 0:
         raise EvaluationError(f'Labels count from 0, the bank has {labels.min()}.')
     if not temperature > 0:
         raise EvaluationError(f'The temperature must be above 0, not {temperature}.')
     if (labels == labels[0]).all():
         raise EvaluationError('All images of the bank are of one class: every answer would be that one.')
+
+
+def check_ks(ks: Sequence[int], N: int) -> None:
+    """Look at the numbers of neighbours before anything is computed.
+
+    Raises:
+        EvaluationError: If one is not within 1..N.
+    """
+    if not ks or min(ks) < 1 or max(ks) > N:
+        raise EvaluationError(f'k must be from 1 to the {N} images of the bank, not {", ".join(map(str, ks))}.')

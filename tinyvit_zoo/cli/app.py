@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from . import cards, catalogue, classify, compare, compress, demo, evaluate, export, finetune, hub, run, weights
+from . import (
+    cards,
+    catalogue,
+    classify,
+    compare,
+    compress,
+    demo,
+    evaluate,
+    export,
+    fewshot,
+    finetune,
+    hub,
+    run,
+    weights,
+)
 from .console import complain
 
 app = typer.Typer(
@@ -14,7 +28,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (cards, catalogue, classify, weights, hub, compress, export, run, demo, evaluate, compare, finetune):
+for group in (
+    cards,
+    catalogue,
+    classify,
+    weights,
+    hub,
+    compress,
+    export,
+    run,
+    demo,
+    evaluate,
+    compare,
+    finetune,
+    fewshot,
+):
     group.register(app)
 
 
