@@ -73,8 +73,8 @@ def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, che
     if split not in entry.splits:
         raise EvaluationError(f"{entry.name} has no split '{split}', it has: {', '.join(entry.splits)}.")
     if entry.layout and (root is None or not root.is_dir()):
-        problem = f'{entry.name} needs a root' if root is None else f'{root} is no folder'
-        raise EvaluationError(f'{problem}. {entry.how_to_get}')
+        problem = f'{entry.name} needs a root' if root is None else f'{root} is no folder for {entry.name}'
+        raise EvaluationError(f'{problem}: {entry.how_to_get}')
     parts = []
     for part in entry.splits[split]:
         dataset = entry.read(root, part, seed)

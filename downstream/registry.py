@@ -45,8 +45,8 @@ class Entry:
 
     @property
     def how_to_get(self) -> str:
-        """In a sentence or two, for messages."""
-        return f'Get it from {self.source}; the root has to hold {self.layout}. If that is dead: {self.if_dead}'
+        """The end of a message."""
+        return f'it has to hold {self.layout}, from {self.source}; if that is dead: {self.if_dead}'
 
 
 OFFLINE = (

@@ -4,6 +4,7 @@ import io
 import sys
 import tarfile
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import fake_datasets as fake
@@ -162,10 +163,12 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     denied('digits', 'val', words=("no split 'val'", 'validation'))
 
 
-def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(tmp_path):
+def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(tmp_path, monkeypatch):
     fake.class_folders(tmp_path / 'eurosat' / '2750', ('Forest', 'River'))
     denied('eurosat', 'all', tmp_path, words=('4 images', '27,000', 'check_counts=False'))
     assert len(load_dataset('eurosat', 'all', tmp_path, **UNCHECKED)) == 4
+    monkeypatch.setitem(REGISTRY, 'eurosat', replace(REGISTRY['eurosat'], counts=dict(all=4)))
+    denied('eurosat', 'all', tmp_path, words=('2 classes', ' 10 by '))
     fake.class_folders(tmp_path / 'dataset' / 'train', ('x',))
     denied('crop_disease', 'train', tmp_path, words=('43,456', 'not verified'))
 
