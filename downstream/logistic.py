@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .errors import EvaluationError
 from .ridge import gram
-from .split import check_features, stratified_split
+from .split import check_features, check_parts
 
 __all__ = ['CS', 'Fit', 'LogisticResult', 'logistic_path', 'probe']
 
@@ -254,13 +254,13 @@ class LogisticResult:
 
     Attributes:
         cs: The C that were tried.
-        held_out: Accuracy in % on the held-out part of the training images at every C.
+        held_out: Accuracy in % on the held-out images at every C.
         iterations: Steps of every fit.
         converged: By fit.
         chosen: Place of the chosen C: the most accurate one, of equal ones the smallest.
-        test: Accuracy in % on the test images, at the chosen C after a fit on all training images.
+        test: Accuracy in % on the test images, at the chosen C after a fit on training and held-out images.
         predictions: (number of test images,) int64.
-        fit: On all training images.
+        fit: On training and held-out images.
     """
 
     cs: tuple[float, ...]
@@ -276,43 +276,42 @@ class LogisticResult:
 def probe(
     features: np.ndarray,
     labels: np.ndarray,
+    held_features: np.ndarray,
+    held_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
     cs: Sequence[float] = CS,
     *,
     num_classes: int | None = None,
-    held_out: float = 0.1,
-    seed: int = 0,
     device: torch.device | str = 'cpu',
     progress: bool = True,
 ) -> LogisticResult:
-    """Choose C on a held-out part of the training images, fit on all of them, and test once, as DINOv2 does.
+    """Choose C on held-out images, fit on them and the training images, and test once, as DINOv2 does.
 
     Args:
         features: (N, D) float, of the training images.
         labels: (N,) int64.
-        test_features: (M, D) float.
-        test_labels: (M,) int64.
+        held_features: Of the images that choose.
+        held_labels: int64.
+        test_features: Of the test images.
+        test_labels: int64.
         cs: See `logistic_path`.
         num_classes: Default: one more than the largest label of the training images.
-        held_out: Share of the training images that the choice is made on.
-        seed: Of that part.
         device: Where to compute.
         progress: Show a bar.
 
     Raises:
         EvaluationError: If features, labels or a C cannot be used.
     """
-    num_classes = check_features(features, labels, num_classes)
-    check_features(test_features, test_labels, num_classes, like=features)
+    num_classes = check_parts(features, labels, held_features, held_labels, test_features, test_labels, num_classes)
     cs = sorted(set(_checked(cs)))
-    train, held = stratified_split(labels, held_out, seed)
     options = dict(num_classes=num_classes, device=device)
-    fits = logistic_path(features[train], labels[train], cs, progress=progress, **options)
-    accuracies = [100 * float((fit.predict(features[held]) == labels[held]).mean()) for fit in fits]
+    fits = logistic_path(features, labels, cs, progress=progress, **options)
+    accuracies = [100 * float((fit.predict(held_features) == held_labels).mean()) for fit in fits]
     chosen = int(np.argmax(accuracies))
-    fit = logistic_path(features, labels, [cs[chosen]], progress=False, **options)[0]
-    predictions = fit.predict(test_features)
+    both = np.concatenate([features, held_features]), np.concatenate([labels, held_labels])
+    last = logistic_path(*both, [cs[chosen]], progress=False, **options)[0]
+    predictions = last.predict(test_features)
     return LogisticResult(
         cs=tuple(cs),
         held_out=tuple(accuracies),
@@ -321,5 +320,5 @@ def probe(
         chosen=chosen,
         test=100 * float((predictions == test_labels).mean()),
         predictions=predictions,
-        fit=fit,
+        fit=last,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import EvaluationError
-from .split import check_features, stratified_split
+from .split import check_features, check_parts
 
 __all__ = ['RidgePath', 'RidgeResult', 'default_penalties', 'gram', 'probe', 'ridge_path']
 
@@ -166,9 +166,9 @@ class RidgeResult:
 
     Attributes:
         penalties: (L,) float64.
-        held_out: Accuracy in % on the held-out part of the training images at every penalty, (L,).
+        held_out: Accuracy in % on the held-out images at every penalty, (L,).
         chosen: Place of the chosen penalty: the most accurate one, of equal ones the largest.
-        test: Accuracy in % on the test images, at the chosen penalty after a fit on all training images.
+        test: Accuracy in % on the test images, at the chosen penalty after a fit on training and held-out images.
         predictions: (number of test images,) int64.
         weight: (K, D) float32 of the chosen classifier.
         bias: (K,) float32.
@@ -186,48 +186,44 @@ class RidgeResult:
 def probe(
     features: np.ndarray,
     labels: np.ndarray,
+    held_features: np.ndarray,
+    held_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
     penalties: Sequence[float] | None = None,
     *,
     num_classes: int | None = None,
-    held_out: float = 0.1,
-    seed: int = 0,
 ) -> RidgeResult:
-    """Choose a penalty on a held-out part of the training images, fit on all of them, and test once.
+    """Choose a penalty on held-out images, fit on them and the training images, and test once.
 
     Args:
         features: (N, D) float, of the training images.
         labels: (N,) int64.
-        test_features: (M, D) float.
-        test_labels: (M,) int64.
+        held_features: Of the images that choose.
+        held_labels: int64.
+        test_features: Of the test images.
+        test_labels: int64.
         penalties: See `ridge_path`; None for `default_penalties`.
         num_classes: Default: one more than the largest label of the training images.
-        held_out: Share of the training images that the choice is made on.
-        seed: Of that part.
 
     Raises:
         EvaluationError: If features, labels or penalties cannot be used.
     """
-    num_classes = check_features(features, labels, num_classes)
-    check_features(test_features, test_labels, num_classes, like=features)
+    num_classes = check_parts(features, labels, held_features, held_labels, test_features, test_labels, num_classes)
     penalties = default_penalties(features) if penalties is None else _checked(penalties)
-    train, held = stratified_split(labels, held_out, seed)
-    if len(train) < features.shape[1]:
-        path = _dual(features[train], labels[train], num_classes, penalties)
-    else:
-        origin = _origin(features)
-        moments = _moments(features[train], labels[train], num_classes, origin)
-        path = moments.path(penalties)
-    accuracies = path.accuracies(features[held], labels[held])
+    primal = len(features) >= features.shape[1]
+    origin = _origin(features)
+    moments = _moments(features, labels, num_classes, origin) if primal else None
+    path = moments.path(penalties) if primal else _dual(features, labels, num_classes, penalties)
+    accuracies = path.accuracies(held_features, held_labels)
     best = np.flatnonzero(accuracies == accuracies.max())
     chosen = int(best[penalties[best].argmax()])
-    if len(train) < features.shape[1]:
-        final = ridge_path(features, labels, penalties[[chosen]], num_classes)
-    else:  # sums add up
-        final = (moments + _moments(features[held], labels[held], num_classes, origin)).path(penalties[[chosen]])
+    if primal:  # sums add up
+        final = (moments + _moments(held_features, held_labels, num_classes, origin)).path(penalties[[chosen]])
+    else:
+        both = np.concatenate([features, held_features]), np.concatenate([labels, held_labels])
+        final = ridge_path(*both, penalties[[chosen]], num_classes)
     weight, bias = final.weight(0).T.astype(np.float32), final.bias(0).astype(np.float32)
     predictions = (test_features.astype(np.float32, copy=False) @ weight.T + bias).argmax(axis=1)
-    return RidgeResult(
-        penalties, accuracies, chosen, 100 * float((predictions == test_labels).mean()), predictions, weight, bias
-    )
+    test = 100 * float((predictions == test_labels).mean())
+    return RidgeResult(penalties, accuracies, chosen, test, predictions, weight, bias)

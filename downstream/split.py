@@ -4,7 +4,7 @@ import numpy as np
 
 from .errors import EvaluationError
 
-__all__ = ['check_features', 'check_labels', 'stratified_split']
+__all__ = ['check_features', 'check_labels', 'check_parts', 'stratified_split']
 
 
 def stratified_split(labels: np.ndarray, held_out: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -91,4 +91,24 @@ def check_features(
             f'The features of {len(bad)} of {len(features)} images are not finite, the first of them at place '
             f'{bad[0]}: use float32, and look at the weights of the model.'
         )
+    return count
+
+
+def check_parts(
+    features: np.ndarray,
+    labels: np.ndarray,
+    held_features: np.ndarray,
+    held_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    num_classes: int | None = None,
+) -> int:
+    """The number of classes, after a look at features and labels to train on, to choose with and to test on.
+
+    Raises:
+        EvaluationError: See `check_features`.
+    """
+    count = check_features(features, labels, num_classes)
+    check_features(held_features, held_labels, count, like=features)
+    check_features(test_features, test_labels, count, like=features)
     return count

@@ -163,7 +163,7 @@ def test_the_ridge_path_is_the_direct_solution_at_every_penalty(images, width):
 @pytest.mark.parametrize('images', [400, 30], ids=['primal', 'dual'])
 def test_the_ridge_probe_fits_again_on_all_training_images(images):
     (x, y), (test_x, test_y) = blobs(images, 60, noise=3), blobs(500, 60, seed=1, noise=3)
-    done = ridge.probe(x, y, test_x, test_y)
+    done = ridge.probe(x[15:], y[15:], x[:15], y[:15], test_x, test_y)
     assert done.held_out[done.chosen] == done.held_out.max()
     again = ridge.ridge_path(x, y, [done.penalties[done.chosen]])
     np.testing.assert_allclose(done.weight, again.weight(0).T, rtol=1e-4, atol=1e-6)
@@ -228,7 +228,7 @@ def test_fits_come_in_the_order_of_the_cs():
 
 def test_the_logistic_probe_fits_again_on_all_training_images():
     (x, y), (test_x, test_y) = blobs(400, 60, noise=3), blobs(500, 60, seed=1, noise=3)
-    done = logistic.probe(x, y, test_x, test_y, progress=False)
+    done = logistic.probe(x[40:], y[40:], x[:40], y[:40], test_x, test_y, progress=False)
     assert done.held_out[done.chosen] == max(done.held_out)
     theirs = sklearn_fit(x, y, done.cs[done.chosen])
     assert done.test == pytest.approx(100 * theirs.score(test_x, test_y), abs=0.5)

@@ -16,6 +16,7 @@ from . import (
     fewshot,
     finetune,
     hub,
+    probe,
     run,
     weights,
 )
@@ -41,6 +42,7 @@ for group in (
     evaluate,
     compare,
     finetune,
+    probe,
     fewshot,
 ):
     group.register(app)

@@ -1,0 +1,170 @@
+"""What a linear, ridge or logistic probe found: a summary, tables and figures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import save
+
+from tinyvit_zoo.hub.folder import new_file
+
+from . import plots, report
+from .image_dataset import ImageDataset
+from .linear_probe import ProbeResult
+from .logistic import LogisticResult
+from .ridge import RidgeResult
+
+__all__ = ['HEAD', 'interval', 'summary', 'write_probe']
+
+HEAD = 'head.safetensors'
+
+Result = ProbeResult | RidgeResult | LogisticResult
+
+
+def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
+    """The numbers of a probe, as results.json has them; accuracies in %."""
+    numbers: dict[str, Any] = dict(
+        test_images=len(test),
+        test_accuracy=result.test,
+        test_ci95=interval(result.test, len(test)),
+    )
+    if isinstance(result, ProbeResult):
+        head = result.heads[result.chosen]
+        return numbers | dict(
+            chosen=head.setting,
+            held_out_last=head.last,
+            held_out_best=head.best,
+            best_epoch=head.best_epoch,
+            heads=len(result.heads),
+            diverged=sum(head.diverged for head in result.heads),
+            batch_size=result.batch_size,
+            backbone_images=result.passes,
+        )
+    if isinstance(result, RidgeResult):
+        chosen = dict(penalty=result.penalties[result.chosen])
+    else:
+        chosen = dict(C=result.cs[result.chosen])
+    return numbers | dict(chosen=chosen, held_out=result.held_out[result.chosen], fits=len(result.held_out))
+
+
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """95 % interval in % (Wilson 1927) of an accuracy in %: these images as a sample of all such images."""
+    share, z = accuracy / 100, 1.96
+    middle = share + z**2 / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    return 100 * (middle - half) / (1 + z**2 / images), 100 * (middle + half) / (1 + z**2 / images)
+
+
+def write_probe(
+    output: str | Path,
+    result: Result,
+    test: ImageDataset,
+    head: Mapping[str, Any],
+    *,
+    title: str,
+    note: str,
+    entry: bool,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write results.json, the grid and the classes as tables and figures, and the chosen head as head.safetensors.
+
+    Args:
+        output: Folder.
+        result: Of any of the probes.
+        test: What was tested on.
+        head: Of results.json, see `report.record`.
+        title: Of the figures.
+        note: How it was measured, for the card.
+        entry: Whether the number is one for the card of the model.
+        say: Prints a line.
+
+    Returns:
+        Path of results.json.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to.
+    """
+    confusion = np.zeros((len(test.classes),) * 2, dtype=np.int64)
+    np.add.at(confusion, (test.labels, result.predictions), 1)
+    images = confusion.sum(axis=1)
+    accuracy = np.where(images > 0, 100 * confusion.diagonal() / np.maximum(images, 1), np.nan)
+    classes = [
+        dict(label=i, name=name, images=int(images[i]), accuracy=float(accuracy[i]))
+        for i, name in enumerate(test.classes)
+    ]
+    figures = dict(
+        **_grid_figures(result, title),
+        per_class=plots.per_class_bars(accuracy, test.classes, title=title),
+        confusion=plots.confusion(confusion, test.classes, title=title),
+    )
+    text = report.eval_results_entry(test.name, result.test, notes=note) if entry else None
+    path = report.write(
+        output,
+        {**head, **report.plain(summary(result, test))},
+        tables=dict(grid=_grid_rows(result), per_class=classes),
+        figures=figures,
+        eval_results={test.name: text},
+        say=say,
+    )
+    _write_head(Path(output) / HEAD, result)
+    return path
+
+
+def _write_head(path: Path, result: Result) -> None:
+    """Weight (K, D) and bias (K,) of the chosen head."""
+    fit = result.fit if isinstance(result, LogisticResult) else result
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(fit, name))) for name in ('weight', 'bias')}
+    with new_file(path) as new:
+        new.write_bytes(save(tensors))
+
+
+def _grid_rows(result: Result) -> Sequence[dict[str, Any]]:
+    if isinstance(result, ProbeResult):
+        return [
+            dict(
+                layer=head.setting.layer, lr=head.setting.lr, weight_decay=head.setting.weight_decay, last=head.last,
+                best=head.best, best_epoch=head.best_epoch, loss=head.loss, diverged=head.diverged,
+                chosen=i == result.chosen,
+            )
+            for i, head in enumerate(result.heads)
+        ]  # fmt: skip
+    name, values = ('penalty', result.penalties) if isinstance(result, RidgeResult) else ('C', result.cs)
+    rows = [
+        {name: float(value), 'held_out': float(held), 'chosen': i == result.chosen}
+        for i, (value, held) in enumerate(zip(values, result.held_out, strict=True))
+    ]
+    if isinstance(result, LogisticResult):
+        for row, iterations, converged in zip(rows, result.iterations, result.converged, strict=True):
+            row.update(iterations=iterations, converged=converged)
+    return rows
+
+
+def _grid_figures(result: Result, title: str) -> dict[str, Figure]:
+    """Accuracy on the held-out images: over learning rate and weight decay for each layer, and over the epochs; or over
+    the penalties.
+    """
+    if not isinstance(result, ProbeResult):
+        label = 'place in the grid of ' + ('penalties' if isinstance(result, RidgeResult) else 'C')
+        curve = {'held out': [float(value) for value in result.held_out]}
+        return dict(grid=plots.learning_curves(curve, title=title, x_label=label))
+    figures, chosen = {}, result.heads[result.chosen].setting
+    for layer in dict.fromkeys(head.setting.layer for head in result.heads):
+        heads = [head for head in result.heads if head.setting.layer == layer]
+        rows = list(dict.fromkeys(head.setting.weight_decay for head in heads))
+        columns = list(dict.fromkeys(head.setting.lr for head in heads))
+        figures['lr_wd_' + layer.replace(':', '_')] = plots.heat_map(
+            np.reshape([head.last for head in heads], (len(rows), len(columns))),
+            [f'{value:g}' for value in rows],
+            [f'{value:g}' for value in columns],
+            title=f'{title}: {layer}',
+            row_label='weight decay',
+            column_label='learning rate for a batch of 256',
+            unit='held-out accuracy, %',
+            chosen=(rows.index(chosen.weight_decay), columns.index(chosen.lr)) if chosen.layer == layer else None,
+        )
+    curve = {'chosen head, held out': result.history[:, result.chosen].tolist()}
+    return {**figures, 'epochs': plots.learning_curves(curve, title=title)}
