@@ -353,3 +353,22 @@ def test_a_missing_set_and_a_damaged_file_are_one_sentence(corrupted, tmp_path):
     refused(lambda: quiet(root, keep=keep), str(keep), 'remove it', kind=EvaluationError)
     (root / 'fog' / '3').rename(root / 'fog' / 'three')
     refused(lambda: quiet(root), '1 of the 75', 'fog/3', kind=EvaluationError)
+
+
+def test_the_command_measures_all_sets_and_keeps_them_beside_the_results(cli, corrupted, tmp_path):
+    root, _ = corrupted
+    for folder in root.glob('*/*'):
+        (folder / 'a').rename(folder / WNIDS[7])
+        (folder / 'b').rename(folder / WNIDS[9])
+    line = ('evaluate', 'test_vit', '--random', '--data', 'imagenet-c', '--root', root, '--img-size', 32)
+    code, out, err = cli(*line, '--output', tmp_path / 'out')
+    assert code == 0, err
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert f'mCE {results["mce"]:.2f} (AlexNet: 100)' in out
+    assert results['errors'].keys() == ALEXNET_ERRORS.keys()
+    assert 'all of them' in results['compared']
+    assert results['preprocessing']['crop_pct'] == 1.0
+    assert len(json.loads((tmp_path / 'out' / 'finished.json').read_text())['done']) == 75
+    assert len((tmp_path / 'out' / 'corruptions.csv').read_text().splitlines()) == 16
+    with Image.open(tmp_path / 'out' / 'corruptions.png') as image:
+        assert min(image.size) > 300

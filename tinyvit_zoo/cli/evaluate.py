@@ -83,9 +83,9 @@ def printer() -> Callable[[str], None]:
 
 def splits_of(data: str) -> tuple[str, ...]:
     """The splits of a registered data set or of a folder; of others all, as they are not known beforehand."""
-    registry = import_downstream('registry').REGISTRY
-    if data in registry:
-        return tuple(registry[data].splits)
+    entry = import_downstream('registry').find_entry(data)
+    if entry is not None:
+        return tuple(entry.splits)
     if not Path(data).is_dir():
         return import_downstream('datasets').SPLITS
     names = import_downstream('folders').SPLIT_FOLDERS
