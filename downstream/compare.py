@@ -12,6 +12,7 @@ import numpy as np
 from . import few_shot, knn, ridge
 from .errors import EvaluationError
 from .features import Features
+from .split import stratified_split
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 
@@ -125,12 +126,13 @@ def _knn(model: ModelFeatures, k: int) -> np.ndarray:
 
 
 def _ridge(model: ModelFeatures, seed: int) -> np.ndarray:
-    train, test = model.train, model.test
-    result = ridge.probe(
-        train.values.numpy(), train.labels.numpy(), test.values.numpy(), test.labels.numpy(),
-        num_classes=len(train.classes), seed=seed,
-    )  # fmt: skip
-    return result.predictions
+    """Answers of a ridge probe whose penalty was chosen on a tenth of the training images."""
+    features, labels = model.train.values.numpy(), model.train.labels.numpy()
+    train, held = stratified_split(labels, 0.1, seed)
+    return ridge.probe(
+        features[train], labels[train], features[held], labels[held], model.test.values.numpy(),
+        model.test.labels.numpy(), num_classes=len(model.train.classes),
+    ).predictions  # fmt: skip
 
 
 def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:

@@ -16,6 +16,7 @@ from downstream import few_shot, knn, ridge
 from downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
 from downstream.errors import EvaluationError
 from downstream.features import Features
+from downstream.split import stratified_split
 from tinyvit_zoo.hub import save_folder
 
 # differences of right answers
@@ -97,7 +98,9 @@ def test_every_row_is_what_its_evaluator_gives_for_either_model():
     for model, side in ((a, 'a'), (b, 'b')):
         train, test = model.train, model.test
         near = knn.run(train.values, labels, test.values, labels, [7]).accuracy[7]
-        linear = ridge.probe(train.values.numpy(), labels, test.values.numpy(), labels, seed=3).test
+        fit, held = stratified_split(labels, 0.1, 3)
+        values = train.values.numpy()
+        linear = ridge.probe(values[fit], labels[fit], values[held], labels[held], test.values.numpy(), labels).test
         assert getattr(rows['kNN (k = 7)'], side) == pytest.approx(near)
         assert getattr(rows[PROBE], side) == pytest.approx(linear)
     assert all(row.low > 0 for row in rows.values())
