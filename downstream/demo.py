@@ -1,4 +1,5 @@
-"""The demo: train a small-input TinyViT on real pictures, save it, make it again from the folder, classify.
+"""The demo: train a small-input TinyViT on real pictures, save it, make it again from the folder, classify, and compare
+what it learned with random weights.
 
 Everything is measured on pictures that were not trained on, and the number of epochs is fixed beforehand: the held-out
 pictures decide nothing.
@@ -6,11 +7,9 @@ pictures decide nothing.
 Shape legend: `B` pictures of a batch, `S` = 32 pixels a side, `K` = 12 classes.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import timm
@@ -21,14 +20,15 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from tqdm import tqdm
 
-import tinyvit_zoo
 from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.hub import save_folder
 
+from .demo_comparison import EPISODES, compare_with_random, pictures_to_compare_on
 from .digits import CLASSES, SIZE, Pictures, load_photos, load_pictures
 from .figures import Epoch, contact_sheet, training_curves
 from .hub_probe import weights_at_hand
+from .report import record, write
 
 __all__ = ['predict', 'run_demo', 'train']
 
@@ -48,13 +48,13 @@ def run_demo(
     limit: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Train, save, make again, classify, and write what came of it.
+    """Train, save, make again, classify, compare with random weights, and write what came of it.
 
     Args:
         output: Folder for the saved model, the figures, some held-out pictures and results.json.
         epochs: Passes over the training pictures.
         seed: Of the split, the start weights, the order and the augmentation.
-        limit: Use only so many digits; for a quick look.
+        limit: Use only so many digits, and about as many textures and episodes; for a quick look.
         say: Prints a line.
 
     Returns:
@@ -96,29 +96,38 @@ def run_demo(
     )
 
     probabilities = predict(again, held_out)
-    results = dict(
+    contact_sheet(held_out, probabilities, output / 'contact_sheet.png', seed)
+    training_curves(history, output / 'training.png')
+    some = save_some(held_out, output / 'held_out')
+    say(f'In {output}: model/ (Hub-ready), contact_sheet.png, training.png, held_out/ ({some} pictures).')
+    say(f'Try: tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model --topk 2')
+    classify_photos(say)
+    pools = pictures_to_compare_on(seed, limit)
+    say(
+        'Its features beside those of random weights, on pictures that it was not trained on. It was trained on other '
+        f"digits like these {len(pools['digits'].pictures)}, and has seen nothing of the textures' 19 photographs "
+        '(trained | random | difference and its 95 % interval):'
+    )
+    with one_thread():
+        comparison, figures = compare_with_random(folder, again, pools, seed, EPISODES if limit is None else limit, say)
+    results = record(
+        'demo',
+        model=again,
+        dataset={name: pool.pictures for name, pool in pools.items()},
         seed=seed,
+        name=f'local-dir:{output / "model"}',
         epochs=epochs,
         training_pictures=len(training),
         held_out_pictures=len(held_out),
         **accuracies(probabilities, held_out),
         max_difference_after_reload=difference,
-        seconds=round(seconds, 1),
-        torch=torch.__version__,
-        timm=timm.__version__,
-        tinyvit_zoo=tinyvit_zoo.__version__,
-        history=[asdict(epoch) for epoch in history],
+        training_seconds=round(seconds, 1),
+        seconds=round(time.perf_counter() - start, 1),
+        history=history,
+        compared_with_random=comparison,
     )
-    (output / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
-    contact_sheet(held_out, probabilities, output / 'contact_sheet.png', seed)
-    training_curves(history, output / 'training.png')
-    some = save_some(held_out, output / 'held_out')
-    say(
-        f'Written to {output}: model/ (Hub-ready), contact_sheet.png, training.png, results.json, '
-        f'held_out/ ({some} pictures).'
-    )
-    say(f'Try: tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model --topk 2')
-    classify_photos(say)
+    rows = [dict(data=name, **row) for name, rows in comparison.items() for row in rows]
+    write(output, results, tables=dict(compared_with_random=rows), figures=figures, say=say)
     return results
 
 

@@ -1,7 +1,7 @@
 """The demo's pictures, all of them real and all of them in scikit-learn: handwritten digits, and crops of two photos.
 
-Digits: 1797 scans of 8x8 pixels and 17 grey levels (UCI, Optical Recognition of Handwritten Digits). Photos:
-china.jpg and flower.jpg. Training crops come from the lower half of a photo, held-out crops from the upper half.
+Digits: those of the data set `digits`, split as it is: what other evaluators call its test images is held out here too.
+Photos: china.jpg and flower.jpg. Training crops are of the lower half of a photo, held-out crops of the upper half.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
-from sklearn.model_selection import train_test_split
+from sklearn.datasets import load_sample_images
+
+from .image_dataset import ImageDataset
+from .offline_datasets import DIGIT_SIZE, digits
 
 __all__ = ['CLASSES', 'NUM_DIGITS', 'PHOTOS', 'SIZE', 'Pictures', 'load_photos', 'load_pictures']
 
-SIZE = 32  # the smallest picture that TinyViT takes
+SIZE = DIGIT_SIZE  # the smallest picture that TinyViT takes
 PHOTOS = ('china', 'flower')
 CLASSES = (*(str(i) for i in range(10)), *PHOTOS)
 NUM_DIGITS = 10
@@ -53,40 +55,28 @@ def load_pictures(seed: int = 0, limit: int | None = None) -> tuple[Pictures, Pi
     Returns:
         Training (three quarters of the digits) and held-out pictures (one quarter), all 12 classes in each.
     """
-    digits = load_digits()
-    images, targets = digits.images, digits.target
-    if limit is not None:
-        images, _, targets, _ = train_test_split(images, targets, train_size=limit, random_state=seed, stratify=targets)
-    train_x, held_x, train_y, held_y = train_test_split(
-        images, targets, test_size=0.25, random_state=seed, stratify=targets
-    )
     photos = load_photos()
     rng = np.random.default_rng(seed)
-    # As many crops of a photo as there are pictures of a digit.
-    train = _pictures(train_x, train_y, photos, 'lower', len(train_x) // NUM_DIGITS, rng)
-    return train, _pictures(held_x, held_y, photos, 'upper', len(held_x) // NUM_DIGITS, rng)
+    train, held = digits('train', seed), digits('test', seed)
+    share = 1.0 if limit is None else limit / (len(train) + len(held))
+    return _pictures(_part(train, share), photos, 'lower', rng), _pictures(_part(held, share), photos, 'upper', rng)
 
 
-def _pictures(
-    scans: np.ndarray,
-    targets: np.ndarray,
-    photos: dict[str, Image.Image],
-    half: str,
-    crops: int,
-    rng: np.random.Generator,
-) -> Pictures:
-    images = [_enlarge(scan) for scan in scans]
-    labels = targets.tolist()
+def _part(dataset: ImageDataset, share: float) -> ImageDataset:
+    """The first images of each class."""
+    members = [np.flatnonzero(dataset.labels == label) for label in range(NUM_DIGITS)]
+    return dataset.subset(np.sort(np.concatenate([m[: round(share * len(m))] for m in members])))
+
+
+def _pictures(scans: ImageDataset, photos: dict[str, Image.Image], half: str, rng: np.random.Generator) -> Pictures:
+    """The digits, and as many crops of a photo as there are pictures of a digit."""
+    images = [scans[i][0] for i in range(len(scans))]
+    labels = scans.labels.tolist()
+    crops = len(scans) // NUM_DIGITS
     for name in PHOTOS:
         images += [_crop(photos[name], half, rng) for _ in range(crops)]
         labels += [CLASSES.index(name)] * crops
     return Pictures(images, torch.tensor(labels))
-
-
-def _enlarge(scan: np.ndarray) -> Image.Image:
-    """8x8 of 0..16 -> SIZE x SIZE RGB."""
-    grey = Image.fromarray((scan * (255 / 16)).round().astype(np.uint8))
-    return grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert('RGB')
 
 
 def _crop(photo: Image.Image, half: str, rng: np.random.Generator) -> Image.Image:

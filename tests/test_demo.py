@@ -1,5 +1,6 @@
 """The demo: its pictures, a shortened run, its independence of the network and of foreign packages."""
 
+import csv
 import http.server
 import importlib
 import json
@@ -14,7 +15,8 @@ import timm
 import torch
 from PIL import Image
 
-from downstream.digits import CLASSES, NUM_DIGITS, SIZE, load_pictures
+from downstream.demo_comparison import pictures_to_compare_on
+from downstream.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
 from tinyvit_zoo.cli.downstream import import_downstream
 
 
@@ -66,7 +68,7 @@ def test_a_shortened_demo_writes_everything(tmp_path):
     from downstream.demo import run_demo
 
     said = []
-    results = run_demo(tmp_path / 'out', epochs=1, limit=200, say=said.append)
+    results = run_demo(tmp_path / 'out', epochs=1, limit=100, say=said.append)
     written = tmp_path / 'out'
     assert json.loads((written / 'results.json').read_text()) == results
     assert results['max_difference_after_reload'] < 1e-6
@@ -78,7 +80,39 @@ def test_a_shortened_demo_writes_everything(tmp_path):
     assert again.pretrained_cfg['label_names'] == list(CLASSES)
     assert again.img_size == (SIZE, SIZE)
     assert len(list((written / 'held_out').glob('*.png'))) == 2 * len(CLASSES)
-    assert 'HF_HUB_OFFLINE' in said[-1]  # which the tests set
+    assert any('HF_HUB_OFFLINE' in line for line in said)  # which the tests set
+    comparison = results['compared_with_random']
+    assert {name: [row['task'] for row in rows][-1] for name, rows in comparison.items()} == dict.fromkeys(
+        ('digits', 'textures'), 'linear probe (ridge)'
+    )
+    for name, rows in comparison.items():
+        assert rows[0]['task'] == '5-way 1-shot (cdfsl)'
+        assert rows[0]['n'] == 100
+        assert all(row['low'] <= row['difference'] <= row['high'] for row in rows)
+        for figure in (f'few_shot_{name}', f'differences_{name}', f'tsne_{name}_trained', f'tsne_{name}_random'):
+            with Image.open(written / f'{figure}.png') as image:
+                assert min(image.size) > 200
+    with (written / 'compared_with_random.csv').open() as file:
+        assert len(list(csv.DictReader(file))) == sum(map(len, comparison.values()))
+    assert results['data'].keys() == comparison.keys()
+    assert results['versions']['timm'] == timm.__version__
+
+
+def test_what_is_compared_on_was_not_trained_on():
+    training, held_out = load_pictures(seed=1)
+    pools = pictures_to_compare_on(seed=1)
+    pictures = {p.tobytes() for p in training.images}
+    digits = pools['digits']
+    shown = {digits.pictures[i][0].tobytes() for i in range(len(digits.pictures))}
+    assert not shown & pictures
+    assert shown == {p.tobytes() for p, digit in zip(held_out.images, held_out.is_digit, strict=True) if digit}
+    assert sorted([*digits.train, *digits.test]) == digits.episodes.tolist() == list(range(len(digits.pictures)))
+    textures = pools['textures']
+    names = {textures.pictures.classes[label] for label in textures.pictures.labels}
+    assert len(names) == 19
+    assert not names & set(PHOTOS)
+    assert not set(textures.train) & set(textures.test)
+    assert textures.episodes.tolist() == textures.test.tolist()
 
 
 @pytest.mark.slow
@@ -92,6 +126,9 @@ def test_the_demo_learns_the_digits(tmp_path):
     assert results['digits_accuracy'] > 0.97
     assert results['crops_accuracy'] > 0.7  # chance is one in twelve
     assert results['max_difference_after_reload'] < 1e-6
+    rows = {row['task']: row for row in results['compared_with_random']['digits']}
+    assert len(rows) == 5
+    assert all(row['low'] > 0 for row in rows.values())  # it was trained on digits
     digits = [f'out/held_out/{i}_0.png' for i in range(NUM_DIGITS)]
     command = [sys.executable, '-m', 'tinyvit_zoo.cli', 'classify', *digits, '--model', 'local-dir:out/model', '--json']
     answers = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)

@@ -1,4 +1,4 @@
-"""`demo`: train, save, make again and classify, on real pictures."""
+"""`demo`: train, save, make again, classify and compare, on real pictures."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ def demo(
     epochs: int = typer.Option(None, min=1, help='Passes over the training pictures.'),
     seed: int = typer.Option(0, help='Of the split, the start weights and the order.'),
 ) -> None:
-    """Train a small TinyViT on real digits and photo crops, save it, make it again and classify (no network needed)."""
+    """Train a small TinyViT on real digits and photo crops, save it, make it again, classify, and compare its features
+    with those of random weights (no network needed)."""
     with needs_eval_extra('The demo'):
         module = import_downstream('demo')
     out = console()
