@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from timm.scheduler import CosineLRScheduler
 from timm.task import ClassificationTask
@@ -123,7 +124,7 @@ def finetune(
 
     Raises:
         EvaluationError: If classes do not fit, the batch does not fit images or processes, the folder holds the state
-            of another run, or the loss is no longer a number.
+            of another run, the device has no such precision, or the loss is no longer a number.
     """
     _check_classes(model, train, validation, test)
     if validation is None and held_out:
@@ -136,6 +137,7 @@ def finetune(
     reset_head(model, recipe.head_std, seed)
     run = _Run(model, recipe, Path(output), micro_batch, precision, device, workers, seed, say)
     history = run.train(train, validation)
+    run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # the caller's model computes in float32 again
     model.load_state_dict(read_weights(run.folder))
     return Finetuned(
         history=tuple(history),
@@ -183,6 +185,9 @@ class _Run:
         on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
         if on_cuda and device is not None and device.index is not None:
             torch.cuda.set_device(device)
+        if precision == 'fp16' and not on_cuda:
+            raise EvaluationError('fp16 needs a CUDA device: choose bf16, or no.')
+        AcceleratorState._reset_state(reset_partial_state=True)  # else device and precision of an earlier run stay
         processes = PartialState(cpu=not on_cuda).num_processes
         self.micro_batch = micro_batch or max(recipe.batch_size // processes, 1)
         self.accelerator = Accelerator(

@@ -364,6 +364,26 @@ def test_accumulated_steps_train_as_one_batch_does(tmp_path, digits):
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
 
 
+def test_bfloat16_learns_as_float32_does(tmp_path, digits):
+    train, test = digits
+    models = [plain_vit() for _ in range(3)]
+    results = [
+        fit(model, train, PLAIN, tmp_path / f'{i}', test=test, held_out=0, precision=p)
+        for i, (model, p) in enumerate(zip(models, ('no', 'bf16', 'no'), strict=True))
+    ]
+    assert [r.precision for r in results] == ['no', 'bf16', 'no']
+    assert losses(results[0]) == losses(results[2])
+    assert losses(results[1]) != losses(results[0])
+    assert losses(results[1]) == pytest.approx(losses(results[0]), rel=0.02)
+    weights = torch.load(tmp_path / '1' / 'best.pt', weights_only=True)
+    assert {v.dtype for v in weights.values()} == {torch.float32}
+    # The model that was trained in bfloat16 computes in float32 again.
+    again = plain_vit()
+    again.load_state_dict(weights)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(models[1](images), again.eval()(images))
+
+
 def test_workers_change_nothing(tmp_path, digits):
     train, _ = digits
     recipe = PLAIN.changed(epochs=1, auto_augment='rand-m9-mstd0.5-inc1')
@@ -478,6 +498,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
         ({}, dict(micro_batch=64), 'batch of 32 does not come out of 1 x 64 images'),
         (dict(batch_size=9, mixup=0.8), {}, 'Mixup needs pairs and 9 images at once are odd'),
         ({}, dict(held_out=1.0), 'held-out share of 1 makes no sense'),
+        ({}, dict(precision='fp16'), 'fp16 needs a CUDA device'),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(tmp_path, digits, recipe, options, words):
