@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .cache import Shard
 from .errors import EvaluationError
 from .image_dataset import ImageDataset
 
-__all__ = ['ImageBatches', 'drawing_from']
+__all__ = ['ImageBatches', 'drawing_from', 'draws']
 
 
 @contextmanager
@@ -22,16 +23,33 @@ def drawing_from(*what: object) -> Iterator[None]:
     generators are as before when it ends.
     """
     seed = int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little')
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    before = _states()
     torch.default_generator.manual_seed(seed >> 1)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     try:
         yield
     finally:
-        torch.default_generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        torch.default_generator.set_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+def draws(transform: Callable, image: Image.Image) -> bool:
+    """Whether a transform takes random numbers for this image."""
+    with drawing_from('draws'):
+        before = _states()
+        transform(image)
+        after = _states()
+    return not (
+        torch.equal(before[0], after[0])
+        and all(np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+        and before[2] == after[2]
+    )
+
+
+def _states() -> tuple[torch.Tensor, tuple, tuple]:
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
 
 
 class ImageBatches:

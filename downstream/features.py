@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import tinyvit_zoo
 
-from .batches import ImageBatches
+from .batches import ImageBatches, draws
 from .cache import Cache, Shard, key_of
 from .errors import EvaluationError
 from .feature_layers import feature_function
@@ -95,8 +95,9 @@ def extract(
         device: None for where the model is.
         workers: Processes that read images.
         transform: Instead of that of the data set; None for the data set's or, where it has none, the model's own
-            (views=1) or `transforms.augmentation` (more views). Random transforms (of torch, NumPy's global generator
-            and `random`) draw from a seed of their own for each (seed, position, view).
+            (views=1) or `transforms.augmentation` (more views). One that takes random numbers (of torch, NumPy's
+            global generator or `random`) for the first image is given a seed of its own for each (seed, position,
+            view).
         seed: Of random transforms.
         progress: Whether to show a progress bar on a terminal.
 
@@ -108,9 +109,8 @@ def extract(
         raise EvaluationError('Features need an image, a view and a batch size of at least 1, and float32 or bfloat16.')
     processes = Processes()
     device = processes.own_device(device, model)
-    transform = transform or dataset.transform
-    drawn = seed if transform is not None or views > 1 else None
-    transform = transform or (augmentation(model) if views > 1 else eval_transform(model))
+    transform = transform or dataset.transform or (augmentation(model) if views > 1 else eval_transform(model))
+    drawn = seed if draws(transform, dataset.with_transform(None)[0][0]) else None
     if cache is not None:
         _check_repr(transform)
     with untouched(model.to(device)) as weights, exact_cudnn():

@@ -26,7 +26,7 @@ class Entry:
         counts: Images of each part.
         classes: Number of classes.
         source: Where it comes from.
-        licence: As its authors state it.
+        licence: As far as known; what the source says decides.
         layout: What the root has to hold; empty if no root is needed.
         if_dead: What to do when the source does not answer.
         figures: Where counts and classes are from.

@@ -205,6 +205,7 @@ def test_whatever_changes_the_values_changes_the_key(tmp_path):
     ]
     assert len(set(keys)) == len(keys)
     assert key(small_model().train()) == keys[0]
+    assert key(seed=1) == keys[0]  # nothing is drawn by that transform
 
 
 def test_bfloat16_takes_half_the_room_and_is_the_same_from_the_cache(tmp_path):
@@ -407,6 +408,15 @@ def test_random_numbers_of_a_block_are_its_own():
     with batches.drawing_from(0, 2):
         assert three() != inside
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ('transform', 'random'),
+    [(TRANSFORM, False), (RANDOM, True), (transforms.RandomHorizontalFlip(), True), (augmentation, True)],
+)
+def test_a_transform_that_draws_is_told_from_one_that_does_not(transform, random):
+    transform = augmentation(small_model()) if transform is augmentation else transform
+    assert batches.draws(transform, pictures()[0][0]) is random
 
 
 # Real processes
