@@ -40,7 +40,7 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
             parts[name] = there[0]
     if not parts:
         parts = dict(all=folder)
-    if split not in parts and not (split == 'all' and parts):
+    if split != 'all' and split not in parts:
         raise EvaluationError(f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}.")
     classes = class_folders(parts.get('train') or next(iter(parts.values())))
     chosen = parts.values() if split == 'all' else [parts[split]]

@@ -126,8 +126,11 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
     """Tar files of each split, by _info.json or, without one, by what the files are called."""
     for info in (folder / '_info.json', folder / 'info.json'):
         if info.is_file():
-            splits = json.loads(info.read_text())['splits']
-            return {name: [folder / file for file in split['filenames']] for name, split in splits.items()}
+            try:
+                splits = json.loads(info.read_text())['splits']
+                return {name: [folder / file for file in split['filenames']] for name, split in splits.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                raise EvaluationError(f'{info} does not list the tar files of each split.') from e
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob('*.tar')):
         for name in (name for names in SPLIT_FOLDERS.values() for name in names):
@@ -149,9 +152,9 @@ def _members(path: Path) -> list[tuple[tuple[str, int, int], int]]:
                     labels[stem] = int(tar.extractfile(member).read())
                 elif extension == 'json':
                     labels.setdefault(stem, json.loads(tar.extractfile(member).read()).get('label'))
-    except (tarfile.TarError, OSError, ValueError) as e:
+        return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
+    except (tarfile.TarError, OSError, ValueError, TypeError, AttributeError) as e:
         raise EvaluationError(f'{path} is no readable tar file of images and labels ({e}).') from e
-    return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
 
 
 class ReaderFiles:

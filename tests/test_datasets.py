@@ -1,6 +1,7 @@
 """Data sets by name: what is in them, in which order, under which labels, and what a user is told who lacks them."""
 
 import io
+import json
 import sys
 import tarfile
 import types
@@ -114,6 +115,12 @@ def test_a_folder_with_splits_takes_the_classes_of_train_for_all_of_them(tmp_pat
     denied(str(tmp_path), 'test', words=("no split 'test'", 'train, validation, all'))
     fake.class_folders(tmp_path / 'val', ('d',))
     denied(str(tmp_path), 'validation', words=("'d'", 'none of the 3 classes'))
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    fake.class_folders(tmp_path, ('car', 'train'))
+    assert load_dataset(str(tmp_path), 'all').classes == ('car', 'train')
+    denied(str(tmp_path), 'train', words=("no split 'train', it has: all",))
 
 
 def test_an_empty_folder_and_one_without_images_are_named(tmp_path):
@@ -330,6 +337,20 @@ def test_webdataset_tars_are_read_where_they_lie(tmp_path):
     denied('wds/set', 'test', tmp_path, words=("no split 'test'", 'train'))
     (tmp_path / 'set-test.tar').write_bytes(b'no tar')
     denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
+    tar_of(tmp_path / 'set-test.tar', {'a.png': png[0], 'a.json': b'{"label": [1, 2]}'})
+    denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
+
+
+def test_webdataset_splits_are_those_of_info_json_where_there_is_one(tmp_path):
+    png = fake.image(tmp_path / 'x.png').read_bytes()
+    for i in range(2):
+        tar_of(tmp_path / f'train-{i}.tar', {'a.png': png, 'a.cls': b'%d' % i})
+    info = dict(splits=dict(validation=dict(filenames=['train-1.tar'])))
+    (tmp_path / '_info.json').write_text(json.dumps(info))
+    assert load_dataset('wds/set', 'validation', tmp_path).labels.tolist() == [1]
+    denied('wds/set', 'train', tmp_path, words=("no split 'train'", 'validation'))
+    (tmp_path / '_info.json').write_text('{"splits": 3}')
+    denied('wds/set', 'train', tmp_path, words=('_info.json',))
 
 
 def test_torchvision_sets_are_taken_by_timms_names(tmp_path, monkeypatch):
