@@ -32,7 +32,7 @@ __all__ = ['Features', 'extract', 'untouched']
 
 CPU_BATCH_SIZE = 32
 LARGEST_BATCH_SIZE = 1024
-IMAGES_PER_SHARD = 1024  # about: a shard is whole batches
+IMAGES_PER_SHARD = 256  # about: a shard is whole batches
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -81,7 +81,7 @@ def extract(
 
     Batches are cut by position in the data set, so that the values depend neither on workers nor on how many processes
     share the work, nor on where a run was interrupted. Processes started by `torchrun` or `accelerate launch` share
-    whole shards of about 1024 images.
+    whole shards of about 256 images.
 
     Args:
         model: Any timm model. It is moved to `device`, and otherwise left as it was, which its hash proves.
