@@ -247,9 +247,7 @@ class _Run:
         updates = len(dataset) // self.recipe.batch_size
         scheduler = create_scheduler(self.optimizer, self.recipe, self.recipe.batch_size, updates)
         identity = self.identity(dataset, validation)
-        history = self.resume(identity)
-        scheduler.step_update(len(history) * updates)
-        scheduler.step(len(history))
+        history = self.resume(identity)  # learning rates too: the optimizer holds them
         for done in range(len(history), self.recipe.epochs):
             loader.set_epoch(done)  # accelerate counts epochs from 0 in every run, and hands that on to the draws
             loss, lr = self.train_epoch(loader, scheduler, done, updates)
@@ -298,7 +296,8 @@ class _Run:
     def _check_loss(self, losses: list[torch.Tensor], done: int) -> None:
         if not torch.stack(losses[-LOOK_EVERY:]).isfinite().all():
             raise EvaluationError(
-                f'The loss is no longer a number in epoch {done + 1}: begin anew with a lower --lr, or --precision no.'
+                f'The loss is no longer a number in epoch {done + 1}: choose another --output and a lower --lr, or '
+                '--precision no.'
             )
 
     @property

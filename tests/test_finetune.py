@@ -224,7 +224,9 @@ class Killed(BaseException): ...
 @pytest.mark.parametrize('epoch', [1, 2])
 def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
     train, test = digits
-    recipe = PLAIN.changed(ema_decay=0.9, drop_path={'': 0.2}, mixup=0.8, cutmix=1.0, auto_augment='rand-m9-mstd0.5')
+    recipe = PLAIN.changed(
+        ema_decay=0.9, drop_path={'': 0.2}, mixup=0.8, cutmix=1.0, auto_augment='rand-m9-mstd0.5', per_epoch=epoch == 2
+    )  # fmt: skip
     whole = fit(small_model(drop_path_rate=0.2), train, recipe, tmp_path / 'whole', test=test)
     writes = []
 
@@ -475,7 +477,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(tmp_pat
     fit(small_model(), train, PLAIN, tmp_path / 'good')
     model = small_model()
     torch.nn.init.constant_(model.get_classifier().weight, float('nan'))
-    with pytest.raises(EvaluationError, match=r'no longer a number in epoch 1: begin anew with a lower --lr'):
+    with pytest.raises(
+        EvaluationError, match=r'no longer a number in epoch 1: choose another --output and a lower --lr'
+    ):
         fit(model, train, PLAIN, tmp_path / 'bad')
     assert not (tmp_path / 'bad' / 'state.pt').exists()
 
