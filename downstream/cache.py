@@ -60,7 +60,9 @@ class Cache:
     def __init__(self, folder: str | Path, parts: Mapping[str, Any]) -> None:
         self.key = key_of(parts)
         self.folder = Path(folder) / self.key[:32]
-        write_whole(self.folder / 'key.json', (json.dumps(parts, indent=2, sort_keys=True) + '\n').encode())
+        explained = (json.dumps(parts, indent=2, sort_keys=True) + '\n').encode()
+        if not (self.folder / 'key.json').is_file() or (self.folder / 'key.json').read_bytes() != explained:
+            write_whole(self.folder / 'key.json', explained)
         _remove_leftovers(self.folder)
 
     def read(self, shard: Shard) -> torch.Tensor | None:
@@ -126,7 +128,8 @@ def _remove_leftovers(folder: Path) -> None:
     """Temporary files of killed processes of this machine."""
     for path in folder.glob(f'.*.{_this_machine()}.*.*.part'):
         if not _is_running(int(path.name.split('.')[-3])):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 def _is_running(process: int) -> bool:

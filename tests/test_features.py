@@ -160,6 +160,12 @@ def test_a_killed_run_computes_only_the_shards_that_are_missing(tmp_path, small_
     assert files_of(whole.folder) == expected
 
 
+def test_a_complete_cache_is_only_read(tmp_path, monkeypatch):
+    first = extract(small_model(), pictures(), **SMALL, cache=tmp_path)
+    monkeypatch.setattr(cache, 'write_whole', lambda path, data: pytest.fail(f'{path} was written'))
+    assert torch.equal(extract(small_model(), pictures(), **SMALL, cache=tmp_path).values, first.values)
+
+
 @pytest.mark.parametrize('where', [-3, 12, 200])
 def test_a_flipped_bit_is_noticed_and_the_shard_computed_again(where, tmp_path, small_shards, caplog):
     first = extract(small_model(), pictures(), **SMALL, cache=tmp_path)
