@@ -214,6 +214,16 @@ def test_evaluate_refuses_in_one_sentence(cli, pictures, tmp_path):
         assert words in err
 
 
+@pytest.mark.parametrize('command', [('evaluate', 'a'), ('compare', 'a', 'b')])
+def test_without_matplotlib_one_sentence_says_what_to_install_before_anything_is_done(cli, monkeypatch, command):
+    for name in [n for n in sys.modules if n.startswith('downstream')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    code, out, err = cli(*command, '--data', 'digits')
+    assert (code, out, err.count('\n')) == (1, '', 1)
+    assert "pip install 'tinyvit-zoo[eval]'" in err
+
+
 def test_compare_prints_a_paired_table_and_writes_it(cli, saved, pictures, tmp_path):
     line = ('compare', f'local-dir:{saved}', 'test_vit', '--random-b', '--data', pictures, '--img-size', 32)
     few = ('--ways', 3, '--shots', 1, '--shots', 3, '--queries', 5, '--episodes', 30, '-k', 5)

@@ -119,6 +119,13 @@ def test_five_classes_have_no_top5_and_a_class_without_images_no_accuracy():
     assert scores.summary()['mean_per_class'] == 50
 
 
+def test_of_equal_scores_the_first_class_is_the_better_one():
+    data = ImageDataset('d', 'test', WNIDS, [0, 7, 999], Arrays(np.zeros((3, 4, 4, 3), np.uint8), 'd'))
+    scores = evaluate(Oracle(torch.zeros(1, 1000)), data)
+    assert scores.predictions.tolist() == [0, 0, 0]
+    assert scores.ranks.tolist() == [0, 7, 999]
+
+
 def test_cropping_is_the_models_own_or_the_users(tmp_path):
     image = picture(1).resize((8, 8))
     image.paste((0, 0, 0), (2, 2, 6, 6))  # asks for row 0 in the middle, 1 at the border

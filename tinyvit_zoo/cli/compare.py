@@ -49,6 +49,7 @@ def compare(
     quiet_logs()
     with needs_eval_extra('compare'):
         module = import_downstream('compare')
+        import_downstream('plots')  # what is missing is told before the work, not after it
     extract = dict(layers=layers, cache=cache, device=options.find_device(device), workers=workers)
     with options.processes() as first:
         splits = (

@@ -49,6 +49,7 @@ def evaluate(
     quiet_logs()
     with needs_eval_extra('evaluate'):
         imagenet = import_downstream('imagenet')
+        import_downstream('plots')  # what is missing is told before the work, not after it
     found = options.find_device(device)
     settings: dict[str, Any] = dict(
         overrides={} if crop_pct is None else dict(crop_pct=crop_pct),
