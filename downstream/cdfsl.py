@@ -17,6 +17,7 @@ import math
 import numpy as np
 import torch
 
+from . import cdfsl_kernel
 from .draws import child_key, permutations, uniform
 
 __all__ = ['BATCH', 'DAMPENING', 'EPOCHS', 'GROUP', 'LEARNING_RATE', 'MOMENTUM', 'WEIGHT_DECAY', 'draw', 'logits']
@@ -96,9 +97,21 @@ def _train(products: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
         Factors (E, C, N + C): the weights are `factors @ [support features; start weights]`.
     """
     E, N, M = products.shape
+    factors = products.new_zeros(E, M - N, M)
+    factors[:, :, N:] = torch.eye(M - N)
+    kernel = cdfsl_kernel.load() if products.device.type == 'cpu' else None
+    if kernel is None:
+        _train_plain(products, orders, factors)
+    else:
+        settings = cdfsl_kernel.Settings(LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY, EPOCHS, BATCH)
+        kernel(products, orders, factors, settings)
+    return factors
+
+
+def _train_plain(products: torch.Tensor, orders: torch.Tensor, factors: torch.Tensor) -> None:
+    """The steps in PyTorch, each for all episodes at once; `factors` are changed in place."""
+    E, N, M = products.shape
     C = M - N
-    factors = products.new_zeros(E, C, M)
-    factors[:, :, N:] = torch.eye(C)
     velocity = torch.zeros_like(factors)
     flat_products, flat_velocity = products.view(E * N, M), velocity.view(-1)
     episode = torch.arange(E, device=products.device)[:, None]
@@ -118,7 +131,6 @@ def _train(products: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
             flat_velocity.scatter_add_(0, place + label * M, gradient.new_full((1,), -share / n).expand(E * n))
             factors.add_(velocity, alpha=-LEARNING_RATE)
             share = 1 - DAMPENING
-    return factors
 
 
 def _pad(array: np.ndarray) -> np.ndarray:

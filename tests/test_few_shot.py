@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import refused
 from torch import nn
 
-from downstream import cdfsl, few_shot
+from downstream import cdfsl, cdfsl_kernel, few_shot
 from downstream.draws import child_key, permutations, uniform
 from downstream.errors import EvaluationError
 from downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
@@ -23,6 +23,13 @@ PINNED = '51589522725e87e1549d5eeaf914214c44d8b79710d2543e744e4ed05c8330c2'
 def clusters(D: int = 24, spread: float = 0.3) -> torch.Tensor:
     """Features (N, D) around a centre of each class, hard enough to be mistaken."""
     return torch.randn(len(LABELS), D) + spread * torch.randn(CLASSES, D)[LABELS]
+
+
+@pytest.fixture(params=['compiled', 'PyTorch'])
+def steps(request, monkeypatch) -> None:
+    """The classifier's steps in compiled code, where there is a compiler, and in PyTorch."""
+    if request.param == 'PyTorch':
+        monkeypatch.setattr(cdfsl_kernel, 'load', lambda: None)
 
 
 def plain_loop(features: torch.Tensor, episodes: Episodes, e: int) -> torch.Tensor:
@@ -125,7 +132,7 @@ def test_draws_are_uniform_and_of_every_place_their_own():
 
 @pytest.mark.parametrize(('shots', 'ways'), [(1, 5), (3, 2), (5, 5)])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
-def test_all_episodes_at_once_give_the_logits_of_the_plain_loop(shots, ways, dtype, tolerance):
+def test_all_episodes_at_once_give_the_logits_of_the_plain_loop(shots, ways, dtype, tolerance, steps):
     features = clusters().to(dtype)
     episodes = sample_episodes(LABELS, ways=ways, shots=shots, queries=4, episodes=5)
     ours = cdfsl.logits(features, episodes.support, episodes.query, episodes.seeds).flatten(1, 2)
@@ -138,7 +145,7 @@ def test_all_episodes_at_once_give_the_logits_of_the_plain_loop(shots, ways, dty
 
 @pytest.mark.parametrize('shots', [5, 20])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
-def test_wide_features_and_more_shots_give_the_logits_of_the_plain_loop(shots, dtype, tolerance):
+def test_wide_features_and_more_shots_give_the_logits_of_the_plain_loop(shots, dtype, tolerance, steps):
     features = clusters(576, 0.15).to(dtype)
     episodes = sample_episodes(LABELS, shots=shots, episodes=18)
     ours = cdfsl.logits(features, episodes.support, episodes.query, episodes.seeds).flatten(1, 2)
@@ -146,6 +153,36 @@ def test_wide_features_and_more_shots_give_the_logits_of_the_plain_loop(shots, d
         theirs = plain_loop(features, episodes, e)
         assert (ours[e] - theirs).abs().max() < tolerance
         assert torch.equal(ours[e].argmax(dim=1), theirs.argmax(dim=1))
+
+
+def test_without_a_compiler_pytorch_gives_the_same_after_one_line_in_the_log(monkeypatch, caplog, tmp_path):
+    features, episodes = clusters().double(), sample_episodes(LABELS, shots=3, queries=3, episodes=20)
+    arguments = (features, episodes.support, episodes.query, episodes.seeds)
+    compiled = cdfsl.logits(*arguments)
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
+    for compiler in ('no-such-compiler', 'false'):
+        caplog.clear()
+        monkeypatch.setenv('CXX', compiler)
+        cdfsl_kernel.load.cache_clear()
+        without = cdfsl.logits(*arguments)
+        assert torch.equal(cdfsl.logits(*arguments), without)
+        assert len(caplog.records) == 1
+        assert '\n' not in caplog.records[0].getMessage()
+        assert (without - compiled).abs().max() < 1e-9
+        assert not list(tmp_path.rglob('*.so'))
+    cdfsl_kernel.load.cache_clear()
+
+
+@pytest.mark.parametrize(('ways', 'shots', 'threads'), [(5, 5, 1), (2, 1, 2), (3, 7, 3), (8, 3, 1)])
+def test_compiled_steps_are_those_of_pytorch(ways, shots, threads, monkeypatch):
+    N, E = ways * shots, 5
+    x = torch.randn(E, N, 20, dtype=torch.float64)
+    products = torch.cat([x @ x.mT + 1, torch.randn(E, N, ways, dtype=torch.float64)], dim=2)
+    orders = torch.from_numpy(permutations(child_key(0, np.arange(E)[:, None], np.arange(cdfsl.EPOCHS)), N))
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    compiled = cdfsl._train(products, orders)
+    monkeypatch.setattr(cdfsl_kernel, 'load', lambda: None)
+    assert (compiled - cdfsl._train(products, orders)).abs().max() < 1e-12
 
 
 def test_start_weights_follow_the_rule_of_nn_linear():
@@ -159,7 +196,7 @@ def test_start_weights_follow_the_rule_of_nn_linear():
 
 
 @pytest.mark.parametrize('solver', few_shot.SOLVERS)
-def test_no_bit_depends_on_the_chunks(solver):
+def test_no_bit_depends_on_the_chunks(solver, steps):
     features, episodes = clusters(), sample_episodes(LABELS, shots=3, queries=3, episodes=37)
     whole = run(features, LABELS, episodes, solver)
     for chunk in (1, 20, 1000):
@@ -168,7 +205,7 @@ def test_no_bit_depends_on_the_chunks(solver):
         assert np.array_equal(part.predictions, whole.predictions)
 
 
-def test_logits_of_whole_groups_are_equal_bit_by_bit():
+def test_logits_of_whole_groups_are_equal_bit_by_bit(steps):
     features, episodes = clusters(), sample_episodes(LABELS, shots=3, queries=3, episodes=37)
 
     def logits(part):
