@@ -49,7 +49,7 @@ def evaluate(
     quiet_logs()
     with needs_eval_extra('evaluate'):
         imagenet = import_downstream('imagenet')
-        import_downstream('plots')  # what is missing is told before the work, not after it
+        reports = import_downstream('imagenet_report')
     found = options.find_device(device)
     settings: dict[str, Any] = dict(
         overrides={} if crop_pct is None else dict(crop_pct=crop_pct),
@@ -73,7 +73,10 @@ def evaluate(
         if dataset is None:
             _corruptions(head, settings, root, clean_root, output, say)
         else:
-            _report(imagenet.evaluate(model, dataset, **settings), dataset, head, output, say)
+            scores = imagenet.evaluate(model, dataset, **settings)
+            reports.print_scores(scores, dataset, head, say)
+            if output is not None:
+                reports.write_scores(output, scores, dataset, head, say)
 
 
 def printer() -> Callable[[str], None]:
@@ -98,106 +101,24 @@ def testing_split(data: str) -> str:
     return next(split for split in ('test', 'validation', 'all') if split in splits_of(data))
 
 
-def _report(scores: Any, dataset: Any, head: dict, output: Path | None, say: Callable[[str], None]) -> None:
-    """Print the numbers; write them, the classes, the mistakes and their figures."""
-    report, plots = import_downstream('report'), import_downstream('plots')
-    numbers = scores.summary()
-    title = f'{head["name"]} ({head["weights"]}) on {dataset.name} ({dataset.split})'
-    low, high = numbers['top1_ci95']
-    top5 = '' if numbers['top5'] is None else f', top-5 {numbers["top5"]:.2f} %'
-    say(f'{title}: {numbers["images"]:,} images')
-    say(f'top-1 {numbers["top1"]:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}')
-    if 'real_top1' in numbers:
-        say(
-            f'ReaL top-1 {numbers["real_top1"]:.2f} %, top-5 {numbers["real_top5"]:.2f} % of the '
-            f'{numbers["real_images"]:,} images that have labels'
-        )
-    say(f'Classes: {scores.compared}.')
-    say(f'Preprocessing: {_words(scores.preprocessing)}.')
-    if output is None:
-        return
-    names = import_downstream('class_map').readable(scores.classes)
-    images = scores.confusion.sum(axis=1)
-    classes = [
-        dict(label=i, id=id, name=name, images=int(images[i]), top1=_rounded(scores.per_class[i]))
-        for i, (id, name) in enumerate(zip(scores.classes, names, strict=True))
-    ]
-    rows, columns = scores.confusion.nonzero()
-    pairs = [
-        dict(true=scores.classes[r], answer=scores.classes[c], images=int(scores.confusion[r, c]))
-        for r, c in zip(rows, columns, strict=True)
-    ]
-    note = f'top-1 accuracy, %; {_words(scores.preprocessing)}'
-    entry = report.eval_results_entry(dataset.name, numbers['top1'], notes=note)
-    report.write(
-        output,
-        report.record('evaluate', dataset=dataset, **head, **numbers),
-        tables=dict(per_class=classes, confusion=pairs),
-        figures=dict(
-            per_class=plots.per_class_bars(scores.per_class, names, title=title),
-            confusion=plots.confusion(scores.confusion, names, title=title),
-        ),
-        eval_results={dataset.name: entry if head['weights'] == 'pretrained' else None},
-        say=say,
-    )
-
-
 def _corruptions(
-    head: dict,
-    settings: dict,
+    head: dict[str, Any],
+    settings: dict[str, Any],
     root: Path,
     clean_root: Path | None,
     output: Path | None,
     say: Callable[[str], None],
 ) -> None:
     """ImageNet-C; what is finished is kept beside the results."""
-    import numpy as np
-
-    imagenet_c, plots = import_downstream('imagenet_c'), import_downstream('plots')
-    report = import_downstream('report')
-    clean_error, clean = None, None
+    reports, model = import_downstream('imagenet_report'), head['model']
+    clean, clean_error = None, None
     if clean_root is not None:
         clean = options.load_data('imagenet-1k', 'validation', clean_root, 0)
-        clean_error = 100 - import_downstream('imagenet').evaluate(head['model'], clean, **settings).top1
-    result = imagenet_c.evaluate_corruptions(
-        head['model'], root, keep=output and output / 'finished.json', clean_error=clean_error, **settings
+        clean_error = 100 - import_downstream('imagenet').evaluate(model, clean, **settings).top1
+    keep = output and output / 'finished.json'
+    result = import_downstream('imagenet_c').evaluate_corruptions(
+        model, root, keep=keep, clean_error=clean_error, **settings
     )
-    title = f'{head["name"]} ({head["weights"]}) on ImageNet-C'
-    relative = '' if result.relative_mce is None else f', relative mCE {result.relative_mce:.2f}'
-    mean = np.mean(list(result.errors.values()))
-    say(f'{title}: mCE {result.mce:.2f}{relative} (AlexNet: 100); mean top-1 error {mean:.2f} %')
-    for name, ce in result.ce.items():
-        say(f'  {name:18s} CE {ce:6.2f}   top-1 error {np.mean(result.errors[name]):6.2f} %')
-    say(f'Classes: {result.compared}.')
-    say(f'Preprocessing: {_words(result.preprocessing)}.')
-    if output is None:
-        return
-    rows = [
-        dict(
-            corruption=name,
-            ce=_rounded(result.ce[name]),
-            **{f'error_{s}': _rounded(e) for s, e in enumerate(errors_, 1)},
-        )
-        for name, errors_ in result.errors.items()
-    ]
-    figure = plots.heat_map(
-        np.array(list(result.errors.values())), list(result.errors), imagenet_c.SEVERITIES, title=title,
-        row_label='corruption', column_label='severity', unit='top-1 error, %',
-    )  # fmt: skip
-    report.write(
-        output,
-        report.record('evaluate', dataset=clean, **head, root=root, **result.summary()),
-        tables=dict(corruptions=rows),
-        figures=dict(corruptions=figure),
-        say=say,
-    )
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 4)
-
-
-def _words(config: dict[str, Any]) -> str:
-    _, height, width = config['input_size']
-    side = f'{height}' if height == width else f'{height}x{width}'
-    return f'{side} px, crop {config["crop_pct"]:g} ({config["crop_mode"]}), {config["interpolation"]}'
+    reports.print_corruptions(result, head, say)
+    if output is not None:
+        reports.write_corruptions(output, result, {**head, 'root': root}, clean, say)

@@ -1,0 +1,120 @@
+"""What `evaluate` prints and writes of its numbers."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import plots, report
+from .class_map import readable
+from .image_dataset import ImageDataset
+from .imagenet import Scores
+from .imagenet_c import SEVERITIES, Corruptions
+
+__all__ = ['print_corruptions', 'print_scores', 'write_corruptions', 'write_scores']
+
+Say = Callable[[str], None]
+
+
+def print_scores(scores: Scores, dataset: ImageDataset, head: Mapping[str, Any], say: Say) -> None:
+    """Print the numbers, which outputs competed, and the preprocessing.
+
+    Args:
+        scores: Of a classifier.
+        dataset: What it was measured on.
+        head: `name` and `weights` of the model, in words.
+        say: Prints a line.
+    """
+    numbers = scores.summary()
+    low, high = scores.ci95
+    top5 = '' if scores.top5 is None else f', top-5 {scores.top5:.2f} %'
+    say(f'{_title(dataset, head)}: {len(scores.labels):,} images')
+    say(f'top-1 {scores.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}')
+    if 'real_images' in numbers:
+        real = f'ReaL top-1 {numbers["real_top1"]:.2f} %, top-5 {numbers["real_top5"]:.2f} %'
+        say(f'{real} of the {numbers["real_images"]:,} images that have labels')
+    _say_how(scores, say)
+
+
+def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapping[str, Any], say: Say) -> None:
+    """Write results.json, the classes and the pairs of true class and answer as CSV, their figures, and an entry for
+    the card where the weights are released ones.
+
+    Args:
+        folder: Made if it is missing.
+        scores: Of a classifier.
+        dataset: What it was measured on.
+        head: For `report.record`: `model`, `name`, `weights`, `seed` and settings.
+        say: Prints a line.
+    """
+    names, images, counts = readable(scores.classes), scores.confusion.sum(axis=1), scores.confusion
+    classes = [
+        dict(label=i, id=id, name=names[i], images=int(images[i]), top1=round(float(scores.per_class[i]), 4))
+        for i, id in enumerate(scores.classes)
+    ]
+    pairs = [
+        dict(true=scores.classes[r], answer=scores.classes[c], images=int(counts[r, c])) for r, c in np.argwhere(counts)
+    ]
+    title = _title(dataset, head)
+    note = f'top-1 accuracy, %; {_preprocessing(scores.preprocessing)}'
+    entry = report.eval_results_entry(dataset.name, scores.top1, notes=note)
+    report.write(
+        folder,
+        report.record('evaluate', dataset=dataset, **head, **scores.summary()),
+        tables=dict(per_class=classes, confusion=pairs),
+        figures=dict(
+            per_class=plots.per_class_bars(scores.per_class, names, title=title),
+            confusion=plots.confusion(counts, names, title=title),
+        ),
+        eval_results={dataset.name: entry if head['weights'] == 'pretrained' else None},
+        say=say,
+    )
+
+
+def print_corruptions(result: Corruptions, head: Mapping[str, Any], say: Say) -> None:
+    """Print mCE, the corruption errors behind it, and how they were measured; see `print_scores`."""
+    relative = '' if result.relative_mce is None else f', relative mCE {result.relative_mce:.2f}'
+    mean = np.mean(list(result.errors.values()))
+    say(f'{head["name"]} ({head["weights"]}) on ImageNet-C:')
+    say(f'mCE {result.mce:.2f}{relative} (AlexNet: 100); mean top-1 error {mean:.2f} %')
+    for name, ce in result.ce.items():
+        say(f'  {name:18s} CE {ce:6.2f}   top-1 error {np.mean(result.errors[name]):6.2f} %')
+    _say_how(result, say)
+
+
+def write_corruptions(
+    folder: Path, result: Corruptions, head: Mapping[str, Any], clean: ImageDataset | None, say: Say
+) -> None:
+    """Write results.json, the errors as CSV and as a heat map; see `write_scores`."""
+    rows = []
+    for name, errors in result.errors.items():
+        of_severity = {f'error_{s}': round(e, 4) for s, e in zip(SEVERITIES, errors, strict=True)}
+        rows.append(dict(corruption=name, ce=round(result.ce[name], 4), **of_severity))
+    figure = plots.heat_map(
+        np.array(list(result.errors.values())), list(result.errors), SEVERITIES,
+        title=f'{head["name"]} ({head["weights"]}) on ImageNet-C', row_label='corruption', column_label='severity',
+        unit='top-1 error, %',
+    )  # fmt: skip
+    report.write(
+        folder,
+        report.record('evaluate', dataset=clean, **head, **result.summary()),
+        tables=dict(corruptions=rows),
+        figures=dict(corruptions=figure),
+        say=say,
+    )
+
+
+def _title(dataset: ImageDataset, head: Mapping[str, Any]) -> str:
+    return f'{head["name"]} ({head["weights"]}) on {dataset.name} ({dataset.split})'
+
+
+def _say_how(result: Scores | Corruptions, say: Say) -> None:
+    say(f'Classes: {result.compared}.')
+    say(f'Preprocessing: {_preprocessing(result.preprocessing)}.')
+
+
+def _preprocessing(config: Mapping[str, Any]) -> str:
+    _, height, width = config['input_size']
+    side = f'{height}' if height == width else f'{height}x{width}'
+    return f'{side} px, crop {config["crop_pct"]:g} ({config["crop_mode"]}), {config["interpolation"]}'
