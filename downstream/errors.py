@@ -7,3 +7,7 @@ __all__ = ['EvaluationError']
 
 class EvaluationError(ModelError):
     """Data, settings or a cache cannot be used; the message is one sentence that says what to do."""
+
+    def __init__(self, message: str) -> None:
+        # torch hands on what a worker raised with the worker's traceback before it.
+        super().__init__(message.rpartition('EvaluationError: ')[2].strip())

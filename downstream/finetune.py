@@ -155,6 +155,10 @@ def _check_classes(model: nn.Module, train: ImageDataset, *others: ImageDataset 
             f'The model has {model.num_classes} classes and {train.name} has {len(train.classes)}: make it with '
             f'num_classes={len(train.classes)}.'
         )
+    if len(np.unique(train.labels)) < 2:
+        raise EvaluationError(
+            f'All images of {train.name} ({train.split}) are of one class: there is nothing to learn.'
+        )
     for other in others:
         if other is not None and other.classes != train.classes:
             raise EvaluationError(f'The classes of {other.name} ({other.split}) are not those of {train.name}.')

@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from conftest import SMALL
+from PIL import Image
 from timm.data import create_transform
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -491,7 +492,25 @@ def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
     textures = load_dataset('textures', 'test')
     with pytest.raises(EvaluationError, match=r'classes of textures \(test\) are not those of digits'):
         fit(small_model(), train, PLAIN, tmp_path, test=textures)
+    one_class = train.subset(np.flatnonzero(train.labels == 3))
+    with pytest.raises(EvaluationError, match=r'images of digits \(train\) are of one class'):
+        fit(small_model(), one_class, PLAIN, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_unreadable_image_is_told_by_its_path_whoever_reads_it(tmp_path, workers):
+    for name in ('a', 'b'):
+        (tmp_path / 'train' / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new('RGB', (32, 32), (i, i, i)).save(tmp_path / 'train' / name / f'{i}.png')
+    bad = tmp_path / 'train' / 'b' / '3.png'
+    bad.write_bytes(b'no image')
+    train = load_dataset(str(tmp_path), 'train')
+    with pytest.raises(EvaluationError) as e:
+        fit(small_model(num_classes=2), train, PLAIN.changed(batch_size=16), tmp_path, held_out=0, workers=workers)
+    assert str(e.value).startswith(f'{bad} is no readable image')
+    assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def finetune(
     pretrained: bool = options.PRETRAINED,
     img_size: str = options.IMG_SIZE,
     epochs: int = typer.Option(None, min=1, help="Instead of the recipe's; the warm-up keeps its share."),
-    batch_size: int = typer.Option(None, min=1, help="Images in an update, instead of the recipe's; scales --lr."),
+    batch_size: int = typer.Option(
+        None, min=1, help="Images in an update, instead of the recipe's; its learning rate grows with it."
+    ),
     micro_batch: int = typer.Option(None, min=1, help='Images that a process takes at once.', metavar='N'),
     lr: float = typer.Option(None, min=0.0, help='Learning rate of an update, whatever the batch.'),
     layer_decay: float = typer.Option(None, min=0.0, max=1.0, help="Instead of the recipe's."),
