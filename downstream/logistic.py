@@ -29,7 +29,7 @@ __all__ = ['CS', 'Fit', 'LogisticResult', 'logistic_path', 'probe']
 CS = tuple(float(c) for c in np.logspace(-6, 5, 45))
 """The C that DINOv2 tries."""
 
-TOLERANCE = 0.001
+TOLERANCE = 0.0005
 MAX_ITERATIONS = 100
 MEMORY = 20  # steps that tell of the curvature
 TRIES = 12  # lengths of a step

@@ -1,8 +1,14 @@
 """The linear probe: one pass for a grid, equal to solo runs; choice, resume, processes, bad input, the command line."""
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +16,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import SMALL, refused
+from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from downstream import linear_probe
@@ -20,7 +28,9 @@ from downstream.features import extract
 from downstream.hashes import state_hash
 from downstream.linear_probe import cached, live
 from downstream.one_pass import features_of_layers
+from downstream.probe_report import HEAD
 from downstream.views import probe_transforms
+from tinyvit_zoo.hub import save_folder
 
 LRS = [0.1, 1.0, 10.0]
 
@@ -271,3 +281,147 @@ def test_layers_of_one_pass_are_what_each_is_alone(name, kwargs):
         assert len(passed) == 1
         for layer, x in zip(layers, found, strict=True):
             assert torch.equal(x, feature_function(backbone, layer)(images))
+
+
+# the command
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A small TinyViT for digits as `local-dir:` takes it, its weights random."""
+    torch.manual_seed(0)
+    small = timm.create_model('tinyvit_5m_224', img_size=32, **SMALL)
+    return f'local-dir:{save_folder(small, tmp_path_factory.mktemp("models") / "small", tag="random")}'
+
+
+@pytest.mark.parametrize(
+    ('mode', 'more'),
+    [
+        ('live', ['--epochs', 2, '--batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
+        ('cached', ['--epochs', 3, '--batch', 64, '--views', 2, '--cache', 'features']),
+        ('ridge', []),
+        ('logistic', ['--layers', 'pre_logits']),
+    ],
+)
+def test_the_command_probes_digits_from_end_to_end(cli, folder, tmp_path, monkeypatch, mode, more):
+    monkeypatch.chdir(tmp_path)
+    command = ['probe', folder, '--data', 'digits', '--mode', mode, '--output', 'out', *more]
+    code, out, err = cli(*command)
+    assert (code, 'Traceback' in err) == (0, False), err
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert f'{results["test_accuracy"]:.2f} %' in out
+    assert results['test_accuracy'] > 20  # chance is 10
+    assert results['mode'] == mode
+    assert results['test_images'] == 450
+    low, high = results['test_ci95']
+    assert low < results['test_accuracy'] < high
+    written = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert {
+        'results.json',
+        'grid.csv',
+        'per_class.csv',
+        'per_class.png',
+        'confusion.png',
+        'head.safetensors',
+    } <= written
+    if mode == 'live':
+        assert results['chosen']['layer'] in ('pooled', 'last:2')
+        assert {'lr_wd_pooled.png', 'lr_wd_last_2.png', 'epochs.png', 'probe.pt'} <= written
+        assert len((tmp_path / 'out' / 'grid.csv').read_text().splitlines()) == 1 + 2 * 2 * 13
+    if mode in ('live', 'cached'):
+        cli(*command)
+        assert json.loads((tmp_path / 'out' / 'results.json').read_text())['test_accuracy'] == results['test_accuracy']
+    width = load_file(tmp_path / 'out' / HEAD)['weight'].shape
+    assert width[0] == 10
+
+
+def test_the_command_refuses_what_it_cannot_do_in_one_sentence(cli, folder, tmp_path):
+    one_class = tmp_path / 'one' / 'train' / 'cat'
+    one_class.mkdir(parents=True)
+    for i in range(3):
+        Image.new('RGB', (32, 32), (i, 0, 0)).save(one_class / f'{i}.png')
+    cases = [
+        (['--data', tmp_path / 'nothing'], 1, ''),
+        (['--data', tmp_path / 'one'], 1, ''),
+        (['--data', 'digits', '--lrs', 'fast'], 2, 'numbers between commas'),
+        (['--data', 'digits', '--lrs', '-1'], 1, 'makes no sense'),
+        (['--data', 'digits', '--mode', 'ridge', '--layers', 'pooled,last:1'], 2, 'one layer'),
+        (['--data', 'digits', '--layers', 'first'], 1, 'first'),
+    ]
+    for arguments, expected, word in cases:
+        code, out, err = cli('probe', folder, *arguments)
+        assert (code, out) == (expected, ''), arguments
+        assert err.count('\n') == 1, err
+        assert word in err
+
+
+def test_test_images_of_other_classes_are_refused(cli, folder, tmp_path):
+    for split, names in (('train', 'ab'), ('test', 'abc')):
+        for name in names:
+            where = tmp_path / 'data' / split / name
+            where.mkdir(parents=True)
+            for i in range(3):
+                Image.new('RGB', (32, 32), (i, 0, 0)).save(where / f'{i}.png')
+    code, _, err = cli('probe', folder, '--data', tmp_path / 'data', '--epochs', 1)
+    assert (code, err.count('\n')) == (1, 1)
+    assert 'classes' in err
+
+
+# processes
+
+SCRIPT = """
+import sys, pathlib, torch, timm, numpy as np
+import tinyvit_zoo
+from downstream.datasets import load_dataset
+from downstream.linear_probe import live
+from downstream.processes import Processes
+torch.set_num_threads(1)
+torch.manual_seed(0)
+small = dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1))
+model = timm.create_model('tinyvit_5m_224', img_size=32, **small)
+train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
+done = live(
+    model, train.subset(range(97)), train.subset(range(97, 130)), test.subset(range(40)), lrs=[.1, 1, 10],
+    layers=['pooled', 'last:2'], epochs=int(sys.argv[3]), batch_size=32, checkpoint=sys.argv[2], progress=False,
+)
+if Processes().rank == 0:
+    np.savez(sys.argv[1], weight=done.weight, history=done.history, test=done.test, passes=done.passes)
+"""
+
+
+def start(tmp_path: Path, name: str, epochs: int, launcher: list[str]) -> subprocess.Popen:
+    script = tmp_path / 'script.py'
+    script.write_text(SCRIPT)
+    command = [sys.executable, *launcher, str(script), str(tmp_path / f'{name}.npz'), str(tmp_path / f'{name}.pt')]
+    return subprocess.Popen([*command, str(epochs)], cwd=tmp_path, env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    assert start(tmp_path, 'one', 2, []).wait(200) == 0
+    assert start(tmp_path, 'two', 2, torchrun).wait(300) == 0
+    one, two = (np.load(tmp_path / f'{name}.npz') for name in ('one', 'two'))
+    assert abs(one['weight'] - two['weight']).max() <= 1e-5 * np.sqrt(np.square(one['weight']).mean())
+    np.testing.assert_array_equal(one['history'], two['history'])
+    assert one['test'] == two['test']
+    assert one['passes'] == two['passes'] == 2 * 97 + 33 + 40
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
+    assert start(tmp_path, 'whole', 12, []).wait(200) == 0
+    killed = 0
+    for _ in range(20):
+        process = start(tmp_path, 'torn', 12, [])
+        try:
+            process.wait(6.0 + 0.5 * killed)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+    assert killed
+    whole, torn = (np.load(tmp_path / f'{name}.npz') for name in ('whole', 'torn'))
+    np.testing.assert_array_equal(whole['weight'], torn['weight'])
+    np.testing.assert_array_equal(whole['history'], torn['history'])

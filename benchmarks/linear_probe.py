@@ -1,0 +1,209 @@
+"""Linear probes beside the obvious code: a sweep with the backbone in the loop, ridge and logistic paths.
+
+One process, one thread, process CPU time. Both sides of the sweep compute the same crops of the same images; the
+reference evaluates nothing, ours also passes its held-out and test images. Features for the paths are made up: 100
+classes around centres, with a spectrum that falls like 1 / n. The reference of both paths is scikit-learn in float32
+with its defaults (tol 1e-4, max_iter 100).
+
+    python benchmarks/linear_probe.py [--only sweep|ridge|logistic]
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+from timing import print_machine, write_figures
+from torch import nn
+
+import tinyvit_zoo  # noqa: F401  registers the models
+from downstream import logistic, ridge
+from downstream.batches import drawing_from
+from downstream.datasets import load_dataset
+from downstream.linear_heads import LinearHeads, grid
+from downstream.linear_probe import live
+from downstream.views import probe_transforms
+
+LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 3, 10, 30)
+IMAGES, STEPS = 64, 3
+ROWS, WIDTH, CLASSES = 50_000, 576, 100
+EXPECTED, EXPECTED_RATE = 14.7, 73  # CPU seconds of a fit with C = 1 on a machine of that many GFLOP/s
+
+
+def solo_run(model, train, start, lr, steps):
+    """The obvious code: crops, backbone, nn.Linear, SGD; one learning rate."""
+    transform, _ = probe_transforms(model)
+    head = nn.Linear(model.num_features, len(train.classes))
+    head.load_state_dict(start)
+    optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9)
+    targets = torch.from_numpy(train.labels)
+    for epoch in range(steps):
+        optimizer.param_groups[0]['lr'] = lr * len(train) / 256 * 0.5 * (1 + np.cos(np.pi * epoch / steps))
+        images = []
+        for i in range(len(train)):
+            with drawing_from(0, i, epoch):
+                images.append(transform(train[i][0]))
+        with torch.no_grad():
+            features = model.forward_head(model.forward_features(torch.stack(images)), pre_logits=True)
+        optimizer.zero_grad()
+        F.cross_entropy(head(features), targets).backward()
+        optimizer.step()
+    return head
+
+
+def timed(call: Callable[[], object]) -> tuple[float, object]:
+    start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
+
+
+def sweep(folder: Path) -> dict:
+    model = timm.create_model('tinyvit_5m_224').eval()
+    data = load_dataset('textures', 'train')
+    order = np.random.default_rng(0).permutation(len(data))
+    train, held, test = (
+        data.subset(order[a:b]) for a, b in ((0, IMAGES), (IMAGES, IMAGES + 2), (IMAGES + 2, IMAGES + 4))
+    )
+    weight, bias = LinearHeads(grid(LRS, [0], ['pooled']), {'pooled': model.num_features}, len(train.classes)).head(0)
+    start = dict(weight=weight, bias=bias)
+    ours, theirs, heads = [], [], []
+    for i, lr in enumerate(LRS):
+        if i % 4 == 0:
+            path = folder / f'probe{i}.pt'
+            ours.append(
+                timed(
+                    lambda p=path: live(
+                        model, train, held, test, lrs=LRS, epochs=STEPS, scale=(0.08, 1.0), chunk=IMAGES, checkpoint=p
+                    )
+                )[0]
+            )
+        seconds, head = timed(lambda lr=lr: solo_run(model, train, start, lr, STEPS))
+        theirs.append(seconds)
+        heads.append(head.weight.detach())
+    state = torch.load(path, weights_only=True)['heads']['pooled.weight']
+    errors = [((a - b).abs().max() / b.square().mean().sqrt()).item() for a, b in zip(state, heads, strict=True)]
+    ratio = sum(theirs) / statistics.median(ours)
+    print(
+        f'\nsweep of {len(LRS)} learning rates, tinyvit_5m_224, {IMAGES} images, {STEPS} steps: {sum(theirs):.1f} s in '
+        f'{len(LRS)} runs, {statistics.median(ours):.1f} s in one (median of {len(ours)})\n'
+        f'  ratio {ratio:.2f}   target 12.50 {"met" if ratio >= 12.5 else "MISSED"}\n'
+        f'  largest difference of weights / rms: {max(errors):.1e}   target 1e-05 '
+        f'{"met" if max(errors) <= 1e-5 else "MISSED"}'
+    )
+    return dict(ratio=ratio, theirs_s=theirs, ours_s=ours, differences=errors)
+
+
+def make(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features (rows, WIDTH) float32 and labels."""
+    rng = np.random.default_rng(0)
+    scale = (1 + np.arange(WIDTH)) ** -0.5
+    turn, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
+    centres = rng.normal(size=(CLASSES, WIDTH)) * scale * 0.13
+    labels = rng.integers(CLASSES, size=rows)
+    x = (centres[labels] + rng.normal(size=(rows, WIDTH)) * scale) @ turn
+    return (x / x.std()).astype(np.float32), labels
+
+
+def ridge_rows(x: np.ndarray, y: np.ndarray, rounds: int, rate: float) -> dict:
+    def all_weights():
+        path = ridge.ridge_path(x, y, ridge.default_penalties(x), CLASSES)
+        return path, [(path.weight(i), path.bias(i)) for i in range(len(path.penalties))]
+
+    ours, theirs = [], []
+    for _ in range(rounds):
+        seconds, (path, found) = timed(all_weights)
+        ours.append(seconds)
+        theirs.append(timed(lambda: LogisticRegression(C=1, max_iter=100).fit(x, y))[0])
+    centred = x - x.mean(axis=0, dtype=np.float64)
+    targets = np.where(np.arange(CLASSES) == y[:, None], 1.0, -1.0)
+    gram, products = centred.T @ centred, centred.T @ (targets - targets.mean(axis=0))
+    error = 0.0
+    for (weight, _), penalty in zip(found, path.penalties, strict=True):
+        direct = np.linalg.solve(gram + penalty * np.eye(WIDTH), products)
+        error = max(error, abs(weight - direct).max() / abs(direct).max())
+    ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+    expected, fit = EXPECTED * EXPECTED_RATE / rate, statistics.median(theirs)
+    print(
+        f'\nridge, {ROWS} x {WIDTH}, {CLASSES} classes: {len(found)} penalties in {statistics.median(ours):.2f} s, one '
+        f'fit of scikit-learn {fit:.1f} s ({fit / expected:.2f} of {EXPECTED} s at {EXPECTED_RATE} GFLOP/s, scaled by '
+        f'the matrix rate)\n  ratio {ratio:.1f}   target 12.0 {"met" if ratio >= 12 else "MISSED"}\n'
+        f'  largest difference from np.linalg.solve, relative: {error:.1e}   target 1e-05 '
+        f'{"met" if error <= 1e-5 else "MISSED"}'
+    )
+    return dict(ratio=ratio, ours_s=ours, theirs_s=theirs, difference=error)
+
+
+def logistic_rows(x: np.ndarray, y: np.ndarray, tight: list[int]) -> dict:
+    held = ROWS // 10
+    train, choose = (x[held:], y[held:]), (x[:held], y[:held])
+    first = timed(lambda: logistic.logistic_path(*train, progress=False))[0]
+    theirs, rows = 0.0, []
+    for C in logistic.CS:
+        seconds, fit = timed(lambda C=C: LogisticRegression(C=C, max_iter=100).fit(*train))
+        theirs += seconds
+        rows.append([C, seconds, int(fit.n_iter_[0]), 100 * fit.score(*choose)])
+    second, fits = timed(lambda: logistic.logistic_path(*train, progress=False))
+    ours = [100 * float((fit.predict(choose[0]) == choose[1]).mean()) for fit in fits]
+    print(f'\n{"C":>9s} {"iterations":>14s} {"held out, %":>16s}')
+    print(f'{"":9s} {"theirs":>7s} {"ours":>6s} {"theirs":>8s} {"ours":>7s}')
+    for (C, _, iterations, accuracy), fit, mine in zip(rows, fits, ours, strict=True):
+        print(
+            f'{C:9.2g} {iterations:7d} {fit.iterations:6d} {accuracy:8.2f} {mine:7.2f}{"" if fit.converged else " *"}'
+        )
+    accuracies = [row[3] for row in rows]
+    best, chosen = int(np.argmax(accuracies)), int(np.argmax(ours))
+    ratio = theirs / ((first + second) / 2)
+    print(
+        f'{len(rows)} fits of scikit-learn {theirs:.0f} s, ours {first:.1f} and {second:.1f} s (before and after)\n'
+        f'  ratio {ratio:.1f}   target 2 {"met" if ratio >= 2 else "MISSED"}, stretch 10 '
+        f'{"met" if ratio >= 10 else "MISSED"}\n'
+        f'  chosen C: theirs {logistic.CS[best]:.3g} ({accuracies[best]:.2f} %), ours {logistic.CS[chosen]:.3g} '
+        f'({ours[chosen]:.2f} %); differ by {ours[chosen] - accuracies[best]:+.2f} points   target 0.05 '
+        f'{"met" if abs(ours[chosen] - accuracies[best]) <= 0.05 else "MISSED"}\n'
+        f'  over all C they differ by up to {max(abs(a - b) for a, b in zip(accuracies, ours, strict=True)):.2f} points'
+    )
+    converged = []
+    for i in tight:
+        seconds, fit = timed(lambda i=i: LogisticRegression(C=logistic.CS[i], tol=1e-7, max_iter=1000).fit(*train))
+        converged.append([logistic.CS[i], seconds, int(fit.n_iter_[0]), 100 * fit.score(*choose)])
+        print(
+            f'  C {logistic.CS[i]:.3g}: scikit-learn with tol 1e-7 {converged[-1][3]:.2f} % ({converged[-1][2]} '
+            f'iterations, {seconds:.0f} s), with its defaults {accuracies[i]:.2f} %, ours {ours[i]:.2f} %'
+        )
+    return dict(ratio=ratio, ours_s=[first, second], theirs=rows, ours=ours, converged=converged)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', choices=['sweep', 'ridge', 'logistic'])
+    parser.add_argument('--rounds', type=int, default=3, help='of the ridge path')
+    parser.add_argument('--tight', type=int, nargs='*', default=[12, 16, 20, 24], help='C that scikit-learn fits again')
+    parser.add_argument('--folder', type=Path, default=Path('.'), help='for the checkpoints of the sweep')
+    parser.add_argument('--json', type=Path, help='keep the figures in this file')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore', ConvergenceWarning)
+    figures = {}
+    with threadpool_limits(1):
+        where, rates = print_machine(3)
+        if args.only in (None, 'sweep'):
+            figures['sweep'] = sweep(args.folder)
+        x, y = make(ROWS)
+        if args.only in (None, 'ridge'):
+            figures['ridge'] = ridge_rows(x, y, args.rounds, rates['float32'])
+        if args.only in (None, 'logistic'):
+            figures['logistic'] = logistic_rows(x, y, args.tight)
+    write_figures(args.json, machine=where, **figures)
+
+
+if __name__ == '__main__':
+    main()
