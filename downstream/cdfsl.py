@@ -9,7 +9,7 @@ The weights stay linear combinations of the support's features and of the start 
 (the dual form), and those need nothing but products of features: a matrix of N x (N + C) an episode, made once, takes
 the place of features of any width. The bias is the weight of a feature that is always 1.
 
-Shape legend: `E` episodes, `C` ways, `N` = C * shots images to learn from, `D` features.
+Shape legend: `E` episodes, `C` ways, `N` = C * shots images to learn from, `D` features, `M` at least N + C.
 """
 
 import math
@@ -27,6 +27,9 @@ EPOCHS, BATCH = 100, 4
 GROUP = 16
 """Episodes whose features are gathered at a time: few enough to stay in the processor's cache. Where chunks are whole
 groups, an episode's matrices always lie at the same places of a cache line, on which their rounding depends."""
+
+LANES = 16
+"""What the width of products and factors is rounded up to: they are read as whole vectors."""
 
 
 def draw(seeds: np.ndarray, ways: int, shots: int, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,45 +68,48 @@ def logits(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds
     E, C, shots = support.shape
     start, orders = draw(seeds, C, shots, features.shape[1])
     start, orders = torch.from_numpy(start).to(features), torch.from_numpy(orders).to(features.device)
-    factors = _train(_products(features, support, start), orders)
+    factors = _train(_products(features, support, start), orders, C)
     answers = features.new_empty(E, C * query.shape[2], C)
+    of_support, of_start = factors[:, :, : C * shots], factors[:, :, C * shots : C * shots + C]
     for part in _groups(E):
-        weight = torch.bmm(factors[part, :, : C * shots], _rows(features, support[part]))
-        weight += torch.bmm(factors[part, :, C * shots :], start[part, :, :-1])
-        bias = factors[part, :, : C * shots].sum(dim=2) + (factors[part, :, C * shots :] @ start[part, :, -1:])[..., 0]
+        weight = torch.bmm(of_support[part], _rows(features, support[part]))
+        weight += torch.bmm(of_start[part], start[part, :, :-1])
+        bias = of_support[part].sum(dim=2) + (of_start[part] @ start[part, :, -1:])[..., 0]
         torch.baddbmm(bias[:, None], _rows(features, query[part]), weight.mT, out=answers[part])
     return answers.view(E, C, query.shape[2], C)[:asked]
 
 
 def _products(features: torch.Tensor, support: np.ndarray, start: torch.Tensor) -> torch.Tensor:
-    """(E, N, N + C): each image of the support times all of them, and times the start weights."""
+    """(E, N, M): each image of the support times all of them, and times the start weights; then zeros."""
     E, C, shots = support.shape
-    products = features.new_empty(E, C * shots, C * shots + C)
+    N = C * shots
+    products = features.new_zeros(E, N, -(-(N + C) // LANES) * LANES)
     for part in _groups(E):
         x = _rows(features, support[part])
-        products[part, :, : C * shots] = torch.bmm(x, x.mT).add_(1)
-        products[part, :, C * shots :] = torch.bmm(x, start[part, :, :-1].mT) + start[part, :, -1][:, None]
+        products[part, :, :N] = torch.bmm(x, x.mT).add_(1)
+        products[part, :, N : N + C] = torch.bmm(x, start[part, :, :-1].mT) + start[part, :, -1][:, None]
     return products
 
 
-def _train(products: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
+def _train(products: torch.Tensor, orders: torch.Tensor, C: int) -> torch.Tensor:
     """SGD in the dual form.
 
     Args:
-        products: (E, N, N + C), see `_products`.
+        products: (E, N, M), see `_products`.
         orders: int64 (E, EPOCHS, N), see `draw`.
+        C: Ways.
 
     Returns:
-        Factors (E, C, N + C): the weights are `factors @ [support features; start weights]`.
+        Factors (E, C, M): the weights are `factors[:, :, : N + C] @ [support features; start weights]`.
     """
     E, N, M = products.shape
-    factors = products.new_zeros(E, M - N, M)
-    factors[:, :, N:] = torch.eye(M - N)
+    factors = products.new_zeros(E, C, M)
+    factors[:, :, N : N + C] = torch.eye(C)
     kernel = cdfsl_kernel.load() if products.device.type == 'cpu' else None
     if kernel is None:
         _train_plain(products, orders, factors)
     else:
-        settings = cdfsl_kernel.Settings(LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY, EPOCHS, BATCH)
+        settings = cdfsl_kernel.Settings(LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY, EPOCHS)
         kernel(products, orders, factors, settings)
     return factors
 
@@ -111,7 +117,7 @@ def _train(products: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
 def _train_plain(products: torch.Tensor, orders: torch.Tensor, factors: torch.Tensor) -> None:
     """The steps in PyTorch, each for all episodes at once; `factors` are changed in place."""
     E, N, M = products.shape
-    C = M - N
+    C = factors.shape[1]
     velocity = torch.zeros_like(factors)
     flat_products, flat_velocity = products.view(E * N, M), velocity.view(-1)
     episode = torch.arange(E, device=products.device)[:, None]

@@ -11,55 +11,58 @@ namespace {
 
 struct Settings {
     double learning_rate, momentum, dampening, weight_decay;
-    int64_t epochs, batch;
+    int64_t epochs;
 };
 
-// Products of one row of factors with up to four rows: one accumulator each, so that they do not wait for each other.
-template <typename T>
-void dot4(const T* a, const T* const* rows, int64_t M, T* out) {
-    const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-    T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t i = 0; i < M; ++i) {
-        s0 += a[i] * r0[i];
-        s1 += a[i] * r1[i];
-        s2 += a[i] * r2[i];
-        s3 += a[i] * r3[i];
+constexpr int64_t ROWS = 4;    // images of a batch
+constexpr int64_t LANES = 16;  // the width of all rows is a multiple of it, so that loops over them have no rest
+
+// Products of A rows of factors with four others: enough sums at a time that none waits for the one before.
+template <int A, typename T>
+void dots(const T* factors, const T* const* rows, int64_t M, T (*out)[ROWS]) {
+    const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3], *a = factors, *b = factors + (A - 1) * M;
+    T a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+#pragma omp simd reduction(+ : a0, a1, a2, a3, b0, b1, b2, b3)
+    for (int64_t i = 0; i < M / LANES * LANES; ++i) {
+        a0 += a[i] * r0[i], a1 += a[i] * r1[i], a2 += a[i] * r2[i], a3 += a[i] * r3[i];
+        if (A == 2) b0 += b[i] * r0[i], b1 += b[i] * r1[i], b2 += b[i] * r2[i], b3 += b[i] * r3[i];
     }
-    out[0] = s0, out[1] = s1, out[2] = s2, out[3] = s3;
+    out[0][0] = a0, out[0][1] = a1, out[0][2] = a2, out[0][3] = a3;
+    if (A == 2) out[1][0] = b0, out[1][1] = b1, out[1][2] = b2, out[1][3] = b3;
+}
+
+// Over C classes, of four images at a time.
+template <typename T>
+void softmax(T (*z)[ROWS], int64_t C) {
+    T largest[ROWS], sum[ROWS] = {0, 0, 0, 0};
+    std::copy(z[0], z[0] + ROWS, largest);
+    for (int64_t c = 1; c < C; ++c)
+        for (int64_t i = 0; i < ROWS; ++i) largest[i] = std::max(largest[i], z[c][i]);
+    for (int64_t c = 0; c < C; ++c)
+        for (int64_t i = 0; i < ROWS; ++i) sum[i] += z[c][i] = std::exp(z[c][i] - largest[i]);
+    for (int64_t i = 0; i < ROWS; ++i) sum[i] = 1 / sum[i];
+    for (int64_t c = 0; c < C; ++c)
+        for (int64_t i = 0; i < ROWS; ++i) z[c][i] *= sum[i];
 }
 
 template <typename T>
-void softmax(T* z, int64_t C, int64_t stride) {
-    T largest = z[0], sum = 0;
-    for (int64_t c = 1; c < C; ++c) largest = std::max(largest, z[c * stride]);
-    for (int64_t c = 0; c < C; ++c) sum += z[c * stride] = std::exp(z[c * stride] - largest);
-    for (int64_t c = 0; c < C; ++c) z[c * stride] /= sum;
-}
-
-template <typename T>
-void step(const T* products, const int64_t* chosen, int64_t n, int64_t N, int64_t C, T share, const Settings& s,
-          T* factors, T* velocity, T* z) {
-    const int64_t M = N + C, shots = N / C;
+void step(const T* products, const int64_t* chosen, int64_t n, int64_t shots, int64_t C, int64_t M, T share,
+          const Settings& s, T* factors, T* velocity, T (*z)[ROWS]) {
     const T momentum = s.momentum, decay = share * T(s.weight_decay), rate = s.learning_rate;
-    for (int64_t first = 0; first < n; first += 4) {
-        const T* rows[4];
-        for (int64_t i = 0; i < 4; ++i) rows[i] = products + chosen[std::min(first + i, n - 1)] * M;
-        T out[4];
-        for (int64_t c = 0; c < C; ++c) {
-            dot4(factors + c * M, rows, M, out);
-            for (int64_t i = 0; i < 4 && first + i < n; ++i) z[c * n + first + i] = out[i];
-        }
-    }
-    for (int64_t i = 0; i < n; ++i) softmax(z + i, C, n);
+    const T* rows[ROWS];
+    for (int64_t i = 0; i < ROWS; ++i) rows[i] = products + chosen[std::min(i, n - 1)] * M;
+    for (int64_t c = 0; c + 1 < C; c += 2) dots<2>(factors + c * M, rows, M, z + c);
+    if (C % 2) dots<1>(factors + (C - 1) * M, rows, M, z + C - 1);
+    softmax(z, C);
 #pragma omp simd
-    for (int64_t i = 0; i < C * M; ++i) {
+    for (int64_t i = 0; i < C * M / LANES * LANES; ++i) {
         velocity[i] = momentum * velocity[i] + decay * factors[i];
         factors[i] -= rate * velocity[i];
     }
-    for (int64_t c = 0; c < C; ++c) {
-        for (int64_t i = 0; i < n; ++i) {
-            const T gradient = (z[c * n + i] - T(chosen[i] / shots == c)) * share / T(n);
+    for (int64_t i = 0; i < n; ++i) {
+        z[chosen[i] / shots][i] -= 1;
+        for (int64_t c = 0; c < C; ++c) {
+            const T gradient = z[c][i] * (share / T(n));
             velocity[c * M + chosen[i]] += gradient;
             factors[c * M + chosen[i]] -= rate * gradient;
         }
@@ -67,16 +70,16 @@ void step(const T* products, const int64_t* chosen, int64_t n, int64_t N, int64_
 }
 
 template <typename T>
-void train(const T* products, const int64_t* orders, int64_t E, int64_t N, int64_t C, const Settings& s, T* factors) {
-    const int64_t M = N + C;
-    std::vector<T> velocity(C * M), z(C * s.batch);
+void train(const T* products, const int64_t* orders, int64_t E, int64_t N, int64_t C, int64_t M, const Settings& s,
+           T* factors) {
+    std::vector<T> velocity(C * M), z(C * ROWS);
     for (int64_t e = 0; e < E; ++e) {
         std::fill(velocity.begin(), velocity.end(), T(0));
         T share = 1;
         for (int64_t i = 0; i < s.epochs * N;) {
-            const int64_t n = std::min(s.batch, N - i % N);
-            step(products + e * N * M, orders + e * s.epochs * N + i, n, N, C, share, s, factors + e * C * M,
-                 velocity.data(), z.data());
+            const int64_t n = std::min(ROWS, N - i % N);
+            step(products + e * N * M, orders + e * s.epochs * N + i, n, N / C, C, M, share, s, factors + e * C * M,
+                 velocity.data(), reinterpret_cast<T(*)[ROWS]>(z.data()));
             share = T(1 - s.dampening);
             i += n;
         }
@@ -86,9 +89,9 @@ void train(const T* products, const int64_t* orders, int64_t E, int64_t N, int64
 }  // namespace
 
 #define EXPORT(NAME, T)                                                                                            \
-    extern "C" void NAME(const T* products, const int64_t* orders, int64_t E, int64_t N, int64_t C,               \
+    extern "C" void NAME(const T* products, const int64_t* orders, int64_t E, int64_t N, int64_t C, int64_t M,    \
                          const Settings* settings, T* factors) {                                                   \
-        train<T>(products, orders, E, N, C, *settings, factors);                                                   \
+        train<T>(products, orders, E, N, C, M, *settings, factors);                                                \
     }
 EXPORT(train_float32, float)
 EXPORT(train_float64, double)

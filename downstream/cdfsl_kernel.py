@@ -26,7 +26,7 @@ NAMES = {torch.float32: 'train_float32', torch.float64: 'train_float64'}
 _log = logging.getLogger(__name__)
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, 'Settings'], None]
-"""Takes products (E, N, N + C), orders (E, EPOCHS, N), factors (E, C, N + C), which it changes in place, settings."""
+"""Takes products (E, N, M), orders (E, EPOCHS, N), factors (E, C, M), which it changes in place, and settings."""
 
 
 class Settings(ctypes.Structure):
@@ -38,7 +38,6 @@ class Settings(ctypes.Structure):
         ('dampening', ctypes.c_double),
         ('weight_decay', ctypes.c_double),
         ('epochs', ctypes.c_int64),
-        ('batch', ctypes.c_int64),
     )
 
 
@@ -58,12 +57,13 @@ def _train(
     library: ctypes.CDLL, products: torch.Tensor, orders: torch.Tensor, factors: torch.Tensor, settings: Settings
 ) -> None:
     function = getattr(library, NAMES[products.dtype])
-    function.argtypes, function.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 2, None
+    function.argtypes, function.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 2, None
     E, C, M = factors.shape
+    N = products.shape[1]
 
     def part(start: int, stop: int) -> None:  # ctypes lets other threads run meanwhile
         function(
-            products[start].data_ptr(), orders[start].data_ptr(), stop - start, M - C, C, ctypes.addressof(settings),
+            products[start].data_ptr(), orders[start].data_ptr(), stop - start, N, C, M, ctypes.addressof(settings),
             factors[start].data_ptr(),
         )  # fmt: skip
 

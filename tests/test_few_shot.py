@@ -178,11 +178,12 @@ def test_compiled_steps_are_those_of_pytorch(ways, shots, threads, monkeypatch):
     N, E = ways * shots, 5
     x = torch.randn(E, N, 20, dtype=torch.float64)
     products = torch.cat([x @ x.mT + 1, torch.randn(E, N, ways, dtype=torch.float64)], dim=2)
+    products = F.pad(products, (0, -products.shape[2] % cdfsl.LANES))
     orders = torch.from_numpy(permutations(child_key(0, np.arange(E)[:, None], np.arange(cdfsl.EPOCHS)), N))
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
-    compiled = cdfsl._train(products, orders)
+    compiled = cdfsl._train(products, orders, ways)
     monkeypatch.setattr(cdfsl_kernel, 'load', lambda: None)
-    assert (compiled - cdfsl._train(products, orders)).abs().max() < 1e-12
+    assert (compiled - cdfsl._train(products, orders, ways)).abs().max() < 1e-12
 
 
 def test_start_weights_follow_the_rule_of_nn_linear():
