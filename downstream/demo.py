@@ -82,19 +82,7 @@ def run_demo(
         f'{history[-1].crops:.1%} ({seconds:.0f} s).'
     )
 
-    # The pictures already have the model's size: nothing to crop.
-    folder = save_folder(
-        model, output / 'model', label_names=CLASSES, tag='sklearn_digits_and_photos', data_config=dict(crop_pct=1.0)
-    )
-    again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    difference = max_difference(model, again, held_out)
-    if difference >= 1e-6:
-        raise RuntimeError(f'The model made again from {folder} gives other outputs (max difference {difference:g}).')
-    say(
-        f"timm.create_model('local-dir:{output / 'model'}', pretrained=True) gives the same outputs "
-        f'(max difference {difference:g}).'
-    )
-
+    again, difference = save_and_reload(model, output / 'model', held_out, say)
     probabilities = predict(again, held_out)
     contact_sheet(held_out, probabilities, output / 'contact_sheet.png', seed)
     training_curves(history, output / 'training.png')
@@ -104,12 +92,13 @@ def run_demo(
     classify_photos(say)
     pools = pictures_to_compare_on(seed, limit)
     say(
-        'Its features beside those of random weights, on pictures that it was not trained on. It was trained on other '
-        f"digits like these {len(pools['digits'].pictures)}, and has seen nothing of the textures' 19 photographs "
-        '(trained | random | difference and its 95 % interval):'
+        'Its features beside those of random weights (trained | random | difference and its 95 % interval). It was '
+        'trained on other digits than these, and on nothing of the 19 photographs that the textures are of.'
     )
     with one_thread():
-        comparison, figures = compare_with_random(folder, again, pools, seed, EPISODES if limit is None else limit, say)
+        comparison, figures = compare_with_random(
+            output / 'model', again, pools, seed, EPISODES if limit is None else limit, say
+        )
     results = record(
         'demo',
         model=again,
@@ -129,6 +118,27 @@ def run_demo(
     rows = [dict(data=name, **row) for name, rows in comparison.items() for row in rows]
     write(output, results, tables=dict(compared_with_random=rows), figures=figures, say=say)
     return results
+
+
+def save_and_reload(
+    model: nn.Module, folder: Path, pictures: Pictures, say: Callable[[str], None] = print
+) -> tuple[nn.Module, float]:
+    """Save a model, make it again from the folder, and give it with the largest difference of the logits.
+
+    Raises:
+        RuntimeError: If the outputs differ.
+    """
+    # The pictures already have the model's size: nothing to crop.
+    save_folder(model, folder, label_names=CLASSES, tag='sklearn_digits_and_photos', data_config=dict(crop_pct=1.0))
+    again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    difference = max_difference(model, again, pictures)
+    if difference >= 1e-6:
+        raise RuntimeError(f'The model made again from {folder} gives other outputs (max difference {difference:g}).')
+    say(
+        f"timm.create_model('local-dir:{folder}', pretrained=True) gives the same outputs "
+        f'(max difference {difference:g}).'
+    )
+    return again, difference
 
 
 @contextmanager

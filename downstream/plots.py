@@ -13,6 +13,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from .errors import EvaluationError
+
 __all__ = [
     'accuracy_over_shots',
     'confusion',
@@ -240,13 +242,13 @@ def tsne(features: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, ti
         seed: Of the choice and the embedding.
 
     Raises:
-        ValueError: If there are fewer than 4 rows.
+        EvaluationError: If there are fewer than 4 rows.
     """
     from sklearn.manifold import TSNE
 
     features, labels = np.asarray(features, dtype=np.float32), np.asarray(labels)
     if len(features) < 4:
-        raise ValueError(f't-SNE needs at least 4 images, there are {len(features)}.')
+        raise EvaluationError(f't-SNE needs at least 4 images, there are {len(features)}.')
     counts = np.bincount(labels, minlength=len(classes))
     shown = np.sort(np.argsort(-counts, kind='stable')[:MOST_COLORS])
     at = np.flatnonzero(np.isin(labels, shown))

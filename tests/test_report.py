@@ -134,6 +134,13 @@ def test_accuracy_over_shots_shows_means_and_intervals():
     assert {'60.0 ± 0.8', '58.0 ± 0.5', 'trained', 'random', 'chance, 20 %', 'few-shot'} <= set(shown)
 
 
+def test_differences_are_signed_and_have_their_intervals():
+    figure = plots.differences(['few-shot', 'kNN'], [1.25, -3.0], [0.5, -4.0], [2.0, 0.5], title='a minus b')
+    assert {'+1.2', '-3.0', 'few-shot', 'kNN', 'a minus b'} <= set(texts(figure))
+    (lines,) = figure.axes[0].collections
+    assert [segment[:, 0].tolist() for segment in lines.get_segments()] == [[0.5, 2.0], [-4.0, 0.5]]
+
+
 def test_a_heat_map_names_its_rows_and_leaves_what_is_missing_empty():
     values = np.array([[91.25, np.nan, 30.0], [1.0, 2.0, 3.0]])
     shown = texts(
@@ -182,8 +189,7 @@ def test_tsne_repeats_itself_and_says_what_it_left_out():
     places = [[t.get_position() for t in figure.axes[0].texts] for figure in (one, two)]
     assert places[0] == places[1]
     assert len(places[0]) == plots.MOST_COLORS
-    with pytest.raises(ValueError, match='at least 4'):
-        plots.tsne(features[:3], labels[:3], names, title='t')
+    refused(lambda: plots.tsne(features[:3], labels[:3], names, title='t'), 'at least 4', kind=EvaluationError)
 
 
 def test_learning_curves_end_in_the_legend():
