@@ -119,7 +119,7 @@ def test_what_is_compared_on_was_not_trained_on():
 def test_the_demo_learns_the_digits(tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'tinyvit_zoo.cli', 'demo', '--output', 'out'],
-        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
