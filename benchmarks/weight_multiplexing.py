@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import tinyvit_zoo
 from downstream.demo import one_thread, shift
-from downstream.digits import SIZE
+from downstream.showcase.digits import SIZE
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers
 from tinyvit_zoo.hub.folder import new_file

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import few_shot, knn, ridge
+from . import few_shot, knn
+from .data.split import stratified_split
 from .errors import EvaluationError
 from .features import Features
-from .split import stratified_split
+from .heads import ridge
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 

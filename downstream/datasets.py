@@ -3,11 +3,11 @@
 import difflib
 from pathlib import Path
 
+from .data.folders import read_folder
+from .data.image_dataset import ImageDataset, join
+from .data.registry import REGISTRY, Entry, find_entry
+from .data.timm_datasets import PREFIXES, read_timm
 from .errors import EvaluationError
-from .folders import read_folder
-from .image_dataset import ImageDataset, join
-from .registry import REGISTRY, Entry, find_entry
-from .timm_datasets import PREFIXES, read_timm
 
 __all__ = ['SPLITS', 'ImageDataset', 'load_dataset']
 

@@ -24,11 +24,11 @@ from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.hub import save_folder
 
-from .demo_comparison import EPISODES, compare_with_random, pictures_to_compare_on
-from .digits import CLASSES, SIZE, Pictures, load_photos, load_pictures
-from .figures import Epoch, contact_sheet, training_curves
-from .hub_probe import weights_at_hand
 from .report import record, write
+from .showcase.comparison import EPISODES, compare_with_random, pictures_to_compare_on
+from .showcase.digits import CLASSES, SIZE, Pictures, load_photos, load_pictures
+from .showcase.figures import Epoch, contact_sheet, training_curves
+from .showcase.hub_probe import weights_at_hand
 
 __all__ = ['predict', 'run_demo', 'train']
 

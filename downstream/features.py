@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 import tinyvit_zoo
 
-from .batches import ImageBatches, draws
-from .cache import Cache, Shard, key_of
+from .data.batches import ImageBatches, draws
+from .data.image_dataset import ImageDataset
+from .data.transforms import augmentation, eval_transform
 from .errors import EvaluationError
-from .feature_layers import feature_function
-from .hashes import settings_of, state_hash
-from .image_dataset import ImageDataset
-from .order import exact_cudnn, in_order
-from .processes import Processes
-from .transforms import augmentation, eval_transform
+from .extraction.cache import Cache, Shard, key_of
+from .extraction.feature_layers import feature_function
+from .extraction.hashes import settings_of, state_hash
+from .extraction.order import exact_cudnn, in_order
+from .extraction.processes import Processes
 
 __all__ = ['Features', 'extract', 'untouched']
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import cdfsl
-from .draws import child_key, permutations
+from .data.draws import child_key, permutations
 from .errors import EvaluationError
-from .few_shot_solvers import logreg, prototype, ridge
-from .finite import check_finite
+from .heads import cdfsl
+from .heads.few_shot_solvers import logreg, prototype, ridge
+from .heads.finite import check_finite
 
 __all__ = ['SOLVERS', 'Episodes', 'FewShotResult', 'PairedDifference', 'paired', 'run', 'sample_episodes']
 

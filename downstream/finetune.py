@@ -23,14 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .data.image_dataset import ImageDataset
+from .data.split import stratified_split
 from .errors import EvaluationError
-from .hashes import state_hash
-from .image_dataset import ImageDataset
-from .recipes import Recipe
+from .extraction.hashes import state_hash
 from .report import plain
-from .run_state import read_state, read_weights, write_state
-from .split import stratified_split
-from .training import (
+from .training.ingredients import (
     Draws,
     Seeded,
     create_mixup,
@@ -40,6 +38,8 @@ from .training import (
     reset_head,
     set_training,
 )
+from .training.recipes import Recipe
+from .training.run_state import read_state, read_weights, write_state
 
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 

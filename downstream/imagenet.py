@@ -15,15 +15,15 @@ from timm.data import create_transform
 from torch import nn
 from tqdm import tqdm
 
-from .batches import ImageBatches
-from .cache import Shard
-from .class_map import ClassMap, map_classes
+from .data.batches import ImageBatches
+from .data.class_map import ClassMap, map_classes
+from .data.image_dataset import ImageDataset
+from .data.transforms import data_config
 from .errors import EvaluationError
+from .extraction.cache import Shard
+from .extraction.order import exact_cudnn, in_order
+from .extraction.processes import Processes
 from .features import untouched
-from .image_dataset import ImageDataset
-from .order import exact_cudnn, in_order
-from .processes import Processes
-from .transforms import data_config
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
 

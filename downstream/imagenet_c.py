@@ -14,13 +14,13 @@ from torch import nn
 
 from tinyvit_zoo.hub.folder import new_file
 
-from .class_map import synsets
+from .data.class_map import synsets
+from .data.folders import class_folders, read_class_folders
+from .data.image_dataset import ImageDataset
 from .errors import EvaluationError
-from .folders import class_folders, read_class_folders
-from .hashes import state_hash
-from .image_dataset import ImageDataset
+from .extraction.hashes import state_hash
+from .extraction.processes import Processes
 from .imagenet import BATCH_SIZE, evaluate, preprocessing
-from .processes import Processes
 from .report import plain
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from .errors import EvaluationError
-from .finite import check_finite
+from .heads.finite import check_finite
 
 __all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'check_ks', 'run', 'vote']
 

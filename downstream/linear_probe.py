@@ -18,17 +18,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .draws import child_key, permutations
+from .data.draws import child_key, permutations
+from .data.image_dataset import ImageDataset
+from .data.split import check_labels
+from .data.views import Backbone, probe_transforms
 from .errors import EvaluationError
+from .extraction.hashes import settings_of
+from .extraction.order import exact_cudnn
+from .extraction.processes import Processes
 from .features import untouched
-from .hashes import settings_of
-from .image_dataset import ImageDataset
-from .linear_heads import LinearHeads, Setting, grid
-from .order import exact_cudnn
-from .probe_checkpoint import Checkpoint
-from .processes import Processes
-from .split import check_labels
-from .views import Backbone, probe_transforms
+from .heads.linear_heads import LinearHeads, Setting, grid
+from .heads.probe_checkpoint import Checkpoint
 
 __all__ = ['BATCH_SIZE', 'EPOCHS', 'HeadResult', 'ProbeResult', 'cached', 'live']
 

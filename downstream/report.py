@@ -25,7 +25,7 @@ from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 from tinyvit_zoo.hub.folder import new_file
 
 from .errors import EvaluationError
-from .hashes import state_hash
+from .extraction.hashes import state_hash
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

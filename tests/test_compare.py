@@ -12,11 +12,12 @@ import torch
 from conftest import refused
 from PIL import Image
 
-from downstream import few_shot, knn, ridge
+from downstream import few_shot, knn
 from downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
+from downstream.data.split import stratified_split
 from downstream.errors import EvaluationError
 from downstream.features import Features
-from downstream.split import stratified_split
+from downstream.heads import ridge
 from tinyvit_zoo.hub import save_folder
 
 # differences of right answers

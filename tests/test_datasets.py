@@ -14,11 +14,11 @@ import pytest
 from conftest import refused
 from PIL import Image
 
+from downstream.data.imagenet_readers import CORRUPTIONS
+from downstream.data.offline import CROPS, crop_box
+from downstream.data.registry import REGISTRY
 from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
-from downstream.imagenet_readers import CORRUPTIONS
-from downstream.offline_datasets import CROPS, crop_box
-from downstream.registry import REGISTRY
 
 REAL = ((), (970, 795), (230, 231))
 """Labels of the first validation images, from github.com/google-research/reassessed-imagenet."""

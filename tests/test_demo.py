@@ -15,8 +15,8 @@ import timm
 import torch
 from PIL import Image
 
-from downstream.demo_comparison import pictures_to_compare_on
-from downstream.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
+from downstream.showcase.comparison import pictures_to_compare_on
+from downstream.showcase.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
 from tinyvit_zoo.cli.downstream import import_downstream
 
 
@@ -32,7 +32,7 @@ def test_training_and_held_out_pictures_have_nothing_in_common():
 
 
 def test_crops_come_from_different_halves(monkeypatch):
-    from downstream import digits
+    from downstream.showcase import digits
 
     half = Image.new('RGB', (640, 427), 'red')
     half.paste('blue', (0, 427 // 2, 640, 427))
@@ -144,7 +144,7 @@ def hub(monkeypatch):
     """Points the probe at an address; gives what `weights_at_hand` says, as `.answer`."""
     from huggingface_hub import constants
 
-    from downstream.hub_probe import weights_at_hand
+    from downstream.showcase.hub_probe import weights_at_hand
 
     def ask(endpoint, limit_s):
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
@@ -240,13 +240,13 @@ def test_ours_is_used_under_its_own_name():
 @pytest.mark.parametrize('in_use', [False, True])
 def test_a_foreign_downstream_is_neither_used_nor_pushed_out(tmp_path, monkeypatch, in_use):
     forget_downstream(monkeypatch)
-    (tmp_path / 'downstream').mkdir()
+    (tmp_path / 'downstream' / 'showcase').mkdir(parents=True)
     (tmp_path / 'downstream' / '__init__.py').write_text('' if in_use else 'raise RuntimeError("hostile")')
-    (tmp_path / 'downstream' / 'hub_probe.py').write_text('raise RuntimeError("hostile")')
+    (tmp_path / 'downstream' / 'showcase' / '__init__.py').write_text('raise RuntimeError("hostile")')
     monkeypatch.syspath_prepend(str(tmp_path))
     theirs = importlib.import_module('downstream') if in_use else None
     try:
-        assert import_downstream('hub_probe').weights_at_hand
+        assert import_downstream('showcase.hub_probe').weights_at_hand
         assert sys.modules.get('downstream') is theirs
     finally:
         forget_downstream(monkeypatch)

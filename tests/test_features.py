@@ -15,14 +15,16 @@ from conftest import SMALL_OF, refused
 from PIL import Image
 from torchvision import transforms
 
-from downstream import batches, cache, features
+from downstream import features
+from downstream.data import batches
+from downstream.data.image_dataset import Arrays, ImageDataset
+from downstream.data.transforms import augmentation, cdfsl_transform, data_config
 from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
-from downstream.feature_layers import feature_function
+from downstream.extraction import cache
+from downstream.extraction.feature_layers import feature_function
+from downstream.extraction.hashes import settings_of, state_hash
 from downstream.features import extract
-from downstream.hashes import settings_of, state_hash
-from downstream.image_dataset import Arrays, ImageDataset
-from downstream.transforms import augmentation, cdfsl_transform, data_config
 
 SIZE = 32
 

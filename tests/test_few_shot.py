@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from conftest import refused
 from torch import nn
 
-from downstream import cdfsl, cdfsl_kernel, few_shot
-from downstream.draws import child_key, permutations, uniform
+from downstream import few_shot
+from downstream.data.draws import child_key, permutations, uniform
 from downstream.errors import EvaluationError
 from downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
+from downstream.heads import cdfsl, cdfsl_kernel
 
 IMAGES, CLASSES = 40, 8
 LABELS = np.arange(CLASSES).repeat(IMAGES)

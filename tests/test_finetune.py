@@ -23,14 +23,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from downstream import run_state
+from downstream.data.split import stratified_split
 from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
+from downstream.extraction.hashes import state_hash
 from downstream.finetune import finetune
-from downstream.hashes import state_hash
-from downstream.recipes import find_recipe
-from downstream.split import stratified_split
-from downstream.training import Draws, Seeded
+from downstream.training import run_state
+from downstream.training.ingredients import Draws, Seeded
+from downstream.training.recipes import find_recipe
 
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(

@@ -13,10 +13,10 @@ from timm.data import ImageNetInfo, create_transform
 from timm.data.real_labels import RealLabelsImagenet
 from torch import nn
 
-from downstream.class_map import map_classes
+from downstream.data.class_map import map_classes
+from downstream.data.folders import read_folder
+from downstream.data.image_dataset import Arrays, ImageDataset
 from downstream.errors import EvaluationError
-from downstream.folders import read_folder
-from downstream.image_dataset import Arrays, ImageDataset
 from downstream.imagenet import evaluate
 from downstream.imagenet_c import (
     ALEXNET_CLEAN_ERROR,

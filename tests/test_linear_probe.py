@@ -22,15 +22,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from downstream import linear_probe
+from downstream.data.views import probe_transforms
 from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
-from downstream.feature_layers import feature_function
+from downstream.extraction.feature_layers import feature_function
+from downstream.extraction.hashes import state_hash
+from downstream.extraction.one_pass import features_of_layers
 from downstream.features import extract
-from downstream.hashes import state_hash
 from downstream.linear_probe import cached, live
-from downstream.one_pass import features_of_layers
-from downstream.probe_report import HEAD
-from downstream.views import probe_transforms
+from downstream.reports.probe import HEAD
 from tinyvit_zoo.hub import save_folder
 
 LRS = [0.1, 1.0, 10.0]
@@ -375,7 +375,7 @@ import sys, pathlib, torch, timm, numpy as np
 import tinyvit_zoo
 from downstream.datasets import load_dataset
 from downstream.linear_probe import live
-from downstream.processes import Processes
+from downstream.extraction.processes import Processes
 torch.set_num_threads(1)
 torch.manual_seed(0)
 small = dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1))

@@ -11,8 +11,14 @@ from golden_rule import GOLDEN
 from timm.data import Mixup
 
 from downstream.errors import EvaluationError
-from downstream.recipes import RECIPES, Rates, find_recipe
-from downstream.training import create_mixup, create_optimizer, create_scheduler, create_transforms, reset_head
+from downstream.training.ingredients import (
+    create_mixup,
+    create_optimizer,
+    create_scheduler,
+    create_transforms,
+    reset_head,
+)
+from downstream.training.recipes import RECIPES, Rates, find_recipe
 from tinyvit_zoo.checkpoints import TINYVIT_KEYS
 
 # Highest, last and first learning rate as the papers and READMEs have them for their batch; warm-up, epochs, batch;

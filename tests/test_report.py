@@ -14,10 +14,11 @@ from conftest import refused
 from matplotlib.figure import Figure
 from PIL import Image
 
-from downstream import plots, report
+from downstream import report
+from downstream.data.offline import digits
 from downstream.errors import EvaluationError
-from downstream.hashes import state_hash
-from downstream.offline_datasets import digits
+from downstream.extraction.hashes import state_hash
+from downstream.reports import plots
 
 
 @pytest.fixture(scope='module')

@@ -49,7 +49,7 @@ def compare(
     quiet_logs()
     with needs_eval_extra('compare'):
         module = import_downstream('compare')
-        import_downstream('plots')  # what is missing is told before the work, not after it
+        import_downstream('reports.plots')  # what is missing is told before the work, not after it
     extract = dict(layers=layers, cache=cache, device=options.find_device(device), workers=workers)
     with options.processes() as first:
         splits = (
@@ -113,7 +113,7 @@ def _write(
     seed: int,
     more: dict[str, Any],
 ) -> None:
-    report, plots = import_downstream('report'), import_downstream('plots')
+    report, plots = import_downstream('report'), import_downstream('reports.plots')
     test = data_of['test']
     figures = {
         'differences': plots.differences(

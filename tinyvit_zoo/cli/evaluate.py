@@ -49,7 +49,7 @@ def evaluate(
     quiet_logs()
     with needs_eval_extra('evaluate'):
         imagenet = import_downstream('imagenet')
-        reports = import_downstream('imagenet_report')
+        reports = import_downstream('reports.imagenet')
     found = options.find_device(device)
     settings: dict[str, Any] = dict(
         overrides={} if crop_pct is None else dict(crop_pct=crop_pct),
@@ -87,12 +87,12 @@ def printer() -> Callable[[str], None]:
 
 def splits_of(data: str) -> tuple[str, ...]:
     """The splits of a registered data set or of a folder; of others all, as they are not known beforehand."""
-    entry = import_downstream('registry').find_entry(data)
+    entry = import_downstream('data.registry').find_entry(data)
     if entry is not None:
         return tuple(entry.splits)
     if not Path(data).is_dir():
         return import_downstream('datasets').SPLITS
-    names = import_downstream('folders').SPLIT_FOLDERS
+    names = import_downstream('data.folders').SPLIT_FOLDERS
     return (*(split for split in names if any((Path(data) / name).is_dir() for name in names[split])), 'all')
 
 
@@ -110,7 +110,7 @@ def _corruptions(
     say: Callable[[str], None],
 ) -> None:
     """ImageNet-C; what is finished is kept beside the results."""
-    reports, model = import_downstream('imagenet_report'), head['model']
+    reports, model = import_downstream('reports.imagenet'), head['model']
     clean, clean_error = None, None
     if clean_root is not None:
         clean = options.load_data('imagenet-1k', 'validation', clean_root, 0)

@@ -60,7 +60,7 @@ def fewshot(
             for k in counts
         }
         model = options.load_backbone(name, weights, pretrained, size, seed)
-        transform = import_downstream('transforms').cdfsl_transform(model) if squash else None
+        transform = import_downstream('data.transforms').cdfsl_transform(model) if squash else None
         features = options.features_of(
             model, dataset, dtype=dtype, layers=layers, transform=transform, batch_size=batch_size, cache=cache,
             device=found, workers=workers, seed=seed,
@@ -87,7 +87,7 @@ def _report_few_shot(results: dict[int, Any], head: dict[str, Any], output: Path
         say(f'  {k:3d} shots: {result.mean:.2f} ± {result.ci95:.2f} %')
     if output is None:
         return
-    report, plots = import_downstream('report'), import_downstream('plots')
+    report, plots = import_downstream('report'), import_downstream('reports.plots')
     rows = [
         dict(shots=k, accuracy=r.mean, ci95=r.ci95, solver=r.solver, episodes=len(r.accuracy), sha256=r.episodes_sha256)
         for k, r in results.items()
@@ -177,7 +177,7 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
         say(f'  k = {k:3d}: {accuracy:.2f} %')
     if output is None:
         return
-    report, plots = import_downstream('report'), import_downstream('plots')
+    report, plots = import_downstream('report'), import_downstream('reports.plots')
     rows = [dict(k=k, accuracy=accuracy) for k, accuracy in result.accuracy.items()]
     # Of the first k that was asked for: choosing the best one would be choosing by the answers.
     k, predicted = next(iter(result.predictions.items()))
@@ -185,7 +185,7 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
     counts = np.bincount(queries.labels * C + predicted, minlength=C * C).reshape(C, C)
     images = counts.sum(axis=1)
     per_class = 100 * np.divide(counts.diagonal(), images, out=np.full(C, np.nan), where=images > 0)
-    names = import_downstream('class_map').readable(queries.classes)
+    names = import_downstream('data.class_map').readable(queries.classes)
     note = f'kNN, k = {k}, temperature {head["temperature"]:g}'
     entry = report.eval_results_entry(data, result.accuracy[k], notes=note) if origin == 'pretrained' else None
     report.write(

@@ -22,7 +22,7 @@ def _list_recipes(wanted: bool) -> None:
     if not wanted:
         return
     with needs_eval_extra('finetune'):
-        recipes = import_downstream('recipes').RECIPES.values()
+        recipes = import_downstream('training.recipes').RECIPES.values()
     for recipe in recipes:
         rates = recipe.rates()
         print(
@@ -72,10 +72,10 @@ def finetune(
     size = parse_size(img_size)
     quiet_logs()
     with needs_eval_extra('finetune'):
-        training, reports = import_downstream('finetune'), import_downstream('finetune_report')
+        training, reports = import_downstream('finetune'), import_downstream('reports.finetune')
     changes = dict(epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay)
     changes |= dict(drop_path=None if drop_path is None else {'': drop_path})
-    chosen = import_downstream('recipes').find_recipe(recipe)
+    chosen = import_downstream('training.recipes').find_recipe(recipe)
     chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
     if lr is not None:
         chosen = chosen.changed(lr=lr, lr_batch=chosen.batch_size)
@@ -117,10 +117,10 @@ def _datasets(data: str, root: Path | None, seed: int, skip_unreadable: bool) ->
 
 def _splits(data: str) -> list[str]:
     """The splits of a registered data set, or of a folder."""
-    registry = import_downstream('registry').REGISTRY
+    registry = import_downstream('data.registry').REGISTRY
     if data in registry:
         return list(registry[data].splits)
-    folders = import_downstream('folders').SPLIT_FOLDERS
+    folders = import_downstream('data.folders').SPLIT_FOLDERS
     return [split for split, names in folders.items() if any((Path(data) / name).is_dir() for name in names)]
 
 

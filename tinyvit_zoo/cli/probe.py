@@ -70,7 +70,7 @@ def probe(
     if mode in (Mode.ridge, Mode.logistic) and len(chosen_layers) > 1:
         raise typer.BadParameter(f'{mode} takes one layer at a time.')
     with needs_eval_extra('probe'):
-        reports = import_downstream('probe_report')
+        reports = import_downstream('reports.probe')
     with options.processes() as first:
         train, kept, test = _parts(data, root, seed, skip_unreadable, held_out)
         model = options.load_backbone(name, weights, pretrained, size, seed)
@@ -134,7 +134,7 @@ def _parts(data: str, root: Path | None, seed: int, skip_unreadable: bool, held_
     train = options.load_data(data, 'train', root, seed, skip_unreadable, 'probe')
     split = 'validation' if 'test' not in splits_of(data) and 'validation' in splits_of(data) else 'test'
     test = options.load_data(data, split, root, seed, skip_unreadable, 'probe')
-    module = import_downstream('split')
+    module = import_downstream('data.split')
     module.check_labels(train.labels, len(train.classes))
     rest, held = module.stratified_split(train.labels, held_out, seed)
     return train.subset(rest), train.subset(held), test
@@ -163,7 +163,7 @@ def _cached(
     reading: dict,
 ) -> Any:
     train, kept, test = parts
-    cropped, plain = import_downstream('views').probe_transforms(model, scale)
+    cropped, plain = import_downstream('data.views').probe_transforms(model, scale)
 
     def features(part: Any, layer: str, views: int = 1) -> 'torch.Tensor':
         transform = plain if views == 1 else cropped
@@ -178,7 +178,7 @@ def _cached(
         return import_downstream('linear_probe').cached(*pairs, num_classes=len(train.classes), **common)
     train_x, kept_x, test_x = (features(part, layers[0]).numpy() for part in parts)
     device = {} if mode == Mode.ridge else dict(device=common['device'])
-    return import_downstream(str(mode)).probe(
+    return import_downstream(f'heads.{mode}').probe(
         train_x, train.labels, kept_x, kept.labels, test_x, test.labels, num_classes=len(train.classes), **device
     )
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from . import plots, report
-from .class_map import readable
-from .image_dataset import ImageDataset
-from .imagenet import Scores
-from .imagenet_c import SEVERITIES, Corruptions
+from .. import report
+from ..data.class_map import readable
+from ..data.image_dataset import ImageDataset
+from ..imagenet import Scores
+from ..imagenet_c import SEVERITIES, Corruptions
+from . import plots
 
 __all__ = ['print_corruptions', 'print_scores', 'write_corruptions', 'write_scores']
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['feature_function']
 

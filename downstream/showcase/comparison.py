@@ -10,14 +10,14 @@ import timm
 import torch
 from torch import nn
 
-from . import plots
-from .compare import ModelFeatures, Row, compare
+from ..compare import ModelFeatures, Row, compare
+from ..data.image_dataset import Arrays, ImageDataset
+from ..data.offline import digits, textures
+from ..data.split import stratified_split
+from ..features import Features, extract
+from ..report import plain
+from ..reports import plots
 from .digits import PHOTOS
-from .features import Features, extract
-from .image_dataset import Arrays, ImageDataset
-from .offline_datasets import digits, textures
-from .report import plain
-from .split import stratified_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ import torch
 
 from tinyvit_zoo.hub.folder import new_file
 
-from .cache import key_of
-from .errors import EvaluationError
+from ..errors import EvaluationError
+from ..extraction.cache import key_of
+from ..extraction.processes import Processes
 from .linear_heads import LinearHeads
-from .processes import Processes
 
 __all__ = ['Checkpoint']
 

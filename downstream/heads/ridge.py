@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import EvaluationError
-from .split import check_features, check_parts
+from ..data.split import check_features, check_parts
+from ..errors import EvaluationError
 
 __all__ = ['RidgePath', 'RidgeResult', 'default_penalties', 'gram', 'probe', 'ridge_path']
 

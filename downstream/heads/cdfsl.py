@@ -17,8 +17,8 @@ import math
 import numpy as np
 import torch
 
+from ..data.draws import child_key, permutations, uniform
 from . import cdfsl_kernel
-from .draws import child_key, permutations, uniform
 
 __all__ = ['BATCH', 'DAMPENING', 'EPOCHS', 'GROUP', 'LEARNING_RATE', 'MOMENTUM', 'WEIGHT_DECAY', 'draw', 'logits']
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['Cache', 'Shard', 'key_of', 'write_whole']
 

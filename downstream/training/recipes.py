@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['RECIPES', 'Rates', 'Recipe', 'find_recipe']
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .image_dataset import Files, ImageDataset, join
 
 __all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder']

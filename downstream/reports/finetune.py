@@ -12,10 +12,11 @@ from torch import nn
 
 from tinyvit_zoo.hub import save_folder
 
-from . import plots, report
-from .finetune import Finetuned
-from .image_dataset import ImageDataset
-from .recipes import Recipe
+from .. import report
+from ..data.image_dataset import ImageDataset
+from ..finetune import Finetuned
+from ..training.recipes import Recipe
+from . import plots
 
 __all__ = ['summary', 'write_finetuned']
 

@@ -8,7 +8,7 @@ import torch
 
 from tinyvit_zoo.hub.folder import new_file
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['read_state', 'read_weights', 'write_state']
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .errors import EvaluationError
+from ..data.split import check_features, check_parts
+from ..errors import EvaluationError
 from .ridge import gram
-from .split import check_features, check_parts
 
 __all__ = ['CS', 'Fit', 'LogisticResult', 'logistic_path', 'probe']
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import dataset_readers as readers
-from . import imagenet_readers, offline_datasets
+from . import imagenet_readers, readers
+from . import offline as offline_datasets
 from .image_dataset import ImageDataset
 
 __all__ = ['REGISTRY', 'Entry', 'find_entry']

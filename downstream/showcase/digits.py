@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from .image_dataset import ImageDataset
-from .offline_datasets import DIGIT_SIZE, digits
+from ..data.image_dataset import ImageDataset
+from ..data.offline import DIGIT_SIZE, digits
 
 __all__ = ['CLASSES', 'NUM_DIGITS', 'PHOTOS', 'SIZE', 'Pictures', 'load_photos', 'load_pictures']
 

@@ -14,7 +14,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['ClassMap', 'map_classes', 'readable', 'synsets']
 

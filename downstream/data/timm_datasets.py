@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .folders import EXTENSIONS, SPLIT_FOLDERS
 from .image_dataset import HEAD, Arrays, ImageDataset, Wrapped, join
 

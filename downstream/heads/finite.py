@@ -2,7 +2,7 @@
 
 import torch
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['check_finite']
 

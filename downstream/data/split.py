@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['check_features', 'check_labels', 'check_parts', 'stratified_split']
 

@@ -12,11 +12,12 @@ from safetensors.torch import save
 
 from tinyvit_zoo.hub.folder import new_file
 
-from . import plots, report
-from .image_dataset import ImageDataset
-from .linear_probe import ProbeResult
-from .logistic import LogisticResult
-from .ridge import RidgeResult
+from .. import report
+from ..data.image_dataset import ImageDataset
+from ..heads.logistic import LogisticResult
+from ..heads.ridge import RidgeResult
+from ..linear_probe import ProbeResult
+from . import plots
 
 __all__ = ['HEAD', 'interval', 'summary', 'write_probe']
 

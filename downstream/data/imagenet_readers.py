@@ -7,10 +7,10 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
-from .dataset_readers import find_folder
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .folders import SPLIT_FOLDERS, read_class_folders
 from .image_dataset import ImageDataset
+from .readers import find_folder
 
 __all__ = ['CORRUPTIONS', 'imagenet', 'imagenet_c', 'imagenet_real', 'imagenet_subset', 'imagenet_v2']
 

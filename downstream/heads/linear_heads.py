@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 __all__ = ['LinearHeads', 'Setting', 'grid']
 

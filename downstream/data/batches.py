@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .cache import Shard
-from .errors import EvaluationError
+from ..errors import EvaluationError
+from ..extraction.cache import Shard
 from .image_dataset import ImageDataset
 
 __all__ = ['ImageBatches', 'drawing_from', 'draws']

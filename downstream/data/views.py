@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from ..errors import EvaluationError
+from ..extraction.one_pass import features_of_layers
+from ..extraction.order import in_order
+from ..extraction.processes import Processes
 from .batches import drawing_from
-from .errors import EvaluationError
 from .image_dataset import ImageDataset
-from .one_pass import features_of_layers
-from .order import in_order
-from .processes import Processes
 from .transforms import data_config
 
 __all__ = ['Backbone', 'probe_transforms']

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .folders import read_class_folders
 from .image_dataset import Arrays, Files, ImageDataset
 

@@ -1,0 +1,1 @@
+"""What learns from features: the classifiers of few-shot episodes and linear probes."""
