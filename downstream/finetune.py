@@ -108,7 +108,8 @@ def finetune(
     threads and processes).
 
     Args:
-        model: Any timm model with as many classes as `train`. Trained in place; left in eval mode.
+        model: Any timm model with as many classes as `train`, made with `drop_path_rate=recipe.drop_path_of(name)` and
+            at the recipe's size: neither can be set here. Trained in place; left in eval mode.
         train: Images to learn from.
         recipe: Its `batch_size` is that of an update, over all processes.
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.

@@ -18,6 +18,7 @@ import torch
 from conftest import SMALL
 from PIL import Image
 from timm.data import create_transform
+from timm.layers import DropPath
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
@@ -31,6 +32,7 @@ from downstream.finetune import finetune
 from downstream.training import run_state
 from downstream.training.ingredients import Draws, Seeded
 from downstream.training.recipes import find_recipe
+from tinyvit_zoo.hub import save_folder
 
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
@@ -552,6 +554,53 @@ def tinyvit_zoo_cli(monkeypatch, capsys):
         return SimpleNamespace(returncode=end.value.code or 0, **capsys.readouterr()._asdict())
 
     return run
+
+
+@pytest.fixture
+def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
+    """What the command trains, without training it: model and recipe."""
+
+    def run(*args):
+        calls = []
+
+        def stop(model, train, recipe, output, **options):
+            calls.append((model, recipe))
+            raise EvaluationError('Enough.')
+
+        monkeypatch.setattr('downstream.finetune.finetune', stop)
+        done = tinyvit_zoo_cli(*args, '--random', '--data', 'digits', '--img-size', 32, '--output', tmp_path / 'out')
+        return calls[0] if calls else done.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('name', 'recipe', 'rate'),
+    [
+        ('tinyvit_11m_224', 'tinyvit_22kto1k', 0.0),  # made with 0.1 if nothing is asked for
+        ('tiny_vit_5m_224', 'tinyvit_scratch', 0.0),
+        ('local-dir:tinyvit', 'tinyvit_scratch', 0.0),
+        ('resnet10t', 'mae_lite_default', 0.1),
+        ('vgg11', 'mae_lite_improved', 0.0),  # takes no drop path
+    ],
+)
+def test_the_model_is_made_with_the_drop_path_of_the_recipe(asked_for, tmp_path, monkeypatch, name, recipe, rate):
+    monkeypatch.chdir(tmp_path)
+    if name == 'local-dir:tinyvit':
+        save_folder(small_model(), tmp_path / 'tinyvit')
+    model, _ = asked_for(name, '--recipe', recipe)
+    drops = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert max(drops, default=0.0) == pytest.approx(rate)
+
+
+def test_a_model_without_drop_path_is_not_trained_with_one(asked_for):
+    assert 'add --drop-path 0' in asked_for('vgg11', '--recipe', 'tinymim')
+
+
+def test_the_recipe_s_own_learning_rate_changes_none_of_its_rates(asked_for):
+    own = find_recipe('tinyvit_scratch').rates()
+    _, recipe = asked_for('resnet10t', '--recipe', 'tinyvit_scratch', '--lr', own.lr)
+    assert recipe.rates() == own
 
 
 def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):

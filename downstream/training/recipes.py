@@ -110,7 +110,11 @@ class Recipe:
         return Rates(self.lr * scale, self.min_lr * rest, self.warmup_lr * rest)
 
     def drop_path_of(self, model_name: str) -> float:
-        """Drop path rate for a model: the entry with the longest beginning of its name."""
+        """Drop path rate for a model: the entry with the longest beginning of its name; timm's own TinyViTs count too.
+
+        It is an argument of the model, as in `timm.create_model(..., drop_path_rate=...)`: training cannot set it.
+        """
+        model_name = model_name.replace('tiny_vit', 'tinyvit')
         return self.drop_path[max((key for key in self.drop_path if model_name.startswith(key)), key=len)]
 
     def changed(self, **changes: Any) -> 'Recipe':

@@ -78,14 +78,12 @@ def finetune(
     chosen = import_downstream('training.recipes').find_recipe(recipe)
     chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
     if lr is not None:
-        chosen = chosen.changed(lr=lr, lr_batch=chosen.batch_size)
+        chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
     with options.processes() as first:
         train, validation, test = _datasets(data, root, seed, skip_unreadable)
-        rate = chosen.drop_path_of(name)
-        model = options.load_backbone(
-            name, weights, pretrained, size or (chosen.img_size and (chosen.img_size,) * 2), seed,
-            num_classes=len(train.classes), **(dict(drop_path_rate=rate) if rate else {}),
-        )  # fmt: skip
+        size = size or (chosen.img_size and (chosen.img_size,) * 2)
+        rate = chosen.drop_path_of(_architecture(name))
+        model = _load_model(rate, name, weights, pretrained, size, seed, num_classes=len(train.classes))
         out = console()
 
         def say(text: str) -> None:
@@ -102,6 +100,27 @@ def finetune(
             reports.write_finetuned(
                 output, result, model, chosen, train, test, name=name, weights=origin, seed=seed, say=say
             )
+
+
+def _architecture(name: str) -> str:
+    """What timm calls the model, which the name of a folder or a page does not say."""
+    from ..build import build_model
+
+    return build_model(name, device='meta').pretrained_cfg['architecture'] if ':' in name else name
+
+
+def _load_model(drop_path: float, *args: Any, **kwargs: Any) -> Any:
+    """See `evaluator_options.load_backbone`. A rate of 0 is handed on, too: many models come with another one."""
+    from ..build import ModelError
+
+    try:
+        return options.load_backbone(*args, **kwargs, drop_path_rate=drop_path)
+    except ModelError as e:
+        if "unexpected keyword argument 'drop_path_rate'" not in str(e):
+            raise
+        if drop_path:
+            raise ModelError(f'{args[0]} has no drop path, the recipe has {drop_path:g}: add --drop-path 0.') from e
+    return options.load_backbone(*args, **kwargs)
 
 
 def _datasets(data: str, root: Path | None, seed: int, skip_unreadable: bool) -> tuple[Any, Any, Any]:
