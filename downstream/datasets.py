@@ -38,7 +38,7 @@ def load_dataset(
         Images as PIL in RGB, in an order that is the same on every machine.
 
     Raises:
-        EvaluationError: On an unknown name, a missing split, missing, empty or incomplete data.
+        EvaluationError: On an unknown name, a missing split, missing, empty or incomplete data, labels of no class.
     """
     if split not in SPLITS:
         raise EvaluationError(f"There is no split '{split}': take one of {', '.join(SPLITS)}.")
@@ -55,6 +55,11 @@ def load_dataset(
     dataset = dataset.without_unreadable() if skip_unreadable else dataset
     if not len(dataset):
         raise EvaluationError(f'{name} ({split}) has no image that can be read.')
+    if dataset.labels.min() < 0 or dataset.labels.max() >= len(dataset.classes):
+        raise EvaluationError(
+            f'{name} ({split}) has labels from {dataset.labels.min()} to {dataset.labels.max()} for '
+            f'{len(dataset.classes)} classes: labels of -1 mean that they were never published, so take another split.'
+        )
     return dataset
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from conftest import refused
 from PIL import Image
+from timm.data import create_dataset
 
+from downstream.data.image_dataset import Arrays, ImageDataset, join
 from downstream.data.imagenet_readers import CORRUPTIONS
 from downstream.data.offline import CROPS, crop_box
 from downstream.data.registry import REGISTRY
@@ -121,6 +123,40 @@ def test_a_class_called_train_is_no_split(tmp_path):
     fake.class_folders(tmp_path, ('car', 'train'))
     assert load_dataset(str(tmp_path), 'all').classes == ('car', 'train')
     denied(str(tmp_path), 'train', words=("no split 'train', it has: all",))
+
+
+def test_classes_of_a_folder_are_in_the_order_of_timm(tmp_path):
+    fake.class_folders(tmp_path, ('class10', 'class9', 'Zebra', 'ant', '10', '9'), images=1)
+    reader = create_dataset('', str(tmp_path)).reader
+    dataset = load_dataset(str(tmp_path), 'all')
+    assert {name: i for i, name in enumerate(dataset.classes)} == reader.class_to_idx
+
+
+def test_links_are_followed_and_hidden_files_left_out(tmp_path):
+    fake.class_folders(tmp_path / 'data', ('a', 'b'), images=1)
+    fake.image(tmp_path / 'elsewhere' / 'linked.png')
+    (tmp_path / 'data' / 'a' / 'more').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'data' / 'c').symlink_to(tmp_path / 'elsewhere')
+    fake.image(tmp_path / 'data' / 'a' / '.ipynb_checkpoints' / '0-checkpoint.png')
+    (tmp_path / 'data' / 'a' / '._0.png').write_bytes(b'of another system')
+    (tmp_path / 'data' / 'b' / 'folder.png').mkdir()
+    dataset = load_dataset(str(tmp_path / 'data'), 'all')
+    assert names_of(dataset) == ['0.png', 'linked.png', '0.png', 'linked.png']
+    assert dataset.labels.tolist() == [0, 0, 1, 2]
+
+
+def test_labels_of_no_class_are_refused(tmp_path):
+    tar_of(tmp_path / 'test-0.tar', {'1.png': fake.image(tmp_path / '1.png').read_bytes(), '1.cls': b'-1'})
+    denied('wds/x', 'test', tmp_path, words=('-1', 'another split'))
+
+
+def test_parts_are_joined_under_the_classes_of_the_longest_and_not_under_different_ones():
+    def part(classes: str) -> ImageDataset:
+        pixels = np.zeros((len(classes), 8, 8, 3), np.uint8)
+        return ImageDataset('x', 'train', tuple(classes), range(len(classes)), Arrays(pixels, 'x'))
+
+    assert join([part('01'), part('012')], 'all').classes == ('0', '1', '2')
+    refused(lambda: join([part('ab'), part('ba')], 'all'), 'different classes', kind=EvaluationError)
 
 
 def test_an_empty_folder_and_one_without_images_are_named(tmp_path):

@@ -1,14 +1,16 @@
 """Folders of class folders, the layout that torchvision calls ImageFolder."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
+from timm.utils.misc import natural_key
 
 from ..errors import EvaluationError
 from .image_dataset import Files, ImageDataset, join
 
-__all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder']
+__all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder', 'split_folders']
 
 EXTENSIONS = frozenset(
     ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
@@ -19,8 +21,21 @@ SPLIT_FOLDERS = dict(train=('train', 'training'), validation=('val', 'valid', 'v
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in a folder, sorted as strings; hidden ones left out."""
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.')))
+    """Names of the folders in a folder, hidden ones left out, in timm's order: a classifier that timm's scripts have
+    trained on such a folder has its outputs so. Numbers count as numbers ('2' before '10'), capitals as small letters.
+    """
+    names = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    return tuple(sorted(names, key=lambda name: (natural_key(name), name)))
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each split that there is; one without class folders is no split, but a class of that name."""
+    parts = {}
+    for split, names in SPLIT_FOLDERS.items():
+        there = [folder / name for name in names if (folder / name).is_dir()]
+        if there and class_folders(there[0]):
+            parts[split] = there[0]
+    return parts
 
 
 def read_folder(folder: Path, split: str) -> ImageDataset:
@@ -33,13 +48,7 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
     """
     if not folder.is_dir():
         raise EvaluationError(f'{folder} is no folder.')
-    parts = {}
-    for name, folders in SPLIT_FOLDERS.items():
-        there = [folder / f for f in folders if (folder / f).is_dir()]
-        if there and class_folders(there[0]):
-            parts[name] = there[0]
-    if not parts:
-        parts = dict(all=folder)
+    parts = split_folders(folder) or dict(all=folder)
     if split != 'all' and split not in parts:
         raise EvaluationError(f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}.")
     classes = class_folders(parts.get('train') or next(iter(parts.values())))
@@ -55,12 +64,13 @@ def read_class_folders(
     root: Path | None = None,
     prepare: Callable[[Image.Image], Image.Image] | None = None,
 ) -> ImageDataset:
-    """Every image below the folders of the classes, sorted by class and path.
+    """Every image below the folders of the classes, sorted by class and path. Hidden files and folders are left out
+    (what systems and editors leave: `._1.jpg`, `.ipynb_checkpoints`); links are followed.
 
     Args:
         folder: Has one folder a class.
         name: Of the data set.
-        classes: Names of the class folders in the order of their labels; None for all there are, sorted as strings.
+        classes: Names of the class folders in the order of their labels; None for all there are, see `class_folders`.
         root: What paths are relative to in the fingerprint; None for `folder`.
         prepare: See `Files`.
 
@@ -80,9 +90,17 @@ def read_class_folders(
         )
     paths, labels = [], []
     for c in sorted(there, key=index.__getitem__):
-        files = sorted(path for path in (folder / c).rglob('*') if path.suffix.lower() in EXTENSIONS)
+        files = sorted(_image_files(folder / c))
         paths += files
         labels += [index[c]] * len(files)
     if not paths:
         raise EvaluationError(f'{folder} holds no images: it needs one folder a class with image files in it.')
     return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare))
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if not name.startswith('.') and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield Path(place, name)

@@ -252,11 +252,18 @@ class ImageDataset(Dataset):
 
 
 def join(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
-    """Whole data sets of the same classes as one, in that order."""
+    """Whole data sets of the same classes as one, in that order; where classes are numbers, the last may lack in some.
+
+    Raises:
+        EvaluationError: If a label means another class in one part than in another.
+    """
     first = parts[0]
     if len(parts) == 1:
         other = copy.copy(first)
         other.split = split
         return other
     labels = np.concatenate([part.labels for part in parts])
-    return ImageDataset(first.name, split, first.classes, labels, Joined([part._source for part in parts]))
+    classes = max((part.classes for part in parts), key=len)
+    if any(part.classes != classes[: len(part.classes)] for part in parts):
+        raise EvaluationError(f'The parts of {first.name} have different classes: take one of them.')
+    return ImageDataset(first.name, split, classes, labels, Joined([part._source for part in parts]))
