@@ -70,13 +70,16 @@ class Episodes:
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """Attributes:
-    accuracy: float64 (E,), in %.
-    mean: Over the episodes, in %.
-    ci95: Half the width of its 95 % interval: 1.96 population standard deviations over the root of E, as the benchmark.
-    predictions: int64 (E, ways, queries), which of the episode's classes each query was taken for.
-    solver: Its name.
-    episodes_sha256: See `Episodes`.
+    """How well the queries of every episode were answered.
+
+    Attributes:
+        accuracy: float64 (E,), in %.
+        mean: Over the episodes, in %.
+        ci95: Half the width of its 95 % interval, as the benchmark: 1.96 population standard deviations over the root
+            of E.
+        predictions: int64 (E, ways, queries), which of the episode's classes each query was taken for.
+        solver: Its name.
+        episodes_sha256: See `Episodes`.
     """
 
     accuracy: np.ndarray
@@ -89,10 +92,12 @@ class FewShotResult:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Attributes:
-    difference: float64 (E,), in percentage points.
-    mean: Over the episodes.
-    ci95: Half the width of its 95 % interval, as in `FewShotResult`.
+    """By how much one model is better than another on the same episodes.
+
+    Attributes:
+        difference: float64 (E,), in percentage points.
+        mean: Over the episodes.
+        ci95: Half the width of its 95 % interval, as in `FewShotResult`.
     """
 
     difference: np.ndarray

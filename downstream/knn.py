@@ -31,9 +31,11 @@ KEPT = 8192
 
 @dataclass(frozen=True)
 class KNNResult:
-    """Attributes:
-    accuracy: By k, in %.
-    predictions: By k, int64 (Q,), labels.
+    """What the neighbours said.
+
+    Attributes:
+        accuracy: By k, in %.
+        predictions: By k, int64 (Q,), labels.
     """
 
     accuracy: dict[int, float]
@@ -53,6 +55,9 @@ def run(
 ) -> KNNResult:
     """Classify the queries by their neighbours in the bank.
 
+    Which of equally similar images is nearer is not defined: a bank with copies of an image under several labels gives
+    no certain answer.
+
     Args:
         bank: (N, D) features of the training images.
         bank_labels: (N,) integers, at least 0.
@@ -68,7 +73,7 @@ def run(
             the bank are of one class.
     """
     bank, queries = (torch.as_tensor(x, device=device) for x in (bank, queries))
-    labels, truth = np.asarray(bank_labels), np.asarray(query_labels)
+    labels, truth = np.asarray(bank_labels, dtype=np.int64), np.asarray(query_labels)
     _check(bank, labels, queries, truth, ks, temperature)
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     labels = torch.from_numpy(labels).to(bank.device)

@@ -23,7 +23,7 @@ from .data.image_dataset import ImageDataset
 from .data.split import check_labels
 from .data.views import Backbone, probe_transforms
 from .errors import EvaluationError
-from .extraction.hashes import settings_of
+from .extraction.hashes import settings_of, tensors_hash
 from .extraction.order import exact_cudnn
 from .extraction.processes import Processes
 from .features import untouched
@@ -229,7 +229,8 @@ def cached(
     saved = checkpoint and Checkpoint(
         checkpoint,
         dict(
-            features={layer: [*x.shape, float(x.double().abs().sum())] for layer, x in train.items()},
+            features=tensors_hash(train), held_out=tensors_hash({layer: held[0][layer] for layer in train}),
+            labels=[train_labels.tolist(), held_out_labels.tolist()], num_classes=num_classes,
             settings=[str(s) for s in settings], epochs=epochs, batch_size=batch_size, seed=seed,
         ),
     )  # fmt: skip

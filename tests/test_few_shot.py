@@ -131,10 +131,10 @@ def test_draws_are_uniform_and_of_every_place_their_own():
 # the benchmark's classifier
 
 
-@pytest.mark.parametrize(('shots', 'ways'), [(1, 5), (3, 2), (5, 5)])
+@pytest.mark.parametrize(('shots', 'ways', 'D'), [(1, 5, 24), (3, 2, 24), (5, 5, 24), (3, 7, 1)])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
-def test_all_episodes_at_once_give_the_logits_of_the_plain_loop(shots, ways, dtype, tolerance, steps):
-    features = clusters().to(dtype)
+def test_all_episodes_at_once_give_the_logits_of_the_plain_loop(shots, ways, D, dtype, tolerance, steps):
+    features = clusters(D).to(dtype)
     episodes = sample_episodes(LABELS, ways=ways, shots=shots, queries=4, episodes=5)
     ours = cdfsl.logits(features, episodes.support, episodes.query, episodes.seeds).flatten(1, 2)
     result = run(features, LABELS, episodes, dtype=dtype)
@@ -225,6 +225,12 @@ def test_every_solver_learns_what_is_easy_and_guesses_what_is_not_there(solver, 
     assert abs(run(clusters(spread=0), LABELS, episodes, solver).mean - 100 / ways) < 10
 
 
+def test_class_means_are_told_apart_far_from_the_origin():
+    features, episodes = clusters(spread=1), sample_episodes(LABELS, queries=3, episodes=10)
+    near, far = (run(features + offset, LABELS, episodes, 'prototype').mean for offset in (0, 1e4))
+    assert far == pytest.approx(near, abs=1)
+
+
 def test_features_of_any_kind_of_array_and_precision_are_taken():
     features, episodes = clusters(), sample_episodes(LABELS, queries=3, episodes=4)
     expected = run(features, LABELS, episodes).accuracy
@@ -295,6 +301,7 @@ def test_features_that_do_not_fit_are_refused():
     broken[[77, 80], 3] = torch.tensor([torch.nan, torch.inf])
     for bad, labels, words in (
         (broken, LABELS, ['Row 77', '2 of 320']),
+        (features * 1e25, LABELS, ['Row 0', 'squares']),
         (features[:-1], LABELS, ['319', '320']),
         (features[None], LABELS, ['(1, 320, 24)']),
         (features, LABELS[::-1], ['other labels']),

@@ -80,6 +80,15 @@ def test_the_length_of_features_does_not_matter():
     assert np.array_equal(scaled, expected)
 
 
+def test_features_in_half_precision_and_labels_of_any_integers_are_taken():
+    bank, labels, queries, truth = make(200, 30)
+    bank = (5000 * bank.abs()).half()  # the sums of their rows are beyond float16
+    expected = knn.run(bank.float(), labels, queries, truth, (10,)).predictions[10]
+    for kind in (np.uint8, np.int32):
+        found = knn.run(bank, labels.astype(kind), queries, truth.astype(kind), (10,)).predictions[10]
+        assert np.array_equal(found, expected)
+
+
 def test_nothing_as_large_as_neighbours_by_classes_is_made():
     sizes = []
 

@@ -190,6 +190,25 @@ def test_the_logistic_path_is_what_scikit_learn_converges_to():
         assert (fit.predict(held_x) == theirs.predict(held_x)).mean() >= 0.999
 
 
+def test_the_fit_of_two_classes_is_that_of_scikit_learn_too():
+    x, y = blobs(noise=2)
+    y = y % 2
+    for C, fit in zip(
+        (0.01, 1.0), logistic.logistic_path(x, y, (0.01, 1.0), tolerance=1e-5, progress=False), strict=True
+    ):
+        theirs = sklearn_fit(x, y, C)
+        assert fit.C == C
+        assert abs(fit.weight[1] - fit.weight[0] - theirs.coef_[0]).max() <= 2e-3 * abs(theirs.coef_).max()
+
+
+def test_a_fit_from_zero_at_a_large_c_is_followed_to_its_end():
+    x, y = blobs(1000, noise=0.6)
+    x *= np.logspace(0, -2, x.shape[1], dtype=np.float32)
+    (fit,) = logistic.logistic_path(x, y, [1e5], progress=False)
+    assert fit.converged
+    assert fit.iterations > 100
+
+
 def test_separable_classes_are_followed_to_the_largest_c():
     x, y = blobs(noise=0.1)
     for fit in logistic.logistic_path(x, y, logistic.CS, progress=False):
@@ -239,3 +258,5 @@ def test_penalties_that_make_no_sense_are_refused():
     x, y = blobs()
     refused(lambda: logistic.logistic_path(x, y, [0.0]), 'above 0', kind=EvaluationError)
     refused(lambda: ridge.ridge_path(x, y, []), 'above 0', kind=EvaluationError)
+    same = np.full_like(x, 0.1)
+    refused(lambda: ridge.probe(same, y, same, y, same, y), 'same features', kind=EvaluationError)

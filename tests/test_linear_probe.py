@@ -232,6 +232,18 @@ def test_the_checkpoint_of_another_run_or_a_damaged_one_is_refused(run, tmp_path
         refused(lambda: run(checkpoint=path), 'no checkpoint', kind=EvaluationError)
 
 
+def test_the_checkpoint_of_other_features_or_labels_is_refused(tmp_path):
+    path = tmp_path / 'probe.pt'
+    pairs = [x for seed in range(3) for x in made_up(seed=seed)]
+    probe = partial(cached, num_classes=3, lrs=LRS, epochs=2, batch_size=16, progress=False, checkpoint=path)
+    probe(*pairs)
+    probe(*pairs)
+    for i in range(4):
+        other = list(pairs)
+        other[i] = pairs[i][::-1].copy() if i % 2 else {'pooled': pairs[i]['pooled'].flip(0)}
+        refused(lambda o=other: probe(*o), 'another model, data or settings', kind=EvaluationError)
+
+
 # bad input
 
 
@@ -325,6 +337,8 @@ def test_the_command_probes_digits_from_end_to_end(cli, folder, tmp_path, monkey
         'confusion.png',
         'head.safetensors',
     } <= written
+    if mode == 'logistic':
+        assert results['converged']
     if mode == 'live':
         assert results['chosen']['layer'] in ('pooled', 'last:2')
         assert {'lr_wd_pooled.png', 'lr_wd_last_2.png', 'epochs.png', 'probe.pt'} <= written

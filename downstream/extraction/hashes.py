@@ -1,11 +1,12 @@
 """Hashes that tell which weights a number belongs to."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-__all__ = ['settings_of', 'state_hash']
+__all__ = ['settings_of', 'state_hash', 'tensors_hash']
 
 
 def state_hash(model: nn.Module) -> str:
@@ -13,8 +14,13 @@ def state_hash(model: nn.Module) -> str:
 
     The same on every device. Two equal hashes before and after an evaluation prove that it left the model as it was.
     """
+    return tensors_hash(model.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 (hex) over name, dtype, shape and bytes of tensors, whatever their order and device."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -15,9 +15,11 @@ RIDGE = 0.1
 
 def prototype(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
     """Nearest class mean by squared Euclidean distance (Snell et al. 2017, "Prototypical networks")."""
-    means = features[support].mean(dim=2)
+    means, q = features[support].mean(dim=2), features[query].flatten(1, 2)
+    centre = means.mean(dim=1, keepdim=True)  # far from the origin nothing would be left of the differences
+    means, q = means - centre, q - centre
     # |q - m|^2 without |q|^2, which all classes share
-    products = features[query].flatten(1, 2) @ means.mT
+    products = q @ means.mT
     return (2 * products - means.square().sum(dim=-1)[:, None]).unflatten(1, query.shape[1:])
 
 

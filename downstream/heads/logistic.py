@@ -1,7 +1,8 @@
 """Multinomial logistic regression for many penalties, each fit starting where the last two point to.
 
 The problem is scikit-learn's `LogisticRegression(C)`: C * (sum of cross-entropies) + (sum of squared weights) / 2, with
-a bias that is not penalised. DINOv2 (eval/log_regression.py) solves it for 45 C one by one, from zero each.
+a bias that is not penalised; for two classes, where it has one vector of weights, the penalty is on the difference of
+ours. DINOv2 (eval/log_regression.py) solves it for 45 C one by one, from zero each.
 
 Here the features are turned into the eigenbasis of their Gram matrix once. There the Hessian is nearly diagonal for
 every C (Böhning 1992 bounds it by such a matrix), so limited-memory BFGS starts from a good guess of it; its memory of
@@ -14,7 +15,7 @@ Shape legend: `N` images, `D` width, `K` classes.
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ CS = tuple(float(c) for c in np.logspace(-6, 5, 45))
 """The C that DINOv2 tries."""
 
 TOLERANCE = 0.0005
-MAX_ITERATIONS = 100
+MAX_ITERATIONS = 1000  # as DINOv2
 MEMORY = 20  # steps that tell of the curvature
 TRIES = 12  # lengths of a step
 PRECISION = 1e-6  # of a value, relative
@@ -90,7 +91,9 @@ def logistic_path(
     num_classes = check_features(features, labels, num_classes)
     cs = _checked(cs)
     solver = _Solver(_Basis.of(features), features, labels, num_classes, tolerance, device)
-    fits = {C: solver.fit(C) for C in tqdm(sorted(set(cs)), desc='C', disable=None if progress else True)}
+    share = 0.5 if num_classes == 2 else 1.0  # the squares of w and -w are half of that of their difference
+    with tqdm(sorted(set(cs)), desc='C', disable=None if progress else True) as bar:
+        fits = {C: replace(solver.fit(share * C), C=C) for C in bar}
     return [fits[C] for C in cs]
 
 

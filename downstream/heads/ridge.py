@@ -156,7 +156,12 @@ def default_penalties(features: np.ndarray) -> np.ndarray:
     """23 penalties (float64), from 1e-6 to 1e5 times the mean eigenvalue of the centred Gram matrix of features (N, D).
 
     So the same grid fits features of any scale and any number of images.
+
+    Raises:
+        EvaluationError: If all images have the same features.
     """
+    if not np.ptp(features, axis=0).any():
+        raise EvaluationError('All images have the same features: look at the weights of the model and at the layer.')
     return features.var(axis=0, dtype=np.float64).sum() * len(features) / features.shape[1] * np.logspace(-6, 5, 23)
 
 
@@ -207,7 +212,7 @@ def probe(
         num_classes: Default: one more than the largest label of the training images.
 
     Raises:
-        EvaluationError: If features, labels or penalties cannot be used.
+        EvaluationError: If features, labels or penalties cannot be used, or see `default_penalties`.
     """
     num_classes = check_parts(features, labels, held_features, held_labels, test_features, test_labels, num_classes)
     penalties = default_penalties(features) if penalties is None else _checked(penalties)

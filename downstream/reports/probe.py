@@ -49,6 +49,7 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
         chosen = dict(penalty=result.penalties[result.chosen])
     else:
         chosen = dict(C=result.cs[result.chosen])
+        numbers |= dict(converged=result.fit.converged, iterations=result.fit.iterations)
     return numbers | dict(chosen=chosen, held_out=result.held_out[result.chosen], fits=len(result.held_out))
 
 
