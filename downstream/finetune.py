@@ -1,11 +1,12 @@
 """Fine-tuning of any timm model by a recipe: resumable, on one process or many (`torchrun`, `accelerate launch`).
 
 The same images, augmentations and updates come out of any number of processes, workers and accumulated steps; random
-numbers within the model (drop path, Mixup) are drawn by each process for its part of the batch.
+numbers within the model (drop path, Mixup) are drawn by each process for its part of the batch, over which BatchNorm
+takes its statistics, too.
 """
 
-import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
+from timm.data import resolve_model_data_config
 from timm.scheduler import CosineLRScheduler
 from timm.task import ClassificationTask
 from timm.utils import ModelEmaV3, random_seed
@@ -39,7 +41,7 @@ from .training.ingredients import (
     set_training,
 )
 from .training.recipes import Recipe
-from .training.run_state import read_state, read_weights, write_state
+from .training.run_state import alone_in, read_state, read_weights, write_state
 
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 
@@ -125,7 +127,8 @@ def finetune(
 
     Raises:
         EvaluationError: If classes do not fit, the batch does not fit images or processes, the folder holds the state
-            of another run, the device has no such precision, or the loss is no longer a number.
+            of another run or another run is writing to it, the device has no such precision, or the loss is no longer
+            a number.
     """
     _check_classes(model, train, validation, test)
     if validation is None and held_out:
@@ -137,9 +140,10 @@ def finetune(
         )
     reset_head(model, recipe.head_std, seed)
     run = _Run(model, recipe, Path(output), micro_batch, precision, device, workers, seed, say)
-    history = run.train(train, validation)
+    with alone_in(run.folder) if run.accelerator.is_main_process else nullcontext():
+        history = run.train(train, validation)
+        model.load_state_dict(read_weights(run.folder))
     run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # the caller's model computes in float32 again
-    model.load_state_dict(read_weights(run.folder))
     return Finetuned(
         history=tuple(history),
         best_epoch=_best(history),
@@ -213,6 +217,7 @@ class _Run:
         device = self.accelerator.device
         self.task = ClassificationTask(self.model, criterion_kwargs=smoothing, device=device, verbose=False)
         self.training_transform, self.evaluation_transform = create_transforms(model, recipe)
+        self.input = repr(sorted(plain(resolve_model_data_config(model)).items()))  # a ConvNet's weights fit any size
 
     def _accumulated_steps(self, processes: int) -> int:
         steps, rest = divmod(self.recipe.batch_size, self.micro_batch * processes)
@@ -328,11 +333,11 @@ class _Run:
         """What has to be the same for a run to be gone on with."""
         recipe = {f'recipe: {key}': repr(value) for key, value in plain(self.recipe).items()}
         images = {
-            f'{what} images': f'{d.name}, {len(d)}, {hashlib.sha256(d.labels.tobytes()).hexdigest()}'
+            f'{what} images': d.fingerprint()
             for what, d in (('training', dataset), ('validation', validation))
             if d is not None
         }
-        return dict(recipe, **images, seed=str(self.seed), weights=self.start_hash)
+        return dict(recipe, **images, input=self.input, seed=str(self.seed), weights=self.start_hash)
 
     def save(self, identity: dict[str, str], history: list[Epoch]) -> None:
         if self.accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """Fine-tuning: that it learns, goes on to the bit where it was killed, and refuses what it cannot train."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -223,8 +224,7 @@ def test_a_head_for_other_classes_is_fresh_and_the_rest_is_the_released_weights(
 class Killed(BaseException): ...
 
 
-@pytest.mark.parametrize('file', ['best.pt', 'state.pt'])
-@pytest.mark.parametrize('epoch', [1, 2])
+@pytest.mark.parametrize(('file', 'epoch'), [('best.pt', 2), ('state.pt', 1)])
 def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
     train, test = digits
     recipe = PLAIN.changed(
@@ -454,6 +454,39 @@ def test_another_run_s_state_is_refused_by_what_differs(tmp_path, digits):
     assert (tmp_path / 'state.pt').read_bytes() == state
 
 
+def test_other_pictures_classes_or_sizes_of_the_same_labels_are_another_run(tmp_path, digits):
+    """Their labels and start weights are the same: a ConvNet takes any size."""
+    train, _ = digits
+
+    def model(side):
+        torch.manual_seed(0)
+        model = timm.create_model('resnet10t', num_classes=10)
+        model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (3, side, side)}
+        return model
+
+    recipe = PLAIN.changed(epochs=1)
+    fit(model(32), train, recipe, tmp_path)
+    with pytest.raises(EvaluationError, match=r'differs in: input\. Choose'):
+        fit(model(64), train, recipe, tmp_path)
+    swapped = np.arange(len(train))
+    twins = np.flatnonzero(train.labels == 3)
+    swapped[twins] = twins[::-1]
+    renamed = copy.copy(train)
+    renamed.classes = train.classes[::-1]
+    for other in (train.subset(swapped), renamed):
+        with pytest.raises(EvaluationError, match=r'differs in: training images, validation images\. Choose'):
+            fit(model(32), other, recipe, tmp_path)
+
+
+def test_a_second_run_into_a_folder_waits_a_little_and_is_refused(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(run_state, 'PATIENCE', 0.0)
+    with run_state.alone_in(tmp_path), pytest.raises(EvaluationError, match=r'Another run is writing to .*choose'):
+        fit(small_model(), digits[0], PLAIN, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with run_state.alone_in(tmp_path):  # free again
+        pass
+
+
 def test_a_damaged_state_says_what_to_do(tmp_path, digits):
     train, _ = digits
     fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
@@ -532,12 +565,12 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path, digits, recipe, options,
         fit(small_model(), train, PLAIN.changed(**recipe), tmp_path, **options)
 
 
-def test_a_folder_that_cannot_be_written_says_so(tmp_path, digits):
-    train, _ = digits
+def test_a_folder_that_cannot_be_written_says_so_before_the_training(tmp_path, digits):
+    train, said = digits[0], []
     (tmp_path / 'file').write_text('')
     with pytest.raises(EvaluationError, match=r'cannot be written .*: choose another --output'):
-        fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path / 'file' / 'folder')
-    assert run_state.STATE == 'state.pt'
+        fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path / 'file' / 'folder', say=said.append)
+    assert not said  # no epoch was trained for nothing
 
 
 # --- the command

@@ -1,6 +1,10 @@
 """The state of a training on disk: whole or not there, for the same run only, of tensors and plain values only."""
 
-from collections.abc import Mapping
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,51 @@ from tinyvit_zoo.hub.folder import new_file
 
 from ..errors import EvaluationError
 
-__all__ = ['read_state', 'read_weights', 'write_state']
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ['alone_in', 'read_state', 'read_weights', 'write_state']
 
 STATE, BEST = 'state.pt', 'best.pt'
+PATIENCE = 10.0  # seconds: the workers of a run that was killed hold its lock until they see that it is gone
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other runs out of it, where the file system has locks. The system ends a dead run's lock.
+
+    Raises:
+        EvaluationError: If another run is in it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise EvaluationError(f'{folder} cannot be written to ({e}): choose another --output.') from e
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            if time.monotonic() > end:
+                raise EvaluationError(f'Another run is writing to {folder}: choose another --output.') from e
+            time.sleep(0.1)
+        except OSError:
+            return None  # a file system without locks
 
 
 def write_state(
