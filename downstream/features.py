@@ -20,7 +20,7 @@ import tinyvit_zoo
 
 from .data.batches import ImageBatches, draws
 from .data.image_dataset import ImageDataset
-from .data.transforms import augmentation, eval_transform
+from .data.transforms import augmentation, eval_transform, own_dtype
 from .errors import EvaluationError
 from .extraction.cache import Cache, Shard, key_of
 from .extraction.feature_layers import feature_function
@@ -208,7 +208,7 @@ def _forward(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Images (B, C, H, W) -> features (B, D) of `dtype`."""
     features = feature_function(model, layers)
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    own = own_dtype(model)
 
     @torch.inference_mode()
     def forward(images: torch.Tensor) -> torch.Tensor:

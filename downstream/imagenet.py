@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .data.batches import ImageBatches
 from .data.class_map import ClassMap, map_classes
 from .data.image_dataset import ImageDataset
-from .data.transforms import data_config
+from .data.transforms import data_config, own_dtype
 from .errors import EvaluationError
 from .extraction.cache import Shard
 from .extraction.order import exact_cudnn, in_order
@@ -28,6 +28,9 @@ from .features import untouched
 __all__ = ['Scores', 'evaluate', 'preprocessing']
 
 BATCH_SIZE = 64
+
+UNCROPPED = dict(crop_pct=1.0)
+"""For ImageNet-C, whose images are stored as crops of 224 pixels: cropping once more would lose their borders."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def evaluate(
         model: Any timm model with a classifier, (B, C, H, W) -> (B, M). It is moved to `device`, and otherwise left as
             it was, which its hash proves.
         dataset: Images without transform.
-        overrides: See `preprocessing`.
+        overrides: See `preprocessing`. Images of ImageNet-C are not cropped unless it is said here.
         batch_size: Images in a forward pass.
         dtype: float32, or bfloat16 (autocast).
         device: Default: where the model is.
@@ -155,7 +158,8 @@ def evaluate(
     if not len(dataset):
         raise EvaluationError(f'{dataset.name} ({dataset.split}) has no images to evaluate on.')
     columns = map_classes(model, dataset.classes)
-    config = preprocessing(model, overrides)
+    stored_as_crops = dataset.name.startswith('imagenet-c/')
+    config = preprocessing(model, {**(UNCROPPED if stored_as_crops else {}), **(overrides or {})})
     processes = Processes()
     device = processes.own_device(device, model)
     starts = range(0, len(dataset), batch_size)
@@ -194,11 +198,12 @@ def _forward(
     model: nn.Module, columns: ClassMap, dtype: torch.dtype, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Images (B, C, H, W) -> scores (B, K) float32."""
+    own = own_dtype(model)
 
     @torch.inference_mode()
     def forward(images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return columns(model(images.to(device)).float())
+            return columns(model(images.to(device, own)).float())
 
     return forward
 

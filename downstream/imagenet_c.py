@@ -17,10 +17,11 @@ from tinyvit_zoo.hub.folder import new_file
 from .data.class_map import synsets
 from .data.folders import class_folders, read_class_folders
 from .data.image_dataset import ImageDataset
+from .data.imagenet_readers import corruption_folder
 from .errors import EvaluationError
 from .extraction.hashes import state_hash
 from .extraction.processes import Processes
-from .imagenet import BATCH_SIZE, evaluate, preprocessing
+from .imagenet import BATCH_SIZE, UNCROPPED, evaluate, preprocessing
 from .report import plain
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']
@@ -39,9 +40,6 @@ ALEXNET_CLEAN_ERROR = 0.4348
 states an accuracy of 56.522 % for the same weights."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
-
-OVERRIDES = dict(crop_pct=1.0)
-"""The images are stored as crops of 224 pixels: cropping once more would lose their borders."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def evaluate_corruptions(
     Raises:
         EvaluationError: If a set is missing, or see `imagenet.evaluate`.
     """
-    overrides = {**OVERRIDES, **(overrides or {})}
+    overrides = {**UNCROPPED, **(overrides or {})}
     folders = _find(Path(root))
     key = plain(
         dict(
@@ -153,8 +151,7 @@ def _find(root: Path) -> dict[tuple[str, int], Path]:
     """Folder of each corruption and severity."""
     found, missing = {}, []
     for name in ALEXNET_ERRORS:
-        places = [root / name, *sorted(root.glob(f'*/{name}'))]
-        place = next((p for p in places if p.is_dir()), places[0])
+        place = corruption_folder(root, name)
         for severity in SEVERITIES:
             found[name, severity] = place / str(severity)
             if not found[name, severity].is_dir():

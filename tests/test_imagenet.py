@@ -14,8 +14,9 @@ from timm.data.real_labels import RealLabelsImagenet
 from torch import nn
 
 from downstream.data.class_map import map_classes
-from downstream.data.folders import read_folder
+from downstream.data.folders import read_class_folders, read_folder
 from downstream.data.image_dataset import Arrays, ImageDataset
+from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
 from downstream.imagenet import evaluate
 from downstream.imagenet_c import (
@@ -25,6 +26,7 @@ from downstream.imagenet_c import (
     Corruptions,
     evaluate_corruptions,
 )
+from downstream.reports.imagenet import write_scores
 from tinyvit_zoo.checkpoints.head import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
 
 WNIDS = ImageNetInfo('imagenet-1k').label_names()
@@ -126,6 +128,25 @@ def test_of_equal_scores_the_first_class_is_the_better_one():
     assert scores.ranks.tolist() == [0, 7, 999]
 
 
+def test_a_model_in_bfloat16_takes_images_and_one_for_grey_images_is_told(tmp_path):
+    dataset = load_dataset('digits', 'test').subset(range(3))
+    model = timm.create_model('test_resnet', num_classes=10, in_chans=1)
+    refused(lambda: evaluate(model, dataset, progress=False), '1 channels', 'in_chans=3', kind=EvaluationError)
+    model = timm.create_model('test_resnet', num_classes=10).bfloat16()
+    assert len(evaluate(model, dataset, progress=False).labels) == 3
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_only_images_that_papers_report_on_are_for_a_card(split, tmp_path):
+    tree(tmp_path / 'data', {WNIDS[7]: [7], WNIDS[9]: [9]})
+    dataset = read_class_folders(tmp_path / 'data', 'imagenet-1k', WNIDS)
+    dataset.split = split
+    model = Oracle(one_hot(list(range(10)), 1000))
+    head = dict(model=model, name='x', weights='pretrained', seed=None)
+    write_scores(tmp_path / 'out', evaluate(model, dataset, progress=False), dataset, head, lambda text: None)
+    assert (tmp_path / 'out' / '.eval_results' / 'imagenet-1k.yaml').exists() == (split != 'train')
+
+
 def test_cropping_is_the_models_own_or_the_users(tmp_path):
     image = picture(1).resize((8, 8))
     image.paste((0, 0, 0), (2, 2, 6, 6))  # asks for row 0 in the middle, 1 at the border
@@ -165,11 +186,10 @@ def test_of_200_classes_only_their_outputs_compete(tmp_path, name):
 def test_folders_called_by_numbers_are_not_taken_in_the_order_of_text(tmp_path, as_text):
     rows = {str(i): [i] for i in range(1000)}
     data = read_folder(tree(tmp_path / 'd', rows), 'all')
-    if as_text:
-        assert data.classes[:3] == ('0', '1', '10')
-    else:
-        order = np.argsort([data.classes.index(str(i)) for i in range(1000)])
-        data = ImageDataset('v2', 'test', [str(i) for i in range(1000)], order[data.labels], data._source)
+    assert data.classes == tuple(map(str, range(1000)))
+    if as_text:  # as torchvision sorts them, and sets that were made from it
+        classes = sorted(data.classes)
+        data = ImageDataset('v2', 'test', classes, np.argsort([int(c) for c in classes])[data.labels], data._source)
     assert evaluate(Oracle(torch.eye(1000)), data).top1 == 100
     table = torch.zeros(1000, CLASSES_22K)
     table[range(1000), in1k_classes_in_22k()] = 1.0
@@ -277,6 +297,13 @@ def corrupted(tmp_path):
     return tmp_path / 'c', wrong
 
 
+def as_in_imagenet(root: Path) -> None:
+    """Call both classes of every set what ImageNet calls two of its own."""
+    for folder in root.glob('*/*'):
+        (folder / 'a').rename(folder / WNIDS[7])
+        (folder / 'b').rename(folder / WNIDS[9])
+
+
 def either() -> Oracle:
     """Row 0 means class a, row 1 class b."""
     return Oracle(torch.eye(2))
@@ -311,6 +338,20 @@ def test_stored_crops_are_not_cropped_once_more(corrupted):
     assert quiet(corrupted[0], model, overrides=dict(crop_pct=0.5)).preprocessing['crop_pct'] == 0.5
 
 
+def test_one_corruption_alone_is_scored_as_among_all(corrupted):
+    root, _ = corrupted
+    as_in_imagenet(root)
+    model = Oracle(one_hot([7, 9], 1000))
+    model.pretrained_cfg['crop_pct'] = 0.875
+    (root / 'blur').mkdir()
+    (root / 'zoom_blur').rename(root / 'blur' / 'zoom_blur')
+    alone = load_dataset('imagenet-c/zoom_blur/4', 'test', root, check_counts=False)
+    scores = evaluate(model, alone, progress=False)
+    assert scores.preprocessing['crop_pct'] == 1.0
+    assert 100 - scores.top1 == pytest.approx(quiet(root, model).errors['zoom_blur'][3])
+    assert evaluate(model, alone, overrides=dict(crop_pct=0.9), progress=False).preprocessing['crop_pct'] == 0.9
+
+
 def test_the_folders_of_the_archives_may_lie_in_between(corrupted):
     root, _ = corrupted
     expected = quiet(root)
@@ -322,9 +363,7 @@ def test_the_folders_of_the_archives_may_lie_in_between(corrupted):
 
 def test_all_classes_of_imagenet_compete_even_if_folders_are_missing(corrupted):
     root, _ = corrupted
-    for folder in root.glob('*/*'):
-        (folder / 'a').rename(folder / WNIDS[7])
-        (folder / 'b').rename(folder / WNIDS[9])
+    as_in_imagenet(root)
     result = quiet(root, Oracle(one_hot([500, 9], 1000)))  # 500 has no folder
     assert {error for errors in result.errors.values() for error in errors} == {80.0}
 
@@ -364,9 +403,7 @@ def test_a_missing_set_and_a_damaged_file_are_one_sentence(corrupted, tmp_path):
 
 def test_the_command_measures_all_sets_and_keeps_them_beside_the_results(cli, corrupted, tmp_path):
     root, _ = corrupted
-    for folder in root.glob('*/*'):
-        (folder / 'a').rename(folder / WNIDS[7])
-        (folder / 'b').rename(folder / WNIDS[9])
+    as_in_imagenet(root)
     line = ('evaluate', 'test_vit', '--random', '--data', 'imagenet-c', '--root', root, '--img-size', 32)
     code, out, err = cli(*line, '--output', tmp_path / 'out')
     assert code == 0, err

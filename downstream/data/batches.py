@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..errors import EvaluationError
 from ..extraction.cache import Shard
 from .image_dataset import ImageDataset
 
-__all__ = ['ImageBatches', 'drawing_from', 'draws']
+__all__ = ['ImageBatches', 'drawing_from', 'draws', 'load']
 
 
 @contextmanager
@@ -66,10 +66,8 @@ class ImageBatches:
     def __init__(
         self, dataset: ImageDataset, transform: Callable, seed: int | None, batch_size: int, workers: int
     ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.workers = workers
-        self._items = _Items(dataset.with_transform(None), transform, seed)
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.batch_size, self.workers = batch_size, workers
 
     def of(self, shard: Shard) -> Iterator[range]:
         """Positions of each batch of a shard."""
@@ -83,17 +81,39 @@ class ImageBatches:
             EvaluationError: If an image cannot be read or transformed.
         """
         order = [[(shard.view, i) for i in positions] for shard in shards for positions in self.of(shard)]
-        loader = DataLoader(
-            self._items,
-            batch_sampler=order,
-            num_workers=self.workers,
-            collate_fn=_stack,
-            generator=torch.Generator().manual_seed(0),  # the caller's draws go on undisturbed
-        )
-        for batch in loader:
-            if isinstance(batch, EvaluationError):
-                raise batch
-            yield batch
+        return load(self.dataset, self.transform, self.seed, order, self.workers)
+
+
+def load(
+    dataset: ImageDataset,
+    transform: Callable,
+    seed: int | None,
+    order: Sequence[Sequence[tuple[int, int]]],
+    workers: int,
+) -> Iterator[torch.Tensor]:
+    """Images (B, C, H, W) of each batch.
+
+    Args:
+        dataset: N images.
+        transform: PIL image -> tensor.
+        seed: What the transform draws depends on (seed, position, view) alone; None if it draws nothing.
+        order: Batches of (view, position).
+        workers: Processes that read; 0 for this one.
+
+    Raises:
+        EvaluationError: If an image cannot be read or transformed.
+    """
+    loader = DataLoader(
+        _Items(dataset.with_transform(None), transform, seed),
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_stack,
+        generator=torch.Generator().manual_seed(0),  # the caller's draws go on undisturbed
+    )
+    for batch in loader:
+        if isinstance(batch, EvaluationError):
+            raise batch
+        yield batch
 
 
 class _Items(Dataset):

@@ -12,7 +12,15 @@ from .folders import SPLIT_FOLDERS, read_class_folders
 from .image_dataset import ImageDataset
 from .readers import find_folder
 
-__all__ = ['CORRUPTIONS', 'imagenet', 'imagenet_c', 'imagenet_real', 'imagenet_subset', 'imagenet_v2']
+__all__ = [
+    'CORRUPTIONS',
+    'corruption_folder',
+    'imagenet',
+    'imagenet_c',
+    'imagenet_real',
+    'imagenet_subset',
+    'imagenet_v2',
+]
 
 CORRUPTIONS = (
     'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow',
@@ -74,5 +82,13 @@ def imagenet_c(root: Path, name: str, corruption: str, severity: str) -> ImageDa
             f"'{name}' is not of the form imagenet-c/CORRUPTION/SEVERITY, with a severity of 1 to 5 and a corruption "
             f'of: {", ".join(CORRUPTIONS)}.'
         )
-    places = [f'{prefix}{corruption}/{severity}' for prefix in ('', 'imagenet-c/', 'ImageNet-C/')]
-    return read_class_folders(find_folder(root, places, name), name, _wnids(), root=root)
+    folder = corruption_folder(root, corruption) / severity
+    return read_class_folders(folder, name, _wnids(), root=root)
+
+
+def corruption_folder(root: Path, corruption: str) -> Path:
+    """Where the severities of a corruption lie: at the root, or in a folder in between (noise, blur, weather, digital
+    and extra of the archives, or one of the benchmark's name). The first of these if there is none.
+    """
+    places = [root / corruption, *sorted(root.glob(f'*/{corruption}')), *sorted(root.glob(f'*/*/{corruption}'))]
+    return next((place for place in places if place.is_dir()), places[0])

@@ -9,15 +9,33 @@ from timm.data import create_transform, resolve_data_config
 from timm.models._input import get_model_input_config
 from torch import nn
 
-__all__ = ['augmentation', 'cdfsl_transform', 'data_config', 'eval_transform']
+from ..errors import EvaluationError
+
+__all__ = ['augmentation', 'cdfsl_transform', 'data_config', 'eval_transform', 'own_dtype']
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data config of a model, with the input size that the model was built for rather than its release's."""
+    """timm's data config of a model, with the input size that the model was built for rather than its release's.
+
+    Raises:
+        EvaluationError: If the model takes other images than RGB.
+    """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+    if channels != 3 and channels < 12:  # some stems make channels of squares of pixels, at least 3 * 2 * 2
+        raise EvaluationError(
+            f'{type(model).__name__} takes images of {channels} channels, and all data sets here are RGB: build it '
+            'with in_chans=3, for which timm converts the weights of its first layer.'
+        )
     size = get_model_input_config(model).get('input_size')
     return resolve_data_config(dict(input_size=size) if size else {}, model=model)
+
+
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """What the model's weights are in, and its images have to be in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def eval_transform(model: nn.Module) -> Transform:

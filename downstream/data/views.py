@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ..errors import EvaluationError
 from ..extraction.one_pass import features_of_layers
 from ..extraction.order import in_order
 from ..extraction.processes import Processes
-from .batches import drawing_from
+from .batches import load
 from .image_dataset import ImageDataset
-from .transforms import data_config
+from .transforms import data_config, own_dtype
 
 __all__ = ['Backbone', 'probe_transforms']
 
@@ -70,7 +69,7 @@ class Backbone:
         self.passes = 0
         self._widths: list[int] | None = None
         features = features_of_layers(model, layers)
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        own = own_dtype(model)
 
         @torch.inference_mode()
         def forward(images: torch.Tensor) -> torch.Tensor:
@@ -117,10 +116,8 @@ class Backbone:
     def _pass(
         self, dataset: ImageDataset, transform: Transform, seed: int | None, chunks: list[Sequence[tuple[int, int]]]
     ) -> Iterator[torch.Tensor]:
-        loader = DataLoader(
-            _Pictures(dataset, transform, seed), batch_sampler=chunks, num_workers=self.workers, collate_fn=_stack
-        )
-        for chunk, x in zip(chunks, in_order(self._forward, _raised(loader), self.device), strict=True):
+        images = load(dataset, transform, seed, chunks, self.workers)
+        for chunk, x in zip(chunks, in_order(self._forward, images, self.device), strict=True):
             finite = x.isfinite().all(dim=1)
             if not finite.all():
                 position = chunk[int((~finite).nonzero()[0, 0])][1]
@@ -130,31 +127,3 @@ class Backbone:
                 )
             self.passes += len(chunk)
             yield x
-
-
-class _Pictures(Dataset):
-    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int | None) -> None:
-        self.dataset, self.transform, self.seed = dataset.with_transform(None), transform, seed
-
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | EvaluationError:
-        view, position = item
-        try:
-            image, _ = self.dataset[position]
-        except EvaluationError as e:
-            return e  # raised here, DataLoader would put its traceback into the message
-        if self.seed is None:
-            return self.transform(image)
-        with drawing_from(self.seed, position, view):
-            return self.transform(image)
-
-
-def _stack(items: list[torch.Tensor | EvaluationError]) -> torch.Tensor | EvaluationError:
-    errors = [item for item in items if isinstance(item, EvaluationError)]
-    return errors[0] if errors else torch.stack(items)
-
-
-def _raised(batches: DataLoader) -> Iterator[torch.Tensor]:
-    for batch in batches:
-        if isinstance(batch, EvaluationError):
-            raise batch
-        yield batch

@@ -40,7 +40,7 @@ def print_scores(scores: Scores, dataset: ImageDataset, head: Mapping[str, Any],
 
 def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapping[str, Any], say: Say) -> None:
     """Write results.json, the classes and the pairs of true class and answer as CSV, their figures, and an entry for
-    the card where the weights are released ones.
+    the card where the weights are released ones and the images all of those that papers report on.
 
     Args:
         folder: Made if it is missing.
@@ -59,6 +59,8 @@ def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapp
     ]
     title = _title(dataset, head)
     note = f'top-1 accuracy, %; {_preprocessing(scores.preprocessing)}'
+    whole = dataset.split in ('validation', 'test') and not dataset.skipped
+    is_for_card = head['weights'] == 'pretrained' and whole
     entry = report.eval_results_entry(dataset.name, scores.top1, notes=note)
     report.write(
         folder,
@@ -68,7 +70,7 @@ def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapp
             per_class=plots.per_class_bars(scores.per_class, names, title=title),
             confusion=plots.confusion(counts, names, title=title),
         ),
-        eval_results={dataset.name: entry if head['weights'] == 'pretrained' else None},
+        eval_results={dataset.name: entry if is_for_card else None},
         say=say,
     )
 
