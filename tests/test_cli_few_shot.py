@@ -113,6 +113,8 @@ def test_without_an_output_nothing_is_written(cli, tmp_path, monkeypatch):
         (('fewshot', '-d', 'digits', '--shots', '5,many'), 2, ['--shots', '5,many']),
         (('fewshot', '-d', 'digits', '--shots', '0'), 2, ['--shots']),
         (('fewshot', '-d', 'digits', '--solver', 'svm'), 2, ['svm']),
+        (('fewshot', '-d', 'digits', '-o', __file__), 1, ['another --output']),
+        (('knn', '-d', 'digits', '-o', __file__), 1, ['another --output']),
         (('fewshot', '-d', 'digits', '--weights', 'x.pth'), 1, ['leave one of them out']),
         (('fewshot', '-d', 'nowhere'), 1, ['nowhere']),
         (('fewshot', '-d', 'digits', '--device', 'abacus'), 2, ['abacus']),

@@ -362,6 +362,8 @@ def test_the_command_refuses_what_it_cannot_do_in_one_sentence(cli, folder, tmp_
         (['--data', 'digits', '--lrs', '-1'], 1, 'makes no sense'),
         (['--data', 'digits', '--mode', 'ridge', '--layers', 'pooled,last:1'], 2, 'one layer'),
         (['--data', 'digits', '--layers', 'first'], 1, 'first'),
+        (['--data', 'digits', '--output', one_class / '0.png'], 1, 'choose another --output'),
+        (['--data', 'digits', '--output', one_class / '0.png' / 'out'], 1, 'choose another --output'),
     ]
     for arguments, expected, word in cases:
         code, out, err = cli('probe', folder, *arguments)

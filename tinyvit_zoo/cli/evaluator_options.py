@@ -95,6 +95,24 @@ def find_device(name: str | None) -> 'torch.device':
     return torch.device(name)
 
 
+def make_output(folder: Path | None) -> None:
+    """Make the folder for results, if one is asked for: before there is anything to lose.
+
+    Raises:
+        EvaluationError: If it cannot be made or written to.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = '' if os.access(folder, os.W_OK) else 'it is read-only'
+    except OSError as e:
+        reason = e.strerror or str(e)
+    if reason:
+        problem = f'The results cannot be written to {folder} ({reason}): choose another --output.'
+        raise import_downstream('errors').EvaluationError(problem)
+
+
 def load_data(
     data: str, split: str, root: Path | None, seed: int, skip_unreadable: bool = False, what: str = 'This command'
 ) -> Any:

@@ -54,6 +54,7 @@ def fewshot(
         few_shot = import_downstream('few_shot')
     found = options.find_device(device)
     with options.processes() as first:
+        options.make_output(output)
         dataset = options.load_data(data, split, root, seed, skip_unreadable, 'fewshot')
         drawn = {  # before anything is computed
             k: few_shot.sample_episodes(dataset.labels, ways, k, queries, episodes, seed, dataset.classes)
@@ -140,6 +141,7 @@ def knn(
         module = import_downstream('knn')
     found = options.find_device(device)
     with options.processes() as first:
+        options.make_output(output)
         split = split or testing_split(data)
         if split in ('train', 'all'):
             raise typer.BadParameter(f'The bank is train: {split} would be answered by itself. Give another --split.')

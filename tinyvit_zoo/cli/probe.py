@@ -72,6 +72,7 @@ def probe(
     with needs_eval_extra('probe'):
         reports = import_downstream('reports.probe')
     with options.processes() as first:
+        options.make_output(output)
         train, kept, test = _parts(data, root, seed, skip_unreadable, held_out)
         model = options.load_backbone(name, weights, pretrained, size, seed)
         scale = (crop_scale or (0.08 if data.startswith('imagenet') else 0.05), 1.0)
