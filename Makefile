@@ -31,6 +31,9 @@ bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/minivit.py
 	$(BIN)/python benchmarks/plain_vit.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/few_shot.py
+	$(BIN)/python benchmarks/knn.py
+	$(BIN)/python benchmarks/linear_probe.py
 
 clean:  ## Remove .venv and everything built
 	rm -rf $(VENV) build dist .ruff_cache .cache
