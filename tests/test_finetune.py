@@ -3,11 +3,13 @@
 import contextlib
 import copy
 import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +27,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from downstream.data.registry import REGISTRY
 from downstream.data.split import stratified_split
 from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
 from downstream.extraction.hashes import state_hash
 from downstream.finetune import finetune
+from downstream.reports.finetune import write_finetuned
 from downstream.training import run_state
 from downstream.training.ingredients import Draws, Seeded
 from downstream.training.recipes import find_recipe
@@ -573,6 +577,29 @@ def test_a_folder_that_cannot_be_written_says_so_before_the_training(tmp_path, d
     assert not said  # no epoch was trained for nothing
 
 
+# --- what is left behind
+
+
+def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_cannot_be(tmp_path, digits):
+    train, test = (copy.copy(part) for part in digits)
+    train.name = test.name = 'imagenet-1k'
+    model, recipe = small_model(), PLAIN.changed(epochs=1)
+    result = fit(model, train, recipe, tmp_path, test=test)
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'notes.txt').write_text('mine')
+    about = dict(name='tinyvit_5m_224', weights='/home/me/mine.pth', seed=0, say=lambda text: None)
+    with pytest.raises(FileExistsError, match='holds other files'):
+        write_finetuned(tmp_path, result, model, recipe, train, test, **about)
+    assert read_results(tmp_path)['test_accuracy'] == result.test.accuracy
+    entry = (tmp_path / '.eval_results' / 'imagenet-1k.yaml').read_text()
+    assert 'ILSVRC/imagenet-1k' in entry
+    assert f'value: {round(result.test.accuracy, 4)}' in entry
+    assert 'recipe tinyvit_scratch, from weights: mine.pth' in ' '.join(entry.split())
+    (tmp_path / 'model' / 'notes.txt').unlink()
+    write_finetuned(tmp_path, result, model, recipe, train, test, **about)
+    assert timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).num_classes == 10
+
+
 # --- the command
 
 
@@ -591,17 +618,17 @@ def tinyvit_zoo_cli(monkeypatch, capsys):
 
 @pytest.fixture
 def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
-    """What the command trains, without training it: model and recipe."""
+    """What the command hands over to be trained; it is not trained."""
 
-    def run(*args):
+    def run(*args, data='digits'):
         calls = []
 
         def stop(model, train, recipe, output, **options):
-            calls.append((model, recipe))
+            calls.append(SimpleNamespace(model=model, train=train, recipe=recipe, **options))
             raise EvaluationError('Enough.')
 
         monkeypatch.setattr('downstream.finetune.finetune', stop)
-        done = tinyvit_zoo_cli(*args, '--random', '--data', 'digits', '--img-size', 32, '--output', tmp_path / 'out')
+        done = tinyvit_zoo_cli(*args, '--random', '--data', data, '--img-size', 32, '--output', tmp_path / 'out')
         return calls[0] if calls else done.err
 
     return run
@@ -621,7 +648,7 @@ def test_the_model_is_made_with_the_drop_path_of_the_recipe(asked_for, tmp_path,
     monkeypatch.chdir(tmp_path)
     if name == 'local-dir:tinyvit':
         save_folder(small_model(), tmp_path / 'tinyvit')
-    model, _ = asked_for(name, '--recipe', recipe)
+    model = asked_for(name, '--recipe', recipe).model
     drops = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert max(drops, default=0.0) == pytest.approx(rate)
 
@@ -632,8 +659,36 @@ def test_a_model_without_drop_path_is_not_trained_with_one(asked_for):
 
 def test_the_recipe_s_own_learning_rate_changes_none_of_its_rates(asked_for):
     own = find_recipe('tinyvit_scratch').rates()
-    _, recipe = asked_for('resnet10t', '--recipe', 'tinyvit_scratch', '--lr', own.lr)
-    assert recipe.rates() == own
+    assert asked_for('resnet10t', '--recipe', 'tinyvit_scratch', '--lr', own.lr).recipe.rates() == own
+
+
+@pytest.mark.parametrize(
+    ('splits', 'validation', 'test'),
+    [
+        (dict(train=('train',), validation=('test',), test=('test',)), None, 'test'),  # as ImageNet-1k's
+        (dict(train=('train',), validation=('test',)), None, 'validation'),
+        (dict(train=('train',), validation=('train',), test=('test',)), 'validation', 'test'),
+        (dict(train=('train',)), None, None),
+    ],
+)
+def test_images_that_are_tested_on_never_choose_the_epoch(asked_for, monkeypatch, splits, validation, test):
+    monkeypatch.setitem(REGISTRY, 'digits', dataclasses.replace(REGISTRY['digits'], splits=splits))
+    asked = asked_for('resnet10t', '--recipe', 'tinyvit_scratch')
+    assert [d and d.split for d in (asked.train, asked.validation, asked.test)] == ['train', validation, test]
+
+
+def test_timm_s_data_sets_are_tested_on_their_test_split(asked_for, tmp_path):
+    for split in ('train', 'test'):
+        with tarfile.open(tmp_path / f'{split}-0.tar', 'w') as tar:
+            for key in range(4):
+                picture = io.BytesIO()
+                Image.new('RGB', (32, 32)).save(picture, 'png')
+                for name, content in ((f'{key}.png', picture.getvalue()), (f'{key}.cls', b'%d' % (key % 2))):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    asked = asked_for('resnet10t', '--recipe', 'tinyvit_scratch', data=f'wds/{tmp_path}')
+    assert (asked.validation, asked.test.split) == (None, 'test')
 
 
 def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):

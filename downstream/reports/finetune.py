@@ -14,6 +14,7 @@ from tinyvit_zoo.hub import save_folder
 
 from .. import report
 from ..data.image_dataset import ImageDataset
+from ..errors import EvaluationError
 from ..finetune import Finetuned
 from ..training.recipes import Recipe
 from . import plots
@@ -50,7 +51,7 @@ def write_finetuned(
     seed: int,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Write results.json, history.csv, the figures, and the model with its labels in `model/`.
+    """Write results.json, history.csv, the figures, an entry for the card, and the model with its labels in `model/`.
 
     Args:
         output: Folder.
@@ -65,7 +66,8 @@ def write_finetuned(
         say: Prints a line.
 
     Raises:
-        EvaluationError: If the folder cannot be written to.
+        EvaluationError: If the folder cannot be written to, or the model not be saved.
+        OSError: If `model/` cannot be written to or holds other files. Everything else is written before it.
     """
     title = f'{name} ({weights}) on {train.name}, recipe {recipe.name}'
     history = [dict(epoch=i, **asdict(epoch)) for i, epoch in enumerate(result.history, 1)]
@@ -84,7 +86,19 @@ def write_finetuned(
     head = report.record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)
     run = dict(recipe=recipe, precision=result.precision, processes=result.processes)
     crop = {} if recipe.crop_pct is None else dict(crop_pct=recipe.crop_pct)
+    results = {**head, **run, **summary(result)}
+    entries = {} if test is None else {test.name: _entry(results, recipe, test)}
+    report.write(output, results, tables=dict(history=history), figures=figures, eval_results=entries, say=say)
     tag = 'ft_' + re.sub(r'\W+', '_', Path(train.name).name).strip('_').lower()
-    save_folder(model, output / 'model', label_names=train.classes, tag=tag, data_config=crop)
-    report.write(output, {**head, **run, **summary(result)}, tables=dict(history=history), figures=figures, say=say)
+    try:
+        save_folder(model, output / 'model', label_names=train.classes, tag=tag, data_config=crop)
+    except ValueError as e:  # a model that its configuration does not make again
+        raise EvaluationError(f'The results are written, the model is not; its weights are in best.pt. {e}') from e
     say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
+
+
+def _entry(results: dict[str, Any], recipe: Recipe, test: ImageDataset) -> str | None:
+    note = f'top-1 accuracy, %; trained by the recipe {recipe.name}, from weights: {Path(results["weights"]).name}'
+    if test.skipped:
+        note += f'; {len(test.skipped)} unreadable images left out'
+    return report.eval_results_entry(test.name, results['test_accuracy'], notes=note)

@@ -124,23 +124,25 @@ def _load_model(drop_path: float, *args: Any, **kwargs: Any) -> Any:
 
 
 def _datasets(data: str, root: Path | None, seed: int, skip_unreadable: bool) -> tuple[Any, Any, Any]:
-    """Train, validation and test. What has no test split, as ImageNet, is tested on its validation split, which then
-    must not choose the epoch.
+    """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
+    then must not choose the epoch.
     """
-    there = [split for split in ('validation', 'test') if split in _splits(data)]
-    train, *others = [options.load_data(data, s, root, seed, skip_unreadable, 'finetune') for s in ('train', *there)]
-    if len(others) == 2:
-        return train, *others
-    return train, None, others[0] if others else None
 
+    def load(split: str) -> Any:
+        return options.load_data(data, split, root, seed, skip_unreadable, 'finetune')
 
-def _splits(data: str) -> list[str]:
-    """The splits of a registered data set, or of a folder."""
-    registry = import_downstream('data.registry').REGISTRY
-    if data in registry:
-        return list(registry[data].splits)
-    folders = import_downstream('data.folders').SPLIT_FOLDERS
-    return [split for split, names in folders.items() if any((Path(data) / name).is_dir() for name in names)]
+    train, there = load('train'), {}
+    error = import_downstream('errors').EvaluationError
+    for split in ('validation', 'test'):
+        try:
+            there[split] = load(split)
+        except error as e:
+            if f"has no split '{split}'" not in str(e):
+                raise
+    validation, test = there.get('validation'), there.get('test')
+    if validation is None or test is None or validation.fingerprint() == test.fingerprint():
+        return train, None, test or validation
+    return train, validation, test
 
 
 def _words(numbers: dict[str, Any]) -> str:
