@@ -24,7 +24,7 @@ from .data.transforms import augmentation, eval_transform, own_dtype
 from .errors import EvaluationError
 from .extraction.cache import Cache, Shard, key_of
 from .extraction.feature_layers import feature_function
-from .extraction.hashes import settings_of, state_hash
+from .extraction.hashes import described, settings_of, state_hash
 from .extraction.order import exact_cudnn, in_order
 from .extraction.processes import Processes
 
@@ -185,7 +185,7 @@ def _key_parts(
     return dict(
         weights=weights,
         model=settings_of(model),
-        transform=repr(transform),
+        transform=described(transform),
         seed=seed,
         data=dataset.fingerprint(),
         layers=layers,
@@ -196,7 +196,8 @@ def _key_parts(
 
 
 def _check_repr(transform: Callable) -> None:
-    if ' at 0x' in repr(transform):
+    said = described(transform)
+    if ' at 0x' in said or 'Lambda()' in said:
         raise EvaluationError(
             'Features cannot be kept, as the repr of the transform does not say what it does: give it one, or use '
             "torchvision's or timm's classes instead of functions."

@@ -18,6 +18,7 @@ from downstream.data.split import stratified_split
 from downstream.errors import EvaluationError
 from downstream.features import Features
 from downstream.heads import ridge
+from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.hub import save_folder
 
 # differences of right answers
@@ -254,6 +255,32 @@ def test_compare_takes_a_weights_file_and_data_without_splits(cli, pictures, tmp
     assert f'A: resnet10t ({tmp_path / "w.pth"})' in out
     assert '24 test images' in out
     assert 'kNN' not in out
+
+
+def test_a_class_called_train_or_test_is_no_split_and_a_folder_may_be_the_root(cli, saved, tmp_path):
+    for name in ('train', 'test', 'car', 'ship'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        Image.new('RGB', (32, 32)).save(tmp_path / 'data' / name / '0.png')
+    for data in ((tmp_path / 'data',), ('folder', '--root', tmp_path / 'data')):
+        model = ('resnet10t', '--random', '--img-size', 32)
+        code, _, err = cli('evaluate', *model, '--data', *data)
+        assert code == 1
+        assert '1000 outputs, the data 4 classes' in err
+
+
+@pytest.mark.parametrize(('cards', 'backend', 'chosen'), [(0, 'gloo', []), (1, 'cpu:gloo,cuda:nccl', [0])])
+def test_processes_without_a_card_of_their_own_join_the_others(cards, backend, chosen, monkeypatch):
+    begun, set_to = [], []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: cards)
+    monkeypatch.setattr(torch.cuda, 'set_device', set_to.append)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', begun.append)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 1)
+    monkeypatch.setattr(torch.distributed, 'destroy_process_group', lambda: None)
+    for name, value in (('WORLD_SIZE', '2'), ('RANK', '1'), ('LOCAL_RANK', '1')):
+        monkeypatch.setenv(name, value)
+    with processes() as first:
+        assert not first
+    assert (begun, set_to) == ([backend], chosen)
 
 
 @pytest.mark.slow

@@ -104,6 +104,31 @@ def test_the_fingerprint_tells_images_labels_and_order_apart_but_not_places(tmp_
     assert load_dataset(str(tmp_path / 'there'), 'all').fingerprint() != first.fingerprint()
 
 
+@pytest.mark.parametrize('extension', ['png', 'bmp', 'tar'])
+def test_the_fingerprint_sees_what_changes_behind_the_beginning_of_a_large_file(extension, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    prints = []
+    for _ in range(2):
+        pixels[150] += 1
+        (tmp_path / 'a').mkdir(exist_ok=True)
+        path = tmp_path / 'a' / ('0.bmp' if extension == 'bmp' else '0.png')
+        Image.fromarray(pixels).save(path, **(dict(compress_level=0) if extension != 'bmp' else {}))
+        assert path.stat().st_size > 2**18
+        if extension == 'tar':
+            tar_of(tmp_path / 'test.tar', {'0.png': path.read_bytes(), '0.cls': b'0'})
+        name = 'wds/x' if extension == 'tar' else str(tmp_path)
+        prints.append(load_dataset(name, 'test' if extension == 'tar' else 'all', tmp_path).fingerprint())
+    assert prints[0] != prints[1]
+
+
+def test_grey_levels_of_sixteen_bits_are_scaled_not_cut_off(tmp_path):
+    levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    (tmp_path / 'a').mkdir()
+    Image.fromarray(levels).save(tmp_path / 'a' / '0.png')
+    image, _ = load_dataset(str(tmp_path), 'all')[0]
+    assert np.asarray(image)[..., 1].ravel().tolist() == list(range(256))
+
+
 # Folders
 
 

@@ -13,6 +13,7 @@ import timm
 import torch
 from conftest import SMALL_OF, refused
 from PIL import Image
+from timm.data.transforms import TrimBorder
 from torchvision import transforms
 
 from downstream import features
@@ -291,6 +292,15 @@ def test_an_image_that_cannot_be_read_is_named_without_a_traceback(workers, tmp_
     assert len(extract(small_model(), kept, **SMALL)) == 5
 
 
+def test_a_transform_that_does_not_print_its_settings_is_told_from_the_same_with_others(tmp_path):
+    def key(border: int) -> str:
+        transform = transforms.Compose([TrimBorder(border), TRANSFORM])
+        return extract(small_model(), pictures(), transform=transform, batch_size=4, cache=tmp_path).key
+
+    assert repr(TrimBorder(1)) == repr(TrimBorder(2))
+    assert key(1) != key(2)
+
+
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     model, dataset = small_model(), pictures()
     for kwargs, word in (
@@ -302,6 +312,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         (dict(dtype=torch.float16), 'bfloat16'),
         (dict(transform=lambda image: image), 'same shape'),
         (dict(transform=lambda image: TRANSFORM(image), cache=tmp_path), 'repr'),
+        (dict(transform=transforms.Compose([TRANSFORM, transforms.Lambda(abs)]), cache=tmp_path), 'repr'),
     ):
         refused(lambda k=kwargs: extract(model, dataset, **{**SMALL, **k}), word, kind=EvaluationError)
     refused(lambda: extract(torch.nn.Linear(2, 2), dataset, **SMALL), 'no timm backbone', kind=EvaluationError)

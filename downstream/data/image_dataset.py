@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from ..errors import EvaluationError
 
-__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'join']
+__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join']
 
-HEAD = 1 << 16  # bytes of a file that its identity covers
+END = 1 << 16  # bytes at either end of a file that its identity covers
+UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # may change in the middle alone
 
 
 class Source(Protocol):
@@ -69,12 +70,23 @@ class Files:
         return str(self.path(i))
 
     def identity(self, i: int) -> bytes:
-        """Path below the root, size and the first 64 KiB: to hash whole files would be to read ImageNet once more."""
+        """Path below the root, size, and the first and last 64 KiB, where checksums are: to hash whole files would be
+        to read ImageNet once more. Files that are not compressed are hashed whole.
+        """
         path = self.path(i)
-        with path.open('rb') as file:
-            head = file.read(HEAD)
         name = path.relative_to(self.root).as_posix().encode(errors='surrogateescape')
-        return b'\0'.join([name, str(path.stat().st_size).encode(), head])
+        with path.open('rb') as file:
+            content = file.read() if path.suffix.lower() in UNCOMPRESSED else ends_of(file)
+        return b'\0'.join([name, content])
+
+
+def ends_of(file: IO[bytes]) -> bytes:
+    """Size, and the first and last 64 KiB, of a file or what behaves like one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(END)
+    file.seek(max(len(head), size - END))
+    return b'\0'.join([str(size).encode(), head, file.read()])
 
 
 class Arrays:
@@ -185,7 +197,7 @@ class ImageDataset(Dataset):
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         try:
-            image = self._source.open(int(self._indices[i])).convert('RGB')
+            image = _rgb(self._source.open(int(self._indices[i])))
         except Exception as e:  # decoders raise whatever they like on damaged files
             reason = ' '.join(str(e).split()) or type(e).__name__
             raise EvaluationError(
@@ -234,7 +246,7 @@ class ImageDataset(Dataset):
     def fingerprint(self) -> str:
         """sha256 (hex) of classes, labels and images, in their order; the same on every machine.
 
-        Of a file it covers the path below the root, the size and the first 64 KiB. Computed once.
+        Of a file it covers the path below the root, the size and 64 KiB at either end. Computed once.
         """
         return self._fingerprint
 
@@ -249,6 +261,13 @@ class ImageDataset(Dataset):
                 raise EvaluationError(f'{self.describe(i)} cannot be read ({e.strerror}).') from e
             digest.update(hashlib.sha256(identity).digest())
         return digest.hexdigest()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits become 8; Pillow alone would make white of everything above 255."""
+    if image.mode.startswith('I;16'):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert('RGB')
 
 
 def join(parts: Sequence[ImageDataset], split: str) -> ImageDataset:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import EvaluationError
 from .folders import EXTENSIONS, SPLIT_FOLDERS
-from .image_dataset import HEAD, Arrays, ImageDataset, Wrapped, join
+from .image_dataset import Arrays, ImageDataset, Wrapped, ends_of, join
 
 __all__ = ['PREFIXES', 'read_timm']
 
@@ -177,7 +177,7 @@ class ReaderFiles:
 
     def identity(self, i: int) -> bytes:
         with self.reader[i][0] as file:
-            return file.read(HEAD) + str(file.seek(0, io.SEEK_END)).encode()
+            return ends_of(file)
 
 
 class TarMembers:
@@ -190,19 +190,18 @@ class TarMembers:
     def __len__(self) -> int:
         return len(self.members)
 
-    def _read(self, i: int, most: int | None = None) -> bytes:
+    def _read(self, i: int) -> io.BytesIO:
         path, _, offset, size = self.members[i]
         with open(path, 'rb') as file:
             file.seek(offset)
-            return file.read(size if most is None else min(size, most))
+            return io.BytesIO(file.read(size))
 
     def open(self, i: int) -> Image.Image:
-        return Image.open(io.BytesIO(self._read(i)))
+        return Image.open(self._read(i))
 
     def describe(self, i: int) -> str:
         path, name, *_ = self.members[i]
         return f'{path}:{name}'
 
     def identity(self, i: int) -> bytes:
-        _, name, _, size = self.members[i]
-        return b'\0'.join([name.encode(), str(size).encode(), self._read(i, HEAD)])
+        return b'\0'.join([self.members[i][1].encode(), ends_of(self._read(i))])

@@ -1,12 +1,12 @@
 """Hashes that tell which weights a number belongs to."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
-__all__ = ['settings_of', 'state_hash', 'tensors_hash']
+__all__ = ['described', 'settings_of', 'state_hash', 'tensors_hash']
 
 
 def state_hash(model: nn.Module) -> str:
@@ -33,6 +33,16 @@ def settings_of(model: nn.Module) -> str:
         plain = {k: v for k, v in vars(module).items() if k != 'training' and _is_plain(v)}
         digest.update(f'{name}|{type(module).__module__}.{type(module).__qualname__}|{sorted(plain.items())}'.encode())
     return digest.hexdigest()
+
+
+def described(transform: Callable) -> str:
+    """What a transform does, as far as it says: repr and plain attributes, of those that it is made of, too. Not every
+    transform of torchvision and timm has its settings in its repr.
+    """
+    plain = sorted((k, v) for k, v in getattr(transform, '__dict__', {}).items() if _is_plain(v))
+    inner = getattr(transform, 'transforms', None)
+    parts = [described(part) for part in inner] if isinstance(inner, list | tuple) else []
+    return ' '.join([repr(transform), repr(plain), *parts])
 
 
 def _is_plain(value: object) -> bool:

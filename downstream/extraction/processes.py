@@ -28,12 +28,14 @@ class Processes:
         self.number = dist.get_world_size() if dist.is_initialized() else 1
 
     def own_device(self, device: torch.device | str | None, model: nn.Module) -> torch.device:
-        """That device, or the model's; plain 'cuda' is another card for each process of a machine."""
+        """That device, or the model's; plain 'cuda' is another card for each process of a machine, as long as
+        there are enough.
+        """
         if device is None:
             return next((p.device for p in model.parameters()), torch.device('cpu'))
         device = torch.device(device)
         if device.type == 'cuda' and device.index is None:
-            return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+            return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count()))
         return device
 
     def from_first(self, make: Callable[[], T]) -> T:

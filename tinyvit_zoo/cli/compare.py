@@ -52,10 +52,11 @@ def compare(
         import_downstream('reports.plots')  # what is missing is told before the work, not after it
     extract = dict(layers=layers, cache=cache, device=options.find_device(device), workers=workers)
     with options.processes() as first:
+        options.make_output(output)
         splits = (
-            dict(train='train', test=testing_split(data))
-            if 'train' in splits_of(data)
-            else dict(test=testing_split(data))
+            dict(train='train', test=testing_split(data, root))
+            if 'train' in splits_of(data, root)
+            else dict(test=testing_split(data, root))
         )
         data_of = {part: options.load_data(data, split, root, seed, what='compare') for part, split in splits.items()}
         models, records = [], []

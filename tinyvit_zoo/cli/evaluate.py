@@ -59,10 +59,12 @@ def evaluate(
         workers=workers,
     )
     with options.processes() as first:
+        options.make_output(output)
         say = printer() if first else (lambda text: None)
         dataset = None  # found before weights are fetched
         if data != IMAGENET_C:
-            dataset = options.load_data(data, split or testing_split(data), root, seed, skip_unreadable, 'evaluate')
+            split = split or testing_split(data, root)
+            dataset = options.load_data(data, split, root, seed, skip_unreadable, 'evaluate')
         elif root is None:
             raise typer.BadParameter('imagenet-c needs --root, the folder of CORRUPTION/SEVERITY/CLASS.')
         model = options.load_backbone(name, weights, pretrained, size, seed)
@@ -85,20 +87,20 @@ def printer() -> Callable[[str], None]:
     return lambda text: out.print(text, markup=False, soft_wrap=True)
 
 
-def splits_of(data: str) -> tuple[str, ...]:
+def splits_of(data: str, root: Path | None) -> tuple[str, ...]:
     """The splits of a registered data set or of a folder; of others all, as they are not known beforehand."""
     entry = import_downstream('data.registry').find_entry(data)
     if entry is not None:
         return tuple(entry.splits)
-    if not Path(data).is_dir():
+    folder = root if data == 'folder' and root is not None else Path(data)
+    if not folder.is_dir():
         return import_downstream('datasets').SPLITS
-    names = import_downstream('data.folders').SPLIT_FOLDERS
-    return (*(split for split in names if any((Path(data) / name).is_dir() for name in names[split])), 'all')
+    return (*import_downstream('data.folders').split_folders(folder), 'all')
 
 
-def testing_split(data: str) -> str:
+def testing_split(data: str, root: Path | None) -> str:
     """The split to test on."""
-    return next(split for split in ('test', 'validation', 'all') if split in splits_of(data))
+    return next(split for split in ('test', 'validation', 'all') if split in splits_of(data, root))
 
 
 def _corruptions(

@@ -156,9 +156,11 @@ def processes() -> Iterator[bool]:
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
         yield not dist.is_initialized() or dist.get_rank() == 0
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+    cards = torch.cuda.device_count()
+    if cards:
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)) % cards)
+    # What a command works on is not known here: NCCL is only begun by the first tensors on cards.
+    dist.init_process_group('cpu:gloo,cuda:nccl' if cards else 'gloo')
     try:
         yield dist.get_rank() == 0
     finally:

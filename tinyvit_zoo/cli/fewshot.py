@@ -142,7 +142,7 @@ def knn(
     found = options.find_device(device)
     with options.processes() as first:
         options.make_output(output)
-        split = split or testing_split(data)
+        split = split or testing_split(data, root)
         if split in ('train', 'all'):
             raise typer.BadParameter(f'The bank is train: {split} would be answered by itself. Give another --split.')
         bank, queries = (options.load_data(data, part, root, seed, skip_unreadable, 'knn') for part in ('train', split))

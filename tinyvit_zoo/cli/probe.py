@@ -133,7 +133,8 @@ def _parts(data: str, root: Path | None, seed: int, skip_unreadable: bool, held_
     from .evaluate import splits_of
 
     train = options.load_data(data, 'train', root, seed, skip_unreadable, 'probe')
-    split = 'validation' if 'test' not in splits_of(data) and 'validation' in splits_of(data) else 'test'
+    there = splits_of(data, root)
+    split = 'validation' if 'test' not in there and 'validation' in there else 'test'
     test = options.load_data(data, split, root, seed, skip_unreadable, 'probe')
     module = import_downstream('data.split')
     module.check_labels(train.labels, len(train.classes))
