@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
-from timm.data import resolve_model_data_config
 from timm.scheduler import CosineLRScheduler
 from timm.task import ClassificationTask
 from timm.utils import ModelEmaV3, random_seed
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from .data.image_dataset import ImageDataset
 from .data.split import stratified_split
+from .data.transforms import data_config
 from .errors import EvaluationError
 from .extraction.hashes import state_hash
 from .report import plain
@@ -126,9 +126,9 @@ def finetune(
         say: Prints a line.
 
     Raises:
-        EvaluationError: If classes do not fit, the batch does not fit images or processes, the folder holds the state
-            of another run or another run is writing to it, the device has no such precision, or the loss is no longer
-            a number.
+        EvaluationError: If classes do not fit, the model takes other images than RGB, the batch does not fit images or
+            processes, the folder holds the state of another run or another run is writing to it, the device has no such
+            precision, or the loss is no longer a number.
     """
     _check_classes(model, train, validation, test)
     if validation is None and held_out:
@@ -217,7 +217,7 @@ class _Run:
         device = self.accelerator.device
         self.task = ClassificationTask(self.model, criterion_kwargs=smoothing, device=device, verbose=False)
         self.training_transform, self.evaluation_transform = create_transforms(model, recipe)
-        self.input = repr(sorted(plain(resolve_model_data_config(model)).items()))  # a ConvNet's weights fit any size
+        self.input = repr(sorted(plain(data_config(model)).items()))  # a ConvNet's weights fit any size
 
     def _accumulated_steps(self, processes: int) -> int:
         steps, rest = divmod(self.recipe.batch_size, self.micro_batch * processes)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from golden_rule import GOLDEN
+from PIL import Image
 from timm.data import Mixup
 
 from downstream.errors import EvaluationError
@@ -222,6 +223,16 @@ def test_evaluation_crops_as_the_recipe_or_else_the_model_does():
         name: create_transforms(model, find_recipe(name))[1].transforms[0].size for name in ('tinyvit_384', 'tinymim')
     }
     assert sizes == dict(tinyvit_384=64, tinymim=math.floor(64 / 0.95))
+
+
+def test_images_are_of_the_size_that_a_stock_model_was_made_for():
+    """timm leaves 224 in its pretrained_cfg."""
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1)
+    for transform in create_transforms(model, find_recipe('tinymim')):
+        assert model(transform(Image.new('RGB', (40, 40)))[None]).shape == (1, 1000)
+    grey = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, in_chans=1)
+    with pytest.raises(EvaluationError, match='takes images of 1 channels'):
+        create_transforms(grey, find_recipe('tinymim'))
 
 
 def test_a_head_starts_anew_where_the_recipe_says_so():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup, resolve_model_data_config
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tinyvit_zoo.augment import create_transform
 
+from ..data.transforms import data_config
 from .recipes import Recipe
 
 __all__ = [
@@ -70,8 +71,12 @@ def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
 
 
 def create_transforms(model: nn.Module, recipe: Recipe) -> tuple[Any, Any]:
-    """For training and for evaluation, at the model's input size and with its mean and standard deviation."""
-    config = resolve_model_data_config(model)
+    """For training and for evaluation, at the size the model was made for and with its mean and standard deviation.
+
+    Raises:
+        EvaluationError: If the model takes other images than RGB.
+    """
+    config = data_config(model)
     common = {key: config[key] for key in ('input_size', 'mean', 'std')}
     training = create_transform(
         **common,
