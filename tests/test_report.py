@@ -190,6 +190,9 @@ def test_tsne_repeats_itself_and_says_what_it_left_out():
     places = [[t.get_position() for t in figure.axes[0].texts] for figure in (one, two)]
     assert places[0] == places[1]
     assert len(places[0]) == plots.MOST_COLORS
+    axis = one.axes[0]
+    for dots, name in zip(axis.collections, axis.texts, strict=True):  # a name tells which dots it stands for
+        assert tuple(name.get_color()) == pytest.approx(0.7 * dots.get_facecolor()[0, :3])
     refused(lambda: plots.tsne(features[:3], labels[:3], names, title='t'), 'at least 4', kind=EvaluationError)
 
 

@@ -266,7 +266,7 @@ def tsne(features: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, ti
         x, y = np.median(own, axis=0)
         axis.text(
             x, y, _short(classes[k], 18), fontsize=10 if len(shown) <= 12 else 6.5, ha='center', va='bottom',
-            path_effects=OUTLINE,
+            path_effects=OUTLINE, weight='bold', color=[0.7 * part for part in color[:3]],  # which dots it names
         )  # fmt: skip
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
