@@ -290,7 +290,7 @@ def test_a_run_that_is_over_is_only_measured_again(tmp_path, digits):
 
 
 SCRIPT = """
-import sys
+import os, sys
 import timm, torch
 sys.path.insert(0, {tests!r})
 from test_finetune import PLAIN, plain_vit, fit
@@ -299,8 +299,9 @@ torch.set_num_threads(1)
 recipe = PLAIN.changed(epochs=6, drop_path={{'': {drop}}}, auto_augment='rand-m9-mstd0.5-inc1')
 train, test = load_dataset('digits', 'train').subset(range(320)), load_dataset('digits', 'test').subset(range(50))
 result = fit(plain_vit(drop_path_rate={drop}), train, recipe, sys.argv[1], test=test, **eval(sys.argv[2]), say=print)
-print('LOSSES', [e.loss for e in result.history], result.processes)
-print('SCORES', [e.validation_accuracy for e in result.history], result.test.accuracy)
+if os.environ.get('RANK', '0') == '0':  # else the lines of two processes may run into each other
+    print('LOSSES', [e.loss for e in result.history], result.processes)
+    print('SCORES', [e.validation_accuracy for e in result.history], result.test.accuracy)
 """
 
 
