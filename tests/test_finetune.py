@@ -3,16 +3,13 @@
 import contextlib
 import copy
 import dataclasses
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,23 +18,19 @@ import torch
 from conftest import SMALL
 from PIL import Image
 from timm.data import create_transform
-from timm.layers import DropPath
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from downstream.data.registry import REGISTRY
 from downstream.data.split import stratified_split
 from downstream.datasets import load_dataset
 from downstream.errors import EvaluationError
-from downstream.extraction.hashes import state_hash
 from downstream.finetune import finetune
 from downstream.reports.finetune import write_finetuned
 from downstream.training import run_state
 from downstream.training.ingredients import Draws, Seeded
 from downstream.training.recipes import find_recipe
-from tinyvit_zoo.hub import save_folder
 
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
@@ -599,153 +592,3 @@ def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_ca
     (tmp_path / 'model' / 'notes.txt').unlink()
     write_finetuned(tmp_path, result, model, recipe, train, test, **about)
     assert timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).num_classes == 10
-
-
-# --- the command
-
-
-@pytest.fixture
-def tinyvit_zoo_cli(monkeypatch, capsys):
-    from tinyvit_zoo.cli.app import run_app
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'finetune', *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            run_app()
-        return SimpleNamespace(returncode=end.value.code or 0, **capsys.readouterr()._asdict())
-
-    return run
-
-
-@pytest.fixture
-def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
-    """What the command hands over to be trained; it is not trained."""
-
-    def run(*args, data='digits'):
-        calls = []
-
-        def stop(model, train, recipe, output, **options):
-            calls.append(SimpleNamespace(model=model, train=train, recipe=recipe, **options))
-            raise EvaluationError('Enough.')
-
-        monkeypatch.setattr('downstream.finetune.finetune', stop)
-        done = tinyvit_zoo_cli(*args, '--random', '--data', data, '--img-size', 32, '--output', tmp_path / 'out')
-        return calls[0] if calls else done.err
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ('name', 'recipe', 'rate'),
-    [
-        ('tinyvit_11m_224', 'tinyvit_22kto1k', 0.0),  # made with 0.1 if nothing is asked for
-        ('tiny_vit_5m_224', 'tinyvit_scratch', 0.0),
-        ('local-dir:tinyvit', 'tinyvit_scratch', 0.0),
-        ('resnet10t', 'mae_lite_default', 0.1),
-        ('vgg11', 'mae_lite_improved', 0.0),  # takes no drop path
-    ],
-)
-def test_the_model_is_made_with_the_drop_path_of_the_recipe(asked_for, tmp_path, monkeypatch, name, recipe, rate):
-    monkeypatch.chdir(tmp_path)
-    if name == 'local-dir:tinyvit':
-        save_folder(small_model(), tmp_path / 'tinyvit')
-    model = asked_for(name, '--recipe', recipe).model
-    drops = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
-    assert max(drops, default=0.0) == pytest.approx(rate)
-
-
-def test_a_model_without_drop_path_is_not_trained_with_one(asked_for):
-    assert 'add --drop-path 0' in asked_for('vgg11', '--recipe', 'tinymim')
-
-
-def test_the_recipe_s_own_learning_rate_changes_none_of_its_rates(asked_for):
-    own = find_recipe('tinyvit_scratch').rates()
-    assert asked_for('resnet10t', '--recipe', 'tinyvit_scratch', '--lr', own.lr).recipe.rates() == own
-
-
-@pytest.mark.parametrize(
-    ('splits', 'validation', 'test'),
-    [
-        (dict(train=('train',), validation=('test',), test=('test',)), None, 'test'),  # as ImageNet-1k's
-        (dict(train=('train',), validation=('test',)), None, 'validation'),
-        (dict(train=('train',), validation=('train',), test=('test',)), 'validation', 'test'),
-        (dict(train=('train',)), None, None),
-    ],
-)
-def test_images_that_are_tested_on_never_choose_the_epoch(asked_for, monkeypatch, splits, validation, test):
-    monkeypatch.setitem(REGISTRY, 'digits', dataclasses.replace(REGISTRY['digits'], splits=splits))
-    asked = asked_for('resnet10t', '--recipe', 'tinyvit_scratch')
-    assert [d and d.split for d in (asked.train, asked.validation, asked.test)] == ['train', validation, test]
-
-
-def test_timm_s_data_sets_are_tested_on_their_test_split(asked_for, tmp_path):
-    for split in ('train', 'test'):
-        with tarfile.open(tmp_path / f'{split}-0.tar', 'w') as tar:
-            for key in range(4):
-                picture = io.BytesIO()
-                Image.new('RGB', (32, 32)).save(picture, 'png')
-                for name, content in ((f'{key}.png', picture.getvalue()), (f'{key}.cls', b'%d' % (key % 2))):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    asked = asked_for('resnet10t', '--recipe', 'tinyvit_scratch', data=f'wds/{tmp_path}')
-    assert (asked.validation, asked.test.split) == (None, 'test')
-
-
-def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):
-    done = tinyvit_zoo_cli('--recipes')
-    assert done.returncode == 0, done.err
-    for name in ('tinyvit_22kto1k', 'mae_lite_cifar100'):
-        assert f'\n{name}\n' in done.out
-    assert 'From: microsoft/Cream' in done.out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ('name', 'data', 'recipe', 'extra'),
-    [
-        ('mini_swin_tiny_patch4_window7_224', 'digits', 'mini_swin_384', ['--img-size', 32]),
-        ('tinymim_vit_tiny_patch16_224', 'textures', 'tinymim', ['--img-size', 64]),
-        ('resnet10t', 'textures', 'mae_lite_transfer', ['--img-size', 64, '--precision', 'bf16']),
-    ],
-)
-def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_path, name, data, recipe, extra):
-    arguments = [
-        name, '--random', '--data', data, '--recipe', recipe, '--output', tmp_path / 'out', '--epochs', 2,
-        '--lr', 0.003, '--batch-size', 128, '--micro-batch', 64, '--drop-path', 0, *extra,
-    ]  # fmt: skip
-    done = tinyvit_zoo_cli(*arguments)
-    assert done.returncode == 0, done.err
-    results = read_results(tmp_path / 'out')
-    assert (results['evaluator'], results['weights']) == ('finetune', 'random (seed 0)')
-    assert results['recipe']['name'] == recipe
-    assert 0 < results['test_ci95'] < 5
-    written = {p.name for p in (tmp_path / 'out').iterdir()}
-    assert written >= {'results.json', 'history.csv', 'loss.png', 'accuracy.png', 'confusion.png', 'model', 'best.pt'}
-    model = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True).eval()
-    assert state_hash(model) == results['model']['weights_sha256']
-    test = load_dataset(data, 'test')
-    transform = create_transform(**timm.data.resolve_model_data_config(model))
-    with torch.inference_mode():
-        batches = DataLoader(test.with_transform(transform), batch_size=256)
-        right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in batches)
-    assert 100 * right / len(test) == pytest.approx(results['test_accuracy'], abs=0.5)  # bfloat16
-    again = tinyvit_zoo_cli(*arguments)
-    assert again.returncode == 0, again.err
-    assert 'goes on after epoch 2 of 2' in again.out
-    assert read_results(tmp_path / 'out')['test_accuracy'] == results['test_accuracy']
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        (['--recipe', 'tinyvit', '--data', 'digits'], "no recipe 'tinyvit'. Did you mean"),
-        (['--recipe', 'tinymim', '--data', 'digitz'], "'digitz' is no data set and no folder. Did you mean digits"),
-        (['--recipe', 'tinymim', '--data', 'digits', '--batch-size', '4096'], 'make no batch of 4096'),
-    ],
-)
-def test_the_command_fails_in_one_sentence(tinyvit_zoo_cli, tmp_path, arguments, words):
-    done = tinyvit_zoo_cli('tinyvit_5m_224', '--random', '--img-size', '32', '--output', tmp_path / 'out', *arguments)
-    assert done.returncode == 1
-    assert words in done.err
-    assert done.err.count('\n') == 1
