@@ -52,7 +52,7 @@ def finetune(
     lr: float = typer.Option(None, min=0.0, help='Learning rate of an update, whatever the batch.'),
     layer_decay: float = typer.Option(None, min=0.0, max=1.0, help="Instead of the recipe's."),
     drop_path: float = typer.Option(None, min=0.0, max=0.99, help="Instead of the recipe's."),
-    ema_decay: float = typer.Option(None, min=0.0, max=1.0, help='The result is a moving average of the weights.'),
+    ema_decay: float = typer.Option(None, min=0.0, max=0.999999, help='The result is a moving average of the weights.'),
     held_out: float = typer.Option(
         0.1, min=0.0, max=0.9, help='Share of train to choose the epoch with; 0 takes the last epoch.'
     ),
