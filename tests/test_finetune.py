@@ -581,7 +581,7 @@ def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_ca
     result = fit(model, train, recipe, tmp_path, test=test)
     (tmp_path / 'model').mkdir()
     (tmp_path / 'model' / 'notes.txt').write_text('mine')
-    about = dict(name='tinyvit_5m_224', weights='/home/me/mine.pth', seed=0, say=lambda text: None)
+    about = dict(name='tinyvit_5m_224', weights='elsewhere/mine.pth', seed=0, say=lambda text: None)
     with pytest.raises(FileExistsError, match='holds other files'):
         write_finetuned(tmp_path, result, model, recipe, train, test, **about)
     assert read_results(tmp_path)['test_accuracy'] == result.test.accuracy
