@@ -1,9 +1,9 @@
 """Every evaluator from end to end, by its command, on digits and textures: the table of README.
 
-Random weights, and small images, so that it ends within the hour: what it shows is that the evaluators run over any
-model and what their results look like, not which model is better.
+Random weights and small images: what it shows is that the evaluators run over any model and what their results look
+like, not which model is better. Fine-tuning takes most of the time.
 
-    python benchmarks/evaluators.py --output FOLDER
+    python benchmarks/evaluators.py --output FOLDER [--frozen]
 """
 
 import argparse
@@ -39,39 +39,44 @@ def interval(accuracy: float, images: int) -> str:
     return f'{accuracy:.1f} ± {196 * math.sqrt(accuracy / 100 * (1 - accuracy / 100) / images):.1f}'
 
 
-def row(name: str, data: str, output: Path) -> list[str]:
-    """Few-shot, kNN, three kinds of probe, and fine-tuning followed by `evaluate`, each with its interval."""
+def row(name: str, data: str, output: Path, frozen: bool) -> list[str]:
+    """Few-shot, kNN, three kinds of probe, and, unless `frozen`, fine-tuning followed by `evaluate`; with intervals."""
     folder = output / name / data
     model = [name, '--random', '--img-size', str(SIDE), '--data', data]
-    frozen = [*model, '--cache', str(output / 'cache')]
-    few = {r['shots']: r for r in run('fewshot', folder / 'fewshot', *frozen, '--shots', '5,20')['results']}
-    knn = run('knn', folder / 'knn', *frozen)
+    cached = [*model, '--cache', str(output / 'cache')]
+    few = {r['shots']: r for r in run('fewshot', folder / 'fewshot', *cached, '--shots', '5,20')['results']}
+    knn = run('knn', folder / 'knn', *cached)
     probes = {
-        'ridge': run('probe', folder / 'ridge', *frozen, '--mode', 'ridge'),
-        'logistic': run('probe', folder / 'logistic', *frozen, '--mode', 'logistic'),
+        'ridge': run('probe', folder / 'ridge', *cached, '--mode', 'ridge'),
+        'logistic': run('probe', folder / 'logistic', *cached, '--mode', 'logistic'),
         'live': run('probe', folder / 'live', *model, '--mode', 'live', '--epochs', '5', '--batch', '128'),
     }
-    run('finetune', folder / 'finetune', *model, *TRAINING)
-    trained = run('evaluate', folder / 'evaluate', f'local-dir:{folder / "finetune" / "model"}', '--data', data)
     vote = next(r['accuracy'] for r in knn['results'] if r['k'] == 20)
-    return [
+    cells = [
         *(f'{few[shots]["accuracy"]:.1f} ± {few[shots]["ci95"]:.1f}' for shots in (5, 20)),
         interval(vote, knn['data']['queries']['images']),
         *(interval(p['test_accuracy'], p['test_images']) for p in probes.values()),
-        interval(trained['top1'], trained['images']),
     ]
+    if not frozen:
+        run('finetune', folder / 'finetune', *model, *TRAINING)
+        trained = run('evaluate', folder / 'evaluate', f'local-dir:{folder / "finetune" / "model"}', '--data', data)
+        cells.append(interval(trained['top1'], trained['images']))
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', type=Path, default=Path('evaluators'), help='what is there is not done again')
     parser.add_argument('--only', choices=NAMES, action='append')
+    parser.add_argument('--frozen', action='store_true', help='leave out fine-tuning')
     args = parser.parse_args()
-    heads = ('5-shot', '20-shot', 'kNN k=20', 'ridge', 'logistic', 'MoCo v3, 5 epochs', 'fine-tuned, 8 epochs')
+    heads = ['5-shot', '20-shot', 'kNN k=20', 'ridge', 'logistic', 'MoCo v3, 5 epochs']
+    if not args.frozen:
+        heads.append('fine-tuned, 8 epochs')
     lines = [f'| | {" | ".join(heads)} |', '| --- |' + ' --- |' * len(heads)]
     for data in DATA:
         for name in args.only or NAMES:
-            lines.append(f'| {data}, `{name}` | {" | ".join(row(name, data, args.output))} |')
+            lines.append(f'| {data}, `{name}` | {" | ".join(row(name, data, args.output, args.frozen))} |')
     print('\n'.join(lines))
 
 
