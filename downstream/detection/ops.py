@@ -1,0 +1,163 @@
+"""Which mmcv there is, and the stand-in for its compiled ops: put into `sys.modules`, or as a file into mmcv's folder.
+
+mmcv-lite is mmcv without the extension `mmcv._ext`, and so installs without a compiler. mmdet imports `mmcv.ops`, which
+imports `mmcv._ext`. Where an extension is there, compiled or somebody else's, nothing is touched.
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from pathlib import Path
+from typing import Literal
+
+from tinyvit_zoo.hub.folder import new_file
+
+from ..errors import EvaluationError
+
+__all__ = ['MMCV', 'find_mmcv', 'install', 'remove_file', 'require', 'write_file']
+
+SOURCE = Path(__file__).with_name('mmcv_ext.py')
+MARK = re.compile(r"^STAND_IN_OF = 'tinyvit-zoo'$", re.MULTILINE)
+HOW_TO_INSTALL = (
+    "pip install 'tinyvit-zoo[detection-lite]', which takes mmcv-lite 2.1.0 and needs no compiler, or a compiled mmcv "
+    '2.1.0 for mmdet 3.3.0'
+)
+
+
+@dataclass(frozen=True)
+class MMCV:
+    """An installed mmcv, not imported.
+
+    Attributes:
+        folder: That of the package.
+        version: Such as '2.1.0'.
+        extension: Whose `mmcv._ext` an import would find: 'compiled', 'ours' (a file of `write_file`), 'other' (a file
+            of somebody else) or None.
+    """
+
+    folder: Path
+    version: str
+    extension: Literal['compiled', 'ours', 'other'] | None
+
+
+def find_mmcv() -> MMCV:
+    """The mmcv that `import mmcv` would give: mmcv, mmcv-lite or onedl-mmcv.
+
+    Raises:
+        EvaluationError: If there is none.
+    """
+    spec = importlib.util.find_spec('mmcv')
+    # A file of ours that outlived mmcv makes a package without a file of its own.
+    if spec is None or spec.origin is None:
+        raise EvaluationError(f'Detection and segmentation need mmcv: {HOW_TO_INSTALL}.')
+    folder = Path(spec.origin).parent
+    version = re.search(r"^__version__ = '([^']+)'", (folder / 'version.py').read_text(encoding='utf-8'), re.MULTILINE)
+    return MMCV(folder, version[1] if version else 'unknown', _extension(folder))
+
+
+def _extension(folder: Path) -> Literal['compiled', 'ours', 'other'] | None:
+    spec = PathFinder.find_spec('mmcv._ext', [str(folder)])
+    if spec is None or spec.origin is None:
+        return None
+    if spec.origin.endswith(tuple(EXTENSION_SUFFIXES)):
+        return 'compiled'
+    return 'ours' if _is_ours(Path(spec.origin)) else 'other'
+
+
+def _is_ours(path: Path) -> bool:
+    return bool(MARK.search(path.read_text(encoding='utf-8', errors='replace')))
+
+
+def install() -> bool:
+    """Make `import mmcv._ext` give the stand-in, in this process, where mmcv has no extension of its own.
+
+    Returns:
+        Whether the stand-in is what this process uses.
+
+    Raises:
+        EvaluationError: If there is no mmcv.
+    """
+    extension = find_mmcv().extension
+    if 'mmcv._ext' not in sys.modules and extension in (None, 'ours'):
+        from . import mmcv_ext
+
+        sys.modules['mmcv._ext'] = mmcv_ext
+    return getattr(sys.modules.get('mmcv._ext'), 'STAND_IN_OF', None) == 'tinyvit-zoo'
+
+
+def require(package: Literal['mmdet', 'mmseg']) -> None:
+    """Import mmdet or mmseg, or say in one sentence what is missing or does not fit.
+
+    Raises:
+        EvaluationError: With the command that installs what is missing.
+    """
+    extra = {'mmdet': 'detection-lite', 'mmseg': 'detection-lite,segmentation'}[package]
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        raise EvaluationError(
+            f"{package} cannot be imported without {e.name}: pip install 'tinyvit-zoo[{extra}]', or "
+            f"'tinyvit-zoo[{extra.replace('-lite', '')}]' where you have a compiled mmcv."
+        ) from e
+    except AssertionError as e:  # both check the versions of mmcv and mmengine
+        raise EvaluationError(
+            f"{e} 'tinyvit-zoo[{extra}]' has versions that fit; pip uninstall the mmcv that is there before."
+        ) from e
+
+
+def write_file() -> tuple[Path, Literal['written', 'updated', 'unchanged']]:
+    """Put the stand-in into mmcv's folder, where programs find it that do not import `downstream.detection` first.
+
+    Returns:
+        The file, and what became of it.
+
+    Raises:
+        EvaluationError: If there is no mmcv, one with an extension that is not ours, or no right to write there.
+    """
+    mmcv = find_mmcv()
+    path = mmcv.folder / '_ext.py'
+    if mmcv.extension == 'compiled':
+        raise EvaluationError(f'mmcv {mmcv.version} in {mmcv.folder} has its compiled ops and needs no stand-in.')
+    there = path.exists()
+    if there and not _is_ours(path):
+        raise EvaluationError(f'{path} is not of this package and stays as it is; delete it if you want ours there.')
+    if there and path.read_bytes() == SOURCE.read_bytes():
+        return path, 'unchanged'
+    try:
+        with new_file(path) as new:
+            new.write_bytes(SOURCE.read_bytes())
+    except OSError as e:
+        raise _not_changed(path, e) from e
+    return path, 'updated' if there else 'written'
+
+
+def remove_file() -> tuple[Path, Literal['removed', 'absent']]:
+    """Take away what `write_file` put into mmcv's folder.
+
+    Returns:
+        The file, and what became of it.
+
+    Raises:
+        EvaluationError: If there is no mmcv, the file is not ours, or there is no right to delete it.
+    """
+    path = find_mmcv().folder / '_ext.py'
+    if not path.exists():
+        return path, 'absent'
+    if not _is_ours(path):
+        raise EvaluationError(f'{path} is not of this package and stays as it is.')
+    try:
+        path.unlink()
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+    except OSError as e:
+        raise _not_changed(path, e) from e
+    return path, 'removed'
+
+
+def _not_changed(path: Path, error: OSError) -> EvaluationError:
+    return EvaluationError(
+        f'{path} cannot be changed ({error.strerror}): run the command as the owner of that environment, or import '
+        'downstream.detection before mmdet, which needs no file.'
+    )
