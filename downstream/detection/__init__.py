@@ -10,3 +10,9 @@ from . import ops
 
 ops.install()
 ops.require('mmdet')
+
+from .backbone import ZooBackbone  # noqa: E402  mmdet needs its operators first
+from .layer_decay import ZooLayerDecayConstructor  # noqa: E402
+from .pyramid import SimpleFeaturePyramid  # noqa: E402
+
+__all__ = ['SimpleFeaturePyramid', 'ZooBackbone', 'ZooLayerDecayConstructor']

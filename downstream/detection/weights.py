@@ -1,0 +1,5 @@
+"""Weights of a `ZooBackbone`."""
+
+
+def load_weights(backbone, source, prefix=None):
+    raise NotImplementedError
