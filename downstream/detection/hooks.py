@@ -1,0 +1,304 @@
+"""What mmengine's runner lacks for long runs on machines that stop: exact resuming, whole checkpoints, curves.
+
+mmengine's checkpoints hold weights, optimizer and schedulers, but no random states; a resumed run of iterations reads
+every picture again that it has seen, and one that was killed while it wrote leaves half a file under the final name.
+Each hook here works with mmdet's stock tools: name it in the config.
+"""
+
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import EvaluationError
+from ..extraction.cache import write_whole
+from .curves import Point, read_points, write_curves
+
+__all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'CurvesHook', 'RandomStateHook']
+
+
+# ---- random states
+
+
+def seed_all(*key: int, device: bool = True) -> None:
+    """Seed Python, numpy and torch by numbers that say what is drawn for, such as (seed, process, iteration).
+
+    Args:
+        *key: Numbers from 0; different keys give independent streams.
+        device: Seed the accelerator as well.
+    """
+    first, second, low, high = np.random.SeedSequence(key).generate_state(4).tolist()
+    random.seed(first)
+    np.random.seed(second)
+    seed = low | (high & 0x7FFFFFFF) << 32
+    if device:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+class Drawn(int):
+    """Index of a picture that knows when it was drawn."""
+
+    def __new__(cls, index: int, key: tuple[int, ...]) -> 'Drawn':
+        self = super().__new__(cls, index)
+        self.key = key
+        return self
+
+    def __reduce__(self) -> tuple:  # int's own leaves the key out, and indices travel to the workers
+        return Drawn, (int(self), self.key)
+
+
+class SeededDataset(Dataset):
+    """A data set whose augmentations depend on nothing but the seed and when the picture was drawn.
+
+    So they are the same for any number of workers, and after resuming. Everything else is the data set's own.
+    """
+
+    def __init__(self, dataset: Dataset, *key: int) -> None:
+        self.dataset, self.key = dataset, key
+
+    def __getitem__(self, index: int) -> Any:
+        if isinstance(index, Drawn):
+            seed_all(*self.key, *index.key, device=False)
+        return self.dataset[int(index)]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ('dataset', 'key'):  # while being unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class NumberedBatches(Sampler):
+    """Batches of `Drawn` indices, in the order of a batch sampler.
+
+    Args:
+        batches: Batch sampler.
+        endless: Begin again at the end, as a loop over iterations does.
+        skip: Batches to leave out at first; nothing of them is read.
+    """
+
+    def __init__(self, batches: Sampler, endless: bool, skip: int) -> None:
+        self.batches, self.endless, self.skip, self.epoch = batches, endless, skip, 0
+
+    def __iter__(self) -> Iterator[list[Drawn]]:
+        epoch, skip, self.skip = self.epoch, self.skip, 0
+        while True:
+            if self.endless and hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(epoch)
+            number = -1
+            for number, batch in enumerate(self.batches):
+                if skip:
+                    skip -= 1
+                    continue
+                yield [Drawn(index, (epoch, number, place)) for place, index in enumerate(batch)]
+            if not self.endless or number < 0:
+                return
+            epoch += 1
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def sampler(self) -> Sampler:
+        """mmengine's own hook tells it the epoch."""
+        return self.batches.sampler
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches.batch_size
+
+
+class _AlreadyThere:
+    """An iterator over the batches that are left, for a loop that first takes those it has had."""
+
+    def __init__(self, loader: DataLoader, had: int) -> None:
+        self.iterator, self.had = iter(loader), had
+
+    def __iter__(self) -> '_AlreadyThere':
+        return self
+
+    def __next__(self) -> Any:
+        if self.had:
+            self.had -= 1
+            return None
+        return next(self.iterator)
+
+
+@HOOKS.register_module()
+class RandomStateHook(Hook):
+    """Makes a run that was killed and resumed go on as if nothing had happened.
+
+    Nothing has to be stored for it beyond the seed, which mmengine stores: every iteration draws from random states
+    that are a function of (seed, process, iteration), every picture is augmented by a function of (seed, process,
+    epoch, number of the batch, place in it). Checkpoints are written by the first process alone and could not hold
+    the states of the others. The loader starts where the run had stopped, without reading what was seen, and with the
+    order of the seed of the checkpoint.
+
+    Not covered: gradients that were being accumulated over iterations when the checkpoint was written, and a resumed
+    run with another number of processes or pictures a batch, which goes on with an order of its own.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Put the seeded loader in the place of the loop's own.
+
+        Raises:
+            EvaluationError: If there is nothing to train on.
+        """
+        loop, old = runner.train_loop, runner.train_loop.dataloader
+        if not len(old.dataset):
+            raise EvaluationError(
+                'No picture is left to train on: compare the classes of the config with the categories of the '
+                'annotations, and its filter_cfg with the sizes of the pictures.'
+            )
+        self.key = runner.seed, get_rank()
+        endless = isinstance(loop, IterBasedTrainLoop)
+        had = runner.iter if endless else max(0, runner.iter - runner.epoch * len(old))
+        self.batches = NumberedBatches(self._fresh_batches(runner, old), endless, had)
+        loop.dataloader = DataLoader(
+            SeededDataset(old.dataset, *self.key, 1),
+            batch_sampler=self.batches,
+            num_workers=old.num_workers,
+            collate_fn=old.collate_fn,
+            pin_memory=old.pin_memory,
+            timeout=old.timeout,
+            worker_init_fn=old.worker_init_fn,
+            multiprocessing_context=old.multiprocessing_context,
+            prefetch_factor=old.prefetch_factor,
+            persistent_workers=old.persistent_workers,
+        )
+        if endless:
+            loop.dataloader_iterator = _AlreadyThere(loop.dataloader, had)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if not self.batches.endless:
+            self.batches.epoch = runner.epoch
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        seed_all(*self.key, 0, runner.iter)
+
+    def _fresh_batches(self, runner: Runner, old: DataLoader) -> Sampler:
+        """The batch sampler once more: the loop's own has been read from, and has the seed of before the resuming."""
+        config, seed = runner.cfg.get('train_dataloader'), runner.seed
+        if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
+            print_log('The loader was not built from the config: its order is not resumed.', 'current', logging.WARNING)
+            return old.batch_sampler
+        if runner.cfg.get('randomness', {}).get('diff_rank_seed', False):
+            seed -= get_rank()  # all processes take their pictures from one order
+        sampler = DATA_SAMPLERS.build(config['sampler'], default_args=dict(dataset=old.dataset, seed=seed))
+        if not config.get('batch_sampler'):
+            return torch.utils.data.BatchSampler(sampler, old.batch_size, old.drop_last)
+        size = old.batch_sampler.batch_size
+        return DATA_SAMPLERS.build(config['batch_sampler'], default_args=dict(sampler=sampler, batch_size=size))
+
+
+# ---- checkpoints
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, each written under a temporary name and then renamed."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            EvaluationError: If it cannot be written; what was there before is kept.
+        """
+        write_whole(Path(filepath), obj)
+
+
+register_backend('atomic', AtomicLocalBackend, force=True)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's `CheckpointHook`, for runs that may be killed at any moment.
+
+    Its files appear whole or not at all. The oldest one is removed before the next is written, so at least two are
+    kept.
+
+    Args:
+        max_keep_ckpts: As there, and 2 instead of 1.
+        backend_args: As there; the default writes files as `AtomicLocalBackend`.
+        **kwargs: As there.
+    """
+
+    def __init__(self, *, max_keep_ckpts: int = -1, backend_args: dict | None = None, **kwargs: Any) -> None:
+        local = '://' not in str(kwargs.get('out_dir') or '')
+        super().__init__(
+            max_keep_ckpts=2 if max_keep_ckpts == 1 else max_keep_ckpts,
+            backend_args=dict(backend='atomic') if backend_args is None and local else backend_args,
+            **kwargs,
+        )
+
+
+# ---- curves
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Keeps losses and metrics of validation as `curves.csv`, `losses.png` and `metrics.png` in the work dir.
+
+    The files are written with every checkpoint, after every validation and at the end; a resumed run goes on with
+    them from where its checkpoint was.
+
+    Args:
+        interval: Iterations that a point of the losses is the mean of.
+    """
+
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self, interval: int = 10) -> None:
+        self.interval = interval
+        self.points: list[Point] = []
+        self.recent: list[dict[str, float]] = []
+
+    def before_train(self, runner: Runner) -> None:
+        self.points, self.recent = read_points(Path(runner.work_dir) / 'curves.csv', runner.iter), []
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        values = {k: float(v) for k, v in (outputs or {}).items() if 'loss' in k or k == 'lr'}
+        self.recent.append(values)
+        if len(self.recent) == self.interval or self.is_last_train_iter(runner):
+            self._add_point(runner.iter + 1)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._write(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        if not runner.iter:  # validation alone, by mmengine's `Runner.val`
+            return
+        self.points += [(runner.iter, f'val/{name}', float(value)) for name, value in (metrics or {}).items()]
+        self._write(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self._write(runner)
+        if is_main_process():
+            runner.logger.info(f'Curves are in {Path(runner.work_dir) / "curves.csv"} and the pictures beside it.')
+
+    def _add_point(self, iteration: int) -> None:
+        names = dict.fromkeys(name for values in self.recent for name in values)
+        for name in names:
+            values = [v[name] for v in self.recent if name in v]
+            self.points.append((iteration, f'train/{name}', sum(values) / len(values)))
+        self.recent = []
+
+    def _write(self, runner: Runner) -> None:
+        if is_main_process() and self.points:
+            write_curves(Path(runner.work_dir), self.points, runner.experiment_name)
