@@ -12,7 +12,18 @@ ops.install()
 ops.require('mmdet')
 
 from .backbone import ZooBackbone  # noqa: E402  mmdet needs its operators first
+from .distillation import DistilledCascadeRCNN  # noqa: E402
+from .hooks import AtomicCheckpointHook, CurvesHook, RandomStateHook  # noqa: E402
 from .layer_decay import ZooLayerDecayConstructor  # noqa: E402
+from .norm import LayerNorm2d  # noqa: E402, F401  registers it
 from .pyramid import SimpleFeaturePyramid  # noqa: E402
 
-__all__ = ['SimpleFeaturePyramid', 'ZooBackbone', 'ZooLayerDecayConstructor']
+__all__ = [
+    'AtomicCheckpointHook',
+    'CurvesHook',
+    'DistilledCascadeRCNN',
+    'RandomStateHook',
+    'SimpleFeaturePyramid',
+    'ZooBackbone',
+    'ZooLayerDecayConstructor',
+]

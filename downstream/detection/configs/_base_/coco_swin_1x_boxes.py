@@ -1,0 +1,13 @@
+"""COCO for 12 epochs by Swin's recipe, for detectors without masks."""
+
+_base_ = './coco_swin_1x.py'
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].update(with_mask=False)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+test_pipeline = _base_.test_pipeline
+test_pipeline[2].update(with_mask=False)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator

@@ -1,0 +1,16 @@
+"""Cascade Mask R-CNN + FPN, TinyViT-21M, COCO, 12 epochs.
+
+Published: box AP 50.2, or 49.6 from `tinyvit_21m_224.in1k` (TinyViT, Tab. 6); mask AP not published.
+Not trained here.
+"""
+
+_base_ = ['./_base_/cascade_mask_rcnn_fpn.py', './_base_/coco_swin_1x.py']
+
+model = dict(
+    backbone=dict(
+        model_name='tinyvit_21m_224.dist_in22k_ft_in1k',
+        drop_path_rate=0.0,  # as in Swin's file of 12 epochs, which is for Swin-T
+        norm_eval=True,  # our choice: as mmdet's ResNets, and as TinyViT's own fine-tuning
+    ),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)

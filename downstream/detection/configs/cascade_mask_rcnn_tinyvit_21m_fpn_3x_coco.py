@@ -1,0 +1,15 @@
+"""Cascade Mask R-CNN + FPN, TinyViT-21M, COCO, 36 epochs.
+
+Published: not published. Not trained here.
+"""
+
+_base_ = ['./_base_/cascade_mask_rcnn_fpn.py', './_base_/coco_swin_3x.py']
+
+model = dict(
+    backbone=dict(
+        model_name='tinyvit_21m_224.dist_in22k_ft_in1k',
+        drop_path_rate=0.2,  # as TinyViT on ImageNet-1k, and as Swin-T here
+        norm_eval=True,  # our choice: as mmdet's ResNets, and as TinyViT's own fine-tuning
+    ),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)
