@@ -73,6 +73,7 @@ def _curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str, y_lab
         )  # fmt: skip
     axis.set(xlabel='iteration', ylabel=y_label)
     axis.set_ylim(bottom=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.spines[['top', 'right']].set_visible(False)
     axis.grid(alpha=0.25)
     figure.legend(frameon=False, fontsize=8, loc='outside right upper')

@@ -273,7 +273,7 @@ class CurvesHook(Hook):
         self.points, self.recent = read_points(Path(runner.work_dir) / 'curves.csv', runner.iter), []
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        values = {k: float(v) for k, v in (outputs or {}).items() if 'loss' in k or k == 'lr'}
+        values = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
         self.recent.append(values)
         if len(self.recent) == self.interval or self.is_last_train_iter(runner):
             self._add_point(runner.iter + 1)

@@ -1,0 +1,175 @@
+"""Training and testing a config with mmengine's runner, as mmdet's tools do, with what they leave to the user."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from ..errors import EvaluationError
+from ..extraction.cache import write_whole
+from .detector_weights import check_start, latest_checkpoint, load_detector
+from .own_data import check_data
+
+__all__ = ['Run', 'evaluate', 'train']
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a config is run.
+
+    Attributes:
+        work_dir: Folder for everything, `work_dirs/NAME` by default.
+        resume: Go on with the newest checkpoint in `work_dir`, if there is one.
+        load_from: Checkpoint to start a training from; heads with another number of classes start anew.
+        amp: Mixed precision, on a GPU.
+        auto_scale_lr: Scale the learning rate with the number of images in an update.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; by default 'pytorch' under torchrun, else 'none'.
+        seed: Of everything random; that of the config, or 0, by default.
+    """
+
+    work_dir: Path | None = None
+    resume: bool = False
+    load_from: Path | None = None
+    amp: bool = False
+    auto_scale_lr: bool = False
+    launcher: str | None = None
+    seed: int | None = None
+
+
+def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) -> Path | None:
+    """Train, validate and save as the config says; the log, curves and checkpoints go to the work dir.
+
+    Args:
+        config: Of mmdet or mmseg; changed in place.
+        run: How.
+        say: Prints a line.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        EvaluationError: If the data do not fit, or the work dir holds another run.
+        CheckpointError: If `load_from` does not fit.
+    """
+    folder = _prepare(config, run)
+    config.resume, config.load_from = False, str(run.load_from) if run.load_from else config.get('load_from')
+    found = latest_checkpoint(folder)
+    if found and run.resume:
+        config.resume, config.load_from = True, str(found)
+    elif found:
+        raise EvaluationError(
+            f'{folder} holds {found.name} of an earlier run: add --resume to go on with it, or choose another '
+            '--work-dir.'
+        )
+    if run.amp:
+        _use_amp(config)
+    if run.auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise EvaluationError('The config has no auto_scale_lr.base_batch_size, so the rate cannot be scaled.')
+        config.auto_scale_lr.enable = True
+    if is_main_process():
+        check_data(config, training=True)
+    _keep_track(config)
+    runner = Runner.from_cfg(config)
+    if config.load_from:
+        # Before any work; mmengine itself loads whatever happens to fit.
+        fresh = check_start(runner.model, config.load_from)
+        if config.resume and fresh:
+            raise EvaluationError(f'{config.load_from} is of another model than {config.filename}: {fresh}')
+        if fresh:
+            say(f'{config.load_from}: {fresh}')
+    runner.train()
+    last = runner.message_hub.runtime_info.get('last_ckpt')
+    if is_main_process():
+        say(f'Log, curves (losses.png, metrics.png, curves.csv), TensorBoard events and checkpoints: {folder}')
+    return Path(last) if last else None
+
+
+def evaluate(
+    config: Config, checkpoint: Path, run: Run = Run(), say: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Metrics of a checkpoint on the test data of a config, also as test_results.json in the work dir.
+
+    Args:
+        config: Of mmdet or mmseg; changed in place.
+        checkpoint: Of the same model.
+        run: How.
+        say: Prints a line.
+
+    Raises:
+        EvaluationError: If the data do not fit.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    folder = _prepare(config, run)
+    config.resume, config.load_from = False, None
+    if is_main_process():
+        check_data(config, training=False)
+    runner = Runner.from_cfg(config)
+    load_detector(runner.model, checkpoint)
+    metrics = {name: float(value) for name, value in runner.test().items()}
+    if is_main_process():
+        results = dict(config=str(config.filename), checkpoint=str(checkpoint), metrics=metrics)
+        write_whole(folder / 'test_results.json', json.dumps(results, indent=2).encode())
+        say(f'Metrics: {folder / "test_results.json"}')
+    return metrics
+
+
+def _prepare(config: Config, run: Run) -> Path:
+    """What training and testing share: work dir, seed, processes."""
+    name = Path(config.filename).stem if config.filename else 'run'
+    folder = run.work_dir or Path(config.get('work_dir') or Path('work_dirs') / name)
+    config.work_dir = str(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EvaluationError(f'The work dir {folder} cannot be made ({e.strerror or e}): choose another.') from e
+    config.default_scope = config.get('default_scope') or 'mmdet'
+    randomness = config.get('randomness', {})
+    if run.seed is not None or randomness.get('seed') is None:
+        config.randomness = dict(randomness, seed=run.seed or 0)
+    config.launcher = run.launcher or ('pytorch' if {'RANK', 'WORLD_SIZE'} <= os.environ.keys() else 'none')
+    if config.launcher != 'none' and not torch.cuda.is_available():
+        _use_gloo(config)
+    return folder
+
+
+def _use_gloo(config: Config) -> None:
+    """mmengine starts processes and wraps models for cards only."""
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    config.model_wrapper_cfg = {**wrapper, 'find_unused_parameters': config.get('find_unused_parameters', False)}
+
+
+def _use_amp(config: Config) -> None:
+    if not torch.cuda.is_available():
+        raise EvaluationError("--amp needs a GPU: mmengine's AmpOptimWrapper has no form for the CPU. Leave it out.")
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.loss_scale = 'dynamic'
+
+
+def _keep_track(config: Config) -> None:
+    """Add what a config of somebody else may lack: our hooks, and events for TensorBoard."""
+    hooks = list(config.get('custom_hooks') or [])
+    for name in ('RandomStateHook', 'CurvesHook'):
+        if not any(hook.get('type') == name for hook in hooks):
+            hooks.append(dict(type=name))
+    config.custom_hooks = hooks
+    default_hooks = dict(config.get('default_hooks') or {})
+    saving = dict(default_hooks.get('checkpoint') or dict(type='CheckpointHook', interval=1))
+    if saving.get('type', 'CheckpointHook') == 'CheckpointHook':
+        config.default_hooks = dict(default_hooks, checkpoint=dict(saving, type='AtomicCheckpointHook'))
+    visualizer = dict(config.get('visualizer') or {})
+    backends = list(visualizer.get('vis_backends') or [])
+    if visualizer and find_spec('tensorboard'):
+        if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
+            backends.append(dict(type='TensorboardVisBackend'))
+        config.visualizer = dict(visualizer, vis_backends=backends)

@@ -1,0 +1,307 @@
+"""What a trained detector or segmenter sees in a user's pictures: drawn on them, and as JSON."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import nn
+from tqdm import tqdm
+
+from ..errors import EvaluationError
+from ..extraction.cache import write_whole
+from .detector_weights import load_detector
+from .own_data import classes_of, colors, datasets_of
+
+__all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_pictures', 'in_words', 'write_predictions']
+
+ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+FILL = 0.45  # opacity of masks
+
+
+@dataclass(frozen=True)
+class Found:
+    """Objects in one picture, the surest first.
+
+    Attributes:
+        boxes: (N, 4) left, top, right, bottom in pixels of the picture.
+        scores: (N,) from 0 to 1.
+        labels: (N,) indices of classes.
+        masks: bool (N, H, W), None of a detector without masks.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Class of every pixel of one picture.
+
+    Attributes:
+        labels: int (H, W) indices of classes.
+    """
+
+    labels: np.ndarray
+
+
+class Predictor:
+    """A detector or segmenter of a config with the weights of a checkpoint.
+
+    Args:
+        config: Of mmdet or mmseg.
+        checkpoint: Of the same model.
+        device: To compute on.
+        threshold: Objects with a lower score are left out.
+
+    Attributes:
+        classes: Names of the model's outputs.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit.
+        EvaluationError: If the config has no test data, whose steps prepare a picture.
+    """
+
+    def __init__(
+        self, config: Config, checkpoint: str | Path, device: torch.device | str = 'cpu', threshold: float = 0.3
+    ) -> None:
+        self.threshold = threshold
+        self.scope = config.get('default_scope') or 'mmdet'
+        init_default_scope(self.scope)
+        dataset = next(datasets_of(config.get('test_dataloader')), None)
+        if dataset is None:
+            raise EvaluationError('The config has no test_dataloader, whose pipeline prepares the pictures.')
+        self.classes = classes_of(dataset)
+        self.prepare = Compose(_for_arrays(dataset['pipeline']))
+        model = dict(config.model, train_cfg=None) if 'train_cfg' in config.model else config.model
+        self.model: nn.Module = revert_sync_batchnorm(MODELS.build(model)).to(device).eval()
+        load_detector(self.model, checkpoint)
+
+    def __call__(self, picture: Image.Image) -> Found | Segments:
+        """What is in an RGB picture, in its own pixels.
+
+        Raises:
+            EvaluationError: If the picture cannot be resized as the config says.
+        """
+        array = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])  # mmdet reads pictures as BGR
+        with DefaultScope.overwrite_default_scope(self.scope), torch.inference_mode():
+            try:
+                data = self.prepare(dict(img=array, img_id=0, img_path='', ori_shape=array.shape[:2]))
+            except Exception as e:  # OpenCV's own
+                raise EvaluationError(f'A picture of {picture.width}x{picture.height} cannot be resized ({e}).') from e
+            result = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+        if 'pred_sem_seg' in result:
+            return Segments(result.pred_sem_seg.data[0].cpu().numpy())
+        return _found(result.pred_instances, self.threshold)
+
+
+def _for_arrays(pipeline: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps of a test pipeline, for a picture that is in memory and has no annotations."""
+    return [
+        step for step in pipeline if step['type'].rpartition('.')[2] not in ('LoadImageFromFile', 'LoadAnnotations')
+    ]
+
+
+def _found(instances: Any, threshold: float) -> Found:
+    kept = instances[instances.scores >= threshold].cpu().numpy()
+    order = np.argsort(-kept.scores, kind='stable')
+    masks = kept.masks[order].astype(bool) if 'masks' in kept else None
+    return Found(kept.bboxes[order], kept.scores[order], kept.labels[order], masks)
+
+
+# ---- pictures
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """Picture files, those of folders included.
+
+    Raises:
+        EvaluationError: If a path is not there, a folder has no pictures, or two have one name.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+            if not inside:
+                raise EvaluationError(f'{path} holds no pictures ({", ".join(ENDINGS)}).')
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise EvaluationError(f'There is no picture {path}.')
+    stems = [file.stem for file in files]
+    twice = next((file for file in files if stems.count(file.stem) > 1), None)
+    if twice:
+        raise EvaluationError(
+            f"Several pictures are called '{twice.stem}', and the output would hold one: rename them."
+        )
+    return files
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture as RGB, turned as its camera says.
+
+    Raises:
+        EvaluationError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert('RGB')
+    except Exception as e:  # Pillow's plugins raise nearly everything on damaged bytes
+        raise EvaluationError(f'{path} cannot be read as a picture ({str(e) or type(e).__name__}).') from e
+
+
+def write_predictions(
+    predictor: Predictor, pictures: Sequence[Path], output: Path, progress: bool = False
+) -> Iterator[tuple[Path, Found | Segments]]:
+    """Write NAME.png, the picture with what was found in it, and NAME.json, for each picture.
+
+    Args:
+        predictor: Of a detector or segmenter.
+        pictures: Files.
+        output: Folder, made if it is missing.
+        progress: Show a bar.
+
+    Yields:
+        The drawn picture's file, and what was found.
+
+    Raises:
+        EvaluationError: If a picture cannot be read or the folder not be written to.
+    """
+    for path in tqdm(pictures, unit='image', disable=None if progress and len(pictures) > 1 else True):
+        picture = read_picture(path)
+        result = predictor(picture)
+        record = dict(image=str(path), width=picture.width, height=picture.height, **_plain(result, predictor.classes))
+        drawn = output / f'{path.stem}.png'
+        if drawn.resolve() == path.resolve():
+            raise EvaluationError(f'{path} would be replaced by the drawn picture: choose another --output.')
+        data = io.BytesIO()
+        draw(picture, result, predictor.classes).save(data, format='PNG')
+        write_whole(drawn, data.getvalue())
+        write_whole(drawn.with_suffix('.json'), json.dumps(record, indent=2).encode())
+        yield drawn, result
+
+
+def _plain(result: Found | Segments, classes: Sequence[str]) -> dict[str, Any]:
+    if isinstance(result, Segments):
+        shares = np.bincount(result.labels.ravel(), minlength=len(classes)) / result.labels.size
+        return dict(shares={classes[i]: round(float(share), 6) for i, share in enumerate(shares) if share})
+    from pycocotools import mask as coco_mask
+
+    objects = []
+    for i, (box, score, label) in enumerate(zip(result.boxes, result.scores, result.labels, strict=True)):
+        entry = dict(name=classes[label], label=int(label), score=round(float(score), 4))
+        entry['box'] = [round(float(v), 1) for v in box]
+        if result.masks is not None:
+            code = coco_mask.encode(np.asfortranarray(result.masks[i].astype(np.uint8)))
+            entry['mask'] = dict(size=code['size'], counts=code['counts'].decode())
+        objects.append(entry)
+    return dict(objects=objects)
+
+
+# ---- drawing
+
+
+def draw(picture: Image.Image, result: Found | Segments, classes: Sequence[str]) -> Image.Image:
+    """A copy of a picture with what was found in it.
+
+    Args:
+        picture: RGB.
+        result: Of a `Predictor`.
+        classes: Names of its outputs.
+    """
+    palette = colors(len(classes))
+    if isinstance(result, Segments):
+        return _draw_segments(picture, result, classes, palette)
+    array = np.asarray(picture).astype(np.float32)
+    if result.masks is not None:
+        for mask, label in zip(result.masks[::-1], result.labels[::-1], strict=True):
+            array[mask] = (1 - FILL) * array[mask] + FILL * np.array(palette[label], np.float32)
+            array[_edge(mask)] = palette[label]
+    drawn = Image.fromarray(array.round().astype(np.uint8))
+    canvas, font, width = ImageDraw.Draw(drawn), _font(picture.size), max(1, round(min(picture.size) / 250))
+    for box, label in zip(result.boxes[::-1], result.labels[::-1], strict=True):
+        canvas.rectangle([tuple(box[:2]), tuple(box[2:])], outline=palette[label], width=width)
+    for box, score, label in zip(result.boxes[::-1], result.scores[::-1], result.labels[::-1], strict=True):
+        _write_label(canvas, f'{classes[label]} {score:.2f}', box, palette[label], font, picture.size)
+    return drawn
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a mask (H, W) that have a neighbour outside it."""
+    inner = np.pad(mask, 1)
+    inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    return mask & ~inner
+
+
+def _font(size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=min(28, max(11, round(min(size) / 32))))
+
+
+def _write_label(
+    canvas: ImageDraw.ImageDraw,
+    text: str,
+    box: Sequence[float],
+    color: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: tuple[int, int],
+) -> None:
+    """Above the box where there is room, else inside it; within the picture in any case."""
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    w, h = right - left + 6, bottom - top + 6
+    x = max(0, min(box[0], size[0] - w))
+    y = box[1] - h if box[1] >= h else min(box[1], size[1] - h)
+    canvas.rectangle([x, max(0, y), x + w, max(0, y) + h], fill=color)
+    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    canvas.text((x + 3 - left, max(0, y) + 3 - top), text, fill='black' if light else 'white', font=font)
+
+
+def _draw_segments(
+    picture: Image.Image, result: Segments, classes: Sequence[str], palette: list[tuple[int, int, int]]
+) -> Image.Image:
+    """The picture under the colours of its classes, and below it what they mean, the largest first."""
+    tint = np.array(palette, np.float32)[result.labels]
+    array = (1 - FILL) * np.asarray(picture).astype(np.float32) + FILL * tint
+    shares = np.bincount(result.labels.ravel(), minlength=len(classes)) / result.labels.size
+    shown = [i for i in np.argsort(-shares) if shares[i]][:12]
+    font = ImageFont.load_default(size=14)
+    entries = [(f'{classes[i]} {100 * shares[i]:.0f} %', palette[i]) for i in shown]
+    width = max(picture.width, max(round(font.getlength(text)) for text, _ in entries) + 30)
+    places, x, y = [], 6, 6
+    for text, _ in entries:
+        w = round(font.getlength(text)) + 34
+        if x + w > width and x > 6:
+            x, y = 6, y + 20
+        places.append((x, y))
+        x += w
+    drawn = Image.new('RGB', (width, picture.height + y + 22), 'white')
+    drawn.paste(Image.fromarray(array.round().astype(np.uint8)))
+    canvas = ImageDraw.Draw(drawn)
+    for (text, color), (x, y) in zip(entries, places, strict=True):
+        top = picture.height + y
+        canvas.rectangle([x, top, x + 14, top + 12], fill=color)
+        canvas.text((x + 20, top - 2), text, fill='black', font=font)
+    return drawn
+
+
+def in_words(result: Found | Segments, classes: Sequence[str]) -> str:
+    """One line: '2 cat (0.98), 1 dog (0.51)', or the shares of a segmentation."""
+    if isinstance(result, Segments):
+        shares = np.bincount(result.labels.ravel(), minlength=len(classes)) / result.labels.size
+        return ', '.join(f'{classes[i]} {100 * shares[i]:.1f} %' for i in np.argsort(-shares)[:6] if shares[i])
+    parts = []
+    for label in dict.fromkeys(result.labels.tolist()):
+        scores = result.scores[result.labels == label]
+        parts.append(f'{len(scores)} {classes[label]} ({scores.max():.2f})')
+    return ', '.join(parts) or 'nothing found'
