@@ -23,6 +23,9 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+TOKEN = 'hf_test'
+"""Of the one user that the server knows, who may see and do everything."""
+
 LARGE = ('.safetensors', '.bin', '.pth', '.onnx', '.npz', '.png')
 
 
@@ -46,9 +49,9 @@ class Page:
             self.known[id(data)] = data, git_id(data), hashlib.sha256(data).hexdigest()
         return self.known[id(data)][1:]
 
-    def at(self, revision: str) -> dict[str, bytes]:
-        """Files at a commit; those of now for any other revision."""
-        return self.history.get(revision, self.files)
+    def at(self, revision: str) -> dict[str, bytes] | None:
+        """Files at a commit or of the branch 'main'; None if there is no such revision."""
+        return self.files if revision in ('main', self.commit) else self.history.get(revision)
 
     def change(self, files: dict[str, bytes]) -> None:
         """Make a commit."""
@@ -133,7 +136,7 @@ class MiniHub:
     @property
     def environment(self) -> dict[str, str]:
         """What a client process needs."""
-        return dict(HF_ENDPOINT=self.url, HF_HUB_DISABLE_XET='1', HF_HUB_OFFLINE='0', HF_TOKEN='hf_test')
+        return dict(HF_ENDPOINT=self.url, HF_HUB_DISABLE_XET='1', HF_HUB_OFFLINE='0', HF_TOKEN=TOKEN)
 
     @property
     def downloads(self) -> list[str]:
@@ -204,6 +207,11 @@ class _Handler(BaseHTTPRequestHandler):
     def refuse(self, code: str, message: str, status: int = 404, **headers) -> None:
         self.answer({'error': message}, status, X_Error_Code=code, X_Error_Message=message, **headers)
 
+    @property
+    def known(self) -> bool:
+        """Whether the request comes from the user."""
+        return self.headers.get('Authorization') == f'Bearer {TOKEN}'
+
     def body(self) -> bytes:
         if self.headers.get('Transfer-Encoding', '').lower() != 'chunked':
             return self.rfile.read(int(self.headers.get('Content-Length') or 0))
@@ -227,6 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault and self.fault.status:
             return self.refuse('', self.fault.message, self.fault.status)
         routes = READ if self.command in ('GET', 'HEAD') else WRITE
+        if routes is WRITE and not path.startswith(('/blob/', '/verify/')) and not self.known:
+            return self.refuse('', 'Invalid username or password.', 401)
         for pattern, method in routes:
             if match := re.fullmatch(pattern, path):
                 return method(self, *match.groups(), **({} if routes is READ else {'data': data}))
@@ -237,18 +247,23 @@ class _Handler(BaseHTTPRequestHandler):
     # reading
 
     def page(self, name: str) -> Page | None:
+        """The page, if there is one that may be seen; what strangers may not see does not exist for them."""
         page = self.hub.pages.get(name)
-        if page is None:
+        if page is not None and (self.known or not page.private):
+            return page
+        if self.known:
             self.refuse('RepoNotFound', 'Repository not found')
-        return page
+        else:
+            self.refuse('RepoNotFound', 'Invalid username or password.', 401)
+        return None
 
     def file(self, name: str, revision: str, path: str) -> None:
         if (page := self.page(name)) is None:
             return None
-        commit = {'X_Repo_Commit': page.commit}
         files = page.at(revision)
-        if revision in page.history:
-            commit = {'X_Repo_Commit': revision}
+        if files is None:
+            return self.refuse('RevisionNotFound', f'Invalid rev id: {revision}')
+        commit = {'X_Repo_Commit': revision if revision in page.history else page.commit}
         if path not in files:
             return self.refuse('EntryNotFound', 'Entry not found', **commit)
         data = files[path]
@@ -287,14 +302,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def tree(self, name: str, revision: str, folder: str) -> None:
         if (page := self.page(name)) is None:
-            return
+            return None
+        if (files := page.at(revision)) is None:
+            return self.refuse('RevisionNotFound', f'Invalid rev id: {revision}')
         entries = []
-        for path, data in page.at(revision).items():
+        for path, data in files.items():
             entry = dict(type='file', path=path, size=len(data), oid=page.ids(data)[0])
             if path.endswith(LARGE):
                 entry['lfs'] = dict(oid=page.ids(data)[1], size=len(data), pointerSize=134)
             entries.append(entry)
-        self.answer(entries)
+        return self.answer(entries)
 
     # writing
 

@@ -27,7 +27,8 @@ BAD_TOKEN = 'Invalid credentials in Authorization header'
 def page(tmp_path_factory) -> Path:
     """A packed folder."""
     root = tmp_path_factory.mktemp('page')
-    return pack(str(save_folder(small_of('tinyvit', img_size=32), root / 'model')), root / 'page', tag='small')
+    folder = save_folder(small_of('tinyvit', img_size=32), root / 'model')
+    return pack(str(folder), root / 'page', tag='small', repo=REPO)
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def other_page(tmp_path_factory) -> Path:
     """Another model for the same address."""
     root = tmp_path_factory.mktemp('other')
     model = small_of('tinyvit', img_size=32, num_classes=5)
-    return pack(str(save_folder(model, root / 'model')), root / 'page', tag='small')
+    return pack(str(save_folder(model, root / 'model')), root / 'page', tag='small', repo=REPO)
 
 
 @dataclass(frozen=True)

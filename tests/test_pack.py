@@ -1,6 +1,7 @@
 """A page is packed whole or not at all, and `verify` notices whatever is not as it was packed."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import safetensors.torch
 import timm
 import torch
 from conftest import refused, small_of
+from golden_rule import golden, noise
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tinyvit_zoo.build import ModelError
@@ -212,6 +215,16 @@ def test_what_was_trained_from_a_release_and_saved_without_a_tag_is_no_release(t
     assert verify(page).listed == len(FILES)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('tag', [None, 'mine'])
+@pytest.mark.parametrize('saved_as', [None, 'ft_digits'])
+def test_the_labels_of_a_folder_stay_whatever_it_is_called(saved_as, tag, tmp_path):
+    folder = save_folder(small_of('tinyvit', img_size=32), tmp_path / 'model', LABELS, {'label 3': 'three'}, saved_as)
+    config = json.loads((pack(str(folder), tmp_path / 'page', tag=tag) / 'config.json').read_text())
+    assert (config['label_names'], config['label_descriptions']) == (LABELS, {'label 3': 'three'})
+    assert config['pretrained_cfg']['tag'] == (tag or saved_as or 'own')
+
+
 @pytest.mark.parametrize('facts', [dict(labels=['x']), dict(licence='mit'), dict(img_size=(64, 64))], ids=str)
 def test_weights_of_a_release_take_no_facts_of_others(tmp_path, facts):
     refused(lambda: pack(NAME, tmp_path / 'page', 'file', **facts), NAME, '--tag', kind=ModelError)
@@ -226,12 +239,37 @@ def test_the_card_of_ones_own_weights_tells_whose_class_loads_them_and_what_they
     ours = render_own_card(model)
     assert 'Image: 1 channels, 224x224' in ours
     assert '`tinyvit_5m_224` of tinyvit-zoo' in ours
-    assert 'import timm, tinyvit_zoo' in ours
+    assert 'import tinyvit_zoo' in ours
     for card in (render_own_card(model, for_timm=True), render_own_card(timm.create_model('tiny_vit_5m_224'))):
         assert '`tiny_vit_5m_224` of timm' in card
         assert 'zoo' not in card
     page = pack('tinyvit_5m_224', tmp_path / 'page', random_seed=1, for_timm=True)
     assert '`tiny_vit_5m_224` of timm' in (page / 'README.md').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('classes', [11, 2, 0])
+def test_the_program_of_ones_own_card_runs_as_pasted(classes, tmp_path, monkeypatch, capsys):
+    model = small_of('tinyvit', img_size=32, num_classes=classes)
+    labels = [f'label {i}' for i in range(classes)] or None
+    page = pack(str(save_folder(model, tmp_path / 'model', labels)), tmp_path / 'page', tag='mine', repo='me/x')
+    (program,) = re.findall(r'```python\n(.*?)```', (page / 'README.md').read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Image.new('L', (50, 40), 99).save('picture.jpg')
+    exec(compile(program.replace('hf-hub:me/x', f'local-dir:{page}'), 'README.md', 'exec'), {})
+    shape, *lines = capsys.readouterr().out.splitlines()
+    assert shape == str((1, classes or model.num_features))
+    assert len(lines) == min(classes, 5)
+    assert all(re.fullmatch(r'[\d.]+% label \d+', line) for line in lines)
+
+
+def test_the_page_that_a_card_is_for_can_be_named_later(model_folder, tmp_path):
+    page = pack(str(model_folder), tmp_path / 'page')
+    assert "'hf-hub:OWNER/NAME'" in (page / 'README.md').read_text()
+    pack(str(page), page, repo='me/x')
+    assert "'hf-hub:me/x'" in (page / 'README.md').read_text()
+    assert verify(page).listed == len(FILES)
+    refused(lambda: pack(str(page), page, repo='x'), "'x' is no name of a page", kind=ModelError)
 
 
 @pytest.mark.parametrize('licence', ['MIT', 'mit\ntags: x', 'a: b', ''])
@@ -249,6 +287,43 @@ def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, 
             timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval().double()(pair['input'].double())
         )
     torch.testing.assert_close(pair['output'], expected.float(), rtol=1e-6, atol=1e-7)
+
+
+# (name, file of `official_file`, reference): the authors' code in double precision, of weights filled by a rule.
+GOLDEN = [
+    (NAME, 'tiny_vit_5m_224', 'tiny_vit_5m_224'),
+    ('mini_deit_tiny_patch16_224.distill_in1k',) + 2 * ('mini_deit_tiny_patch16_224',),
+    ('mini_swin_tiny_patch4_window7_224.distill_in1k',) + 2 * ('mini_swin_tiny',),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'file', 'reference'), GOLDEN)
+def test_the_expectation_can_be_what_the_authors_code_computes(name, file, reference, official_file, tmp_path, cli):
+    output = torch.from_numpy(golden(reference)['logits_f64'])
+    save_file(dict(input=noise(224, 224), output=output), tmp_path / 'pair.safetensors')
+    arguments = (name, '--weights', official_file(file), '--test-tensors', tmp_path / 'pair.safetensors')
+    code, _, err = cli('pack', *arguments, '-o', tmp_path / 'page')
+    assert code == 0, err
+    pair = load_file(tmp_path / 'page/test/rand_tensors.safetensors')
+    assert torch.equal(pair['output'], output.float())
+    assert verify(tmp_path / 'page').difference < 1e-6
+
+
+def test_an_expectation_that_the_model_does_not_meet_is_refused(packed_once, tmp_path):
+    pair = load_file(packed_once / 'test/rand_tensors.safetensors')
+    file = tmp_path / 'pair.safetensors'
+    save_file(pair, file)
+    pack(str(packed_once), tmp_path / 'page', tensors=file)
+    save_file(pair | dict(output=pair['output'] + 1e-4), file)
+    message = refused(
+        lambda: pack(str(packed_once), tmp_path / 'new', tensors=file), 'pair.safetensors', 'does not give the output'
+    )
+    assert '/.new.' not in message
+    save_file(dict(input=pair['input']), file)
+    refused(lambda: pack(str(packed_once), tmp_path / 'new', tensors=file), 'holds no test tensors')
+    refused(lambda: pack(str(packed_once), tmp_path / 'new', tensors=tmp_path / 'none'), 'holds no test tensors')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['page', 'pair.safetensors']
 
 
 def test_a_page_that_would_not_make_its_model_again_is_not_written(model_folder, tmp_path, monkeypatch):
@@ -303,6 +378,7 @@ def test_a_folder_with_other_files_is_never_replaced(page, model_folder):
         ('tinyvit_5m', dict(random_seed=1), ('Unknown model', 'Did you mean')),
         ('tinyvit_5m_224.mine', dict(random_seed=1), ("no weights called 'mine'",)),
         ('local-dir:x', dict(random_seed=1), ('without a prefix',)),
+        ('some/where', {}, ('no folder of a model', 'config.json')),
     ],
 )
 def test_wrong_arguments_are_told(tmp_path, name, kwargs, words):

@@ -32,7 +32,8 @@ FIRST_TAGS = [next(tag for tag in TAGGED if tag.startswith(f'{name}.')) for name
 def page(tmp_path_factory) -> Path:
     """A packed folder."""
     root = tmp_path_factory.mktemp('page')
-    return pack(str(save_folder(small_of('tinyvit', img_size=32), root / 'model')), root / 'page', tag='small')
+    folder = save_folder(small_of('tinyvit', img_size=32), root / 'model')
+    return pack(str(folder), root / 'page', tag='small', repo=REPO)
 
 
 @pytest.fixture(scope='module')
@@ -87,6 +88,48 @@ def test_a_page_without_a_manifest_is_proved_by_its_output(hub, client, page):
     del files['test/rand_tensors.safetensors']
     hub.pages[REPO] = Page(files)
     assert_refused(client.run('verify', REPO), 'test/rand_tensors.safetensors', '404')
+
+
+AS_A_STRANGER = """
+import os, sys
+from tinyvit_zoo.cli.app import run_app
+del os.environ['HF_TOKEN']
+sys.argv = ['tinyvit-zoo', *{args}]
+run_app()
+"""
+
+
+@pytest.mark.parametrize('args', [('verify', REPO), ('verify', 'me/none'), ('push', '{page}', '--to', 'me/none')])
+def test_who_is_not_logged_in_sees_no_private_page_and_pushes_nothing(hub, client, page, args):
+    hub.pages[REPO] = Page(contents(page), private=True)
+    assert client.run('verify', REPO)[0] == 0  # with the token of HF_TOKEN
+    shutil.rmtree(client.home)
+    program = AS_A_STRANGER.format(args=[arg.format(page=page) for arg in args])
+    assert_refused(client.run(python=program), 'Check the name; log in with `hf auth login`, or set HF_TOKEN.')
+    assert list(hub.pages) == [REPO]
+
+
+def test_a_revision_is_proved_by_name_and_one_that_is_not_there_is_told(hub, client, page, new_page):
+    hub.pages[REPO] = Page(contents(page))
+    first = hub.pages[REPO].commit
+    hub.pages[REPO].change(contents(new_page))
+    for revision, commit in ((first, first), ('main', hub.pages[REPO].commit)):
+        code, out, err = client.run('verify', f'{REPO}@{revision}')
+        assert code == 0, err
+        assert f'at commit {commit}' in out
+    assert_refused(client.run('verify', f'{REPO}@v2'), '(404)')
+
+
+@pytest.mark.slow
+def test_a_card_that_does_not_name_its_page_is_not_pushed(hub, client, page, tmp_path):
+    nameless = pack(str(page.parent / 'model'), tmp_path / 'page', tag='small')
+    _, _, err = refusal = client.run('push', nameless, '--to', REPO)
+    assert_refused(refusal, 'OWNER/NAME', 'which nobody could paste')
+    assert hub.log == []
+    _, command, _ = err.split('`')
+    assert client.run(*command.split()[1:])[0] == 0
+    pushed(client, nameless)
+    assert f"'hf-hub:{REPO}'".encode() in hub.pages[REPO].files['README.md']
 
 
 def test_a_new_page_can_be_private(hub, client, page):

@@ -7,6 +7,7 @@ import typer
 
 from .console import explained, parse_size, quiet_logs
 
+PAGE = 'OWNER/NAME'
 NAME = typer.Argument(help='ARCH.TAG of a release, ARCH for your own weights, or a folder.', metavar='NAME|DIR')
 WEIGHTS = typer.Option(None, '--weights', help='Checkpoint in any known layout.', metavar='FILE')
 RANDOM = typer.Option(None, '--random-seed', help='Random weights instead, for tests.', metavar='N')
@@ -14,6 +15,9 @@ TAG = typer.Option(None, help='Name of your own weights: no facts of a release g
 LABELS = typer.Option(None, help='Names of your own classes, one a line.', metavar='FILE')
 LICENCE = typer.Option(None, '--license', help='Licence id for the card of your own weights.', metavar='ID')
 SIZE = typer.Option(None, '--img-size', help="Size the weights are for, if not the model's.", metavar='SIZE')
+TENSORS = typer.Option(
+    None, '--test-tensors', help="Input and output by another program, such as the authors' code.", metavar='FILE'
+)
 FOR_TIMM = typer.Option(False, '--for-timm', help="Write TinyViT as timm's own: loads without tinyvit-zoo.")
 
 
@@ -33,15 +37,16 @@ def pack(
     labels: Path = LABELS,
     licence: str = LICENCE,
     img_size: str = SIZE,
-    repo: str = typer.Option(None, help='Page that it is for; the card of your own weights names it.'),
+    repo: str = typer.Option(None, help='Page that it is for; the card of your own weights names it.', metavar=PAGE),
     for_timm: bool = FOR_TIMM,
+    tensors: Path = TENSORS,
 ) -> None:
     """Write a whole page of the Hub into a folder: weights, configuration, card, test tensors, checksums."""
     size = parse_size(img_size)
     from ..hub.pack import pack as run
 
     quiet_logs()
-    folder = run(name, output, weights, random_seed, tag, _read_labels(labels), licence, size, repo, for_timm)
+    folder = run(name, output, weights, random_seed, tag, _read_labels(labels), licence, size, repo, for_timm, tensors)
     print(f'Written to {folder}')
     print(f'To prove it: tinyvit-zoo verify {folder}')
 
@@ -60,7 +65,7 @@ def verify(
 @explained
 def push(
     name: str = NAME,
-    to: str = typer.Option(..., '--to', help='Page to push to.', metavar='OWNER/NAME'),
+    to: str = typer.Option(..., '--to', help='Page to push to.', metavar=PAGE),
     weights: Path = WEIGHTS,
     random_seed: int = RANDOM,
     tag: str = TAG,
@@ -75,8 +80,8 @@ def push(
     """Publish a page on the Hub: a packed folder, or a name with weights. It is proved before anything is uploaded."""
     size = parse_size(img_size)
     from ..hub.pack import is_page, packed
-    from ..hub.push import check_repo
     from ..hub.push import push as run
+    from ..hub.remote import check_repo
 
     _quiet_hub()
     check_repo(to)  # before anything is packed

@@ -8,12 +8,11 @@ import timm
 
 from ..releases import all_releases
 from .card import EVAL_RESULTS, render_card, render_eval_results
-from .folder import CONFIG, save_config
+from .folder import CARD, CONFIG, save_config
 
 __all__ = ['build_configs', 'configs_folder', 'drifted_configs', 'render_config', 'render_page']
 
 PACKAGE = Path(__file__).parents[1]
-CARD = 'README.md'
 
 
 def configs_folder() -> Path:

@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.layers import set_fused_attn
 from timm.models._input import get_model_input_config
 from torch import nn
 
 from ..build import build_model
+from ..checkpoints import CheckpointError
 from .folder import write_safetensors
 
-__all__ = ['TENSORS', 'double_model', 'write_tensors']
+__all__ = ['TENSORS', 'copy_tensors', 'double_model', 'read_tensors', 'write_tensors']
 
 TENSORS = 'test/rand_tensors.safetensors'
 SEED = 42
@@ -34,10 +37,38 @@ def write_tensors(folder: Path) -> None:
     set_fused_attn(False)
     model = double_model(folder)
     image = torch.randn(1, *get_model_input_config(model)['input_size'], generator=torch.Generator().manual_seed(SEED))
-    output = model(image.double())
+    _write(image, model(image.double()), folder)
+
+
+def copy_tensors(file: Path, folder: Path) -> None:
+    """Write `test/rand_tensors.safetensors` with input and output of another file, which another program computed.
+
+    Raises:
+        CheckpointError: See `read_tensors`.
+    """
+    _write(*read_tensors(file), folder)
+
+
+def read_tensors(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output among the test tensors of a file.
+
+    Raises:
+        CheckpointError: If it cannot be read, lacks one of them, or holds no numbers to compare with.
+    """
+    try:
+        pair = load_file(file)
+        image, output = pair['input'], pair['output']
+    except (OSError, SafetensorError, KeyError) as e:
+        raise CheckpointError(f'{file} holds no test tensors ({e}).') from e
+    if not output.numel():
+        raise CheckpointError(f'{file} holds no numbers to compare with.')
+    return image, output
+
+
+def _write(image: torch.Tensor, output: torch.Tensor, folder: Path) -> None:
     path = folder / TENSORS
     path.parent.mkdir(exist_ok=True)
-    write_safetensors({'input': image, 'output': output.float().contiguous()}, path)
+    write_safetensors({'input': image.float().contiguous(), 'output': output.float().contiguous()}, path)
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ from .bridge import CODE, as_timms_own, auto_map, is_of_zoo, write_code
 
 __all__ = ['WEIGHTS', 'new_file', 'save_config', 'save_folder', 'swap_in', 'write_safetensors']
 
-WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
 # What a pretrained cfg says of the weights that it came with, and of nobody else's.
 FACTS_OF_WEIGHTS = ('license', 'origin_url', 'description', 'notes', 'label_names', 'label_descriptions')

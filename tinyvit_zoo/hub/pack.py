@@ -22,12 +22,14 @@ from ..convert import open_checkpoint, refuse_name_of_another, verified_model
 from ..releases import Release, find_release
 from .bridge import CODE
 from .card import EVAL_RESULTS, render_card, render_eval_results
-from .folder import CONFIG, WEIGHTS, save_folder, swap_in
-from .own_card import render_own_card
+from .expect import copy_tensors
+from .folder import CARD, CONFIG, WEIGHTS, save_folder, swap_in
+from .own_card import NAMELESS, render_own_card
+from .remote import check_repo
+from .verify import verify
 
 __all__ = ['OWN_TAG', 'is_page', 'pack', 'packed']
 
-CARD = 'README.md'
 OWN_TAG = 'own'
 """Tag of weights that are no release: nobody's licence, labels and numbers go with them."""
 
@@ -43,6 +45,7 @@ def pack(
     img_size: tuple[int, int] | None = None,
     repo: str | None = None,
     for_timm: bool = False,
+    tensors: str | Path | None = None,
 ) -> Path:
     """Write a page: what `save_folder` writes, README.md, test/rand_tensors.safetensors and manifest.json.
 
@@ -52,17 +55,20 @@ def pack(
     Args:
         name: 'architecture.tag' for the weights of a release; 'architecture' for your own; or a folder that
             `save_folder` or `tinyvit-zoo compress` wrote, whose README.md, if it has one, is kept with the published
-            results beside it.
+            results beside it; `repo` takes the place of 'OWNER/NAME' in it.
         folder: Where to. An existing page is replaced if it holds nothing but what was packed, or is the folder that
             is packed again.
         weights: Checkpoint in any known layout, with a name that is no folder.
         random_seed: Random weights instead, for tests; the card says so, and no more of the release.
         tag: Name of your own weights; default 'own'. The page then carries no facts of a release.
-        labels: Name of every class, in order, for weights of your own.
+        labels: Name of every class, in order, for weights of your own; default: those of the folder that is packed.
         licence: Licence id for the card of your own weights, such as 'mit'.
         img_size: (H, W) that the weights are for, if not the architecture's.
         repo: Page that it is for, 'OWNER/NAME'; the card of your own weights names it.
         for_timm: See `save_folder`.
+        tensors: File of test tensors from elsewhere, such as the authors' code, instead of those computed here:
+            safetensors with 'input' (B, C, H, W) and the 'output' (B, classes) of these weights, in double precision.
+            The page is written only if the model gives that output.
 
     Returns:
         The folder.
@@ -74,7 +80,7 @@ def pack(
         OSError: If it cannot be written.
     """
     source = Path(name).expanduser() if (Path(name).expanduser() / CONFIG).is_file() else None
-    _check_arguments(name, source, weights, random_seed, img_size, licence)
+    _check_arguments(name, source, weights, random_seed, img_size, licence, repo)
     release = None if tag else _release_of(name, source, weights)
     if random_seed is None:
         _refuse_other_facts(source, release, labels, licence, img_size)
@@ -84,14 +90,19 @@ def pack(
     folder = Path(folder).expanduser().resolve()
     with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
         try:
-            save_folder(model, new, labels, tag=own_tag, for_timm=for_timm)
+            save_folder(model, new, *_labels(source, model, labels), tag=own_tag, for_timm=for_timm)
         except ValueError as e:
             raise ModelError(f'{name}: {e}') from e
         for path, text in texts.items():
             (new / path).parent.mkdir(exist_ok=True)
             (new / path).write_text(text)
-        _compute_tensors(new)
+        if tensors is None:
+            _compute_tensors(new)
+        else:
+            copy_tensors(Path(tensors).expanduser(), new)
         _write_manifest(new)
+        if tensors is not None:
+            _prove(new, tensors)
     return folder
 
 
@@ -114,10 +125,15 @@ def _check_arguments(
     random_seed: int | None,
     img_size: tuple[int, int] | None,
     licence: str | None,
+    repo: str | None,
 ) -> None:
+    if repo is not None:
+        check_repo(repo)
     if licence is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', licence):
         raise ModelError(f'{licence!r} is no licence id of the Hub, which are written like mit, apache-2.0 or other.')
     if source is None:
+        if '/' in name and ':' not in name:
+            raise ModelError(f'{name} is no folder of a model: it has no {CONFIG}.')
         if check_name(name) is not None:
             raise ModelError(f"'{name}' names a folder or page of timm's: give the folder itself, without a prefix.")
         if (weights is None) == (random_seed is None):
@@ -191,6 +207,16 @@ def _make(
     return model
 
 
+def _labels(
+    source: Path | None, model: nn.Module, labels: Sequence[str] | None
+) -> tuple[Sequence[str] | None, Mapping[str, str] | None]:
+    """Names of the classes and their descriptions: those given, or those of the folder, whatever tag it gets."""
+    names = model.pretrained_cfg.get('label_names')
+    if labels is not None or source is None or not isinstance(names, list) or len(names) != model.num_classes:
+        return labels, None
+    return names, model.pretrained_cfg.get('label_descriptions')
+
+
 def _random_model(name: str, seed: int, **kwargs) -> nn.Module:
     """A model with random weights, none of them the zeros that many layers start from: they would prove nothing."""
     with torch.random.fork_rng(devices=[]):
@@ -213,8 +239,9 @@ def _texts(
 ) -> dict[str, str]:
     """Card and published results by their path in the page; of a release only with its weights."""
     if source and random_seed is None and (source / CARD).is_file():
-        kept = (source / CARD, *sorted(source.glob(f'{EVAL_RESULTS}/*.yaml')))
-        return {_path_in(source, path): path.read_text() for path in kept}
+        results = sorted(source.glob(f'{EVAL_RESULTS}/*.yaml'))
+        card = (source / CARD).read_text().replace(NAMELESS, repo or NAMELESS)
+        return {CARD: card, **{_path_in(source, path): path.read_text() for path in results}}
     if release is None:
         return {CARD: render_own_card(model, licence, repo, random_seed, for_timm)}
     return {CARD: render_card(release.name), **render_eval_results(release.name)}
@@ -274,6 +301,13 @@ def _compute_tensors(folder: Path) -> None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
         raise CheckpointError(f'The page packed does not make its model again ({reason}).')
+
+
+def _prove(folder: Path, tensors: str | Path) -> None:
+    try:
+        verify(folder)
+    except CheckpointError as e:
+        raise CheckpointError(f'{tensors}: {str(e).replace(str(folder), "this page")}') from e
 
 
 def _write_manifest(folder: Path) -> None:

@@ -1,19 +1,19 @@
 """Publish a folder that `pack` wrote: proved first, uploaded in one commit, and only over what is known."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..build import ModelError
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
-from .remote import REPO, HubError, RemotePage, look_at, said_plainly
+from .folder import CARD
+from .own_card import NAMELESS
+from .remote import HubError, RemotePage, check_repo, look_at, said_plainly
 from .verify import verify
 
-__all__ = ['Push', 'check_repo', 'push']
+__all__ = ['Push', 'push']
 
 # What the Hub itself puts into a new page.
 OF_THE_HUB = ('.gitattributes',)
@@ -64,6 +64,11 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
         raise CheckpointError(f'{folder} has no {MANIFEST}: `tinyvit-zoo pack` makes the folder of a page.')
     verify(folder)
     local = {**read_manifest(folder / MANIFEST), MANIFEST: file_sha256(folder / MANIFEST)}
+    if CARD in local and NAMELESS in (folder / CARD).read_text():
+        raise CheckpointError(
+            f'{folder / CARD} says {NAMELESS}, which nobody could paste: `tinyvit-zoo pack {folder} -o {folder} --repo '
+            f'{repo}` names the page in it.'
+        )
 
     from huggingface_hub import HfApi, constants
 
@@ -84,12 +89,6 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
         if dry_run or not (plan.uploaded or plan.deleted):
             return plan
         return _commit(folder, local, repo, page, plan)
-
-
-def check_repo(repo: str) -> None:
-    """Raise ModelError for what cannot be the name of a page."""
-    if not re.fullmatch(REPO, repo):
-        raise ModelError(f"'{repo}' is no name of a page: it is written owner/name.")
 
 
 def _plan(

@@ -1,6 +1,7 @@
 """What talks to the Hub: pages as they are there, and its many errors as one sentence each."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,19 +10,27 @@ from typing import Any
 from ..build import ModelError
 from ..checkpoints import CheckpointError
 
-__all__ = ['REPO', 'HubError', 'RemotePage', 'is_missing', 'look_at', 'said_plainly']
+__all__ = ['REPO', 'HubError', 'RemotePage', 'check_repo', 'is_missing', 'look_at', 'said_plainly']
 
 REPO = r'[\w-][\w.-]*/[\w-][\w.-]*'
 
 # Sentences by status; what was under way stands before them.
 STATUSES = {
-    401: 'the Hub does not know who asks (401). Log in with `hf auth login`, or set HF_TOKEN.',
+    # Who is not logged in is told the same of a page that is private and of one that does not exist.
+    401: 'the Hub does not know who asks, or has no such page (401). Check the name; log in with `hf auth login`, or '
+    'set HF_TOKEN.',
     403: 'the Hub does not allow it (403): the token needs the right to do that.',
     404: 'there is no such page or file (404), or it is private and the token may not see it.',
     412: 'somebody changed the page meanwhile (412). Look at it and try again.',
     429: 'the Hub asks to slow down (429). Nothing is lost: try again in a few minutes.',
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_repo(repo: str) -> None:
+    """Raise ModelError for what cannot be the name of a page."""
+    if not re.fullmatch(REPO, repo):
+        raise ModelError(f"'{repo}' is no name of a page: it is written owner/name.")
 
 
 class HubError(OSError):

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from ..build import ModelError
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
-from .expect import TENSORS, double_model
+from .expect import TENSORS, double_model, read_tensors
 from .folder import CONFIG, WEIGHTS
 from .remote import REPO, HubError, is_missing, said_plainly
 
@@ -174,13 +173,7 @@ def _prove_output(folder: Path) -> tuple[float, int]:
 
 @torch.inference_mode()
 def _output_difference(model: nn.Module, tensors: Path) -> float:
-    try:
-        pair = load_file(tensors)
-        image, expected = pair['input'].double(), pair['output'].double()
-    except (SafetensorError, KeyError) as e:
-        raise CheckpointError(f'{tensors} holds no test tensors ({e}).') from e
-    if not expected.numel():
-        raise CheckpointError(f'{tensors} holds no numbers to compare with.')
+    image, expected = (tensor.double() for tensor in read_tensors(tensors))
     output = model(image)
     if output.shape != expected.shape:
         raise CheckpointError(f'The model gives an output of {tuple(output.shape)}, not {tuple(expected.shape)}.')
