@@ -1,16 +1,18 @@
 """Data sets by name: the registered ones, any folder of class folders, and what timm takes."""
 
 import difflib
+import logging
 from pathlib import Path
 
 from .data.folders import read_folder
 from .data.image_dataset import ImageDataset, join
 from .data.registry import REGISTRY, Entry, find_entry
 from .data.timm_datasets import PREFIXES, read_timm
-from .errors import EvaluationError
+from .errors import EvaluationError, MissingSplitError
 
 __all__ = ['SPLITS', 'ImageDataset', 'load_dataset']
 
+_log = logging.getLogger(__name__)
 SPLITS = ('train', 'validation', 'test', 'all')
 
 
@@ -32,13 +34,15 @@ def load_dataset(
         root: Folder that holds the data, where the data set does not come with a library.
         seed: Of the splits of digits and the crops of textures; the others have splits of their own.
         skip_unreadable: Decode every image once beforehand and leave out those that cannot be; `skipped` names them.
-        check_counts: Whether other numbers of images or classes than the registered ones are an error.
+        check_counts: Whether other numbers of images or classes than the registered ones are an error; else they are a
+            warning, and `complete` is False.
 
     Returns:
         Images as PIL in RGB, in an order that is the same on every machine.
 
     Raises:
-        EvaluationError: On an unknown name, a missing split, missing, empty or incomplete data, labels of no class.
+        MissingSplitError: On a split that is not there, or whose labels were never published.
+        EvaluationError: On an unknown name, missing, empty, damaged or incomplete data, labels of no class.
     """
     if split not in SPLITS:
         raise EvaluationError(f"There is no split '{split}': take one of {', '.join(SPLITS)}.")
@@ -56,7 +60,8 @@ def load_dataset(
     if not len(dataset):
         raise EvaluationError(f'{name} ({split}) has no image that can be read.')
     if dataset.labels.min() < 0 or dataset.labels.max() >= len(dataset.classes):
-        raise EvaluationError(
+        kind = MissingSplitError if dataset.labels.min() < 0 else EvaluationError
+        raise kind(
             f'{name} ({split}) has labels from {dataset.labels.min()} to {dataset.labels.max()} for '
             f'{len(dataset.classes)} classes: labels of -1 mean that they were never published, so take another split.'
         )
@@ -76,26 +81,40 @@ def _unknown(name: str) -> str:
 
 def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, check_counts: bool) -> ImageDataset:
     if split not in entry.splits:
-        raise EvaluationError(f"{entry.name} has no split '{split}', it has: {', '.join(entry.splits)}.")
+        raise MissingSplitError(f"{entry.name} has no split '{split}', it has: {', '.join(entry.splits)}.")
     if entry.layout and (root is None or not root.is_dir()):
         problem = f'{entry.name} needs a root' if root is None else f'{root} is no folder for {entry.name}'
         raise EvaluationError(f'{problem}: {entry.how_to_get}')
-    parts = []
-    for part in entry.splits[split]:
-        dataset = entry.read(root, part, seed)
+    parts = [_read_part(entry, root, part, seed) for part in entry.splits[split]]
+    problems = [_other_counts(entry, part, dataset) for part, dataset in zip(entry.splits[split], parts, strict=True)]
+    dataset = join(parts, split)
+    for problem in filter(None, problems):
         if check_counts:
-            _check_counts(entry, part, dataset)
-        parts.append(dataset)
-    return join(parts, split)
+            raise EvaluationError(
+                f'{problem}: complete the data or, if it is meant to be so, pass check_counts=False (--any-counts).'
+            )
+        _log.warning('%s.', problem)
+        dataset.complete = False
+    return dataset
 
 
-def _check_counts(entry: Entry, part: str, dataset: ImageDataset) -> None:
+def _read_part(entry: Entry, root: Path | None, part: str, seed: int) -> ImageDataset:
+    try:
+        return entry.read(root, part, seed)
+    except EvaluationError:
+        raise
+    except (LookupError, TypeError, ValueError) as e:  # a list that can be opened, but has other things in it
+        reason = ' '.join(str(e).split())[:200] or type(e).__name__
+        raise EvaluationError(
+            f'The lists of {entry.name} ({part}) in {root} are damaged ({reason}): {entry.how_to_get}'
+        ) from e
+
+
+def _other_counts(entry: Entry, part: str, dataset: ImageDataset) -> str | None:
     for what, found, expected in (
         ('images', len(dataset), entry.counts[part]),
         ('classes', len(dataset.classes), entry.classes),
     ):
         if found != expected:
-            raise EvaluationError(
-                f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} by {entry.figures}: complete the '
-                'data, or pass check_counts=False if it is meant to be so.'
-            )
+            return f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} by {entry.figures}'
+    return None

@@ -2,7 +2,7 @@
 
 from tinyvit_zoo.build import ModelError
 
-__all__ = ['EvaluationError']
+__all__ = ['EvaluationError', 'MissingSplitError']
 
 
 class EvaluationError(ModelError):
@@ -11,3 +11,7 @@ class EvaluationError(ModelError):
     def __init__(self, message: str) -> None:
         # torch hands on what a worker raised with the worker's traceback before it.
         super().__init__(message.rpartition('EvaluationError: ')[2].strip())
+
+
+class MissingSplitError(EvaluationError):
+    """A data set does not have the split, or has its images without labels."""

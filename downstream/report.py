@@ -24,6 +24,7 @@ import tinyvit_zoo
 from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 from tinyvit_zoo.hub.folder import new_file
 
+from .data.registry import find_entry
 from .errors import EvaluationError
 from .extraction.hashes import state_hash
 
@@ -92,6 +93,7 @@ def _data(dataset: Any) -> dict[str, Any]:
         split=dataset.split,
         images=len(dataset),
         classes=len(dataset.classes),
+        complete=dataset.complete,
         unreadable_left_out=list(dataset.skipped),
         sha256=dataset.fingerprint(),
     )
@@ -185,7 +187,7 @@ def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | 
         dataset: Name as in `datasets.load_dataset`.
         value: Accuracy in %.
         notes: What was measured and how, in a line.
-        hub_id: The data set's page; known without it for ImageNet-1k, V2, A, R and Sketch.
+        hub_id: The data set's page; known without it for ImageNet-1k, V2, A, R and Sketch, and those in the registry.
 
     Returns:
         YAML; None if the data set has no page on the Hub that an entry could point to.
@@ -193,8 +195,8 @@ def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | 
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
 
-    dataset_id = hub_id or DATASETS.get(dataset, (None, None))[1]
-    if dataset_id is None:
+    dataset_id = hub_id or DATASETS.get(dataset, (None, None))[1] or getattr(find_entry(dataset), 'hub_id', None)
+    if not dataset_id:
         return None
     entry = EvalResultEntry(
         dataset_id=dataset_id,

@@ -4,12 +4,19 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import fake_datasets as fake
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+
+from downstream import report
+from downstream.data.registry import REGISTRY
+from tinyvit_zoo.cli import evaluator_options as options
 
 SMALL = ('--random', '--img-size', 32)
 MODELS = ('tinyvit_5m_224', 'mini_swin_tiny_patch4_window7_224', 'tinymim_vit_tiny_patch16_224', 'resnet10t')
@@ -121,6 +128,7 @@ def test_without_an_output_nothing_is_written(cli, tmp_path, monkeypatch):
         (('knn', '-d', 'digits', '-k', '10,2000'), 1, ['1347', '2000']),
         (('knn', '-d', 'digits', '--split', 'train'), 2, ['train']),
         (('knn', '-d', 'digits', '--split', 'validation'), 1, ['validation']),
+        (('knn', '-d', str(Path(__file__).parent / 'golden')), 1, ['no images']),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence_before_any_forward(cli, forwards, arguments, code, words):
@@ -131,6 +139,40 @@ def test_what_cannot_be_done_is_said_in_a_sentence_before_any_forward(cli, forwa
     assert not forwards
     for word in words:
         assert word in err
+
+
+def test_a_set_of_other_counts_is_taken_if_asked_and_says_so(cli, tmp_path, caplog):
+    fake.class_folders(tmp_path / 'eurosat' / '2750', ('Forest', 'River'), images=4)
+    line = ('fewshot', 'resnet10t', '-d', 'eurosat', '--root', tmp_path, *SMALL, '--ways', 2, '--shots', 1)
+    more = ('--queries', 2, '--episodes', 3, '-o', tmp_path / 'out')
+    code, _, err = cli(*line, *more)
+    assert (code, err.count('\n')) == (1, 1)
+    assert '--any-counts' in err
+    code, _, err = cli(*line, *more, '--any-counts')
+    assert code == 0, err
+    assert '27,000' in caplog.text
+    assert results_of(tmp_path / 'out')['data']['complete'] is False
+
+
+def test_only_numbers_of_released_weights_on_whole_data_are_for_a_card(cli, tmp_path, monkeypatch):
+    entries = []
+    write = report.write
+    monkeypatch.setattr(report, 'write', lambda *a, eval_results, **k: entries.append(eval_results) or write(*a, **k))
+    fake.class_folders(tmp_path / 'eurosat' / '2750', ('Forest', 'River'), images=4)
+    monkeypatch.setitem(REGISTRY, 'eurosat', replace(REGISTRY['eurosat'], counts=dict(all=8), classes=2))
+    torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'w.pth')
+    monkeypatch.setattr(options, 'origin_of', lambda weights, pretrained, seed: 'pretrained' if weights else 'random')
+    line = ('fewshot', 'resnet10t', '-d', 'eurosat', '--root', tmp_path, '--img-size', 32, '--ways', 2, '--shots', 1)
+    more = ('--queries', 2, '--episodes', 3, '-o', tmp_path / 'out')
+    released = ('--weights', tmp_path / 'w.pth')
+    for weights in (released, ('--random',)):
+        code, _, err = cli(*line, *more, *weights)
+        assert code == 0, err
+    (tmp_path / 'eurosat' / '2750' / 'River' / '0.png').write_bytes(b'nothing')
+    code, _, err = cli(*line, *more, *released, '--skip-unreadable')
+    assert code == 0, err
+    assert [list(entry) for entry in entries] == [['eurosat-1-shot'], [], []]
+    assert 'blanchon/EuroSAT_RGB' in entries[0]['eurosat-1-shot']
 
 
 def test_a_model_that_gives_nan_is_refused(cli, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -255,6 +256,23 @@ def test_compare_takes_a_weights_file_and_data_without_splits(cli, pictures, tmp
     assert f'A: resnet10t ({tmp_path / "w.pth"})' in out
     assert '24 test images' in out
     assert 'kNN' not in out
+
+
+def test_compare_never_answers_images_that_it_learned_from(cli, pictures, tmp_path):
+    line = ('compare', 'resnet10t', 'resnet10t', '--random-a', '--random-b', '--img-size', 32, '--ways', 2)
+    few = ('--shots', 1, '--queries', 2, '--episodes', 4)
+    shutil.copytree(pictures / 'train', tmp_path / 'alone' / 'train')
+    shutil.copytree(pictures / 'train', tmp_path / 'crops' / 'dataset' / 'train')  # the whole of crop_disease is train
+    (tmp_path / 'alone' / 'train' / 'grey' / '00.png').write_bytes(b'nothing')
+    for data, words in (
+        ((tmp_path / 'alone', '--skip-unreadable'), '23 test images'),
+        (('crop_disease', '--root', tmp_path / 'crops', '--any-counts'), '24 test images'),
+    ):
+        code, out, err = cli(*line, *few, '--data', *data)
+        assert code == 0, err
+        assert words in out
+        assert 'shot' in out
+        assert 'kNN' not in out
 
 
 def test_a_class_called_train_or_test_is_no_split_and_a_folder_may_be_the_root(cli, saved, tmp_path):

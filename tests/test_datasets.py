@@ -20,7 +20,7 @@ from downstream.data.imagenet_readers import CORRUPTIONS
 from downstream.data.offline import CROPS, crop_box
 from downstream.data.registry import REGISTRY
 from downstream.datasets import load_dataset
-from downstream.errors import EvaluationError
+from downstream.errors import EvaluationError, MissingSplitError
 
 REAL = ((), (970, 795), (230, 231))
 """Labels of the first validation images, from github.com/google-research/reassessed-imagenet."""
@@ -28,7 +28,9 @@ REAL = ((), (970, 795), (230, 231))
 
 def denied(*args, words: tuple[str, ...], **kwargs) -> str:
     """The one error that `load_dataset` ends in."""
-    return refused(lambda: load_dataset(*args, **kwargs), *words, kind=EvaluationError)
+    missing = any('has no split' in word for word in words)
+    kind = MissingSplitError if missing else EvaluationError
+    return refused(lambda: load_dataset(*args, **kwargs), *words, kind=kind)
 
 
 def names_of(dataset) -> list[str]:
@@ -139,7 +141,7 @@ def test_a_folder_with_splits_takes_the_classes_of_train_for_all_of_them(tmp_pat
     assert validation.classes == ('a', 'b', 'c')
     assert validation.labels.tolist() == [0, 2]
     assert len(load_dataset('folder', 'all', tmp_path)) == 8
-    denied(str(tmp_path), 'test', words=("no split 'test'", 'train, validation, all'))
+    denied(str(tmp_path), 'test', words=("has no split 'test'", 'train, validation, all'))
     fake.class_folders(tmp_path / 'val', ('d',))
     denied(str(tmp_path), 'validation', words=("'d'", 'none of the 3 classes'))
 
@@ -147,7 +149,7 @@ def test_a_folder_with_splits_takes_the_classes_of_train_for_all_of_them(tmp_pat
 def test_a_class_called_train_is_no_split(tmp_path):
     fake.class_folders(tmp_path, ('car', 'train'))
     assert load_dataset(str(tmp_path), 'all').classes == ('car', 'train')
-    denied(str(tmp_path), 'train', words=("no split 'train', it has: all",))
+    denied(str(tmp_path), 'train', words=("has no split 'train', it has: all",))
 
 
 def test_classes_of_a_folder_are_in_the_order_of_timm(tmp_path):
@@ -172,7 +174,7 @@ def test_links_are_followed_and_hidden_files_left_out(tmp_path):
 
 def test_labels_of_no_class_are_refused(tmp_path):
     tar_of(tmp_path / 'test-0.tar', {'1.png': fake.image(tmp_path / '1.png').read_bytes(), '1.cls': b'-1'})
-    denied('wds/x', 'test', tmp_path, words=('-1', 'another split'))
+    refused(lambda: load_dataset('wds/x', 'test', tmp_path), '-1', 'another split', kind=MissingSplitError)
 
 
 def test_parts_are_joined_under_the_classes_of_the_longest_and_not_under_different_ones():
@@ -188,7 +190,10 @@ def test_an_empty_folder_and_one_without_images_are_named(tmp_path):
     denied(str(tmp_path), 'all', words=(str(tmp_path), 'no images'))
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'notes.txt').write_text('no image')
-    denied(str(tmp_path), 'all', words=(str(tmp_path / ''), 'no images'))
+    for split in ('all', 'train'):
+        denied(str(tmp_path), split, words=(str(tmp_path / ''), 'no images'))
+    fake.image(tmp_path / 'a' / '0.png')
+    denied(str(tmp_path), 'train', words=("has no split 'train'",))
 
 
 def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path):
@@ -199,6 +204,7 @@ def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path):
     refused(lambda: dataset[1], str(bad), 'skip_unreadable', kind=EvaluationError)
     kept = load_dataset(str(tmp_path), 'all', skip_unreadable=True)
     assert kept.skipped == (str(bad),)
+    assert (dataset.complete, kept.complete) == (True, False)
     assert kept.labels.tolist() == [0, 1, 1]
     for path in tmp_path.rglob('*.png'):
         path.write_bytes(b'nothing')
@@ -217,7 +223,7 @@ def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_
     assert {part for parts in entry.splits.values() for part in parts} == set(entry.counts)
     missing = next(split for split in ('validation', 'train', 'test', 'all', '') if split not in entry.splits)
     if missing:
-        denied(entry.name, missing, tmp_path, words=(f"no split '{missing}'", next(iter(entry.splits))))
+        denied(entry.name, missing, tmp_path, words=(f"has no split '{missing}'", next(iter(entry.splits))))
     if entry.layout:
         split = next(iter(entry.splits))
         denied(entry.name, split, words=('needs a root', entry.source, entry.layout, entry.if_dead))
@@ -231,10 +237,13 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     denied('digits', 'val', words=("no split 'val'", 'validation'))
 
 
-def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(tmp_path, monkeypatch):
+def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(tmp_path, monkeypatch, caplog):
     fake.class_folders(tmp_path / 'eurosat' / '2750', ('Forest', 'River'))
-    denied('eurosat', 'all', tmp_path, words=('4 images', '27,000', 'check_counts=False'))
-    assert len(load_dataset('eurosat', 'all', tmp_path, **UNCHECKED)) == 4
+    denied('eurosat', 'all', tmp_path, words=('4 images', '27,000', 'check_counts=False', '--any-counts'))
+    part = load_dataset('eurosat', 'all', tmp_path, **UNCHECKED)
+    assert (len(part), part.complete) == (4, False)
+    assert '27,000' in caplog.text
+    assert load_dataset('digits', 'test', **UNCHECKED).complete
     monkeypatch.setitem(REGISTRY, 'eurosat', replace(REGISTRY['eurosat'], counts=dict(all=4)))
     denied('eurosat', 'all', tmp_path, words=('2 classes', ' 10 by '))
     fake.class_folders(tmp_path / 'dataset' / 'train', ('x',))
@@ -308,6 +317,15 @@ def test_isic_takes_the_column_that_is_not_zero(tmp_path):
     assert dataset.labels.tolist() == [1, 0, 6]
     (tmp_path / 'ISIC2018_Task3_Training_Input' / 'ISIC_0024306.jpg').unlink()
     denied('isic2018', 'all', tmp_path, words=('ISIC_0024306.jpg', 'not on disk'), **UNCHECKED)
+
+
+def test_lists_that_hold_something_else_are_one_sentence(tmp_path):
+    fake.isic2018(tmp_path)
+    path = next(tmp_path.rglob('*.csv'))
+    path.write_text(path.read_text().replace('1.0', 'yes'))
+    denied('isic2018', 'all', tmp_path, words=('isic2018 (train)', 'damaged', 'yes', 'HAM10000'))
+    (tmp_path / 'Data_Entry_2017.csv').write_text('Image Index,Finding Labels\n00000001_000.png\n')
+    denied('chestx', 'all', tmp_path, words=('chestx (all)', 'damaged'))
 
 
 def test_chestx_keeps_images_with_one_label_of_seven_scaled_to_256(tmp_path):
@@ -395,7 +413,7 @@ def test_webdataset_tars_are_read_where_they_lie(tmp_path):
     assert dataset.describe(1).endswith('set-train-0000.tar:b.png')
     assert dataset[2][0].tobytes() == Image.open(tmp_path / '2.png').tobytes()
     assert dataset.fingerprint() == load_dataset('wds/other', 'all', tmp_path).fingerprint()
-    denied('wds/set', 'test', tmp_path, words=("no split 'test'", 'train'))
+    denied('wds/set', 'test', tmp_path, words=("has no split 'test'", 'train'))
     (tmp_path / 'set-test.tar').write_bytes(b'no tar')
     denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
     tar_of(tmp_path / 'set-test.tar', {'a.png': png[0], 'a.json': b'{"label": [1, 2]}'})
@@ -409,7 +427,7 @@ def test_webdataset_splits_are_those_of_info_json_where_there_is_one(tmp_path):
     info = dict(splits=dict(validation=dict(filenames=['train-1.tar'])))
     (tmp_path / '_info.json').write_text(json.dumps(info))
     assert load_dataset('wds/set', 'validation', tmp_path).labels.tolist() == [1]
-    denied('wds/set', 'train', tmp_path, words=("no split 'train'", 'validation'))
+    denied('wds/set', 'train', tmp_path, words=("has no split 'train'", 'validation'))
     (tmp_path / '_info.json').write_text('{"splits": 3}')
     denied('wds/set', 'train', tmp_path, words=('_info.json',))
 
@@ -427,7 +445,7 @@ def test_torchvision_sets_are_taken_by_timms_names(tmp_path, monkeypatch):
         load_dataset('torch/cifar10', 'test', tmp_path),
     )
     assert ours.fingerprint() == theirs.fingerprint()
-    denied('torch/cifar10', 'validation', tmp_path, words=("no split 'validation'", 'train'))
+    denied('torch/cifar10', 'validation', tmp_path, words=("has no split 'validation'", 'train'))
 
 
 def test_torchvision_sets_without_a_list_of_labels_are_refused_and_folders_are_not(tmp_path, monkeypatch):
@@ -490,6 +508,6 @@ def test_hub_sets_are_read_by_timm_with_the_columns_they_have(tmp_path, monkeypa
     before = dataset.fingerprint()
     fake.image(files[1], seed=5)
     assert load_dataset('hfds/x/y', 'validation').fingerprint() != before
-    denied('hfds/x/y', 'test', words=("no split 'test'", 'train, val, all'))
+    denied('hfds/x/y', 'test', words=("has no split 'test'", 'train, val, all'))
     del features['img']
     denied('hfds/x/y', 'train', words=('no column of images', 'fine_label'))

@@ -38,8 +38,9 @@ def test_a_record_says_what_was_run_on_what_with_what(model, monkeypatch):
         weights_sha256=state_hash(model),
     )
     assert record['data'] == dict(
-        name='digits', split='test', images=len(data), classes=10, unreadable_left_out=[], sha256=data.fingerprint()
-    )
+        name='digits', split='test', images=len(data), classes=10, complete=True, unreadable_left_out=[],
+        sha256=data.fingerprint(),
+    )  # fmt: skip
     assert record['command'] == "tinyvit-zoo evaluate 'a model' --seed 3"
     assert record['versions']['torch'] == torch.__version__
     assert record['versions']['timm'] == timm.__version__
@@ -119,6 +120,8 @@ def test_an_entry_for_the_card_names_the_page_the_number_and_its_maker():
     assert report.eval_results_entry('digits', 90.0, notes='') is None
     (entry,) = yaml.safe_load(report.eval_results_entry('eurosat', 90.0, notes='', hub_id='timm/eurosat-rgb'))
     assert entry['dataset']['id'] == 'timm/eurosat-rgb'
+    (entry,) = yaml.safe_load(report.eval_results_entry('cifar100', 90.0, notes=''))  # from the registry
+    assert entry['dataset']['id'] == 'uoft-cs/cifar100'
 
 
 # figures

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from ..errors import EvaluationError
+from ..errors import EvaluationError, MissingSplitError
 from .image_dataset import Files, ImageDataset, join
 
 __all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder', 'split_folders']
@@ -44,13 +44,18 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
     Without folders for splits there is only the split 'all'. The classes of train are those of every split.
 
     Raises:
-        EvaluationError: If the split is missing, there is no image, or a split has a class that train has not.
+        MissingSplitError: If the split is missing.
+        EvaluationError: If there is no image, or a split has a class that train has not.
     """
     if not folder.is_dir():
         raise EvaluationError(f'{folder} is no folder.')
     parts = split_folders(folder) or dict(all=folder)
     if split != 'all' and split not in parts:
-        raise EvaluationError(f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}.")
+        if next(_image_files(folder), None) is None:
+            raise EvaluationError(_no_images(folder))
+        raise MissingSplitError(
+            f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}."
+        )
     classes = class_folders(parts.get('train') or next(iter(parts.values())))
     chosen = parts.values() if split == 'all' else [parts[split]]
     return join([read_class_folders(part, str(folder), classes, root=folder) for part in chosen], split)
@@ -94,8 +99,12 @@ def read_class_folders(
         paths += files
         labels += [index[c]] * len(files)
     if not paths:
-        raise EvaluationError(f'{folder} holds no images: it needs one folder a class with image files in it.')
+        raise EvaluationError(_no_images(folder))
     return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare))
+
+
+def _no_images(folder: Path) -> str:
+    return f'{folder} holds no images: it needs one folder a class with image files in it.'
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

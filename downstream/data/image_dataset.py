@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -167,6 +167,7 @@ class ImageDataset(Dataset):
         labels: (N,) int64.
         transform: Applied to every PIL image, or None.
         skipped: Images that were left out because they cannot be read, where that was asked for.
+        complete: False if some were left out, or there are other numbers of images or classes than the registered ones.
         label_sets: All labels that count as right, one tuple an image (ImageNet-ReaL), or None.
     """
 
@@ -185,6 +186,7 @@ class ImageDataset(Dataset):
         self.labels = np.asarray(labels, dtype=np.int64).reshape(-1)
         self.transform: Callable[[Image.Image], Any] | None = None
         self.skipped: tuple[str, ...] = ()
+        self.complete = True
         self.label_sets = None if label_sets is None else tuple(tuple(labels) for labels in label_sets)
         self._source = source
         self._indices = np.arange(len(self.labels))
@@ -202,7 +204,7 @@ class ImageDataset(Dataset):
             reason = ' '.join(str(e).split()) or type(e).__name__
             raise EvaluationError(
                 f'{self.describe(i)} is no readable image ({reason[:200]}): put it right, or leave unreadable images '
-                'out with skip_unreadable=True.'
+                'out with skip_unreadable=True (--skip-unreadable).'
             ) from e
         return (image if self.transform is None else self.transform(image)), int(self.labels[i])
 
@@ -228,11 +230,9 @@ class ImageDataset(Dataset):
 
     def without_unreadable(self) -> 'ImageDataset':
         """A copy without the images that cannot be decoded; `skipped` names them. Decodes every image once."""
-        from tqdm import tqdm
-
         plain = self.with_transform(None)
         readable, skipped = [], []
-        for i in tqdm(range(len(self)), desc='reading every image', unit='image', disable=None):
+        for i in _shown(range(len(self)), 'reading every image'):
             try:
                 plain[i]
             except EvaluationError:
@@ -241,6 +241,7 @@ class ImageDataset(Dataset):
                 readable.append(i)
         other = self.subset(readable)
         other.skipped = (*self.skipped, *skipped)
+        other.complete = self.complete and not skipped
         return other
 
     def fingerprint(self) -> str:
@@ -254,13 +255,20 @@ class ImageDataset(Dataset):
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.classes, self.label_sets)).encode())
         digest.update(self.labels.astype('<i8').tobytes())
-        for i in range(len(self)):
+        for i in _shown(range(len(self)), 'fingerprint of the images', delay=3):  # of ImageNet it takes minutes
             try:
                 identity = self._source.identity(int(self._indices[i]))
             except OSError as e:
                 raise EvaluationError(f'{self.describe(i)} cannot be read ({e.strerror}).') from e
             digest.update(hashlib.sha256(identity).digest())
         return digest.hexdigest()
+
+
+def _shown(places: range, what: str, delay: float = 0) -> Iterable[int]:
+    """The places, with a progress bar on a terminal if it takes longer than `delay` seconds."""
+    from tqdm import tqdm
+
+    return tqdm(places, desc=what, unit='image', disable=None, leave=False, delay=delay)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -30,6 +30,7 @@ class Entry:
         layout: What the root has to hold; empty if no root is needed.
         if_dead: What to do when the source does not answer.
         figures: Where counts and classes are from.
+        hub_id: Page on the Hub with the same images, for an entry of a card; empty if none is known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entry:
     layout: str = ''
     if_dead: str = ''
     figures: str = "its authors' page"
+    hub_id: str = ''
 
     @property
     def how_to_get(self) -> str:
@@ -83,6 +85,7 @@ TRANSFER = (
         licence='none stated',
         layout='cifar-10-batches-py/',
         if_dead='hfds/uoft-cs/cifar10 has the same images.',
+        hub_id='uoft-cs/cifar10',
     ),
     Entry(
         'cifar100',
@@ -94,6 +97,7 @@ TRANSFER = (
         licence='none stated',
         layout='cifar-100-python/',
         if_dead='hfds/uoft-cs/cifar100 has the same images.',
+        hub_id='uoft-cs/cifar100',
     ),
     Entry(
         'flowers102',
@@ -118,6 +122,7 @@ TRANSFER = (
         licence='research only',
         layout='stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat',
         if_dead='hfds/tanganke/stanford_cars has the images of both splits.',
+        hub_id='tanganke/stanford_cars',
     ),
     Entry(
         'oxford_pets',
@@ -129,6 +134,7 @@ TRANSFER = (
         licence='CC BY-SA 4.0',
         layout='oxford-iiit-pet/ with images/ and annotations/',
         if_dead='hfds/timm/oxford-iiit-pet has the same splits.',
+        hub_id='timm/oxford-iiit-pet',
     ),
     Entry(
         'fgvc_aircraft',
@@ -169,6 +175,7 @@ FEW_SHOT = (
         licence='MIT',
         layout='eurosat/2750/ with ten class folders',
         if_dead='hfds/blanchon/EuroSAT_RGB is split in three, and its split "all" is the whole again.',
+        hub_id='blanchon/EuroSAT_RGB',
     ),
     Entry(
         'crop_disease',

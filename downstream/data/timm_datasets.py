@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import EvaluationError
+from ..errors import EvaluationError, MissingSplitError
 from .folders import EXTENSIONS, SPLIT_FOLDERS
 from .image_dataset import Arrays, ImageDataset, Wrapped, ends_of, join
 
@@ -29,7 +29,8 @@ def read_timm(name: str, split: str, root: Path | None) -> ImageDataset:
         root: Where the data lies, or is kept.
 
     Raises:
-        EvaluationError: If a package, the data or the split is missing.
+        MissingSplitError: If the split is missing.
+        EvaluationError: If a package or the data is missing.
     """
     prefix, _, rest = name.partition('/')
     return dict(hfds=_hub, wds=_web, torch=_torchvision)[prefix](name, rest, split, root)
@@ -42,7 +43,7 @@ def _choose(name: str, there: Sequence[str], split: str) -> list[str]:
     for candidate in SPLIT_FOLDERS[split]:
         if candidate in there:
             return [candidate]
-    raise EvaluationError(f"{name} has no split '{split}', it has: {', '.join([*there, 'all'])}.")
+    raise MissingSplitError(f"{name} has no split '{split}', it has: {', '.join([*there, 'all'])}.")
 
 
 def _hub(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
@@ -87,7 +88,7 @@ def _torchvision(name: str, rest: str, split: str, root: Path | None) -> ImageDa
     parts = []
     for part in ('train', 'test') if split == 'all' else (split,):
         if part == 'validation' and rest != 'imagenet':
-            raise EvaluationError(f"{name} has no split 'validation', it has: train, test, all.")
+            raise MissingSplitError(f"{name} has no split 'validation', it has: train, test, all.")
         try:
             data = create_dataset(name, str(root), split=part)
         except (AssertionError, RuntimeError, OSError, ValueError) as e:

@@ -87,7 +87,7 @@ def write_finetuned(
     run = dict(recipe=recipe, precision=result.precision, processes=result.processes)
     crop = {} if recipe.crop_pct is None else dict(crop_pct=recipe.crop_pct)
     results = {**head, **run, **summary(result)}
-    entries = {} if test is None else {test.name: _entry(results, recipe, test)}
+    entries = {test.name: _entry(results, recipe, test)} if test is not None and test.complete else {}
     report.write(output, results, tables=dict(history=history), figures=figures, eval_results=entries, say=say)
     tag = 'ft_' + re.sub(r'\W+', '_', Path(train.name).name).strip('_').lower()
     try:
@@ -99,6 +99,4 @@ def write_finetuned(
 
 def _entry(results: dict[str, Any], recipe: Recipe, test: ImageDataset) -> str | None:
     note = f'top-1 accuracy, %; trained by the recipe {recipe.name}, from weights: {Path(results["weights"]).name}'
-    if test.skipped:
-        note += f'; {len(test.skipped)} unreadable images left out'
     return report.eval_results_entry(test.name, results['test_accuracy'], notes=note)

@@ -59,7 +59,7 @@ def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapp
     ]
     title = _title(dataset, head)
     note = f'top-1 accuracy, %; {_preprocessing(scores.preprocessing)}'
-    whole = dataset.split in ('validation', 'test') and not dataset.skipped
+    whole = dataset.split in ('validation', 'test') and dataset.complete
     is_for_card = head['weights'] == 'pretrained' and whole
     entry = report.eval_results_entry(dataset.name, scores.top1, notes=note)
     report.write(

@@ -1,6 +1,6 @@
 """`compare`: two models on the same episodes and images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import typer
 from . import evaluator_options as options
 from .console import console, explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
-from .evaluate import printer, splits_of, testing_split
+from .evaluate import printer
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +40,8 @@ def compare(
     workers: int = options.WORKERS,
     batch_size: int = options.BATCH_SIZE,
     dtype: options.DType = options.DTYPE,
+    skip_unreadable: bool = options.SKIP_UNREADABLE,
+    any_counts: bool = options.ANY_COUNTS,
 ) -> None:
     """Compare two models: few-shot on the same episodes, kNN and a linear probe on the same images, differences paired.
 
@@ -53,12 +55,7 @@ def compare(
     extract = dict(layers=layers, cache=cache, device=options.find_device(device), workers=workers)
     with options.processes() as first:
         options.make_output(output)
-        splits = (
-            dict(train='train', test=testing_split(data, root))
-            if 'train' in splits_of(data, root)
-            else dict(test=testing_split(data, root))
-        )
-        data_of = {part: options.load_data(data, split, root, seed, what='compare') for part, split in splits.items()}
+        data_of = _datasets(options.loader('compare', data, root, seed, skip_unreadable, any_counts))
         models, records = [], []
         for name, weights, pretrained in ((a, weights_a, pretrained_a), (b, weights_b, pretrained_b)):
             model = options.load_backbone(name, weights, pretrained, size, seed)
@@ -79,6 +76,19 @@ def compare(
                 queries=queries, episodes=episodes, k=k, rows=rows,
             )  # fmt: skip
             _write(output, data_of, models, rows, seed, more)
+
+
+def _datasets(load: Callable[..., Any]) -> dict[str, Any]:
+    """Images to test on and, where they are others than these, to learn from."""
+    error = import_downstream('errors').MissingSplitError
+    try:
+        test = load(*options.TO_TEST_ON)
+    except error:
+        return dict(test=load('all'))  # which has those of train, too
+    try:
+        return dict(train=load('train'), test=test)
+    except error:
+        return dict(test=test)
 
 
 def _print(data: str, data_of: dict[str, Any], models: Sequence[Any], rows: Sequence[Any]) -> None:

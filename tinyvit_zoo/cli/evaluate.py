@@ -37,6 +37,7 @@ def evaluate(
     batch_size: int = options.BATCH_SIZE,
     dtype: options.DType = options.DTYPE,
     skip_unreadable: bool = options.SKIP_UNREADABLE,
+    any_counts: bool = options.ANY_COUNTS,
 ) -> None:
     """Measure a classifier: top-1, top-5, ReaL, each class; on ImageNet-C the mean corruption error.
 
@@ -63,8 +64,8 @@ def evaluate(
         say = printer() if first else (lambda text: None)
         dataset = None  # found before weights are fetched
         if data != IMAGENET_C:
-            split = split or testing_split(data, root)
-            dataset = options.load_data(data, split, root, seed, skip_unreadable, 'evaluate')
+            load = options.loader('evaluate', data, root, seed, skip_unreadable, any_counts)
+            dataset = load(split) if split else load(*options.TO_TEST_ON, 'all')
         elif root is None:
             raise typer.BadParameter('imagenet-c needs --root, the folder of CORRUPTION/SEVERITY/CLASS.')
         model = options.load_backbone(name, weights, pretrained, size, seed)
@@ -87,22 +88,6 @@ def printer() -> Callable[[str], None]:
     return lambda text: out.print(text, markup=False, soft_wrap=True)
 
 
-def splits_of(data: str, root: Path | None) -> tuple[str, ...]:
-    """The splits of a registered data set or of a folder; of others all, as they are not known beforehand."""
-    entry = import_downstream('data.registry').find_entry(data)
-    if entry is not None:
-        return tuple(entry.splits)
-    folder = root if data == 'folder' and root is not None else Path(data)
-    if not folder.is_dir():
-        return import_downstream('datasets').SPLITS
-    return (*import_downstream('data.folders').split_folders(folder), 'all')
-
-
-def testing_split(data: str, root: Path | None) -> str:
-    """The split to test on."""
-    return next(split for split in ('test', 'validation', 'all') if split in splits_of(data, root))
-
-
 def _corruptions(
     head: dict[str, Any],
     settings: dict[str, Any],
@@ -115,7 +100,7 @@ def _corruptions(
     reports, model = import_downstream('reports.imagenet'), head['model']
     clean, clean_error = None, None
     if clean_root is not None:
-        clean = options.load_data('imagenet-1k', 'validation', clean_root, 0)
+        clean = options.loader('evaluate', 'imagenet-1k', clean_root, 0)('validation')
         clean_error = 100 - import_downstream('imagenet').evaluate(model, clean, **settings).top1
     keep = output and output / 'finished.json'
     result = import_downstream('imagenet_c').evaluate_corruptions(

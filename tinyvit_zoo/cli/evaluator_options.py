@@ -1,7 +1,7 @@
 """What the evaluators' commands share: their options, and how model, pictures and features are loaded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DType = StrEnum('DType', ['fp32', 'bf16'])
 
+TO_TEST_ON = ('test', 'validation')  # the first that there is
+
 MODEL = typer.Argument(help='Any name that timm.create_model takes.', metavar='NAME')
 DATA = typer.Option(..., '--data', '-d', help='Name of a data set, or folder of class folders.', metavar='DATA')
 ROOT = typer.Option(None, '--root', help='Folder that the data set lies in, where it has no default.', metavar='DIR')
@@ -31,7 +33,12 @@ BATCH_SIZE = typer.Option(None, '--batch-size', min=1, help='Pictures in a forwa
 CACHE = typer.Option(None, '--cache', help='Folder that keeps features for the next run.', metavar='DIR')
 LAYERS = typer.Option('pooled', '--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')
 DTYPE = typer.Option('fp32', '--dtype', help='What the backbone computes in.')
-SKIP_UNREADABLE = typer.Option(False, '--skip-unreadable', help='Leave out pictures that cannot be read; they count.')
+SKIP_UNREADABLE = typer.Option(
+    False, '--skip-unreadable', help='Leave out pictures that cannot be read; results name them.'
+)
+ANY_COUNTS = typer.Option(
+    False, '--any-counts', help="Take other numbers of pictures than the protocol's; results say so."
+)
 
 
 def load_backbone(
@@ -113,17 +120,36 @@ def make_output(folder: Path | None) -> None:
         raise import_downstream('errors').EvaluationError(problem)
 
 
-def load_data(
-    data: str, split: str, root: Path | None, seed: int, skip_unreadable: bool = False, what: str = 'This command'
-) -> Any:
-    """A split as `downstream.datasets.ImageDataset`.
+def loader(
+    what: str, data: str, root: Path | None, seed: int, skip_unreadable: bool = False, any_counts: bool = False
+) -> Callable[..., Any]:
+    """What gives a split of the data as `downstream.datasets.ImageDataset`; of several splits the first that there is.
 
-    Raises:
-        EvaluationError: If the data or the split is not there, or not as it should be.
+    It raises `MissingSplitError` if there is none, and `EvaluationError` if the data is not as it should be.
+
+    Args:
+        what: The command that needs it, for a message.
+        data: Name or folder.
+        root: Where it lies.
+        seed: Of the splits of data without splits of its own.
+        skip_unreadable: Leave out what cannot be read.
+        any_counts: Take other numbers of images or classes than the registered ones.
     """
-    with needs_eval_extra(what):
-        datasets = import_downstream('datasets')
-        return datasets.load_dataset(data, split, root, seed=seed, skip_unreadable=skip_unreadable)
+
+    def load(*splits: str) -> Any:
+        with needs_eval_extra(what):
+            load_dataset, error = import_downstream('datasets').load_dataset, import_downstream('errors')
+            problems = []
+            for split in splits:
+                try:
+                    return load_dataset(
+                        data, split, root, seed=seed, skip_unreadable=skip_unreadable, check_counts=not any_counts
+                    )
+                except error.MissingSplitError as e:
+                    problems.append(e)
+            raise problems[0]
+
+    return load
 
 
 def features_of(model: 'nn.Module', dataset: Any, *, dtype: str = 'fp32', **options: Any) -> Any:

@@ -9,7 +9,7 @@ import typer
 from . import evaluator_options as options
 from .console import explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
-from .evaluate import printer, testing_split
+from .evaluate import printer
 
 Solver = StrEnum('Solver', ['cdfsl', 'ridge', 'prototype', 'logreg'])
 
@@ -43,6 +43,7 @@ def fewshot(
     batch_size: int = options.BATCH_SIZE,
     dtype: options.DType = options.DTYPE,
     skip_unreadable: bool = options.SKIP_UNREADABLE,
+    any_counts: bool = options.ANY_COUNTS,
 ) -> None:
     """Few-shot accuracy by the protocol of the CD-FSL benchmark (TinyViT's Table 5).
 
@@ -55,7 +56,7 @@ def fewshot(
     found = options.find_device(device)
     with options.processes() as first:
         options.make_output(output)
-        dataset = options.load_data(data, split, root, seed, skip_unreadable, 'fewshot')
+        dataset = options.loader('fewshot', data, root, seed, skip_unreadable, any_counts)(split)
         drawn = {  # before anything is computed
             k: few_shot.sample_episodes(dataset.labels, ways, k, queries, episodes, seed, dataset.classes)
             for k in counts
@@ -108,7 +109,7 @@ def _report_few_shot(results: dict[int, Any], head: dict[str, Any], output: Path
         report.record('few-shot', **head, results=rows),
         tables=dict(accuracy=rows, episodes=each),
         figures=dict(accuracy=plots.accuracy_over_shots(series, title=title, chance=100 / ways)),
-        eval_results=entries if origin == 'pretrained' else {},
+        eval_results=entries if origin == 'pretrained' and head['dataset'].complete else {},
         say=say,
     )
 
@@ -133,6 +134,7 @@ def knn(
     batch_size: int = options.BATCH_SIZE,
     dtype: options.DType = options.DTYPE,
     skip_unreadable: bool = options.SKIP_UNREADABLE,
+    any_counts: bool = options.ANY_COUNTS,
 ) -> None:
     """Accuracy of a vote of the nearest training pictures, by the protocol of DINO."""
     size, ks = parse_size(img_size), _integers(k, '-k')
@@ -142,10 +144,10 @@ def knn(
     found = options.find_device(device)
     with options.processes() as first:
         options.make_output(output)
-        split = split or testing_split(data, root)
         if split in ('train', 'all'):
             raise typer.BadParameter(f'The bank is train: {split} would be answered by itself. Give another --split.')
-        bank, queries = (options.load_data(data, part, root, seed, skip_unreadable, 'knn') for part in ('train', split))
+        load = options.loader('knn', data, root, seed, skip_unreadable, any_counts)
+        bank, queries = load('train'), load(split) if split else load(*options.TO_TEST_ON)
         module.check_ks(ks, len(bank))
         model = options.load_backbone(name, weights, pretrained, size, seed)
         known, asked = (
@@ -189,7 +191,8 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
     per_class = 100 * np.divide(counts.diagonal(), images, out=np.full(C, np.nan), where=images > 0)
     names = import_downstream('data.class_map').readable(queries.classes)
     note = f'kNN, k = {k}, temperature {head["temperature"]:g}'
-    entry = report.eval_results_entry(data, result.accuracy[k], notes=note) if origin == 'pretrained' else None
+    is_for_card = origin == 'pretrained' and all(part.complete for part in head['dataset'].values())
+    entry = report.eval_results_entry(data, result.accuracy[k], notes=note) if is_for_card else None
     report.write(
         output,
         report.record('knn', **head, results=rows),

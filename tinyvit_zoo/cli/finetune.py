@@ -1,6 +1,8 @@
 """`finetune`: train a model on images by a recipe of the papers."""
 
 import textwrap
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ def finetune(
     device: str = options.DEVICE,
     workers: int = options.WORKERS,
     skip_unreadable: bool = options.SKIP_UNREADABLE,
+    any_counts: bool = options.ANY_COUNTS,
     recipes: bool = typer.Option(
         False, '--recipes', callback=_list_recipes, is_eager=True, help='List the recipes with their sources.'
     ),
@@ -80,7 +83,7 @@ def finetune(
     if lr is not None:
         chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
     with options.processes() as first:
-        train, validation, test = _datasets(data, root, seed, skip_unreadable)
+        train, validation, test = _datasets(options.loader('finetune', data, root, seed, skip_unreadable, any_counts))
         size = size or (chosen.img_size and (chosen.img_size,) * 2)
         rate = chosen.drop_path_of(_architecture(name))
         model = _load_model(rate, name, weights, pretrained, size, seed, num_classes=len(train.classes))
@@ -123,22 +126,14 @@ def _load_model(drop_path: float, *args: Any, **kwargs: Any) -> Any:
     return options.load_backbone(*args, **kwargs)
 
 
-def _datasets(data: str, root: Path | None, seed: int, skip_unreadable: bool) -> tuple[Any, Any, Any]:
+def _datasets(load: Callable[..., Any]) -> tuple[Any, Any, Any]:
     """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
     then must not choose the epoch.
     """
-
-    def load(split: str) -> Any:
-        return options.load_data(data, split, root, seed, skip_unreadable, 'finetune')
-
     train, there = load('train'), {}
-    error = import_downstream('errors').EvaluationError
-    for split in ('validation', 'test'):
-        try:
+    for split in options.TO_TEST_ON:
+        with suppress(import_downstream('errors').MissingSplitError):
             there[split] = load(split)
-        except error as e:
-            if f"has no split '{split}'" not in str(e):
-                raise
     validation, test = there.get('validation'), there.get('test')
     if validation is None or test is None or validation.fingerprint() == test.fingerprint():
         return train, None, test or validation

@@ -1,5 +1,6 @@
 """`probe`: linear classifiers on a frozen backbone."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ def probe(
         1, min=1, help='In mode cached: views of each picture, augmented if there are several.', metavar='R'
     ),
     held_out: float = typer.Option(0.1, min=0.001, max=0.9, help='Share of train that chooses.'),
+    split: str = typer.Option(None, help='To test on. Default: test, else validation.', metavar='SPLIT'),
     root: Path = options.ROOT,
     weights: Path = options.WEIGHTS,
     pretrained: bool = options.PRETRAINED,
@@ -57,6 +59,7 @@ def probe(
     batch_size: int = options.BATCH_SIZE,
     dtype: options.DType = options.DTYPE,
     skip_unreadable: bool = options.SKIP_UNREADABLE,
+    any_counts: bool = options.ANY_COUNTS,
 ) -> None:
     """Train linear classifiers on a frozen backbone, choose one on a held-out part of train, and test it once.
 
@@ -73,7 +76,8 @@ def probe(
         reports = import_downstream('reports.probe')
     with options.processes() as first:
         options.make_output(output)
-        train, kept, test = _parts(data, root, seed, skip_unreadable, held_out)
+        load = options.loader('probe', data, root, seed, skip_unreadable, any_counts)
+        train, kept, test = _parts(load, split, seed, held_out)
         model = options.load_backbone(name, weights, pretrained, size, seed)
         scale = (crop_scale or (0.08 if data.startswith('imagenet') else 0.05), 1.0)
         common = dict(seed=seed, device=options.find_device(device))
@@ -107,7 +111,7 @@ def probe(
             )  # fmt: skip
             reports.write_probe(
                 output, result, test, head, title=title, note=f'{_TITLES[mode]}, {layers}',
-                entry=pretrained and weights is None, say=say,
+                entry=pretrained and weights is None and train.complete and test.complete, say=say,
             )  # fmt: skip
 
 
@@ -126,16 +130,11 @@ def _numbers(text: str, option: str) -> list[float]:
         raise typer.BadParameter(f"{option} takes numbers between commas, such as 0.1,1, not '{text}'.") from e
 
 
-def _parts(data: str, root: Path | None, seed: int, skip_unreadable: bool, held_out: float) -> tuple[Any, Any, Any]:
-    """Train without the held-out part, that part, and the images to test on: 'test', or 'validation' if there is none
-    (ImageNet).
-    """
-    from .evaluate import splits_of
-
-    train = options.load_data(data, 'train', root, seed, skip_unreadable, 'probe')
-    there = splits_of(data, root)
-    split = 'validation' if 'test' not in there and 'validation' in there else 'test'
-    test = options.load_data(data, split, root, seed, skip_unreadable, 'probe')
+def _parts(load: Callable[..., Any], split: str | None, seed: int, held_out: float) -> tuple[Any, Any, Any]:
+    """Train without the held-out part, that part, and the images to test on."""
+    if split in ('train', 'all'):
+        raise typer.BadParameter(f'Heads learn from train: {split} would be no test. Give another --split.')
+    train, test = load('train'), load(split) if split else load(*options.TO_TEST_ON)
     module = import_downstream('data.split')
     module.check_labels(train.labels, len(train.classes))
     rest, held = module.stratified_split(train.labels, held_out, seed)
