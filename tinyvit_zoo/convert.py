@@ -15,7 +15,9 @@ from .checkpoints import (
     PLAIN_VIT_KEYS,
     CheckpointError,
     KeyMap,
+    backbone_part,
     check_keys,
+    counted_by_part,
     find_checkpoint,
     find_key_map,
     head_22k_to_1k,
@@ -49,6 +51,8 @@ class Checkpoint:
     key_map: KeyMap
     layout: str
     num_keys: int
+    beside: tuple[str, ...] = ()
+    """Names of what was left out because it is of a detector, not of its backbone."""
 
     @property
     def classes(self) -> int:
@@ -63,18 +67,19 @@ class Checkpoint:
     def __str__(self) -> str:
         classes = f'{self.classes} classes' if self.classes else 'no classifier'
         layout = f'{self.key_map.family} in {self.layout} layout'
-        return f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
+        told = f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
+        return f'{told}; left out of a detector: {counted_by_part(self.beside)}' if self.beside else told
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read any file that `checkpoints.read_checkpoint` reads, under our names.
+    """Read any file that `checkpoints.read_checkpoint` reads, under our names; of a detector its backbone.
 
     Raises:
         CheckpointError: If it cannot be read, is of no known family, or holds buffers that disagree with its weights.
     """
     path = Path(path).expanduser()
     path = find_checkpoint(path) if path.is_dir() else path  # its name tells what the folder's does not
-    state_dict = read_checkpoint(path)
+    state_dict, beside = backbone_part(read_checkpoint(path))
     key_map = find_key_map(state_dict)
     if key_map is None:
         families = ', '.join(dict.fromkeys(known.family for known in KEY_MAPS.values()))
@@ -86,7 +91,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             key_map.check_buffers(state_dict)
         except CheckpointError as e:
             raise CheckpointError(f'{path}: {e}') from e
-    return Checkpoint(path, ours, key_map, layout, num_keys=len(state_dict))
+    return Checkpoint(path, ours, key_map, layout, len(state_dict), tuple(beside))
 
 
 def verified_model(

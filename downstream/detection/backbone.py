@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo import dense
 from tinyvit_zoo.models import MiniSwin, TinyViT
+from tinyvit_zoo.releases import find_family
 
 from .weights import load_weights
 
-__all__ = ['DENSE_FORMS', 'ZooBackbone', 'build_net']
+__all__ = ['DENSE_FORMS', 'ZooBackbone']
 
 DENSE_FORMS = {
     form.__name__: form for form in (dense.mae_lite_vitdet_tiny, dense.tinymim_base_seg, dense.tinymim_star_tiny_seg)
@@ -31,6 +32,10 @@ WITH_NORMS = (MiniSwin, SwinTransformer, SwinTransformerV2)
 """Families whose detection recipe has a LayerNorm on every map."""
 WHOLE_MAPS = (TinyViT, MiniSwin, ResNet)
 """Families that give maps of ceil(H / stride) of any image by themselves."""
+
+# Arguments that let a class take images of every size, tried in this order. timm's Swin would not shift windows in
+# stages that have one window at the size of the classifier, as the last; Swin's detection code does.
+ANY_SIZE = (dict(dynamic_img_size=True), dict(strict_img_size=False, always_partition=True), {})
 
 
 @MODELS.register_module()
@@ -86,8 +91,9 @@ class ZooBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         given = dict(img_size=img_size, window_sizes=window_sizes, drop_path_rate=drop_path_rate)
-        self.net_args = {**model_args, **{k: v for k, v in given.items() if v is not None}}
-        self.net = build_net(model_name, self.net_args)
+        self.as_init = model_args.get('as_init', False)
+        net_args = {**model_args, **{k: v for k, v in given.items() if v is not None}}
+        self.net, self.net_args = _build_net(model_name, net_args)
         info = self.net.feature_info
         info = list(getattr(info, 'info', info))
         self.is_pyramid = model_name in DENSE_FORMS
@@ -119,6 +125,24 @@ class ZooBackbone(BaseModule):
         if len(last_of) == 1:
             return (len(info) - 1,)
         return tuple(last_of[stride] for stride in STRIDES if stride in last_of)
+
+    @property
+    def architecture(self) -> str:
+        """Name without tag or source."""
+        return self.model_name if self.is_pyramid else self.net.pretrained_cfg['architecture']
+
+    def new_net(self, name: str, **kwargs: Any) -> nn.Module:
+        """A whole model of timm with the sizes of this one."""
+        layout = {}
+        if hasattr(self.net, 'window_sizes'):
+            argument = 'window_sizes' if isinstance(self.net, TinyViT) else 'window_size'
+            layout = {'img_size': self.net.img_size, argument: self.net.window_sizes}
+        elif getattr(getattr(self.net, 'patch_embed', None), 'img_size', None):
+            layout['img_size'] = tuple(self.net.patch_embed.img_size)
+        args = {**self.net_args, **layout, **kwargs}
+        if not find_family(self.architecture):
+            del args['num_classes']  # timm compares all names only where the numbers of classes agree
+        return timm.create_model(name, **args)
 
     def init_weights(self) -> None:
         """Load what `init_cfg` names; without one the weights stay those that the model was made with.
@@ -202,24 +226,26 @@ class ZooBackbone(BaseModule):
         return F.pad(images, (0, fixed[1] - W, 0, fixed[0] - H))
 
 
-def build_net(name: str, args: dict[str, Any], **kwargs: Any) -> nn.Module:
+def _build_net(name: str, args: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The model of that name, for images of every size where its class can take them.
 
     Args:
         name: Of timm, or of `DENSE_FORMS`.
         args: Of the model; `window_sizes` under this name for every family.
-        **kwargs: Further ones of `timm.create_model`.
+
+    Returns:
+        The model, and the arguments that make it.
 
     Raises:
-        ValueError: If the model has no intermediate features, or its class refuses an argument.
+        ValueError: If the model has no intermediate features, or refuses an argument.
     """
     if name in DENSE_FORMS:
-        return DENSE_FORMS[name](**args)
-    args = {**dict(num_classes=0), **args, **kwargs}
-    windows = args.pop('window_sizes', None)
-    if windows is not None:
-        args['window_sizes' if name.startswith('tinyvit') else 'window_size'] = windows
-    for any_size in (dict(dynamic_img_size=True), dict(strict_img_size=False, always_partition=True), {}):
+        args = {k: v for k, v in args.items() if k != 'as_init'}
+        return DENSE_FORMS[name](**args), args
+    args = dict(args, num_classes=0)
+    if 'window_sizes' in args and not name.startswith('tinyvit'):
+        args['window_size'] = args.pop('window_sizes')
+    for any_size in ANY_SIZE:
         try:
             net = timm.create_model(name, **{**any_size, **args})
         except TypeError as e:
@@ -228,8 +254,8 @@ def build_net(name: str, args: dict[str, Any], **kwargs: Any) -> nn.Module:
             raise ValueError(f'{name}: {e}') from e
         if not hasattr(net, 'forward_intermediates'):
             raise ValueError(f'{name} has no intermediate features.')
-        return net
-    raise AssertionError('unreachable')
+        return net, {**any_size, **args}
+    raise AssertionError('the last of ANY_SIZE is empty')
 
 
 def _fixed_size(net: nn.Module) -> tuple[int, int] | None:

@@ -1,7 +1,9 @@
 """Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`),
-what its tables were laid out for (`tables`), and how many heads its model had (`heads`)."""
+what its tables were laid out for (`tables`), how many heads its model had (`heads`), and which part of a detector it
+is (`detector`)."""
 
 from .beit_buffers import check_beit_buffers
+from .detector import backbone_part, counted_by_part
 from .errors import CheckpointError, WeightsNotFoundError
 from .head import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
 from .heads import Evidence, check_heads, find_heads, heads_of
@@ -35,11 +37,13 @@ __all__ = [
     'KeyMap',
     'Weights',
     'WeightsNotFoundError',
+    'backbone_part',
     'check_beit_buffers',
     'check_heads',
     'check_keys',
     'check_swin_buffers',
     'clues_of',
+    'counted_by_part',
     'drop_head',
     'find_checkpoint',
     'find_heads',

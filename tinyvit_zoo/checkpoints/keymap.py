@@ -43,6 +43,7 @@ class KeyMap:
         leaves: Pairs (official, ours) of a module name inside a key, e.g. ('.c.', '.conv.').
         ignored: Pairs (leaf, beside): leaves that some files carry beside another one, and no model needs.
         head: Our name of the classifier.
+        tail: Our prefixes of what lies between the last block and the classifier, which backbones of detectors lack.
         more_heads: Our names of further classifiers that some models of the family have beside it.
         leftovers: Patterns of official keys that belong to training (decoder, projector) and to no model of the
             family.
@@ -61,6 +62,7 @@ class KeyMap:
     head: str
     first_conv: str
     signature: tuple[str, str]
+    tail: tuple[str, ...]
     pointwise: tuple[str, ...] = ()
     more_heads: tuple[str, ...] = ()
     leftovers: tuple[str, ...] = ()
@@ -203,6 +205,7 @@ TINYVIT_KEYS = KeyMap(
     head='head.fc',
     first_conv='patch_embed.conv1.conv',
     signature=('patch_embed.seq.0.c.weight', 'patch_embed.conv1.conv.weight'),
+    tail=('head.norm.',),
 )
 
 MINI_DEIT_KEYS = KeyMap(
@@ -223,6 +226,7 @@ MINI_DEIT_KEYS = KeyMap(
     head='head',
     first_conv='patch_embed.proj',
     signature=('blocks.0.block.norm1.instances.0.weight', 'blocks.0.norm1.0.weight'),
+    tail=('norm.',),
     pointwise=('.proj_l.', '.proj_w.'),
 )
 
@@ -248,6 +252,7 @@ MINI_SWIN_KEYS = KeyMap(
     head='head.fc',
     first_conv='patch_embed.proj',
     signature=('layers.0.blocks.0.norm1_list.0.weight', 'stages.0.blocks.0.norm1.0.weight'),
+    tail=('norm.',),
     buffers=swin_buffers,
     check_buffers=check_swin_buffers,
 )
@@ -268,6 +273,7 @@ PLAIN_VIT_KEYS = KeyMap(
     more_heads=('head_dist',),
     first_conv='patch_embed.proj',
     signature=('blocks.0.norm1.weight', 'blocks.0.norm1.weight'),
+    tail=('norm.', 'fc_norm.', 'dist_norm.', 'conv1x1.'),
     # The decoder of MAE; the projector of MoCo v3, numbered layers in the place of the classifier.
     leftovers=(r'mask_token$', r'decoder_', r'head\.\d+\.'),
     buffers=beit_buffers,
@@ -382,6 +388,9 @@ def fit_to_model(
 ) -> dict[str, torch.Tensor]:
     """The last step of every `checkpoint_filter_fn`: account for each key, leave the classifier out if asked.
 
+    A file that ends with the last block is the backbone of a detector: where the model needs no classifier of it, the
+    norm after the last block starts afresh.
+
     Args:
         state_dict: Under our names, resized.
         model: The model that will load the result.
@@ -392,6 +401,13 @@ def fit_to_model(
     Raises:
         CheckpointError: See `check_keys` and `drop_head`.
     """
+    if (fresh_head or model.num_classes == 0) and not any(
+        key_map.is_head(k) or k.startswith(key_map.tail) for k in state_dict
+    ):
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(key_map.tail)}
+        if fresh:
+            _logger.warning('The checkpoint ends with the last block: %s start afresh.', _name(list(fresh)))
+        state_dict = state_dict | fresh
     check_keys(
         {k: v for k, v in state_dict.items() if not (fresh_head and key_map.is_head(k))},
         model.state_dict(),

@@ -85,7 +85,15 @@ _STAND_INS = [
     (_Inert, 'numpy.dtype'),
     (_Inert, 'numpy.core.multiarray.scalar'),
     (_Inert, 'numpy._core.multiarray.scalar'),
+    *((_Inert, f'numpy.{module}._reconstruct') for module in ('core.multiarray', '_core.multiarray')),
+    (_Inert, 'numpy.ndarray'),
+    (_Inert, '_codecs.encode'),  # the bytes of an array
 ]
+
+# The losses of a training by mmengine, which names the statistics of a history by `getattr`. Only files with such a
+# history get away with that name, and with the stand-in for it.
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_HISTORY_STAND_INS = [(_Inert, _HISTORY), (_Inert, 'builtins.getattr')]
 
 
 # torch's allow-list belongs to the whole process: one reader at a time may extend it.
@@ -219,8 +227,17 @@ def _sniff(path: Path) -> str:
 
 
 def _load_pickle(path: Path) -> Any:
+    try:
+        return _unpickle(path, _STAND_INS)
+    except pickle.UnpicklingError as e:
+        if _HISTORY not in str(e):
+            raise
+        return _unpickle(path, _STAND_INS + _HISTORY_STAND_INS)
+
+
+def _unpickle(path: Path, stand_ins: list[tuple[type, str]]) -> Any:
     # An open file, not a path: torch would go by the ending. The allow-list is global to the process, hence the lock.
-    with _ALLOW_LIST, torch.serialization.safe_globals(_STAND_INS), path.open('rb') as f:
+    with _ALLOW_LIST, torch.serialization.safe_globals(stand_ins), path.open('rb') as f:
         return torch.load(f, map_location='cpu', weights_only=True)
 
 

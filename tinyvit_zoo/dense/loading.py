@@ -14,6 +14,7 @@ from ..checkpoints import (
     PLAIN_VIT_KEYS,
     CheckpointError,
     Evidence,
+    backbone_part,
     check_heads,
     clues_of,
     find_heads,
@@ -136,10 +137,10 @@ def _read(source: str | Path | Mapping) -> tuple[dict[str, torch.Tensor], Eviden
 
 def _backbone_part(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The backbone of a whole detector or segmentor; everything where there is none."""
-    part = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
-    if part:
-        _logger.info('Using the backbone alone; left out %d tensors beside it.', len(state_dict) - len(part))
-    return part or state_dict
+    part, beside = backbone_part(state_dict)
+    if beside:
+        _logger.info('Using the backbone alone; left out %d tensors beside it.', len(beside))
+    return part
 
 
 def _dense_to_ours(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) -> dict[str, torch.Tensor]:

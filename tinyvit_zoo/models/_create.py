@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,15 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from timm.models._input import update_model_input_size
 from torch import nn
 
-from ..checkpoints import CLASSES_22K, CheckpointError, KeyMap, Weights, find_weights
+from ..checkpoints import (
+    CLASSES_22K,
+    CheckpointError,
+    KeyMap,
+    Weights,
+    backbone_part,
+    counted_by_part,
+    find_weights,
+)
 
 __all__ = ['create_zoo_model', 'record_input_size']
 
@@ -77,7 +86,7 @@ def create_zoo_model(
     overlay['state_dict'] = None  # weights never become part of a model's configuration
     origin = ''
     if pretrained:
-        weights = find_weights(cfg, cache_dir)
+        weights = _backbone_alone(find_weights(cfg, cache_dir))
         origin = weights.origin
         with _named(origin):
             key_map.to_ours(weights.state_dict)  # another family's file is told before its classes are counted
@@ -125,6 +134,14 @@ def _named(origin: str) -> Iterator[None]:
         yield
     except CheckpointError as e:
         raise CheckpointError(f'{origin}: {e}') from e
+
+
+def _backbone_alone(weights: Weights) -> Weights:
+    """Of the checkpoint of a detector its backbone."""
+    part, beside = backbone_part(weights.state_dict)
+    if beside:
+        _logger.info('%s: using the backbone, without %s.', weights.origin, counted_by_part(beside))
+    return replace(weights, state_dict=part)
 
 
 def _settle_head(weights: Weights, have: int | None, cfg: Any, kwargs: dict[str, Any]) -> bool:
