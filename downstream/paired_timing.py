@@ -1,0 +1,67 @@
+"""Measuring variants in turn in one process, and the ratios between them."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+__all__ = ['cpu_name', 'cuda_ms', 'measure', 'ratio', 'same']
+
+
+def measure(
+    variants: dict[str, Callable[[], object]], rounds: int, reference: torch.Tensor | None = None
+) -> dict[str, list[float]]:
+    """CPU seconds of each variant in each round; the order is reversed every other round.
+
+    One warm-up first, whose output must agree with `reference`.
+    """
+    for name, call in variants.items():
+        out = call()
+        if reference is not None:
+            same(out, reference, 5e-2 if 'bf16' in name else 1e-4)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(rounds):
+        for name in list(variants)[:: 1 if i % 2 == 0 else -1]:
+            start = time.process_time()
+            variants[name]()
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median over the rounds of their time over ours: above 1, ours is faster."""
+    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    error = ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+    if not error < tolerance:
+        raise SystemExit(f'The two models disagree: relative error {error:.2e}, allowed {tolerance:.0e}.')
+
+
+def cpu_name() -> str:
+    info = Path('/proc/cpuinfo')
+    names = (
+        [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cuda_ms(call: Callable[[], object], rounds: int, calls: int = 10) -> float:
+    for _ in range(5):
+        call()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / calls)
+    return statistics.median(times)
