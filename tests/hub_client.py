@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ def serve() -> None:
 
     import tinyvit_zoo.cli.app
     import tinyvit_zoo.hub.push  # noqa: F401
+
+    with suppress(ImportError):  # some runs load models by it
+        from transformers import AutoModel, AutoModelForImageClassification  # noqa: F401
 
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.01))

@@ -9,15 +9,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ARCHITECTURES, TAGGED, refused, small_of
+import timm
+import torch
+from conftest import ARCHITECTURES, TAGGED, images_for, refused, small_of
+from golden_rule import fill_by_rule
 from hub_client import HubClient, assert_cache_is_whole, assert_refused, contents
-from minihub import Fault, Page
+from minihub import Fault, MiniHub, Page
 from safetensors.torch import load_file
+from test_pack import MULTIPLEXED
 
+from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.hub.pack import pack
 from tinyvit_zoo.hub.push import push
@@ -25,6 +30,7 @@ from tinyvit_zoo.hub.remote import HubError
 from tinyvit_zoo.hub.verify import verify
 
 REPO = 'me/small'
+assert_close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 FIRST_TAGS = [next(tag for tag in TAGGED if tag.startswith(f'{name}.')) for name in ARCHITECTURES]
 
 
@@ -277,37 +283,66 @@ def test_weights_damaged_on_the_way_are_not_loaded_and_not_kept(hub, client, pag
     assert client.run(python=LOAD)[0] == 0
 
 
-# --- every tag
+# --- every tag, and what `multiplex` makes
 
 
 SAME = """
-import timm, torch, tinyvit_zoo
+import sys, timm, torch, transformers, tinyvit_zoo
 from safetensors.torch import load_file
 pair = load_file('{page}/test/rand_tensors.safetensors')
+kind = 'AutoModel{{}}'.format('ForImageClassification' if {classifies} else '')
 with torch.inference_mode():
     local = timm.create_model('local-dir:{page}', pretrained=True).eval()(pair['input'])
     fetched = timm.create_model('hf-hub:{repo}', pretrained=True).eval()(pair['input'])
-torch.testing.assert_close(fetched, local, rtol=0, atol=1e-6)
+    loaded = getattr(transformers, kind).from_pretrained('{repo}', trust_remote_code=True)
+    output = loaded(pair['input'])
 torch.testing.assert_close(local, pair['output'], rtol=1e-3, atol=1e-4)
+torch.testing.assert_close(fetched, local, rtol=0, atol=1e-6)
+torch.testing.assert_close(output.logits if {classifies} else output.pooler_output, local, rtol=0, atol=1e-6)
+print(type(loaded.timm_model).__name__, type(loaded).__module__.split('.')[0])
 """
 
 
-@pytest.fixture(params=TAGGED)
-def tag_page(request) -> Iterator[tuple[str, Path]]:
-    """Every tag and its page with random weights; 4 GB in all, so one at a time."""
-    with tempfile.TemporaryDirectory(prefix='page-') as root:
-        yield request.param, pack(request.param, Path(root) / 'page', random_seed=1)
-
-
-@pytest.mark.slow
-def test_every_tag_is_proved_and_made_again_and_one_of_every_architecture_over_the_hub(hub, client, tag_page):
-    name, page = tag_page
-    assert verify(page).difference < 1e-6  # of what timm makes from the folder, in double precision
-    if name not in FIRST_TAGS:
-        return
+def assert_the_hub_gives_it_back(hub: MiniHub, client: HubClient, page: Path, model: torch.nn.Module) -> None:
+    """Pushed, proved in another cache, and the same in timm and transformers, with our class in both."""
     pushed(client, page)
     assert hub.pages[REPO].files == contents(page)
     code, _, err = client.run('verify', REPO)
     assert code == 0, err
-    code, _, err = client.run(python=SAME.format(page=page, repo=REPO))
+    code, out, err = client.run(python=SAME.format(page=page, repo=REPO, classifies=model.num_classes > 0))
     assert code == 0, err
+    assert out.split() == [type(model).__name__, 'transformers_modules']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TAGGED)
+@torch.no_grad()
+def test_every_tag_is_packed_proved_and_the_same_everywhere_and_one_of_every_architecture_over_the_hub(
+    name, hub, client
+):
+    transformers = pytest.importorskip('transformers')
+    model = fill_by_rule(timm.create_model(name))
+    auto = transformers.AutoModelForImageClassification if model.num_classes else transformers.AutoModel
+    image = images_for(model, 1)
+    expected = model(image)
+    with tempfile.TemporaryDirectory(prefix='page-') as root:  # at once gone: all of them are gigabytes
+        folder = save_folder(model, Path(root) / 'model')
+        page = pack(str(folder), Path(root) / 'page')
+        assert verify(page).difference < 1e-6
+        again = timm.create_model(f'local-dir:{page}', pretrained=True).eval()
+        assert_close(again(image), expected)
+        loaded = auto.from_pretrained(page, trust_remote_code=True)
+        assert type(loaded.timm_model) is type(again) is type(model)
+        output = loaded(image)
+        assert_close(output.logits if model.num_classes else output.pooler_output, expected)
+        if name in FIRST_TAGS:
+            assert_the_hub_gives_it_back(hub, client, page, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', MULTIPLEXED)
+def test_what_multiplex_made_is_the_same_over_the_hub(kind, hub, client, tmp_path):
+    pytest.importorskip('transformers')
+    model = multiplex(MULTIPLEXED[kind](), 2).eval()
+    page = pack(str(save_folder(model, tmp_path / 'model')), tmp_path / 'page', repo=REPO)
+    assert_the_hub_gives_it_back(hub, client, page, model)

@@ -1,18 +1,19 @@
-"""transformers loads the folders that we write: with our classes, or for TinyViT with timm's own."""
+"""transformers loads the folders that we write: with our classes, or for TinyViT with timm's own.
+
+That it does for every released tag, and through the Hub, is in test_push.py.
+"""
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from conftest import SMALL_OF, TAGGED, images_for, size_of, small_of
-from golden_rule import fill_by_rule
+from conftest import SMALL_OF, images_for, size_of, small_of
 from minihub import MiniHub, Page
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -189,23 +190,6 @@ def test_a_multiplexed_model_is_loaded(tmp_path):
     loaded = auto('AutoModelForImageClassification', folder, trust_remote_code=True)
     x = torch.randn(2, 3, 32, 32)
     assert_equal(loaded(x).logits, model(x))
-
-
-# --- every released tag
-
-
-@pytest.mark.parametrize('name', TAGGED)
-@torch.no_grad()
-def test_a_tag_of_its_released_size_computes_the_same_in_timm_and_transformers(name):
-    model = fill_by_rule(timm.create_model(name))
-    x = images_for(model, 1)
-    expected = model(x)
-    with tempfile.TemporaryDirectory() as root:  # at once gone: all of them are gigabytes
-        folder = save_folder(model, Path(root) / 'page')
-        assert_equal(timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x), expected)
-        loaded = auto(AUTO_CLASSES[model.num_classes > 0], folder, trust_remote_code=True)
-        assert type(loaded.timm_model) is type(model)
-        assert_equal(loaded(x).logits if model.num_classes else loaded(x).pooler_output, expected)
 
 
 # --- in a process that has not imported us
