@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import PIL
 import timm
 import torch
 from torch import nn
@@ -60,6 +62,8 @@ def record(
         python=platform.python_version(),
         torch=torch.__version__,
         timm=timm.__version__,
+        numpy=np.__version__,
+        pillow=PIL.__version__,
         tinyvit_zoo=tinyvit_zoo.__version__,
     )
     return plain(
