@@ -78,7 +78,7 @@ def memory_added(variant: str, data: tuple[torch.Tensor, ...]) -> float:
 def memory_of(variant: str, queries: int) -> float:
     """MiB that a variant adds, in a process of its own."""
     command = [sys.executable, __file__, '--memory-of', variant, '--queries', str(queries)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main() -> None:
