@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -139,12 +138,11 @@ def sigmoid_focal_loss_backward(
 
 
 def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    classes = logits.shape[1]
-    positive = F.one_hot(target, classes + 1)[:, :classes].to(logits)
+    positive = (target[:, None] == torch.arange(logits.shape[1], device=target.device)).to(logits)
     loss = torchvision.ops.sigmoid_focal_loss(logits, positive, alpha, gamma)
     if weight.numel():
-        # No class, no factor.
-        loss = loss * F.pad(weight, (0, 1), value=1.0)[target, None].to(logits)
+        of_none = weight.new_ones(1)
+        loss = loss * torch.cat([weight, of_none])[target, None].to(logits)
     return loss
 
 

@@ -33,13 +33,11 @@ class MMCV:
 
     Attributes:
         folder: That of the package.
-        version: Such as '2.1.0'.
         extension: Whose `mmcv._ext` an import would find: 'compiled', 'ours' (a file of `write_file`), 'other' (a file
             of somebody else) or None.
     """
 
     folder: Path
-    version: str
     extension: Literal['compiled', 'ours', 'other'] | None
 
 
@@ -49,13 +47,13 @@ def find_mmcv() -> MMCV:
     Raises:
         EvaluationError: If there is none.
     """
+    importlib.invalidate_caches()  # a file may just have been written
     spec = importlib.util.find_spec('mmcv')
     # A file of ours that outlived mmcv makes a package without a file of its own.
     if spec is None or spec.origin is None:
         raise EvaluationError(f'Detection and segmentation need mmcv: {HOW_TO_INSTALL}.')
     folder = Path(spec.origin).parent
-    version = re.search(r"^__version__ = '([^']+)'", (folder / 'version.py').read_text(encoding='utf-8'), re.MULTILINE)
-    return MMCV(folder, version[1] if version else 'unknown', _extension(folder))
+    return MMCV(folder, _extension(folder))
 
 
 def _extension(folder: Path) -> Literal['compiled', 'ours', 'other'] | None:
@@ -120,7 +118,7 @@ def write_file() -> tuple[Path, Literal['written', 'updated', 'unchanged']]:
     mmcv = find_mmcv()
     path = mmcv.folder / '_ext.py'
     if mmcv.extension == 'compiled':
-        raise EvaluationError(f'mmcv {mmcv.version} in {mmcv.folder} has its compiled ops and needs no stand-in.')
+        raise EvaluationError(f'{mmcv.folder} has its compiled ops and needs no stand-in.')
     there = path.exists()
     if there and not _is_ours(path):
         raise EvaluationError(f'{path} is not of this package and stays as it is; delete it if you want ours there.')
