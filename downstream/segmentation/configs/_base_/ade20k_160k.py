@@ -15,7 +15,7 @@ custom_hooks = [
     dict(type='RandomStateHook'),  # a run that was killed goes on with the same random numbers
     dict(type='CurvesHook'),  # losses and metrics as PNG
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', max_keep_ckpts=3))
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(vis_backends=vis_backends)
 
