@@ -268,9 +268,11 @@ class CurvesHook(Hook):
         self.interval = interval
         self.points: list[Point] = []
         self.recent: list[dict[str, float]] = []
+        self.training = False
 
     def before_train(self, runner: Runner) -> None:
         self.points, self.recent = read_points(Path(runner.work_dir) / 'curves.csv', runner.iter), []
+        self.training = True
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         values = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
@@ -282,7 +284,7 @@ class CurvesHook(Hook):
         self._write(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        if not runner.iter:  # validation alone, by mmengine's `Runner.val`
+        if not self.training:  # mmengine's `Runner.val`
             return
         self.points += [(runner.iter, f'val/{name}', float(value)) for name, value in (metrics or {}).items()]
         self._write(runner)
