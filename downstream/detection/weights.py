@@ -123,6 +123,8 @@ def _load_file(backbone: 'ZooBackbone', state_dict: Tensors, source: str, is_fil
         overlay = dict(file=source) if is_file else dict(state_dict=part)
         state_dict = backbone.new_net(backbone.model_name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     else:
+        own_norms = [k for k in backbone.state_dict() if not k.startswith('net.')]
+        norms |= {k: part.pop(k) for k in own_norms if k in part}  # Swin's released detectors have them there
         state_dict = _filtered_by_timm(backbone, part)
     _fill(backbone, state_dict, norms, beside)
 
