@@ -24,6 +24,7 @@ from .extraction.cache import Shard
 from .extraction.order import exact_cudnn, in_order
 from .extraction.processes import Processes
 from .features import untouched
+from .intervals import wilson
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
 
@@ -80,11 +81,8 @@ class Scores:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95 % interval of the top-1 accuracy, in % (Wilson 1927): these images as a sample of all such images."""
-        n, share, z = len(self.labels), self.right.mean(), 1.96
-        middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-        return 100 * float(middle - half), 100 * float(middle + half)
+        """95 % interval of the top-1 accuracy, in %."""
+        return wilson(self.top1, len(self.labels))
 
     @cached_property
     def confusion(self) -> np.ndarray:

@@ -96,7 +96,7 @@ def test_knn_answers_test_by_train(cli, tmp_path, forwards):
     assert sum(forwards) == 1797
     results = results_of(tmp_path / 'out')
     assert [row['k'] for row in results['results']] == [5, 20, 100]
-    assert all(50 < row['accuracy'] < 100 for row in results['results'])
+    assert all(50 < row['low'] < row['accuracy'] < row['high'] < 100 for row in results['results'])
     assert f'{results["results"][0]["accuracy"]:.2f} %' in out
     for name in ('per_class.csv', 'per_class.png', 'confusion.png'):
         assert (tmp_path / 'out' / name).stat().st_size > 100

@@ -140,7 +140,8 @@ def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_pa
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert (results['evaluator'], results['weights']) == ('finetune', 'random (seed 0)')
     assert results['recipe']['name'] == recipe
-    assert 0 < results['test_ci95'] < 5
+    low, high = results['test_ci95']
+    assert low < results['test_accuracy'] < high < low + 10
     written = {p.name for p in (tmp_path / 'out').iterdir()}
     assert written >= {'results.json', 'history.csv', 'loss.png', 'accuracy.png', 'confusion.png', 'model', 'best.pt'}
     model = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True).eval()

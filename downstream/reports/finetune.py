@@ -1,6 +1,5 @@
 """What a fine-tuning leaves behind: results, curves, mistakes, and a folder that `timm.create_model` takes."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from .. import report
 from ..data.image_dataset import ImageDataset
 from ..errors import EvaluationError
 from ..finetune import Finetuned
+from ..intervals import wilson
 from ..training.recipes import Recipe
 from . import plots
 
@@ -23,7 +23,7 @@ __all__ = ['summary', 'write_finetuned']
 
 
 def summary(result: Finetuned) -> dict[str, Any]:
-    """The numbers of a training; accuracies in %, the interval of the test accuracy by the binomial's variance."""
+    """The numbers of a training; accuracies in %."""
     best = result.history[result.best_epoch - 1]
     numbers = dict(
         epochs=len(result.history),
@@ -32,9 +32,8 @@ def summary(result: Finetuned) -> dict[str, Any]:
         validation_accuracy=best.validation_accuracy,
     )
     if result.test is not None:
-        share, count = result.test.accuracy / 100, len(result.test.predictions)
-        ci95 = 196 * math.sqrt(share * (1 - share) / count)
-        numbers |= dict(test_images=count, test_accuracy=result.test.accuracy, test_ci95=ci95)
+        accuracy, images = result.test.accuracy, len(result.test.predictions)
+        numbers |= dict(test_images=images, test_accuracy=accuracy, test_ci95=wilson(accuracy, images))
     return numbers
 
 

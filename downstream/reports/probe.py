@@ -1,6 +1,5 @@
 """What a linear, ridge or logistic probe found: a summary, tables and figures."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from .. import report
 from ..data.image_dataset import ImageDataset
 from ..heads.logistic import LogisticResult
 from ..heads.ridge import RidgeResult
+from ..intervals import wilson
 from ..linear_probe import ProbeResult
 from . import plots
 
-__all__ = ['HEAD', 'interval', 'summary', 'write_probe']
+__all__ = ['HEAD', 'summary', 'write_probe']
 
 HEAD = 'head.safetensors'
 
@@ -31,7 +31,7 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
     numbers: dict[str, Any] = dict(
         test_images=len(test),
         test_accuracy=result.test,
-        test_ci95=interval(result.test, len(test)),
+        test_ci95=wilson(result.test, len(test)),
     )
     if isinstance(result, ProbeResult):
         head = result.heads[result.chosen]
@@ -51,14 +51,6 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
         chosen = dict(C=result.cs[result.chosen])
         numbers |= dict(converged=result.fit.converged, iterations=result.fit.iterations)
     return numbers | dict(chosen=chosen, held_out=result.held_out[result.chosen], fits=len(result.held_out))
-
-
-def interval(accuracy: float, images: int) -> tuple[float, float]:
-    """95 % interval in % (Wilson 1927) of an accuracy in %: these images as a sample of all such images."""
-    share, z = accuracy / 100, 1.96
-    middle = share + z**2 / (2 * images)
-    half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return 100 * (middle - half) / (1 + z**2 / images), 100 * (middle + half) / (1 + z**2 / images)
 
 
 def write_probe(

@@ -9,7 +9,6 @@ import typer
 from . import evaluator_options as options
 from .console import console, explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
-from .evaluate import printer
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +93,7 @@ def _datasets(load: Callable[..., Any]) -> dict[str, Any]:
 def _print(data: str, data_of: dict[str, Any], models: Sequence[Any], rows: Sequence[Any]) -> None:
     from rich.table import Table
 
-    say = printer()
+    say = options.printer()
     parts = ' and '.join(f'{len(images):,} {part}' for part, images in data_of.items())
     say(f'A: {models[0].name}\nB: {models[1].name}')
     say(f'{data}: {parts} images of {len(data_of["test"].classes)} classes')
@@ -151,5 +150,9 @@ def _write(
         )  # fmt: skip
     results = report.record('compare', model=None, dataset=data_of, seed=seed, **more)
     report.write(
-        output, results, tables=dict(compare=[report.plain(row) for row in rows]), figures=figures, say=printer()
+        output,
+        results,
+        tables=dict(compare=[report.plain(row) for row in rows]),
+        figures=figures,
+        say=options.printer(),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from . import evaluator_options as options
-from .console import console, explained, parse_size, quiet_logs
+from .console import explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
 
 IMAGENET_C = 'imagenet-c'
@@ -61,7 +61,7 @@ def evaluate(
     )
     with options.processes() as first:
         options.make_output(output)
-        say = printer() if first else (lambda text: None)
+        say = options.printer() if first else (lambda text: None)
         dataset = None  # found before weights are fetched
         if data != IMAGENET_C:
             load = options.loader('evaluate', data, root, seed, skip_unreadable, any_counts)
@@ -80,12 +80,6 @@ def evaluate(
             reports.print_scores(scores, dataset, head, say)
             if output is not None:
                 reports.write_scores(output, scores, dataset, head, say)
-
-
-def printer() -> Callable[[str], None]:
-    """Prints a line as it is."""
-    out = console()
-    return lambda text: out.print(text, markup=False, soft_wrap=True)
 
 
 def _corruptions(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .console import console
 from .downstream import import_downstream, needs_eval_extra
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ def load_backbone(
     model = make()
     model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (model.pretrained_cfg['input_size'][0], *img_size)}
     return model
+
+
+def printer() -> Callable[[str], None]:
+    """Prints a line as it is."""
+    out = console()
+    return lambda text: out.print(text, markup=False, soft_wrap=True)
 
 
 def origin_of(weights: Path | None, pretrained: bool, seed: int) -> str:

@@ -9,7 +9,6 @@ import typer
 from . import evaluator_options as options
 from .console import explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
-from .evaluate import printer
 
 Solver = StrEnum('Solver', ['cdfsl', 'ridge', 'prototype', 'logreg'])
 
@@ -82,7 +81,7 @@ def fewshot(
 
 
 def _report_few_shot(results: dict[int, Any], head: dict[str, Any], output: Path | None) -> None:
-    say, data, ways, origin = printer(), head['dataset'].name, head['ways'], head['weights']
+    say, data, ways, origin = options.printer(), head['dataset'].name, head['ways'], head['weights']
     title = f'{head["name"]} ({origin}) on {data}: {ways}-way few-shot, {head["solver"]}'
     say(f'{title}, {head["episodes"]} episodes')
     for k, result in results.items():
@@ -174,15 +173,19 @@ def knn(
 def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | None) -> None:
     import numpy as np
 
-    say, data, origin = printer(), queries.name, head['weights']
+    say, data, origin = options.printer(), queries.name, head['weights']
     title = f'{head["name"]} ({origin}) on {data}: kNN'
     say(f'{title}, {len(queries)} queries of {queries.split}')
-    for k, accuracy in result.accuracy.items():
-        say(f'  k = {k:3d}: {accuracy:.2f} %')
+    wilson = import_downstream('intervals').wilson
+    rows = [
+        dict(k=k, accuracy=accuracy, **dict(zip(('low', 'high'), wilson(accuracy, len(queries)), strict=True)))
+        for k, accuracy in result.accuracy.items()
+    ]
+    for row in rows:
+        say(f'  k = {row["k"]:3d}: {row["accuracy"]:.2f} % (95 % interval {row["low"]:.2f} to {row["high"]:.2f})')
     if output is None:
         return
     report, plots = import_downstream('report'), import_downstream('reports.plots')
-    rows = [dict(k=k, accuracy=accuracy) for k, accuracy in result.accuracy.items()]
     # Of the first k that was asked for: choosing the best one would be choosing by the answers.
     k, predicted = next(iter(result.predictions.items()))
     C = len(queries.classes)

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from . import evaluator_options as options
-from .console import console, explained, parse_size, quiet_logs
+from .console import explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
@@ -87,11 +87,7 @@ def finetune(
         size = size or (chosen.img_size and (chosen.img_size,) * 2)
         rate = chosen.drop_path_of(_architecture(name))
         model = _load_model(rate, name, weights, pretrained, size, seed, num_classes=len(train.classes))
-        out = console()
-
-        def say(text: str) -> None:
-            out.print(text, markup=False, soft_wrap=True)
-
+        say = options.printer()
         result = training.finetune(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, micro_batch=micro_batch,
             precision=precision and str(precision), device=device and options.find_device(device), workers=workers,
@@ -146,8 +142,9 @@ def _words(numbers: dict[str, Any]) -> str:
     if numbers['validation_images']:
         words += f', chosen with {numbers["validation_images"]} images ({numbers["validation_accuracy"]:.2f} %)'
     if 'test_accuracy' in numbers:
+        low, high = numbers['test_ci95']
         words += (
-            f': test accuracy {numbers["test_accuracy"]:.2f} ± {numbers["test_ci95"]:.2f} % '
-            f'({numbers["test_images"]} images)'
+            f': test accuracy {numbers["test_accuracy"]:.2f} % (95 % interval {low:.2f} to {high:.2f}, '
+            f'{numbers["test_images"]} images)'
         )
     return words

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import evaluator_options as options
-from .console import console, explained, parse_size, quiet_logs
+from .console import explained, parse_size, quiet_logs
 from .downstream import import_downstream, needs_eval_extra
 
 if TYPE_CHECKING:
@@ -95,11 +95,7 @@ def probe(
             result = _cached(mode, model, (train, kept, test), chosen_layers, scale, views, common, reading)
         if not first:
             return
-        out = console()
-
-        def say(text: str) -> None:
-            out.print(text, markup=False, soft_wrap=True)
-
+        say = options.printer()
         origin = options.origin_of(weights, pretrained, seed)
         title = f'{name} ({origin}) on {data}: {_TITLES[mode]}'
         say(title)
