@@ -53,7 +53,8 @@ class DistilledCascadeRCNN(CascadeRCNN):
         """
         Args:
             teacher_config: Of the teacher: a file, the name of a packaged config, or a config or its `model`.
-            teacher_checkpoint: File of the trained teacher, a whole detector. 'random' leaves it random, for tests.
+            teacher_checkpoint: File or http address of the trained teacher, a whole detector. 'random' leaves it
+                random, for tests.
             distill_weight: 0.1 in the paper.
             **kwargs: Of `CascadeRCNN`.
 
@@ -125,19 +126,20 @@ def load_teacher(backbone: dict, checkpoint: str | Path | None) -> nn.Module:
 
     Args:
         backbone: `model.backbone` of the detector's config.
-        checkpoint: File of the whole detector, or 'random' for the same random weights every time.
+        checkpoint: File or http address of the whole detector, or 'random' for the same random weights every time.
 
     Raises:
         CheckpointError: If there is none, or it does not fit.
     """
-    if checkpoint is None or (checkpoint != RANDOM and not Path(checkpoint).is_file()):
+    checkpoint = str(checkpoint or '')
+    if checkpoint != RANDOM and '://' not in checkpoint and not Path(checkpoint).is_file():
         raise CheckpointError(
-            f'No checkpoint of the teacher{f" at {checkpoint}" if checkpoint else ""}: set model.teacher_checkpoint to '
-            'the file of a trained detector with the backbone of model.teacher_config.'
+            f'No checkpoint of the teacher{checkpoint and f" at {checkpoint}"}: set model.teacher_checkpoint to the '
+            'file of a trained detector with the backbone of model.teacher_config.'
         )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        start = None if checkpoint == RANDOM else dict(type='Pretrained', checkpoint=str(checkpoint))
+        start = None if checkpoint == RANDOM else dict(type='Pretrained', checkpoint=checkpoint)
         teacher = MODELS.build({**backbone, 'init_cfg': start})
         if not isinstance(teacher, ZooBackbone):
             raise TypeError(f"The teacher's backbone must be a ZooBackbone, got {type(teacher).__name__}.")

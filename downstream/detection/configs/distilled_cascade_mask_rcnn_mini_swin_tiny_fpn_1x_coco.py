@@ -9,7 +9,7 @@ model = dict(
     type='DistilledCascadeRCNN',
     distill_weight=0.1,  # MiniViT, Sec. 4.4
     teacher_config='cascade_mask_rcnn_swin_base_fpn_3x_coco',
-    # One you trained with that config, or Swin's own (box AP 51.9; MiniViT does not say which it took):
-    # https://github.com/SwinTransformer/storage/releases/download/v1.0.2/cascade_mask_rcnn_swin_base_patch4_window7.pth
-    teacher_checkpoint='checkpoints/cascade_mask_rcnn_swin_base_patch4_window7.pth',
+    # Swin's own, box AP 51.9 (MiniViT does not say which it took), or a file that you trained with that config.
+    teacher_checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.2/'
+    'cascade_mask_rcnn_swin_base_patch4_window7.pth',
 )

@@ -29,7 +29,7 @@ test_pipeline = [
 ]
 dataset = dict(data_root=data_root, metainfo=dict(classes=('rectangle', 'circle')))
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
