@@ -1,0 +1,200 @@
+"""Detectors and a segmenter learn within minutes of one CPU thread, from random weights, on sets that the tests make;
+one is killed, resumed, reloaded and used. Metrics are those of mmdet and mmseg on pictures that were not trained on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from PIL import Image
+from synthetic_ade import make_ade
+from synthetic_coco import make_shapes, make_textured
+
+from downstream.detection import engine
+from downstream.detection.catalogue import read_config
+from downstream.detection.curves import read_points
+from downstream.detection.own_data import OwnData, use_own_data
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CASCADE = 'ci_cascade_mask_rcnn_tinyvit_5m'
+COCO_DATA = ('--train-annotations', 'train.json', '--validation-annotations', 'val.json')
+EVERY_ITERATION = ('default_hooks.logger.interval=1', 'log_processor.window_size=1')
+BOX, MASK = 'coco/bbox_mAP_50', 'coco/segm_mAP_50'
+
+
+@HOOKS.register_module()
+class ValidateFirst(Hook):
+    """What the metrics of the random model are."""
+
+    def before_train(self, runner):
+        runner.val_loop.run()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp('data')
+    return dict(
+        shapes=make_shapes(root / 'shapes'), textured=make_textured(root / 'textured'), ade=make_ade(root / 'ade')
+    )
+
+
+def train(name, root, work_dir, *options) -> tuple[list[float], dict[str, list[float]]]:
+    """Losses by iteration, and each metric before and after the training."""
+    config = read_config(name, options)
+    config.custom_hooks = [*config.custom_hooks, dict(type='ValidateFirst')]
+    next(hook for hook in config.custom_hooks if hook['type'] == 'CurvesHook')['interval'] = 1
+    coco = dict(train_annotations=Path('train.json'), validation_annotations=Path('val.json'))
+    use_own_data(config, OwnData(root, **({} if config.default_scope == 'mmseg' else coco)))
+    engine.train(config, engine.Run(work_dir))
+    points = read_points(work_dir / 'curves.csv', until=10**9)
+    metrics: dict[str, list[float]] = {}
+    for _, metric, value in points:
+        if metric.startswith('val/'):
+            metrics.setdefault(metric.removeprefix('val/'), []).append(value)
+    for picture in ('losses.png', 'metrics.png'):
+        with Image.open(work_dir / picture) as image:
+            assert min(image.size) > 300
+    return [value for _, metric, value in points if metric == 'train/loss'], metrics
+
+
+def assert_halved(losses: list[float]) -> None:
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < losses[0] / 2
+
+
+def test_cascade_learns_textured_objects(data, tmp_path):
+    losses, metrics = train(CASCADE, data['textured'], tmp_path / 'run')
+    assert len(losses) == 60
+    assert_halved(losses)
+    for metric in (BOX, MASK):
+        assert metrics[metric][0] < 0.1
+        assert metrics[metric][1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ('name', 'metric'),
+    [
+        ('ci_cascade_mask_rcnn_mini_swin_tiny', BOX),
+        ('ci_distilled_cascade_mini_swin_tiny', BOX),
+        ('ci_mask_rcnn_vit_pyramid_tinymim', BOX),
+        ('ci_retinanet_tinyvit_5m', BOX),
+    ],
+)
+def test_detectors_learn(data, tmp_path, name, metric):
+    losses, metrics = train(name, data['shapes'], tmp_path / 'run')
+    assert_halved(losses)
+    before, after = metrics[metric]
+    assert after > max(before, 0) + 0.2
+
+
+def test_upernet_learns(data, tmp_path):
+    losses, metrics = train('ci_upernet_tinyvit_5m', data['ade'], tmp_path / 'run')
+    assert_halved(losses)
+    before, after = metrics['mIoU']
+    assert after > before + 20  # percent
+
+
+# ---- one that is killed
+
+
+def start(work_dir: Path, root: Path, *more: str) -> subprocess.Popen:
+    command = (sys.executable, '-m', 'tinyvit_zoo.cli', 'detect', 'train', CASCADE, '--work-dir', work_dir, '-d', root)
+    with (work_dir.parent / f'{work_dir.name}.log').open('ab') as log:
+        return subprocess.Popen(
+            [*map(str, command), *COCO_DATA, *more, '--cfg-options', *EVERY_ITERATION],
+            env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def logged(work_dir: Path) -> list[dict]:
+    """What mmengine wrote of each iteration, oldest run first."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    entries = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith('}')]
+    return [entry for entry in entries if 'loss' in entry]
+
+
+@pytest.fixture(scope='module')
+def resumed(data, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A training of 60 iterations that was killed (SIGKILL) after the 34th, its checkpoint at 30, and resumed."""
+    work_dir = tmp_path_factory.mktemp('killed') / 'run'
+    process = start(work_dir, data['shapes'])
+    while process.poll() is None and not any(entry['step'] >= 34 for entry in logged(work_dir)):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (work_dir.parent / 'run.log').read_text()[-3000:]
+    killed = logged(work_dir)
+    time.sleep(1)  # mmengine names its folders by the second
+    assert start(work_dir, data['shapes'], '--resume').wait() == 0, (work_dir.parent / 'run.log').read_text()[-3000:]
+    return work_dir, killed
+
+
+def test_a_killed_training_goes_on_with_the_same_losses(resumed):
+    work_dir, killed = resumed
+    before = {entry['step']: entry for entry in killed}
+    after = {entry['step']: entry for entry in logged(work_dir)[len(killed) :]}
+    assert sorted(after) == list(range(31, 61))
+    both = sorted(before.keys() & after.keys())
+    assert both[:4] == [31, 32, 33, 34]
+    for step in both:
+        for key in ('loss', 'loss_rpn_cls', 's2.loss_bbox', 's0.loss_mask', 'grad_norm', 'lr'):
+            assert after[step][key] == pytest.approx(before[step][key], rel=1e-4), (step, key)
+
+
+def test_the_resumed_cascade_has_learned_the_shapes(resumed):
+    work_dir, killed = resumed
+    points = read_points(work_dir / 'curves.csv', until=10**9)
+    metrics = {name: value for _, name, value in points if name.startswith('val/')}
+    assert metrics[f'val/{BOX}'] > 0.5
+    assert metrics[f'val/{MASK}'] > 0.5
+    losses = [entry['loss'] for entry in logged(work_dir)]
+    assert killed[0]['step'] == 1
+    assert np.mean(losses[-5:]) < losses[0] / 2
+    steps = [step for step, name, _ in points if name == 'train/loss']
+    assert steps == [10, 20, 30, 40, 50, 60]  # over both runs
+    assert list(work_dir.glob('*/vis_data/events.out.tfevents.*'))
+
+
+def test_the_written_config_and_checkpoint_test_and_predict(resumed, data, cli, tmp_path):
+    work_dir, _ = resumed
+    config, checkpoint = work_dir / f'{CASCADE}.py', work_dir / 'iter_60.pth'
+    code, out, err = cli('detect', 'test', config, checkpoint, '--work-dir', tmp_path / 'test')
+    assert code == 0, err
+    written = json.loads((tmp_path / 'test' / 'test_results.json').read_text())['metrics']
+    points = {name: value for _, name, value in read_points(work_dir / 'curves.csv', until=10**9)}
+    for metric in (BOX, MASK):
+        assert written[metric] == pytest.approx(points[f'val/{metric}'], abs=1e-6)
+        assert f'{metric}: {written[metric]:.4g}' in out
+
+    code, out, err = cli('detect', 'predict', config, checkpoint, data['shapes'] / 'val', '-o', tmp_path / 'drawn')
+    assert code == 0, err
+    truth = json.loads((data['shapes'] / 'val.json').read_text())
+    for image in truth['images']:
+        picture = data['shapes'] / 'val' / image['file_name']
+        record = json.loads((tmp_path / 'drawn' / f'{picture.stem}.json').read_text())
+        with Image.open(picture) as before, Image.open(tmp_path / 'drawn' / picture.name) as after:
+            assert after.size == before.size == (record['width'], record['height'])
+            changed = np.asarray(after) != np.asarray(before.convert('RGB'))
+        sure = [found for found in record['objects'] if found['score'] > 0.5]
+        assert sure
+        for found in sure:
+            assert found['mask']['size'] == [record['height'], record['width']]
+            x0, y0, x1, y1 = (int(v) for v in found['box'])
+            assert changed[max(0, y0) : y1, max(0, x0) : x1].mean() > 0.3  # painted where the object is
+        assert not changed[0, 0].any() or any(found['box'][0] < 1 for found in sure)
