@@ -15,6 +15,7 @@ from timm.data import create_transform
 from torch import nn
 from tqdm import tqdm
 
+from .confusion import accuracies, confusion_matrix
 from .data.batches import ImageBatches
 from .data.class_map import ClassMap, map_classes
 from .data.image_dataset import ImageDataset
@@ -87,15 +88,12 @@ class Scores:
     @cached_property
     def confusion(self) -> np.ndarray:
         """(K, K) int64 numbers of images, true class by row, answer by column."""
-        K = len(self.classes)
-        return np.bincount(self.labels * K + self.predictions, minlength=K * K).reshape(K, K)
+        return confusion_matrix(self.labels, self.predictions, len(self.classes))
 
     @property
     def per_class(self) -> np.ndarray:
         """(K,) accuracy of each class; NaN for a class without images."""
-        images = self.confusion.sum(axis=1)
-        right = self.confusion.diagonal()
-        return np.divide(100.0 * right, images, out=np.full(len(images), np.nan), where=images > 0)
+        return accuracies(self.confusion)
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for results.json."""

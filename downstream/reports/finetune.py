@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from tinyvit_zoo.hub import save_folder
 
 from .. import report
+from ..confusion import confusion_matrix
 from ..data.image_dataset import ImageDataset
 from ..errors import EvaluationError
 from ..finetune import Finetuned
@@ -78,8 +78,7 @@ def write_finetuned(
         figures['accuracy'] = plots.learning_curves(accuracy, title=title)
     figures['loss'] = plots.learning_curves(losses, title=title, y_label='loss')
     if result.test is not None:
-        counts = np.zeros((len(train.classes),) * 2, dtype=np.int64)
-        np.add.at(counts, (test.labels, result.test.predictions), 1)
+        counts = confusion_matrix(test.labels, result.test.predictions, len(train.classes))
         figures['confusion'] = plots.confusion(counts, train.classes, title=title)
     datasets = dict(train=train) if test is None else dict(train=train, test=test)
     head = report.record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from tinyvit_zoo.hub.folder import new_file
 
 from .. import report
+from ..confusion import accuracies, confusion_matrix
 from ..data.image_dataset import ImageDataset
 from ..heads.logistic import LogisticResult
 from ..heads.ridge import RidgeResult
@@ -82,10 +83,8 @@ def write_probe(
     Raises:
         EvaluationError: If the folder cannot be written to.
     """
-    confusion = np.zeros((len(test.classes),) * 2, dtype=np.int64)
-    np.add.at(confusion, (test.labels, result.predictions), 1)
-    images = confusion.sum(axis=1)
-    accuracy = np.where(images > 0, 100 * confusion.diagonal() / np.maximum(images, 1), np.nan)
+    confusion = confusion_matrix(test.labels, result.predictions, len(test.classes))
+    images, accuracy = confusion.sum(axis=1), accuracies(confusion)
     classes = [
         dict(label=i, name=name, images=int(images[i]), accuracy=float(accuracy[i]))
         for i, name in enumerate(test.classes)

@@ -171,8 +171,6 @@ def knn(
 
 
 def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | None) -> None:
-    import numpy as np
-
     say, data, origin = options.printer(), queries.name, head['weights']
     title = f'{head["name"]} ({origin}) on {data}: kNN'
     say(f'{title}, {len(queries)} queries of {queries.split}')
@@ -188,10 +186,9 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
     report, plots = import_downstream('report'), import_downstream('reports.plots')
     # Of the first k that was asked for: choosing the best one would be choosing by the answers.
     k, predicted = next(iter(result.predictions.items()))
-    C = len(queries.classes)
-    counts = np.bincount(queries.labels * C + predicted, minlength=C * C).reshape(C, C)
-    images = counts.sum(axis=1)
-    per_class = 100 * np.divide(counts.diagonal(), images, out=np.full(C, np.nan), where=images > 0)
+    answers = import_downstream('confusion')
+    counts = answers.confusion_matrix(queries.labels, predicted, len(queries.classes))
+    images, per_class = counts.sum(axis=1), answers.accuracies(counts)
     names = import_downstream('data.class_map').readable(queries.classes)
     note = f'kNN, k = {k}, temperature {head["temperature"]:g}'
     is_for_card = origin == 'pretrained' and all(part.complete for part in head['dataset'].values())
