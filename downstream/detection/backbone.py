@@ -216,7 +216,8 @@ class ZooBackbone(BaseModule):
             return images
         fixed = _fixed_size(self.net)
         if fixed is None:
-            step = 4 if isinstance(self.net, SwinTransformer) else max(self.strides) if not self.is_pyramid else 16
+            # Pyramids halve the map of the patches; timm's Swin pads what does not divide after them by itself.
+            step = 32 if self.is_pyramid else 4 if isinstance(self.net, SwinTransformer) else max(self.strides)
             return F.pad(images, (0, -W % step, 0, -H % step))
         if H > fixed[0] or W > fixed[1]:
             raise ValueError(

@@ -18,6 +18,7 @@ from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
+from .recompute import recomputed
 from .repeat import PerRepeat
 from .window import (
     is_exactly,
@@ -60,6 +61,7 @@ __all__ = [
     'linear_act',
     'per_stage_windows',
     'piecewise_index',
+    'recomputed',
     'resize_beit_table',
     'resize_grid',
     'resize_position',

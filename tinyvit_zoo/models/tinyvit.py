@@ -26,8 +26,6 @@ from timm.layers import (
     use_fused_attn,
 )
 from timm.models import (
-    checkpoint,
-    checkpoint_seq,
     generate_default_cfgs,
     register_model,
     register_notrace_module,
@@ -47,6 +45,7 @@ from ..layers import (
     fold_gelu,
     is_exactly,
     per_stage_windows,
+    recomputed,
     resize_grid,
     scaled_windows,
     stage_grids,
@@ -157,9 +156,12 @@ class ConvStage(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        self.grad_checkpointing = False
         self.blocks = nn.Sequential(*[MBConv(dim, expand_ratio, act_layer, rate, **dd) for rate in drop_path])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return _recomputed_blocks(self.blocks, x)
         return self.blocks(x)
 
 
@@ -296,6 +298,7 @@ class TinyVitStage(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        self.grad_checkpointing = False
         self.downsample = PatchMerging(dim, out_dim, act_layer, **dd)
         self.blocks = nn.Sequential(
             *[
@@ -307,8 +310,17 @@ class TinyVitStage(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = recomputed(self.downsample, x).permute(0, 2, 3, 1)
+            return _recomputed_blocks(self.blocks, x).permute(0, 3, 1, 2)
         x = self.downsample(x).permute(0, 2, 3, 1)
         return self.blocks(x).permute(0, 3, 1, 2)
+
+
+def _recomputed_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    for block in blocks:
+        x = recomputed(block, x)
+    return x
 
 
 class TinyViT(nn.Module):
@@ -366,7 +378,6 @@ class TinyViT(nn.Module):
         self.num_classes = num_classes
         self.num_features = embed_dims[-1]
         self.bias_interpolation = bias_interpolation
-        self.grad_checkpointing = False
         self.img_size, self.window_sizes = self._layout(img_size, window_sizes, len(depths))
 
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
@@ -451,7 +462,8 @@ class TinyViT(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -532,10 +544,7 @@ class TinyViT(nn.Module):
         else:
             stages = self.stages[: max_index + 1]
         for i, stage in enumerate(stages):
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(stage, x)
-            else:
-                x = stage(x)
+            x = stage(x)
             if i in take_indices:
                 intermediates.append(x)
         if intermediates_only:
@@ -558,10 +567,7 @@ class TinyViT(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, C, H/32, W/32), not normalised: the norm follows the pooling."""
-        x = self.patch_embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.stages, x)
-        return self.stages(x)
+        return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, C, H, W) -> (B, num_classes), or the pooled and normalised (B, C) with `pre_logits`."""
