@@ -142,12 +142,7 @@ def _details(release: Release) -> str:
         f'Classes: {f"{release.num_classes} ({release.labels})" if release.num_classes else "none, an encoder"}',
         *(f'{label.capitalize()}: {value}' for label, value in token_lines(model).items()),
     ]
-    speed = release.speed
-    if speed:
-        stats.append(
-            f'Throughput: {speed.images_per_second} images/s on {speed.setting}, measured by the authors '
-            f'([{speed.source}]({speed.source_url}))'
-        )
+    stats.append(f'Throughput: {_throughput(release)}')
     weights = release.url or f'with a browser, {release.by_hand}'
     lines = [
         f'**Model Type:** {"Image classification" if release.num_classes else "Image feature encoder"} / backbone',
@@ -161,6 +156,16 @@ def _details(release: Release) -> str:
         '**Licence of the code that runs them (tinyvit-zoo):** Apache-2.0',
     ]
     return _list(lines)
+
+
+def _throughput(release: Release) -> str:
+    speed = release.speed
+    if speed is None:
+        return 'none known to be published'
+    return (
+        f'{speed.images_per_second} images/s on {speed.setting}, measured by the authors '
+        f'([{speed.source}]({speed.source_url}))'
+    )
 
 
 def _licence(release: Release) -> str:
