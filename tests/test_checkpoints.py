@@ -194,6 +194,18 @@ def test_an_argparse_namespace_is_read_over(round_trip):
     round_trip({'args': args, 'model': TINY})
 
 
+@pytest.mark.parametrize('kind', [np.float64, np.float32, np.int64, np.uint8])
+def test_numpy_arrays_are_read_over(kind, round_trip):
+    round_trip({'palette': np.zeros((2, 3), kind), 'model': TINY})
+
+
+def test_the_history_of_mmengine_is_read_over(tmp_path):
+    """A class with arrays and with methods by name; the same names without it are refused, see below."""
+    buffer = pytest.importorskip('mmengine.logging').HistoryBuffer([1.0, 0.5], [1, 1])
+    torch.save({'message_hub': {'train/loss': buffer}, 'state_dict': TINY}, tmp_path / 'training.pth')
+    assert_same(read_checkpoint(tmp_path / 'training.pth'), TINY)
+
+
 @pytest.mark.parametrize('kind', [np.float64, np.float32, np.int64, np.bool_])
 def test_numpy_numbers_are_read_over(kind, round_trip):
     round_trip({'max_accuracy': kind(1), 'model': TINY, 'history': [kind(0), kind(1)]})
@@ -276,7 +288,14 @@ def test_a_plain_pickle_is_held_to_the_same_rule(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize('stand_in', ['argparse.Namespace', 'yacs.config.CfgNode', 'numpy.dtype', 'pathlib.PosixPath'])
+INERT = [
+    *('argparse.Namespace', 'yacs.config.CfgNode', 'pathlib.PosixPath', 'numpy.dtype', 'numpy.ndarray'),
+    *('numpy._core.multiarray._reconstruct', '_codecs.encode', 'builtins.getattr'),
+    'mmengine.logging.history_buffer.HistoryBuffer',
+]
+
+
+@pytest.mark.parametrize('stand_in', INERT)
 def test_stand_ins_build_nothing_of_the_real_class(stand_in, tmp_path):
     """A call of an allowed name with any arguments gives an inert object, never the class itself."""
     module, _, name = stand_in.rpartition('.')
@@ -284,9 +303,9 @@ def test_stand_ins_build_nothing_of_the_real_class(stand_in, tmp_path):
     torch.save({'model': TINY}, path)
     calls = pickle.PROTO + b'\x02' + pickle.GLOBAL + f'{module}\n{name}\n'.encode() + b'X\x01\x00\x00\x00a\x85R.'
     (tmp_path / 'call.pkl').write_bytes(calls)
-    from tinyvit_zoo.checkpoints.read import _STAND_INS
+    from tinyvit_zoo.checkpoints.read import _HISTORY_STAND_INS, _STAND_INS
 
-    with torch.serialization.safe_globals(_STAND_INS):
+    with torch.serialization.safe_globals(_STAND_INS + _HISTORY_STAND_INS):
         from torch import _weights_only_unpickler
 
         built = _weights_only_unpickler.load((tmp_path / 'call.pkl').open('rb'))

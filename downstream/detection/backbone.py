@@ -35,7 +35,13 @@ WHOLE_MAPS = (TinyViT, MiniSwin, ResNet)
 
 # Arguments that let a class take images of every size, tried in this order. timm's Swin would not shift windows in
 # stages that have one window at the size of the classifier, as the last; Swin's detection code does.
-ANY_SIZE = (dict(dynamic_img_size=True), dict(strict_img_size=False, always_partition=True), {})
+ANY_SIZE = (
+    dict(dynamic_img_size=True, always_partition=True),
+    dict(strict_img_size=False, always_partition=True),
+    dict(dynamic_img_size=True),
+    dict(strict_img_size=False),
+    {},
+)
 
 
 @MODELS.register_module()
