@@ -1,7 +1,8 @@
 """A small COCO-format set of rectangles and circles, 60 iterations on a CPU: for tests and first tries.
 
 The folder holds `train.json`, `val.json` and the images in `train/` and `val/`. `--cfg-options` replaces a value only
-where it stands, so another folder is named in six places; in Python `set_data_root` of the tests' maker does it.
+where it stands, so another folder than `data/shapes/` is named in `data_root` of the `dataset` of the three loaders and
+in `ann_file` of the two evaluators. The images may have any size.
 
 Nothing here is from a paper: rates and sizes are chosen so that a random model learns within five minutes.
 """
