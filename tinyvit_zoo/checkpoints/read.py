@@ -87,7 +87,6 @@ _STAND_INS = [
     (_Inert, 'numpy._core.multiarray.scalar'),
     *((_Inert, f'numpy.{module}._reconstruct') for module in ('core.multiarray', '_core.multiarray')),
     (_Inert, 'numpy.ndarray'),
-    (_Inert, '_codecs.encode'),  # the bytes of an array
 ]
 
 # The losses of a training by mmengine, which names the statistics of a history by `getattr`. Only files with such a
