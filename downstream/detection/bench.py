@@ -177,12 +177,12 @@ def peak_memory(name: str, size: tuple[int, int], device: torch.device | str = '
         return _peak_on_cuda(name, size, device)
     if not Path('/proc/self/clear_refs').exists():
         return None
-    program = f'from {__name__} import _print_peak; _print_peak({name!r}, {tuple(size)!r})'
+    program = f'from downstream.detection.bench import _print_peak; _print_peak({name!r}, {tuple(size)!r})'
     folder = str(Path(__file__).parents[2])
     # One heap, given back at once: what is counted was in use.
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': '0'}
     environment['PYTHONPATH'] = os.pathsep.join([folder, *filter(None, [os.environ.get('PYTHONPATH')])])
-    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-P', '-c', program], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise EvaluationError(f'The memory of {name} cannot be measured: {(done.stderr.strip() or "killed")[-300:]}')
     return int(done.stdout.split()[-1])

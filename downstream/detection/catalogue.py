@@ -41,7 +41,8 @@ def find_config(name: str | Path) -> Path:
         return path
     if str(name) in configs:
         return configs[str(name)]
-    close = difflib.get_close_matches(path.stem, configs, n=3)
+    close = [known for known in configs if known.startswith(path.stem)][:3]
+    close = close or difflib.get_close_matches(path.stem, configs, n=3)
     meant = f' Did you mean {" or ".join(close)}?' if close else ' `tinyvit-zoo detect config` lists the names.'
     raise EvaluationError(f"'{name}' is neither a file nor the name of a packaged config.{meant}")
 

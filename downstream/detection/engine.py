@@ -69,6 +69,8 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
             f'{folder} holds {found.name} of an earlier run: add --resume to go on with it, or choose another '
             '--work-dir.'
         )
+    elif run.resume and is_main_process():
+        say(f'{folder} holds no checkpoint: the training begins.')
     if run.amp:
         _use_amp(config)
     if run.auto_scale_lr:
@@ -78,6 +80,8 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
     if is_main_process():
         check_data(config, training=True)
     _keep_track(config)
+    if config.load_from and 'backbone' in config.model:
+        config.model.backbone.init_cfg = None  # no weights are fetched that the checkpoint replaces
     runner = Runner.from_cfg(config)
     if config.load_from:
         # Before any work; mmengine itself loads whatever happens to fit.

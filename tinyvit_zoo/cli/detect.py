@@ -1,8 +1,9 @@
 """`detect`: train, test and use detectors and segmenters of mmdet and mmseg configs."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -71,7 +72,10 @@ def _module(name: str) -> ModuleType:
     """A module of `downstream.detection`. Configs import the package by that name, whatever else goes by it."""
     with needs_detection_extra('detect'):
         package = import_downstream('detection')
-        sys.modules.setdefault('downstream.detection', package)
+        if package.__name__ != 'downstream.detection':
+            sys.modules['downstream.detection'] = package
+            with suppress(import_downstream('errors').EvaluationError):  # without mmseg
+                sys.modules['downstream.segmentation'] = import_downstream('segmentation')
         return import_downstream(f'detection.{name}')
 
 
@@ -129,7 +133,7 @@ def train(
     engine = _module('engine')
     run = engine.Run(work_dir, resume, load_from, amp, auto_scale_lr, launcher and str(launcher), seed)
     last = engine.train(config, run)
-    if last:
+    if last and int(os.environ.get('RANK', 0)) == 0:
         written = Path(config.work_dir) / Path(config.filename).name
         print(f'Next: tinyvit-zoo detect test {written} {last}')
         print(f'      tinyvit-zoo detect predict {written} {last} PICTURE -o FOLDER')
@@ -156,6 +160,8 @@ def evaluate(
     metrics = engine.evaluate(config, checkpoint, engine.Run(work_dir, launcher=launcher and str(launcher)))
     for metric, value in metrics.items():
         print(f'{metric}: {value:.4g}')
+    if not metrics:
+        print('No object was found in any picture, so there are no metrics.')
 
 
 @explained
