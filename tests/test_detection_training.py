@@ -98,7 +98,7 @@ def test_cascade_learns_textured_objects(data, tmp_path):
         ('ci_cascade_mask_rcnn_mini_swin_tiny', (BOX, MASK), SHORT),
         ('ci_distilled_cascade_mini_swin_tiny', (BOX, MASK), SHORT),
         ('ci_mask_rcnn_vit_pyramid_tinymim', (BOX, MASK), ()),
-        ('ci_retinanet_tinyvit_5m', (BOX,), SHORT),
+        ('ci_retinanet_tinyvit_5m', (BOX,), ()),
     ],
 )
 def test_detectors_learn(data, tmp_path, name, metrics, options):
