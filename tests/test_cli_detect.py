@@ -152,6 +152,8 @@ def test_training_on_own_data_takes_three_commands(cli, own, tmp_path, monkeypat
     assert (folder / 'losses.png').is_file()
     # What is printed as the next commands works as printed.
     lines = [line.partition('tinyvit-zoo ')[2].split() for line in out.splitlines() if 'tinyvit-zoo detect' in line]
+    own_events = {path.name for path in folder.glob('*/vis_data/*')}
+    assert 'scalars.json' in own_events  # not in the folder of a run before, in this process
     code, out, err = cli(*lines[0])
     assert code == 0, err
     assert 'coco/bbox_mAP: ' in out or 'there are no metrics' in out  # two iterations may find nothing

@@ -139,6 +139,9 @@ def _prepare(config: Config, run: Run) -> Path:
     randomness = config.get('randomness', {})
     if run.seed is not None or randomness.get('seed') is None:
         config.randomness = dict(randomness, seed=run.seed or 0)
+    if config.get('visualizer'):
+        # One name would be one visualizer for all runs of a process: mmengine's own is that of the run.
+        config.visualizer = {key: value for key, value in config.visualizer.items() if key != 'name'}
     config.launcher = run.launcher or ('pytorch' if {'RANK', 'WORLD_SIZE'} <= os.environ.keys() else 'none')
     if config.launcher != 'none' and not torch.cuda.is_available():
         _use_gloo(config)
