@@ -1,6 +1,7 @@
 """The hooks: a toy run that stops anywhere and goes on is the run that never stopped; files are whole; curves."""
 
 import csv
+import multiprocessing
 import os
 import random
 from contextlib import suppress
@@ -102,8 +103,11 @@ def run(folder, loop, *, workers=0, until=10**9, resume=False, seed=3, hook=True
             experiment_name=f'{folder.name}_{resume}_{os.urandom(4).hex()}',
         )
     )
+    runner = Runner.from_cfg(config)
     with suppress(KeyboardInterrupt):
-        Runner.from_cfg(config).train()
+        runner.train()
+    # A killed process leaves no workers; here they would be waited for.
+    runner.train_loop.dataloader = runner.train_loop.dataloader_iterator = None
     return list(Watch.seen)
 
 
@@ -138,6 +142,12 @@ def test_a_seed_that_nobody_gave_is_that_of_the_checkpoint(tmp_path):
     (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'iter_12.pth'))
     assert run(tmp_path / 'run', ITERATIONS, seed=None, resume=True) == whole[12:]
     assert run(tmp_path / 'other', ITERATIONS, seed=None) != whole
+
+
+def test_no_worker_is_left_when_the_training_ends(tmp_path):
+    for loop in (EPOCHS, ITERATIONS):
+        run(tmp_path / loop['sampler']['type'], loop, workers=2, persistent=True)
+        assert not multiprocessing.active_children()
 
 
 def test_augmentations_differ_between_epochs_and_places(tmp_path):

@@ -186,6 +186,13 @@ class RandomStateHook(Hook):
         if endless:
             loop.dataloader_iterator = _AlreadyThere(loop.dataloader, had)
 
+    def after_train(self, runner: Runner) -> None:
+        """Let the workers go: found later by the garbage collector, each would be waited for 5 seconds."""
+        loop, old = runner.train_loop, runner.train_loop.dataloader
+        if self.batches.endless:
+            loop.dataloader_iterator = iter(())
+        loop.dataloader = DataLoader(old.dataset, batch_sampler=self.batches, collate_fn=old.collate_fn)
+
     def before_train_epoch(self, runner: Runner) -> None:
         if not self.batches.endless:
             self.batches.epoch = runner.epoch
