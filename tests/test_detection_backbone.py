@@ -144,18 +144,6 @@ def test_swin_is_that_of_mmdet():
             torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
-def test_mini_swin_shifts_windows_wherever_a_map_has_several():
-    """As if it were laid out for the size at hand; windows stay those of the architecture."""
-    dynamic = backbone_of('mini_swin')
-    laid_out = backbone_of('mini_swin', img_size=(448, 320), window_sizes=7)
-    laid_out.load_state_dict(dynamic.state_dict())
-    x = images(448, 320, batch=1)
-    assert dynamic.net.stages[3].shift == (0, 0)
-    assert laid_out.net.stages[3].shift == (3, 3)
-    with torch.no_grad():
-        torch.testing.assert_close(dynamic(x), laid_out(x), rtol=1e-5, atol=1e-5)
-
-
 def test_windows_and_size_can_be_chosen():
     assert backbone_of('tinyvit').net.window_sizes[1:] == ((7, 7), (14, 14), (7, 7))
     assert backbone_of('tinyvit', img_size=512).net.window_sizes[1:] == ((16, 16), (32, 32), (16, 16))

@@ -24,7 +24,6 @@ from timm.layers import (
     get_act_layer,
     get_device_dtype,
     get_norm_layer,
-    is_exporting,
     to_2tuple,
     to_ntuple,
     trunc_normal_,
@@ -282,17 +281,11 @@ class MiniSwinStage(nn.Module):
     ) -> None:
         """Map and windows: sets how far windows shift, and the mask."""
         self.grid, self.window_size = grid, window_size
-        self.shift = self._shift(grid[0], grid[1])
+        # As in the released code, and unlike timm's Swin: where one axis has a single window, none is shifted.
+        is_split = all(n > w for n, w in zip(grid, window_size, strict=True))
+        self.shift = (window_size[0] // 2, window_size[1] // 2) if is_split else (0, 0)
         mask = shifted_window_mask(grid, window_size, self.shift, device, dtype) if any(self.shift) else None
         self.register_buffer('attn_mask', mask, persistent=False)
-
-    def _shift(self, H: int, W: int) -> tuple[int, int]:
-        """Cells by which windows shift in a map (H, W).
-
-        As in the released code, and unlike timm's Swin: where one axis has a single window, none is shifted.
-        """
-        h, w = self.window_size
-        return (h // 2, w // 2) if H > h and W > w else (0, 0)
 
     def init_non_persistent_buffers(self) -> None:
         """Fill the mask, which is not saved (after `to_empty`; transformers calls this too)."""
@@ -310,19 +303,14 @@ class MiniSwinStage(nn.Module):
         weight = self.blocks[0].attn.qkv.weight
         self._lay_out(grid, window_size, weight.device, weight.dtype)
 
-    def _shift_and_mask(self, x: torch.Tensor) -> tuple[tuple[int, int], torch.Tensor | None]:
-        """Shift and mask for the map x (B, H, W, C), those at hand if they fit.
-
-        A map of another size than the stage was laid out for may have more windows, and so a shift, where that had
-        one. While torch.export keeps sizes open, the shift stays.
-        """
+    def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Mask for the map x (B, H, W, C), the one at hand if it fits."""
+        if self.shift[0] == 0 and self.shift[1] == 0:
+            return None
         H, W = x.shape[1], x.shape[2]
         if is_exactly(H, W, self.grid):
-            return self.shift, self.attn_mask
-        shift = self.shift if is_exporting() else self._shift(H, W)
-        if shift[0] == 0 and shift[1] == 0:
-            return shift, None
-        return shift, shifted_window_mask((H, W), self.window_size, shift, x.device, x.dtype)
+            return self.attn_mask
+        return shifted_window_mask((H, W), self.window_size, self.shift, x.device, x.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.downsample(x)
@@ -332,12 +320,12 @@ class MiniSwinStage(nn.Module):
             return in_sub_batches(self, self._run, x)
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
-        stage_shift, mask = self._shift_and_mask(x)
+        mask = self._mask(x)
         unshifted = (0, 0)
         layer = 0
         for block in self.blocks:
             for repeat in range(block.repeats):
-                shift = stage_shift if layer % 2 == 1 else unshifted
+                shift = self.shift if layer % 2 == 1 else unshifted
                 # Released weights were trained with the mask in every layer of a stage, shifted or not.
                 layer_mask = mask if self.mask_unshifted or layer % 2 == 1 else None
                 if self.grad_checkpointing and not torch.jit.is_scripting():
