@@ -201,7 +201,9 @@ def test_numpy_arrays_are_read_over(kind, round_trip):
 
 def test_the_history_of_mmengine_is_read_over(tmp_path):
     """A class with arrays and with methods by name; the same names without it are refused, see below."""
-    buffer = pytest.importorskip('mmengine.logging').HistoryBuffer([1.0, 0.5], [1, 1])
+    from mmengine.logging import HistoryBuffer
+
+    buffer = HistoryBuffer([1.0, 0.5], [1, 1])
     torch.save({'message_hub': {'train/loss': buffer}, 'state_dict': TINY}, tmp_path / 'training.pth')
     assert_same(read_checkpoint(tmp_path / 'training.pth'), TINY)
 

@@ -12,16 +12,16 @@ from conftest import ARCHITECTURES, SMALL_OF, assert_same, images_for, load, ref
 from dense_reference import released_dense
 from golden_case import SINGLE, assert_close
 from golden_rule import fill_by_rule, golden
-from safetensors.torch import save_file
-from torch import nn
 
-pytest.importorskip('downstream.detection')  # before mmdet, whose operators it puts in place
+from downstream.detection import SimpleFeaturePyramid, ZooBackbone  # before mmdet, whose operators it puts in place
 
+# isort: split
 from mmdet.models.backbones import ResNet, SwinTransformer
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS
+from safetensors.torch import save_file
+from torch import nn
 
-from downstream.detection import SimpleFeaturePyramid, ZooBackbone
 from downstream.detection.weights import mmdet_swin_to_timm
 from tinyvit_zoo.convert import open_checkpoint
 from tinyvit_zoo.layers import pyramid

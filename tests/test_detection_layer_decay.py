@@ -6,12 +6,9 @@ import pytest
 import torch
 from conftest import SMALL_OF
 from golden_rule import GOLDEN
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from timm.optim import param_groups_layer_decay
 from torch import nn
-
-pytest.importorskip('downstream.detection')  # before mmdet, whose operators it puts in place
-
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 
 from downstream.detection import ZooBackbone
 
