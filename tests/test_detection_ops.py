@@ -338,7 +338,9 @@ def test_mmdets_roi_heads_over_its_own_demo_inputs(name, boxes):
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
     from mmengine.hub import get_config
+    from mmengine.registry import init_default_scope
 
+    init_default_scope('mmdet')  # a run of another test may have left its own
     torch.manual_seed(0)
     config = get_config(f'mmdet::{name}').model
     head = MODELS.build(small_roi_head(config))
