@@ -400,3 +400,10 @@ def test_bench_compares_time_memory_and_size(cli, tmp_path):
     assert set(result['ratios'][bench.SWIN]) == set(names[:2])
     assert 'times as fast' in out
     complaint(cli('detect', 'bench', 'resnet_of_nobody'), "'resnet_of_nobody' cannot be made as a backbone")
+    complaint(cli('detect', 'bench', 'tinyvit_5m_224+cq'), 'only +cp and numbers')
+
+
+def test_bench_lays_a_backbone_out_as_a_config_does():
+    net = bench.build(bench.DEFAULT[-2]).net
+    assert net.img_size == (448, 448)
+    assert [stage.shift for stage in net.stages] == [(3, 3)] * 4

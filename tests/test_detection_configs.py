@@ -76,6 +76,12 @@ def test_everything_a_config_names_is_registered(name):
     assert all(HOOKS.get(hook['type']) for hook in parts([config.custom_hooks, config.default_hooks]))
 
 
+@pytest.mark.parametrize('name', [name for name in FULL if 'mini_swin' in name])
+def test_mini_swin_shifts_its_windows_in_every_stage_as_swin_does(name):
+    backbone = build(read(DETECTION, name), 'meta').backbone
+    assert [stage.shift for stage in backbone.net.stages] == [(3, 3)] * 4
+
+
 def test_training_is_at_the_eleven_sizes_of_swin():
     scales = read(DETECTION, 'cascade_mask_rcnn_tinyvit_21m_fpn_1x_coco').train_pipeline[3].transforms[0][0].scales
     assert scales == [(short, 1333) for short in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]

@@ -97,6 +97,15 @@ def test_windows_of_another_size_are_resized_as_in_the_classifier(official_file)
     assert_same(own, {k: v for k, v in whole.state_dict().items() if k in own})
 
 
+def test_the_layout_of_the_configs_takes_the_same_weights(official_file):
+    name, path = OFFICIAL['mini_swin_tiny'], str(official_file('mini_swin_tiny'))
+    plain = ZooBackbone(name, pretrained=path)
+    wide = ZooBackbone(name, img_size=448, window_sizes=7, pretrained=path)
+    assert_same(wide.state_dict(), plain.state_dict())
+    assert [any(stage.shift) for stage in plain.net.stages] == [True, True, True, False]
+    assert [any(stage.shift) for stage in wide.net.stages] == [True] * 4
+
+
 DENSE = {
     'tinymim_base_seg224': 'tinymim_base_seg',
     'tinymimstar_tiny_seg224': 'tinymim_star_tiny_seg',

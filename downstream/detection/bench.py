@@ -31,7 +31,7 @@ __all__ = ['DEFAULT', 'build', 'peak_memory', 'report', 'run']
 SWIN, TIMM = 'mmdet:swin_tiny', 'timm:tiny_vit_21m_224'
 DEFAULT = (
     'tinyvit_5m_224', 'tinyvit_11m_224', 'tinyvit_21m_224', 'tinyvit_21m_224+cp', TIMM,
-    'mini_swin_tiny_patch4_window7_224', SWIN,
+    'mini_swin_tiny_patch4_window7_224+img_size=448+window_sizes=7', SWIN,
 )  # fmt: skip
 """Names of `build`."""
 
@@ -42,9 +42,11 @@ CUDA_CALLS = 3
 class TimmFeatures(nn.Module):
     """timm's own feature extractor, without anything of ours."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, with_cp: bool = False, **kwargs: Any) -> None:
         super().__init__()
-        self.net = timm.create_model(name, features_only=True)
+        self.net = timm.create_model(name, features_only=True, **kwargs)
+        if with_cp:
+            self.net.set_grad_checkpointing(True)
         self.channels = tuple(self.net.feature_info.channels())
         self.strides = tuple(self.net.feature_info.reduction())
 
@@ -58,27 +60,35 @@ def build(name: str) -> nn.Module:
 
     Args:
         name: Of a model for `ZooBackbone`; 'timm:NAME' for timm's own features; 'mmdet:swin_tiny' for mmdet's
-            `SwinTransformer`. '+cp' at the end computes blocks again in the backward pass.
+            `SwinTransformer`. '+cp' at the end computes blocks again in the backward pass, '+img_size=448' and the
+            like give `ZooBackbone` a number.
 
     Raises:
-        EvaluationError: If there is no such model.
+        EvaluationError: If there is no such model, or it does not take that.
     """
-    plain, _, extra = name.partition('+')
-    if extra not in ('', 'cp'):
-        raise EvaluationError(f"'{name}' ends with +{extra}: only +cp is known.")
+    plain, *extras = name.split('+')
+    args = dict(_argument(name, extra) for extra in extras)
     try:
         if plain == SWIN:
-            model = MODELS.build(dict(type='mmdet.SwinTransformer', drop_path_rate=0.0, with_cp=bool(extra)))
+            model = MODELS.build(dict(type='mmdet.SwinTransformer', drop_path_rate=0.0, **args))
             model.channels = tuple(model.num_features)
             model.strides = (4, 8, 16, 32)
         elif plain.startswith('timm:'):
-            model = TimmFeatures(plain.removeprefix('timm:'))
-            model.net.set_grad_checkpointing(bool(extra)) if extra else None
+            model = TimmFeatures(plain.removeprefix('timm:'), **args)
         else:
-            model = MODELS.build(dict(type='ZooBackbone', model_name=plain, drop_path_rate=0.0, with_cp=bool(extra)))
+            model = MODELS.build(dict(type='ZooBackbone', model_name=plain, drop_path_rate=0.0, **args))
     except (RuntimeError, TypeError, ValueError) as e:
         raise EvaluationError(f"'{name}' cannot be made as a backbone: {e}") from e
     return model
+
+
+def _argument(name: str, extra: str) -> tuple[str, Any]:
+    if extra == 'cp':
+        return 'with_cp', True
+    key, _, value = extra.partition('=')
+    if not value.isdigit():
+        raise EvaluationError(f"'{name}' has +{extra}: only +cp and numbers, as +img_size=448, are known.")
+    return key, int(value)
 
 
 def run(
@@ -246,12 +256,13 @@ def report(results: dict[str, Any], output: Path | None, say: Callable[[str], No
     Raises:
         EvaluationError: If the folder cannot be written to.
     """
-    say(f'{"":36s} {"params":>8s} {"forward":>9s} {"step":>9s} {"peak":>9s}  channels of the maps')
+    width = max(map(len, results['backbones'])) + 2
+    say(f'{"":{width}s} {"params":>8s} {"forward":>9s} {"step":>9s} {"peak":>9s}  channels of the maps')
     for name, row in results['backbones'].items():
         forward, step = (statistics.median(row[f'{what}_s']) for what in ('forward', 'training_step'))
         peak = f'{row["step_peak_bytes"] / 2**20:6.0f} MiB' if row['step_peak_bytes'] else '?'
         say(
-            f'{name:36s} {row["parameters"] / 1e6:6.2f} M {forward:7.3f} s {step:7.3f} s {peak:>9s}  '
+            f'{name:{width}s} {row["parameters"] / 1e6:6.2f} M {forward:7.3f} s {step:7.3f} s {peak:>9s}  '
             f'{"/".join(map(str, row["channels"]))} at {"/".join(map(str, row["strides"]))}'
         )
     compared = {to: table for to in (SWIN, TIMM) if (table := ratios(results, to))}
@@ -260,7 +271,7 @@ def report(results: dict[str, Any], output: Path | None, say: Callable[[str], No
         for name, row in table.items():
             memory = f'{row["memory"]:.2f}' if 'memory' in row else '?'
             say(
-                f'  {name:34s} {row["forward"]:6.2f} x {row["training_step"]:6.2f} x   memory {memory:>5s}   '
+                f'  {name:{width - 2}s} {row["forward"]:6.2f} x {row["training_step"]:6.2f} x   memory {memory:>5s}   '
                 f'parameters {row["parameters"]:.2f}'
             )
     if output:

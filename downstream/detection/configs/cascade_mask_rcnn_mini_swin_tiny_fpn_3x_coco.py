@@ -8,6 +8,8 @@ _base_ = ['./_base_/cascade_mask_rcnn_fpn.py', './_base_/coco_swin_3x.py']
 model = dict(
     backbone=dict(
         model_name='mini_swin_tiny_patch4_window7_224',
+        img_size=448,  # windows of 7 in stages of several: all shift, as in Swin's detection code
+        window_sizes=7,
         drop_path_rate=0.2,  # as in Swin's file of 36 epochs
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
