@@ -32,7 +32,7 @@ CASES = {
 
 
 def case(name: str):
-    return pytest.param(name, marks=() if '224' in name else pytest.mark.slow)
+    return pytest.param(name, marks=() if '224' in name and 'base' not in name else pytest.mark.slow)
 
 
 @pytest.mark.parametrize('name', [case(name) for name in CASES])

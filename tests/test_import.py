@@ -284,7 +284,14 @@ def test_the_wrong_file_is_refused_and_nothing_is_stored(tmp_path, store, wrong)
     assert not store.exists()
 
 
-@pytest.mark.parametrize('wrong', ['12 heads into 3', '3 heads into 12', '12 heads into a student of 6'])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        '12 heads into 3',
+        pytest.param('3 heads into 12', marks=pytest.mark.slow),
+        pytest.param('12 heads into a student of 6', marks=pytest.mark.slow),
+    ],
+)
 def test_other_heads_are_refused_wherever_a_file_is_loaded(cli, tmp_path, wrong):
     save, name, words = wrong_files()[wrong]
     file = save(tmp_path)

@@ -39,8 +39,11 @@ def size_of(case: Case) -> int:
 
 
 def cases(*cases: Case) -> list:
-    """As parameters; those of 384 pixels take long in double precision."""
-    return [pytest.param(case, marks=[pytest.mark.slow] if size_of(case) == 384 else []) for case in cases]
+    """As parameters; those of 384 pixels, and the large models, take long in double precision."""
+    return [
+        pytest.param(case, marks=[pytest.mark.slow] if size_of(case) == 384 or 'base' in case.reference else [])
+        for case in cases
+    ]
 
 
 @pytest.mark.parametrize('case', cases(*DEIT, DEIT_AT_384), ids=str)

@@ -202,6 +202,7 @@ def test_own_weights_carry_no_facts_of_a_release(page):
     assert 'arxiv' not in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kwargs', [dict(num_classes=3), dict(img_size=64), dict(in_chans=1)], ids=str)
 def test_what_was_trained_from_a_release_and_saved_without_a_tag_is_no_release(tmp_path, kwargs):
     model = timm.create_model(NAME, **kwargs)
@@ -262,6 +263,7 @@ def test_the_program_of_ones_own_card_runs_as_pasted(classes, tmp_path, monkeypa
     assert all(re.fullmatch(r'[\d.]+% label \d+', line) for line in lines)
 
 
+@pytest.mark.slow
 def test_the_page_that_a_card_is_for_can_be_named_later(model_folder, tmp_path):
     page = pack(str(model_folder), tmp_path / 'page')
     assert "'hf-hub:OWNER/NAME'" in (page / 'README.md').read_text()
@@ -351,6 +353,7 @@ def test_what_was_written_into_a_page_by_hand_is_not_lost_to_another(page, model
     assert verify(page).listed == len(FILES)
 
 
+@pytest.mark.slow
 def test_a_kept_card_comes_with_the_results_beside_it_and_random_weights_with_neither(page, tmp_path):
     results = page / '.eval_results/imagenet-1k.yaml'
     results.parent.mkdir()

@@ -46,7 +46,12 @@ MAE_LITE = [
 DISTILLED = case('maelite_vit_tiny_patch16_ft_distilled', TINY, distilled=True)
 
 
-@pytest.mark.parametrize('case', [*TINYMIM, *MAE_LITE], ids=str)
+def heavy(case: Case):
+    """As a parameter; the large model takes long in double precision."""
+    return pytest.param(case, marks=[pytest.mark.slow] if 'base' in case.reference else [])
+
+
+@pytest.mark.parametrize('case', [heavy(case) for case in [*TINYMIM, *MAE_LITE]], ids=str)
 @torch.no_grad()
 def test_logits_and_pooled_features_equal_the_released_code(case, official_file):
     expected, model = golden(case.reference), case.build(official_file).double()

@@ -81,7 +81,13 @@ def test_a_ci_config_trains_and_tests_a_step(name):
     assert [tuple(r.pred_sem_seg.data.shape) for r in results] == [(1, 128, 128)] * 2
 
 
-@pytest.mark.parametrize(('name', 'case'), [('star_tiny', 'tinymimstar_tiny_seg224'), ('base', 'tinymim_base_seg224')])
+@pytest.mark.parametrize(
+    ('name', 'case'),
+    [
+        ('star_tiny', 'tinymimstar_tiny_seg224'),
+        pytest.param('base', 'tinymim_base_seg224', marks=pytest.mark.slow),
+    ],
+)
 def test_a_released_segmentation_checkpoint_gives_the_released_maps(name, case, tmp_path):
     """A whole segmentor as mmseg 0.11 wrote it: the backbone with its prefix, the heads beside it."""
     whole = {f'backbone.{k}': v for k, v in released_dense(case).items()}

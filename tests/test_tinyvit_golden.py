@@ -33,7 +33,12 @@ RESIZED_CASES = [
 ]
 
 
-@pytest.mark.parametrize('case', NATIVE + RESIZED_CASES, ids=str)
+def heavy(case: Case):
+    """As a parameter; those of 384 and 512 pixels take long in double precision."""
+    return pytest.param(case, marks=[pytest.mark.slow] if case.reference.endswith(('384', '512')) else [])
+
+
+@pytest.mark.parametrize('case', [heavy(case) for case in NATIVE + RESIZED_CASES], ids=str)
 @torch.no_grad()
 def test_outputs_equal_the_released_code(case, official_file):
     expected = golden(case.reference)
