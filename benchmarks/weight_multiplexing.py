@@ -37,7 +37,8 @@ from torch import nn
 from tqdm import tqdm
 
 import tinyvit_zoo
-from downstream.demo import one_thread, shift
+from downstream.demo import shift
+from downstream.extraction.order import one_thread
 from downstream.showcase.digits import SIZE
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers

@@ -8,8 +8,7 @@ Shape legend: `B` pictures of a batch, `S` = 32 pixels a side, `K` = 12 classes.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -24,6 +23,7 @@ from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.hub import save_folder
 
+from .extraction.order import one_thread
 from .report import record, write
 from .showcase.comparison import EPISODES, compare_with_random, pictures_to_compare_on
 from .showcase.digits import CLASSES, SIZE, Pictures, load_photos, load_pictures
@@ -139,19 +139,6 @@ def save_and_reload(
         f'(max difference {difference:g}).'
     )
     return again, difference
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: the tensors here are small, and threads that wait for each other take many times as long
-    as soon as something else wants a core. It also makes the result the same on any number of cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train(

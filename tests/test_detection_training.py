@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
@@ -22,6 +21,7 @@ from downstream.detection import engine
 from downstream.detection.catalogue import read_config
 from downstream.detection.curves import read_points
 from downstream.detection.own_data import OwnData, use_own_data
+from downstream.extraction.order import one_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -44,10 +44,8 @@ class ValidateFirst(Hook):
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope='module')

@@ -437,6 +437,7 @@ def test_the_hub_gives_safetensors_once_and_then_the_cache_does(hub, client, wei
     assert client({}) == [1.0]  # online as far as it knows, but nobody answers
 
 
+@pytest.mark.slow
 def test_a_page_with_only_a_pickle_works_online_and_from_the_cache(hub, client, weights, server):
     server.files['/w.pth'] = weights(3.0, 'pth')
     hub.pages[HUB_ID] = Page({'pytorch_model.bin': weights(2.0, 'bin')})
@@ -448,6 +449,7 @@ def test_a_page_with_only_a_pickle_works_online_and_from_the_cache(hub, client, 
     assert server.log == []
 
 
+@pytest.mark.slow
 def test_a_missing_or_empty_page_falls_back_to_the_address(hub, client, weights, server):
     server.files['/w.pth'] = weights(3.0, 'pth')
     call = dict(pretrained_cfg_overlay=dict(url=f'{server.url}/w.pth'))

@@ -6,7 +6,7 @@ device, where it has shapes and no memory, so nothing is downloaded and no figur
 
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -63,20 +63,24 @@ def list_releases(pattern: str = '*') -> list[dict[str, Any]]:
         Rows with family, name, params, gmacs (at the release's own size), img_size, num_classes, top1 of the default
         protocol on ImageNet-1k and by whom (None where nobody published one), licence and hf_hub_id.
     """
-    model_of = cache(lambda architecture: build_model(architecture, device='meta'))
-
-    @cache
-    def profile_of(architecture: str, num_classes: int) -> Profile:
-        model = model_of(architecture)
-        model.reset_classifier(num_classes)
-        return profile_model(model)
-
     return [
-        dict(family=family, **_row(release, profile_of(release.architecture, release.num_classes)))
+        dict(family=family, **_row(release, _profile_of(release.architecture, release.num_classes)))
         for family, releases in FAMILIES.items()
         for release in releases
         if fnmatch(release.name, pattern) or fnmatch(release.architecture, pattern)
     ]
+
+
+@cache
+def _profile_of(architecture: str, num_classes: int) -> Profile:
+    model = _model_of(architecture)
+    model.reset_classifier(num_classes)
+    return profile_model(model)
+
+
+@lru_cache(maxsize=1)  # releases of an architecture follow each other
+def _model_of(architecture: str) -> nn.Module:
+    return build_model(architecture, device='meta')
 
 
 def _row(release: Release, profile: Profile) -> dict[str, Any]:

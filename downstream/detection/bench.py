@@ -24,6 +24,7 @@ from torch import nn
 
 from ..errors import EvaluationError
 from ..extraction.cache import write_whole
+from ..extraction.order import one_thread
 from ..paired_timing import cpu_name, cuda_ms, measure, ratio
 
 __all__ = ['DEFAULT', 'build', 'peak_memory', 'report', 'run']
@@ -112,9 +113,7 @@ def run(
     """
     device = torch.device(device)
     names = list(dict.fromkeys(names))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         models = {name: build(name).to(device) for name in names}
         image = torch.randn(1, 3, *size, device=device)
         say(f'{_where(device)}; {size[0]}x{size[1]}, B=1, {rounds} rounds')
@@ -129,8 +128,6 @@ def run(
         gc.collect()
         for name in names:
             result[name]['step_peak_bytes'] = peak_memory(name, size, device)
-    finally:
-        torch.set_num_threads(threads)
     return dict(
         where=_where(device), device=str(device), size=list(size), batch=1, rounds=rounds,
         load_average=os.getloadavg()[0], backbones=result,

@@ -3,11 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-__all__ = ['exact_cudnn', 'in_order']
+__all__ = ['exact_cudnn', 'in_order', 'one_thread']
 
 MOST_THREADS = 16  # each holds the activations of a batch
 
@@ -15,6 +15,21 @@ MOST_THREADS = 16  # each holds the activations of a batch
 def exact_cudnn() -> AbstractContextManager:
     """A block without TF32, which is less than float32, and without choices that differ from run to run."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A block that computes in one thread.
+
+    For small tensors: threads that wait for each other take many times as long as soon as something else wants a core.
+    And for equal bytes: where threads divide a tensor among them, the numbers at the ends are rounded otherwise.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def in_order(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..data.draws import child_key, permutations, uniform
+from ..extraction.order import one_thread
 from . import cdfsl_kernel
 
 __all__ = ['BATCH', 'DAMPENING', 'EPOCHS', 'GROUP', 'LEARNING_RATE', 'MOMENTUM', 'WEIGHT_DECAY', 'draw', 'logits']
@@ -107,7 +108,8 @@ def _train(products: torch.Tensor, orders: torch.Tensor, C: int) -> torch.Tensor
     factors[:, :, N : N + C] = torch.eye(C)
     kernel = cdfsl_kernel.load() if products.device.type == 'cpu' else None
     if kernel is None:
-        _train_plain(products, orders, factors)
+        with one_thread():  # several would divide the episodes of another chunk elsewhere, and round them otherwise
+            _train_plain(products, orders, factors)
     else:
         settings = cdfsl_kernel.Settings(LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY, EPOCHS)
         kernel(products, orders, factors, settings)
