@@ -183,6 +183,10 @@ SPOILED = {
     'no annotations': (lambda own: os.remove(own / 'train.json'), 'train.json'),
     'no JSON': (lambda own: (own / 'train.json').write_text('{'), 'no JSON'),
     'not COCO': (lambda own: (own / 'train.json').write_text('[]'), "COCO's format"),
+    'no pictures at all': (
+        lambda own: change(own / 'train.json', lambda content: content.update(images=[])),
+        'names no pictures',
+    ),
     'no picture': (lambda own: os.remove(own / 'train' / '0002.png'), '1 of 3 pictures'),
     'no validation picture': (lambda own: os.remove(own / 'val' / '0001.png'), '0001.png'),
     'other categories': (

@@ -1,5 +1,6 @@
 """A user's own COCO-format data in a config, and a look at the data before hours are spent on it."""
 
+import colorsys
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,8 +87,6 @@ def _use_ade_layout(config: Config, data: OwnData) -> tuple[str, ...]:
 
 def colors(count: int) -> list[tuple[int, int, int]]:
     """Colours that differ, as (red, green, blue) from 0 to 255."""
-    import colorsys
-
     turns = [(i * 0.381966 + 0.58) % 1 for i in range(count)]  # the golden angle keeps neighbours apart
     return [
         tuple(round(255 * v) for v in colorsys.hsv_to_rgb(t, 0.85, 0.8 + 0.2 * (i % 2))) for i, t in enumerate(turns)
@@ -116,7 +115,7 @@ def set_classes(config: Config, count: int) -> None:
         head['num_classes'] = count
 
 
-def _heads(part: Any, inside_backbone: bool = False) -> Iterator[Any]:
+def _heads(part: Any) -> Iterator[Any]:
     """Parts of a model's config that have `num_classes`, without its backbone."""
     if isinstance(part, Mapping):
         if 'num_classes' in part:
@@ -141,7 +140,9 @@ def _found(root: Path, path: Path | None) -> Path | None:
 def _folder_of(annotations: Path, root: Path) -> Path:
     """Where the first picture of an annotation file lies: beside it, below `root`, or in a folder of the same name."""
     images = read_annotations(annotations)['images']
-    first = images[0]['file_name'] if images else ''
+    if not images:
+        raise EvaluationError(f'{annotations} names no pictures.')
+    first = images[0]['file_name']
     folders = (
         annotations.parent,
         root,
