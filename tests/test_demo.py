@@ -252,6 +252,7 @@ def test_a_foreign_downstream_is_neither_used_nor_pushed_out(tmp_path, monkeypat
         forget_downstream(monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_demo_starts_from_a_folder_with_a_foreign_downstream(tmp_path):
     (tmp_path / 'downstream').mkdir()
     (tmp_path / 'downstream' / '__init__.py').write_text('raise SystemExit("hostile")')

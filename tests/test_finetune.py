@@ -73,6 +73,7 @@ def read_results(folder):
 # --- learning
 
 
+@pytest.mark.slow
 def test_a_small_tinyvit_learns_the_digits(tmp_path):
     train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
     recipe = PLAIN.changed(epochs=5, batch_size=16, lr_batch=16)

@@ -39,9 +39,9 @@ def size_of(case: Case) -> int:
 
 
 def cases(*cases: Case) -> list:
-    """As parameters; those of 384 pixels, and the large models, take long in double precision."""
+    """As parameters; all but the tiny ones take long in double precision."""
     return [
-        pytest.param(case, marks=[pytest.mark.slow] if size_of(case) == 384 or 'base' in case.reference else [])
+        pytest.param(case, marks=[] if size_of(case) == 224 and 'tiny' in case.reference else [pytest.mark.slow])
         for case in cases
     ]
 

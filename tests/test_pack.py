@@ -278,6 +278,7 @@ def test_what_cannot_be_a_licence_of_the_hub_is_refused(model_folder, tmp_path, 
     refused(lambda: pack(str(model_folder), tmp_path / 'page', licence=licence), 'no licence id', kind=ModelError)
 
 
+@pytest.mark.slow
 def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, tmp_path, monkeypatch):
     """Its process knows nothing but the files: what is broken here does not reach it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
@@ -397,6 +398,7 @@ def test_a_wrong_number_of_labels_is_refused(model_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_labels_are_a_text_in_utf8_whatever_wrote_it(model_folder, tmp_path, cli):
     labels = tmp_path / 'labels.txt'
     labels.write_bytes('größe\n'.encode('latin-1'))
@@ -471,6 +473,7 @@ MULTIPLEXED: dict[str, Callable[[], torch.nn.Module]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', MULTIPLEXED)
 def test_a_multiplexed_model_is_packed_and_proved(tmp_path, kind):
     model = multiplex(MULTIPLEXED[kind](), 2).eval()

@@ -115,6 +115,7 @@ def test_who_is_not_logged_in_sees_no_private_page_and_pushes_nothing(hub, clien
     assert list(hub.pages) == [REPO]
 
 
+@pytest.mark.slow
 def test_a_revision_is_proved_by_name_and_one_that_is_not_there_is_told(hub, client, page, new_page):
     hub.pages[REPO] = Page(contents(page))
     first = hub.pages[REPO].commit

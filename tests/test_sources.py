@@ -466,6 +466,7 @@ def test_a_missing_or_empty_page_falls_back_to_the_address(hub, client, weights,
     assert 'the page has none of model.safetensors, pytorch_model.bin' in other
 
 
+@pytest.mark.slow
 def test_imported_weights_need_no_hub_and_a_file_wins_over_both(hub, client, weights, tmp_path):
     hub.pages[HUB_ID] = Page({'model.safetensors': weights(1.0, 'safetensors')})
     imported_path(NAME).mkdir(parents=True)
@@ -476,6 +477,7 @@ def test_imported_weights_need_no_hub_and_a_file_wins_over_both(hub, client, wei
     assert hub.log == []
 
 
+@pytest.mark.slow
 def test_a_page_of_ones_own_is_used_alone(hub, client, weights, small, tmp_path):
     save_for_hf(small(num_classes=5), tmp_path / 'page', safe_serialization=True)
     files = {p.name: p.read_bytes() for p in (tmp_path / 'page').iterdir()}
