@@ -62,7 +62,7 @@ def build(name: str) -> nn.Module:
     Args:
         name: Of a model for `ZooBackbone`; 'timm:NAME' for timm's own features; 'mmdet:swin_tiny' for mmdet's
             `SwinTransformer`. '+cp' at the end computes blocks again in the backward pass, '+img_size=448' and the
-            like give `ZooBackbone` a number.
+            like give the model a number as that argument.
 
     Raises:
         EvaluationError: If there is no such model, or it does not take that.
