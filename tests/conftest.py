@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,25 @@ ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 
 TAGGED = [release.name for release in all_releases() if release.architecture in ARCHITECTURES]
 """Every 'architecture.tag' of this package, also those whose weights no program can download."""
+
+GRAPHS = (
+    'tinyvit_5m_224',
+    'mini_deit_tiny_patch16_224',
+    'mini_swin_tiny_patch4_window7_224',
+    'tinymim_vit_tiny_patch16_224',
+    'tinymim_vit_tiny_student_patch16_224',
+    'tinymim_vit_tiny_star_patch16_224',
+    'mae_lite_vit_tiny_patch16_224',
+    'mae_lite_vit_tiny_encoder_patch16_224',
+    'mae_lite_vit_tiny_rpe_patch16_224',
+)
+"""The smallest architecture of every kind of graph; the others differ from one of these in width, depth and size."""
+
+
+def rest_is_full(values: Iterable, usual: Container) -> list:
+    """Values as parameters of a test; all but the usual ones are left to `make test-all`."""
+    return [value if value in usual else pytest.param(value, marks=pytest.mark.full) for value in values]
+
 
 SMALL_OF = {
     'tinyvit': (
