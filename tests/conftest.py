@@ -25,6 +25,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import pytest
 import timm
+import timm.layers.config
 import torch
 from golden_rule import fill_by_rule, official_state_dict
 from hub_client import HubClient
@@ -33,11 +34,14 @@ from timm.models._input import get_model_input_config
 
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.checkpoints import KEY_MAPS, CheckpointError, KeyMap
+from tinyvit_zoo.hub import pack as pack_module
+from tinyvit_zoo.hub.expect import write_tensors
 from tinyvit_zoo.releases import all_releases, find_family
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
 
+COMPUTE_TENSORS = pack_module._compute_tensors
 RELEASED = {release.architecture for release in all_releases()}
 ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 """Every registered architecture with released weights."""
@@ -97,6 +101,26 @@ SMALL = SMALL_OF['tinyvit'][1]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def _compute_tensors_here(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr(timm.layers.config, '_USE_FUSED_ATTN', 0)  # restored: what is called here sets it for good
+        write_tensors(folder)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _pack_in_this_process() -> Iterator[None]:
+    """The test tensors of a page are computed here, not by a process that spends seconds on imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_module, '_compute_tensors', _compute_tensors_here)
+        yield
+
+
+@pytest.fixture
+def pack_by_another_process(monkeypatch) -> None:
+    """As for a user."""
+    monkeypatch.setattr(pack_module, '_compute_tensors', COMPUTE_TENSORS)
 
 
 def key_map_of(family: str) -> KeyMap:
