@@ -95,6 +95,24 @@ SMALL_OF = {
 """By family, or kind of model where a family has several: an architecture, and arguments that make it small with every
 kind of layer, for tests of behaviour."""
 
+FEW_BLOCKS = {
+    'tinyvit_': dict(depths=(1, 1, 2, 1)),
+    'mini_deit_': dict(depth=4),  # pairs share their weights
+    'mini_swin_': dict(depths=(2, 2, 6, 2)),
+    'tinymim_': dict(depth=3),
+    'mae_lite_': dict(depth=3),
+}
+
+
+def shallow(name: str, **kwargs) -> torch.nn.Module:
+    """An architecture in its own width, but of few blocks and for images of 64 pixels: of the kind of one of GRAPHS.
+
+    For tests that have seen that one whole.
+    """
+    depth = next(arguments for start, arguments in FEW_BLOCKS.items() if name.startswith(start))
+    return fill_by_rule(timm.create_model(name, **{'img_size': 64, **depth, **kwargs}))
+
+
 SMALL = SMALL_OF['tinyvit'][1]
 
 
