@@ -64,8 +64,13 @@ GRAPHS = (
 
 
 def rest_is_full(values: Iterable, usual: Container) -> list:
-    """Values as parameters of a test; all but the usual ones are left to `make test-all`."""
-    return [value if value in usual else pytest.param(value, marks=pytest.mark.full) for value in values]
+    """Values, or tuples of them, as parameters of a test; all but the usual ones are left to `make test-all`."""
+
+    def parameter(value):
+        each = value if isinstance(value, tuple) else (value,)
+        return pytest.param(*each, marks=[] if value in usual else pytest.mark.full)
+
+    return [parameter(value) for value in values]
 
 
 SMALL_OF = {
