@@ -15,11 +15,11 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes
+from tinyvit_zoo.downstream.detection import bench
+from tinyvit_zoo.downstream.detection.catalogue import packaged_configs, read_config
+from tinyvit_zoo.downstream.detection.detector_weights import check_start
+from tinyvit_zoo.downstream.detection.own_data import OwnData, use_own_data
 
-from downstream.detection import bench
-from downstream.detection.catalogue import packaged_configs, read_config
-from downstream.detection.detector_weights import check_start
-from downstream.detection.own_data import OwnData, use_own_data
 from tinyvit_zoo.checkpoints import CheckpointError
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
@@ -357,7 +357,7 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
     assert (tmp_path / 'run' / 'losses.png').is_file()
     # test.py imports mmcv's operators before it reads the config: it is for this that `install-ops` is there.
-    start = f'import downstream.detection, runpy, sys; sys.argv[0] = {str(tools / "test.py")!r}; '
+    start = f'import tinyvit_zoo.downstream.detection, runpy, sys; sys.argv[0] = {str(tools / "test.py")!r}; '
     start += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = in_process(sys.executable, '-c', start, config, tmp_path / 'run' / 'iter_2.pth', *options)
     assert done.returncode == 0, done.stderr[-2000:]

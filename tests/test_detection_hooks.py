@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import tinyvit_zoo.downstream.detection  # noqa: F401  registers the hooks
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -15,12 +16,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from PIL import Image
+from tinyvit_zoo.downstream.detection.detector_weights import latest_checkpoint
+from tinyvit_zoo.downstream.errors import EvaluationError
 from torch import nn
 from torch.utils.data import Dataset
-
-import downstream.detection  # noqa: F401  registers the hooks
-from downstream.detection.detector_weights import latest_checkpoint
-from downstream.errors import EvaluationError
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 

@@ -16,12 +16,11 @@ from mmengine.registry import HOOKS
 from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes, make_textured
-
-from downstream.detection import engine
-from downstream.detection.catalogue import read_config
-from downstream.detection.curves import read_points
-from downstream.detection.own_data import OwnData, use_own_data
-from downstream.extraction.order import one_thread
+from tinyvit_zoo.downstream.detection import engine
+from tinyvit_zoo.downstream.detection.catalogue import read_config
+from tinyvit_zoo.downstream.detection.curves import read_points
+from tinyvit_zoo.downstream.detection.own_data import OwnData, use_own_data
+from tinyvit_zoo.downstream.extraction.order import one_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

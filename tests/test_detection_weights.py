@@ -11,9 +11,11 @@ from conftest import SMALL_OF, assert_same, images_for, load, refused, small_of
 from dense_reference import released_dense
 from golden_case import SINGLE, assert_close
 from golden_rule import fill_by_rule, golden
+from tinyvit_zoo.downstream.detection import (  # before mmdet, whose operators it puts in place
+    SimpleFeaturePyramid,
+    ZooBackbone,
+)
 from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
-
-from downstream.detection import SimpleFeaturePyramid, ZooBackbone  # before mmdet, whose operators it puts in place
 
 # isort: split
 from mmdet.models.backbones import ResNet
@@ -189,7 +191,7 @@ def test_the_backbone_of_a_detector_comes_back(kind, tmp_path, caplog):
     backbone = backbone_of(kind)
     path = save_detector(backbone, tmp_path / 'detector.pth')
     name, arguments = args_of(kind)
-    with caplog.at_level(logging.INFO, logger='downstream.detection'):
+    with caplog.at_level(logging.INFO, logger='tinyvit_zoo.downstream.detection'):
         again = ZooBackbone(name, init_cfg=dict(type='Pretrained', checkpoint=path), **arguments)
         again.init_weights()
     assert_same(again.state_dict(), backbone.state_dict())

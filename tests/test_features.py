@@ -14,18 +14,18 @@ import torch
 from conftest import SMALL_OF, refused
 from PIL import Image
 from timm.data.transforms import TrimBorder
+from tinyvit_zoo.downstream.data import batches
+from tinyvit_zoo.downstream.data.image_dataset import Arrays, ImageDataset
+from tinyvit_zoo.downstream.data.transforms import augmentation, cdfsl_transform, data_config
+from tinyvit_zoo.downstream.datasets import load_dataset
+from tinyvit_zoo.downstream.errors import EvaluationError
+from tinyvit_zoo.downstream.extraction import cache
+from tinyvit_zoo.downstream.extraction.feature_layers import feature_function
+from tinyvit_zoo.downstream.extraction.hashes import settings_of, state_hash
+from tinyvit_zoo.downstream.features import extract
 from torchvision import transforms
 
-from downstream import features
-from downstream.data import batches
-from downstream.data.image_dataset import Arrays, ImageDataset
-from downstream.data.transforms import augmentation, cdfsl_transform, data_config
-from downstream.datasets import load_dataset
-from downstream.errors import EvaluationError
-from downstream.extraction import cache
-from downstream.extraction.feature_layers import feature_function
-from downstream.extraction.hashes import settings_of, state_hash
-from downstream.features import extract
+from tinyvit_zoo.downstream import features
 
 SIZE = 32
 
@@ -444,8 +444,8 @@ SCRIPT = """
 import sys
 import timm, torch
 import tinyvit_zoo
-from downstream import features
-from downstream.datasets import load_dataset
+from tinyvit_zoo.downstream import features
+from tinyvit_zoo.downstream.datasets import load_dataset
 
 features.IMAGES_PER_SHARD = 4
 torch.manual_seed(0)

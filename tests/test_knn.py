@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refused
+from tinyvit_zoo.downstream.errors import EvaluationError
 
-from downstream import knn
-from downstream.errors import EvaluationError
+from tinyvit_zoo.downstream import knn
 
 CLASSES, D = 12, 16
 

@@ -13,12 +13,12 @@ import yaml
 from conftest import refused
 from matplotlib.figure import Figure
 from PIL import Image
+from tinyvit_zoo.downstream.data.offline import digits
+from tinyvit_zoo.downstream.errors import EvaluationError
+from tinyvit_zoo.downstream.extraction.hashes import state_hash
+from tinyvit_zoo.downstream.reports import plots
 
-from downstream import report
-from downstream.data.offline import digits
-from downstream.errors import EvaluationError
-from downstream.extraction.hashes import state_hash
-from downstream.reports import plots
+from tinyvit_zoo.downstream import report
 
 
 @pytest.fixture(scope='module')

@@ -107,7 +107,7 @@ def require(package: Literal['mmdet', 'mmseg']) -> None:
 
 
 def write_file() -> tuple[Path, Literal['written', 'updated', 'unchanged']]:
-    """Put the stand-in into mmcv's folder, where programs find it that do not import `downstream.detection` first.
+    """Put the stand-in into mmcv's folder, for programs that do not import `tinyvit_zoo.downstream.detection` first.
 
     Returns:
         The file, and what became of it.
@@ -157,5 +157,5 @@ def remove_file() -> tuple[Path, Literal['removed', 'absent']]:
 def _not_changed(path: Path, error: OSError) -> EvaluationError:
     return EvaluationError(
         f'{path} cannot be changed ({error.strerror}): run the command as the owner of that environment, or import '
-        'downstream.detection before mmdet, which needs no file.'
+        'tinyvit_zoo.downstream.detection before mmdet, which needs no file.'
     )

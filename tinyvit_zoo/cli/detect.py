@@ -1,9 +1,9 @@
 """`detect`: train, test and use detectors and segmenters of mmdet and mmseg configs."""
 
+import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,6 @@ import typer
 
 from . import evaluator_options as options
 from .console import complain, explained
-from .downstream import import_downstream
 
 Launcher = StrEnum('Launcher', ['none', 'pytorch', 'slurm', 'mpi'])
 
@@ -69,14 +68,9 @@ def needs_detection_extra(what: str) -> Iterator[None]:
 
 
 def _module(name: str) -> ModuleType:
-    """A module of `downstream.detection`. Configs import the package by that name, whatever else goes by it."""
+    """A module of `tinyvit_zoo.downstream.detection`."""
     with needs_detection_extra('detect'):
-        package = import_downstream('detection')
-        if package.__name__ != 'downstream.detection':
-            sys.modules['downstream.detection'] = package
-            with suppress(import_downstream('errors').EvaluationError):  # without mmseg
-                sys.modules['downstream.segmentation'] = import_downstream('segmentation')
-        return import_downstream(f'detection.{name}')
+        return importlib.import_module(f'tinyvit_zoo.downstream.detection.{name}')
 
 
 def _read(name: str, context: typer.Context | None, cfg_options: list[str] | None) -> Any:
