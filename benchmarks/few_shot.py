@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timing import print_machine, write_figures
-from tinyvit_zoo.downstream.heads import cdfsl, cdfsl_kernel
+from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
 from torch import nn
 
 from tinyvit_zoo.downstream import few_shot

@@ -12,9 +12,9 @@ from types import ModuleType
 import timm
 import torch
 from timm.models import _registry, reparameterize_model
-from tinyvit_zoo.downstream.paired_timing import cpu_name, cuda_ms, measure, ratio, same
 from torch import nn
 
+from tinyvit_zoo.common.paired_timing import cpu_name, cuda_ms, measure, ratio, same
 from tinyvit_zoo.layers import DeployLinear
 
 __all__ = [

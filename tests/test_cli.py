@@ -584,7 +584,7 @@ def test_without_the_cli_packages_one_sentence_says_what_to_install(monkeypatch,
 def test_loading_the_commands_loads_nothing_that_they_use():
     code = (
         'import sys, tinyvit_zoo.cli.app\n'
-        'late = ("tinyvit_zoo.downstream", "sklearn", "matplotlib", "tinyvit_zoo.info", "tinyvit_zoo.convert", "tinyvit_zoo.hub")\n'
+        'late = ("tinyvit_zoo.downstream", "sklearn", "matplotlib", "tinyvit_zoo.info", "tinyvit_zoo.hub")\n'
         'print([name for name in late if name in sys.modules])'
     )
     done = python('-c', code)

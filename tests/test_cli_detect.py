@@ -16,9 +16,9 @@ from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes
 from tinyvit_zoo.downstream.detection import bench
-from tinyvit_zoo.downstream.detection.catalogue import packaged_configs, read_config
-from tinyvit_zoo.downstream.detection.detector_weights import check_start
-from tinyvit_zoo.downstream.detection.own_data import OwnData, use_own_data
+from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
+from tinyvit_zoo.downstream.detection.detector_checkpoint import check_start
+from tinyvit_zoo.downstream.detection.packaged_configs import packaged_configs, read_config
 
 from tinyvit_zoo.checkpoints import CheckpointError
 
@@ -125,7 +125,7 @@ def test_options_are_those_of_mmdet(cli):
 def test_own_data_set_files_classes_and_heads(shapes, own):
     change(own / 'train.json', lambda c: c['categories'].append(dict(id=3, name='star')))
     config = read_config('cascade_mask_rcnn_tinyvit_5m_fpn_1x_coco')
-    classes = use_own_data(config, OwnData(own, Path('train.json'), validation_annotations=Path('val.json')))
+    classes = use_custom_data(config, CustomData(own, Path('train.json'), validation_annotations=Path('val.json')))
     assert classes == ('rectangle', 'circle', 'star')
     assert [head.num_classes for head in config.model.roi_head.bbox_head] == [3, 3, 3]
     assert config.model.roi_head.mask_head.num_classes == 3
@@ -138,7 +138,7 @@ def test_own_data_set_files_classes_and_heads(shapes, own):
     assert Path(config.test_evaluator.ann_file) == own / 'val.json'
 
     two = read_config('mask_rcnn_tinyvit_5m_fpn_1x_coco')
-    assert use_own_data(two, OwnData(own, Path('train.json'), classes=('circle', 'star'))) == ('circle', 'star')
+    assert use_custom_data(two, CustomData(own, Path('train.json'), classes=('circle', 'star'))) == ('circle', 'star')
     assert two.model.roi_head.bbox_head.num_classes == 2
 
 

@@ -14,12 +14,13 @@ import pytest
 from conftest import refused
 from PIL import Image
 from timm.data import create_dataset
-from tinyvit_zoo.downstream.data.image_dataset import Arrays, ImageDataset, join
-from tinyvit_zoo.downstream.data.imagenet_readers import CORRUPTIONS
-from tinyvit_zoo.downstream.data.offline import CROPS, crop_box
-from tinyvit_zoo.downstream.data.registry import REGISTRY
-from tinyvit_zoo.downstream.datasets import load_dataset
-from tinyvit_zoo.downstream.errors import EvaluationError, MissingSplitError
+
+from tinyvit_zoo.common.errors import EvaluationError, MissingSplitError
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.image_dataset import Arrays, ImageDataset, join
+from tinyvit_zoo.data.imagenet_readers import CORRUPTIONS
+from tinyvit_zoo.data.offline import CROPS, crop_box
+from tinyvit_zoo.data.registry import REGISTRY
 
 REAL = ((), (970, 795), (230, 231))
 """Labels of the first validation images, from github.com/google-research/reassessed-imagenet."""

@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from tinyvit_zoo.downstream.showcase.comparison import pictures_to_compare_on
-from tinyvit_zoo.downstream.showcase.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
+from tinyvit_zoo.downstream.demo.comparison import pictures_to_compare_on
+from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
 
 
 def test_training_and_held_out_pictures_have_nothing_in_common():
@@ -29,7 +29,7 @@ def test_training_and_held_out_pictures_have_nothing_in_common():
 
 
 def test_crops_come_from_different_halves(monkeypatch):
-    from tinyvit_zoo.downstream.showcase import digits
+    from tinyvit_zoo.downstream.demo import digits
 
     half = Image.new('RGB', (640, 427), 'red')
     half.paste('blue', (0, 427 // 2, 640, 427))
@@ -47,7 +47,7 @@ def test_the_split_is_repeatable_and_follows_the_seed():
 
 
 def test_shifting_moves_pictures_and_keeps_channels():
-    from tinyvit_zoo.downstream.demo import MAX_SHIFT, shift
+    from tinyvit_zoo.downstream.demo.run import MAX_SHIFT, shift
 
     image = torch.arange(3.0)[:, None, None] + torch.zeros(3, SIZE, SIZE)
     image[:, 16, 16] += 10
@@ -62,7 +62,7 @@ def test_shifting_moves_pictures_and_keeps_channels():
 
 
 def test_a_shortened_demo_writes_everything(tmp_path):
-    from tinyvit_zoo.downstream.demo import run_demo
+    from tinyvit_zoo.downstream.demo.run import run_demo
 
     said = []
     results = run_demo(tmp_path / 'out', epochs=1, limit=100, say=said.append)
@@ -140,7 +140,7 @@ def test_the_demo_learns_the_digits(tmp_path):
 def hub(monkeypatch):
     """Points the probe at an address; gives what `weights_at_hand` says, as `.answer`."""
     from huggingface_hub import constants
-    from tinyvit_zoo.downstream.showcase.hub_probe import weights_at_hand
+    from tinyvit_zoo.downstream.demo.hub_probe import weights_at_hand
 
     def ask(endpoint, limit_s):
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
@@ -208,9 +208,9 @@ def test_imported_weights_need_no_hub(tmp_path, monkeypatch, hub):
 
 
 def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_file):
-    from tinyvit_zoo.downstream.demo import classify_photos
+    from tinyvit_zoo.downstream.demo.run import classify_photos
 
-    from tinyvit_zoo.convert import import_weights
+    from tinyvit_zoo.hub.convert import import_weights
 
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
     import_weights(official_file('tiny_vit_5m_224'), 'tinyvit_5m_224')

@@ -9,7 +9,7 @@ import torch
 from conftest import ARCHITECTURES, assert_same, images_for
 from golden_rule import fill_by_rule
 from tinyvit_zoo.downstream.detection import ZooBackbone
-from tinyvit_zoo.downstream.detection.weights import mmdet_swin_to_timm
+from tinyvit_zoo.downstream.detection.backbone_weights import mmdet_swin_to_timm
 from torch import nn
 from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
 

@@ -16,10 +16,11 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from PIL import Image
-from tinyvit_zoo.downstream.detection.detector_weights import latest_checkpoint
-from tinyvit_zoo.downstream.errors import EvaluationError
+from tinyvit_zoo.downstream.detection.detector_checkpoint import latest_checkpoint
 from torch import nn
 from torch.utils.data import Dataset
+
+from tinyvit_zoo.common.errors import EvaluationError
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from tinyvit_zoo.downstream.detection import ops
-from tinyvit_zoo.downstream.errors import EvaluationError
+
+from tinyvit_zoo.common.errors import EvaluationError
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(torch.__file__).parents[1]
@@ -228,7 +229,7 @@ def test_an_environment_that_lacks_a_package(without, says, environment):
         (environment / without).unlink()
     done = run(environment, '-c', 'import tinyvit_zoo.downstream.detection')
     assert done.returncode == 1
-    assert last_line(done).startswith('tinyvit_zoo.downstream.errors.EvaluationError: ')
+    assert last_line(done).startswith('tinyvit_zoo.common.errors.EvaluationError: ')
     assert says in last_line(done)
 
 

@@ -24,7 +24,7 @@ from mmengine.registry import MODELS
 from safetensors.torch import save_file
 from torch import nn
 
-from tinyvit_zoo.convert import open_checkpoint
+from tinyvit_zoo.hub.convert import open_checkpoint
 from tinyvit_zoo.layers import pyramid
 
 

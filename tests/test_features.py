@@ -14,18 +14,17 @@ import torch
 from conftest import SMALL_OF, refused
 from PIL import Image
 from timm.data.transforms import TrimBorder
-from tinyvit_zoo.downstream.data import batches
-from tinyvit_zoo.downstream.data.image_dataset import Arrays, ImageDataset
-from tinyvit_zoo.downstream.data.transforms import augmentation, cdfsl_transform, data_config
-from tinyvit_zoo.downstream.datasets import load_dataset
-from tinyvit_zoo.downstream.errors import EvaluationError
-from tinyvit_zoo.downstream.extraction import cache
-from tinyvit_zoo.downstream.extraction.feature_layers import feature_function
-from tinyvit_zoo.downstream.extraction.hashes import settings_of, state_hash
-from tinyvit_zoo.downstream.features import extract
+from tinyvit_zoo.downstream.features import batches, cache
+from tinyvit_zoo.downstream.features import extraction as features
+from tinyvit_zoo.downstream.features.extraction import extract
+from tinyvit_zoo.downstream.features.layers import feature_function
 from torchvision import transforms
 
-from tinyvit_zoo.downstream import features
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import settings_of, state_hash
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.image_dataset import Arrays, ImageDataset
+from tinyvit_zoo.data.transforms import augmentation, cdfsl_transform, data_config
 
 SIZE = 32
 
@@ -445,7 +444,7 @@ import sys
 import timm, torch
 import tinyvit_zoo
 from tinyvit_zoo.downstream import features
-from tinyvit_zoo.downstream.datasets import load_dataset
+from tinyvit_zoo.data.datasets import load_dataset
 
 features.IMAGES_PER_SHARD = 4
 torch.manual_seed(0)

@@ -14,15 +14,15 @@ from conftest import small_of
 from PIL import Image
 from timm.data import create_transform
 from timm.layers import DropPath
-from tinyvit_zoo.downstream.data.registry import REGISTRY
-from tinyvit_zoo.downstream.datasets import load_dataset
-from tinyvit_zoo.downstream.errors import EvaluationError
-from tinyvit_zoo.downstream.extraction.hashes import state_hash
-from tinyvit_zoo.downstream.training.recipes import find_recipe
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.registry import REGISTRY
 from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.training.recipes import find_recipe
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from golden_rule import fill_by_rule
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
-from tinyvit_zoo.hub import configs_folder, render_config, save_folder, swap_in
+from tinyvit_zoo.common.files import swap_in
+from tinyvit_zoo.hub import configs_folder, render_config, save_folder
 from tinyvit_zoo.releases import all_releases
 
 LABELS = [f'label {i}' for i in range(11)]

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refused
-from tinyvit_zoo.downstream.errors import EvaluationError
 
+from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.downstream import knn
 
 CLASSES, D = 12, 16

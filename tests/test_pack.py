@@ -16,9 +16,9 @@ from golden_rule import golden, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tinyvit_zoo.build import ModelError
 from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.checkpoints.manifest import read_manifest
+from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.hub.own_card import render_own_card

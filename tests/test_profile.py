@@ -3,7 +3,8 @@
 import pytest
 import timm
 
-from tinyvit_zoo.build import ModelError, build_model
+from tinyvit_zoo.build import build_model
+from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.info import describe, list_releases, profile_model
 from tinyvit_zoo.releases import all_releases, find_release
 

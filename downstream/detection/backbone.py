@@ -18,7 +18,7 @@ from tinyvit_zoo import dense
 from tinyvit_zoo.models import MiniSwin, TinyViT
 from tinyvit_zoo.releases import find_family
 
-from .weights import load_weights
+from .backbone_weights import load_weights
 
 __all__ = ['DENSE_FORMS', 'ZooBackbone']
 

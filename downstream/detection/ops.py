@@ -13,9 +13,8 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 from typing import Literal
 
-from tinyvit_zoo.hub.folder import new_file
-
-from ..errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import new_file
 
 __all__ = ['MMCV', 'find_mmcv', 'install', 'remove_file', 'require', 'write_file']
 

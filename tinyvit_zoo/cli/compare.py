@@ -50,7 +50,7 @@ def compare(
     quiet_logs()
     with needs_eval_extra('compare'):
         from ..downstream import compare as module
-        from ..downstream import report
+        from ..downstream import results as report
         from ..downstream.reports import plots  # noqa: F401  missing packages are reported before the work
     extract = dict(layers=layers, cache=cache, device=options.find_device(device), workers=workers)
     with options.processes() as first:
@@ -80,7 +80,7 @@ def compare(
 
 def _datasets(load: Callable[..., Any]) -> dict[str, Any]:
     """Images to test on and, where they are others than these, to learn from."""
-    from ..downstream.errors import MissingSplitError
+    from ..common.errors import MissingSplitError
 
     try:
         test = load(*options.TO_TEST_ON)
@@ -125,7 +125,7 @@ def _write(
     seed: int,
     more: dict[str, Any],
 ) -> None:
-    from ..downstream import report
+    from ..downstream import results as report
     from ..downstream.reports import plots
 
     test = data_of['test']

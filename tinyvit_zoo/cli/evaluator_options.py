@@ -61,7 +61,8 @@ def load_backbone(
     """
     import torch
 
-    from ..build import ModelError, build_model, load_model
+    from ..build import build_model, load_model
+    from ..common.errors import ModelError
 
     def make(**size: Any) -> 'nn.Module':
         kwargs = {**arguments, **size}
@@ -124,7 +125,7 @@ def make_output(folder: Path | None) -> None:
         reason = e.strerror or str(e)
     if reason:
         problem = f'The results cannot be written to {folder} ({reason}): choose another --output.'
-        from ..downstream.errors import EvaluationError
+        from ..common.errors import EvaluationError
 
         raise EvaluationError(problem)
 
@@ -147,8 +148,8 @@ def loader(
 
     def load(*splits: str) -> Any:
         with needs_eval_extra(what):
-            from ..downstream.datasets import load_dataset
-            from ..downstream.errors import MissingSplitError
+            from ..common.errors import MissingSplitError
+            from ..data.datasets import load_dataset
 
             problems = []
             for split in splits:
@@ -170,17 +171,17 @@ def features_of(model: 'nn.Module', dataset: Any, *, dtype: str = 'fp32', **opti
         model: Any timm model.
         dataset: As `load_data` gives it.
         dtype: 'fp32' or 'bf16'.
-        **options: As in `tinyvit_zoo.downstream.features.extract`.
+        **options: As in `tinyvit_zoo.downstream.features.extraction.extract`.
 
     Returns:
-        `tinyvit_zoo.downstream.features.Features`.
+        `tinyvit_zoo.downstream.features.extraction.Features`.
 
     Raises:
-        EvaluationError: See `tinyvit_zoo.downstream.features.extract`.
+        EvaluationError: See `tinyvit_zoo.downstream.features.extraction.extract`.
     """
     import torch
 
-    from ..downstream.features import extract
+    from ..downstream.features.extraction import extract
 
     dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16}
     return extract(model, dataset, dtype=dtypes[dtype], **options)

@@ -61,7 +61,7 @@ def fewshot(
             for k in counts
         }
         model = options.load_backbone(name, weights, pretrained, size, seed)
-        from ..downstream.data.transforms import cdfsl_transform
+        from ..data.transforms import cdfsl_transform
 
         transform = cdfsl_transform(model) if squash else None
         features = options.features_of(
@@ -90,7 +90,7 @@ def _report_few_shot(results: dict[int, Any], head: dict[str, Any], output: Path
         say(f'  {k:3d} shots: {result.mean:.2f} ± {result.ci95:.2f} %')
     if output is None:
         return
-    from ..downstream import report
+    from ..downstream import results as report
     from ..downstream.reports import plots
 
     rows = [
@@ -178,7 +178,7 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
     say, data, origin = options.printer(), queries.name, head['weights']
     title = f'{head["name"]} ({origin}) on {data}: kNN'
     say(f'{title}, {len(queries)} queries of {queries.split}')
-    from ..downstream.intervals import wilson
+    from ..downstream.statistics import wilson
 
     rows = [
         dict(k=k, accuracy=accuracy, **dict(zip(('low', 'high'), wilson(accuracy, len(queries)), strict=True)))
@@ -188,16 +188,16 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
         say(f'  k = {row["k"]:3d}: {row["accuracy"]:.2f} % (95 % interval {row["low"]:.2f} to {row["high"]:.2f})')
     if output is None:
         return
-    from ..downstream import report
+    from ..downstream import results as report
     from ..downstream.reports import plots
 
     # Of the first k that was asked for: choosing the best one would be choosing by the answers.
     k, predicted = next(iter(result.predictions.items()))
-    from ..downstream import confusion as answers
+    from ..downstream import statistics as answers
 
     counts = answers.confusion_matrix(queries.labels, predicted, len(queries.classes))
     images, per_class = counts.sum(axis=1), answers.accuracies(counts)
-    from ..downstream.data.class_map import readable
+    from ..data.class_map import readable
 
     names = readable(queries.classes)
     note = f'kNN, k = {k}, temperature {head["temperature"]:g}'

@@ -24,7 +24,7 @@ def _list_recipes(wanted: bool) -> None:
     if not wanted:
         return
     with needs_eval_extra('finetune'):
-        from ..downstream.training.recipes import RECIPES
+        from ..training.recipes import RECIPES
     for recipe in RECIPES.values():
         rates = recipe.rates()
         print(
@@ -79,7 +79,7 @@ def finetune(
         from ..downstream.reports import finetune as reports
     changes = dict(epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay)
     changes |= dict(drop_path=None if drop_path is None else {'': drop_path})
-    from ..downstream.training.recipes import find_recipe
+    from ..training.recipes import find_recipe
 
     chosen = find_recipe(recipe)
     chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
@@ -113,7 +113,7 @@ def _architecture(name: str) -> str:
 
 def _load_model(drop_path: float, *args: Any, **kwargs: Any) -> Any:
     """See `evaluator_options.load_backbone`. A rate of 0 is handed on, too: many models come with another one."""
-    from ..build import ModelError
+    from ..common.errors import ModelError
 
     try:
         return options.load_backbone(*args, **kwargs, drop_path_rate=drop_path)
@@ -129,7 +129,7 @@ def _datasets(load: Callable[..., Any]) -> tuple[Any, Any, Any]:
     """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
     then must not choose the epoch.
     """
-    from ..downstream.errors import MissingSplitError
+    from ..common.errors import MissingSplitError
 
     train, there = load('train'), {}
     for split in options.TO_TEST_ON:

@@ -101,7 +101,7 @@ def probe(
         say(title)
         say(_words(reports.summary(result, test), len(kept)))
         if output is not None:
-            from ..downstream import report
+            from ..downstream import results as report
 
             head = report.record(
                 'linear-probe', model=model, dataset=dict(train=train, held_out=kept, test=test), seed=seed, name=name,
@@ -133,7 +133,7 @@ def _parts(load: Callable[..., Any], split: str | None, seed: int, held_out: flo
     if split in ('train', 'all'):
         raise typer.BadParameter(f'Heads learn from train: {split} would be no test. Give another --split.')
     train, test = load('train'), load(split) if split else load(*options.TO_TEST_ON)
-    from ..downstream.data import split as module
+    from ..data import split as module
 
     module.check_labels(train.labels, len(train.classes))
     rest, held = module.stratified_split(train.labels, held_out, seed)
@@ -165,8 +165,8 @@ def _cached(
     reading: dict,
 ) -> Any:
     from ..downstream import linear_probe
-    from ..downstream.data.views import probe_transforms
-    from ..downstream.heads import logistic, ridge
+    from ..downstream.classifiers import logistic, ridge
+    from ..downstream.features.views import probe_transforms
 
     train, kept, test = parts
     cropped, plain = probe_transforms(model, scale)

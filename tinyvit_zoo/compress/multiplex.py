@@ -11,8 +11,8 @@ from timm.models import filter_pretrained_cfg
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import nn
 
+from .init import initialise
 from .share import Group, find_groups, find_stages, keep_each_once, tie
-from .start import initialise
 from .transform import GridConv, MixedAttention, MixedWindowAttention, MultiplexedSwinBlock
 
 __all__ = ['Restructured', 'describe_weights', 'multiplex', 'restructure']

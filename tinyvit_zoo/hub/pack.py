@@ -15,15 +15,17 @@ import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ..build import ModelError, build_model, check_name
+from ..build import build_model, check_name
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
-from ..convert import open_checkpoint, refuse_name_of_another, verified_model
+from ..common.errors import ModelError
+from ..common.files import swap_in
 from ..releases import Release, find_release
 from .bridge import CODE
 from .card import EVAL_RESULTS, render_card, render_eval_results
+from .convert import open_checkpoint, refuse_name_of_another, verified_model
 from .expect import copy_tensors
-from .folder import CARD, CONFIG, WEIGHTS, save_folder, swap_in
+from .folder import CARD, CONFIG, WEIGHTS, save_folder
 from .own_card import NAMELESS, render_own_card
 from .remote import check_repo
 from .verify import verify
