@@ -279,7 +279,9 @@ def test_what_cannot_be_a_licence_of_the_hub_is_refused(model_folder, tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, tmp_path, monkeypatch):
+def test_the_expectation_is_not_computed_where_the_page_is_packed(
+    model_folder, tmp_path, monkeypatch, pack_by_another_process
+):
     """Its process knows nothing but the files: what is broken here does not reach it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
     pair = load_file(pack(str(model_folder), tmp_path / 'page') / 'test/rand_tensors.safetensors')
@@ -328,7 +330,9 @@ def test_an_expectation_that_the_model_does_not_meet_is_refused(packed_once, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ['page', 'pair.safetensors']
 
 
-def test_a_page_that_would_not_make_its_model_again_is_not_written(model_folder, tmp_path, monkeypatch):
+def test_a_page_that_would_not_make_its_model_again_is_not_written(
+    model_folder, tmp_path, monkeypatch, pack_by_another_process
+):
     monkeypatch.setattr(sys, 'executable', shutil.which('false'))
     refused(lambda: pack(str(model_folder), tmp_path / 'page'), 'does not make its model again')
     assert list(tmp_path.iterdir()) == []
