@@ -15,12 +15,12 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes
+
+from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.downstream.detection import bench
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
 from tinyvit_zoo.downstream.detection.detector_checkpoint import check_start
 from tinyvit_zoo.downstream.detection.packaged_configs import packaged_configs, read_config
-
-from tinyvit_zoo.checkpoints import CheckpointError
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 

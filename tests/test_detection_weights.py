@@ -11,11 +11,12 @@ from conftest import SMALL_OF, assert_same, images_for, load, refused, small_of
 from dense_reference import released_dense
 from golden_case import SINGLE, assert_close
 from golden_rule import fill_by_rule, golden
+from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
+
 from tinyvit_zoo.downstream.detection import (  # before mmdet, whose operators it puts in place
     SimpleFeaturePyramid,
     ZooBackbone,
 )
-from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
 
 # isort: split
 from mmdet.models.backbones import ResNet
