@@ -109,7 +109,7 @@ def test_the_front_matter_is_that_of_the_release(name):
     release, data = find_release(name), card(name).data
     task = 'image-classification' if release.num_classes else 'image-feature-extraction'
     assert (data.library_name, data.pipeline_tag, data.tags[:3]) == ('timm', task, [task, 'timm', 'transformers'])
-    assert data.license == (release.licence.spdx if release.licence.given else 'unknown')
+    assert data.license == (release.license.spdx if release.license.given else 'unknown')
     assert data.datasets == [d for d in ('imagenet-22k', 'imagenet-1k') if d in release.datasets]
     assert data.base_model == release.hf_hub_id
 
@@ -226,10 +226,10 @@ def test_the_comparison_is_of_the_whole_family(family):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_licence_origin_and_quirks_are_told(name):
+def test_license_origin_and_quirks_are_told(name):
     release, details = find_release(name), section(name, 'Model Details')
-    stated = f'{release.licence.title}, stated at' if release.licence.given else 'no licence given (looked for at'
-    assert f'**Licence of the weights:** {stated} {release.licence.source}' in details
+    stated = f'{release.license.title}, stated at' if release.license.given else 'no license given (looked for at'
+    assert f'**License of the weights:** {stated} {release.license.source}' in details
     assert (release.url or release.by_hand) in details
     assert (f'**Trained from:** `{release.parent}`' in details) == (release.parent is not None)
     for note in release.notes:

@@ -76,9 +76,9 @@ def test_labels_are_those_of_the_head(name):
 
 
 @pytest.mark.parametrize('name', names(all_releases()))
-def test_every_number_has_a_source_and_every_licence_too(name):
+def test_every_number_has_a_source_and_every_license_too(name):
     release = find_release(name)
-    assert release.licence.source.startswith('https://')
+    assert release.license.source.startswith('https://')
     assert release.training
     for protocol in release.protocols:
         assert protocol.source
@@ -99,7 +99,7 @@ def test_the_default_is_a_classifier_where_one_was_released(architecture):
 def test_the_cfg_of_timm_is_a_view_of_the_release(name):
     release, cfg = find_release(name), timm.get_pretrained_cfg(name)
     assert (cfg.url, cfg.hf_hub_id, cfg.num_classes) == (release.url, release.hf_hub_id, release.num_classes)
-    assert (cfg.license, cfg.origin_url) == (release.licence.spdx, release.origin_url)
+    assert (cfg.license, cfg.origin_url) == (release.license.spdx, release.origin_url)
     assert set(release.notes) <= set(cfg.notes or ())
     if release.by_hand:
         assert release.by_hand in cfg.notes[-1]
@@ -184,10 +184,10 @@ def test_results_of_the_released_files_come_first():
     assert [(r.top1, 'paper' in r.source) for r in moco] == [(76.8, False), (73.7, True)]
 
 
-def test_licences_are_told_as_they_are():
+def test_licenses_are_told_as_they_are():
     for release in PLAIN:
         assert any('CC-BY-NC 4.0' in note for note in release.notes)
-        assert release.licence.given == (find_family(release.name) == 'mae_lite')
+        assert release.license.given == (find_family(release.name) == 'mae_lite')
 
 
 def test_every_file_of_mae_lite_has_a_page_of_its_own_and_tinymim_one_folder():
@@ -260,7 +260,7 @@ def test_a_card_tells_what_info_does(name):
     release, facts = find_release(name), describe(name)
     card = (configs_folder() / name / 'README.md').read_text()
     front, _, text = card.removeprefix('---\n').partition('---\n')
-    assert f'license: {release.licence.spdx if release.licence.given else "unknown"}\n' in front
+    assert f'license: {release.license.spdx if release.license.given else "unknown"}\n' in front
     for part in (name, release.url or release.by_hand, release.paper.url, *release.notes):
         assert part in text
     for label, value in token_lines(facts['model']).items():

@@ -61,7 +61,7 @@ def list_releases(pattern: str = '*') -> list[dict[str, Any]]:
 
     Returns:
         Rows with family, name, params, gmacs (at the release's own size), img_size, num_classes, top1 of the default
-        protocol on ImageNet-1k and by whom (None where nobody published one), licence and hf_hub_id.
+        protocol on ImageNet-1k and by whom (None where nobody published one), license and hf_hub_id.
     """
     return [
         dict(family=family, **_row(release, _profile_of(release.architecture, release.num_classes)))
@@ -94,7 +94,7 @@ def _row(release: Release, profile: Profile) -> dict[str, Any]:
         top1=result and result.top1,
         top1_by=result and result.by,
         top1_source=result and result.source,
-        licence=release.licence.spdx,
+        license=release.license.spdx,
         hf_hub_id=release.hf_hub_id,
     )
 
@@ -153,7 +153,7 @@ def _release_facts(release: Release) -> dict[str, Any]:
     imported = imported_path(release.name)
     return dict(
         {fact: getattr(release, fact) for fact in facts},
-        licence=dict(asdict(release.licence), given=release.licence.given),
+        license=dict(asdict(release.license), given=release.license.given),
         paper=dict(title=release.paper.title, url=release.paper.url),
         notes=list(release.notes),
         transfers=[asdict(result) for result in release.transfers],
@@ -177,7 +177,7 @@ def _model_facts(model: nn.Module) -> dict[str, Any]:
         windows=_windows(model),
         **_token_facts(model),
         tag=cfg.get('tag'),
-        licence=cfg.get('license'),
+        license=cfg.get('license'),
         label_names=cfg.get('label_names'),
     )
 

@@ -2,14 +2,14 @@
 
 from .mae_lite import MAE_LITE
 from .minivit import MINI_DEIT, MINI_SWIN
-from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer, same_file
+from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer, same_file
 from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
 __all__ = [
     'FAMILIES',
     'Golden',
-    'Licence',
+    'License',
     'Paper',
     'Protocol',
     'Release',

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ['Golden', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'Speed', 'Transfer', 'same_file']
+__all__ = ['Golden', 'License', 'Paper', 'Protocol', 'Release', 'Result', 'Speed', 'Transfer', 'same_file']
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Licence:
-    """Licence of the weights, where it is stated, and what a Hub copy's own field says if it differs.
+class License:
+    """License of the weights, where it is stated, and what a Hub copy's own field says if it differs.
 
     Attributes:
-        spdx: Its SPDX id in lower case; 'none', SPDX's own word, where the authors give no licence at all.
+        spdx: Its SPDX id in lower case; 'none', SPDX's own word, where the authors give no license at all.
         source: Where it stands; of 'none', where it was looked for.
     """
 
@@ -192,7 +192,7 @@ class Release:
     num_classes: int
     labels: str | None
     protocols: tuple[Protocol, ...]
-    licence: Licence
+    license: License
     paper: Paper
     origin_url: str
     training: str
@@ -263,7 +263,7 @@ class Release:
             crop_mode=self.protocol.crop_mode,
             mean=self.mean,
             std=self.std,
-            license=self.licence.spdx,
+            license=self.license.spdx,
             origin_url=self.origin_url,
             paper_name=self.paper.title,
             paper_ids=f'arXiv:{self.paper.arxiv_id}',
