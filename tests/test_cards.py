@@ -26,6 +26,7 @@ from tinyvit_zoo.hub import configs_folder, save_folder
 from tinyvit_zoo.hub.sizes import SIDES
 from tinyvit_zoo.info import profile_model
 from tinyvit_zoo.releases import FAMILIES, Release, all_releases, find_family, find_release
+from tinyvit_zoo.releases.profile import PROFILES
 
 RELEASES = all_releases()
 NAMES = [release.name for release in RELEASES]
@@ -72,8 +73,9 @@ def test_the_committed_pages_are_what_the_releases_say():
 
 @pytest.fixture
 def two_pages(tmp_path, monkeypatch) -> Path:
-    """A `hub_configs/` of two pages."""
+    """A `hub_configs/` of two pages, with the file of profiles in it."""
     monkeypatch.setattr(pages, 'configs_folder', lambda: tmp_path)
+    monkeypatch.setattr(pages, 'PROFILES', tmp_path / PROFILES.name)
     monkeypatch.setattr(pages, 'all_releases', lambda: tuple(map(find_release, TWO)))
     pages.build_configs()
     return tmp_path
@@ -97,6 +99,9 @@ def test_pages_are_built_and_whatever_changes_or_is_missing_or_too_much_is_drift
         assert (code, TWO[0] in message, TWO[1] in message) == (1, True, False)
         assert cli('cards', 'build')[0] == 0
         assert cli('cards', 'check')[0] == 0
+    (two_pages / PROFILES.name).write_text('{}')
+    assert pages.drifted_configs() == [PROFILES.name]
+    pages.build_configs()
     (two_pages / 'nothing').mkdir()
     assert pages.drifted_configs() == ['nothing']
 

@@ -1,14 +1,19 @@
 """The facts of the releases: what exists, where it comes from, who measured what, and what `info` makes of it."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import tinyvit_zoo
 from tinyvit_zoo.build import build_model
 from tinyvit_zoo.hub import configs_folder, save_folder
 from tinyvit_zoo.info import describe, list_releases, token_lines
-from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release
+from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release, record
 
 PLAIN = FAMILIES['tinymim'] + FAMILIES['mae_lite']
 FINE_TUNED = [release for release in PLAIN if release.num_classes]
@@ -43,6 +48,27 @@ def names(releases):
 
 
 # --- all families
+
+
+def test_the_facts_need_no_package():
+    """So the command line can list them within a second: loaded by path, without `tinyvit_zoo` itself."""
+    folder = Path(tinyvit_zoo.releases.__file__).parent
+    code = f"""
+import importlib.util, sys
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location('facts', {str(folder / '__init__.py')!r})
+facts = sys.modules['facts'] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(facts)
+print(len(facts.list_releases()))
+new = {{name.partition('.')[0] for name in sys.modules.keys() - before}} - {{'facts'}}
+print(*sorted(new - set(sys.stdlib_module_names)))
+"""
+    done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(len(all_releases()))]
+
+
+def test_mean_and_standard_deviation_are_those_of_timm():
+    assert (record.IMAGENET_MEAN, record.IMAGENET_STD) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def test_names_are_unique_and_found():

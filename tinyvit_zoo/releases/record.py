@@ -3,9 +3,13 @@
 import re
 from dataclasses import dataclass, field
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from .profile import Profile, find_profile
 
 __all__ = ['Golden', 'License', 'Paper', 'Protocol', 'Release', 'Result', 'Speed', 'Transfer', 'same_file']
+
+# timm's IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD, written out: this room imports no package.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,8 @@ class Release:
     file_name: str | None = None
     file_doubt: str | None = None
     other_files: tuple[str, ...] = ()
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     notes: tuple[str, ...] = field(default=())
     parent: str | None = None
     golden: Golden | None = None
@@ -250,6 +254,11 @@ class Release:
     def img_size(self) -> int:
         """Side of the square image the weights were made for."""
         return self.protocol.img_size
+
+    @property
+    def profile(self) -> Profile:
+        """Parameters, MACs and bytes at the released image size, with the released head."""
+        return find_profile(self.name)
 
     def pretrained_cfg(self) -> dict:
         """The part of timm's pretrained cfg that a release determines; families add their module names."""
