@@ -1,12 +1,12 @@
 # Everything happens in .venv, which each target fills with what it lacks.
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all quick lint format bench clean
+.PHONY: help demo test test-all quick lint types format bench clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,12 @@ quick: $(VENV)/.dev  ## The tests without the slow ones
 lint: $(VENV)/.dev  ## Check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+types: $(VENV)/.dev  ## Check types, over the unpacked wheel
+	rm -rf build/types
+	$(BIN)/python -m build --wheel --no-isolation -o build/types . > /dev/null
+	$(BIN)/python -m zipfile -e build/types/*.whl build/types/site
+	cd build/types/site && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tinyvit_zoo
+
 format: $(VENV)/.dev  ## Put style and format right
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
@@ -42,7 +48,7 @@ clean:  ## Remove .venv and everything built
 	rm -rf $(VENV) build dist .ruff_cache .cache
 
 $(VENV)/bin/python:
-	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 found; name one: make PYTHON=/path/to/python3.12 ...'; exit 1; }
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.14 found; name one: make PYTHON=/path/to/python3.12 ...'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from timing import print_machine, write_figures
 from torch import nn
 
-from downstream import few_shot
-from downstream.heads import cdfsl, cdfsl_kernel
+from tinyvit_zoo.downstream import few_shot
+from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
 
 WIDTH, CLASSES, IMAGES, EPISODES = 576, 20, 120, 600
 REFERENCE_EPISODES = {5: 8, 20: 4, 50: 2}  # before ours, and as many after

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from few_shot import FACTS_RATE, head_rate
 from timing import print_machine, write_figures
 
-from downstream import knn
+from tinyvit_zoo.downstream import knn
 
 BANK, WIDTH, CLASSES = 50_000, 576, 1000
 FACTS = 4.7  # CPU seconds of the reference for 2048 queries, where a linear head did FACTS_RATE GFLOP/s

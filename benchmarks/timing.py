@@ -14,7 +14,7 @@ import torch
 from timm.models import _registry, reparameterize_model
 from torch import nn
 
-from downstream.paired_timing import cpu_name, cuda_ms, measure, ratio, same
+from tinyvit_zoo.common.paired_timing import cpu_name, cuda_ms, measure, ratio, same
 from tinyvit_zoo.layers import DeployLinear
 
 __all__ = [

@@ -37,12 +37,12 @@ from torch import nn
 from tqdm import tqdm
 
 import tinyvit_zoo
-from downstream.demo import shift
-from downstream.extraction.order import one_thread
-from downstream.showcase.digits import SIZE
+from tinyvit_zoo.common.determinism import one_thread
+from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers
-from tinyvit_zoo.hub.folder import new_file
+from tinyvit_zoo.downstream.demo.digits import SIZE
+from tinyvit_zoo.downstream.demo.run import shift
 
 TEACHER = 'unshared (teacher)'
 STUDENTS = {  # name -> (transformation, distillation), in the order of the paper's accuracies

@@ -1,1 +1,7 @@
-"""What the models are good for: training and measuring them on data. Never imported by `import tinyvit_zoo`."""
+"""Evaluators: what the models are good for, measured on data. Imported as `tinyvit_zoo.downstream`."""
+
+if __name__ == 'downstream':  # in a checkout; every module would exist twice, and so would what registers itself
+    raise ImportError(
+        'The evaluators of tinyvit-zoo are imported as tinyvit_zoo.downstream, not as downstream: '
+        'write `from tinyvit_zoo.downstream import ...`.'
+    )

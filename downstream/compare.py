@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.data.split import stratified_split
+
 from . import few_shot, knn
-from .data.split import stratified_split
-from .errors import EvaluationError
-from .features import Features
-from .heads import ridge
+from .classifiers import ridge
+from .features.extraction import Features
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 

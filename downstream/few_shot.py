@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data.draws import child_key, permutations
-from .errors import EvaluationError
-from .heads import cdfsl
-from .heads.few_shot_solvers import logreg, prototype, ridge
-from .heads.finite import check_finite
+from tinyvit_zoo.common.counter_rng import child_key, permutations
+from tinyvit_zoo.common.errors import EvaluationError
+
+from .classifiers import cdfsl
+from .classifiers.few_shot_solvers import logreg, prototype, ridge
+from .classifiers.finite import check_finite
 
 __all__ = ['SOLVERS', 'Episodes', 'FewShotResult', 'PairedDifference', 'paired', 'run', 'sample_episodes']
 

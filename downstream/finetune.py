@@ -24,13 +24,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data.image_dataset import ImageDataset
-from .data.split import stratified_split
-from .data.transforms import data_config
-from .errors import EvaluationError
-from .extraction.hashes import state_hash
-from .report import plain
-from .training.ingredients import (
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.data.image_dataset import ImageDataset
+from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.data.transforms import data_config
+from tinyvit_zoo.training.ingredients import (
     Draws,
     Seeded,
     create_mixup,
@@ -40,8 +39,10 @@ from .training.ingredients import (
     reset_head,
     set_training,
 )
-from .training.recipes import Recipe
-from .training.run_state import alone_in, read_state, read_weights, write_state
+from tinyvit_zoo.training.recipes import Recipe
+from tinyvit_zoo.training.run_state import alone_in, read_state, read_weights, write_state
+
+from .results import plain
 
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 

@@ -15,17 +15,17 @@ from timm.data import create_transform
 from torch import nn
 from tqdm import tqdm
 
-from .confusion import accuracies, confusion_matrix
-from .data.batches import ImageBatches
-from .data.class_map import ClassMap, map_classes
-from .data.image_dataset import ImageDataset
-from .data.transforms import data_config, own_dtype
-from .errors import EvaluationError
-from .extraction.cache import Shard
-from .extraction.order import exact_cudnn, in_order
-from .extraction.processes import Processes
-from .features import untouched
-from .intervals import wilson
+from tinyvit_zoo.common.determinism import exact_cudnn, in_order
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.processes import Processes
+from tinyvit_zoo.data.class_map import ClassMap, map_classes
+from tinyvit_zoo.data.image_dataset import ImageDataset
+from tinyvit_zoo.data.transforms import data_config, own_dtype
+
+from .features.batches import ImageBatches
+from .features.cache import Shard
+from .features.extraction import untouched
+from .statistics import accuracies, confusion_matrix, wilson
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
 

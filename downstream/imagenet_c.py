@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tinyvit_zoo.hub.folder import new_file
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.common.processes import Processes
+from tinyvit_zoo.data.class_map import synsets
+from tinyvit_zoo.data.folders import class_folders, read_class_folders
+from tinyvit_zoo.data.image_dataset import ImageDataset
+from tinyvit_zoo.data.imagenet_readers import corruption_folder
 
-from .data.class_map import synsets
-from .data.folders import class_folders, read_class_folders
-from .data.image_dataset import ImageDataset
-from .data.imagenet_readers import corruption_folder
-from .errors import EvaluationError
-from .extraction.hashes import state_hash
-from .extraction.processes import Processes
 from .imagenet import BATCH_SIZE, UNCROPPED, evaluate, preprocessing
-from .report import plain
+from .results import plain
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']
 

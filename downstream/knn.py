@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from .errors import EvaluationError
-from .heads.finite import check_finite
+from tinyvit_zoo.common.errors import EvaluationError
+
+from .classifiers.finite import check_finite
 
 __all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'check_ks', 'run', 'vote']
 

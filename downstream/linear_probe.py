@@ -18,17 +18,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .data.draws import child_key, permutations
-from .data.image_dataset import ImageDataset
-from .data.split import check_labels
-from .data.views import Backbone, probe_transforms
-from .errors import EvaluationError
-from .extraction.hashes import settings_of, tensors_hash
-from .extraction.order import exact_cudnn
-from .extraction.processes import Processes
-from .features import untouched
-from .heads.linear_heads import LinearHeads, Setting, grid
-from .heads.probe_checkpoint import Checkpoint
+from tinyvit_zoo.common.counter_rng import child_key, permutations
+from tinyvit_zoo.common.determinism import exact_cudnn
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import settings_of, tensors_hash
+from tinyvit_zoo.common.processes import Processes
+from tinyvit_zoo.data.image_dataset import ImageDataset
+from tinyvit_zoo.data.split import check_labels
+
+from .classifiers.linear_heads import LinearHeads, Setting, grid
+from .classifiers.probe_checkpoint import Checkpoint
+from .features.extraction import untouched
+from .features.views import Backbone, probe_transforms
 
 __all__ = ['BATCH_SIZE', 'EPOCHS', 'HeadResult', 'ProbeResult', 'cached', 'live']
 
@@ -119,7 +120,7 @@ def live(
         test: Images to test the chosen head on.
         lrs: Learning rates for a batch of 256 images.
         weight_decays: Of weights and biases.
-        layers: See `feature_layers.feature_function`.
+        layers: See `features.layers.feature_function`.
         epochs: `E`.
         batch_size: Images of a step, over all processes.
         scale: Area of a crop as a share of the image; MoCo v3 takes (.05, 1) on transfer sets.

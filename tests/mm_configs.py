@@ -13,11 +13,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-import downstream.detection
-import downstream.segmentation
+import tinyvit_zoo.downstream.detection
+import tinyvit_zoo.downstream.segmentation
 
-DETECTION = Path(downstream.detection.__file__).parent / 'configs'
-SEGMENTATION = Path(downstream.segmentation.__file__).parent / 'configs'
+DETECTION = Path(tinyvit_zoo.downstream.detection.__file__).parent / 'configs'
+SEGMENTATION = Path(tinyvit_zoo.downstream.segmentation.__file__).parent / 'configs'
 
 
 def packaged(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from timm.data import auto_augment
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, RandomApply
 
-from tinyvit_zoo.augment import create_transform, mend_posterize
+from tinyvit_zoo.data.augment import create_transform, mend_posterize
 
 PILLOW_REFUSES = int(PIL.__version__.split('.')[0]) >= 13
 POLICIES = ['rand-m9-mstd0.5-inc1', 'rand-m15-mmax20-inc1', 'v0', 'original', '3a', 'augmix-m5-w4-d2']
@@ -67,7 +67,7 @@ def test_the_same_seeds_give_the_pictures_of_timm(policy, picture):
 
 
 def test_timm_still_needs_mending(picture):
-    """Fails on the day when timm's own posterize takes 0 bits: `tinyvit_zoo.augment` can go then."""
+    """Fails on the day when timm's own posterize takes 0 bits: `tinyvit_zoo.data.augment` can go then."""
     if PILLOW_REFUSES:
         with pytest.raises(ValueError, match='bits'):
             auto_augment.NAME_TO_OP['Posterize'](picture, 0)

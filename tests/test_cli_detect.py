@@ -16,11 +16,11 @@ from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes
 
-from downstream.detection import bench
-from downstream.detection.catalogue import packaged_configs, read_config
-from downstream.detection.detector_weights import check_start
-from downstream.detection.own_data import OwnData, use_own_data
 from tinyvit_zoo.checkpoints import CheckpointError
+from tinyvit_zoo.downstream.detection import bench
+from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
+from tinyvit_zoo.downstream.detection.detector_checkpoint import check_start
+from tinyvit_zoo.downstream.detection.packaged_configs import all_configs, read_config
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 
@@ -77,7 +77,7 @@ def complaint(answer, *words) -> str:
 def test_configs_are_listed_with_what_they_are(cli):
     code, out, _ = cli('detect', 'config')
     assert code == 0
-    for name, path in packaged_configs().items():
+    for name, path in all_configs().items():
         assert f'{name}\n    ' in out
         assert path.is_file()
     lines = out.splitlines()
@@ -125,7 +125,7 @@ def test_options_are_those_of_mmdet(cli):
 def test_own_data_set_files_classes_and_heads(shapes, own):
     change(own / 'train.json', lambda c: c['categories'].append(dict(id=3, name='star')))
     config = read_config('cascade_mask_rcnn_tinyvit_5m_fpn_1x_coco')
-    classes = use_own_data(config, OwnData(own, Path('train.json'), validation_annotations=Path('val.json')))
+    classes = use_custom_data(config, CustomData(own, Path('train.json'), validation_annotations=Path('val.json')))
     assert classes == ('rectangle', 'circle', 'star')
     assert [head.num_classes for head in config.model.roi_head.bbox_head] == [3, 3, 3]
     assert config.model.roi_head.mask_head.num_classes == 3
@@ -138,7 +138,7 @@ def test_own_data_set_files_classes_and_heads(shapes, own):
     assert Path(config.test_evaluator.ann_file) == own / 'val.json'
 
     two = read_config('mask_rcnn_tinyvit_5m_fpn_1x_coco')
-    assert use_own_data(two, OwnData(own, Path('train.json'), classes=('circle', 'star'))) == ('circle', 'star')
+    assert use_custom_data(two, CustomData(own, Path('train.json'), classes=('circle', 'star'))) == ('circle', 'star')
     assert two.model.roi_head.bbox_head.num_classes == 2
 
 
@@ -345,7 +345,7 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
     import mmdet
 
     tools = Path(mmdet.__file__).parent / '.mim' / 'tools'
-    config = packaged_configs()[RETINANET]
+    config = all_configs()[RETINANET]
     options = (
         '--work-dir', tmp_path / 'run', '--cfg-options', *TWO_ITERATIONS,
         *(f'{loader}_dataloader.dataset.data_root={shapes}/' for loader in ('train', 'val', 'test')),
@@ -357,7 +357,7 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
     assert (tmp_path / 'run' / 'losses.png').is_file()
     # test.py imports mmcv's operators before it reads the config: it is for this that `install-ops` is there.
-    start = f'import downstream.detection, runpy, sys; sys.argv[0] = {str(tools / "test.py")!r}; '
+    start = f'import tinyvit_zoo.downstream.detection, runpy, sys; sys.argv[0] = {str(tools / "test.py")!r}; '
     start += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = in_process(sys.executable, '-c', start, config, tmp_path / 'run' / 'iter_2.pth', *options)
     assert done.returncode == 0, done.stderr[-2000:]

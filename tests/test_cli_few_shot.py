@@ -14,9 +14,9 @@ import timm
 import torch
 from PIL import Image
 
-from downstream import report
-from downstream.data.registry import REGISTRY
 from tinyvit_zoo.cli import evaluator_options as options
+from tinyvit_zoo.data.registry import REGISTRY
+from tinyvit_zoo.downstream import results as report
 
 SMALL = ('--random', '--img-size', 32)
 MODELS = ('tinyvit_5m_224', 'mini_swin_tiny_patch4_window7_224', 'tinymim_vit_tiny_patch16_224', 'resnet10t')

@@ -13,13 +13,13 @@ import torch
 from conftest import refused
 from PIL import Image
 
-from downstream import few_shot, knn
-from downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
-from downstream.data.split import stratified_split
-from downstream.errors import EvaluationError
-from downstream.features import Features
-from downstream.heads import ridge
 from tinyvit_zoo.cli.evaluator_options import processes
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.downstream import few_shot, knn
+from tinyvit_zoo.downstream.classifiers import ridge
+from tinyvit_zoo.downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
+from tinyvit_zoo.downstream.features.extraction import Features
 from tinyvit_zoo.hub import save_folder
 
 # differences of right answers
@@ -219,7 +219,7 @@ def test_evaluate_refuses_in_one_sentence(cli, pictures, tmp_path):
 
 @pytest.mark.parametrize('command', [('evaluate', 'a'), ('compare', 'a', 'b')])
 def test_without_matplotlib_one_sentence_says_what_to_install_before_anything_is_done(cli, monkeypatch, command):
-    for name in [n for n in sys.modules if n.startswith('downstream')]:
+    for name in [n for n in sys.modules if n.startswith('tinyvit_zoo.downstream.')]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     code, out, err = cli(*command, '--data', 'digits')

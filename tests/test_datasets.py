@@ -15,12 +15,12 @@ from conftest import refused
 from PIL import Image
 from timm.data import create_dataset
 
-from downstream.data.image_dataset import Arrays, ImageDataset, join
-from downstream.data.imagenet_readers import CORRUPTIONS
-from downstream.data.offline import CROPS, crop_box
-from downstream.data.registry import REGISTRY
-from downstream.datasets import load_dataset
-from downstream.errors import EvaluationError, MissingSplitError
+from tinyvit_zoo.common.errors import EvaluationError, MissingSplitError
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.image_dataset import Arrays, ImageDataset, join
+from tinyvit_zoo.data.imagenet_readers import CORRUPTIONS
+from tinyvit_zoo.data.offline import CROPS, crop_box
+from tinyvit_zoo.data.registry import REGISTRY
 
 REAL = ((), (970, 795), (230, 231))
 """Labels of the first validation images, from github.com/google-research/reassessed-imagenet."""
@@ -219,7 +219,7 @@ UNCHECKED = dict(check_counts=False)
 @pytest.mark.parametrize('entry', REGISTRY.values(), ids=REGISTRY)
 def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_path):
     assert entry.source
-    assert entry.licence
+    assert entry.license
     assert {part for parts in entry.splits.values() for part in parts} == set(entry.counts)
     missing = next(split for split in ('validation', 'train', 'test', 'all', '') if split not in entry.splits)
     if missing:

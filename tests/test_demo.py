@@ -2,7 +2,6 @@
 
 import csv
 import http.server
-import importlib
 import json
 import socket
 import subprocess
@@ -15,9 +14,8 @@ import timm
 import torch
 from PIL import Image
 
-from downstream.showcase.comparison import pictures_to_compare_on
-from downstream.showcase.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
-from tinyvit_zoo.cli.downstream import import_downstream
+from tinyvit_zoo.downstream.demo.comparison import pictures_to_compare_on
+from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
 
 
 def test_training_and_held_out_pictures_have_nothing_in_common():
@@ -32,7 +30,7 @@ def test_training_and_held_out_pictures_have_nothing_in_common():
 
 
 def test_crops_come_from_different_halves(monkeypatch):
-    from downstream.showcase import digits
+    from tinyvit_zoo.downstream.demo import digits
 
     half = Image.new('RGB', (640, 427), 'red')
     half.paste('blue', (0, 427 // 2, 640, 427))
@@ -50,7 +48,7 @@ def test_the_split_is_repeatable_and_follows_the_seed():
 
 
 def test_shifting_moves_pictures_and_keeps_channels():
-    from downstream.demo import MAX_SHIFT, shift
+    from tinyvit_zoo.downstream.demo.run import MAX_SHIFT, shift
 
     image = torch.arange(3.0)[:, None, None] + torch.zeros(3, SIZE, SIZE)
     image[:, 16, 16] += 10
@@ -65,7 +63,7 @@ def test_shifting_moves_pictures_and_keeps_channels():
 
 
 def test_a_shortened_demo_writes_everything(tmp_path):
-    from downstream.demo import run_demo
+    from tinyvit_zoo.downstream.demo.run import run_demo
 
     said = []
     results = run_demo(tmp_path / 'out', epochs=1, limit=100, say=said.append)
@@ -144,7 +142,7 @@ def hub(monkeypatch):
     """Points the probe at an address; gives what `weights_at_hand` says, as `.answer`."""
     from huggingface_hub import constants
 
-    from downstream.showcase.hub_probe import weights_at_hand
+    from tinyvit_zoo.downstream.demo.hub_probe import weights_at_hand
 
     def ask(endpoint, limit_s):
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
@@ -212,8 +210,8 @@ def test_imported_weights_need_no_hub(tmp_path, monkeypatch, hub):
 
 
 def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_file):
-    from downstream.demo import classify_photos
-    from tinyvit_zoo.convert import import_weights
+    from tinyvit_zoo.downstream.demo.run import classify_photos
+    from tinyvit_zoo.hub.convert import import_weights
 
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
     import_weights(official_file('tiny_vit_5m_224'), 'tinyvit_5m_224')
@@ -227,29 +225,8 @@ def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_
 
 
 def forget_downstream(monkeypatch):
-    for name in [n for n in sys.modules if 'downstream' in n.partition('.')[0]]:
+    for name in [n for n in sys.modules if n.startswith('tinyvit_zoo.downstream.')]:
         monkeypatch.delitem(sys.modules, name)
-
-
-def test_ours_is_used_under_its_own_name():
-    import downstream.demo
-
-    assert import_downstream('demo') is downstream.demo
-
-
-@pytest.mark.parametrize('in_use', [False, True])
-def test_a_foreign_downstream_is_neither_used_nor_pushed_out(tmp_path, monkeypatch, in_use):
-    forget_downstream(monkeypatch)
-    (tmp_path / 'downstream' / 'showcase').mkdir(parents=True)
-    (tmp_path / 'downstream' / '__init__.py').write_text('' if in_use else 'raise RuntimeError("hostile")')
-    (tmp_path / 'downstream' / 'showcase' / '__init__.py').write_text('raise RuntimeError("hostile")')
-    monkeypatch.syspath_prepend(str(tmp_path))
-    theirs = importlib.import_module('downstream') if in_use else None
-    try:
-        assert import_downstream('showcase.hub_probe').weights_at_hand
-        assert sys.modules.get('downstream') is theirs
-    finally:
-        forget_downstream(monkeypatch)
 
 
 @pytest.mark.slow

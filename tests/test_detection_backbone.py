@@ -11,8 +11,8 @@ from golden_rule import fill_by_rule
 from torch import nn
 from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
 
-from downstream.detection import ZooBackbone
-from downstream.detection.weights import mmdet_swin_to_timm
+from tinyvit_zoo.downstream.detection import ZooBackbone
+from tinyvit_zoo.downstream.detection.backbone_weights import mmdet_swin_to_timm
 
 
 def train_step(backbone: nn.Module, x: torch.Tensor) -> None:

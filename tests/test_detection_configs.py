@@ -66,7 +66,7 @@ def test_a_ci_config_builds_and_its_maps_go_through(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_everything_a_config_names_is_registered(name):
     config = read(DETECTION, name)
-    assert config.custom_imports == dict(imports=['downstream.detection'], allow_failed_imports=False)
+    assert config.custom_imports == dict(imports=['tinyvit_zoo.downstream.detection'], allow_failed_imports=False)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert DATASETS.get(loader.dataset.type)
         assert all(TRANSFORMS.get(step['type']) for step in parts(loader.dataset.pipeline))

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-import downstream.detection  # noqa: F401  registers the hooks
-from downstream.detection.detector_weights import latest_checkpoint
-from downstream.errors import EvaluationError
+import tinyvit_zoo.downstream.detection  # noqa: F401  registers the hooks
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream.detection.detector_checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from downstream.detection import ops
-from downstream.errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream.detection import ops
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(torch.__file__).parents[1]
@@ -210,7 +210,7 @@ def test_mmdet_and_mmseg_of_an_mmcv_without_ops(environment):
     done = run(
         environment,
         '-c',
-        'import downstream.detection, mmdet.apis, mmseg.apis, mmcv._ext, torch\n'
+        'import tinyvit_zoo.downstream.detection, mmdet.apis, mmseg.apis, mmcv._ext, torch\n'
         'from mmcv.ops import nms\n'
         'print(mmcv.__file__, nms(torch.eye(4)[:2].cumsum(1), torch.ones(2), .5)[1].tolist())',
     )
@@ -227,9 +227,9 @@ def test_an_environment_that_lacks_a_package(without, says, environment):
         shutil.rmtree(environment / 'mmcv')
     else:
         (environment / without).unlink()
-    done = run(environment, '-c', 'import downstream.detection')
+    done = run(environment, '-c', 'import tinyvit_zoo.downstream.detection')
     assert done.returncode == 1
-    assert last_line(done).startswith('downstream.errors.EvaluationError: ')
+    assert last_line(done).startswith('tinyvit_zoo.common.errors.EvaluationError: ')
     assert says in last_line(done)
 
 
@@ -237,7 +237,7 @@ def test_an_environment_that_lacks_a_package(without, says, environment):
 def test_an_mmcv_that_is_too_new_for_mmdet(environment):
     version = environment / 'mmcv' / 'version.py'
     version.write_text(version.read_text().replace("'2.1.0'", "'2.2.0'"))
-    done = run(environment, '-c', 'import downstream.detection')
+    done = run(environment, '-c', 'import tinyvit_zoo.downstream.detection')
     assert done.returncode == 1
     assert 'MMCV==2.2.0 is used but incompatible' in last_line(done)
     assert "'tinyvit-zoo[detection-lite]' has versions that fit" in last_line(done)
@@ -249,7 +249,7 @@ def test_a_really_compiled_extension_is_what_mmdet_calls(environment):
     done = run(
         environment,
         '-c',
-        'import downstream.detection, mmdet.apis, mmcv._ext, torch\n'
+        'import tinyvit_zoo.downstream.detection, mmdet.apis, mmcv._ext, torch\n'
         'print(mmcv._ext.__file__)\n'
         'try: mmcv.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5)\n'
         'except RuntimeError as e: print(e)\n',

@@ -10,7 +10,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from downstream.detection import ZooBackbone
+from tinyvit_zoo.downstream.detection import ZooBackbone
 
 LR, WD = 1e-3, 0.05
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from downstream.detection import mmcv_ext
+from tinyvit_zoo.downstream.detection import mmcv_ext
 
 # isort: split
 import mmcv.ops as mmcv_ops  # the import above has put the stand-in in place

@@ -17,11 +17,11 @@ from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes, make_textured
 
-from downstream.detection import engine
-from downstream.detection.catalogue import read_config
-from downstream.detection.curves import read_points
-from downstream.detection.own_data import OwnData, use_own_data
-from downstream.extraction.order import one_thread
+from tinyvit_zoo.common.determinism import one_thread
+from tinyvit_zoo.downstream.detection import engine
+from tinyvit_zoo.downstream.detection.curves import read_points
+from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
+from tinyvit_zoo.downstream.detection.packaged_configs import read_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -62,7 +62,7 @@ def train(name, root, work_dir, *options) -> tuple[list[float], dict[str, float]
     config.custom_hooks = [*config.custom_hooks, dict(type='ValidateFirst')]
     next(hook for hook in config.custom_hooks if hook['type'] == 'CurvesHook')['interval'] = 1
     coco = dict(train_annotations=Path('train.json'), validation_annotations=Path('val.json'))
-    use_own_data(config, OwnData(root, **({} if config.default_scope == 'mmseg' else coco)))
+    use_custom_data(config, CustomData(root, **({} if config.default_scope == 'mmseg' else coco)))
     engine.train(config, engine.Run(work_dir))
     for picture in ('losses.png', 'metrics.png'):
         with Image.open(work_dir / picture) as image:

@@ -13,7 +13,10 @@ from golden_case import SINGLE, assert_close
 from golden_rule import fill_by_rule, golden
 from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
 
-from downstream.detection import SimpleFeaturePyramid, ZooBackbone  # before mmdet, whose operators it puts in place
+from tinyvit_zoo.downstream.detection import (  # before mmdet, whose operators it puts in place
+    SimpleFeaturePyramid,
+    ZooBackbone,
+)
 
 # isort: split
 from mmdet.models.backbones import ResNet
@@ -22,7 +25,7 @@ from mmengine.registry import MODELS
 from safetensors.torch import save_file
 from torch import nn
 
-from tinyvit_zoo.convert import open_checkpoint
+from tinyvit_zoo.hub.convert import open_checkpoint
 from tinyvit_zoo.layers import pyramid
 
 
@@ -189,12 +192,12 @@ def test_the_backbone_of_a_detector_comes_back(kind, tmp_path, caplog):
     backbone = backbone_of(kind)
     path = save_detector(backbone, tmp_path / 'detector.pth')
     name, arguments = args_of(kind)
-    with caplog.at_level(logging.INFO, logger='downstream.detection'):
+    with caplog.at_level(logging.INFO, logger='tinyvit_zoo.downstream.detection'):
         again = ZooBackbone(name, init_cfg=dict(type='Pretrained', checkpoint=path), **arguments)
         again.init_weights()
     assert_same(again.state_dict(), backbone.state_dict())
-    line = next(m for m in caplog.messages if 'at their start values' in m)
-    assert 'at their start values: nothing; left out: neck (2)' in line
+    line = next(m for m in caplog.messages if 'at their initial values' in m)
+    assert 'at their initial values: nothing; left out: neck (2)' in line
     with_prefix = dict(type='Pretrained', checkpoint=path, prefix='backbone')
     third = ZooBackbone(name, init_cfg=with_prefix, **arguments)
     third.init_weights()

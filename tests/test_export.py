@@ -12,8 +12,8 @@ import torch
 from conftest import ARCHITECTURES, SMALL_OF, images_for, refused, small_of
 from golden_rule import fill_by_rule
 
-from tinyvit_zoo.build import ModelError
 from tinyvit_zoo.classify import class_names
+from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.export import FORMATS, TOLERANCE, check_output, export_model, model_to_export
 from tinyvit_zoo.hub import save_folder
 

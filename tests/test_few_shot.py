@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from conftest import refused
 from torch import nn
 
-from downstream import few_shot
-from downstream.data.draws import child_key, permutations, uniform
-from downstream.errors import EvaluationError
-from downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
-from downstream.heads import cdfsl, cdfsl_kernel
+from tinyvit_zoo.common.counter_rng import child_key, permutations, uniform
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream import few_shot
+from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
+from tinyvit_zoo.downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
 
 IMAGES, CLASSES = 40, 8
 LABELS = np.arange(CLASSES).repeat(IMAGES)
@@ -87,7 +87,7 @@ def test_episodes_depend_on_their_arguments_alone_and_stay_the_same_for_ever():
 
 def test_another_process_with_other_threads_draws_the_same_episodes():
     code = (
-        'import numpy as np; from downstream.few_shot import sample_episodes;'
+        'import numpy as np; from tinyvit_zoo.downstream.few_shot import sample_episodes;'
         f'print(sample_episodes(np.arange({CLASSES}).repeat({IMAGES}), episodes=20).sha256)'
     )
     environment = dict(OMP_NUM_THREADS='2', PYTHONHASHSEED='7', PYTHONPATH=':'.join(sys.path))

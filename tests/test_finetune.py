@@ -23,14 +23,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from downstream.data.split import stratified_split
-from downstream.datasets import load_dataset
-from downstream.errors import EvaluationError
-from downstream.finetune import finetune
-from downstream.reports.finetune import write_finetuned
-from downstream.training import run_state
-from downstream.training.ingredients import Draws, Seeded
-from downstream.training.recipes import find_recipe
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.downstream.finetune import finetune
+from tinyvit_zoo.downstream.reports.finetune import write_finetuned
+from tinyvit_zoo.training import run_state
+from tinyvit_zoo.training.ingredients import Draws, Seeded
+from tinyvit_zoo.training.recipes import find_recipe
 
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
@@ -288,7 +288,7 @@ import os, sys
 import timm, torch
 sys.path.insert(0, {tests!r})
 from test_finetune import PLAIN, plain_vit, fit
-from downstream.datasets import load_dataset
+from tinyvit_zoo.data.datasets import load_dataset
 torch.set_num_threads(1)
 recipe = PLAIN.changed(epochs=6, drop_path={{'': {drop}}}, auto_augment='rand-m9-mstd0.5-inc1')
 train, test = load_dataset('digits', 'train').subset(range(320)), load_dataset('digits', 'test').subset(range(50))

@@ -17,12 +17,12 @@ from timm.layers import DropPath
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from downstream.data.registry import REGISTRY
-from downstream.datasets import load_dataset
-from downstream.errors import EvaluationError
-from downstream.extraction.hashes import state_hash
-from downstream.training.recipes import find_recipe
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.registry import REGISTRY
 from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.training.recipes import find_recipe
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
             calls.append(SimpleNamespace(model=model, train=train, recipe=recipe, **options))
             raise EvaluationError('Enough.')
 
-        monkeypatch.setattr('downstream.finetune.finetune', stop)
+        monkeypatch.setattr('tinyvit_zoo.downstream.finetune.finetune', stop)
         done = tinyvit_zoo_cli(*args, '--random', '--data', data, '--img-size', 32, '--output', tmp_path / 'out')
         return calls[0] if calls else done.err
 

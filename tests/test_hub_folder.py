@@ -10,7 +10,8 @@ from golden_rule import fill_by_rule
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
-from tinyvit_zoo.hub import configs_folder, render_config, save_folder, swap_in
+from tinyvit_zoo.common.files import swap_in
+from tinyvit_zoo.hub import configs_folder, render_config, save_folder
 from tinyvit_zoo.releases import all_releases
 
 LABELS = [f'label {i}' for i in range(11)]
@@ -202,7 +203,7 @@ def test_a_page_makes_the_model_of_its_release(release):
     configs = [{k: v if isinstance(v, (str, float)) else tuple(v) for k, v in resolve_model_data_config(m).items()}
                for m in (model, stock)]  # fmt: skip
     assert configs[0] == configs[1]
-    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.licence.spdx
+    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.license.spdx
 
 
 def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):

@@ -15,9 +15,10 @@ from conftest import assert_same, refused
 from golden_case import EXACT, SINGLE, assert_close
 from golden_rule import fill_by_rule, golden, noise, official_state_dict, rule_value
 
-from tinyvit_zoo.build import ModelError, load_model
+from tinyvit_zoo.build import load_model
 from tinyvit_zoo.checkpoints import CheckpointError, imported_path
-from tinyvit_zoo.convert import convert, import_weights
+from tinyvit_zoo.common.errors import ModelError
+from tinyvit_zoo.hub.convert import convert, import_weights
 from tinyvit_zoo.releases import find_release
 
 MAE_LITE = 'mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k'

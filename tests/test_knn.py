@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from conftest import refused
 
-from downstream import knn
-from downstream.errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream import knn
 
 CLASSES, D = 12, 16
 

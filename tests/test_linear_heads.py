@@ -12,10 +12,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
-from downstream.data.split import check_features, stratified_split
-from downstream.errors import EvaluationError
-from downstream.heads import logistic, ridge
-from downstream.heads.linear_heads import LinearHeads, Setting, grid
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.data.split import check_features, stratified_split
+from tinyvit_zoo.downstream.classifiers import logistic, ridge
+from tinyvit_zoo.downstream.classifiers.linear_heads import LinearHeads, Setting, grid
 
 CLASSES = 7
 WIDTHS = {'pooled': 24, 'last:4': 40}
@@ -98,7 +98,7 @@ def test_start_weights_are_those_of_moco_v3():
 def test_scores_do_not_depend_on_how_many_rows_are_taken_at_once(monkeypatch):
     heads, (x, y) = train_together(grid([0.1, 1], [0], ['pooled']), 1), map(torch.from_numpy, blobs())
     accuracy, loss = heads.score({'pooled': x}, y)
-    monkeypatch.setattr('downstream.heads.linear_heads.LOGITS_AT_ONCE', 100)
+    monkeypatch.setattr('tinyvit_zoo.downstream.classifiers.linear_heads.LOGITS_AT_ONCE', 100)
     again, loss_again = heads.score({'pooled': x}, y)
     assert torch.equal(accuracy, again)
     torch.testing.assert_close(loss, loss_again)

@@ -21,16 +21,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from downstream import linear_probe
-from downstream.data.views import probe_transforms
-from downstream.datasets import load_dataset
-from downstream.errors import EvaluationError
-from downstream.extraction.feature_layers import feature_function
-from downstream.extraction.hashes import state_hash
-from downstream.extraction.one_pass import features_of_layers
-from downstream.features import extract
-from downstream.linear_probe import cached, live
-from downstream.reports.probe import HEAD
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.downstream import linear_probe
+from tinyvit_zoo.downstream.features.extraction import extract
+from tinyvit_zoo.downstream.features.layers import feature_function
+from tinyvit_zoo.downstream.features.one_pass import features_of_layers
+from tinyvit_zoo.downstream.features.views import probe_transforms
+from tinyvit_zoo.downstream.linear_probe import cached, live
+from tinyvit_zoo.downstream.reports.probe import HEAD
 from tinyvit_zoo.hub import save_folder
 
 LRS = [0.1, 1.0, 10.0]
@@ -389,9 +389,9 @@ def test_test_images_of_other_classes_are_refused(cli, folder, tmp_path):
 SCRIPT = """
 import sys, pathlib, torch, timm, numpy as np
 import tinyvit_zoo
-from downstream.datasets import load_dataset
-from downstream.linear_probe import live
-from downstream.extraction.processes import Processes
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.downstream.linear_probe import live
+from tinyvit_zoo.common.processes import Processes
 torch.set_num_threads(1)
 torch.manual_seed(0)
 small = dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1))

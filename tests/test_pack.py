@@ -16,9 +16,9 @@ from golden_rule import golden, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tinyvit_zoo.build import ModelError
 from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.checkpoints.manifest import read_manifest
+from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.hub.own_card import render_own_card
@@ -43,7 +43,7 @@ def packed_once(model_folder, tmp_path_factory) -> Path:
         tmp_path_factory.mktemp('page') / 'page',
         tag='mine',
         labels=LABELS,
-        licence='mit',
+        license='mit',
         repo='me/x',
     )
 
@@ -225,13 +225,13 @@ def test_the_labels_of_a_folder_stay_whatever_it_is_called(saved_as, tag, tmp_pa
     assert config['pretrained_cfg']['tag'] == (tag or saved_as or 'own')
 
 
-@pytest.mark.parametrize('facts', [dict(labels=['x']), dict(licence='mit'), dict(img_size=(64, 64))], ids=str)
+@pytest.mark.parametrize('facts', [dict(labels=['x']), dict(license='mit'), dict(img_size=(64, 64))], ids=str)
 def test_weights_of_a_release_take_no_facts_of_others(tmp_path, facts):
     refused(lambda: pack(NAME, tmp_path / 'page', 'file', **facts), NAME, '--tag', kind=ModelError)
 
 
-def test_a_licence_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
-    refused(lambda: pack(str(page), tmp_path / 'new', licence='mit'), 'write the licence there', kind=ModelError)
+def test_a_license_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
+    refused(lambda: pack(str(page), tmp_path / 'new', license='mit'), 'write the license there', kind=ModelError)
 
 
 def test_the_card_of_ones_own_weights_tells_whose_class_loads_them_and_what_they_take(tmp_path):
@@ -273,9 +273,9 @@ def test_the_page_that_a_card_is_for_can_be_named_later(model_folder, tmp_path):
     refused(lambda: pack(str(page), page, repo='x'), "'x' is no name of a page", kind=ModelError)
 
 
-@pytest.mark.parametrize('licence', ['MIT', 'mit\ntags: x', 'a: b', ''])
-def test_what_cannot_be_a_licence_of_the_hub_is_refused(model_folder, tmp_path, licence):
-    refused(lambda: pack(str(model_folder), tmp_path / 'page', licence=licence), 'no licence id', kind=ModelError)
+@pytest.mark.parametrize('license', ['MIT', 'mit\ntags: x', 'a: b', ''])
+def test_what_cannot_be_a_license_of_the_hub_is_refused(model_folder, tmp_path, license):
+    refused(lambda: pack(str(model_folder), tmp_path / 'page', license=license), 'no license id', kind=ModelError)
 
 
 @pytest.mark.slow

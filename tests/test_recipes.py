@@ -11,16 +11,16 @@ from golden_rule import GOLDEN
 from PIL import Image
 from timm.data import Mixup
 
-from downstream.errors import EvaluationError
-from downstream.training.ingredients import (
+from tinyvit_zoo.checkpoints import TINYVIT_KEYS
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.training.ingredients import (
     create_mixup,
     create_optimizer,
     create_scheduler,
     create_transforms,
     reset_head,
 )
-from downstream.training.recipes import RECIPES, Rates, find_recipe
-from tinyvit_zoo.checkpoints import TINYVIT_KEYS
+from tinyvit_zoo.training.recipes import RECIPES, Rates, find_recipe
 
 # Highest, last and first learning rate as the papers and READMEs have them for their batch; warm-up, epochs, batch;
 # where the cosine begins.

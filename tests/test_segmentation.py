@@ -13,7 +13,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
 from mmseg.structures import SegDataSample
 
-from downstream.segmentation import ZooBackbone
+from tinyvit_zoo.downstream.segmentation import ZooBackbone
 
 NAMES = packaged(SEGMENTATION)
 FULL = [name for name in NAMES if not name.startswith('ci/')]
@@ -62,7 +62,7 @@ def test_a_config_builds_and_fits_its_heads(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_everything_a_config_names_is_registered(name):
     config = read(SEGMENTATION, name)
-    assert config.custom_imports == dict(imports=['downstream.segmentation'], allow_failed_imports=False)
+    assert config.custom_imports == dict(imports=['tinyvit_zoo.downstream.segmentation'], allow_failed_imports=False)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert DATASETS.get(loader.dataset.type)
         assert all(TRANSFORMS.get(step['type']) for step in parts(loader.dataset.pipeline))

@@ -75,12 +75,12 @@ def test_commands_work_from_a_folder_with_a_foreign_downstream(installed, elsewh
 
 
 def test_the_demo_of_the_wheel_is_found_beside_a_foreign_downstream(installed, elsewhere):
-    code = "from tinyvit_zoo.cli.downstream import import_downstream; print(import_downstream('demo').__file__)"
+    code = 'from tinyvit_zoo.downstream import demo; print(demo.__file__)'
     assert Path(python(code, installed, elsewhere).strip()).is_relative_to(installed)
 
 
 def test_detectors_are_built_beside_a_foreign_downstream(installed, elsewhere):
-    """Configs name `downstream.detection`, and files of a wheel are all that they find."""
+    """Configs name `tinyvit_zoo.downstream.detection`, and files of a wheel are all that they find."""
     env = os.environ | {'PYTHONPATH': str(installed)}
     name = 'ci_retinanet_tinyvit_5m'
     command = [sys.executable, '-m', 'tinyvit_zoo.cli', 'detect', 'config']
@@ -90,8 +90,8 @@ def test_detectors_are_built_beside_a_foreign_downstream(installed, elsewhere):
         assert name in done.stdout or (elsewhere / 'mine.py').is_file()
     code = (
         'from tinyvit_zoo.cli.detect import _module; from mmengine.registry import MODELS, init_default_scope\n'
-        "config = _module('catalogue').read_config('mine.py'); init_default_scope('mmdet')\n"
+        "config = _module('packaged_configs').read_config('mine.py'); init_default_scope('mmdet')\n"
         'print(type(MODELS.build(config.model).backbone).__module__)'
     )
-    assert python(code, installed, elsewhere).strip() == '_tinyvit_zoo_downstream.detection.backbone'
-    assert (installed / 'downstream' / 'detection' / 'README.md').is_file()
+    assert python(code, installed, elsewhere).strip() == 'tinyvit_zoo.downstream.detection.backbone'
+    assert (installed / 'tinyvit_zoo' / 'downstream' / 'detection' / 'README.md').is_file()

@@ -5,7 +5,7 @@ import torch
 from conftest import SMALL_OF
 from golden_rule import fill_by_rule
 
-from downstream.detection import ZooBackbone  # before mmdet, whose operators it puts in place
+from tinyvit_zoo.downstream.detection import ZooBackbone  # before mmdet, whose operators it puts in place
 
 # isort: split
 from mmdet.models.backbones import SwinTransformer

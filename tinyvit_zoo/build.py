@@ -9,13 +9,10 @@ from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
 from .checkpoints import CheckpointError, find_key_map, read_checkpoint
+from .common.errors import ModelError
 from .releases import all_releases, find_release
 
-__all__ = ['ModelError', 'build_model', 'check_name', 'load_model']
-
-
-class ModelError(ValueError):
-    """A model name, folder or argument cannot be used; the message says why."""
+__all__ = ['build_model', 'check_name', 'load_model']
 
 
 def build_model(name: str, **kwargs: Any) -> nn.Module:

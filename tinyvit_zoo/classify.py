@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
-from .build import ModelError
+from .common.errors import ModelError
 
 __all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image']
 

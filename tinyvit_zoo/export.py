@@ -18,9 +18,11 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from . import __version__
-from .build import ModelError, build_model, check_name, load_model
+from .build import build_model, check_name, load_model
 from .classify import class_names
-from .hub.folder import FACTS_OF_WEIGHTS, new_file
+from .common.errors import ModelError
+from .common.files import new_file
+from .hub.folder import FACTS_OF_WEIGHTS
 from .hub.pack import OWN_TAG
 from .models.mini_deit import MiniDeit
 from .models.plain_vit import PlainVit

@@ -1,6 +1,6 @@
 """Models of this package, and any timm model with features, as backbones of mmdet.
 
-    custom_imports = dict(imports=['downstream.detection'])
+    custom_imports = dict(imports=['tinyvit_zoo.downstream.detection'])
 
 in a config is all that mmdet's or mmengine's own tools need. Importing this package puts the stand-in for mmcv's
 compiled ops in place (`ops.py`) where mmcv has none, and registers what the configs name.

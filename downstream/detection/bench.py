@@ -1,9 +1,9 @@
 """Backbones of detectors side by side: time of a forward pass and of a training step, peak memory, parameters.
 
-All variants are made in one process and measured in turn (`downstream.paired_timing`): process CPU time of one thread,
-or CUDA events. Peak memory is that of one training step (forward and backward, gradients included, no optimizer) beyond
-the model and the picture; on a CPU the peak resident size of a process that does nothing else, after a step on a small
-picture has loaded the code.
+All variants are made in one process and measured in turn (`tinyvit_zoo.common.paired_timing`): process CPU time of
+one thread, or CUDA events. Peak memory is that of one training step (forward and backward, gradients included, no
+optimizer) beyond the model and the image; on a CPU the peak resident size of a process that does nothing else, after a
+step on a small image has loaded the code.
 """
 
 import gc
@@ -22,10 +22,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..errors import EvaluationError
-from ..extraction.cache import write_whole
-from ..extraction.order import one_thread
-from ..paired_timing import cpu_name, cuda_ms, measure, ratio
+import tinyvit_zoo
+from tinyvit_zoo.common.determinism import one_thread
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.paired_timing import cpu_name, cuda_ms, measure, ratio
 
 __all__ = ['DEFAULT', 'build', 'peak_memory', 'report', 'run']
 
@@ -184,8 +185,8 @@ def peak_memory(name: str, size: tuple[int, int], device: torch.device | str = '
         return _peak_on_cuda(name, size, device)
     if not Path('/proc/self/clear_refs').exists():
         return None
-    program = f'from downstream.detection.bench import _print_peak; _print_peak({name!r}, {tuple(size)!r})'
-    folder = str(Path(__file__).parents[2])
+    program = f'from tinyvit_zoo.downstream.detection.bench import _print_peak; _print_peak({name!r}, {tuple(size)!r})'
+    folder = str(Path(tinyvit_zoo.__file__).parents[1])
     # One heap, given back at once: what is counted was in use.
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': '0'}
     environment['PYTHONPATH'] = os.pathsep.join([folder, *filter(None, [os.environ.get('PYTHONPATH')])])

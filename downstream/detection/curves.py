@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..extraction.cache import write_whole
+from tinyvit_zoo.common.files import write_whole
+
 from ..reports.plots import COLORS, DPI
 
 __all__ = ['Point', 'draw_curves', 'read_points', 'write_curves']

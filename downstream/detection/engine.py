@@ -13,10 +13,11 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from ..errors import EvaluationError
-from ..extraction.cache import write_whole
-from .detector_weights import check_start, latest_checkpoint, load_detector
-from .own_data import check_data
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import write_whole
+
+from .custom_data import check_data
+from .detector_checkpoint import check_start, latest_checkpoint, load_detector
 
 __all__ = ['Run', 'evaluate', 'train']
 

@@ -21,8 +21,9 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import EvaluationError
-from ..extraction.cache import write_whole
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import write_whole
+
 from .curves import Point, read_points, write_curves
 
 __all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'CurvesHook', 'RandomStateHook']

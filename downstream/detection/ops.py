@@ -13,9 +13,8 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 from typing import Literal
 
-from tinyvit_zoo.hub.folder import new_file
-
-from ..errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import new_file
 
 __all__ = ['MMCV', 'find_mmcv', 'install', 'remove_file', 'require', 'write_file']
 
@@ -107,7 +106,7 @@ def require(package: Literal['mmdet', 'mmseg']) -> None:
 
 
 def write_file() -> tuple[Path, Literal['written', 'updated', 'unchanged']]:
-    """Put the stand-in into mmcv's folder, where programs find it that do not import `downstream.detection` first.
+    """Put the stand-in into mmcv's folder, for programs that do not import `tinyvit_zoo.downstream.detection` first.
 
     Returns:
         The file, and what became of it.
@@ -157,5 +156,5 @@ def remove_file() -> tuple[Path, Literal['removed', 'absent']]:
 def _not_changed(path: Path, error: OSError) -> EvaluationError:
     return EvaluationError(
         f'{path} cannot be changed ({error.strerror}): run the command as the owner of that environment, or import '
-        'downstream.detection before mmdet, which needs no file.'
+        'tinyvit_zoo.downstream.detection before mmdet, which needs no file.'
     )

@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import EvaluationError
-from ..extraction.cache import write_whole
-from .detector_weights import load_detector
-from .own_data import classes_of, colors, datasets_of
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import write_whole
+
+from .custom_data import classes_of, colors, datasets_of
+from .detector_checkpoint import load_detector
 
 __all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_pictures', 'in_words', 'write_predictions']
 

@@ -8,15 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.training.recipes import Recipe
 
-from .. import report
-from ..confusion import confusion_matrix
-from ..data.image_dataset import ImageDataset
-from ..errors import EvaluationError
+from .. import results as report
 from ..finetune import Finetuned
-from ..intervals import wilson
-from ..training.recipes import Recipe
+from ..statistics import confusion_matrix, wilson
 from . import plots
 
 __all__ = ['summary', 'write_finetuned']

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import report
-from ..data.class_map import readable
-from ..data.image_dataset import ImageDataset
+from tinyvit_zoo.data.class_map import readable
+from tinyvit_zoo.data.image_dataset import ImageDataset
+
+from .. import results as report
 from ..imagenet import Scores
 from ..imagenet_c import SEVERITIES, Corruptions
 from . import plots

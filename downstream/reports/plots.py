@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from ..errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError
 
 __all__ = [
     'accuracy_over_shots',

@@ -9,15 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save
 
-from tinyvit_zoo.hub.folder import new_file
+from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.data.image_dataset import ImageDataset
 
-from .. import report
-from ..confusion import accuracies, confusion_matrix
-from ..data.image_dataset import ImageDataset
-from ..heads.logistic import LogisticResult
-from ..heads.ridge import RidgeResult
-from ..intervals import wilson
+from .. import results as report
+from ..classifiers.logistic import LogisticResult
+from ..classifiers.ridge import RidgeResult
 from ..linear_probe import ProbeResult
+from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 
 __all__ = ['HEAD', 'summary', 'write_probe']

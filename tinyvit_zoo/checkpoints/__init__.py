@@ -2,11 +2,11 @@
 what its tables were laid out for (`tables`), how many heads its model had (`heads`), and which part of a detector it
 is (`detector`)."""
 
+from ..common.errors import CheckpointError, WeightsNotFoundError
 from .beit_buffers import check_beit_buffers
 from .detector import backbone_part, counted_by_part
-from .errors import CheckpointError, WeightsNotFoundError
-from .head import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
-from .heads import Evidence, check_heads, find_heads, heads_of
+from .head_22k import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
+from .head_count import Evidence, check_heads, find_heads, heads_of
 from .keymap import (
     KEY_MAPS,
     MINI_DEIT_KEYS,

@@ -5,8 +5,8 @@ from math import isqrt
 
 import torch
 
+from ..common.errors import CheckpointError
 from ..layers import beit_offset_index
-from .errors import CheckpointError
 
 __all__ = ['beit_buffers', 'check_beit_buffers', 'table_grid']
 

@@ -9,7 +9,7 @@ import torch
 __all__ = ['backbone_part', 'counted_by_part']
 
 BACKBONE = 'backbone.'
-# Names of `downstream.detection.ZooBackbone`: the timm model, and a norm for each of its maps.
+# Names of `tinyvit_zoo.downstream.detection.ZooBackbone`: the timm model, and a norm for each of its maps.
 NET, MAP_NORM = 'net.', re.compile(r'norm\d+\.')
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..common.errors import CheckpointError
 from .beit_buffers import beit_buffers, check_beit_buffers
-from .errors import CheckpointError
 from .read import _name
 from .swin_buffers import check_swin_buffers, swin_buffers
 

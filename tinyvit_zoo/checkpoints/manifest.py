@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from .errors import CheckpointError
+from ..common.errors import CheckpointError
 
 __all__ = ['MANIFEST', 'check_download', 'check_listed', 'file_sha256', 'read_manifest']
 

@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from .errors import CheckpointError, WeightsNotFoundError
+from ..common.errors import CheckpointError, WeightsNotFoundError
 
 __all__ = ['Clues', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from timm.models import PretrainedCfg
 
+from ..common.errors import CheckpointError, WeightsNotFoundError
 from ..releases import Release, find_release
-from .errors import CheckpointError, WeightsNotFoundError
 from .manifest import MANIFEST, check_download, check_listed, file_sha256, read_manifest
 from .read import Clues, clues_of, read_checkpoint, read_with_clues, unwrap
 

@@ -5,8 +5,8 @@ from math import isqrt
 
 import torch
 
+from ..common.errors import CheckpointError
 from ..layers import shifted_window_mask, signed_offset_index
-from .errors import CheckpointError
 
 __all__ = ['check_swin_buffers', 'swin_buffers']
 

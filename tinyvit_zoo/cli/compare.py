@@ -8,7 +8,7 @@ import typer
 
 from . import evaluator_options as options
 from .console import console, explained, parse_size, quiet_logs
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +49,9 @@ def compare(
     size = parse_size(img_size)
     quiet_logs()
     with needs_eval_extra('compare'):
-        module = import_downstream('compare')
-        import_downstream('reports.plots')  # what is missing is told before the work, not after it
+        from ..downstream import compare as module
+        from ..downstream import results as report
+        from ..downstream.reports import plots  # noqa: F401  missing packages are reported before the work
     extract = dict(layers=layers, cache=cache, device=options.find_device(device), workers=workers)
     with options.processes() as first:
         options.make_output(output)
@@ -64,7 +65,7 @@ def compare(
             }
             title = f'{name} ({options.origin_of(weights, pretrained, seed)})'
             models.append(module.ModelFeatures(title, features.get('train'), features['test']))
-            records.append(import_downstream('report').record('', model=model, dataset=None, seed=None, name=title))
+            records.append(report.record('', model=model, dataset=None, seed=None, name=title))
         if not first:
             return
         rows = module.compare(*models, ways=ways, shots=shots, queries=queries, episodes=episodes, k=k, seed=seed)
@@ -79,14 +80,15 @@ def compare(
 
 def _datasets(load: Callable[..., Any]) -> dict[str, Any]:
     """Images to test on and, where they are others than these, to learn from."""
-    error = import_downstream('errors').MissingSplitError
+    from ..common.errors import MissingSplitError
+
     try:
         test = load(*options.TO_TEST_ON)
-    except error:
+    except MissingSplitError:
         return dict(test=load('all'))  # which has those of train, too
     try:
         return dict(train=load('train'), test=test)
-    except error:
+    except MissingSplitError:
         return dict(test=test)
 
 
@@ -123,7 +125,9 @@ def _write(
     seed: int,
     more: dict[str, Any],
 ) -> None:
-    report, plots = import_downstream('report'), import_downstream('reports.plots')
+    from ..downstream import results as report
+    from ..downstream.reports import plots
+
     test = data_of['test']
     figures = {
         'differences': plots.differences(

@@ -42,7 +42,7 @@ def compress(
         raise typer.BadParameter(f"'{share_every}' is neither a number of blocks nor 'stage'.")
     if checkpoint and not pretrained:
         raise typer.BadParameter('--checkpoint gives weights, --no-pretrained wants none: leave one of them out.')
-    from ..build import ModelError
+    from ..common.errors import ModelError
     from ..compress import multiplex
     from ..hub import save_folder
 
@@ -63,8 +63,9 @@ def compress(
 
 
 def _load(name: str, checkpoint: Path | None, pretrained: bool, num_classes: int | None) -> Any:
-    from ..build import ModelError, build_model, check_name
+    from ..build import build_model, check_name
     from ..checkpoints import CheckpointError, read_checkpoint
+    from ..common.errors import ModelError
     from ..releases import find_family
 
     kwargs = {} if num_classes is None else dict(num_classes=num_classes)
@@ -105,8 +106,8 @@ def _read_pictures(folder: Path, model: Any) -> list[Any]:
     import torch
     from timm.data import create_transform, resolve_model_data_config
 
-    from ..build import ModelError
     from ..classify import ImageError, load_image
+    from ..common.errors import ModelError
 
     if not folder.is_dir():
         raise ModelError(f'No folder at {folder}.')

@@ -37,8 +37,8 @@ def explained(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from ..build import ModelError
         from ..checkpoints import CheckpointError
+        from ..common.errors import ModelError
 
         try:
             return command(*args, **kwargs)

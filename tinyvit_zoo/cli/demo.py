@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from .console import console, explained
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def demo(
     """Train a small TinyViT on real digits and photo crops, save it, make it again, classify, and compare its features
     with those of random weights (no network needed)."""
     with needs_eval_extra('The demo'):
-        module = import_downstream('demo')
+        from ..downstream.demo import run as module
     out = console()
     options = {} if epochs is None else {'epochs': epochs}
     module.run_demo(output, seed=seed, say=lambda text: out.print(text, markup=False, soft_wrap=True), **options)

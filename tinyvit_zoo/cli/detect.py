@@ -1,9 +1,9 @@
 """`detect`: train, test and use detectors and segmenters of mmdet and mmseg configs."""
 
+import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,6 @@ import typer
 
 from . import evaluator_options as options
 from .console import complain, explained
-from .downstream import import_downstream
 
 Launcher = StrEnum('Launcher', ['none', 'pytorch', 'slurm', 'mpi'])
 
@@ -69,14 +68,9 @@ def needs_detection_extra(what: str) -> Iterator[None]:
 
 
 def _module(name: str) -> ModuleType:
-    """A module of `downstream.detection`. Configs import the package by that name, whatever else goes by it."""
+    """A module of `tinyvit_zoo.downstream.detection`."""
     with needs_detection_extra('detect'):
-        package = import_downstream('detection')
-        if package.__name__ != 'downstream.detection':
-            sys.modules['downstream.detection'] = package
-            with suppress(import_downstream('errors').EvaluationError):  # without mmseg
-                sys.modules['downstream.segmentation'] = import_downstream('segmentation')
-        return import_downstream(f'detection.{name}')
+        return importlib.import_module(f'tinyvit_zoo.downstream.detection.{name}')
 
 
 def _read(name: str, context: typer.Context | None, cfg_options: list[str] | None) -> Any:
@@ -84,17 +78,17 @@ def _read(name: str, context: typer.Context | None, cfg_options: list[str] | Non
     if context and context.args and not cfg_options:
         raise typer.BadParameter(f"'{context.args[0]}' is one argument too many.")
     with needs_detection_extra('detect'):
-        return _module('catalogue').read_config(name, given)
+        return _module('packaged_configs').read_config(name, given)
 
 
-def _own_data(config: Any, data: Path | None, classes: str | None, **files: Path | None) -> None:
+def _custom_data(config: Any, data: Path | None, classes: str | None, **files: Path | None) -> None:
     if data is None:
         if classes or any(files.values()):
             raise typer.BadParameter('Give the folder of your data as well: --data DIR.')
         return
-    own_data = _module('own_data')
+    custom_data = _module('custom_data')
     names = tuple(name.strip() for name in classes.split(',') if name.strip()) if classes else ()
-    found = own_data.use_own_data(config, own_data.OwnData(data, classes=names, **files))
+    found = custom_data.use_custom_data(config, custom_data.CustomData(data, classes=names, **files))
     if found:
         print(f'{len(found)} classes: {", ".join(found)}')
 
@@ -126,7 +120,7 @@ def train(
     Several processes: torchrun --nproc-per-node=8 -m tinyvit_zoo.cli detect train CONFIG ...
     """
     config = _read(name, context, cfg_options)
-    _own_data(
+    _custom_data(
         config, data, classes, train_annotations=train_annotations, train_images=train_images,
         validation_annotations=validation_annotations, validation_images=validation_images,
     )  # fmt: skip
@@ -155,7 +149,9 @@ def evaluate(
 ) -> None:
     """Metrics of a checkpoint on the test data of its config."""
     config = _read(name, context, cfg_options)
-    _own_data(config, data, classes, validation_annotations=validation_annotations, validation_images=validation_images)
+    _custom_data(
+        config, data, classes, validation_annotations=validation_annotations, validation_images=validation_images
+    )
     engine = _module('engine')
     metrics = engine.evaluate(config, checkpoint, engine.Run(work_dir, launcher=launcher and str(launcher)))
     for metric, value in metrics.items():
@@ -191,16 +187,16 @@ def config(
     force: bool = typer.Option(False, '--force', help='Replace the file if it is there.'),
 ) -> None:
     """List the packaged configs, or write one with its bases merged into it, to change as you like."""
-    catalogue = _module('catalogue')
+    packaged_configs = _module('packaged_configs')
     if name is None:
-        for config_name, path in catalogue.packaged_configs().items():
-            print(f'{config_name}\n    {catalogue.describe(path)}')
+        for config_name, path in packaged_configs.all_configs().items():
+            print(f'{config_name}\n    {packaged_configs.describe(path)}')
         return
     if output is None:
-        print(catalogue.read_config(name).pretty_text)
+        print(packaged_configs.read_config(name).pretty_text)
         return
     with needs_detection_extra('detect config'):
-        print(catalogue.write_config(name, output, force))
+        print(packaged_configs.write_config(name, output, force))
 
 
 @explained

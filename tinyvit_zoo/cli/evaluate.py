@@ -8,7 +8,7 @@ import typer
 
 from . import evaluator_options as options
 from .console import explained, parse_size, quiet_logs
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 IMAGENET_C = 'imagenet-c'
 
@@ -49,8 +49,8 @@ def evaluate(
     size = parse_size(img_size)
     quiet_logs()
     with needs_eval_extra('evaluate'):
-        imagenet = import_downstream('imagenet')
-        reports = import_downstream('reports.imagenet')
+        from ..downstream import imagenet
+        from ..downstream.reports import imagenet as reports
     found = options.find_device(device)
     settings: dict[str, Any] = dict(
         overrides={} if crop_pct is None else dict(crop_pct=crop_pct),
@@ -91,15 +91,16 @@ def _corruptions(
     say: Callable[[str], None],
 ) -> None:
     """ImageNet-C; what is finished is kept beside the results."""
-    reports, model = import_downstream('reports.imagenet'), head['model']
+    from ..downstream import imagenet, imagenet_c
+    from ..downstream.reports import imagenet as reports
+
+    model = head['model']
     clean, clean_error = None, None
     if clean_root is not None:
         clean = options.loader('evaluate', 'imagenet-1k', clean_root, 0)('validation')
-        clean_error = 100 - import_downstream('imagenet').evaluate(model, clean, **settings).top1
+        clean_error = 100 - imagenet.evaluate(model, clean, **settings).top1
     keep = output and output / 'finished.json'
-    result = import_downstream('imagenet_c').evaluate_corruptions(
-        model, root, keep=keep, clean_error=clean_error, **settings
-    )
+    result = imagenet_c.evaluate_corruptions(model, root, keep=keep, clean_error=clean_error, **settings)
     reports.print_corruptions(result, head, say)
     if output is not None:
         reports.write_corruptions(output, result, {**head, 'root': root}, clean, say)

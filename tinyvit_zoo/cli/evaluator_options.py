@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import console
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,8 @@ def load_backbone(
     """
     import torch
 
-    from ..build import ModelError, build_model, load_model
+    from ..build import build_model, load_model
+    from ..common.errors import ModelError
 
     def make(**size: Any) -> 'nn.Module':
         kwargs = {**arguments, **size}
@@ -124,13 +125,15 @@ def make_output(folder: Path | None) -> None:
         reason = e.strerror or str(e)
     if reason:
         problem = f'The results cannot be written to {folder} ({reason}): choose another --output.'
-        raise import_downstream('errors').EvaluationError(problem)
+        from ..common.errors import EvaluationError
+
+        raise EvaluationError(problem)
 
 
 def loader(
     what: str, data: str, root: Path | None, seed: int, skip_unreadable: bool = False, any_counts: bool = False
 ) -> Callable[..., Any]:
-    """What gives a split of the data as `downstream.datasets.ImageDataset`; of several splits the first that there is.
+    """A function that loads a split as `ImageDataset`; of several splits the first that there is.
 
     It raises `MissingSplitError` if there is none, and `EvaluationError` if the data is not as it should be.
 
@@ -145,14 +148,16 @@ def loader(
 
     def load(*splits: str) -> Any:
         with needs_eval_extra(what):
-            load_dataset, error = import_downstream('datasets').load_dataset, import_downstream('errors')
+            from ..common.errors import MissingSplitError
+            from ..data.datasets import load_dataset
+
             problems = []
             for split in splits:
                 try:
                     return load_dataset(
                         data, split, root, seed=seed, skip_unreadable=skip_unreadable, check_counts=not any_counts
                     )
-                except error.MissingSplitError as e:
+                except MissingSplitError as e:
                     problems.append(e)
             raise problems[0]
 
@@ -166,18 +171,20 @@ def features_of(model: 'nn.Module', dataset: Any, *, dtype: str = 'fp32', **opti
         model: Any timm model.
         dataset: As `load_data` gives it.
         dtype: 'fp32' or 'bf16'.
-        **options: As in `downstream.features.extract`.
+        **options: As in `tinyvit_zoo.downstream.features.extraction.extract`.
 
     Returns:
-        `downstream.features.Features`.
+        `tinyvit_zoo.downstream.features.extraction.Features`.
 
     Raises:
-        EvaluationError: See `downstream.features.extract`.
+        EvaluationError: See `tinyvit_zoo.downstream.features.extraction.extract`.
     """
     import torch
 
+    from ..downstream.features.extraction import extract
+
     dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16}
-    return import_downstream('features').extract(model, dataset, dtype=dtypes[dtype], **options)
+    return extract(model, dataset, dtype=dtypes[dtype], **options)
 
 
 @contextmanager

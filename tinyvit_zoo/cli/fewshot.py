@@ -8,7 +8,7 @@ import typer
 
 from . import evaluator_options as options
 from .console import explained, parse_size, quiet_logs
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 Solver = StrEnum('Solver', ['cdfsl', 'ridge', 'prototype', 'logreg'])
 
@@ -51,7 +51,7 @@ def fewshot(
     size, counts = parse_size(img_size), _integers(shots, '--shots')
     quiet_logs()
     with needs_eval_extra('fewshot'):
-        few_shot = import_downstream('few_shot')
+        from ..downstream import few_shot
     found = options.find_device(device)
     with options.processes() as first:
         options.make_output(output)
@@ -61,7 +61,9 @@ def fewshot(
             for k in counts
         }
         model = options.load_backbone(name, weights, pretrained, size, seed)
-        transform = import_downstream('data.transforms').cdfsl_transform(model) if squash else None
+        from ..data.transforms import cdfsl_transform
+
+        transform = cdfsl_transform(model) if squash else None
         features = options.features_of(
             model, dataset, dtype=dtype, layers=layers, transform=transform, batch_size=batch_size, cache=cache,
             device=found, workers=workers, seed=seed,
@@ -88,7 +90,9 @@ def _report_few_shot(results: dict[int, Any], head: dict[str, Any], output: Path
         say(f'  {k:3d} shots: {result.mean:.2f} ± {result.ci95:.2f} %')
     if output is None:
         return
-    report, plots = import_downstream('report'), import_downstream('reports.plots')
+    from ..downstream import results as report
+    from ..downstream.reports import plots
+
     rows = [
         dict(shots=k, accuracy=r.mean, ci95=r.ci95, solver=r.solver, episodes=len(r.accuracy), sha256=r.episodes_sha256)
         for k, r in results.items()
@@ -139,7 +143,7 @@ def knn(
     size, ks = parse_size(img_size), _integers(k, '-k')
     quiet_logs()
     with needs_eval_extra('knn'):
-        module = import_downstream('knn')
+        from ..downstream import knn as module
     found = options.find_device(device)
     with options.processes() as first:
         options.make_output(output)
@@ -174,7 +178,8 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
     say, data, origin = options.printer(), queries.name, head['weights']
     title = f'{head["name"]} ({origin}) on {data}: kNN'
     say(f'{title}, {len(queries)} queries of {queries.split}')
-    wilson = import_downstream('intervals').wilson
+    from ..downstream.statistics import wilson
+
     rows = [
         dict(k=k, accuracy=accuracy, **dict(zip(('low', 'high'), wilson(accuracy, len(queries)), strict=True)))
         for k, accuracy in result.accuracy.items()
@@ -183,13 +188,18 @@ def _report_knn(result: Any, queries: Any, head: dict[str, Any], output: Path | 
         say(f'  k = {row["k"]:3d}: {row["accuracy"]:.2f} % (95 % interval {row["low"]:.2f} to {row["high"]:.2f})')
     if output is None:
         return
-    report, plots = import_downstream('report'), import_downstream('reports.plots')
+    from ..downstream import results as report
+    from ..downstream.reports import plots
+
     # Of the first k that was asked for: choosing the best one would be choosing by the answers.
     k, predicted = next(iter(result.predictions.items()))
-    answers = import_downstream('confusion')
+    from ..downstream import statistics as answers
+
     counts = answers.confusion_matrix(queries.labels, predicted, len(queries.classes))
     images, per_class = counts.sum(axis=1), answers.accuracies(counts)
-    names = import_downstream('data.class_map').readable(queries.classes)
+    from ..data.class_map import readable
+
+    names = readable(queries.classes)
     note = f'kNN, k = {k}, temperature {head["temperature"]:g}'
     is_for_card = origin == 'pretrained' and all(part.complete for part in head['dataset'].values())
     entry = report.eval_results_entry(data, result.accuracy[k], notes=note) if is_for_card else None

@@ -11,7 +11,7 @@ import typer
 
 from . import evaluator_options as options
 from .console import explained, parse_size, quiet_logs
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
@@ -24,8 +24,8 @@ def _list_recipes(wanted: bool) -> None:
     if not wanted:
         return
     with needs_eval_extra('finetune'):
-        recipes = import_downstream('training.recipes').RECIPES.values()
-    for recipe in recipes:
+        from ..training.recipes import RECIPES
+    for recipe in RECIPES.values():
         rates = recipe.rates()
         print(
             f'{recipe.name}\n    {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning '
@@ -75,10 +75,13 @@ def finetune(
     size = parse_size(img_size)
     quiet_logs()
     with needs_eval_extra('finetune'):
-        training, reports = import_downstream('finetune'), import_downstream('reports.finetune')
+        from ..downstream import finetune as training
+        from ..downstream.reports import finetune as reports
     changes = dict(epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay)
     changes |= dict(drop_path=None if drop_path is None else {'': drop_path})
-    chosen = import_downstream('training.recipes').find_recipe(recipe)
+    from ..training.recipes import find_recipe
+
+    chosen = find_recipe(recipe)
     chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
     if lr is not None:
         chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
@@ -110,7 +113,7 @@ def _architecture(name: str) -> str:
 
 def _load_model(drop_path: float, *args: Any, **kwargs: Any) -> Any:
     """See `evaluator_options.load_backbone`. A rate of 0 is handed on, too: many models come with another one."""
-    from ..build import ModelError
+    from ..common.errors import ModelError
 
     try:
         return options.load_backbone(*args, **kwargs, drop_path_rate=drop_path)
@@ -126,9 +129,11 @@ def _datasets(load: Callable[..., Any]) -> tuple[Any, Any, Any]:
     """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
     then must not choose the epoch.
     """
+    from ..common.errors import MissingSplitError
+
     train, there = load('train'), {}
     for split in options.TO_TEST_ON:
-        with suppress(import_downstream('errors').MissingSplitError):
+        with suppress(MissingSplitError):
             there[split] = load(split)
     validation, test = there.get('validation'), there.get('test')
     if validation is None or test is None or validation.fingerprint() == test.fingerprint():

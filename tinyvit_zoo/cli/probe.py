@@ -9,7 +9,7 @@ import typer
 
 from . import evaluator_options as options
 from .console import explained, parse_size, quiet_logs
-from .downstream import import_downstream, needs_eval_extra
+from .extras import needs_eval_extra
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def probe(
     if mode in (Mode.ridge, Mode.logistic) and len(chosen_layers) > 1:
         raise typer.BadParameter(f'{mode} takes one layer at a time.')
     with needs_eval_extra('probe'):
-        reports = import_downstream('reports.probe')
+        from ..downstream.reports import probe as reports
     with options.processes() as first:
         options.make_output(output)
         load = options.loader('probe', data, root, seed, skip_unreadable, any_counts)
@@ -101,7 +101,9 @@ def probe(
         say(title)
         say(_words(reports.summary(result, test), len(kept)))
         if output is not None:
-            head = import_downstream('report').record(
+            from ..downstream import results as report
+
+            head = report.record(
                 'linear-probe', model=model, dataset=dict(train=train, held_out=kept, test=test), seed=seed, name=name,
                 weights=origin, **settings,
             )  # fmt: skip
@@ -131,7 +133,8 @@ def _parts(load: Callable[..., Any], split: str | None, seed: int, held_out: flo
     if split in ('train', 'all'):
         raise typer.BadParameter(f'Heads learn from train: {split} would be no test. Give another --split.')
     train, test = load('train'), load(split) if split else load(*options.TO_TEST_ON)
-    module = import_downstream('data.split')
+    from ..data import split as module
+
     module.check_labels(train.labels, len(train.classes))
     rest, held = module.stratified_split(train.labels, held_out, seed)
     return train.subset(rest), train.subset(held), test
@@ -142,8 +145,10 @@ def _live(
 ) -> Any:
     import torch
 
+    from ..downstream import linear_probe
+
     chunk = {} if reading['batch_size'] is None else dict(chunk=reading['batch_size'])
-    return import_downstream('linear_probe').live(
+    return linear_probe.live(
         model, *parts, layers=layers, scale=scale, workers=reading['workers'], **common, **chunk,
         dtype=torch.bfloat16 if reading['dtype'] == 'bf16' else torch.float32,
     )  # fmt: skip
@@ -159,8 +164,12 @@ def _cached(
     common: dict,
     reading: dict,
 ) -> Any:
+    from ..downstream import linear_probe
+    from ..downstream.classifiers import logistic, ridge
+    from ..downstream.features.views import probe_transforms
+
     train, kept, test = parts
-    cropped, plain = import_downstream('data.views').probe_transforms(model, scale)
+    cropped, plain = probe_transforms(model, scale)
 
     def features(part: Any, layer: str, views: int = 1) -> 'torch.Tensor':
         transform = plain if views == 1 else cropped
@@ -172,10 +181,11 @@ def _cached(
             for part, v in ((train, views), (kept, 1), (test, 1))
             for x in ({layer: features(part, layer, v) for layer in layers}, part.labels)
         ]
-        return import_downstream('linear_probe').cached(*pairs, num_classes=len(train.classes), **common)
+        return linear_probe.cached(*pairs, num_classes=len(train.classes), **common)
     train_x, kept_x, test_x = (features(part, layers[0]).numpy() for part in parts)
     device = {} if mode == Mode.ridge else dict(device=common['device'])
-    return import_downstream(f'heads.{mode}').probe(
+    solver = ridge if mode == Mode.ridge else logistic
+    return solver.probe(
         train_x, train.labels, kept_x, kept.labels, test_x, test.labels, num_classes=len(train.classes), **device
     )
 

@@ -31,7 +31,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint between layouts and formats, or into a Hub-ready folder."""
     size = parse_size(img_size)
-    from ..convert import convert as run
+    from ..hub.convert import convert as run
 
     quiet_logs()
     read, written = run(source, target, to and str(to), head and str(head), name, num_classes, size, as_init)
@@ -51,7 +51,7 @@ def import_file(
     name: str = typer.Option(..., help='The released weights that the file holds.', metavar='ARCH.TAG'),
 ) -> None:
     """Keep a file as the weights of a released tag, for use without a network."""
-    from ..convert import import_weights
+    from ..hub.convert import import_weights
 
     quiet_logs()
     read, folder = import_weights(source, name)

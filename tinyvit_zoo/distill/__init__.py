@@ -2,7 +2,6 @@
 
 from .attention import attention_distillation_loss
 from .contrastive import info_nce_loss
-from .features import FeatureTap, LayerFeatures, match_layers, stage_depths
 from .losses import (
     MINI_DEIT,
     MINI_SWIN,
@@ -19,6 +18,7 @@ from .losses import (
     qkv_relation_loss,
 )
 from .relation import HeadQKV, RelationLoss, relation_distillation_loss, relation_logits
+from .taps import FeatureTap, LayerFeatures, match_layers, stage_depths
 
 __all__ = [
     'MINI_DEIT',

@@ -2,7 +2,7 @@
 
 from .card import render_card, render_eval_results
 from .configs import configs_folder, render_config, render_page
-from .folder import save_folder, swap_in
+from .folder import save_folder
 
 __all__ = [
     'configs_folder',
@@ -11,5 +11,4 @@ __all__ = [
     'render_eval_results',
     'render_page',
     'save_folder',
-    'swap_in',
 ]

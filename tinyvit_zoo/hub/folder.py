@@ -5,11 +5,7 @@
 """
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,11 @@ from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..common.files import give_ordinary_rights, swap_in
 from ..releases import find_release
 from .bridge import CODE, as_timms_own, auto_map, is_of_zoo, write_code
 
-__all__ = ['WEIGHTS', 'new_file', 'save_config', 'save_folder', 'swap_in', 'write_safetensors']
+__all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors']
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
@@ -50,7 +47,7 @@ def save_folder(
             but the files of an earlier call.
         label_names: Name of every class, in order. Default: those the model came with.
         label_descriptions: Label name -> description.
-        tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries licence,
+        tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries license,
             address and labels of those the model started from.
         data_config: Evaluation preprocessing where it differs from the model's, e.g. `dict(crop_pct=1.0)`.
         for_timm: Name timm's own class of the same function, so that the folder loads without this package: TinyViT
@@ -161,76 +158,9 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         save_file(dict(tensors), path, metadata={'format': 'pt'})
     except SafetensorError as e:
         raise unwritten(e) from e
-    _ordinary_rights(path)  # safetensors gives them to the owner alone
+    give_ordinary_rights(path)  # safetensors gives them to the owner alone
 
 
 def unwritten(reason: Exception) -> OSError:
     """The error of weights whose writer raises another one; it names no file, which has a temporary name then."""
     return OSError(f'The weights could not be written ({reason}). Nothing half-written was kept: make room, try again.')
-
-
-@contextmanager
-def swap_in(folder: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of `folder` when the block ends without an error.
-
-    Args:
-        folder: Final place; missing parents are made.
-        replaces: File names that may be lost with an existing folder. Any other content is a reason to refuse.
-
-    Raises:
-        FileExistsError: If `folder` is a file or holds something else.
-    """
-    _refuse_others(folder, replaces)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    old = new.with_name(new.name + '.old')
-    try:
-        yield new
-        _ordinary_rights(new)
-        _refuse_others(folder, replaces)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _refuse_others(folder: Path, replaces: Sequence[str]) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f'{folder} is a file; a folder was to be written there.')
-    others = sorted(p.name for p in folder.iterdir() if p.name not in replaces)
-    if others:
-        raise FileExistsError(
-            f'{folder} holds other files ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""}), which would '
-            'be lost: choose a new folder.'
-        )
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A temporary file to write to, which takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    new = Path(name)
-    try:
-        yield new
-        _ordinary_rights(new)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _ordinary_rights(new: Path) -> None:
-    """Give what `tempfile` made for the owner alone the rights that any new file or folder has."""
-    mask = os.umask(0)
-    os.umask(mask)
-    new.chmod((0o777 if new.is_dir() else 0o666) & ~mask)

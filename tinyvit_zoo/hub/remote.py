@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..build import ModelError
 from ..checkpoints import CheckpointError
+from ..common.errors import ModelError
 
 __all__ = ['REPO', 'HubError', 'RemotePage', 'check_repo', 'is_missing', 'look_at', 'said_plainly']
 

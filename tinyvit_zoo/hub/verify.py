@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..build import ModelError
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
+from ..common.errors import ModelError
 from .expect import TENSORS, double_model, read_tensors
 from .folder import CONFIG, WEIGHTS
 from .remote import REPO, HubError, is_missing, said_plainly

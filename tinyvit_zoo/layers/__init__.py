@@ -9,6 +9,7 @@ from .bias_table import (
     signed_offset,
     signed_offset_index,
 )
+from .checkpointing import recomputed
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
@@ -18,7 +19,6 @@ from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
-from .recompute import recomputed
 from .repeat import PerRepeat
 from .window import (
     is_exactly,

@@ -2,7 +2,7 @@
 
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-custom_imports = dict(imports=['downstream.detection'], allow_failed_imports=False)
+custom_imports = dict(imports=['tinyvit_zoo.downstream.detection'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='RandomStateHook'),  # a run that was killed goes on with the same random numbers
     dict(type='CurvesHook'),  # losses and metrics as PNG

@@ -10,7 +10,7 @@ _base_ = [
     'mmseg::_base_/schedules/schedule_160k.py',
 ]
 
-custom_imports = dict(imports=['downstream.segmentation'], allow_failed_imports=False)
+custom_imports = dict(imports=['tinyvit_zoo.downstream.segmentation'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='RandomStateHook'),  # a run that was killed goes on with the same random numbers
     dict(type='CurvesHook'),  # losses and metrics as PNG

@@ -1,0 +1,123 @@
+"""Checkpoints of whole detectors and segmenters: read without running anything in them, and never loaded by half.
+
+mmengine loads what fits and logs the rest as a warning: a checkpoint of another model leaves random weights behind.
+"""
+
+import zipfile
+from pathlib import Path
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint
+from tinyvit_zoo.common.errors import EvaluationError
+
+__all__ = ['check_start', 'latest_checkpoint', 'load_detector']
+
+HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
+MOST_NAMES = 3
+
+
+def load_detector(model: nn.Module, path: str | Path) -> None:
+    """Give a detector or segmenter the weights of a checkpoint of the same model.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or one parameter or buffer is missing, left over or of another
+            shape; the model is unchanged then.
+    """
+    weights = read_checkpoint(path)
+    model = _unwrapped(model)
+    missing, left_over, shapes = _compare(model, weights)
+    if missing or left_over or shapes:
+        raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
+    model.load_state_dict(weights)
+
+
+def check_start(model: nn.Module, path: str | Path) -> str:
+    """Check a checkpoint that a training is to start from: only heads may differ, as they do with other classes.
+
+    Args:
+        model: Detector or segmenter.
+        path: The checkpoint; nothing is loaded.
+
+    Returns:
+        A sentence that says what will start from random weights, '' if nothing will.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or backbone or neck do not fit.
+    """
+    weights = read_checkpoint(path)
+    model = _unwrapped(model)
+    missing, left_over, shapes = _compare(model, weights)
+    own = [k for k in (*missing, *left_over, *shapes) if not k.startswith(HEADS)]
+    if own:
+        raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
+    fresh = [*missing, *shapes]
+    return f'{len(fresh)} parameters of the heads start from random weights: {_names(fresh)}.' if fresh else ''
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _compare(
+    model: nn.Module, weights: dict[str, torch.Tensor]
+) -> tuple[list[str], list[str], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Names that are missing, names left over, and those with (shape in the file, shape in the model)."""
+    own = model.state_dict()
+    shapes = {
+        k: (tuple(v.shape), tuple(own[k].shape)) for k, v in weights.items() if k in own and v.shape != own[k].shape
+    }
+    return [k for k in own if k not in weights], [k for k in weights if k not in own], shapes
+
+
+def _misfit(path: str | Path, total: int, missing: list[str], left_over: list[str], shapes: dict) -> str:
+    # With another number of classes the last layers of the heads differ, and nothing else.
+    if shapes and not missing and not left_over and all(k.startswith(HEADS) for k in shapes):
+        name, (theirs, ours) = next(iter(shapes.items()))
+        return (
+            f'{path} is of a model with another number of classes: {name} is {theirs} in the file and {ours} here. '
+            'Use the config that it was trained with, which lies beside it.'
+        )
+    parts = []
+    if missing:
+        parts.append(f'{len(missing)} of {total} tensors are missing ({_names(missing)})')
+    if left_over:
+        parts.append(f'{len(left_over)} are left over ({_names(left_over)})')
+    if shapes:
+        name, (theirs, ours) = next(iter(shapes.items()))
+        parts.append(f'{len(shapes)} have another shape ({name}: {theirs} in the file, {ours} here)')
+    hint = (
+        ''
+        if any(k.startswith('backbone.') for k in left_over) or not missing or len(missing) < total
+        else (' Weights of a classifier go into the config: model.backbone.pretrained.')
+    )
+    return f'{path} is not a checkpoint of this model: {"; ".join(parts)}. Nothing was loaded.{hint}'
+
+
+def _names(keys: list[str]) -> str:
+    return ', '.join(keys[:MOST_NAMES]) + (', ...' if len(keys) > MOST_NAMES else '')
+
+
+def latest_checkpoint(work_dir: Path) -> Path | None:
+    """The newest whole checkpoint that a run has left in its work dir, None if there is none.
+
+    What `last_checkpoint` names comes first. A run that was killed may have left that file empty, or half a checkpoint
+    (by mmengine's own hook, which writes in place): those are passed over.
+
+    Raises:
+        EvaluationError: If there are checkpoints and none is whole.
+    """
+    pointer = work_dir / 'last_checkpoint'
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    found = [path for kind in ('iter', 'epoch') for path in work_dir.glob(f'{kind}_*.pth')]
+    found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    if named:  # a work dir may have been moved since
+        found = [*(p for p in (Path(named), work_dir / Path(named).name) if p.is_file()), *found]
+    for path in found:
+        if zipfile.is_zipfile(path):  # the table of contents is the last thing to be written
+            return path
+    if found:
+        raise EvaluationError(f'No checkpoint in {work_dir} is whole ({found[0].name} is cut short): start again.')
+    return None

@@ -1,1 +1,0 @@
-"""A backbone over images, once for each, with the same bytes whoever computes them."""

@@ -1,0 +1,211 @@
+"""What an evaluation leaves behind: results.json with everything needed to run it again, tables, figures.
+
+Nothing here knows any evaluator: they hand over plain numbers.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL
+import timm
+import torch
+from torch import nn
+
+import tinyvit_zoo
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.data.registry import find_entry
+from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['eval_results_entry', 'plain', 'record', 'write']
+
+RESULTS = 'results.json'
+
+
+def record(
+    evaluator: str, *, model: nn.Module | None, dataset: Any, seed: int | None, name: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """What was evaluated, on what, with what: the head of a results.json.
+
+    Args:
+        evaluator: Its name, such as 'few-shot'.
+        model: The backbone or classifier; its weights are hashed. None where there is none.
+        dataset: A `datasets.ImageDataset`, several of them by name, or None.
+        seed: Of everything random, None if nothing is.
+        name: What the user called the model; its architecture is found out.
+        **more: Settings and numbers of the evaluator, added at the end.
+
+    Returns:
+        Plain JSON values: evaluator, model, data, seed, versions, machine, command line, time, and `more`.
+    """
+    if isinstance(dataset, Mapping):
+        data = {key: _data(value) for key, value in dataset.items()}
+    else:
+        data = None if dataset is None else _data(dataset)
+    versions = dict(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        timm=timm.__version__,
+        numpy=np.__version__,
+        pillow=PIL.__version__,
+        tinyvit_zoo=tinyvit_zoo.__version__,
+    )
+    return plain(
+        dict(
+            evaluator=evaluator,
+            model=None if model is None else _model(model, name),
+            data=data,
+            seed=seed,
+            versions=versions,
+            machine=f'{platform.system()} {platform.machine()}',
+            command=shlex.join(sys.argv),
+            time=datetime.now(UTC).isoformat(timespec='seconds'),
+            **more,
+        )
+    )
+
+
+def _model(model: nn.Module, name: str | None) -> dict[str, Any]:
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    return dict(
+        name=name,
+        architecture=cfg.get('architecture') or type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        weights_sha256=state_hash(model),
+    )
+
+
+def _data(dataset: Any) -> dict[str, Any]:
+    return dict(
+        name=dataset.name,
+        split=dataset.split,
+        images=len(dataset),
+        classes=len(dataset.classes),
+        complete=dataset.complete,
+        unreadable_left_out=list(dataset.skipped),
+        sha256=dataset.fingerprint(),
+    )
+
+
+def plain(value: Any) -> Any:
+    """The value in types that JSON has; numbers that are not finite become None.
+
+    Raises:
+        TypeError: If there is something in it that JSON cannot hold.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, 'tolist'):  # arrays and scalars of torch and numpy
+        return plain(value.tolist())
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return str(value)
+    raise TypeError(f'{type(value).__name__} has no form in JSON.')
+
+
+def write(
+    folder: str | Path,
+    results: Mapping[str, Any],
+    *,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    figures: Mapping[str, 'Figure'] | None = None,
+    eval_results: Mapping[str, str | None] | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write results.json, a NAME.csv of each table, a NAME.png of each figure, and entries for a card; say where.
+
+    Every file appears whole or not at all, results.json last. Of several processes (torch.distributed) only the first
+    one writes and says so.
+
+    Args:
+        folder: Made if it is missing; files of the same names are replaced, others stay.
+        results: See `plain`.
+        tables: Rows by name; the columns are the keys, in the order of their first appearance.
+        figures: By name.
+        eval_results: Texts of `eval_results_entry` by data set, for .eval_results/NAME.yaml; None is left out.
+        say: Prints a line.
+
+    Returns:
+        Path of results.json.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to.
+    """
+    path = Path(folder) / RESULTS
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return path
+    text = json.dumps(plain(results), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+    files: dict[str, Callable[[Path], Any]] = {}
+    for name, rows in (tables or {}).items():
+        files[f'{name}.csv'] = partial(_write_csv, rows)
+    for name, figure in (figures or {}).items():
+        files[f'{name}.png'] = partial(figure.savefig, dpi=figure.dpi)
+    for name, entry in (eval_results or {}).items():
+        if entry is not None:
+            files[f'{EVAL_RESULTS}/{name}.yaml'] = partial(Path.write_text, data=entry, encoding='utf-8')
+    files[RESULTS] = partial(Path.write_text, data=text, encoding='utf-8')
+    try:
+        for name, fill in files.items():
+            with new_file(path.parent / name) as new:
+                fill(new)
+    except OSError as e:
+        raise EvaluationError(f'The results cannot be written to {folder}: {e}. Choose another folder.') from e
+    say(f'Written to {folder}: {", ".join(files)}')
+    return path
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | None = None) -> str | None:
+    """The text of a file for the folder `.eval_results` of a page on the Hub, one measured number in it.
+
+    Args:
+        dataset: Name as in `datasets.load_dataset`.
+        value: Accuracy in %.
+        notes: What was measured and how, in a line.
+        hub_id: The data set's page; known without it for ImageNet-1k, V2, A, R and Sketch, and those in the registry.
+
+    Returns:
+        YAML; None if the data set has no page on the Hub that an entry could point to.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    from huggingface_hub.utils import yaml_dump
+
+    dataset_id = hub_id or DATASETS.get(dataset, (None, None))[1] or getattr(find_entry(dataset), 'hub_id', None)
+    if not dataset_id:
+        return None
+    entry = EvalResultEntry(
+        dataset_id=dataset_id,
+        task_id='default',
+        value=round(value, 4),
+        date=datetime.now(UTC).date().isoformat(),
+        notes=f'{notes}; measured with tinyvit-zoo {tinyvit_zoo.__version__}',
+    )
+    return yaml_dump(eval_result_entries_to_yaml([entry]))

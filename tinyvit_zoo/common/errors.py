@@ -1,0 +1,30 @@
+"""Errors that a user can cause. Every message is one sentence that says what to do."""
+
+__all__ = ['CheckpointError', 'EvaluationError', 'MissingSplitError', 'ModelError', 'WeightsNotFoundError']
+
+
+class ModelError(ValueError):
+    """A model name, folder or argument cannot be used; the message says why."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class WeightsNotFoundError(CheckpointError, FileNotFoundError):
+    """No source has the weights; the message lists what was tried."""
+
+    def __str__(self) -> str:  # FileNotFoundError would print an errno pair
+        return str(self.args[0])
+
+
+class EvaluationError(ModelError):
+    """Data, settings or a cache cannot be used; the message is one sentence that says what to do."""
+
+    def __init__(self, message: str) -> None:
+        # torch hands on what a worker raised with the worker's traceback before it.
+        super().__init__(message.rpartition('EvaluationError: ')[2].strip())
+
+
+class MissingSplitError(EvaluationError):
+    """A data set does not have the split, or has its images without labels."""

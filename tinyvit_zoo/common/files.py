@@ -1,0 +1,139 @@
+"""Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import EvaluationError
+
+__all__ = ['home', 'new_file', 'remove_leftovers', 'swap_in', 'write_whole']
+
+
+def home() -> Path:
+    """Where imported weights and compiled kernels are kept: `TINYVIT_ZOO_HOME`, or a folder in the user's cache."""
+    folder = os.environ.get('TINYVIT_ZOO_HOME')
+    return Path(folder) if folder else Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'tinyvit_zoo'
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file to write to, which takes the place of `path` when the block ends without an error.
+
+    Missing parents are made. What a killed process leaves is taken away by `remove_leftovers`.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left of it then, and `path` is as before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process is in the name, so that the next run knows whether what it finds is still being written.
+    mark = f'{_this_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
+    new = path.with_name(f'.{path.name}.{mark}.part{path.suffix}')
+    try:
+        new.touch()
+        yield new
+        with new.open('rb') as file:
+            os.fsync(file.fileno())
+        give_ordinary_rights(new)
+        new.replace(path)
+    finally:
+        with suppress(OSError):
+            new.unlink()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it.
+
+    Raises:
+        EvaluationError: If it cannot be written; nothing is left of it then.
+    """
+    try:
+        with new_file(path) as new:
+            new.write_bytes(data)
+    except OSError as e:
+        raise EvaluationError(
+            f'{path} cannot be written ({e.strerror or e}): make room or choose another folder; nothing was lost.'
+        ) from e
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes of this machine from a folder."""
+    for path in folder.glob(f'.*.{_this_machine()}.*.part*'):
+        process = re.search(rf'\.{_this_machine()}\.(\d+)\.[0-9a-f]{{8}}\.part', path.name)
+        if process and not _is_running(int(process[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _this_machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    if os.name != 'posix':  # there, asking would end the process; an open file cannot be removed anyway
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def swap_in(folder: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of `folder` when the block ends without an error.
+
+    Args:
+        folder: Final place; missing parents are made.
+        replaces: File names that may be lost with an existing folder. Any other content is a reason to refuse.
+
+    Raises:
+        FileExistsError: If `folder` is a file or holds something else.
+    """
+    _refuse_others(folder, replaces)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    old = new.with_name(new.name + '.old')
+    try:
+        yield new
+        give_ordinary_rights(new)
+        _refuse_others(folder, replaces)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _refuse_others(folder: Path, replaces: Sequence[str]) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f'{folder} is a file; a folder was to be written there.')
+    others = sorted(p.name for p in folder.iterdir() if p.name not in replaces)
+    if others:
+        raise FileExistsError(
+            f'{folder} holds other files ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""}), which would '
+            'be lost: choose a new folder.'
+        )
+
+
+def give_ordinary_rights(new: Path) -> None:
+    """Give what was made for the owner alone the rights that any new file or folder has."""
+    mask = os.umask(0)
+    os.umask(mask)
+    new.chmod((0o777 if new.is_dir() else 0o666) & ~mask)

@@ -1,0 +1,18 @@
+"""Words for messages."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+__all__ = ['first_few', 'reason']
+
+
+def first_few(names: Iterable[object], most: int = 3) -> str:
+    """'a, b, c' of a few names, 'a, b, c, ...' of more than `most`; sets are sorted, all else keeps its order."""
+    ordered = sorted(names, key=str) if isinstance(names, set | frozenset) else names
+    shown = [str(name) for name in islice(ordered, most + 1)]
+    return ', '.join([*shown[:most], '...'] if len(shown) > most else shown)
+
+
+def reason(error: object, longest: int = 200) -> str:
+    """What an error says, in one line of at most `longest` characters; its class where it says nothing."""
+    return ' '.join(str(error).split())[:longest] or type(error).__name__

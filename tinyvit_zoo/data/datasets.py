@@ -1,0 +1,120 @@
+"""Data sets by name: the registered ones, any folder of class folders, and what timm takes."""
+
+import difflib
+import logging
+from pathlib import Path
+
+from ..common.errors import EvaluationError, MissingSplitError
+from .folders import read_folder
+from .image_dataset import ImageDataset, join
+from .registry import REGISTRY, Entry, find_entry
+from .timm_datasets import PREFIXES, read_timm
+
+__all__ = ['SPLITS', 'ImageDataset', 'load_dataset']
+
+_log = logging.getLogger(__name__)
+SPLITS = ('train', 'validation', 'test', 'all')
+
+
+def load_dataset(
+    name: str,
+    split: str = 'train',
+    root: str | Path | None = None,
+    *,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    check_counts: bool = True,
+) -> ImageDataset:
+    """One split of a data set.
+
+    Args:
+        name: Of `REGISTRY`; 'imagenet-c/CORRUPTION/SEVERITY'; a folder of class folders (or of folders train, val and
+            test of such); 'folder' for that at the root; or timm's 'hfds/...', 'wds/...', 'torch/...'.
+        split: 'train', 'validation', 'test' or 'all'; each as the protocols need it, see `REGISTRY`.
+        root: Folder that holds the data, where the data set does not come with a library.
+        seed: Of the splits of digits and the crops of textures; the others have splits of their own.
+        skip_unreadable: Decode every image once beforehand and leave out those that cannot be; `skipped` names them.
+        check_counts: Whether other numbers of images or classes than the registered ones are an error; else they are a
+            warning, and `complete` is False.
+
+    Returns:
+        Images as PIL in RGB, in an order that is the same on every machine.
+
+    Raises:
+        MissingSplitError: On a split that is not there, or whose labels were never published.
+        EvaluationError: On an unknown name, missing, empty, damaged or incomplete data, labels of no class.
+    """
+    if split not in SPLITS:
+        raise EvaluationError(f"There is no split '{split}': take one of {', '.join(SPLITS)}.")
+    root = None if root is None else Path(root)
+    entry = find_entry(name)
+    if entry is not None:
+        dataset = _load_registered(entry, split, root, seed, check_counts)
+    elif name.partition('/')[0] in PREFIXES:
+        dataset = read_timm(name, split, root)
+    elif (name == 'folder' and root is not None) or Path(name).is_dir():
+        dataset = read_folder(root if name == 'folder' and root is not None else Path(name), split)
+    else:
+        raise EvaluationError(_unknown(name))
+    dataset = dataset.without_unreadable() if skip_unreadable else dataset
+    if not len(dataset):
+        raise EvaluationError(f'{name} ({split}) has no image that can be read.')
+    if dataset.labels.min() < 0 or dataset.labels.max() >= len(dataset.classes):
+        kind = MissingSplitError if dataset.labels.min() < 0 else EvaluationError
+        raise kind(
+            f'{name} ({split}) has labels from {dataset.labels.min()} to {dataset.labels.max()} for '
+            f'{len(dataset.classes)} classes: labels of -1 mean that they were never published, so take another split.'
+        )
+    return dataset
+
+
+def _unknown(name: str) -> str:
+    if name.partition('/')[0] in ('hfids', 'tfds'):
+        return f'{name} is a stream, whose images have no positions: take hfds/ or wds/ instead.'
+    close = difflib.get_close_matches(name, REGISTRY, n=1)
+    hint = f'Did you mean {close[0]}? ' if close else ''
+    return (
+        f"'{name}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., wds/..., torch/..., "
+        f'imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
+    )
+
+
+def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, check_counts: bool) -> ImageDataset:
+    if split not in entry.splits:
+        raise MissingSplitError(f"{entry.name} has no split '{split}', it has: {', '.join(entry.splits)}.")
+    if entry.layout and (root is None or not root.is_dir()):
+        problem = f'{entry.name} needs a root' if root is None else f'{root} is no folder for {entry.name}'
+        raise EvaluationError(f'{problem}: {entry.how_to_get}')
+    parts = [_read_part(entry, root, part, seed) for part in entry.splits[split]]
+    problems = [_other_counts(entry, part, dataset) for part, dataset in zip(entry.splits[split], parts, strict=True)]
+    dataset = join(parts, split)
+    for problem in filter(None, problems):
+        if check_counts:
+            raise EvaluationError(
+                f'{problem}: complete the data or, if it is meant to be so, pass check_counts=False (--any-counts).'
+            )
+        _log.warning('%s.', problem)
+        dataset.complete = False
+    return dataset
+
+
+def _read_part(entry: Entry, root: Path | None, part: str, seed: int) -> ImageDataset:
+    try:
+        return entry.read(root, part, seed)
+    except EvaluationError:
+        raise
+    except (LookupError, TypeError, ValueError) as e:  # a list that can be opened, but has other things in it
+        reason = ' '.join(str(e).split())[:200] or type(e).__name__
+        raise EvaluationError(
+            f'The lists of {entry.name} ({part}) in {root} are damaged ({reason}): {entry.how_to_get}'
+        ) from e
+
+
+def _other_counts(entry: Entry, part: str, dataset: ImageDataset) -> str | None:
+    for what, found, expected in (
+        ('images', len(dataset), entry.counts[part]),
+        ('classes', len(dataset.classes), entry.classes),
+    ):
+        if found != expected:
+            return f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} by {entry.figures}'
+    return None

@@ -1,0 +1,115 @@
+"""Folders of class folders, the layout that torchvision calls ImageFolder."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from timm.utils.misc import natural_key
+
+from ..common.errors import EvaluationError, MissingSplitError
+from .image_dataset import Files, ImageDataset, join
+
+__all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder', 'split_folders']
+
+EXTENSIONS = frozenset(
+    ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
+)  # torchvision's, and GIF
+
+SPLIT_FOLDERS = dict(train=('train', 'training'), validation=('val', 'valid', 'validation'), test=('test', 'testing'))
+"""What the folder of a split may be called."""
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in a folder, hidden ones left out, in timm's order: a classifier that timm's scripts have
+    trained on such a folder has its outputs so. Numbers count as numbers ('2' before '10'), capitals as small letters.
+    """
+    names = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    return tuple(sorted(names, key=lambda name: (natural_key(name), name)))
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each split that there is; one without class folders is no split, but a class of that name."""
+    parts = {}
+    for split, names in SPLIT_FOLDERS.items():
+        there = [folder / name for name in names if (folder / name).is_dir()]
+        if there and class_folders(there[0]):
+            parts[split] = there[0]
+    return parts
+
+
+def read_folder(folder: Path, split: str) -> ImageDataset:
+    """A folder with one folder a class, or with a folder a split that has them.
+
+    Without folders for splits there is only the split 'all'. The classes of train are those of every split.
+
+    Raises:
+        MissingSplitError: If the split is missing.
+        EvaluationError: If there is no image, or a split has a class that train has not.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f'{folder} is no folder.')
+    parts = split_folders(folder) or dict(all=folder)
+    if split != 'all' and split not in parts:
+        if next(_image_files(folder), None) is None:
+            raise EvaluationError(_no_images(folder))
+        raise MissingSplitError(
+            f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}."
+        )
+    classes = class_folders(parts.get('train') or next(iter(parts.values())))
+    chosen = parts.values() if split == 'all' else [parts[split]]
+    return join([read_class_folders(part, str(folder), classes, root=folder) for part in chosen], split)
+
+
+def read_class_folders(
+    folder: Path,
+    name: str,
+    classes: Sequence[str] | None = None,
+    *,
+    root: Path | None = None,
+    prepare: Callable[[Image.Image], Image.Image] | None = None,
+) -> ImageDataset:
+    """Every image below the folders of the classes, sorted by class and path. Hidden files and folders are left out
+    (what systems and editors leave: `._1.jpg`, `.ipynb_checkpoints`); links are followed.
+
+    Args:
+        folder: Has one folder a class.
+        name: Of the data set.
+        classes: Names of the class folders in the order of their labels; None for all there are, see `class_folders`.
+        root: What paths are relative to in the fingerprint; None for `folder`.
+        prepare: See `Files`.
+
+    Raises:
+        EvaluationError: If there is no such folder, no image in it, or a class folder that is not in `classes`.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f'{name}: {folder} is no folder.')
+    there = class_folders(folder)
+    classes = there if classes is None else tuple(classes)
+    index = {c: i for i, c in enumerate(classes)}
+    strange = [c for c in there if c not in index]
+    if strange:
+        raise EvaluationError(
+            f"{folder} has {len(there)} class folders, among them '{strange[0]}', which is none of the "
+            f'{len(classes)} classes of {name}.'
+        )
+    paths, labels = [], []
+    for c in sorted(there, key=index.__getitem__):
+        files = sorted(_image_files(folder / c))
+        paths += files
+        labels += [index[c]] * len(files)
+    if not paths:
+        raise EvaluationError(_no_images(folder))
+    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare))
+
+
+def _no_images(folder: Path) -> str:
+    return f'{folder} holds no images: it needs one folder a class with image files in it.'
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if not name.startswith('.') and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield Path(place, name)

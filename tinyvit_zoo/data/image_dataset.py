@@ -1,0 +1,296 @@
+"""Labelled images that are read one by one. Where they lie is the business of a source; there are few kinds."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..common.errors import EvaluationError
+
+__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join']
+
+END = 1 << 16  # bytes at either end of a file that its identity covers
+UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # may change in the middle alone
+
+
+class Source(Protocol):
+    """Images by number, before any transform."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, i: int) -> Image.Image:
+        """Image `i`; any exception means that it cannot be read."""
+
+    def describe(self, i: int) -> str:
+        """What to call image `i` in a message: its path where it has one."""
+
+    def identity(self, i: int) -> bytes:
+        """Bytes that differ where the image does."""
+
+
+class Files:
+    """Image files.
+
+    Args:
+        paths: One an image.
+        root: Folder that all of them lie below; where it is does not matter to the identity of the images.
+        prepare: Done to each image once it is open, before it becomes RGB.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        root: Path,
+        prepare: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> None:
+        # One array: every process that reads would get its own copy of a million strings as it counts references.
+        self.names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
+        self.root = root
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, i: int) -> Path:
+        return self.root / os.fsdecode(self.names[i].item())
+
+    def open(self, i: int) -> Image.Image:
+        with Image.open(self.path(i)) as image:
+            image.load()
+            return image if self.prepare is None else self.prepare(image)
+
+    def describe(self, i: int) -> str:
+        return str(self.path(i))
+
+    def identity(self, i: int) -> bytes:
+        """Path below the root, size, and the first and last 64 KiB, where checksums are: to hash whole files would be
+        to read ImageNet once more. Files that are not compressed are hashed whole.
+        """
+        path = self.path(i)
+        name = path.relative_to(self.root).as_posix().encode(errors='surrogateescape')
+        with path.open('rb') as file:
+            content = file.read() if path.suffix.lower() in UNCOMPRESSED else ends_of(file)
+        return b'\0'.join([name, content])
+
+
+def ends_of(file: IO[bytes]) -> bytes:
+    """Size, and the first and last 64 KiB, of a file or what behaves like one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(END)
+    file.seek(max(len(head), size - END))
+    return b'\0'.join([str(size).encode(), head, file.read()])
+
+
+class Arrays:
+    """Images in memory: uint8, (N, H, W, 3)."""
+
+    def __init__(self, pixels: np.ndarray, name: str) -> None:
+        self.pixels = pixels
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def open(self, i: int) -> Image.Image:
+        return Image.fromarray(self.pixels[i])
+
+    def describe(self, i: int) -> str:
+        return f'{self.name}[{i}]'
+
+    def identity(self, i: int) -> bytes:
+        return self.pixels[i].tobytes()
+
+
+class Joined:
+    """Sources, one after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _find(self, i: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self.ends, i, side='right'))
+        return self.sources[number], i - (int(self.ends[number - 1]) if number else 0)
+
+    def open(self, i: int) -> Image.Image:
+        source, i = self._find(i)
+        return source.open(i)
+
+    def describe(self, i: int) -> str:
+        source, i = self._find(i)
+        return source.describe(i)
+
+    def identity(self, i: int) -> bytes:
+        source, i = self._find(i)
+        return source.identity(i)
+
+
+class Wrapped:
+    """Images of a data set of another library, whose items begin with a PIL image; decoded to know them apart."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset = dataset
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def open(self, i: int) -> Image.Image:
+        return self.dataset[i][0]
+
+    def describe(self, i: int) -> str:
+        return f'{self.name}[{i}]'
+
+    def identity(self, i: int) -> bytes:
+        image = self.open(i).convert('RGB')
+        return repr(image.size).encode() + image.tobytes()
+
+
+class ImageDataset(Dataset):
+    """Images with one label each; `dataset[i]` is (image, int label), the image PIL in RGB unless there is a transform.
+
+    Attributes:
+        name: As it was asked for.
+        split: 'train', 'validation', 'test' or 'all'.
+        classes: Names; a label is an index into them.
+        labels: (N,) int64.
+        transform: Applied to every PIL image, or None.
+        skipped: Images that were left out because they cannot be read, where that was asked for.
+        complete: False if some were left out, or there are other numbers of images or classes than the registered ones.
+        label_sets: All labels that count as right, one tuple an image (ImageNet-ReaL), or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        source: Source,
+        label_sets: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.name = name
+        self.split = split
+        self.classes = tuple(classes)
+        self.labels = np.asarray(labels, dtype=np.int64).reshape(-1)
+        self.transform: Callable[[Image.Image], Any] | None = None
+        self.skipped: tuple[str, ...] = ()
+        self.complete = True
+        self.label_sets = None if label_sets is None else tuple(tuple(labels) for labels in label_sets)
+        self._source = source
+        self._indices = np.arange(len(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        """Raises: EvaluationError: If the image cannot be read."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        try:
+            image = _rgb(self._source.open(int(self._indices[i])))
+        except Exception as e:  # decoders raise whatever they like on damaged files
+            reason = ' '.join(str(e).split()) or type(e).__name__
+            raise EvaluationError(
+                f'{self.describe(i)} is no readable image ({reason[:200]}): put it right, or leave unreadable images '
+                'out with skip_unreadable=True (--skip-unreadable).'
+            ) from e
+        return (image if self.transform is None else self.transform(image)), int(self.labels[i])
+
+    def describe(self, i: int) -> str:
+        """The path of image `i`, or 'digits[17]' where it has none."""
+        return self._source.describe(int(self._indices[i]))
+
+    def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> 'ImageDataset':
+        """A copy whose images go through `transform`; the images themselves are shared."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> 'ImageDataset':
+        """A copy with images `indices` only, in that order; classes stay all of them."""
+        other = copy.copy(self)
+        other.__dict__.pop('_fingerprint', None)
+        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        other.labels, other._indices = self.labels[indices], self._indices[indices]
+        if self.label_sets is not None:
+            other.label_sets = tuple(self.label_sets[i] for i in indices)
+        return other
+
+    def without_unreadable(self) -> 'ImageDataset':
+        """A copy without the images that cannot be decoded; `skipped` names them. Decodes every image once."""
+        plain = self.with_transform(None)
+        readable, skipped = [], []
+        for i in _shown(range(len(self)), 'reading every image'):
+            try:
+                plain[i]
+            except EvaluationError:
+                skipped.append(self.describe(i))
+            else:
+                readable.append(i)
+        other = self.subset(readable)
+        other.skipped = (*self.skipped, *skipped)
+        other.complete = self.complete and not skipped
+        return other
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of classes, labels and images, in their order; the same on every machine.
+
+        Of a file it covers the path below the root, the size and 64 KiB at either end. Computed once.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.classes, self.label_sets)).encode())
+        digest.update(self.labels.astype('<i8').tobytes())
+        for i in _shown(range(len(self)), 'fingerprint of the images', delay=3):  # of ImageNet it takes minutes
+            try:
+                identity = self._source.identity(int(self._indices[i]))
+            except OSError as e:
+                raise EvaluationError(f'{self.describe(i)} cannot be read ({e.strerror}).') from e
+            digest.update(hashlib.sha256(identity).digest())
+        return digest.hexdigest()
+
+
+def _shown(places: range, what: str, delay: float = 0) -> Iterable[int]:
+    """The places, with a progress bar on a terminal if it takes longer than `delay` seconds."""
+    from tqdm import tqdm
+
+    return tqdm(places, desc=what, unit='image', disable=None, leave=False, delay=delay)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits become 8; Pillow alone would make white of everything above 255."""
+    if image.mode.startswith('I;16'):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert('RGB')
+
+
+def join(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
+    """Whole data sets of the same classes as one, in that order; where classes are numbers, the last may lack in some.
+
+    Raises:
+        EvaluationError: If a label means another class in one part than in another.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        other = copy.copy(first)
+        other.split = split
+        return other
+    labels = np.concatenate([part.labels for part in parts])
+    classes = max((part.classes for part in parts), key=len)
+    if any(part.classes != classes[: len(part.classes)] for part in parts):
+        raise EvaluationError(f'The parts of {first.name} have different classes: take one of them.')
+    return ImageDataset(first.name, split, classes, labels, Joined([part._source for part in parts]))

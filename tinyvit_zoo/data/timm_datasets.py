@@ -1,0 +1,208 @@
+"""Data sets by the names that timm takes: 'hfds/OWNER/NAME' (Hub, or a local folder), 'wds/...', 'torch/...'."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..common.errors import EvaluationError, MissingSplitError
+from .folders import EXTENSIONS, SPLIT_FOLDERS
+from .image_dataset import Arrays, ImageDataset, Wrapped, ends_of, join
+
+__all__ = ['PREFIXES', 'read_timm']
+
+PREFIXES = ('hfds', 'wds', 'torch')
+IMAGE_KEYS, LABEL_KEYS = ('image', 'img'), ('label', 'fine_label', 'labels')
+
+
+def read_timm(name: str, split: str, root: Path | None) -> ImageDataset:
+    """A split of a data set by timm's name for it.
+
+    Args:
+        name: With one of PREFIXES. 'hfds/' needs the package datasets; 'wds/' reads tar files of the root.
+        split: 'train', 'validation', 'test' or 'all'.
+        root: Where the data lies, or is kept.
+
+    Raises:
+        MissingSplitError: If the split is missing.
+        EvaluationError: If a package or the data is missing.
+    """
+    prefix, _, rest = name.partition('/')
+    return dict(hfds=_hub, wds=_web, torch=_torchvision)[prefix](name, rest, split, root)
+
+
+def _choose(name: str, there: Sequence[str], split: str) -> list[str]:
+    """What the data set calls the split; several for 'all'."""
+    if split == 'all':
+        return list(there)
+    for candidate in SPLIT_FOLDERS[split]:
+        if candidate in there:
+            return [candidate]
+    raise MissingSplitError(f"{name} has no split '{split}', it has: {', '.join([*there, 'all'])}.")
+
+
+def _hub(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
+    try:
+        import datasets
+    except ImportError as e:
+        raise EvaluationError(f'{name} needs the package datasets: pip install datasets.') from e
+    from timm.data import create_dataset
+
+    parts = []
+    try:
+        for part in _choose(name, datasets.get_dataset_split_names(rest), split):
+            features = datasets.load_dataset(rest, split=part, cache_dir=root and str(root)).features
+            image, label = _key(features, IMAGE_KEYS, name, 'images'), _key(features, LABEL_KEYS, name, 'labels')
+            data = create_dataset(name, root and str(root), split=part, input_key=image, target_key=label)
+            classes = getattr(features[label], 'names', None)
+            labels = np.fromiter(data.reader.iter_targets(), dtype=np.int64, count=len(data))
+            classes = classes or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+            parts.append(ImageDataset(name, part, classes, labels, ReaderFiles(data.reader, f'{name}/{part}')))
+    except EvaluationError:
+        raise
+    except Exception as e:  # the Hub's client and datasets raise errors of several libraries
+        reason = ' '.join(str(e).split())[:300] or type(e).__name__
+        raise EvaluationError(f'{name} cannot be loaded: {reason}') from e
+    return join(parts, split)
+
+
+def _key(features: Any, candidates: Sequence[str], name: str, what: str) -> str:
+    for key in candidates:
+        if key in features:
+            return key
+    raise EvaluationError(
+        f'{name} has no column of {what} called {" or ".join(candidates)}, but: {", ".join(features)}.'
+    )
+
+
+def _torchvision(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
+    from timm.data import create_dataset
+
+    if root is None:
+        raise EvaluationError(f'{name} needs a root: the folder that torchvision has downloaded it to.')
+    parts = []
+    for part in ('train', 'test') if split == 'all' else (split,):
+        if part == 'validation' and rest != 'imagenet':
+            raise MissingSplitError(f"{name} has no split 'validation', it has: train, test, all.")
+        try:
+            data = create_dataset(name, str(root), split=part)
+        except (AssertionError, RuntimeError, OSError, ValueError) as e:
+            reason = ' '.join(str(e).split())[:300] or type(e).__name__
+            raise EvaluationError(f'{name} cannot be loaded from {root}: {reason}') from e
+        if not hasattr(data, 'targets') or not hasattr(data, 'classes'):
+            raise EvaluationError(f'{name} does not list its labels: take a registered name or a folder instead.')
+        pixels = getattr(data, 'data', None)
+        is_rgb = isinstance(pixels, np.ndarray) and pixels.ndim == 4
+        source = Arrays(pixels, f'{name}/{part}') if is_rgb else Wrapped(data, f'{name}/{part}')
+        classes = [c if isinstance(c, str) else ', '.join(c) for c in data.classes]  # ImageNet's have several names
+        labels = np.asarray(data.targets).reshape(len(data), -1)[:, 0]  # QMNIST's are the first of eight numbers
+        parts.append(ImageDataset(name, part, classes, labels, source))
+    return join(parts, split)
+
+
+def _web(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
+    """Tar files of the layout of webdataset: KEY.jpg beside KEY.cls (or KEY.json with 'label'), read where they lie."""
+    folder = root or Path(rest)
+    if not folder.is_dir():
+        raise EvaluationError(f'{name} needs a root: the folder that its tar files lie in.')
+    shards = _shards(folder)
+    members, labels = [], []
+    for part in _choose(name, list(shards), split):
+        for path in shards[part]:
+            for member, label in _members(path):
+                members.append((str(path), *member))
+                labels.append(label)
+    if not labels:
+        raise EvaluationError(f'The tar files of {folder} hold no image with a label beside it (KEY.jpg and KEY.cls).')
+    classes = [str(i) for i in range(max(labels) + 1)]
+    return ImageDataset(name, split, classes, labels, TarMembers(members, folder))
+
+
+def _shards(folder: Path) -> dict[str, list[Path]]:
+    """Tar files of each split, by _info.json or, without one, by what the files are called."""
+    for info in (folder / '_info.json', folder / 'info.json'):
+        if info.is_file():
+            try:
+                splits = json.loads(info.read_text())['splits']
+                return {name: [folder / file for file in split['filenames']] for name, split in splits.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                raise EvaluationError(f'{info} does not list the tar files of each split.') from e
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob('*.tar')):
+        for name in (name for names in SPLIT_FOLDERS.values() for name in names):
+            if name in path.stem.replace('_', '-').split('-'):
+                found.setdefault(name, []).append(path)
+    return found
+
+
+def _members(path: Path) -> list[tuple[tuple[str, int, int], int]]:
+    """((name, offset, size), label) of each image of a tar file, in its order."""
+    images, labels = {}, {}
+    try:
+        with tarfile.open(path, 'r:') as tar:
+            for member in tar:
+                stem, _, extension = member.name.rpartition('.')
+                if f'.{extension.lower()}' in EXTENSIONS:
+                    images[stem] = (member.name, member.offset_data, member.size)
+                elif extension == 'cls':
+                    labels[stem] = int(tar.extractfile(member).read())
+                elif extension == 'json':
+                    labels.setdefault(stem, json.loads(tar.extractfile(member).read()).get('label'))
+        return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
+    except (tarfile.TarError, OSError, ValueError, TypeError, AttributeError) as e:
+        raise EvaluationError(f'{path} is no readable tar file of images and labels ({e}).') from e
+
+
+class ReaderFiles:
+    """Encoded images of one of timm's readers: `reader[i][0]` is an open file."""
+
+    def __init__(self, reader: Any, name: str) -> None:
+        self.reader = reader
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def open(self, i: int) -> Image.Image:
+        with self.reader[i][0] as file, Image.open(file) as image:
+            image.load()
+            return image
+
+    def describe(self, i: int) -> str:
+        return f'{self.name}[{i}]'
+
+    def identity(self, i: int) -> bytes:
+        with self.reader[i][0] as file:
+            return ends_of(file)
+
+
+class TarMembers:
+    """Image files within tar files, read without unpacking them."""
+
+    def __init__(self, members: Sequence[tuple[str, str, int, int]], root: Path) -> None:
+        self.members = list(members)
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def _read(self, i: int) -> io.BytesIO:
+        path, _, offset, size = self.members[i]
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            return io.BytesIO(file.read(size))
+
+    def open(self, i: int) -> Image.Image:
+        return Image.open(self._read(i))
+
+    def describe(self, i: int) -> str:
+        path, name, *_ = self.members[i]
+        return f'{path}:{name}'
+
+    def identity(self, i: int) -> bytes:
+        return b'\0'.join([self.members[i][1].encode(), ends_of(self._read(i))])

@@ -1,0 +1,315 @@
+"""From any checkpoint to the file or folder that is wanted, and into the local store of weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..build import build_model, check_name
+from ..checkpoints import (
+    CLASSES_22K,
+    KEY_MAPS,
+    PLAIN_VIT_KEYS,
+    CheckpointError,
+    KeyMap,
+    backbone_part,
+    check_keys,
+    counted_by_part,
+    find_checkpoint,
+    find_key_map,
+    head_22k_to_1k,
+    imported_path,
+    read_checkpoint,
+)
+from ..common.errors import ModelError
+from ..common.files import new_file
+from ..releases import Release, all_releases, find_family, find_release, same_file
+from .folder import save_folder, unwritten, write_safetensors
+
+__all__ = [
+    'Checkpoint',
+    'convert',
+    'import_weights',
+    'open_checkpoint',
+    'refuse_name_of_another',
+    'start_model',
+    'verified_model',
+]
+
+TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+START_TAG = 'init'
+"""Tag of weights that a training starts from: nobody's license, labels and numbers go with them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict under our names, the names of its family, and what it was like in its file."""
+
+    path: Path
+    state_dict: dict[str, torch.Tensor]
+    key_map: KeyMap
+    layout: str
+    num_keys: int
+    beside: tuple[str, ...] = ()
+    """Names of what was left out because it is of a detector, not of its backbone."""
+
+    @property
+    def classes(self) -> int:
+        """Classes of the head, 0 without one."""
+        return self.key_map.head_classes(self.state_dict) or 0
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Floating-point types, such as ['float32']."""
+        return sorted({str(v.dtype).removeprefix('torch.') for v in self.state_dict.values() if v.is_floating_point()})
+
+    def __str__(self) -> str:
+        classes = f'{self.classes} classes' if self.classes else 'no classifier'
+        layout = f'{self.key_map.family} in {self.layout} layout'
+        told = f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
+        return f'{told}; left out of a detector: {counted_by_part(self.beside)}' if self.beside else told
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read any file that `checkpoints.read_checkpoint` reads, under our names; of a detector its backbone.
+
+    Raises:
+        CheckpointError: If it cannot be read, is of no known family, or holds buffers that disagree with its weights.
+    """
+    path = Path(path).expanduser()
+    path = find_checkpoint(path) if path.is_dir() else path  # its name tells what the folder's does not
+    state_dict, beside = backbone_part(read_checkpoint(path))
+    key_map = find_key_map(state_dict)
+    if key_map is None:
+        families = ', '.join(dict.fromkeys(known.family for known in KEY_MAPS.values()))
+        first = ', '.join(list(state_dict)[:3])
+        raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
+    ours, layout = key_map.to_ours(state_dict)
+    if key_map.check_buffers and (layout == 'official' or key_map.same_names):
+        try:
+            key_map.check_buffers(state_dict)
+        except CheckpointError as e:
+            raise CheckpointError(f'{path}: {e}') from e
+    return Checkpoint(path, ours, key_map, layout, len(state_dict), tuple(beside))
+
+
+def verified_model(
+    checkpoint: Checkpoint, name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None
+) -> nn.Module:
+    """The model of that name with the checkpoint loaded: every key used, every shape equal, nothing resized.
+
+    A resized load would store other numbers than the file has under the name of the file's weights, so a file of
+    another size is refused here although `create_model` could adapt it.
+
+    Args:
+        checkpoint: Under our names.
+        name: 'architecture' or 'architecture.tag'.
+        num_classes: Classes the file must have; default: as the tag was released.
+        img_size: (H, W) that its tables are laid out for; default: the architecture's.
+
+    Returns:
+        The model in eval mode, in the dtype of the checkpoint.
+
+    Raises:
+        CheckpointError: If it does not fit.
+        ModelError: On an unknown name.
+    """
+    _check_family(checkpoint, name)
+    release = find_release(name)
+    expected = num_classes if num_classes is not None else release and release.num_classes
+    if expected is not None and checkpoint.classes != expected:
+        hint = ''
+        if checkpoint.key_map is PLAIN_VIT_KEYS and not checkpoint.classes:
+            hint = '; an encoder that a training is to start from is converted with --as-init (as_init=True)'
+        elif checkpoint.classes == CLASSES_22K:
+            hint = '; a 22k head can be converted (--head in1k)'
+        raise CheckpointError(
+            f'{checkpoint.path} has {checkpoint.classes or "no"} classes, {name} {expected or "none"}. '
+            f'Is it the file of another tag? A file of your own training needs its number of classes (--num-classes)'
+            f'{hint}.'
+        )
+    arguments = _arguments(checkpoint, img_size) | dict(num_classes=checkpoint.classes)
+    if checkpoint.key_map is PLAIN_VIT_KEYS:  # loaded from the file, which tells more of its model than its tensors do
+        arguments |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(checkpoint.path)))
+    model = build_model(name, **arguments)
+    try:
+        check_keys(
+            checkpoint.state_dict,
+            model.state_dict(),
+            checkpoint.key_map,
+            checkpoint.layout,
+            source_chans=model.in_chans,
+        )
+    except CheckpointError as e:
+        raise CheckpointError(f'{checkpoint.path} is not {name}: {e}') from e
+    model.load_state_dict(checkpoint.state_dict, strict=True)
+    return model
+
+
+def _check_family(checkpoint: Checkpoint, name: str) -> None:
+    check_name(name)
+    family = find_family(name)
+    if family is None or KEY_MAPS[family] is not checkpoint.key_map:
+        kind = f'a {KEY_MAPS[family].family}' if family else 'a model of another kind'
+        raise CheckpointError(f'{checkpoint.path} holds {checkpoint.key_map.family} weights, {name} is {kind}.')
+
+
+def _arguments(checkpoint: Checkpoint, img_size: tuple[int, int] | None) -> dict[str, Any]:
+    """What `create_model` has to know to make a model that the checkpoint fits as it is."""
+    dtypes = {v.dtype for v in checkpoint.state_dict.values() if v.is_floating_point()}
+    stem = checkpoint.state_dict.get(f'{checkpoint.key_map.first_conv}.weight')
+    return dict(
+        in_chans=stem.shape[1] if stem is not None and stem.ndim == 4 else 3,
+        dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+        **({'img_size': img_size} if img_size else {}),
+    )
+
+
+def start_model(
+    checkpoint: Checkpoint, name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None
+) -> nn.Module:
+    """The model of that name as a training starts it from an encoder: classifier and norms behind the blocks fresh.
+
+    TinyMIM's recipe starts a model of 3 heads from a file of 6, so heads are not compared; positions are resized.
+
+    Args:
+        checkpoint: Of a plain ViT (TinyMIM, MAE-Lite).
+        name: 'architecture' or 'architecture.tag'.
+        num_classes: Classes of the fresh classifier; default: the architecture's.
+        img_size: (H, W); default: the architecture's.
+
+    Returns:
+        The model in eval mode, in the dtype of the checkpoint.
+
+    Raises:
+        CheckpointError: If its blocks do not fit, or it is of another family.
+        ModelError: On an unknown name, or one of a family without such starts.
+    """
+    _check_family(checkpoint, name)
+    if checkpoint.key_map is not PLAIN_VIT_KEYS:
+        raise ModelError(f'{name} has no as_init (plain ViTs have): it takes a fresh classifier by num_classes alone.')
+    return build_model(
+        name,
+        pretrained=True,
+        as_init=True,
+        pretrained_cfg_overlay=dict(file=str(checkpoint.path)),
+        **_arguments(checkpoint, img_size),
+        **({} if num_classes is None else dict(num_classes=num_classes)),
+    )
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    layout: str | None = None,
+    head: str | None = None,
+    name: str | None = None,
+    num_classes: int | None = None,
+    img_size: tuple[int, int] | None = None,
+    as_init: bool = False,
+) -> tuple[Checkpoint, Path]:
+    """Convert a checkpoint. The target appears whole or not at all; an existing one stays until then.
+
+    Args:
+        source: Any file or folder that `read_checkpoint` reads.
+        target: '*.safetensors', '*.pth' ('.pt', '.bin'), or else a Hub-ready folder, which needs `name`.
+        layout: 'ours' or 'official'; default: ours, and official for '*.pth'. Official torch files are wrapped in
+            'model', as the released code expects.
+        head: 'in1k' turns a 21841-class head into the 1000-class one.
+        name: Model to check the result against, by loading it.
+        num_classes: See `verified_model`; 0 leaves the classifier out.
+        img_size: See `verified_model`.
+        as_init: Not the same weights in another form, but the start of a training of `name` from them, see
+            `start_model`.
+
+    Returns:
+        What was read, and where the result lies.
+
+    Raises:
+        CheckpointError: If the file cannot be read, converted or does not fit `name`.
+        ModelError: If the name is unknown, or the arguments contradict each other.
+    """
+    target = Path(target).expanduser()
+    is_file = target.suffix in ('.safetensors', *TORCH_SUFFIXES)
+    if not is_file and (name is None or layout == 'official'):
+        need = 'the name of the model (--name ARCHITECTURE.TAG)' if name is None else 'our layout'
+        raise ModelError(f'{target} will be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
+    if as_init and (name is None or head is not None):
+        raise ModelError('as_init needs the name of the model to be trained (--name ARCHITECTURE) and takes no head.')
+    read = open_checkpoint(source)
+    if as_init:
+        model = start_model(read, name, num_classes, img_size)
+        if not is_file:
+            return read, save_folder(model, target, tag=START_TAG)
+        return read, _write_layout(model.state_dict(), read.key_map, target, layout, img_size)
+    state_dict = head_22k_to_1k(read.state_dict) if head == 'in1k' else read.state_dict
+    if num_classes == 0:
+        state_dict = {k: v for k, v in state_dict.items() if not read.key_map.is_head(k)}
+    result = replace(read, state_dict=state_dict)
+    model = verified_model(result, name, num_classes, img_size) if name else None
+    if not is_file:
+        return read, save_folder(model, target)
+    return read, _write_layout(state_dict, read.key_map, target, layout, img_size)
+
+
+def _write_layout(
+    state_dict: Mapping[str, torch.Tensor],
+    key_map: KeyMap,
+    target: Path,
+    layout: str | None,
+    img_size: tuple[int, int] | None,
+) -> Path:
+    layout = layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')
+    _write(key_map.to_official(state_dict, img_size) if layout == 'official' else state_dict, target, layout)
+    return target
+
+
+def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> None:
+    # Tensors of a read file may be views of one storage: each gets its own.
+    tensors = {k: v.contiguous().clone() for k, v in state_dict.items()}
+    with new_file(path) as new:
+        if path.suffix == '.safetensors':
+            write_safetensors(tensors, new)
+            return
+        try:
+            torch.save({'model': tensors} if layout == 'official' else tensors, new)
+        except RuntimeError as e:  # torch's own writer does not raise OSError
+            raise unwritten(e) from e
+
+
+def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
+    """Keep a file as the weights of a released tag, so that `pretrained=True` finds them without a network.
+
+    Args:
+        source: Any file or folder that `read_checkpoint` reads.
+        name: 'architecture.tag', or 'architecture' for its default tag.
+
+    Returns:
+        What was read, and the folder it was stored in.
+
+    Raises:
+        CheckpointError: If the file is not that model; nothing is stored then.
+    """
+    release = find_release(name)
+    if release is None:
+        known = ', '.join(r.name for r in all_releases())
+        raise CheckpointError(f"There is no release called '{name}'. There are: {known}.")
+    checkpoint = open_checkpoint(source)
+    model = verified_model(checkpoint, release.name)
+    refuse_name_of_another(checkpoint.path, release)
+    return checkpoint, save_folder(model, imported_path(release.name))
+
+
+def refuse_name_of_another(path: Path, release: Release) -> None:
+    """Tags of one architecture are told apart by nothing but the names of their files."""
+    others = [f'the file of {r.name}' for r in all_releases() if r.has_file(path.name) and r is not release]
+    others += ['a file of another model' for name in release.other_files if same_file(path.name, name)]
+    if others:
+        raise CheckpointError(
+            f'{path.name} is the name of {others[0]}, not of {release.name}'
+            + (f', which is {release.file}' if release.file else '')
+            + '. If the file is the right one, rename it.'
+        )

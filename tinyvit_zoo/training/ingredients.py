@@ -1,0 +1,167 @@
+"""What a recipe makes of a model and its images: optimizer, learning rates, mixing, transforms, order of the images."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset, Sampler
+
+from ..data.augment import create_transform
+from ..data.transforms import data_config
+from .recipes import Recipe
+
+__all__ = [
+    'Draws',
+    'Seeded',
+    'create_mixup',
+    'create_optimizer',
+    'create_scheduler',
+    'create_transforms',
+    'reset_head',
+    'set_training',
+]
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe, batch_size: int) -> torch.optim.Optimizer:
+    """timm's optimizer; groups have 'lr_scale' where the recipe has a layer decay, for the scheduler to apply."""
+    return create_optimizer_v2(
+        model,
+        opt=recipe.optimizer,
+        lr=recipe.rates(batch_size).lr,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+        layer_decay=recipe.layer_decay,
+    )
+
+
+def create_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, batch_size: int, updates_per_epoch: int
+) -> CosineLRScheduler:
+    """timm's scheduler. Call `step_update(updates done)` after each update and `step(epochs done)` after each epoch: it
+    answers to the one that the recipe goes by.
+    """
+    rates = recipe.rates(batch_size)
+    unit = 1 if recipe.per_epoch else updates_per_epoch
+    warmup = round(recipe.warmup_epochs * unit)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=recipe.epochs * unit - (warmup if recipe.cosine_after_warmup else 0),
+        lr_min=rates.min_lr,
+        warmup_t=warmup,
+        warmup_lr_init=rates.warmup_lr,
+        warmup_prefix=recipe.cosine_after_warmup,
+        t_in_epochs=recipe.per_epoch,
+    )
+
+
+def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    """timm's Mixup and CutMix, which smooth the labels too, or None if the recipe has neither."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
+
+
+def create_transforms(model: nn.Module, recipe: Recipe) -> tuple[Any, Any]:
+    """For training and for evaluation, at the size the model was made for and with its mean and standard deviation.
+
+    Raises:
+        EvaluationError: If the model takes other images than RGB.
+    """
+    config = data_config(model)
+    common = {key: config[key] for key in ('input_size', 'mean', 'std')}
+    training = create_transform(
+        **common,
+        is_training=True,
+        scale=recipe.crop_area,
+        hflip=recipe.flip,
+        interpolation='bicubic',
+        color_jitter=None,
+        auto_augment=recipe.auto_augment,
+        re_prob=recipe.random_erase,
+        re_mode='pixel',
+    )
+    return training, create_transform(**{**config, 'crop_pct': recipe.crop_pct or config['crop_pct']})
+
+
+def reset_head(model: nn.Module, std: float | None, seed: int) -> None:
+    """Start a linear classifier from a truncated normal distribution, biases from 0; leave it where `std` is None."""
+    head = model.get_classifier()
+    if std is not None and isinstance(head, nn.Linear):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            nn.init.trunc_normal_(head.weight, std=std)
+            nn.init.zeros_(head.bias)
+
+
+def set_training(model: nn.Module, freeze_batch_norm: bool) -> None:
+    """Training mode; the running statistics of BatchNorm stay as they are, and are used, if it is frozen."""
+    model.train()
+    if freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+class Draws(Sampler[tuple[int, int]]):
+    """The images of an epoch in random order, each with a seed for its augmentation.
+
+    Args:
+        images: How many there are.
+        batch_size: Images in an update; the rest of an epoch that makes no whole batch is left out.
+        repeats: Times that each image is drawn, one after the other; the epoch keeps its length (Hoffer et al. 2020).
+        seed: Of order and augmentation, with the number of the epoch.
+    """
+
+    def __init__(self, images: int, batch_size: int, repeats: int, seed: int) -> None:
+        self.images, self.repeats, self.seed, self.epoch = images, repeats, seed, 0
+        self.length = images // batch_size * batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.images).repeat(self.repeats)[: self.length]
+        seeds = rng.integers(2**32, size=self.length)
+        yield from zip(order.tolist(), seeds.tolist(), strict=True)
+
+
+class Seeded(Dataset):
+    """A data set that `Draws` indexes: a draw's random numbers depend on neither process nor worker nor other draws."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Any, int]:
+        index, seed = draw
+        with _seeded(seed):
+            return self.dataset[index]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of a seed; afterwards the generators go on as if nothing had been. timm draws from all three."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
