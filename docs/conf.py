@@ -1,0 +1,43 @@
+"""Sphinx configuration; `make docs` builds the site with warnings as errors."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+
+from tinyvit_zoo import __version__
+
+project = 'tinyvit-zoo'
+author = 'The tinyvit-zoo team'
+copyright = author
+release = version = __version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.autosummary',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+]
+exclude_patterns = ['_build']
+templates_path = ['_templates']
+
+myst_enable_extensions = ['colon_fence']
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'signature'
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+default_role = 'code'  # docstrings write `name`
+
+html_theme = 'furo'
+html_title = f'tinyvit-zoo {release}'
+html_show_sphinx = False
