@@ -1,6 +1,7 @@
 """Sphinx configuration; `make docs` builds the site with warnings as errors."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -41,3 +42,18 @@ default_role = 'code'  # docstrings write `name`
 html_theme = 'furo'
 html_title = f'tinyvit-zoo {release}'
 html_show_sphinx = False
+html_static_path = ['_static']
+html_css_files = ['custom.css']
+
+
+def _as_plain_text(app, what, name, obj, options, lines: list[str]) -> None:
+    """Escape the signs that reST would take for markup: docstrings here are plain text with `code` in backquotes."""
+    for i, line in enumerate(lines):
+        parts = line.split('`')
+        for j in range(0, len(parts), 2):  # what stands between backquotes is code
+            parts[j] = re.sub(r'(?<![\\*\s])([*|])|(?<=\s)([*|])(?!\*?\w+( \(.*\))?:)', r'\\\g<0>', parts[j])
+        lines[i] = '`'.join(parts)
+
+
+def setup(app) -> None:
+    app.connect('autodoc-process-docstring', _as_plain_text, priority=100)  # before napoleon
