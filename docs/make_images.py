@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +19,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 WIDTH = 560  # twice what the README shows
 COLORS = 64
+MOST_BYTES = 40_000
 # Name of a thumbnail -> the file that its command writes. The others show what their command prints.
 WRITTEN = {
     'demo': 'demo_output/contact_sheet.png',
@@ -26,16 +28,16 @@ WRITTEN = {
     'compare': 'compared/differences.png',
     'detect': 'drawn/0001.png',
 }
-COLUMNS, ROWS = 56, 12
+COLUMNS, ROWS = 55, 12  # of a terminal
 
 sys.path.insert(0, str(ROOT / 'tests'))
 from synthetic_coco import make_shapes  # noqa: E402
 
 
-def commands() -> dict[str, str]:
-    """Name of each thumbnail -> the command in its row of the README."""
-    rows = re.findall(r'`(tinyvit-zoo [^`]+)` \| <img src="docs/images/(\w+)\.png"', (ROOT / 'README.md').read_text())
-    return {name: command for command, name in rows}
+def commands() -> dict[str, list[str]]:
+    """Name of each thumbnail -> the commands in its row of the README; the thumbnail is that of the last one."""
+    rows = re.findall(r'^\| (.*) \| <img src="docs/images/(\w+)\.png"', (ROOT / 'README.md').read_text(), re.MULTILINE)
+    return {name: re.findall('`(tinyvit-zoo [^`]+)`', row) for row, name in rows}
 
 
 def run(command: str, folder: Path) -> str:
@@ -45,7 +47,7 @@ def run(command: str, folder: Path) -> str:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    return done.stdout
+    return done.stdout.replace(f'{folder}/', '')
 
 
 def train_detector(folder: Path) -> tuple[str, str, str]:
@@ -54,34 +56,43 @@ def train_detector(folder: Path) -> tuple[str, str, str]:
     name = 'ci_cascade_mask_rcnn_tinyvit_5m'
     annotations = '--train-annotations train.json --validation-annotations val.json'
     run(f'tinyvit-zoo detect train {name} --data shapes {annotations} --work-dir run', folder)
-    (checkpoint,) = (folder / 'run').glob('iter_*.pth')
-    return f'run/{name}.py', f'run/{checkpoint.name}', 'shapes/val'
+    last = (folder / 'run' / 'last_checkpoint').read_text()  # mmengine writes its path
+    return f'run/{name}.py', last, 'shapes/val'
 
 
 def draw_text(text: str) -> Image.Image:
     """What a terminal shows, cut to a few short lines."""
     font_file = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSansMono.ttf'
-    font = ImageFont.truetype(str(font_file), 15)
-    lines = [line if len(line) <= COLUMNS else line[: COLUMNS - 1] + '…' for line in text.rstrip().splitlines()[:ROWS]]
-    image = Image.new('RGB', (WIDTH, 24 + 20 * len(lines)), '#0d1117')
+    font = ImageFont.truetype(str(font_file), 16)
+    lines = [line for text in text.rstrip().splitlines() for line in textwrap.wrap(text, COLUMNS) or ['']][:ROWS]
+    image = Image.new('RGB', (WIDTH, 24 + 21 * len(lines)), '#0d1117')
     for i, line in enumerate(lines):
-        ImageDraw.Draw(image).text((12, 10 + 20 * i), line, fill='#e6edf3', font=font)
+        ImageDraw.Draw(image).text((12, 10 + 21 * i), line, fill='#e6edf3', font=font)
     return image
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name, command in commands().items():
+        for name, row in commands().items():
             if name == 'detect':
-                for placeholder, real in zip(
-                    ('CONFIG.py', 'CHECKPOINT.pth', 'images'), train_detector(folder), strict=True
-                ):
-                    command = command.replace(placeholder, real)
-            printed = run(command, folder)
-            image = Image.open(folder / WRITTEN[name]).convert('RGB') if name in WRITTEN else draw_text(printed)
-            image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-            image.quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / 'images' / f'{name}.png', optimize=True)
+                names = zip(('CONFIG.py', 'CHECKPOINT.pth', 'images'), train_detector(folder), strict=True)
+                for placeholder, real in names:
+                    row = [command.replace(placeholder, real) for command in row]
+            printed = [run(command, folder) for command in row][-1]
+            make(name, f'$ {row[-1]}\n{printed}', folder)
+
+
+def make(name: str, shown: str, folder: Path) -> None:
+    """Write a thumbnail: of the file that the command wrote, or of what the terminal shows."""
+    image = Image.open(folder / WRITTEN[name]).convert('RGB') if name in WRITTEN else draw_text(shown)
+    target, width = DOCS / 'images' / f'{name}.png', WIDTH
+    while True:  # noise does not compress: narrower until it is small enough
+        small = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+        small.quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
+        if target.stat().st_size < MOST_BYTES:
+            return
+        width = int(0.9 * width)
 
 
 if __name__ == '__main__':

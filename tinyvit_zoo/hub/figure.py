@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..build import ModelError
+from ..common.errors import ModelError
 from ..info import list_releases
 from ..releases import find_release
 from ..releases.rivals import RIVALS
