@@ -16,8 +16,8 @@ from typer.main import get_command
 from tinyvit_zoo.cli.app import app
 from tinyvit_zoo.hub import configs as pages
 from tinyvit_zoo.hub import figure
-from tinyvit_zoo.info import list_releases, markdown_table, profile_model
-from tinyvit_zoo.releases import FAMILIES, find_release
+from tinyvit_zoo.info import profile_model
+from tinyvit_zoo.releases import FAMILIES, find_release, list_releases, markdown_table
 from tinyvit_zoo.releases.rivals import RIVALS
 
 ROOT = Path(__file__).parent.parent

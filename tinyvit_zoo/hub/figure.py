@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import ModelError
-from ..info import list_releases
-from ..releases import find_release
+from ..releases import find_release, list_releases
 from ..releases.rivals import RIVALS
 
 if TYPE_CHECKING:

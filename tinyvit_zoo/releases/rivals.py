@@ -1,7 +1,7 @@
 """Models of timm that the accuracies of the zoo are compared with, as timm's author measured them.
 
 Top-1 on ImageNet-1k is that of `results/results-imagenet.csv` in timm's repository. Where that file holds several
-resolutions of one checkpoint, the best is here. GMACs were counted here, by `tinyvit_zoo.info.profile_model` at the
+resolutions of one checkpoint, the best is here. GMACs were counted here, by `info.profile_model` at the
 resolution of the row; the tests count them again.
 """
 
