@@ -8,6 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 
+from sphinx.domains.python import PythonDomain
+
 from tinyvit_zoo import __version__
 
 project = 'tinyvit-zoo'
@@ -55,5 +57,14 @@ def _as_plain_text(app, what, name, obj, options, lines: list[str]) -> None:
         lines[i] = '`'.join(parts)
 
 
+class _PythonDomain(PythonDomain):
+    """Takes a class that several packages export without a warning: autodoc notes its home under each of them."""
+
+    def note_object(self, name, objtype, node_id, aliased=False, location=None) -> None:
+        if not (aliased and name in self.objects):
+            super().note_object(name, objtype, node_id, aliased, location)
+
+
 def setup(app) -> None:
+    app.add_domain(_PythonDomain, override=True)
     app.connect('autodoc-process-docstring', _as_plain_text, priority=100)  # before napoleon
