@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, SMALL_OF, assert_same, images_for, load, size_of
+from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for, load, size_of
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
@@ -233,7 +233,7 @@ def test_the_data_config_follows_the_real_size(size, any_small, loaded):
     assert input_size(any_small()) == (3, 224, 224)  # the registry itself was not touched
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@for_each('name', ARCHITECTURES)
 def test_the_data_config_of_a_tag_is_its_own_size(name):
     size = int(name.rsplit('_', 1)[1])
     assert input_size(timm.create_model(name, device='meta')) == (3, size, size)
