@@ -112,6 +112,7 @@ def test_timms_ema_moves_a_shared_weight_once(exclude_buffers, foreach):
         for parameter in student.parameters():
             parameter.add_(1)
     ema.update(student)
+    assert start
     for name, value in ema.module.state_dict().items():
         torch.testing.assert_close(value, start[name] + 0.5, rtol=0, atol=1e-5)
 
