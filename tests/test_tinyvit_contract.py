@@ -154,6 +154,7 @@ def test_several_threads_can_share_a_model(form, small):
             return model(x)
 
     expected = [run(x) for x in batches]
+    assert len(expected) == 2 * len(SIZES)
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(pool.map(run, batches), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
