@@ -44,7 +44,7 @@ def make_shapes(root: Path, train: int = 8, val: int = 4, size: int = 256, seed:
 
 
 def make_textured(root: Path, train: int = 8, val: int = 4, size: int = 256, seed: int = 0) -> Path:
-    """Blobs of a retina and of the sky between galaxies, on grass and gravel: told apart by what is in them alone."""
+    """Blobs of a retina and of the sky between galaxies, on grass and gravel: distinguished only by their content."""
     import skimage
 
     folder = Path(skimage.__file__).parent / 'data'
@@ -95,7 +95,7 @@ def _write(
     outline: Callable,
     paint: Callable,
 ) -> Path:
-    """Two or three objects a picture that overlap by at most a tenth of the smaller one."""
+    """Two or three objects per image that overlap by at most a tenth of the smaller one."""
     rng = np.random.default_rng(seed)
     for part, count in counts.items():
         (root / part).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""Detectors and a segmenter learn within minutes of one CPU thread, from random weights, on sets that the tests make;
-one is killed, resumed, reloaded and used. Metrics are those of mmdet and mmseg on pictures that were not trained on."""
+"""Detectors and a segmenter learn within minutes of one CPU thread, from random weights, on generated data;
+one is killed, resumed, reloaded and used. Metrics are those of mmdet and mmseg on images that were not trained on."""
 
 import json
 import os
@@ -34,9 +34,9 @@ BOX, MASK = 'coco/bbox_mAP_50', 'coco/segm_mAP_50'
 
 @HOOKS.register_module()
 class ValidateFirst(Hook):
-    """What the metrics of the random model are."""
+    """Records the metrics of the random model."""
 
-    priority = 'LOWEST'  # CurvesHook begins first
+    priority = 'LOWEST'  # CurvesHook runs first
 
     def before_train(self, runner):
         runner.val_loop.run()
@@ -86,7 +86,7 @@ def test_cascade_learns_textured_objects(data, tmp_path):
     assert len(losses) == 60
     assert_halved(losses)
     for metric in (BOX, MASK):
-        assert before.get(metric, 0) < 0.1  # mmdet reports nothing where nothing is found
+        assert before.get(metric, 0) < 0.1  # mmdet reports no metric if nothing is found
         assert after[metric] > 0.5
 
 
@@ -103,7 +103,7 @@ def test_detectors_learn(data, tmp_path, name, metrics, options):
     losses, before, after = train(name, data['shapes'], tmp_path / 'run', *options)
     assert_halved(losses)
     for metric in metrics:
-        assert after[metric] > before.get(metric, 0) + 0.2  # mmdet reports nothing where nothing is found
+        assert after[metric] > before.get(metric, 0) + 0.2  # mmdet reports no metric if nothing is found
 
 
 def test_upernet_learns(data, tmp_path):
@@ -125,7 +125,7 @@ def start(work_dir: Path, root: Path, *more: str) -> subprocess.Popen:
 
 
 def logged(work_dir: Path) -> list[dict]:
-    """What mmengine wrote of each iteration, oldest run first."""
+    """mmengine's record of each iteration, oldest run first."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json'))
     entries = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith('}')]
     return [entry for entry in entries if 'loss' in entry]
@@ -146,7 +146,7 @@ def resumed(data, tmp_path_factory) -> tuple[Path, list[dict]]:
     return work_dir, killed
 
 
-def test_a_killed_training_goes_on_with_the_same_losses(resumed):
+def test_a_killed_training_resumes_with_the_same_losses(resumed):
     work_dir, killed = resumed
     before = {entry['step']: entry for entry in killed}
     after = {entry['step']: entry for entry in logged(work_dir)[len(killed) :]}
