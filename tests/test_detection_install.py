@@ -136,7 +136,7 @@ def test_a_folder_without_write_permission(change, mmcv, monkeypatch):
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(Path, 'unlink', refuse)
-    monkeypatch.setattr('tempfile.mkstemp', refuse)
+    monkeypatch.setattr(Path, 'touch', refuse)
     with pytest.raises(EvaluationError) as e:
         change()
     assert 'cannot be changed (Permission denied): run the command as the owner' in str(e.value)
