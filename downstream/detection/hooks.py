@@ -8,7 +8,7 @@ Each hook here works with mmdet's stock tools: name it in the config.
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dist import get_rank, is_main_process
@@ -17,7 +17,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
@@ -68,7 +68,7 @@ class NumberedBatches(Sampler[list[Draw]]):
 
     @property
     def sampler(self) -> Any:
-        """mmengine's own hook passes the epoch to it."""
+        """Of the batch sampler: mmengine's own hook passes the epoch to it."""
         return self.batches.sampler
 
     @property
@@ -162,12 +162,12 @@ class RandomStateHook(Hook):
         if runner.cfg.get('randomness', {}).get('diff_rank_seed', False):
             seed -= get_rank()  # all processes take their images from the same order
         sampler = DATA_SAMPLERS.build(config['sampler'], default_args=dict(dataset=old.dataset, seed=seed))
+        batches = cast(BatchSampler, old.batch_sampler)  # mmengine always gives its loaders one
         if not config.get('batch_sampler'):
-            assert old.batch_size is not None
-            return torch.utils.data.BatchSampler(sampler, old.batch_size, old.drop_last)
-        batches: Any = old.batch_sampler
-        args = dict(sampler=sampler, batch_size=batches.batch_size)
-        return DATA_SAMPLERS.build(config['batch_sampler'], default_args=args)
+            return BatchSampler(sampler, batches.batch_size, old.drop_last)
+        return DATA_SAMPLERS.build(
+            config['batch_sampler'], default_args=dict(sampler=sampler, batch_size=batches.batch_size)
+        )
 
 
 # ---- checkpoints
@@ -192,8 +192,7 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's `CheckpointHook`, for runs that may be killed at any moment.
 
-    Its files appear whole or not at all. The oldest one is removed before the next is written, so at least two are
-    kept.
+    Its files are complete or absent. The oldest one is removed before the next is written, so at least two are kept.
 
     Args:
         max_keep_ckpts: As in `CheckpointHook`, but 2 instead of 1.
