@@ -142,7 +142,7 @@ def test_nothing_random_is_drawn():
         [torch.zeros(3, 224, 224)],
         [(torch.zeros(1, 3, 224, 224), torch.zeros(1))],
     ],
-    ids=['none', 'empty', 'nan', 'one picture', 'with labels'],
+    ids=['none', 'empty', 'nan', 'one image', 'with labels'],
 )
 def test_unusable_calibration_images_are_refused(calibration):
     model = timm.create_model('deit_tiny_patch16_224', embed_dim=24, num_heads=1, depth=2)

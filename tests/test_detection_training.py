@@ -64,8 +64,8 @@ def train(name, root, work_dir, *options) -> tuple[list[float], dict[str, float]
     coco = dict(train_annotations=Path('train.json'), validation_annotations=Path('val.json'))
     use_custom_data(config, CustomData(root, **({} if config.default_scope == 'mmseg' else coco)))
     engine.train(config, engine.Run(work_dir))
-    for picture in ('losses.png', 'metrics.png'):
-        with Image.open(work_dir / picture) as image:
+    for figure in ('losses.png', 'metrics.png'):
+        with Image.open(work_dir / figure) as image:
             assert min(image.size) > 300
     points = read_points(work_dir / 'curves.csv', until=10**9)
     losses = [value for _, name, value in points if name == 'train/loss']
@@ -187,9 +187,9 @@ def test_the_written_config_and_checkpoint_test_and_predict(resumed, data, cli, 
     assert code == 0, err
     truth = json.loads((data['shapes'] / 'val.json').read_text())
     for image in truth['images']:
-        picture = data['shapes'] / 'val' / image['file_name']
-        record = json.loads((tmp_path / 'drawn' / f'{picture.stem}.json').read_text())
-        with Image.open(picture) as before, Image.open(tmp_path / 'drawn' / picture.name) as after:
+        file = data['shapes'] / 'val' / image['file_name']
+        record = json.loads((tmp_path / 'drawn' / f'{file.stem}.json').read_text())
+        with Image.open(file) as before, Image.open(tmp_path / 'drawn' / file.name) as after:
             assert after.size == before.size == (record['width'], record['height'])
             changed = np.asarray(after) != np.asarray(before.convert('RGB'))
         sure = [found for found in record['objects'] if found['score'] > 0.5]
