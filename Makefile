@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types format bench clean
+.PHONY: help demo test test-all quick lint types format bench clean
 
 help:  ## Show what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.demo  ## Train, save, reload and classify on real images (3 minutes, no network needed)
 	$(BIN)/tinyvit-zoo demo
 
-test: $(VENV)/.dev  ## All tests, timm's own suite included
-	$(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist worksteal
+test: $(VENV)/.dev  ## Every behaviour, timm's own suite included
+	$(BIN)/python -m pytest -m 'not full' -n 2 --dist worksteal
+
+test-all: $(VENV)/.dev  ## The same for every architecture, tag and combination (over an hour)
+	$(BIN)/python -m pytest -m 'full or not full' -n 2 --dist worksteal
 
 quick: $(VENV)/.dev  ## The tests without the slow ones
 	$(BIN)/python -m pytest -n 2

@@ -15,12 +15,12 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes
+
+from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.downstream.detection import bench
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
 from tinyvit_zoo.downstream.detection.detector_checkpoint import check_start
-from tinyvit_zoo.downstream.detection.packaged_configs import packaged_configs, read_config
-
-from tinyvit_zoo.checkpoints import CheckpointError
+from tinyvit_zoo.downstream.detection.packaged_configs import all_configs, read_config
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 
@@ -77,7 +77,7 @@ def complaint(answer, *words) -> str:
 def test_configs_are_listed_with_what_they_are(cli):
     code, out, _ = cli('detect', 'config')
     assert code == 0
-    for name, path in packaged_configs().items():
+    for name, path in all_configs().items():
         assert f'{name}\n    ' in out
         assert path.is_file()
     lines = out.splitlines()
@@ -345,7 +345,7 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
     import mmdet
 
     tools = Path(mmdet.__file__).parent / '.mim' / 'tools'
-    config = packaged_configs()[RETINANET]
+    config = all_configs()[RETINANET]
     options = (
         '--work-dir', tmp_path / 'run', '--cfg-options', *TWO_ITERATIONS,
         *(f'{loader}_dataloader.dataset.data_root={shapes}/' for loader in ('train', 'val', 'test')),

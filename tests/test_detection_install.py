@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinyvit_zoo.downstream.detection import ops
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream.detection import ops
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(torch.__file__).parents[1]

@@ -18,8 +18,6 @@ import torch
 from conftest import SMALL
 from PIL import Image
 from timm.data import create_transform
-from tinyvit_zoo.downstream.finetune import finetune
-from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
@@ -28,6 +26,8 @@ import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.downstream.finetune import finetune
+from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from tinyvit_zoo.training import run_state
 from tinyvit_zoo.training.ingredients import Draws, Seeded
 from tinyvit_zoo.training.recipes import find_recipe

@@ -10,12 +10,12 @@ from mmengine.config import Config, DictAction
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
 
-__all__ = ['describe', 'find_config', 'packaged_configs', 'read_config', 'write_config']
+__all__ = ['all_configs', 'describe', 'find_config', 'read_config', 'write_config']
 
 FOLDERS = tuple(Path(__file__).parents[1] / task / 'configs' for task in ('detection', 'segmentation'))
 
 
-def packaged_configs() -> dict[str, Path]:
+def all_configs() -> dict[str, Path]:
     """Files of this package's configs by name, those of CI's size last."""
     return {path.stem: path for sub in ('', 'ci') for folder in FOLDERS for path in sorted((folder / sub).glob('*.py'))}
 
@@ -36,7 +36,7 @@ def find_config(name: str | Path) -> Path:
     Raises:
         EvaluationError: If there is no such file and no such name.
     """
-    path, configs = Path(name).expanduser(), packaged_configs()
+    path, configs = Path(name).expanduser(), all_configs()
     if path.is_file():
         return path
     if str(name) in configs:
@@ -96,7 +96,7 @@ def write_config(name: str | Path, output: Path, force: bool = False) -> Path:
     if output.exists() and not force:
         raise EvaluationError(f'{output} is there already: choose another name, or add --force to replace it.')
     path = find_config(name)
-    origin = f'tinyvit-zoo detect config {path.stem}' if path in packaged_configs().values() else str(path)
+    origin = f'tinyvit-zoo detect config {path.stem}' if path in all_configs().values() else str(path)
     note = describe(path).replace('\n', ' ')
     head = f'# Made by: {origin}\n' + (f'# {note}\n' if note else '') + '# Its bases are merged into it.\n'
     write_whole(output, (head + read_config(path).pretty_text).encode())

@@ -44,11 +44,12 @@ def quiet_logs() -> None:
     logging.basicConfig(format='%(message)s', level=logging.WARNING)
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
+def command(function: Callable[..., Any], models: bool = True) -> Callable[..., Any]:
     """Make a command of a function: what typer calls instead of it.
 
     - A parameter whose type is a dataclass stands for the options that its fields are.
-    - The models are registered before the function runs: the console script has not run the body of the package.
+    - The models are registered before the function runs, as the console script has not run the body of the package;
+      not so with `models=False`.
     - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
     """
     hints = get_type_hints(function, include_extras=True)
@@ -56,7 +57,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
-        from .. import models  # noqa: F401
+        if models:
+            from .. import models as registered  # noqa: F401
         from ..common.errors import CheckpointError, ModelError
         from ..common.extras import MissingExtraError
 

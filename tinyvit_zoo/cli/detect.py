@@ -199,10 +199,10 @@ def config(
     force: Annotated[bool, typer.Option('--force', help='Replace the file if it is there.')] = False,
 ) -> None:
     """List the packaged configs, or write one with its bases merged into it, to change as you like."""
-    from ..downstream.detection.packaged_configs import describe, packaged_configs, read_config, write_config
+    from ..downstream.detection.packaged_configs import all_configs, describe, read_config, write_config
 
     if name is None:
-        for config_name, path in packaged_configs().items():
+        for config_name, path in all_configs().items():
             print(f'{config_name}\n    {describe(path)}')
     elif output is None:
         print(read_config(name).pretty_text)

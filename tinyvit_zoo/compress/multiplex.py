@@ -78,7 +78,7 @@ def multiplex(
 
 
 def describe_weights(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The pretrained cfg of a model made from one with `cfg`: its licence and preprocessing, not its tag and files."""
+    """The pretrained cfg of a model made from one with `cfg`: its license and preprocessing, not its tag and files."""
     kept = filter_pretrained_cfg(cfg, remove_source=True)
     return {k: v for k, v in kept.items() if k not in ('tag', 'state_dict')} | dict(architecture='multiplexed')
 

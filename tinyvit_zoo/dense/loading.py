@@ -89,7 +89,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
         raise CheckpointError(f'{origin}: {e}') from e
     model.load_state_dict(taken, strict=False)
     _logger.info(
-        '%s: loaded %d tensors; at their start values: %s; left out: %s.',
+        '%s: loaded %d tensors; at their initial values: %s; left out: %s.',
         origin,
         len(taken),
         _counted(fresh),

@@ -7,12 +7,12 @@ Released code: https://github.com/wangsr126/MAE-Lite, `projects/mae_lite/mae_lit
 import torch
 import torch.nn.functional as F
 
-from .losses import _in_full_precision
+from .precision import in_full_precision
 
 __all__ = ['attention_distillation_loss']
 
 
-@_in_full_precision
+@in_full_precision
 def attention_distillation_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, head_map: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import distributed as dist
 
-from .losses import _check_temperature, _in_full_precision
+from .precision import check_temperature, in_full_precision
 
 __all__ = ['info_nce_loss']
 
 
-@_in_full_precision
+@in_full_precision
 def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
     """InfoNCE of each query against the keys of all images of all processes, times 2T. Needs to be added both ways.
 
@@ -36,7 +36,7 @@ def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float 
         raise ValueError(
             f'Queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must be (B, C) of the same images.'
         )
-    _check_temperature(temperature)
+    check_temperature(temperature)
     queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
     everyone, first = _gather(keys)
     positives = torch.arange(len(queries), device=queries.device) + first

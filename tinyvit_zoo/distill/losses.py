@@ -12,15 +12,15 @@ attention is global), `N` tokens of such a sequence, `L` tokens of an image, `C`
 may differ between student and teacher, everything else may not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce, wraps
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from .precision import check_temperature, in_full_precision
 
 __all__ = [
     'MINI_DEIT',
@@ -53,27 +53,6 @@ class QKV(NamedTuple):
     v: torch.Tensor
 
 
-@contextmanager
-def _autocast_off(device_type: str) -> Iterator[None]:
-    if not torch.is_autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
-
-
-def _in_full_precision(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Make a loss of (student, teacher, ...) tensors compute in at least float32, without gradient to the teacher."""
-
-    @wraps(loss)
-    def call(student: torch.Tensor, teacher: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        dtype = reduce(torch.promote_types, (student.dtype, teacher.dtype), torch.float32)
-        with _autocast_off(student.device.type):
-            return loss(student.to(dtype), teacher.detach().to(dtype), *args, **kwargs)
-
-    return call
-
-
 def _cross_entropy(scores: torch.Tensor, teacher_scores: torch.Tensor, reduction: str = 'mean') -> torch.Tensor:
     """Cross-entropy of softmax(scores) against softmax(teacher_scores), over rows: the last dimension of each."""
     last = scores.shape[-1]
@@ -91,12 +70,7 @@ def _check_logits(student: torch.Tensor, teacher: torch.Tensor) -> None:
         raise ValueError(f'Logits {tuple(student.shape)} are empty.')
 
 
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f'The temperature must be above 0, got {temperature}.')
-
-
-@_in_full_precision
+@in_full_precision
 def prediction_ce_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
@@ -116,11 +90,11 @@ def prediction_ce_loss(
         ValueError: If the shapes differ, there are no logits, or T is not above 0.
     """
     _check_logits(student_logits, teacher_logits)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     return _cross_entropy(student_logits / temperature, teacher_logits / temperature)
 
 
-@_in_full_precision
+@in_full_precision
 def prediction_kl_per_logit_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
@@ -132,13 +106,13 @@ def prediction_kl_per_logit_loss(
     Args and errors: as `prediction_ce_loss`. Least value: 0.
     """
     _check_logits(student_logits, teacher_logits)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     student = (student_logits / temperature).log_softmax(dim=-1)
     teacher = (teacher_logits / temperature).log_softmax(dim=-1)
     return F.kl_div(student, teacher, reduction='sum', log_target=True) * (temperature**2 / student.numel())
 
 
-@_in_full_precision
+@in_full_precision
 def prediction_hard_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     """Cross-entropy against the teacher's first choice: released Mini-DeiT, `--distillation-type hard`.
 
@@ -223,7 +197,7 @@ def qkv_relation_loss(student: Sequence[QKV], teacher: Sequence[QKV], relation_h
     return torch.stack(losses).mean()
 
 
-@_in_full_precision
+@in_full_precision
 def _layer_relation_loss(student: torch.Tensor, teacher: torch.Tensor, relation_heads: int) -> torch.Tensor:
     return _cross_entropy(_relation_scores(student, relation_heads), _relation_scores(teacher, relation_heads))
 
@@ -281,7 +255,7 @@ def hidden_relation_loss(student: Sequence[torch.Tensor], teacher: Sequence[torc
     return WINDOW_AREA * _mean_over_layers(_gram_mse, student, teacher)
 
 
-@_in_full_precision
+@in_full_precision
 def _gram_mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     a, b = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
     L = a.shape[1]
@@ -319,7 +293,7 @@ def hidden_relation_ce_loss(
     return _mean_over_layers(_row_relation_ce, student, teacher, chunk_elements=chunk_elements)
 
 
-@_in_full_precision
+@in_full_precision
 def _row_relation_ce(student: torch.Tensor, teacher: torch.Tensor, chunk_elements: int) -> torch.Tensor:
     B, L, _ = student.shape
     rows = max(1, chunk_elements // (B * L))
@@ -343,7 +317,7 @@ def hidden_mse_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Ten
     return _mean_over_layers(_mse, student, teacher)
 
 
-@_in_full_precision
+@in_full_precision
 def _mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     if student.shape != teacher.shape:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .losses import _autocast_off, _in_full_precision
+from .precision import autocast_off, in_full_precision
 
 __all__ = ['HeadQKV', 'RelationLoss', 'relation_distillation_loss', 'relation_logits']
 
@@ -51,7 +51,7 @@ def relation_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         (B, H, N, M), float32 or wider.
     """
     dtype = reduce(torch.promote_types, (rows.dtype, columns.dtype), torch.float32)
-    with _autocast_off(rows.device.type):
+    with autocast_off(rows.device.type):
         return (rows.to(dtype) * rows.shape[-1] ** -0.5) @ columns.to(dtype).transpose(-2, -1)
 
 
@@ -104,7 +104,7 @@ def _no_grad_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return relation_logits(rows, columns)
 
 
-@_in_full_precision
+@in_full_precision
 def _relation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     student, teacher = student_logits.log_softmax(dim=-1), teacher_logits.log_softmax(dim=-1)
     return F.kl_div(student, teacher, reduction='sum', log_target=True) / student[..., 0].numel()

@@ -1,7 +1,7 @@
 """TinyMIM: small ViTs that learnt the token relations of a masked autoencoder.
 
 Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296
-Released code and weights: https://github.com/OliverRensu/TinyMIM (no licence given)
+Released code and weights: https://github.com/OliverRensu/TinyMIM (no license given)
 
 Three kinds of model, whose files cannot be told apart by their shapes:
 
