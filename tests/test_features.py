@@ -415,22 +415,6 @@ def test_the_size_is_the_one_the_model_was_built_for():
     assert augmentation(model)(Image.new('RGB', (90, 70))).shape == (3, 64, 64)
 
 
-def test_random_numbers_of_a_block_are_its_own():
-    import random
-
-    def three():
-        return torch.rand(()).item(), np.random.rand(), random.random()
-
-    with batches.drawing_from(0, 1):
-        inside = three()
-    before = torch.get_rng_state()
-    with batches.drawing_from(0, 1):
-        assert three() == inside
-    with batches.drawing_from(0, 2):
-        assert three() != inside
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize(
     ('transform', 'random'),
     [(TRANSFORM, False), (RANDOM, True), (transforms.RandomHorizontalFlip(), True), (augmentation, True)],

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..compare import ModelFeatures, Row
-from ..results import plain, record, write
+from ..results import record, write
 from . import plots
 
 __all__ = ['write_comparison']

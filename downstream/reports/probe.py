@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from safetensors.torch import save
 
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..classifiers.logistic import LogisticResult
 from ..classifiers.ridge import RidgeResult
 from ..linear_probe import ProbeResult
 from ..probe import Parts, Result
-from ..results import eval_results_entry, is_for_card, plain, record, write
+from ..results import eval_results_entry, is_for_card, record, write
 from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 

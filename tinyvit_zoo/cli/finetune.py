@@ -112,7 +112,7 @@ def finetune(
         if first:
             say(_in_words(summary(result)))
             write_finetuned(
-                output, result, model, chosen, train, test, name=model_options.name,
+                output, result, model, train, test, name=model_options.name,
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
             )  # fmt: skip
 
