@@ -89,8 +89,9 @@ def test_detectors_are_built_beside_a_foreign_downstream(installed, elsewhere):
         assert done.returncode == 0, done.stderr
         assert name in done.stdout or (elsewhere / 'mine.py').is_file()
     code = (
-        'from tinyvit_zoo.cli.detect import _module; from mmengine.registry import MODELS, init_default_scope\n'
-        "config = _module('packaged_configs').read_config('mine.py'); init_default_scope('mmdet')\n"
+        'from tinyvit_zoo.downstream.detection.packaged_configs import read_config\n'
+        'from mmengine.registry import MODELS, init_default_scope\n'
+        "config = read_config('mine.py'); init_default_scope('mmdet')\n"
         'print(type(MODELS.build(config.model).backbone).__module__)'
     )
     assert python(code, installed, elsewhere).strip() == 'tinyvit_zoo.downstream.detection.backbone'

@@ -3,5 +3,5 @@
 from tinyvit_zoo.common.extras import needs_extra
 
 with needs_extra('eval'):  # before the work whose results would be drawn
-    import matplotlib  # noqa: F401
+    import matplotlib.figure  # noqa: F401
     import sklearn  # noqa: F401

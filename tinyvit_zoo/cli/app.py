@@ -63,7 +63,7 @@ def run_app() -> None:
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a letter is no reason to stop
     try:
-        result = app(standalone_mode=False)
+        result = app(prog_name='tinyvit-zoo', standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except Exception as e:

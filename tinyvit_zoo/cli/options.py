@@ -48,7 +48,7 @@ class Words(tuple[str, ...]):
 def read_size(text: str) -> Size:
     """'384' -> (384, 384), '256x320' -> (256, 320). Usage error on anything else."""
     sides = str(text).lower().split('x')
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
         raise typer.BadParameter(f"'{text}' is no size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
     size = Size(int(sides[0]), int(sides[-1]))
     if max(size) > MAX_SIDE:
