@@ -85,7 +85,9 @@ def embed(
     features = extract(
         model, dataset, layers=layers, dtype=dtype, batch_size=batch_size, cache=cache, device=device, workers=workers
     )
-    arrays = dict(features=features.values.numpy(), paths=np.array([dataset.describe(i) for i in range(len(dataset))]))
+    arrays: dict[str, Any] = dict(
+        features=features.values.numpy(), paths=np.array([dataset.describe(i) for i in range(len(dataset))])
+    )
     if dataset.classes:
         arrays |= dict(labels=dataset.labels, classes=np.array(dataset.classes))
     if Processes().rank == 0:

@@ -106,9 +106,18 @@ def run(
         device=device,
     )  # fmt: skip
     if mode == 'live':
-        chunk = {} if batch_size is None else dict(chunk=batch_size)
+        chunk: dict[str, Any] = {} if batch_size is None else dict(chunk=batch_size)
         return linear_probe.live(
-            model, *parts, layers=layers, scale=scale, dtype=dtype, workers=workers, **training, **chunk
+            model,
+            parts.train,
+            parts.held_out,
+            parts.test,
+            layers=layers,
+            scale=scale,
+            dtype=dtype,
+            workers=workers,
+            **training,
+            **chunk,
         )
     cropped, plain = probe_transforms(model, scale)
 

@@ -1,4 +1,4 @@
-"""How the command line starts: what help costs in modules, groups, completion, and options spelled the same everywhere."""
+"""How the command line starts: modules that help loads, groups, completion, and one spelling of every option."""
 
 import json
 import os

@@ -255,8 +255,8 @@ def test_a_model_is_left_as_it_was(small, tmp_path):
 def test_the_command_exports(cli, format, tmp_path):
     target = tmp_path / f'model.{format}'
     code, out, _ = cli(
-        'export', 'mini_deit_tiny_patch16_224', '--random', '--img-size', '32x48', '--dynamic-batch', '--format', format,
-        '-o', target,
+        'export', 'mini_deit_tiny_patch16_224', '--random', '--img-size', '32x48', '--dynamic-batch',
+        '--format', format, '-o', target,
     )  # fmt: skip
     assert code == 0
     assert f'Written to {target}' in out

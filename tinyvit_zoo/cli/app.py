@@ -68,7 +68,7 @@ def run_app() -> None:
         sys.exit(130)
     except Exception as e:
         # Usage errors: typer has moved their class between its own package and click's, their shape has stayed.
-        if not hasattr(e, 'format_message'):
+        if not (hasattr(e, 'format_message') and hasattr(e, 'exit_code')):
             raise
         print_error(e.format_message())
         sys.exit(e.exit_code)

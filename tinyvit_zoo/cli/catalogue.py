@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .console import command, console, print_json
-from .options import ImgSize, Json
+from .options import ImgSize, Json, pair_of
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -69,7 +69,7 @@ def info(
     """Show all that is known of a model: origin, license, accuracies with their sources, size, preprocessing."""
     from ..info import describe
 
-    facts = describe(name, img_size and tuple(img_size))
+    facts = describe(name, pair_of(img_size))
     if as_json:
         return print_json(facts)
     out = console()

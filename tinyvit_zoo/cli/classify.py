@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import command, console, print_error, print_json, quiet_logs
-from .options import ImgSize, Json, Weights
+from .options import ImgSize, Json, Weights, pair_of
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -41,8 +41,9 @@ def classify(
 
     quiet_logs()
     paths = list(_files(images))
+    size = pair_of(img_size)
     classifier = Classifier(
-        load_model(model, str(weights) if weights else None, **({'img_size': tuple(img_size)} if img_size else {}))
+        load_model(model, str(weights) if weights else None, **({'img_size': size} if size else {}))
     )
     results = list(_results(classifier, paths, topk, show=not as_json))
     if as_json:

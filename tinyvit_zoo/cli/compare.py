@@ -20,6 +20,7 @@ from .options import (
     find_device,
     make_output,
     origin_of,
+    pair_of,
     read_counts,
 )
 
@@ -72,7 +73,7 @@ def compare(
         datasets = _datasets(loader(data_options, seed))
         models, records = [], []
         for name, weights, random in ((a, weights_a, random_a), (b, weights_b, random_b)):
-            model = load_backbone(name, weights, not random, img_size, seed)
+            model = load_backbone(name, weights, not random, pair_of(img_size), seed)
             features = {
                 part: features_of(
                     model, images, forward, layers=layers, cache=cache, device=device, workers=run.workers

@@ -69,7 +69,7 @@ def compress(
     torch.manual_seed(seed)
     model = _load(name, weights, random, num_classes)
     calibration = _read_images(images, model) if images else None
-    every = share_every if share_every == 'stage' else int(share_every)
+    every = 'stage' if share_every == 'stage' else int(share_every)
     try:
         student = multiplex(model, every, transform, init=str(init), calibration=calibration)
         folder = save_folder(student, output)
@@ -94,7 +94,7 @@ def _load(name: str, weights: Path | None, random: bool, num_classes: int | None
         state_dict = read_checkpoint(weights)
         # Of the zoo's own models the file itself tells more than its tensors do, such as the heads of a plain ViT.
         ours = find_family(name) is not None
-        overlay = dict(file=str(weights)) if ours else dict(state_dict=state_dict, source='')
+        overlay: dict[str, Any] = dict(file=str(weights)) if ours else dict(state_dict=state_dict, source='')
         classes = _head_classes(name, state_dict)
         if classes is not None:  # else timm would take the file for one of the tag's classes
             overlay['num_classes'] = classes
@@ -114,7 +114,8 @@ def _head_classes(name: str, state_dict: dict[str, Any]) -> int | None:
     """Classes of a checkpoint by the classifier that timm's cfg of the model names."""
     from ..build import build_model
 
-    heads = build_model(name, device='meta').pretrained_cfg.get('classifier') or ()
+    cfg: Any = build_model(name, device='meta').pretrained_cfg
+    heads = cfg.get('classifier') or ()
     for head in [heads] if isinstance(heads, str) else heads:
         if f'{head}.weight' in state_dict:
             return state_dict[f'{head}.weight'].shape[0]

@@ -53,7 +53,7 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
     - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
     """
     hints = get_type_hints(function, include_extras=True)
-    bundles = {name: kind for name, kind in hints.items() if name != 'return' and is_dataclass(kind)}
+    bundles: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if _is_bundle(name, kind)}
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
@@ -80,8 +80,12 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
     return wrapped
 
 
+def _is_bundle(name: str, kind: Any) -> bool:
+    return name != 'return' and isinstance(kind, type) and is_dataclass(kind)
+
+
 def _without_bundles(
-    function: Callable[..., Any], hints: dict[str, Any], bundles: dict[str, Any]
+    function: Callable[..., Any], hints: dict[str, Any], bundles: dict[str, type[Any]]
 ) -> list[inspect.Parameter]:
     """The parameters of a function with the fields of each dataclass in its place."""
     parameters = []

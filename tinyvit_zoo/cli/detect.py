@@ -236,5 +236,5 @@ def bench(
     from ..downstream.detection.bench import run as measure
 
     make_output(output)
-    results = measure(names or DEFAULT, tuple(img_size), rounds, find_device(device), say=print)
+    results = measure(names or DEFAULT, (img_size.height, img_size.width), rounds, find_device(device), say=print)
     report(results, output, say=print)

@@ -45,7 +45,8 @@ def evaluate(
     from ..downstream import imagenet
     from ..downstream.reports.imagenet import print_scores, write_scores
 
-    if data_options.data == IMAGENET_C and data_options.root is None:
+    corruptions = data_options.root if data_options.data == IMAGENET_C else None
+    if data_options.data == IMAGENET_C and corruptions is None:
         raise typer.BadParameter('imagenet-c needs --root, the folder of CORRUPTION/SEVERITY/CLASS.')
     quiet_logs()
     settings: dict[str, Any] = dict(
@@ -58,19 +59,18 @@ def evaluate(
     with processes() as first:
         make_output(output)
         say = printer() if first else (lambda text: None)
-        dataset = None  # found before weights are fetched
-        if data_options.data != IMAGENET_C:
-            load = loader(data_options, run.seed)
-            dataset = load(split) if split else load(*TO_TEST_ON, 'all')
-        model = backbone_of(model_options, run.seed)
-        head = dict(
-            model=model, seed=run.seed if model_options.random else None, name=model_options.name,
-            dtype=str(forward.dtype), weights=model_options.origin(run.seed), batch_size=settings['batch_size'],
+        head: dict[str, Any] = dict(
+            seed=run.seed if model_options.random else None, name=model_options.name, dtype=str(forward.dtype),
+            weights=model_options.origin(run.seed), batch_size=settings['batch_size'],
         )  # fmt: skip
-        if dataset is None:
-            _corruptions(head, settings, data_options.root, clean_root, output, say)
+        if corruptions is not None:
+            head['model'] = backbone_of(model_options, run.seed)
+            _corruptions(head, settings, corruptions, clean_root, output, say)
             return
-        scores = imagenet.evaluate(model, dataset, **settings)
+        load = loader(data_options, run.seed)
+        dataset = load(split) if split else load(*TO_TEST_ON, 'all')  # before weights are fetched
+        head['model'] = backbone_of(model_options, run.seed)
+        scores = imagenet.evaluate(head['model'], dataset, **settings)
         print_scores(scores, dataset, head, say)
         if output is not None:
             write_scores(output, scores, dataset, head, say)
@@ -79,7 +79,7 @@ def evaluate(
 def _corruptions(
     head: dict[str, Any],
     settings: dict[str, Any],
-    root: Path | None,
+    root: Path,
     clean_root: Path | None,
     output: Path | None,
     say: Callable[[str], None],

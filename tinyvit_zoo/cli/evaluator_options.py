@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .options import DataOptions, ForwardOptions, ModelOptions
+from .options import DataOptions, ForwardOptions, ModelOptions, pair_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,8 @@ def load_backbone(
 
     def make(**size: Any) -> 'nn.Module':
         kwargs = {**arguments, **size}
-        return load_model(name, weights and str(weights), **kwargs) if pretrained else build_model(name, **kwargs)
+        file = None if weights is None else str(weights)
+        return load_model(name, file, **kwargs) if pretrained else build_model(name, **kwargs)
 
     if weights is not None and not pretrained:
         raise ModelError('--weights FILE and --random exclude each other: leave one of them out.')
@@ -59,19 +60,23 @@ def load_backbone(
     if img_size is None:
         return make()
     try:
-        return make(img_size=tuple(img_size))
+        return make(img_size=img_size)
     except ModelError as e:
         if "unexpected keyword argument 'img_size'" not in str(e):
             raise
     torch.manual_seed(seed)
     model = make()
-    model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (model.pretrained_cfg['input_size'][0], *img_size)}
+    cfg: Any = model.pretrained_cfg
+    settings: Any = {**cfg, 'input_size': (cfg['input_size'][0], *img_size)}
+    model.pretrained_cfg = settings
     return model
 
 
 def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Module':
     """The model that the options name, see `load_backbone`."""
-    return load_backbone(options.name, options.weights, not options.random, options.img_size, seed, **arguments)
+    return load_backbone(
+        options.name, options.weights, not options.random, pair_of(options.img_size), seed, **arguments
+    )
 
 
 def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import ImgSize, ModelName, Random, Seed, Weights
+from .options import ImgSize, ModelName, Random, Seed, Weights, pair_of
 
 Format = StrEnum('Format', ['onnx', 'pt2'])
 DType = StrEnum('DType', ['fp32', 'fp16'])
@@ -43,7 +43,7 @@ def export(
     quiet_logs()
     check_output(output, format and str(format))  # before weights are fetched
     torch.manual_seed(seed)
-    model = model_to_export(name, weights, random, img_size and tuple(img_size), dynamic_size)
+    model = model_to_export(name, weights, random, pair_of(img_size), dynamic_size)
     done = export_model(model, output, format and str(format), dynamic_batch, dynamic_size, str(dtype))
     runner = 'onnxruntime' if done.format == 'onnx' else 'torch.export.load'
     megabytes = done.path.stat().st_size / 1e6

@@ -11,10 +11,13 @@ import typer
 
 from .console import command, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes
-from .options import DataOptions, ModelOptions, RunOptions, find_device
+from .options import DataOptions, ModelOptions, RunOptions, Size, find_device
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..data.image_dataset import ImageDataset
+    from ..training.recipes import Recipe
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
@@ -94,8 +97,10 @@ def finetune(
     from ..training.recipes import find_recipe
 
     quiet_logs()
-    changes = dict(epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay)
-    changes |= dict(drop_path=None if drop_path is None else {'': drop_path})
+    changes: dict[str, Any] = dict(
+        epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay,
+        drop_path=None if drop_path is None else {'': drop_path},
+    )  # fmt: skip
     chosen = find_recipe(recipe)
     chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
     if lr is not None:
@@ -106,7 +111,7 @@ def finetune(
         say = printer()
         result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, micro_batch=micro_batch,
-            precision=precision and str(precision), device=run.device and find_device(run.device),
+            precision=precision and str(precision), device=find_device(run.device) if run.device else None,
             workers=run.workers, seed=run.seed, say=say,
         )  # fmt: skip
         if first:
@@ -117,7 +122,7 @@ def finetune(
             )  # fmt: skip
 
 
-def _model(options: ModelOptions, as_init: bool, recipe: Any, classes: int, seed: int) -> Any:
+def _model(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
     """The model to train, with the drop path and the image size of the recipe, and a classifier of that many classes.
 
     A drop path of 0 is handed on, too: many models come with another one.
@@ -129,7 +134,7 @@ def _model(options: ModelOptions, as_init: bool, recipe: Any, classes: int, seed
     if as_init and options.random:
         raise typer.BadParameter('--as-init takes the weights of an encoder, --random none: leave one of them out.')
     if options.img_size is None and recipe.img_size:
-        options = replace(options, img_size=(recipe.img_size, recipe.img_size))
+        options = replace(options, img_size=Size(recipe.img_size, recipe.img_size))
     rate = recipe.drop_path_of(_architecture(options.name))
     arguments: dict[str, Any] = dict(num_classes=classes, **(dict(as_init=True) if as_init else {}))
     try:
@@ -137,7 +142,7 @@ def _model(options: ModelOptions, as_init: bool, recipe: Any, classes: int, seed
     except ModelError as e:
         if as_init and "unexpected keyword argument 'as_init'" in str(e):
             raise ModelError(
-                f'{options.name} is no plain ViT of this package: it takes its weights and a fresh classifier '
+                f'{options.name} is no model of this package: it takes its weights and a fresh classifier '
                 'without --as-init.'
             ) from e
         if "unexpected keyword argument 'drop_path_rate'" not in str(e):
@@ -151,7 +156,10 @@ def _architecture(name: str) -> str:
     """What timm calls the model, which the name of a folder or a page does not say."""
     from ..build import build_model
 
-    return build_model(name, device='meta').pretrained_cfg['architecture'] if ':' in name else name
+    if ':' not in name:
+        return name
+    cfg: Any = build_model(name, device='meta').pretrained_cfg
+    return cfg['architecture']
 
 
 def _datasets(

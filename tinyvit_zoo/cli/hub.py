@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import ImgSize, Random, Seed
+from .options import ImgSize, Random, Seed, pair_of
 
 if TYPE_CHECKING:
     from ..hub.verify import Proof
@@ -60,7 +60,7 @@ def pack(
     quiet_logs()
     folder = write_page(
         name, output, weights, seed if random else None, tag, _read_labels(labels), license,
-        img_size and tuple(img_size), repo, for_timm, test_tensors,
+        pair_of(img_size), repo, for_timm, test_tensors,
     )  # fmt: skip
     print(f'Written to {folder}')
     print(f'To prove it: tinyvit-zoo verify {folder}')
@@ -113,7 +113,7 @@ def push(
             tag=tag,
             labels=_read_labels(labels),
             license=license,
-            img_size=img_size and tuple(img_size),
+            img_size=pair_of(img_size),
             repo=to,
             for_timm=for_timm,
         ) as folder:

@@ -156,6 +156,11 @@ class ForwardOptions:
     dtype: Annotated[DType, typer.Option('--dtype', help='Type that the backbone computes in.')] = DType.fp32
 
 
+def pair_of(size: Size | None) -> tuple[int, int] | None:
+    """(height, width) as a plain tuple, which models write into their configurations."""
+    return None if size is None else (size.height, size.width)
+
+
 def origin_of(weights: Path | None, random: bool, seed: int) -> str:
     """Where weights come from, as results say it."""
     if random:

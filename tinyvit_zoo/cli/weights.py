@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import Size, read_size
+from .options import Size, pair_of, read_size
 
 Layout = StrEnum('Layout', ['ours', 'official'])
 Head = StrEnum('Head', ['in1k'])
@@ -50,7 +50,7 @@ def convert(
 
     quiet_logs()
     read, written = write(
-        source, target, to and str(to), head and str(head), name, num_classes, img_size and tuple(img_size), as_init
+        source, target, to and str(to), head and str(head), name, num_classes, pair_of(img_size), as_init
     )
     print(f'Read {source}: {read}.')
     if as_init:
