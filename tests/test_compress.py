@@ -132,6 +132,7 @@ def test_every_use_of_a_shared_weight_gives_a_gradient(kind):
     for name, parameter in apart.named_parameters():
         shared = values[name]
         expected[shared] = expected.get(shared, 0) + parameter.grad
+    assert expected.keys() == set(student.parameters())
     for parameter in student.parameters():
         torch.testing.assert_close(parameter.grad, expected[parameter], rtol=1e-9, atol=1e-12)
 
@@ -218,7 +219,9 @@ def test_heads_are_mixed_as_in_the_paper():
 def test_the_bias_table_is_read_as_in_timm():
     model = teacher('swin', window_size=((4, 2), (4, 4), (2, 4), (2, 2)), num_heads=(2, 2, 2, 4))
     student = multiplex(model, 1, init='first')
-    for ours, theirs in zip(blocks(student), blocks(model), strict=True):
+    pairs = list(zip(blocks(student), blocks(model), strict=True))
+    assert pairs
+    for ours, theirs in pairs:
         torch.testing.assert_close(ours.attn.rel_pos_bias(), theirs.attn._get_rel_pos_bias()[0], rtol=0, atol=0)
 
 
@@ -315,7 +318,7 @@ def test_sharing_twice_is_refused():
     ('kind', 'kwargs', 'reason'),
     [
         ('vit', dict(init='last'), 'init must be one of first, mean, best'),
-        ('vit', dict(calibration=[]), 'no pictures'),
+        ('vit', dict(calibration=[]), 'no images'),
         ('vit', dict(mlp_transform=True), 'needs the grid of a hierarchical model'),
         ('swin', dict(mlp_conv_kernel=4), 'odd number, or one for each of the 4 stages'),
         ('swin', dict(mlp_conv_kernel=[3, 3]), 'odd number, or one for each of the 4 stages'),
@@ -335,7 +338,7 @@ def test_attention_of_another_kind_is_shared_but_not_mixed():
 
 def test_a_multiplexed_model_is_not_multiplexed_again():
     student = multiplex(timm.create_model('swin_tiny_patch4_window7_224', device='meta'), 1, False, init='first')
-    with pytest.raises(ValueError, match='multiplexed already'):
+    with pytest.raises(ValueError, match='already multiplexed'):
         multiplex(student, 2)
 
 

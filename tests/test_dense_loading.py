@@ -1,4 +1,4 @@
-"""Checkpoints into the dense-prediction forms: what is taken, resized, left at its start, left out, and refused."""
+"""Checkpoints into the dense-prediction forms: loaded, resized, left at initial values, left out, and refused."""
 
 import logging
 
@@ -126,7 +126,7 @@ def test_dense_checkpoints_move_to_another_size(caplog):
     model = tinymim_star_tiny_seg((160, 256))
     with caplog.at_level(logging.INFO, logger='tinyvit_zoo.dense'):
         load_dense(model, {'state_dict': segmentor})
-    assert 'Using the backbone alone; left out 1 tensors beside it.' in caplog.messages
+    assert 'Using the backbone alone; left out 1 other tensors.' in caplog.messages
     assert any('at their initial values: nothing; left out: nothing' in message for message in caplog.messages)
     loaded = model.state_dict()
     table = 'blocks.7.attn.relative_position_bias_table'

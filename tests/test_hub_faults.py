@@ -79,23 +79,15 @@ UPLOADING = [
 ]
 
 
-# Each status has its sentence in ANYWHERE already, and each moment of an upload its fault when a page is new.
+# Each status has its sentence in ANYWHERE already; a new page has met every fault when an update meets one a moment.
 SAID_BEFORE = re.compile('(403|429) at the weights')
-NEW_AND_UPDATED = re.compile('500|cut')
+OF_AN_UPDATE = re.compile('500|cut')
+DOWNLOADS = rest_is_full(DOWNLOADING, [case for case in DOWNLOADING if not SAID_BEFORE.match(case.what)])
+UPLOADS = [(case, kind) for kind in ('new', 'update') for case in UPLOADING]
+UPLOADS = rest_is_full(UPLOADS, [(c, kind) for c, kind in UPLOADS if kind == 'new' or OF_AN_UPDATE.search(c.what)])
 
 
-def downloads() -> list:
-    return rest_is_full(DOWNLOADING, [case for case in DOWNLOADING if not SAID_BEFORE.match(case.what)])
-
-
-def uploads() -> list:
-    """Every fault of a new page, and of an update one at each moment."""
-    every = [(case, update) for update in (False, True) for case in UPLOADING]
-    usual = [(case, update) for case, update in every if not update or NEW_AND_UPDATED.search(case.what)]
-    return rest_is_full(every, usual)
-
-
-@pytest.mark.parametrize('case', downloads(), ids=str)
+@pytest.mark.parametrize('case', DOWNLOADS, ids=str)
 def test_a_download_that_fails(hub, client, page, case):
     hub.pages[REPO] = Page(contents(page))
     hub.faults = [case.fault] if case.fault else []
@@ -114,10 +106,9 @@ def test_a_download_that_fails(hub, client, page, case):
     assert_cache_is_whole(client)
 
 
-@pytest.mark.parametrize(
-    ('case', 'update'), uploads(), ids=lambda value: {True: 'update', False: 'new'}.get(value, str(value))
-)
-def test_an_upload_that_fails(hub, client, page, other_page, case, update):
+@pytest.mark.parametrize(('case', 'kind'), UPLOADS, ids=str)
+def test_an_upload_that_fails(hub, client, page, other_page, case, kind):
+    update = kind == 'update'
     before = contents(other_page) if update else {}
     if update:
         hub.pages[REPO] = Page(dict(before))

@@ -32,15 +32,17 @@ WHOLE_MAPS = (TinyViT, MiniSwin, ResNet)
 class ZooBackbone(BaseModule):
     """Any timm model with intermediate features: images of any size in, a tuple of NCHW maps out.
 
-    The model is timm's own, without what no map needs (later stages, final norm, classifier), so every parameter gets
-    a gradient. State-dict names are `net.` before timm's, and `norm{i}.` for the norm of map i where there is one.
+    The model is timm's own, without the parts that no map needs (later stages, final norm, classifier), so every
+    parameter gets a gradient. State-dict names are timm's with the prefix `net.`, and `norm{i}.` for the norm of map i
+    where there is one.
 
     Attributes:
         channels: Of every map.
-        strides: Of every map; it has ceil(H / stride) rows and ceil(W / stride) columns.
+        strides: Of every map, which has ceil(H / stride) rows and ceil(W / stride) columns.
     """
 
-    net: Any  # of any of timm's classes: `forward_intermediates` and its kin are a convention, not a type
+    net: Any  # of any of timm's classes, whose common interface is a convention, not a type
+    _is_init: bool  # mmengine's
 
     def __init__(
         self,
@@ -64,14 +66,14 @@ class ZooBackbone(BaseModule):
                 16 and 32; of a plain ViT that of the last block (put the neck `SimpleFeaturePyramid` behind it).
             pretrained: False; True for the weights of the name; a file or folder; 'hf-hub:...' or 'local-dir:...'.
             img_size: Size that windows, tables and positions are laid out for. Default: the architecture's.
-            window_sizes: Windows instead of those that follow from `img_size`.
+            window_sizes: Window sizes instead of those that follow from `img_size`.
             frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages (plain ViTs: blocks).
-            norm_eval: Keep BatchNorm layers in eval mode.
+            norm_eval: Keep BatchNorm layers in evaluation mode.
             with_cp: Gradient checkpointing: compute blocks again in the backward pass, to save memory.
             drop_path_rate: Stochastic depth. Default: the architecture's.
             out_norm: Normalise every map. Default: where the family's detection recipe does (Swin, Mini-Swin).
-            init_cfg: mmengine's. `dict(type='Pretrained', checkpoint=...)` takes what `pretrained` takes, and is read
-                in `init_weights`.
+            init_cfg: mmengine's. `dict(type='Pretrained', checkpoint=...)` accepts the same sources as `pretrained`,
+                and is read in `init_weights`.
             **model_args: Further arguments of the model.
 
         Raises:
@@ -121,23 +123,23 @@ class ZooBackbone(BaseModule):
     def init_weights(self) -> None:
         """Load what `init_cfg` names; without one the weights stay those that the model was made with.
 
-        mmengine would reinitialize every layer here, loaded or not, and load checkpoints without checking what is
+        mmengine would reinitialise every layer here, loaded or not, and load checkpoints without checking what is
         missing in them.
 
         Raises:
             CheckpointError: If the weights cannot be found, read or matched.
             ValueError: On an `init_cfg` of another type.
         """
-        if self.is_init:
+        if self._is_init:
             return
         for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
             if cfg.get('type') != 'Pretrained':
                 raise ValueError(f"init_cfg of a ZooBackbone is dict(type='Pretrained', checkpoint=...), got {cfg}.")
             load_weights(self, self.spec, cfg['checkpoint'], cfg.get('prefix'))
-        self.is_init = True
+        self._is_init = True
 
     def train(self, mode: bool = True) -> 'ZooBackbone':
-        """Training mode for all but frozen stages and, with `norm_eval`, BatchNorm."""
+        """Set training mode, except for frozen stages and, with `norm_eval`, BatchNorm."""
         super().train(mode)
         if mode:
             for module in self._frozen(dict(self.named_modules())):
@@ -154,7 +156,7 @@ class ZooBackbone(BaseModule):
         self.train(self.training)
 
     def _frozen(self, named: Mapping[str, T]) -> Iterator[T]:
-        """Of named modules or parameters those of the stem and the frozen stages."""
+        """The named modules or parameters that belong to the stem and the frozen stages."""
         if self.frozen_stages < 0:
             return
         inside = ((name.removeprefix('net.'), name) for name in named if name.startswith('net.'))
@@ -183,18 +185,18 @@ class ZooBackbone(BaseModule):
         return getattr(self, f'norm{index}')(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
-        """Zeros at the bottom and right where the model needs whole patches, or has one size only."""
+        """Pad with zeros at the bottom and right if the model needs whole patches, or accepts one size only."""
         H, W = images.shape[-2:]
         if isinstance(self.net, WHOLE_MAPS):
             return images
         fixed = fixed_size(self.net)
         if fixed is None:
-            # Pyramids halve the map of the patches; timm's Swin pads what does not divide after them by itself.
+            # Pyramids halve the map of the patches; timm's Swin itself pads maps after the patches that do not divide.
             step = 32 if self.spec.is_pyramid else 4 if isinstance(self.net, SwinTransformer) else max(self.strides)
             return F.pad(images, (0, -W % step, 0, -H % step))
         if H > fixed[0] or W > fixed[1]:
             raise ValueError(
                 f'{self.model_name} has tables for images up to {fixed[0]} x {fixed[1]}, got {H} x {W}: give img_size '
-                'as large as the largest image.'
+                'the size of the largest image.'
             )
         return F.pad(images, (0, fixed[1] - W, 0, fixed[0] - H))

@@ -1,7 +1,7 @@
-"""Weights of a `ZooBackbone`: of classifiers and of detectors, in our, timm's, the released and mmdet's own layout.
+"""Weights of a `ZooBackbone`: from classifiers and detectors, in our, timm's, the released or mmdet's own layout.
 
-mmengine loads what fits and logs the rest; timm stops comparing names as soon as there is no classifier. Here every
-tensor is accounted for, so that nobody trains from a random backbone without knowing it.
+mmengine loads what fits and only logs the rest; timm stops comparing names as soon as there is no classifier. Here
+every tensor is accounted for, so that nobody trains from a random backbone without noticing.
 """
 
 import logging
@@ -48,8 +48,8 @@ def load_weights(backbone: nn.Module, spec: NetSpec, source: bool | str | Path, 
         spec: How `net` was made.
         source: True for the weights of the model's name; the name with another tag; 'hf-hub:OWNER/NAME' or
             'local-dir:FOLDER'; an http address; or a file or folder: of a classifier, of a `ZooBackbone`, or of a
-            detector around one, or around mmdet's own backbone of the same architecture.
-        prefix: Of the backbone's names in the file, where it is not 'backbone.'.
+            detector with one, or with mmdet's own backbone of the same architecture.
+        prefix: Of the backbone's names in the file, if it is not 'backbone.'.
 
     Raises:
         CheckpointError: If the weights cannot be found, read or matched; the backbone is then unchanged.
@@ -75,7 +75,7 @@ def _read(source: str, prefix: str | None) -> dict[str, torch.Tensor]:
     if source.startswith(ADDRESSES):
         state_dict = find_weights(PretrainedCfg(url=source)).state_dict
     elif '://' in source:
-        raise CheckpointError(f'{source} is no file, http address, hf-hub: or local-dir: name.')
+        raise CheckpointError(f'{source} is not a file, an http address, or a name with hf-hub: or local-dir:.')
     else:
         state_dict = read_checkpoint(source)
     if prefix is None:
@@ -92,7 +92,7 @@ def _read(source: str, prefix: str | None) -> dict[str, torch.Tensor]:
 def _load_pyramid(backbone: nn.Module, spec: NetSpec, source: str | None, prefix: str | None) -> None:
     if source is None:
         raise CheckpointError(
-            f'{spec.name} has no weights of its own that a program could fetch: give a file, or the name of '
+            f'{spec.name} has no weights of its own that could be downloaded: give a file, or the name of '
             "the encoder to start from, such as 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k'."
         )
     is_file = not (prefix or source.startswith(ADDRESSES))
@@ -124,7 +124,7 @@ def _load_file(backbone: nn.Module, spec: NetSpec, state_dict: Tensors, source: 
     elif 'patch_embed.projection.weight' in part and isinstance(net, SwinTransformer):
         state_dict, norms = mmdet_swin_to_timm(part)
     elif find_family(spec.architecture(net)):
-        # By its path where it has one: the name and the other contents of a file say more than its tensors.
+        # By its path if it has one: the name and the other contents of a file say more than its tensors.
         overlay = dict(file=source) if is_file else dict(state_dict=part)
         state_dict = spec.with_classifier(net, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     else:
@@ -190,11 +190,14 @@ def _fill(backbone: nn.Module, model_name: str, state_dict: Tensors, norms: Tens
 def mmdet_swin_to_timm(state_dict: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """mmdet's `SwinTransformer` under timm's names, and the norms of its maps.
 
-    mmdet merges patches by `nn.Unfold`, whose channels come as (C, row, column) where Swin's and timm's come as
+    mmdet merges patches by `nn.Unfold`, which orders channels as (C, row, column) where Swin and timm order them as
     (column, row, C).
 
     Args:
         state_dict: Of mmdet's backbone, without its prefix.
+
+    Returns:
+        The weights of timm's model, and those of the norms of its maps.
     """
     renamed, norms = {}, {}
     for key, value in state_dict.items():

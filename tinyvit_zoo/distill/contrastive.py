@@ -15,11 +15,11 @@ __all__ = ['info_nce_loss']
 
 @in_full_precision
 def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
-    """InfoNCE of each query against the keys of all images of all processes, times 2T. Needs to be added both ways.
+    """InfoNCE of each query against the keys of all images of all processes, times 2T; add both directions.
 
-    Queries and keys are normalised; the key of the same image is the positive. Where torch.distributed runs, keys are
-    gathered over the default group, so every process must call this with the same number of images. No gradient goes
-    into the keys. Half precision is computed in float32, autocast or not.
+    Queries and keys are normalised; the key of the same image is the positive. If torch.distributed is initialised,
+    keys are gathered over the default group, so every process must call this with the same number of images. No
+    gradient goes into the keys. Half precision is computed in float32, autocast or not.
 
     Args:
         queries: (B, C), of one view of this process's images.
@@ -44,7 +44,7 @@ def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float 
 
 
 def _gather(keys: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Keys of all processes in the order of their ranks, and where this process's begin."""
+    """Keys of all processes in the order of their ranks, and the row where this process's begin."""
     if not (dist.is_available() and dist.is_initialized()):
         return keys, 0
     parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]

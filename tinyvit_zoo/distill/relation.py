@@ -1,4 +1,4 @@
-"""TinyMIM's relation distillation: the student's attention and value relations against those of its teacher.
+"""TinyMIM's relation distillation: the student's query-key and value-value relations against its teacher's.
 
 Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296, Eq. 4, 5, 9.
 Released code: https://github.com/OliverRensu/TinyMIM.
@@ -29,7 +29,7 @@ class RelationLoss(NamedTuple):
     """The loss and its two parts, scalars."""
 
     total: torch.Tensor
-    """qk + vv, what is minimised."""
+    """qk + vv, to be minimised."""
     qk: torch.Tensor
     """Of the query-key relations."""
     vv: torch.Tensor
@@ -58,19 +58,19 @@ def relation_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def relation_distillation_loss(student: HeadQKV, teacher: HeadQKV) -> RelationLoss:
     """KL(teacher || student) of the Q-K and of the V-V relations, mean over images, heads and queries.
 
-    Weights 1 and 1, no temperature; each side is scaled by its own head width. From logits by log-softmax: where a
-    relation of the student underflows, the released code (softmax, then log) gives NaN or infinity, and this does not.
-    No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
+    Weights 1 and 1, no temperature; each side is scaled by its own head width. Computed from logits by log-softmax:
+    where a relation of the student underflows, the released code (softmax, then log) gives NaN or infinity, and this
+    does not. No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
 
     Args:
-        student: Of the adaptive block, whose heads are as many as the teacher's.
-        teacher: Of the target block; N as the student's, d may differ.
+        student: Of the adaptive block, which has as many heads as the teacher.
+        teacher: Of the target block; the same N as the student, d may differ.
 
     Returns:
-        The sum and its two parts. Their least value is 0.
+        The sum and its two parts. Their minimum is 0.
 
     Raises:
-        ValueError: If the heads differ (a model's `last_heads` mends that), or images or tokens do.
+        ValueError: If the heads differ (build one of the models with other `last_heads`), or images or tokens do.
     """
     _check_relations(student, teacher)
     qk = _relation_kl(relation_logits(student.q, student.k), _no_grad_logits(teacher.q, teacher.k))
@@ -89,8 +89,8 @@ def _check_relations(student: HeadQKV, teacher: HeadQKV) -> None:
     if heads != teacher_heads:
         raise ValueError(
             f'The student has {heads} heads in its last block, the teacher {teacher_heads} in its target block, and '
-            'relations are compared head by head: build the teacher (or the student) with last_heads equal to the '
-            'other.'
+            "relations are compared head by head: build the teacher (or the student) with the other's number of heads "
+            'as last_heads.'
         )
     if images != teacher_images or tokens != teacher_tokens:
         raise ValueError(
