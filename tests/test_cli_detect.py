@@ -391,7 +391,7 @@ def test_two_processes_resume_with_the_same_losses(shapes, tmp_path):
 
 def test_bench_compares_time_memory_and_size(cli, tmp_path):
     names = ('tinyvit_5m_224', 'tinyvit_5m_224+cp', bench.SWIN)
-    code, out, err = cli('detect', 'bench', *names, '--size', 160, 160, '--rounds', 1, '-o', tmp_path)
+    code, out, err = cli('detect', 'bench', *names, '--img-size', 160, '--rounds', 1, '-o', tmp_path)
     assert code == 0, err
     result = json.loads((tmp_path / 'bench.json').read_text())
     rows = result['backbones']

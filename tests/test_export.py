@@ -229,7 +229,7 @@ def test_a_file_that_differs_from_pytorch_is_not_written(small, tmp_path, monkey
 @pytest.mark.slow
 def test_the_command_fails_where_the_file_differs(cli, tmp_path, monkeypatch):
     broken(monkeypatch)
-    code, out, err = cli('export', 'tinyvit_5m_224', '--random', '--size', 32, 32, '-o', tmp_path / 'model.pt2')
+    code, out, err = cli('export', 'tinyvit_5m_224', '--random', '--img-size', 32, '-o', tmp_path / 'model.pt2')
     assert (code, out) == (1, '')
     assert 'differs from PyTorch by' in err
     assert list(tmp_path.iterdir()) == []
@@ -268,8 +268,8 @@ def test_a_model_is_left_as_it_was(small, tmp_path):
 def test_the_command_exports(cli, format, tmp_path):
     target = tmp_path / f'model.{format}'
     code, out, _ = cli(
-        'export', 'mini_deit_tiny_patch16_224', '--random', '--size', 32, 48, '--dynamic-batch', '--format', format,
-        '-o', target,
+        'export', 'mini_deit_tiny_patch16_224', '--random', '--img-size', '32x48', '--dynamic-batch',
+        '--format', format, '-o', target,
     )  # fmt: skip
     assert code == 0
     assert f'Written to {target}' in out
@@ -312,8 +312,8 @@ TINYVIT = ('tinyvit_5m_224', '--random')
         ((*TINYVIT, '-o', 'model.pt2', '--format', 'onnx'), 'model.pt2 must end in .onnx.', 1),
         ((*TINYVIT, '-o', 'model.pt2', '--dtype', 'int8'), "'int8' is not one of", 2),
         ((*TINYVIT, '-o', 'model.pt2', '--format', 'tflite'), "'tflite' is not one of", 2),
-        ((*TINYVIT, '-o', 'model.pt2', '--size', '0', '32'), "Invalid value for '--size'", 2),
-        ((*TINYVIT, '-o', 'model.pt2', '--size', '16', '32'), 'tinyvit_5m_224: ', 1),
+        ((*TINYVIT, '-o', 'model.pt2', '--img-size', '0x32'), "Invalid value for '--img-size'", 2),
+        ((*TINYVIT, '-o', 'model.pt2', '--img-size', '16x32'), 'tinyvit_5m_224: ', 1),
         ((*TINYVIT, '-o', 'model.pt2', '--weights', 'w.pth'), 'leave one of them out', 1),
         (('tinyvit_5m_224', '-o', 'model.pt2', '--weights', 'w.pth'), 'w.pth', 1),
         (('tinyvit_7m_224', '--random', '-o', 'model.pt2'), "Unknown model 'tinyvit_7m_224'", 1),
