@@ -26,6 +26,7 @@ from tinyvit_zoo.hub import configs_folder, save_folder
 from tinyvit_zoo.hub.sizes import SIDES
 from tinyvit_zoo.info import profile_model
 from tinyvit_zoo.releases import FAMILIES, Release, all_releases, find_family, find_release
+from tinyvit_zoo.releases.profile import PROFILES
 
 RELEASES = all_releases()
 NAMES = [release.name for release in RELEASES]
@@ -72,8 +73,9 @@ def test_the_committed_pages_are_what_the_releases_say():
 
 @pytest.fixture
 def two_pages(tmp_path, monkeypatch) -> Path:
-    """A `hub_configs/` of two pages."""
+    """A `hub_configs/` of two pages, with the file of profiles in it."""
     monkeypatch.setattr(pages, 'configs_folder', lambda: tmp_path)
+    monkeypatch.setattr(pages, 'PROFILES', tmp_path / PROFILES.name)
     monkeypatch.setattr(pages, 'all_releases', lambda: tuple(map(find_release, TWO)))
     pages.build_configs()
     return tmp_path
@@ -97,6 +99,9 @@ def test_pages_are_built_and_whatever_changes_or_is_missing_or_too_much_is_drift
         assert (code, TWO[0] in message, TWO[1] in message) == (1, True, False)
         assert cli('cards', 'build')[0] == 0
         assert cli('cards', 'check')[0] == 0
+    (two_pages / PROFILES.name).write_text('{}')
+    assert pages.drifted_configs() == [PROFILES.name]
+    pages.build_configs()
     (two_pages / 'nothing').mkdir()
     assert pages.drifted_configs() == ['nothing']
 
@@ -109,7 +114,7 @@ def test_the_front_matter_is_that_of_the_release(name):
     release, data = find_release(name), card(name).data
     task = 'image-classification' if release.num_classes else 'image-feature-extraction'
     assert (data.library_name, data.pipeline_tag, data.tags[:3]) == ('timm', task, [task, 'timm', 'transformers'])
-    assert data.license == (release.licence.spdx if release.licence.given else 'unknown')
+    assert data.license == (release.license.spdx if release.license.given else 'unknown')
     assert data.datasets == [d for d in ('imagenet-22k', 'imagenet-1k') if d in release.datasets]
     assert data.base_model == release.hf_hub_id
 
@@ -226,10 +231,10 @@ def test_the_comparison_is_of_the_whole_family(family):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_licence_origin_and_quirks_are_told(name):
+def test_license_origin_and_quirks_are_told(name):
     release, details = find_release(name), section(name, 'Model Details')
-    stated = f'{release.licence.title}, stated at' if release.licence.given else 'no licence given (looked for at'
-    assert f'**Licence of the weights:** {stated} {release.licence.source}' in details
+    stated = f'{release.license.title}, stated at' if release.license.given else 'no license given (looked for at'
+    assert f'**License of the weights:** {stated} {release.license.source}' in details
     assert (release.url or release.by_hand) in details
     assert (f'**Trained from:** `{release.parent}`' in details) == (release.parent is not None)
     for note in release.notes:

@@ -66,7 +66,7 @@ def assert_one_sentence(err, *parts):
 # list, info
 
 
-def test_list_shows_numbers_accuracies_and_licences(cli):
+def test_list_shows_numbers_accuracies_and_licenses(cli):
     code, out, _ = cli('list')
     assert code == 0
     line = next(line for line in out.splitlines() if line.startswith(NAME))
@@ -96,7 +96,7 @@ def test_list_says_when_nothing_matches(cli):
     assert_one_sentence(err, 'resnet*')
 
 
-def test_info_shows_licence_protocols_sources_and_preprocessing(cli):
+def test_info_shows_license_protocols_sources_and_preprocessing(cli):
     code, out, _ = cli('info', 'tinyvit_5m_224')
     assert code == 0
     for part in (

@@ -219,7 +219,7 @@ UNCHECKED = dict(check_counts=False)
 @pytest.mark.parametrize('entry', REGISTRY.values(), ids=REGISTRY)
 def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_path):
     assert entry.source
-    assert entry.licence
+    assert entry.license
     assert {part for parts in entry.splits.values() for part in parts} == set(entry.counts)
     missing = next(split for split in ('validation', 'train', 'test', 'all', '') if split not in entry.splits)
     if missing:

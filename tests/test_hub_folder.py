@@ -203,7 +203,7 @@ def test_a_page_makes_the_model_of_its_release(release):
     configs = [{k: v if isinstance(v, (str, float)) else tuple(v) for k, v in resolve_model_data_config(m).items()}
                for m in (model, stock)]  # fmt: skip
     assert configs[0] == configs[1]
-    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.licence.spdx
+    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.license.spdx
 
 
 def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):

@@ -13,7 +13,7 @@ WEIGHTS = typer.Option(None, '--weights', help='Checkpoint in any known layout.'
 RANDOM = typer.Option(None, '--random-seed', help='Random weights instead, for tests.', metavar='N')
 TAG = typer.Option(None, help='Name of your own weights: no facts of a release go with them.')
 LABELS = typer.Option(None, help='Names of your own classes, one a line.', metavar='FILE')
-LICENCE = typer.Option(None, '--license', help='Licence id for the card of your own weights.', metavar='ID')
+LICENSE = typer.Option(None, '--license', help='License id for the card of your own weights.', metavar='ID')
 SIZE = typer.Option(None, '--img-size', help="Size the weights are for, if not the model's.", metavar='SIZE')
 TENSORS = typer.Option(
     None, '--test-tensors', help="Input and output by another program, such as the authors' code.", metavar='FILE'
@@ -35,7 +35,7 @@ def pack(
     random_seed: int = RANDOM,
     tag: str = TAG,
     labels: Path = LABELS,
-    licence: str = LICENCE,
+    license: str = LICENSE,
     img_size: str = SIZE,
     repo: str = typer.Option(None, help='Page that it is for; the card of your own weights names it.', metavar=PAGE),
     for_timm: bool = FOR_TIMM,
@@ -46,7 +46,7 @@ def pack(
     from ..hub.pack import pack as run
 
     quiet_logs()
-    folder = run(name, output, weights, random_seed, tag, _read_labels(labels), licence, size, repo, for_timm, tensors)
+    folder = run(name, output, weights, random_seed, tag, _read_labels(labels), license, size, repo, for_timm, tensors)
     print(f'Written to {folder}')
     print(f'To prove it: tinyvit-zoo verify {folder}')
 
@@ -70,7 +70,7 @@ def push(
     random_seed: int = RANDOM,
     tag: str = TAG,
     labels: Path = LABELS,
-    licence: str = LICENCE,
+    license: str = LICENSE,
     img_size: str = SIZE,
     for_timm: bool = FOR_TIMM,
     private: bool = typer.Option(False, '--private', help='Make a new page private.'),
@@ -86,7 +86,7 @@ def push(
     _quiet_hub()
     check_repo(to)  # before anything is packed
     if is_page(name):
-        given = (weights, random_seed, tag, labels, licence, size)
+        given = (weights, random_seed, tag, labels, license, size)
         if for_timm or any(value is not None for value in given):
             raise typer.BadParameter(f'{name} is packed already: `tinyvit-zoo pack` takes what is to be changed.')
         done = run(name, to, private, dry_run, force)
@@ -97,7 +97,7 @@ def push(
             random_seed=random_seed,
             tag=tag,
             labels=_read_labels(labels),
-            licence=licence,
+            license=license,
             img_size=size,
             repo=to,
             for_timm=for_timm,

@@ -26,7 +26,7 @@ class Entry:
         counts: Images of each part.
         classes: Number of classes.
         source: Where it comes from.
-        licence: As far as known; what the source says decides.
+        license: As far as known; what the source says decides.
         layout: What the root has to hold; empty if no root is needed.
         if_dead: What to do when the source does not answer.
         figures: Where counts and classes are from.
@@ -39,7 +39,7 @@ class Entry:
     counts: Mapping[str, int]
     classes: int
     source: str
-    licence: str
+    license: str
     layout: str = ''
     if_dead: str = ''
     figures: str = "its authors' page"
@@ -59,7 +59,7 @@ OFFLINE = (
         counts=dict(train=1347, test=450),
         classes=10,
         source='scikit-learn (load_digits: UCI, Optical Recognition of Handwritten Digits)',
-        licence='CC BY 4.0',
+        license='CC BY 4.0',
         figures='scikit-learn',
     ),
     Entry(
@@ -69,7 +69,7 @@ OFFLINE = (
         counts=dict(train=21 * 80, test=21 * 40),
         classes=21,
         source='crops of the photographs that scikit-image and scikit-learn ship',
-        licence='one for each photograph, all free to use: README.txt in the data folder of scikit-image',
+        license='one for each photograph, all free to use: README.txt in the data folder of scikit-image',
         figures='this package',
     ),
 )
@@ -82,7 +82,7 @@ TRANSFER = (
         counts=dict(train=50_000, test=10_000),
         classes=10,
         source='torchvision.datasets.CIFAR10(ROOT, download=True)',
-        licence='none stated',
+        license='none stated',
         layout='cifar-10-batches-py/',
         if_dead='hfds/uoft-cs/cifar10 has the same images.',
         hub_id='uoft-cs/cifar10',
@@ -94,7 +94,7 @@ TRANSFER = (
         counts=dict(train=50_000, test=10_000),
         classes=100,
         source='torchvision.datasets.CIFAR100(ROOT, download=True)',
-        licence='none stated',
+        license='none stated',
         layout='cifar-100-python/',
         if_dead='hfds/uoft-cs/cifar100 has the same images.',
         hub_id='uoft-cs/cifar100',
@@ -107,7 +107,7 @@ TRANSFER = (
         counts=dict(train=1020, val=1020, test=6149),
         classes=102,
         source='torchvision.datasets.Flowers102(ROOT, download=True)',
-        licence='none stated',
+        license='none stated',
         layout='flowers-102/ with jpg/, setid.mat and imagelabels.mat',
         if_dead='robots.ox.ac.uk often answers after some hours; mirrors on the Hub have splits of their own, so take '
         'images from them, but setid.mat from Oxford.',
@@ -119,7 +119,7 @@ TRANSFER = (
         counts=dict(train=8144, test=8041),
         classes=196,
         source='a mirror, named in issue 7545 of github.com/pytorch/vision, as the original page is gone',
-        licence='research only',
+        license='research only',
         layout='stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat',
         if_dead='hfds/tanganke/stanford_cars has the images of both splits.',
         hub_id='tanganke/stanford_cars',
@@ -131,7 +131,7 @@ TRANSFER = (
         counts=dict(trainval=3680, test=3669),
         classes=37,
         source='torchvision.datasets.OxfordIIITPet(ROOT, download=True)',
-        licence='CC BY-SA 4.0',
+        license='CC BY-SA 4.0',
         layout='oxford-iiit-pet/ with images/ and annotations/',
         if_dead='hfds/timm/oxford-iiit-pet has the same splits.',
         hub_id='timm/oxford-iiit-pet',
@@ -143,7 +143,7 @@ TRANSFER = (
         counts=dict(trainval=6667, test=3333),
         classes=100,
         source='torchvision.datasets.FGVCAircraft(ROOT, download=True)',
-        licence='research only',
+        license='research only',
         layout='fgvc-aircraft-2013b/data/',
         if_dead='robots.ox.ac.uk often answers after some hours.',
     ),
@@ -155,7 +155,7 @@ TRANSFER = (
         counts=dict(train=437_513, val=24_426),
         classes=8142,
         source='github.com/visipedia/inat_comp, folder 2018 (120 GB)',
-        licence='research and education only',
+        license='research and education only',
         layout='train_val2018/, train2018.json and val2018.json',
         if_dead='the archive is mirrored by torchvision.datasets.INaturalist(ROOT, "2018", download=True), the lists '
         'are not.',
@@ -172,7 +172,7 @@ FEW_SHOT = (
         counts=dict(all=27_000),
         classes=10,
         source='torchvision.datasets.EuroSAT(ROOT, download=True)',
-        licence='MIT',
+        license='MIT',
         layout='eurosat/2750/ with ten class folders',
         if_dead='hfds/blanchon/EuroSAT_RGB is split in three, and its split "all" is the whole again.',
         hub_id='blanchon/EuroSAT_RGB',
@@ -186,7 +186,7 @@ FEW_SHOT = (
         counts=dict(train=43_456),
         classes=38,
         source='kaggle.com/saroz014/plant-disease',
-        licence='see its page; the images are those of PlantVillage',
+        license='see its page; the images are those of PlantVillage',
         layout='dataset/train/ with 38 class folders',
         if_dead='other copies of PlantVillage differ in number and split, and so do results.',
         figures=UNVERIFIED,
@@ -198,7 +198,7 @@ FEW_SHOT = (
         counts=dict(train=10_015),
         classes=7,
         source='challenge.isic-archive.com/data, 2018, task 3, training',
-        licence='CC BY-NC 4.0',
+        license='CC BY-NC 4.0',
         layout='ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth/',
         if_dead='HAM10000 (doi 10.7910/DVN/DBW86T) has the same 10,015 images under the same names.',
     ),
@@ -209,7 +209,7 @@ FEW_SHOT = (
         counts=dict(all=25_848),
         classes=7,
         source='kaggle.com/nih-chest-xrays/data (ChestX-ray14, 42 GB)',
-        licence='free to use with a citation',
+        license='free to use with a citation',
         layout='Data_Entry_2017.csv, and images/ or images_001/images/ to images_012/images/',
         if_dead='nihcc.app.box.com/v/ChestXray-NIHCC is the original.',
         figures=UNVERIFIED,
@@ -227,7 +227,7 @@ IMAGENET = (
         counts=dict(train=1_281_167, validation=50_000),
         classes=1000,
         source='image-net.org/download',
-        licence=TERMS,
+        license=TERMS,
         layout='train/ and val/ with 1000 folders each, called by WordNet id',
         if_dead='hfds/ILSVRC/imagenet-1k, after the terms are accepted there.',
     ),
@@ -238,7 +238,7 @@ IMAGENET = (
         counts=dict(validation=50_000),
         classes=1000,
         source="image-net.org/download; timm ships the labels of 'Are we done with ImageNet?'",
-        licence=f'{TERMS}; labels Apache-2.0',
+        license=f'{TERMS}; labels Apache-2.0',
         layout='val/ with 1000 folders, and files under their original names',
         if_dead='nothing else has the original file names.',
     ),
@@ -249,7 +249,7 @@ IMAGENET = (
         counts=dict(test=10_000),
         classes=1000,
         source='the dataset vaishaal/ImageNetV2 of the Hub (imagenetv2-matched-frequency.tar.gz)',
-        licence='MIT',
+        license='MIT',
         layout='imagenetv2-matched-frequency-format-val/ with folders 0 to 999',
         if_dead='github.com/modestyachts/ImageNetV2 lists mirrors.',
     ),
@@ -260,7 +260,7 @@ IMAGENET = (
         counts=dict(test=7_500),
         classes=200,
         source='github.com/hendrycks/natural-adv-examples',
-        licence='MIT',
+        license='MIT',
         layout='imagenet-a/ with 200 folders called by WordNet id',
         if_dead='hfds/barkermrl/imagenet-a has the same images, as its split train.',
     ),
@@ -271,7 +271,7 @@ IMAGENET = (
         counts=dict(test=30_000),
         classes=200,
         source='github.com/hendrycks/imagenet-r',
-        licence='MIT',
+        license='MIT',
         layout='imagenet-r/ with 200 folders called by WordNet id',
         if_dead='the dataset axiong/imagenet-r of the Hub holds the same archive.',
     ),
@@ -293,7 +293,7 @@ def find_entry(name: str) -> Entry | None:
         counts=dict(test=50_000),
         classes=1000,
         source='zenodo.org/records/2235448',
-        licence='CC BY 4.0',
+        license='CC BY 4.0',
         layout=f'{corruption}/{severity}/ with 1000 folders called by WordNet id',
         if_dead='github.com/hendrycks/robustness makes the images again from those of ImageNet, though not the same '
         'bytes.',
