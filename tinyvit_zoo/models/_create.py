@@ -107,7 +107,7 @@ def create_zoo_model(
     if not pretrained:
         return build(pretrained_cfg_overlay=overlay, **kwargs)
 
-    # timm saves every argument with a model. A model that was trained from initial weights is itself none.
+    # timm saves every argument with a model. The weights of a saved model are its own, not those it was trained from.
     as_init = as_init and 'as_init' not in (kwargs.get('pretrained_model_args') or {})
     weights, classes = _fetch_weights(cfg, cache_dir, family.key_map)
     fresh_head = as_init or _settle_head(weights, classes, cfg, kwargs)
