@@ -112,6 +112,7 @@ def test_timms_ema_moves_a_shared_weight_once(exclude_buffers, foreach):
         for parameter in student.parameters():
             parameter.add_(1)
     ema.update(student)
+    assert start
     for name, value in ema.module.state_dict().items():
         torch.testing.assert_close(value, start[name] + 0.5, rtol=0, atol=1e-5)
 
@@ -170,6 +171,7 @@ def test_checkpointed_gradients_are_the_same(kind):
     for model in (student, other):
         torch.manual_seed(0)
         model(x).sum().backward()
+    assert list(student.parameters())
     for ours, theirs in zip(student.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 

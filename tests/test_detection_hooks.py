@@ -1,4 +1,4 @@
-"""The hooks: a toy run that stops anywhere and goes on is the run that never stopped; files are whole; curves."""
+"""The hooks: a toy run resumed from anywhere equals the run that never stopped; files are whole; curves."""
 
 import csv
 import multiprocessing
@@ -157,7 +157,7 @@ def test_augmentations_differ_between_epochs_and_places(tmp_path):
 
 
 def test_nothing_to_train_on_is_said_and_does_not_hang(tmp_path):
-    with pytest.raises(EvaluationError, match='No picture is left to train on'):
+    with pytest.raises(EvaluationError, match='No image is left to train on'):
         run(tmp_path / 'run', ITERATIONS, length=0)
 
 

@@ -138,6 +138,7 @@ def test_half_precision_is_float32_rounded_once(dtype):
     args = ((2, 3), 0.25, 2, 'avg', True)
     half = with_gradient(lambda x: mmcv_ops.roi_align(x, rois, *args), features, weights)
     single = with_gradient(lambda x: mmcv_ops.roi_align(x, rois.float(), *args), features.float(), weights.float())
+    assert len(half) == 2
     for a, b in zip(half, single, strict=True):
         assert a.dtype == dtype
         assert torch.equal(a, b.to(dtype))
@@ -237,6 +238,7 @@ def test_sigmoid_focal_loss(gamma, weighted):
     got = with_gradient(
         lambda x: mmcv_ops.sigmoid_focal_loss(x, target, gamma, 0.3, weight, 'none'), logits, grad_output
     )
+    assert len(got) == 2
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -253,6 +255,7 @@ def test_the_focal_loss_on_a_gpu_is_that_on_the_cpu():
         with_gradient(lambda x, f=f, t=t: f(x, t, rows, reduction='sum'), logits, torch.tensor(1.0))
         for f, t in ((sigmoid_focal_loss, target), (py_sigmoid_focal_loss, one_hot))
     ]
+    assert [len(pair) for pair in losses] == [2, 2]
     for a, b in zip(*losses, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -325,6 +328,7 @@ def test_mmdets_fpn_is_torchvisions():
     # Odd sizes: the coarser map is not half of the finer one.
     maps = [torch.randn(1, c, *size) for c, size in zip(channels, [(25, 34), (13, 17), (7, 9), (4, 5)], strict=True)]
     expected = theirs({str(i): m for i, m in enumerate(maps)}).values()
+    assert len(expected) == 5
     for a, b in zip(ours(maps), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 

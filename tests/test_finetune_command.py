@@ -1,4 +1,4 @@
-"""`tinyvit-zoo finetune`: the images, recipe and model that it trains, what it leaves, and its refusals."""
+"""`tinyvit-zoo finetune`: the images, recipe and model that it trains, the files it writes, and its refusals."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ def tinyvit_zoo_cli(monkeypatch, capsys):
 
 @pytest.fixture
 def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
-    """What the command hands over to be trained; it is not trained."""
+    """The arguments that the command trains with; nothing is trained."""
 
     def run(*args, data='digits'):
         calls = []
@@ -103,9 +103,9 @@ def test_timm_s_data_sets_are_tested_on_their_test_split(asked_for, tmp_path):
     for split in ('train', 'test'):
         with tarfile.open(tmp_path / f'{split}-0.tar', 'w') as tar:
             for key in range(4):
-                picture = io.BytesIO()
-                Image.new('RGB', (32, 32)).save(picture, 'png')
-                for name, content in ((f'{key}.png', picture.getvalue()), (f'{key}.cls', b'%d' % (key % 2))):
+                image = io.BytesIO()
+                Image.new('RGB', (32, 32)).save(image, 'png')
+                for name, content in ((f'{key}.png', image.getvalue()), (f'{key}.cls', b'%d' % (key % 2))):
                     info = tarfile.TarInfo(name)
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))

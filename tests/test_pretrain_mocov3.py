@@ -141,6 +141,7 @@ def test_the_momentum_encoder_follows_before_it_gives_keys():
     before = {name: p.clone() for name, p in model.momentum_encoder.named_parameters()}
     base = dict(model.base_encoder.named_parameters())
     model(*views(), momentum=0.75)
+    assert before.keys() == base.keys()
     for name, parameter in model.momentum_encoder.named_parameters():
         expected = 0.75 * before[name] + 0.25 * base[name]
         torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, SMALL_OF, assert_same, images_for, load, size_of
+from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for, load, size_of
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
@@ -86,6 +86,7 @@ def test_a_size_changes_only_its_parameters_each_interpolated_on_its_grid(size, 
     model, source = any_small(), any_small()
     before = source.state_dict()
     model.set_input_size(size)
+    assert sized(model, family)
     for key, value in model.state_dict().items():
         if key not in sized(model, family):
             torch.testing.assert_close(value, before[key], rtol=0, atol=0)
@@ -102,6 +103,7 @@ def test_enlarging_and_returning_gives_nearly_the_same(family, any_small):
     model, before = any_small(), copy.deepcopy(sized(any_small(), family))
     model.set_input_size(448)
     model.set_input_size(224)
+    assert before
     for key, value in sized(model, family).items():
         if family == 'mae_lite_rpe' and key != 'pos_embed':
             continue  # far offsets are stretched, and random numbers do not survive it
@@ -233,7 +235,7 @@ def test_the_data_config_follows_the_real_size(size, any_small, loaded):
     assert input_size(any_small()) == (3, 224, 224)  # the registry itself was not touched
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@for_each('name', ARCHITECTURES)
 def test_the_data_config_of_a_tag_is_its_own_size(name):
     size = int(name.rsplit('_', 1)[1])
     assert input_size(timm.create_model(name, device='meta')) == (3, size, size)

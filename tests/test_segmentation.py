@@ -100,6 +100,7 @@ def test_a_released_segmentation_checkpoint_gives_the_released_maps(name, case, 
     images = np.random.RandomState(0).standard_normal((len(expected['out0']), 3, 224, 224)).astype(np.float32)
     with torch.no_grad():
         maps = backbone(torch.from_numpy(images).double())
+    assert len(maps) == sum(key.endswith('_stride') for key in expected)
     for i, x in enumerate(maps):
         chans, rows, cols = expected[f'out{i}_stride']
         n, c, h, w = expected[f'out{i}'].shape

@@ -73,7 +73,9 @@ def test_folding_keeps_the_function_in_every_dtype(dtype, small):
 def test_folding_halves_keeps_the_precision_of_the_statistics(small):
     """In float16 the statistics must not be folded in float16."""
     exact = reparameterize_model(small().half().double()).state_dict()
-    for key, value in reparameterize_model(small().half()).state_dict().items():
+    halves = reparameterize_model(small().half()).state_dict()
+    assert halves.keys() == exact.keys()
+    for key, value in halves.items():
         torch.testing.assert_close(value.double(), exact[key].double(), rtol=1e-3, atol=1e-3)
 
 
@@ -152,6 +154,7 @@ def test_several_threads_can_share_a_model(form, small):
             return model(x)
 
     expected = [run(x) for x in batches]
+    assert len(expected) == 2 * len(SIZES)
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(pool.map(run, batches), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

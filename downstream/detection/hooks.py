@@ -1,14 +1,14 @@
-"""What mmengine's runner lacks for long runs on machines that stop: exact resuming, whole checkpoints, curves.
+"""Exact resuming, whole checkpoints and curves for long runs of mmengine's runner on machines that stop.
 
 mmengine's checkpoints hold weights, optimizer and schedulers, but no random states; a resumed run of iterations reads
-every picture again that it has seen, and one that was killed while it wrote leaves half a file under the final name.
+every image again that it has seen, and one that was killed while it wrote leaves half a file under the final name.
 Each hook here works with mmdet's stock tools: name it in the config.
 """
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dist import get_rank, is_main_process
@@ -17,7 +17,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
@@ -68,7 +68,7 @@ class NumberedBatches(Sampler[list[Draw]]):
 
     @property
     def sampler(self) -> Any:
-        """mmengine's own hook passes the epoch to it."""
+        """Of the batch sampler: mmengine's own hook passes the epoch to it."""
         return self.batches.sampler
 
     @property
@@ -77,7 +77,7 @@ class NumberedBatches(Sampler[list[Draw]]):
 
 
 class _AlreadyThere:
-    """An iterator over the batches that are left, for a loop that first takes those it has had."""
+    """An iterator over the remaining batches, for a loop that first takes those it has had already."""
 
     def __init__(self, loader: DataLoader, had: int) -> None:
         self.iterator, self.had = iter(loader), had
@@ -94,22 +94,22 @@ class _AlreadyThere:
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Makes a run that was killed and resumed go on as if nothing had happened.
+    """Makes a run that was killed and resumed equal to one that was never stopped.
 
     Nothing has to be stored for it beyond the seed, which mmengine stores: every iteration draws from random states
-    that are a function of (seed, process, iteration), every picture is augmented by a function of (seed, process,
+    that are a function of (seed, process, iteration), every image is augmented by a function of (seed, process,
     epoch, number of the batch, place in it). Checkpoints are written by the first process alone and could not hold
     the states of the others. The loader starts where the run had stopped, without reading what was seen, and with the
     order of the seed of the checkpoint.
 
     Not covered: gradients that were being accumulated over iterations when the checkpoint was written, and a resumed
-    run with another number of processes or pictures a batch, which goes on with an order of its own.
+    run with another number of processes or images a batch, which continues in an order of its own.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Put the seeded loader in the place of the loop's own.
+        """Replace the loop's loader by the seeded one.
 
         Raises:
             EvaluationError: If there is nothing to train on.
@@ -117,8 +117,8 @@ class RandomStateHook(Hook):
         loop, old = runner.train_loop, runner.train_loop.dataloader
         if not len(old.dataset):
             raise EvaluationError(
-                'No picture is left to train on: compare the classes of the config with the categories of the '
-                'annotations, and its filter_cfg with the sizes of the pictures.'
+                'No image is left to train on: compare the classes of the config with the categories of the '
+                'annotations, and its filter_cfg with the sizes of the images.'
             )
         self.key = runner.seed, get_rank()
         endless = isinstance(loop, IterBasedTrainLoop)
@@ -140,7 +140,7 @@ class RandomStateHook(Hook):
             loop.dataloader_iterator = _AlreadyThere(loop.dataloader, had)
 
     def after_train(self, runner: Runner) -> None:
-        """Let the workers go: found later by the garbage collector, each would be waited for 5 seconds."""
+        """Release the workers: the garbage collector would find them later and wait 5 seconds for each."""
         loop, old = runner.train_loop, runner.train_loop.dataloader
         if self.batches.endless:
             loop.dataloader_iterator = iter(())
@@ -153,19 +153,21 @@ class RandomStateHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         seed_generators(Seeds.spawned(*self.key, 0, runner.iter), device=True)
 
-    def _fresh_batches(self, runner: Runner, old: DataLoader) -> Sampler:
-        """The batch sampler once more: the loop's own has been read from, and has the seed of before the resuming."""
+    def _fresh_batches(self, runner: Runner, old: DataLoader) -> Any:
+        """A new batch sampler like the loop's: that one has been read from, and has the seed of before resuming."""
         config, seed = runner.cfg.get('train_dataloader'), runner.seed
         if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
             print_log('The loader was not built from the config: its order is not resumed.', 'current', logging.WARNING)
             return old.batch_sampler
         if runner.cfg.get('randomness', {}).get('diff_rank_seed', False):
-            seed -= get_rank()  # all processes take their pictures from one order
+            seed -= get_rank()  # all processes take their images from one order
         sampler = DATA_SAMPLERS.build(config['sampler'], default_args=dict(dataset=old.dataset, seed=seed))
+        batches = cast(BatchSampler, old.batch_sampler)  # mmengine always gives its loaders one
         if not config.get('batch_sampler'):
-            return torch.utils.data.BatchSampler(sampler, old.batch_size, old.drop_last)
-        size = old.batch_sampler.batch_size
-        return DATA_SAMPLERS.build(config['batch_sampler'], default_args=dict(sampler=sampler, batch_size=size))
+            return BatchSampler(sampler, batches.batch_size, old.drop_last)
+        return DATA_SAMPLERS.build(
+            config['batch_sampler'], default_args=dict(sampler=sampler, batch_size=batches.batch_size)
+        )
 
 
 # ---- checkpoints
@@ -190,8 +192,7 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's `CheckpointHook`, for runs that may be killed at any moment.
 
-    Its files appear whole or not at all. The oldest one is removed before the next is written, so at least two are
-    kept.
+    Its files are complete or absent. The oldest one is removed before the next is written, so at least two are kept.
 
     Args:
         max_keep_ckpts: As there, and 2 instead of 1.
@@ -215,8 +216,8 @@ class AtomicCheckpointHook(CheckpointHook):
 class CurvesHook(Hook):
     """Keeps losses and metrics of validation as `curves.csv`, `losses.png` and `metrics.png` in the work dir.
 
-    The files are written with every checkpoint, after every validation and at the end; a resumed run goes on with
-    them from where its checkpoint was.
+    The files are written with every checkpoint, after every validation and at the end; a resumed run continues them
+    from its checkpoint.
 
     Args:
         interval: Iterations that a point of the losses is the mean of.
@@ -252,7 +253,9 @@ class CurvesHook(Hook):
     def after_train(self, runner: Runner) -> None:
         self._write(runner)
         if is_main_process():
-            runner.logger.info(f'Curves are in {Path(runner.work_dir) / "curves.csv"} and the pictures beside it.')
+            runner.logger.info(
+                f'Curves are in {Path(runner.work_dir) / "curves.csv"} and the figures in the same folder.'
+            )
 
     def _add_point(self, iteration: int) -> None:
         names = dict.fromkeys(name for values in self.recent for name in values)
