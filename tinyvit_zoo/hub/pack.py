@@ -139,7 +139,7 @@ def _check_arguments(
         if check_name(name) is not None:
             raise ModelError(f"'{name}' names a folder or page of timm's: give the folder itself, without a prefix.")
         if (weights is None) == (random_seed is None):
-            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random-seed).')
+            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random).')
     elif weights is not None or img_size is not None:
         raise ModelError(f'{name} is a folder with weights and a size of its own: give no others, or name a model.')
 
