@@ -36,7 +36,7 @@ def test_every_command_shown_exists():
 
 def test_what_an_example_loads_by_hand_is_imported_before():
     loaded = re.findall(r"^\w+ = timm.create_model\('([^']+)', pretrained=True", README, re.M)
-    by_hand = [release for release in map(find_release, loaded) if release and release.by_hand]
+    by_hand = [release for release in map(find_release, loaded) if release and release.manual_download]
     assert by_hand
     for release in by_hand:
         assert f'tinyvit-zoo import {release.file} --name {release.name}' in README

@@ -106,7 +106,7 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
         'license': stated,
         'paper': f'{release["paper"]["title"]}, {release["paper"]["url"]}',
         'origin': release['origin_url'],
-        'file': release['url'] or f'with a browser: {release["by_hand"]}',
+        'file': release['url'] or f'with a browser: {release["manual_download"]}',
         'sha256': release['sha256'] or 'not published',
         'Hub id': release['hf_hub_id'] or 'no page',
         'imported': release['imported'] or 'no (`tinyvit-zoo import` keeps a file here for good)',

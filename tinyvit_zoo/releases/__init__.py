@@ -3,7 +3,7 @@
 Nothing here needs torch, timm or another package, so that the command line can list the releases without them.
 """
 
-from .families import FAMILIES, all_releases, find_family, find_release
+from .families import FAMILIES, all_releases, family_of, find_family, find_release, get_release
 from .profile import Profile
 from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer, same_file
 from .table import MEASURED_BY_OTHERS, list_releases, markdown_table
@@ -21,8 +21,10 @@ __all__ = [
     'Speed',
     'Transfer',
     'all_releases',
+    'family_of',
     'find_family',
     'find_release',
+    'get_release',
     'list_releases',
     'markdown_table',
     'same_file',
