@@ -4,9 +4,7 @@ Nothing here knows any evaluator: they hand over plain numbers.
 """
 
 import csv
-import dataclasses
 import json
-import math
 import platform
 import shlex
 import sys
@@ -26,6 +24,7 @@ import tinyvit_zoo
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.registry import find_entry
 from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 
@@ -100,29 +99,6 @@ def _data(dataset: Any) -> dict[str, Any]:
         unreadable_left_out=list(dataset.skipped),
         sha256=dataset.fingerprint(),
     )
-
-
-def plain(value: Any) -> Any:
-    """The value in types that JSON has; numbers that are not finite become None.
-
-    Raises:
-        TypeError: If there is something in it that JSON cannot hold.
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, 'tolist'):  # arrays and scalars of torch and numpy
-        return plain(value.tolist())
-    if isinstance(value, Sequence | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, Path | torch.dtype | torch.device):
-        return str(value)
-    raise TypeError(f'{type(value).__name__} has no form in JSON.')
 
 
 def write(

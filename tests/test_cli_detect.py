@@ -15,12 +15,12 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes
+
+from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.downstream.detection import bench
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
 from tinyvit_zoo.downstream.detection.detector_checkpoint import check_start
-from tinyvit_zoo.downstream.detection.packaged_configs import packaged_configs, read_config
-
-from tinyvit_zoo.checkpoints import CheckpointError
+from tinyvit_zoo.downstream.detection.packaged_configs import all_configs, read_config
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 
@@ -77,7 +77,7 @@ def complaint(answer, *words) -> str:
 def test_configs_are_listed_with_what_they_are(cli):
     code, out, _ = cli('detect', 'config')
     assert code == 0
-    for name, path in packaged_configs().items():
+    for name, path in all_configs().items():
         assert f'{name}\n    ' in out
         assert path.is_file()
     lines = out.splitlines()
@@ -181,13 +181,13 @@ def test_a_picture_of_one_row_is_left_out_or_passes(cli, own, tmp_path):
 
 SPOILED = {
     'no annotations': (lambda own: os.remove(own / 'train.json'), 'train.json'),
-    'no JSON': (lambda own: (own / 'train.json').write_text('{'), 'no JSON'),
+    'no JSON': (lambda own: (own / 'train.json').write_text('{'), 'not a JSON file'),
     'not COCO': (lambda own: (own / 'train.json').write_text('[]'), "COCO's format"),
     'no pictures at all': (
         lambda own: change(own / 'train.json', lambda content: content.update(images=[])),
-        'names no pictures',
+        'names no images',
     ),
-    'no picture': (lambda own: os.remove(own / 'train' / '0002.png'), '1 of 3 pictures'),
+    'no picture': (lambda own: os.remove(own / 'train' / '0002.png'), '1 of 3 images'),
     'no validation picture': (lambda own: os.remove(own / 'val' / '0001.png'), '0001.png'),
     'other categories': (
         lambda own: change(own / 'val.json', lambda c: [k.update(name=f'other{k["id"]}') for k in c['categories']]),
@@ -208,7 +208,7 @@ def test_spoiled_data_is_named_before_the_training(cli, own, tmp_path, case):
 def test_an_object_without_a_mask_is_named_where_masks_are_learned(cli, own, tmp_path):
     change(own / 'train.json', lambda c: c['annotations'][1].update(segmentation=[]))
     arguments = ('-d', own, *ANNOTATIONS, '--work-dir', tmp_path / 'run')
-    complaint(cli('detect', 'train', 'ci_mask_rcnn_tinyvit_5m', *arguments), 'Object 2 of picture', 'empty mask')
+    complaint(cli('detect', 'train', 'ci_mask_rcnn_tinyvit_5m', *arguments), 'Object 2 of image', 'empty mask')
     assert cli('detect', 'train', RETINANET, *arguments, '--cfg-options', *TWO_ITERATIONS)[0] == 0
 
 
@@ -345,7 +345,7 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
     import mmdet
 
     tools = Path(mmdet.__file__).parent / '.mim' / 'tools'
-    config = packaged_configs()[RETINANET]
+    config = all_configs()[RETINANET]
     options = (
         '--work-dir', tmp_path / 'run', '--cfg-options', *TWO_ITERATIONS,
         *(f'{loader}_dataloader.dataset.data_root={shapes}/' for loader in ('train', 'val', 'test')),

@@ -12,14 +12,14 @@ import timm
 import torch
 from conftest import refused
 from PIL import Image
-from tinyvit_zoo.downstream.classifiers import ridge
-from tinyvit_zoo.downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
-from tinyvit_zoo.downstream.features.extraction import Features
 
 from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.downstream import few_shot, knn
+from tinyvit_zoo.downstream.classifiers import ridge
+from tinyvit_zoo.downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
+from tinyvit_zoo.downstream.features.extraction import Features
 from tinyvit_zoo.hub import save_folder
 
 # differences of right answers

@@ -315,7 +315,7 @@ def test_sharing_twice_is_refused():
     ('kind', 'kwargs', 'reason'),
     [
         ('vit', dict(init='last'), 'init must be one of first, mean, best'),
-        ('vit', dict(calibration=[]), 'no pictures'),
+        ('vit', dict(calibration=[]), 'no images'),
         ('vit', dict(mlp_transform=True), 'needs the grid of a hierarchical model'),
         ('swin', dict(mlp_conv_kernel=4), 'odd number, or one for each of the 4 stages'),
         ('swin', dict(mlp_conv_kernel=[3, 3]), 'odd number, or one for each of the 4 stages'),
@@ -335,7 +335,7 @@ def test_attention_of_another_kind_is_shared_but_not_mixed():
 
 def test_a_multiplexed_model_is_not_multiplexed_again():
     student = multiplex(timm.create_model('swin_tiny_patch4_window7_224', device='meta'), 1, False, init='first')
-    with pytest.raises(ValueError, match='multiplexed already'):
+    with pytest.raises(ValueError, match='already multiplexed'):
         multiplex(student, 2)
 
 

@@ -52,7 +52,7 @@ def test_loading_is_strict_and_keeps_the_weights_shared(kind, transform, assign,
 @each_kind
 def test_weights_that_are_not_shared_are_not_loaded_in_silence(kind):
     model = teacher(kind)
-    with pytest.raises(RuntimeError, match=r'not equal to .*qkv.*: the checkpoint is of a model that is not multiplex'):
+    with pytest.raises(RuntimeError, match=r'differs from .*qkv.*: the checkpoint is of a model that is not multiplex'):
         multiplex(model, transform=False).load_state_dict(model.state_dict(), strict=False)
 
 

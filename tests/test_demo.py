@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+
 from tinyvit_zoo.downstream.demo.comparison import pictures_to_compare_on
 from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
 
@@ -140,6 +141,7 @@ def test_the_demo_learns_the_digits(tmp_path):
 def hub(monkeypatch):
     """Points the probe at an address; gives what `weights_at_hand` says, as `.answer`."""
     from huggingface_hub import constants
+
     from tinyvit_zoo.downstream.demo.hub_probe import weights_at_hand
 
     def ask(endpoint, limit_s):
@@ -209,7 +211,6 @@ def test_imported_weights_need_no_hub(tmp_path, monkeypatch, hub):
 
 def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_file):
     from tinyvit_zoo.downstream.demo.run import classify_photos
-
     from tinyvit_zoo.hub.convert import import_weights
 
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))

@@ -1,4 +1,4 @@
-"""Checkpoints into the dense-prediction forms: what is taken, resized, left at its start, left out, and refused."""
+"""Checkpoints into the dense-prediction forms: loaded, resized, left at initial values, left out, and refused."""
 
 import logging
 
@@ -65,7 +65,7 @@ def test_vitdet_takes_the_encoder_of_a_whole_pretraining_file(caplog):
     assert_same(model.state_dict(), blocks | fresh)
     (line,) = (r.getMessage() for r in caplog.records if r.name == 'tinyvit_zoo.dense.loading')
     assert 'loaded 147 tensors' in line
-    assert 'at their start values: blocks.*.attn.rel_pos_h (12), blocks.*.attn.rel_pos_w (12), pyramid (32)' in line
+    assert 'at their initial values: blocks.*.attn.rel_pos_h (12), blocks.*.attn.rel_pos_w (12), pyramid (32)' in line
     assert 'left out: cls_token (1), norm (2), mask_token (1), decoder_embed (1)' in line
 
 
@@ -126,8 +126,8 @@ def test_dense_checkpoints_move_to_another_size(caplog):
     model = tinymim_star_tiny_seg((160, 256))
     with caplog.at_level(logging.INFO, logger='tinyvit_zoo.dense'):
         load_dense(model, {'state_dict': segmentor})
-    assert 'Using the backbone alone; left out 1 tensors beside it.' in caplog.messages
-    assert any('at their start values: nothing; left out: nothing' in message for message in caplog.messages)
+    assert 'Using the backbone alone; left out 1 other tensors.' in caplog.messages
+    assert any('at their initial values: nothing; left out: nothing' in message for message in caplog.messages)
     loaded = model.state_dict()
     table = 'blocks.7.attn.relative_position_bias_table'
     expected = resize_beit_table(released[table], (14, 14), (10, 16), prefix_tokens=2)

@@ -8,10 +8,11 @@ import timm
 import torch
 from conftest import ARCHITECTURES, assert_same, images_for
 from golden_rule import fill_by_rule
-from tinyvit_zoo.downstream.detection import ZooBackbone
-from tinyvit_zoo.downstream.detection.backbone_weights import mmdet_swin_to_timm
 from torch import nn
 from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
+
+from tinyvit_zoo.downstream.detection import ZooBackbone
+from tinyvit_zoo.downstream.detection.backbone_weights import mmdet_swin_to_timm
 
 
 def train_step(backbone: nn.Module, x: torch.Tensor) -> None:

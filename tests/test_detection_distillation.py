@@ -14,9 +14,10 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint, save_checkpoint
+from torch import nn
+
 from tinyvit_zoo.downstream.detection import DistilledCascadeRCNN, ZooBackbone
 from tinyvit_zoo.downstream.detection.distillation import load_teacher
-from torch import nn
 
 SMALL_SWIN = dict(model_name='swin_tiny_patch4_window7_224', embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
 TEACHER = dict(type='ZooBackbone', **SMALL_SWIN)

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-import tinyvit_zoo.downstream.detection  # noqa: F401  registers the hooks
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -16,11 +15,12 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from PIL import Image
-from tinyvit_zoo.downstream.detection.detector_checkpoint import latest_checkpoint
 from torch import nn
 from torch.utils.data import Dataset
 
+import tinyvit_zoo.downstream.detection  # noqa: F401  registers the hooks
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream.detection.detector_checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 

@@ -8,8 +8,9 @@ from conftest import SMALL_OF
 from golden_rule import GOLDEN
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from timm.optim import param_groups_layer_decay
-from tinyvit_zoo.downstream.detection import ZooBackbone
 from torch import nn
+
+from tinyvit_zoo.downstream.detection import ZooBackbone
 
 LR, WD = 1e-3, 0.05
 

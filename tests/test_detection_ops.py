@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+
 from tinyvit_zoo.downstream.detection import mmcv_ext
 
 # isort: split

@@ -16,12 +16,12 @@ from mmengine.registry import HOOKS
 from PIL import Image
 from synthetic_ade import make_ade
 from synthetic_coco import make_shapes, make_textured
+
+from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.downstream.detection import engine
 from tinyvit_zoo.downstream.detection.curves import read_points
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
 from tinyvit_zoo.downstream.detection.packaged_configs import read_config
-
-from tinyvit_zoo.common.determinism import one_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

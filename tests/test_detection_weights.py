@@ -11,11 +11,12 @@ from conftest import SMALL_OF, assert_same, images_for, load, refused, small_of
 from dense_reference import released_dense
 from golden_case import SINGLE, assert_close
 from golden_rule import fill_by_rule, golden
+from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
+
 from tinyvit_zoo.downstream.detection import (  # before mmdet, whose operators it puts in place
     SimpleFeaturePyramid,
     ZooBackbone,
 )
-from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
 
 # isort: split
 from mmdet.models.backbones import ResNet
@@ -195,8 +196,8 @@ def test_the_backbone_of_a_detector_comes_back(kind, tmp_path, caplog):
         again = ZooBackbone(name, init_cfg=dict(type='Pretrained', checkpoint=path), **arguments)
         again.init_weights()
     assert_same(again.state_dict(), backbone.state_dict())
-    line = next(m for m in caplog.messages if 'at their start values' in m)
-    assert 'at their start values: nothing; left out: neck (2)' in line
+    line = next(m for m in caplog.messages if 'at their initial values' in m)
+    assert 'at their initial values: nothing; left out: neck (2)' in line
     with_prefix = dict(type='Pretrained', checkpoint=path, prefix='backbone')
     third = ZooBackbone(name, init_cfg=with_prefix, **arguments)
     third.init_weights()

@@ -18,8 +18,6 @@ import torch
 from conftest import SMALL
 from PIL import Image
 from timm.data import create_transform
-from tinyvit_zoo.downstream.finetune import finetune
-from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
@@ -27,9 +25,12 @@ from torch.utils.data import DataLoader
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.downstream.finetune import finetune
+from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from tinyvit_zoo.training import run_state
-from tinyvit_zoo.training.ingredients import Draws, Seeded
+from tinyvit_zoo.training.ingredients import RepeatedAugSampler
 from tinyvit_zoo.training.recipes import find_recipe
 
 CPU = torch.device('cpu')
@@ -97,9 +98,11 @@ def test_the_best_epoch_on_held_out_images_is_the_result(tmp_path, digits):
 
 def test_held_out_images_are_of_every_class_and_never_trained_on(tmp_path, digits, monkeypatch):
     train, _ = digits
-    trained, original = set(), Seeded.__getitem__
+    trained, original = set(), SeededDataset.__getitem__
     monkeypatch.setattr(
-        Seeded, '__getitem__', lambda self, draw: trained.add(self.dataset.describe(draw[0])) or original(self, draw)
+        SeededDataset,
+        '__getitem__',
+        lambda self, draw: trained.add(self.dataset.describe(draw.position)) or original(self, draw),
     )
     result = fit(small_model(), train, PLAIN, tmp_path)
     _, held = stratified_split(train.labels, 0.1, seed=0)
@@ -251,7 +254,7 @@ def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, 
     assert np.array_equal(resumed.test.predictions, whole.test.predictions)
     for name in ('state.pt', 'best.pt'):
         assert_same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'killed')))
-    assert sorted(p.name for p in (tmp_path / 'killed').iterdir()) == ['best.pt', 'state.pt']
+    assert sorted(p.name for p in (tmp_path / 'killed').iterdir()) == ['.lock', 'best.pt', 'state.pt']
 
 
 def assert_same(one, two):
@@ -280,7 +283,7 @@ def test_a_run_that_is_over_is_only_measured_again(tmp_path, digits):
     assert again.history == first.history
     assert np.array_equal(again.test.predictions, first.test.predictions)
     assert (tmp_path / 'state.pt').read_bytes() == before
-    assert said == [f'{tmp_path}: goes on after epoch 3 of 3.']
+    assert said == [f'{tmp_path}: resumed after epoch 3 of 3.']
 
 
 SCRIPT = """
@@ -400,8 +403,8 @@ def test_workers_change_nothing(tmp_path, digits):
 def test_random_numbers_of_an_image_are_those_of_its_draw(digits):
     train, _ = digits
     transform = create_transform(32, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.5)
-    seeded = Seeded(train.with_transform(transform))
-    draws = list(Draws(len(train), 32, 1, seed=3))
+    seeded = SeededDataset(train.with_transform(transform))
+    draws = list(RepeatedAugSampler(len(train), 32, 1, seed=3))
     forwards = {draw: seeded[draw][0] for draw in draws[:40]}
     state = np.random.get_state()[1].copy(), torch.get_rng_state()
     for draw in reversed(draws[:40]):
@@ -413,7 +416,7 @@ def test_random_numbers_of_an_image_are_those_of_its_draw(digits):
 
 
 def test_an_epoch_is_a_new_order_of_all_images_and_new_seeds():
-    draws = Draws(images=100, batch_size=10, repeats=1, seed=0)
+    draws = RepeatedAugSampler(images=100, batch_size=10, repeats=1, seed=0)
     first = list(draws)
     assert list(draws) == first
     assert sorted(i for i, _ in first) == list(range(100))
@@ -424,7 +427,7 @@ def test_an_epoch_is_a_new_order_of_all_images_and_new_seeds():
 
 
 def test_repeated_augmentation_draws_an_image_several_times_in_one_batch():
-    draws = list(Draws(images=100, batch_size=30, repeats=3, seed=0))
+    draws = list(RepeatedAugSampler(images=100, batch_size=30, repeats=3, seed=0))
     assert len(draws) == 90
     images = [i for i, _ in draws]
     assert len(set(images)) == 30
@@ -481,7 +484,7 @@ def test_a_second_run_into_a_folder_waits_a_little_and_is_refused(tmp_path, digi
     monkeypatch.setattr(run_state, 'PATIENCE', 0.0)
     with run_state.alone_in(tmp_path), pytest.raises(EvaluationError, match=r'Another run is writing to .*choose'):
         fit(small_model(), digits[0], PLAIN, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ['.lock']
     with run_state.alone_in(tmp_path):  # free again
         pass
 
@@ -490,7 +493,7 @@ def test_a_damaged_state_says_what_to_do(tmp_path, digits):
     train, _ = digits
     fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
     (tmp_path / 'state.pt').write_bytes((tmp_path / 'state.pt').read_bytes()[:1000])
-    with pytest.raises(EvaluationError, match=r'state.pt is missing or damaged: remove .*state.pt to begin anew'):
+    with pytest.raises(EvaluationError, match=r'state.pt is missing or damaged: remove .*state.pt to start again'):
         fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
 
 
@@ -551,8 +554,8 @@ def test_an_unreadable_image_is_told_by_its_path_whoever_reads_it(tmp_path, work
     ('recipe', 'options', 'words'),
     [
         (dict(batch_size=256), {}, '143 training images make no batch of 256: choose a smaller --batch-size'),
-        ({}, dict(micro_batch=5), 'batch of 32 does not come out of 1 x 5 images'),
-        ({}, dict(micro_batch=64), 'batch of 32 does not come out of 1 x 64 images'),
+        ({}, dict(micro_batch=5), 'batch of 32 is not a multiple of 1 x 5 images'),
+        ({}, dict(micro_batch=64), 'batch of 32 is not a multiple of 1 x 64 images'),
         (dict(batch_size=9, mixup=0.8), {}, 'Mixup needs pairs and 9 images at once are odd'),
         ({}, dict(held_out=1.0), 'held-out share of 1 makes no sense'),
         ({}, dict(precision='fp16'), 'fp16 needs a CUDA device'),
@@ -584,12 +587,12 @@ def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_ca
     (tmp_path / 'model' / 'notes.txt').write_text('mine')
     about = dict(name='tinyvit_5m_224', weights='elsewhere/mine.pth', seed=0, say=lambda text: None)
     with pytest.raises(FileExistsError, match='holds other files'):
-        write_finetuned(tmp_path, result, model, recipe, train, test, **about)
+        write_finetuned(tmp_path, result, model, train, test, **about)
     assert read_results(tmp_path)['test_accuracy'] == result.test.accuracy
     entry = (tmp_path / '.eval_results' / 'imagenet-1k.yaml').read_text()
     assert 'ILSVRC/imagenet-1k' in entry
     assert f'value: {round(result.test.accuracy, 4)}' in entry
     assert 'recipe tinyvit_scratch, from weights: mine.pth' in ' '.join(entry.split())
     (tmp_path / 'model' / 'notes.txt').unlink()
-    write_finetuned(tmp_path, result, model, recipe, train, test, **about)
+    write_finetuned(tmp_path, result, model, train, test, **about)
     assert timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).num_classes == 10

@@ -154,7 +154,7 @@ def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_pa
     assert 100 * right / len(test) == pytest.approx(results['test_accuracy'], abs=0.5)  # bfloat16
     again = tinyvit_zoo_cli(*arguments)
     assert again.returncode == 0, again.err
-    assert 'goes on after epoch 2 of 2' in again.out
+    assert 'resumed after epoch 2 of 2' in again.out
     assert json.loads((tmp_path / 'out' / 'results.json').read_text())['test_accuracy'] == results['test_accuracy']
 
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from conftest import refused
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
-from tinyvit_zoo.downstream.classifiers import logistic, ridge
-from tinyvit_zoo.downstream.classifiers.linear_heads import LinearHeads, Setting, grid
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.split import check_features, stratified_split
+from tinyvit_zoo.downstream.classifiers import logistic, ridge
+from tinyvit_zoo.downstream.classifiers.linear_heads import LinearHeads, Setting, grid
 
 CLASSES = 7
 WIDTHS = {'pooled': 24, 'last:4': 40}

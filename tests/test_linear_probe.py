@@ -19,18 +19,18 @@ import torch.nn.functional as F
 from conftest import SMALL, refused
 from PIL import Image
 from safetensors.torch import load_file
-from tinyvit_zoo.downstream.features.extraction import extract
-from tinyvit_zoo.downstream.features.layers import feature_function
-from tinyvit_zoo.downstream.features.one_pass import features_of_layers
-from tinyvit_zoo.downstream.features.views import probe_transforms
-from tinyvit_zoo.downstream.linear_probe import cached, live
-from tinyvit_zoo.downstream.reports.probe import HEAD
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.downstream import linear_probe
+from tinyvit_zoo.downstream.features.extraction import extract
+from tinyvit_zoo.downstream.features.layers import feature_function
+from tinyvit_zoo.downstream.features.one_pass import features_of_layers
+from tinyvit_zoo.downstream.features.views import probe_transforms
+from tinyvit_zoo.downstream.linear_probe import cached, live
+from tinyvit_zoo.downstream.reports.probe import HEAD
 from tinyvit_zoo.hub import save_folder
 
 LRS = [0.1, 1.0, 10.0]

@@ -279,7 +279,9 @@ def test_an_invalid_license_id_is_refused(model_folder, tmp_path, license):
 
 
 @pytest.mark.slow
-def test_the_expected_output_is_computed_in_another_process(model_folder, tmp_path, monkeypatch):
+def test_the_expected_output_is_computed_in_another_process(
+    model_folder, tmp_path, monkeypatch, pack_by_another_process
+):
     """Its process knows nothing but the files: what is broken here does not reach it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
     pair = load_file(pack(str(model_folder), tmp_path / 'page') / 'test/rand_tensors.safetensors')
@@ -330,7 +332,9 @@ def test_an_expected_output_that_the_model_does_not_give_is_refused(packed_once,
     assert sorted(p.name for p in tmp_path.iterdir()) == ['page', 'pair.safetensors']
 
 
-def test_a_page_that_would_not_rebuild_its_model_is_not_written(model_folder, tmp_path, monkeypatch):
+def test_a_page_that_would_not_rebuild_its_model_is_not_written(
+    model_folder, tmp_path, monkeypatch, pack_by_another_process
+):
     monkeypatch.setattr(sys, 'executable', shutil.which('false'))
     refused(lambda: pack(str(model_folder), tmp_path / 'page'), 'does not rebuild its model')
     assert list(tmp_path.iterdir()) == []

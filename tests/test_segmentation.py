@@ -12,6 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
 from mmseg.structures import SegDataSample
+
 from tinyvit_zoo.downstream.segmentation import ZooBackbone
 
 NAMES = packaged(SEGMENTATION)

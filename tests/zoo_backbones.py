@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SMALL_OF
 from golden_rule import fill_by_rule
+
 from tinyvit_zoo.downstream.detection import ZooBackbone  # before mmdet, whose operators it puts in place
 
 # isort: split

@@ -2,8 +2,8 @@
 
     custom_imports = dict(imports=['tinyvit_zoo.downstream.detection'])
 
-in a config is all that mmdet's or mmengine's own tools need. Importing this package puts the stand-in for mmcv's
-compiled ops in place (`ops.py`) where mmcv has none, and registers what the configs name.
+in a config is all that mmdet's or mmengine's own tools need. Importing this package installs the stand-in for mmcv's
+compiled ops (`ops.py`) if mmcv has none, and registers the classes that the configs name.
 """
 
 from . import ops

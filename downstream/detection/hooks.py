@@ -6,12 +6,10 @@ Each hook here works with mmdet's stock tools: name it in the config.
 """
 
 import logging
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -19,10 +17,12 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.seeding import Seeds, seed_generators
+from tinyvit_zoo.data.seeded import Draw, SeededDataset
 
 from .curves import Point, read_points, write_curves
 
@@ -32,71 +32,20 @@ __all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'CurvesHook', 'RandomSt
 # ---- random states
 
 
-def seed_all(*key: int, device: bool = True) -> None:
-    """Seed Python, numpy and torch by numbers that say what is drawn for, such as (seed, process, iteration).
+class NumberedBatches(Sampler[list[Draw]]):
+    """Batches of draws, in the order of a batch sampler.
 
     Args:
-        *key: Numbers from 0; different keys give independent streams.
-        device: Seed the accelerator as well.
-    """
-    first, second, low, high = np.random.SeedSequence(key).generate_state(4).tolist()
-    random.seed(first)
-    np.random.seed(second)
-    seed = low | (high & 0x7FFFFFFF) << 32
-    if device:
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
-
-
-class Drawn(int):
-    """Index of a picture that knows when it was drawn."""
-
-    def __new__(cls, index: int, key: tuple[int, ...]) -> 'Drawn':
-        self = super().__new__(cls, index)
-        self.key = key
-        return self
-
-    def __reduce__(self) -> tuple:  # int's own leaves the key out, and indices travel to the workers
-        return Drawn, (int(self), self.key)
-
-
-class SeededDataset(Dataset):
-    """A data set whose augmentations depend on nothing but the seed and when the picture was drawn.
-
-    So they are the same for any number of workers, and after resuming. Everything else is the data set's own.
-    """
-
-    def __init__(self, dataset: Dataset, *key: int) -> None:
-        self.dataset, self.key = dataset, key
-
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(index, Drawn):
-            seed_all(*self.key, *index.key, device=False)
-        return self.dataset[int(index)]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ('dataset', 'key'):  # while being unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
-class NumberedBatches(Sampler):
-    """Batches of `Drawn` indices, in the order of a batch sampler.
-
-    Args:
-        batches: Batch sampler.
+        batches: Batch sampler; those of torch and mmengine have `sampler` and `batch_size`.
+        key: Of the seeds of all draws, before the numbers of epoch, batch and place in the batch.
         endless: Begin again at the end, as a loop over iterations does.
         skip: Batches to leave out at first; nothing of them is read.
     """
 
-    def __init__(self, batches: Sampler, endless: bool, skip: int) -> None:
-        self.batches, self.endless, self.skip, self.epoch = batches, endless, skip, 0
+    def __init__(self, batches: Any, key: tuple[int, ...], endless: bool, skip: int) -> None:
+        self.batches, self.key, self.endless, self.skip, self.epoch = batches, key, endless, skip, 0
 
-    def __iter__(self) -> Iterator[list[Drawn]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         epoch, skip, self.skip = self.epoch, self.skip, 0
         while True:
             if self.endless and hasattr(self.sampler, 'set_epoch'):
@@ -106,17 +55,20 @@ class NumberedBatches(Sampler):
                 if skip:
                     skip -= 1
                     continue
-                yield [Drawn(index, (epoch, number, place)) for place, index in enumerate(batch)]
+                yield [self._draw(index, epoch, number, place) for place, index in enumerate(batch)]
             if not self.endless or number < 0:
                 return
             epoch += 1
+
+    def _draw(self, index: int, *when: int) -> Draw:
+        return Draw(int(index), Seeds.spawned(*self.key, *when))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     @property
-    def sampler(self) -> Sampler:
-        """mmengine's own hook tells it the epoch."""
+    def sampler(self) -> Any:
+        """mmengine's own hook passes the epoch to it."""
         return self.batches.sampler
 
     @property
@@ -171,9 +123,9 @@ class RandomStateHook(Hook):
         self.key = runner.seed, get_rank()
         endless = isinstance(loop, IterBasedTrainLoop)
         had = runner.iter if endless else max(0, runner.iter - runner.epoch * len(old))
-        self.batches = NumberedBatches(self._fresh_batches(runner, old), endless, had)
+        self.batches = NumberedBatches(self._fresh_batches(runner, old), (*self.key, 1), endless, had)
         loop.dataloader = DataLoader(
-            SeededDataset(old.dataset, *self.key, 1),
+            SeededDataset(old.dataset),
             batch_sampler=self.batches,
             num_workers=old.num_workers,
             collate_fn=old.collate_fn,
@@ -199,7 +151,7 @@ class RandomStateHook(Hook):
             self.batches.epoch = runner.epoch
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        seed_all(*self.key, 0, runner.iter)
+        seed_generators(Seeds.spawned(*self.key, 0, runner.iter), device=True)
 
     def _fresh_batches(self, runner: Runner, old: DataLoader) -> Sampler:
         """The batch sampler once more: the loop's own has been read from, and has the seed of before the resuming."""

@@ -2,8 +2,8 @@
 
     custom_imports = dict(imports=['tinyvit_zoo.downstream.segmentation'])
 
-in a config is all that mmseg's or mmengine's own tools need. It registers what `tinyvit_zoo.downstream.detection` does,
-in mmengine's registry, where mmseg looks too.
+in a config is all that mmseg's or mmengine's own tools need. It registers the same classes as
+`tinyvit_zoo.downstream.detection`, in mmengine's root registry, which mmseg searches too.
 """
 
 from ..detection import ZooBackbone, ZooLayerDecayConstructor, ops

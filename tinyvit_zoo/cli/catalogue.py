@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def list_models(
     pattern: str = typer.Argument('*', help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False),
     as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
-    markdown: bool = typer.Option(False, '--markdown', help='Print the table of the README.'),
+    markdown: bool = typer.Option(False, '--markdown', help='Print the table of the documentation.'),
 ) -> None:
     """List families and released weights with their numbers."""
     from ..info import MEASURED_BY_OTHERS, list_releases, markdown_table

@@ -189,7 +189,7 @@ def config(
     """List the packaged configs, or write one with its bases merged into it, to change as you like."""
     packaged_configs = _module('packaged_configs')
     if name is None:
-        for config_name, path in packaged_configs.packaged_configs().items():
+        for config_name, path in packaged_configs.all_configs().items():
             print(f'{config_name}\n    {packaged_configs.describe(path)}')
         return
     if output is None:

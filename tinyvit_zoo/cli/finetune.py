@@ -99,9 +99,7 @@ def finetune(
         if first:
             say(_words(reports.summary(result)))
             origin = options.origin_of(weights, pretrained, seed)
-            reports.write_finetuned(
-                output, result, model, chosen, train, test, name=name, weights=origin, seed=seed, say=say
-            )
+            reports.write_finetuned(output, result, model, train, test, name=name, weights=origin, seed=seed, say=say)
 
 
 def _architecture(name: str) -> str:

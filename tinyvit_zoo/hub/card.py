@@ -8,7 +8,7 @@ from huggingface_hub.utils import yaml_dump
 
 from ..common.text import join_numbers
 from ..info import token_lines
-from ..releases import Protocol, Release, Result, family_of, get_release, markdown_table
+from ..releases import FAMILY_TITLES, Protocol, Release, Result, family_of, get_release, markdown_table
 from .sizes import SIDES, family_rows, model_facts, shapes_of, sizes_of
 from .snippets import render_overlay, render_snippets
 
@@ -16,13 +16,6 @@ __all__ = ['EVAL_RESULTS', 'render_card', 'render_eval_results']
 
 EVAL_RESULTS = '.eval_results'
 
-TITLES = {
-    'tinyvit': 'TinyViT',
-    'mini_deit': 'Mini-DeiT',
-    'mini_swin': 'Mini-Swin',
-    'tinymim': 'TinyMIM',
-    'mae_lite': 'MAE-Lite',
-}
 # Data sets by the names of `releases` -> (title, id on the Hub). ReaL is another set of labels for the same images as
 # ImageNet-1k, and no data set of its own there.
 DATASETS = {
@@ -131,7 +124,7 @@ def _model_index(release: Release) -> list[EvalResult]:
 def _introduction(release: Release) -> str:
     kind = 'image classification model' if release.num_classes else 'image feature encoder'
     return (
-        f'A {TITLES[family_of(release)]} {kind}. Trained by the authors of the paper ({release.training}). Runs '
+        f'A {FAMILY_TITLES[family_of(release)]} {kind}. Trained by the authors of the paper ({release.training}). Runs '
         'in [timm](https://github.com/huggingface/pytorch-image-models) with the package tinyvit-zoo: '
         '`pip install tinyvit-zoo`.'
     )

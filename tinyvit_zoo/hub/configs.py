@@ -13,10 +13,20 @@ from ..common.files import new_file
 from ..info import count_profiles
 from ..releases import all_releases
 from ..releases.profile import PROFILES, render_profiles, stored_profiles
+from . import figure
 from .card import EVAL_RESULTS, render_card, render_eval_results
 from .folder import CARD, CONFIG, save_config
 
-__all__ = ['build_configs', 'configs_folder', 'drifted_configs', 'render_config', 'render_page']
+__all__ = [
+    'build_configs',
+    'build_figure',
+    'configs_folder',
+    'drifted_configs',
+    'figure_drifted',
+    'figure_path',
+    'render_config',
+    'render_page',
+]
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -83,3 +93,30 @@ def _profiles() -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob('*') if path.is_file()}
+
+
+def figure_path() -> Path | None:
+    """Where the figure of the README is; None outside a checkout, which alone has the documentation."""
+    docs = configs_folder().parent / 'docs'
+    return docs / 'images' / 'accuracy_over_gmacs.svg' if docs.is_dir() else None
+
+
+def build_figure() -> Path | None:
+    """Draw the figure of the README anew; return its path, None outside a checkout.
+
+    Raises:
+        ModelError: If matplotlib is missing.
+    """
+    path = figure_path()
+    if path is not None:
+        figure.draw(figure.points(), path)
+    return path
+
+
+def figure_drifted() -> bool:
+    """Whether the committed figure shows other numbers than `releases` has; nothing is drawn, so no package is needed.
+
+    False outside a checkout.
+    """
+    path = figure_path()
+    return path is not None and figure.described(path) != figure.description(figure.points())

@@ -75,7 +75,7 @@ class SimpleFeaturePyramid(nn.Module):
     def _out(in_chans: int, out_chans: int, dd: dict) -> tuple[nn.Module, nn.Module]:
         return NormConv2d(in_chans, out_chans, 1, **dd), NormConv2d(out_chans, out_chans, 3, **dd)
 
-    def forward(self, maps: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, maps: torch.Tensor | Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Pyramid of one map.
 
         Args:

@@ -6,7 +6,7 @@ from .record import Release
 from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
-__all__ = ['FAMILIES', 'all_releases', 'family_of', 'find_family', 'find_release', 'get_release']
+__all__ = ['FAMILIES', 'FAMILY_TITLES', 'all_releases', 'family_of', 'find_family', 'find_release', 'get_release']
 
 FAMILIES: dict[str, tuple[Release, ...]] = {
     'tinyvit': TINYVIT,
@@ -15,6 +15,16 @@ FAMILIES: dict[str, tuple[Release, ...]] = {
     'tinymim': TINYMIM,
     'mae_lite': MAE_LITE,
 }
+
+
+FAMILY_TITLES = {
+    'tinyvit': 'TinyViT',
+    'mini_deit': 'Mini-DeiT',
+    'mini_swin': 'Mini-Swin',
+    'tinymim': 'TinyMIM',
+    'mae_lite': 'MAE-Lite',
+}
+"""The families as the papers write them."""
 
 
 def all_releases() -> tuple[Release, ...]:

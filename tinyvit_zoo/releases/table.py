@@ -1,4 +1,4 @@
-"""The releases as rows, for printing, as JSON or as a table in Markdown."""
+"""The releases as rows, for printing, as JSON or as a table in Markdown, that of docs/models.md."""
 
 from fnmatch import fnmatch
 from typing import Any
@@ -45,7 +45,7 @@ def _row(release: Release) -> dict[str, Any]:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `list_releases` as a table in Markdown."""
+    """The rows of `list_releases` as a table in Markdown, that of docs/models.md."""
     lines = [
         '| model.tag | params (M) | GMACs | image | classes | top-1 (by whom) | Hub copy |',
         '| --- | ---: | ---: | ---: | ---: | --- | --- |',
