@@ -88,7 +88,7 @@ def model_to_export(
         CheckpointError: If the weights cannot be found, read or matched.
     """
     if weights is not None and random:
-        raise ModelError('Weights from a file and random weights exclude each other: leave one out.')
+        raise ModelError('Weights from a file and random weights exclude each other: leave one of them out.')
     kwargs: dict[str, Any] = {} if img_size is None else dict(img_size=img_size)
     if dynamic_size:
         blank = build_model(name, device='meta')
