@@ -2,11 +2,12 @@
 
 # ruff: noqa: E402 (the environment is set first)
 
+import inspect
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def rest_is_full(values: Iterable, usual: Container) -> list:
         return pytest.param(*each, marks=[] if value in usual else pytest.mark.full)
 
     return [parameter(value) for value in values]
+
+
+def for_each(argument: str, values: Collection) -> Callable[[Callable], Callable]:
+    """Makes a test of one value a single test of all values, for what takes no time. A failure names its value."""
+
+    def decorate(test: Callable) -> Callable:
+        def test_of_all(**fixtures) -> None:
+            assert values
+            for value in values:
+                try:
+                    test(**{argument: value}, **fixtures)
+                except Exception as e:
+                    e.add_note(f'{argument} = {value}')
+                    raise
+
+        parameters = inspect.signature(test).parameters
+        test_of_all.__signature__ = inspect.Signature([p for name, p in parameters.items() if name != argument])
+        test_of_all.__name__, test_of_all.__doc__, test_of_all.__module__ = test.__name__, test.__doc__, test.__module__
+        return test_of_all
+
+    return decorate
 
 
 SMALL_OF = {

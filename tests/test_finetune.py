@@ -1,4 +1,4 @@
-"""Fine-tuning: that it learns, goes on to the bit where it was killed, and refuses what it cannot train."""
+"""Fine-tuning: it learns, resumes to the bit where it was killed, and refuses what it cannot train."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ from tinyvit_zoo.downstream.finetune import finetune
 from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from tinyvit_zoo.training import run_state
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler
-from tinyvit_zoo.training.recipes import find_recipe
+from tinyvit_zoo.training.recipes import DEFAULT, find_recipe
 
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
@@ -47,7 +47,7 @@ def small_model(**kwargs):
 
 
 def plain_vit(**kwargs):
-    """Without BatchNorm: what a picture gives does not depend on the others of its batch."""
+    """Without BatchNorm: the output for an image does not depend on the others of its batch."""
     torch.manual_seed(0)
     sizes = dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=10)
     return timm.create_model('tinymim_vit_tiny_patch16_224', **{**sizes, **kwargs})
@@ -161,6 +161,44 @@ def test_the_loss_of_every_kind_of_target_falls(tmp_path, digits):
         assert losses(result)[-1] < losses(result)[0], name
 
 
+@pytest.mark.parametrize('images', [12, 20])
+def test_the_default_recipe_trains_on_fewer_images_than_its_batch(tmp_path, digits, images):
+    train, _ = digits
+    result = fit(small_model(), train.subset(range(images)), find_recipe(DEFAULT).changed(epochs=2), tmp_path)
+    assert result.recipe.batch_size == 8
+    assert len(result.history) == 2
+    assert np.isfinite(losses(result)).all()
+    assert result.validation_images > 0
+
+
+@pytest.mark.slow
+def test_the_default_recipe_learns_a_few_hundred_digits_from_random_weights(tmp_path):
+    train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
+    recipe = find_recipe(DEFAULT).changed(epochs=20)
+    result = fit(plain_vit(), train.subset(range(400)), recipe, tmp_path, test=test)
+    assert result.test.accuracy > 50
+
+
+def test_fine_tuning_starts_from_an_encoder_with_a_fresh_head(tmp_path, digits):
+    """Of TinyMIM's six heads the classifier has three, as released."""
+    from tinyvit_zoo import pretrain
+    from tinyvit_zoo.build import load_model
+
+    torch.manual_seed(0)
+    encoder = pretrain.tinymim_student('tiny', img_size=32).vit.state_dict()
+    torch.save(dict(model=encoder), tmp_path / 'encoder.pth')
+    options = dict(num_classes=10, img_size=(32, 32), drop_path_rate=0.0, as_init=True)
+    model = load_model('tinymim_vit_tiny_patch16_224', str(tmp_path / 'encoder.pth'), **options)
+    assert torch.equal(model.state_dict()['blocks.0.attn.qkv.weight'], encoder['blocks.0.attn.qkv.weight'])
+    train, test = digits
+    recipe = find_recipe('tinymim').changed(epochs=1, batch_size=32)
+    result = fit(model, train.subset(range(48)), recipe, tmp_path / 'run', test=test)
+    about = dict(name='tinymim_vit_tiny_patch16_224', weights='encoder.pth', seed=0, say=lambda text: None)
+    write_finetuned(tmp_path / 'run', result, model, train, test, **about)
+    again = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
+    assert_same(dict(again.state_dict()), dict(model.state_dict()))
+
+
 # --- moving average, BatchNorm, heads
 
 
@@ -226,7 +264,7 @@ class Killed(BaseException): ...
 
 
 @pytest.mark.parametrize(('file', 'epoch'), [('best.pt', 2), ('state.pt', 1)])
-def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
+def test_a_run_that_ends_while_it_writes_resumes_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
     train, test = digits
     recipe = PLAIN.changed(
         ema_decay=0.9, drop_path={'': 0.2}, mixup=0.8, cutmix=1.0, auto_augment='rand-m9-mstd0.5', per_epoch=epoch == 2
@@ -435,7 +473,7 @@ def test_repeated_augmentation_draws_an_image_several_times_in_one_batch():
     assert len({seed for _, seed in draws}) == 90
 
 
-# --- what cannot be trained
+# --- refusals
 
 
 def test_another_run_s_state_is_refused_by_what_differs(tmp_path, digits):
@@ -456,8 +494,8 @@ def test_another_run_s_state_is_refused_by_what_differs(tmp_path, digits):
     assert (tmp_path / 'state.pt').read_bytes() == state
 
 
-def test_other_pictures_classes_or_sizes_of_the_same_labels_are_another_run(tmp_path, digits):
-    """Their labels and start weights are the same: a ConvNet takes any size."""
+def test_other_images_classes_or_sizes_of_the_same_labels_are_another_run(tmp_path, digits):
+    """Their labels and initial weights are the same: a ConvNet takes any size."""
     train, _ = digits
 
     def model(side):
@@ -510,7 +548,7 @@ def test_a_state_with_code_in_it_is_not_run(tmp_path, digits):
     assert not (tmp_path / 'hostile').exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(tmp_path, digits):
+def test_a_loss_that_is_not_a_number_stops_the_run_before_its_state_is_written(tmp_path, digits):
     train, _ = digits
     fit(small_model(), train, PLAIN, tmp_path / 'good')
     model = small_model()
@@ -536,7 +574,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_an_unreadable_image_is_told_by_its_path_whoever_reads_it(tmp_path, workers):
+def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, workers):
     for name in ('a', 'b'):
         (tmp_path / 'train' / name).mkdir(parents=True)
         for i in range(8):
@@ -575,7 +613,7 @@ def test_a_folder_that_cannot_be_written_says_so_before_the_training(tmp_path, d
     assert not said  # no epoch was trained for nothing
 
 
-# --- what is left behind
+# --- files
 
 
 def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_cannot_be(tmp_path, digits):

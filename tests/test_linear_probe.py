@@ -90,6 +90,7 @@ def test_the_chosen_head_of_a_sweep_is_its_solo_run(model, digits, run):
 
 def test_each_head_of_a_sweep_is_what_it_is_alone(run):
     together = run(layers=['pooled', 'last:2'])
+    assert len(together.heads) > 1
     for i, head in enumerate(together.heads):
         alone = run(lrs=[head.setting.lr], layers=[head.setting.layer])
         assert alone.heads[0] == replace(head, loss=alone.heads[0].loss)
@@ -310,8 +311,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ('mode', 'more'),
     [
-        ('live', ['--epochs', 2, '--batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
-        ('cached', ['--epochs', 3, '--batch', 64, '--views', 2, '--cache', 'features']),
+        ('live', ['--epochs', 2, '--step-batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
+        ('cached', ['--epochs', 3, '--step-batch', 64, '--views', 2, '--cache', 'features']),
         ('ridge', []),
         ('logistic', ['--layers', 'pre_logits']),
     ],

@@ -382,7 +382,7 @@ def test_a_folder_with_other_files_is_never_replaced(page, model_folder):
 @pytest.mark.parametrize(
     ('name', 'kwargs', 'words'),
     [
-        (NAME, {}, ('--weights', '--random-seed')),
+        (NAME, {}, ('--weights', '--random')),
         (NAME, dict(weights='x', random_seed=1), ('either',)),
         ('tinyvit_5m', dict(random_seed=1), ('Unknown model', 'Did you mean')),
         ('tinyvit_5m_224.mine', dict(random_seed=1), ("no weights called 'mine'",)),
@@ -418,7 +418,7 @@ def test_labels_are_read_as_utf8_with_or_without_a_byte_order_mark(model_folder,
 
 def test_the_name_of_a_page_is_checked_before_anything_is_packed(cli, monkeypatch):
     monkeypatch.setattr('tinyvit_zoo.hub.pack.pack', None)
-    code, _, err = cli('push', NAME, '--random-seed', 1, '--to', 'small')
+    code, _, err = cli('push', NAME, '--random', '--seed', 1, '--to', 'small')
     assert (code, err) == (1, "'small' is not the name of a page: write owner/name.\n")
 
 

@@ -76,7 +76,7 @@ def test_a_page_is_pushed_once_and_can_be_loaded(hub, client, page):
 def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
     """By the command alone; the same again makes no commit."""
     for _ in range(2):
-        code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random-seed', 1, '--to', REPO)
+        code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random', '--seed', 1, '--to', REPO)
         assert code == 0, err
     assert 'no commit was made' in out
     assert hub.commits == 1

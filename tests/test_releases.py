@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from conftest import for_each
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import tinyvit_zoo
@@ -79,7 +80,7 @@ def test_names_are_unique_and_found():
             assert find_family(release.name) == find_family(release.architecture) == family
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_every_release_says_where_its_weights_are(name):
     release = find_release(name)
     assert (release.url is None) == (release.manual_download is not None)
@@ -91,7 +92,7 @@ def test_every_release_says_where_its_weights_are(name):
         assert (release.file or 'its name is not known') in release.manual_download
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_labels_are_those_of_the_head(name):
     release = find_release(name)
     if not release.num_classes:
@@ -101,7 +102,7 @@ def test_labels_are_those_of_the_head(name):
         assert len(timm.data.ImageNetInfo(release.labels).label_names()) == release.num_classes
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_every_number_has_a_source_and_every_license_too(name):
     release = find_release(name)
     assert release.license.source.startswith('https://')
@@ -114,14 +115,14 @@ def test_every_number_has_a_source_and_every_license_too(name):
             assert result.by in ('authors', 'timm')
 
 
-@pytest.mark.parametrize('architecture', sorted({release.architecture for release in all_releases()}))
+@for_each('architecture', sorted({release.architecture for release in all_releases()}))
 def test_the_default_is_a_classifier_where_one_was_released(architecture):
     tags = [release for release in all_releases() if release.architecture == architecture]
     assert (tags[0].num_classes == 1000) == any(release.num_classes == 1000 for release in tags)
     assert timm.create_model(architecture, device='meta').pretrained_cfg['tag'] == tags[0].tag
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_the_cfg_of_timm_is_a_view_of_the_release(name):
     release, cfg = find_release(name), timm.get_pretrained_cfg(name)
     assert (cfg.url, cfg.hf_hub_id, cfg.num_classes) == (release.url, release.hf_hub_id, release.num_classes)
@@ -150,7 +151,7 @@ def test_heads_tokens_and_classes_of_a_model_are_those_of_its_weights(architectu
     assert bool(model['num_classes']) == any(r.num_classes for r in PLAIN if r.architecture == architecture)
 
 
-@pytest.mark.parametrize('name', names(PLAIN))
+@for_each('name', names(PLAIN))
 def test_the_notes_give_the_heads_that_the_model_has(name):
     heads = describe(name)['model']['heads']
     first, *last = map(int, re.findall(r'(\d+)(?: heads|(?= in the last block))', find_release(name).notes[0])[:2])
@@ -281,7 +282,7 @@ def test_heads_and_tokens_in_words():
     assert token_lines(facts | dict(heads=None)) == {}
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_a_card_states_the_facts_of_info(name):
     release, facts = find_release(name), describe(name)
     card = (configs_folder() / name / 'README.md').read_text()

@@ -110,3 +110,4 @@ def test_no_two_files_import_each_other():
 
     for module in FILES:
         visit(module, ())
+    assert seen.keys() >= set(FILES)

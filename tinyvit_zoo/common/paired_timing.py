@@ -3,9 +3,9 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,7 +15,7 @@ T = TypeVar('T')
 
 
 def measure(
-    variants: dict[str, Callable[[], object]], rounds: int, reference: torch.Tensor | None = None
+    variants: Mapping[str, Callable[[], Any]], rounds: int, reference: torch.Tensor | None = None
 ) -> dict[str, list[float]]:
     """CPU seconds of each variant in each round; the order is reversed every other round.
 

@@ -140,7 +140,7 @@ def _check_arguments(
         if check_name(name) is not None:
             raise ModelError(f"'{name}' has a prefix of timm's: give the folder itself, without it.")
         if (weights is None) == (random_seed is None):
-            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random-seed).')
+            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random).')
     elif weights is not None or img_size is not None:
         raise ModelError(
             f'{name} is a folder with weights and a size of its own: leave out --weights and --img-size, or name '
