@@ -132,6 +132,7 @@ def _print_model(out: Console, facts: dict[str, Any]) -> None:
         'image size': 'x'.join(str(s) for s in model['img_size']),
         'parameters': f'{model["params"]:,} ({model["params"] / 1e6:.2f} M)',
         'MACs': f'{model["gmacs"]:.3f} G',
+        'size in float32': f'{model["bytes"] / 1e6:.1f} MB',
         'classes': model['num_classes'],
         'labels': labels and _first(list(labels)),
         **token_lines(model),
