@@ -293,7 +293,7 @@ def test_pictures_of_any_kind_are_read_and_bad_ones_named(cli, checkpoint, shape
         return cli('detect', 'predict', RETINANET, checkpoint, *pictures, '-o', tmp_path / 'out')
 
     (tmp_path / 'text.png').write_text('no picture')
-    complaint(run(tmp_path / 'text.png'), 'text.png cannot be read as a picture')
+    complaint(run(tmp_path / 'text.png'), 'text.png is no image of a known format')
     complaint(run(tmp_path / 'none.png'), 'There is no picture')
     (tmp_path / 'empty').mkdir()
     complaint(run(tmp_path / 'empty'), 'holds no pictures')

@@ -1,24 +1,19 @@
 """From pictures to class names: the model's own preprocessing, and the names of its own classes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
-from .common.errors import ModelError
+from .common.errors import ImageError, ModelError
+from .data.image_file import load_image
 
 __all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image']
 
 # The label sets of released heads; other counts of timm's table are more likely someone's own classes.
 LABEL_SETS = (1000, 21841)
-
-
-class ImageError(ValueError):
-    """A picture cannot be read; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +23,6 @@ class Prediction:
     index: int
     label: str
     probability: float
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """The picture in RGB, turned upright as its EXIF orientation says.
-
-    Raises:
-        ImageError: If there is no such file or it is no picture that can be read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f'No image at {path}.')
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I;16'):  # Pillow would clip 16 bits at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert('RGB')
-    except UnidentifiedImageError as e:
-        raise ImageError(f'{path} is no image of a known format.') from e
-    # Damaged files raise almost anything, depending on the format.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as e:
-        reason = ' '.join(str(e).split()) or type(e).__name__
-        raise ImageError(f'{path} cannot be read as an image ({reason}).') from e
 
 
 def class_names(model: nn.Module) -> list[str]:

@@ -58,7 +58,8 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
         )
     classes = class_folders(parts.get('train') or next(iter(parts.values())))
     chosen = parts.values() if split == 'all' else [parts[split]]
-    return join([read_class_folders(part, str(folder), classes, root=folder) for part in chosen], split)
+    # As `classify` and `detect predict` see the same photographs.
+    return join([read_class_folders(part, str(folder), classes, root=folder, upright=True) for part in chosen], split)
 
 
 def read_class_folders(
@@ -68,6 +69,7 @@ def read_class_folders(
     *,
     root: Path | None = None,
     prepare: Callable[[Image.Image], Image.Image] | None = None,
+    upright: bool = False,
 ) -> ImageDataset:
     """Every image below the folders of the classes, sorted by class and path. Hidden files and folders are left out
     (what systems and editors leave: `._1.jpg`, `.ipynb_checkpoints`); links are followed.
@@ -78,6 +80,7 @@ def read_class_folders(
         classes: Names of the class folders in the order of their labels; None for all there are, see `class_folders`.
         root: What paths are relative to in the fingerprint; None for `folder`.
         prepare: See `Files`.
+        upright: See `Files`.
 
     Raises:
         EvaluationError: If there is no such folder, no image in it, or a class folder that is not in `classes`.
@@ -100,7 +103,7 @@ def read_class_folders(
         labels += [index[c]] * len(files)
     if not paths:
         raise EvaluationError(_no_images(folder))
-    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare))
+    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare, upright=upright))
 
 
 def _no_images(folder: Path) -> str:

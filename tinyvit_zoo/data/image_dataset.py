@@ -13,6 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..common.errors import EvaluationError
+from ..common.text import reason
+from .image_file import open_image, to_rgb
 
 __all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join']
 
@@ -41,7 +43,8 @@ class Files:
     Args:
         paths: One an image.
         root: Folder that all of them lie below; where it is does not matter to the identity of the images.
-        prepare: Done to each image once it is open, before it becomes RGB.
+        prepare: Done to each decoded image before it becomes RGB.
+        upright: Turn images as their EXIF orientation says. Numbers in papers are of images as they are stored.
     """
 
     def __init__(
@@ -49,11 +52,14 @@ class Files:
         paths: Sequence[Path],
         root: Path,
         prepare: Callable[[Image.Image], Image.Image] | None = None,
+        *,
+        upright: bool = False,
     ) -> None:
-        # One array: every process that reads would get its own copy of a million strings as it counts references.
+        # One array: of a million strings, every process that reads would get a copy, as it counts references to them.
         self.names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
         self.root = root
         self.prepare = prepare
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,9 +68,8 @@ class Files:
         return self.root / os.fsdecode(self.names[i].item())
 
     def open(self, i: int) -> Image.Image:
-        with Image.open(self.path(i)) as image:
-            image.load()
-            return image if self.prepare is None else self.prepare(image)
+        image = open_image(self.path(i), upright=self.upright)
+        return image if self.prepare is None else self.prepare(image)
 
     def describe(self, i: int) -> str:
         return str(self.path(i))
@@ -77,7 +82,7 @@ class Files:
         name = path.relative_to(self.root).as_posix().encode(errors='surrogateescape')
         with path.open('rb') as file:
             content = file.read() if path.suffix.lower() in UNCOMPRESSED else ends_of(file)
-        return b'\0'.join([name, content])
+        return b'\0'.join([name, content, b'upright'] if self.upright else [name, content])
 
 
 def ends_of(file: IO[bytes]) -> bytes:
@@ -199,11 +204,10 @@ class ImageDataset(Dataset):
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         try:
-            image = _rgb(self._source.open(int(self._indices[i])))
+            image = to_rgb(self._source.open(int(self._indices[i])))
         except Exception as e:  # decoders raise whatever they like on damaged files
-            reason = ' '.join(str(e).split()) or type(e).__name__
             raise EvaluationError(
-                f'{self.describe(i)} is no readable image ({reason[:200]}): put it right, or leave unreadable images '
+                f'{self.describe(i)} is no readable image ({reason(e)}): put it right, or leave unreadable images '
                 'out with skip_unreadable=True (--skip-unreadable).'
             ) from e
         return (image if self.transform is None else self.transform(image)), int(self.labels[i])
@@ -269,13 +273,6 @@ def _shown(places: range, what: str, delay: float = 0) -> Iterable[int]:
     from tqdm import tqdm
 
     return tqdm(places, desc=what, unit='image', disable=None, leave=False, delay=delay)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits become 8; Pillow alone would make white of everything above 255."""
-    if image.mode.startswith('I;16'):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert('RGB')
 
 
 def join(parts: Sequence[ImageDataset], split: str) -> ImageDataset:

@@ -13,6 +13,7 @@ from PIL import Image
 from ..common.errors import EvaluationError, MissingSplitError
 from .folders import EXTENSIONS, SPLIT_FOLDERS
 from .image_dataset import Arrays, ImageDataset, Wrapped, ends_of, join
+from .image_file import open_image
 
 __all__ = ['PREFIXES', 'read_timm']
 
@@ -169,9 +170,8 @@ class ReaderFiles:
         return len(self.reader)
 
     def open(self, i: int) -> Image.Image:
-        with self.reader[i][0] as file, Image.open(file) as image:
-            image.load()
-            return image
+        with self.reader[i][0] as file:
+            return open_image(file, upright=False)
 
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
@@ -198,7 +198,7 @@ class TarMembers:
             return io.BytesIO(file.read(size))
 
     def open(self, i: int) -> Image.Image:
-        return Image.open(self._read(i))
+        return open_image(self._read(i), upright=False)
 
     def describe(self, i: int) -> str:
         path, name, *_ = self.members[i]
