@@ -219,7 +219,7 @@ UNCHECKED = dict(check_counts=False)
 @pytest.mark.parametrize('entry', REGISTRY.values(), ids=REGISTRY)
 def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_path):
     assert entry.source
-    assert entry.licence
+    assert entry.license
     assert {part for parts in entry.splits.values() for part in parts} == set(entry.counts)
     missing = next(split for split in ('validation', 'train', 'test', 'all', '') if split not in entry.splits)
     if missing:
@@ -245,7 +245,7 @@ def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(t
     assert '27,000' in caplog.text
     assert load_dataset('digits', 'test', **UNCHECKED).complete
     monkeypatch.setitem(REGISTRY, 'eurosat', replace(REGISTRY['eurosat'], counts=dict(all=4)))
-    denied('eurosat', 'all', tmp_path, words=('2 classes', ' 10 by '))
+    denied('eurosat', 'all', tmp_path, words=('2 classes', ' 10 according to '))
     fake.class_folders(tmp_path / 'dataset' / 'train', ('x',))
     denied('crop_disease', 'train', tmp_path, words=('43,456', 'not verified'))
 

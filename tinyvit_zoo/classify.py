@@ -1,6 +1,7 @@
-"""From pictures to class names: the model's own preprocessing, and the names of its own classes."""
+"""From images to class names: the model's own preprocessing and class names."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from .data.image_file import load_image
 
 __all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image']
 
-# The label sets of released heads; other counts of timm's table are more likely someone's own classes.
+# The label sets of released heads. Other class counts in timm's table are more likely a user's own classes.
 LABEL_SETS = (1000, 21841)
 
 
@@ -28,26 +29,26 @@ class Prediction:
 def class_names(model: nn.Module) -> list[str]:
     """Name of every class of a model.
 
-    Its own label names (from the config.json of a folder or Hub page) with their descriptions if there are; else
-    ImageNet's by the number of classes; else 'class i'.
+    These are its own label names (from the config.json of a folder or Hub page), with their descriptions if it has
+    any; otherwise ImageNet's, by the number of classes; otherwise 'class i'.
     """
     cfg = getattr(model, 'pretrained_cfg', {})
-    count = model.num_classes
+    count: Any = model.num_classes
     names = cfg.get('label_names')
-    if isinstance(names, dict):  # by index, where indices have gaps; JSON turns them into strings
+    if isinstance(names, dict):  # by index if indices have gaps; JSON turns them into strings
         names = [names.get(str(i), names.get(i, f'class {i}')) for i in range(count)]
-    if names and len(names) == count:  # a model that got a new head keeps the cfg of the old one
+    if names and len(names) == count:  # a model with a new head keeps the cfg of the old one
         descriptions = cfg.get('label_descriptions') or {}
         return [str(descriptions.get(name, name)) for name in names]
     subset = infer_imagenet_subset(model) if count in LABEL_SETS else None
-    return ImageNetInfo(subset).label_descriptions() if subset else [f'class {i}' for i in range(count)]
+    return list(ImageNetInfo(subset).label_descriptions()) if subset else [f'class {i}' for i in range(count)]
 
 
 class Classifier:
     """A model with its preprocessing and class names.
 
     Args:
-        model: In eval mode, with a classifier, for RGB pictures.
+        model: In eval mode, with a classifier, for RGB images.
 
     Raises:
         ModelError: If the model has no classifier or does not take RGB.
@@ -59,14 +60,14 @@ class Classifier:
             raise ModelError('This model has no classifier (0 classes): it gives features only.')
         channels = getattr(model, 'in_chans', 3)
         if channels != 3:
-            raise ModelError(f'This model takes {channels} channels, pictures are read as RGB.')
+            raise ModelError(f'This model takes {channels} channels, but images are read as RGB.')
         self.model = model
         self.transform = create_transform(**data_config, is_training=False)
         self.names = class_names(model)
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, topk: int = 5) -> list[Prediction]:
-        """The `topk` most probable classes of an RGB picture, best first (fewer if the model has fewer)."""
+        """The `topk` most probable classes of an RGB image, best first (fewer if the model has fewer)."""
         parameter = next(self.model.parameters())
         batch = self.transform(image)[None].to(device=parameter.device, dtype=parameter.dtype)
         probabilities = self.model(batch)[0].float().softmax(dim=0)

@@ -1,4 +1,4 @@
-"""What is known of every data set: one entry each, asserted when the data is there."""
+"""The known facts of every data set, one entry each, checked when the data is loaded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ['REGISTRY', 'Entry', 'find_entry']
 
 TRAIN_TEST = dict(train=('train',), test=('test',), all=('train', 'test'))
 TEST = dict(test=('test',))
-UNVERIFIED = 'what is known of it without having seen the data (not verified here)'
+UNVERIFIED = 'descriptions of it (not verified here)'
 
 
 @dataclass(frozen=True)
@@ -20,26 +20,26 @@ class Entry:
     """A data set.
 
     Attributes:
-        name: As `load_dataset` takes it.
-        read: (root, part, seed) -> one part of it; imports what it needs by itself. Root is None if `layout` is empty.
-        splits: The parts that make up each split, as the protocols need them.
+        name: The name for `load_dataset`.
+        read: (root, part, seed) -> one part; imports its own dependencies. The root is not used if `layout` is empty.
+        splits: The parts that make up each split, as the protocols define it.
         counts: Images of each part.
         classes: Number of classes.
-        source: Where it comes from.
-        licence: As far as known; what the source says decides.
-        layout: What the root has to hold; empty if no root is needed.
-        if_dead: What to do when the source does not answer.
-        figures: Where counts and classes are from.
-        hub_id: Page on the Hub with the same images, for an entry of a card; empty if none is known.
+        source: Where to get it.
+        license: As far as known; the source decides.
+        layout: Required content of the root; empty if no root is needed.
+        if_dead: What to do if the source does not respond.
+        figures: Source of counts and classes.
+        hub_id: Page on the Hub with the same images, for an entry of a model card; empty if none is known.
     """
 
     name: str
-    read: Callable[[Path | None, str, int], ImageDataset]
+    read: Callable[[Path, str, int], ImageDataset]
     splits: Mapping[str, tuple[str, ...]]
     counts: Mapping[str, int]
     classes: int
     source: str
-    licence: str
+    license: str
     layout: str = ''
     if_dead: str = ''
     figures: str = "its authors' page"
@@ -47,8 +47,8 @@ class Entry:
 
     @property
     def how_to_get(self) -> str:
-        """The end of a message."""
-        return f'it has to hold {self.layout}, from {self.source}; if that is dead: {self.if_dead}'
+        """Layout and sources, for the end of a message."""
+        return f'it has to hold {self.layout}, from {self.source}; if that does not respond: {self.if_dead}'
 
 
 OFFLINE = (
@@ -59,7 +59,7 @@ OFFLINE = (
         counts=dict(train=1347, test=450),
         classes=10,
         source='scikit-learn (load_digits: UCI, Optical Recognition of Handwritten Digits)',
-        licence='CC BY 4.0',
+        license='CC BY 4.0',
         figures='scikit-learn',
     ),
     Entry(
@@ -69,7 +69,7 @@ OFFLINE = (
         counts=dict(train=21 * 80, test=21 * 40),
         classes=21,
         source='crops of the photographs that scikit-image and scikit-learn ship',
-        licence='one for each photograph, all free to use: README.txt in the data folder of scikit-image',
+        license='a separate one for each photograph, all free to use: README.txt in the data folder of scikit-image',
         figures='this package',
     ),
 )
@@ -82,7 +82,7 @@ TRANSFER = (
         counts=dict(train=50_000, test=10_000),
         classes=10,
         source='torchvision.datasets.CIFAR10(ROOT, download=True)',
-        licence='none stated',
+        license='none stated',
         layout='cifar-10-batches-py/',
         if_dead='hfds/uoft-cs/cifar10 has the same images.',
         hub_id='uoft-cs/cifar10',
@@ -94,7 +94,7 @@ TRANSFER = (
         counts=dict(train=50_000, test=10_000),
         classes=100,
         source='torchvision.datasets.CIFAR100(ROOT, download=True)',
-        licence='none stated',
+        license='none stated',
         layout='cifar-100-python/',
         if_dead='hfds/uoft-cs/cifar100 has the same images.',
         hub_id='uoft-cs/cifar100',
@@ -102,14 +102,14 @@ TRANSFER = (
     Entry(
         'flowers102',
         lambda root, part, seed: readers.flowers(root, part),
-        # MoCo v3's transfer and what follows it train on both: 2040 images.
+        # MoCo v3 and later papers train on both for transfer: 2040 images.
         splits=dict(train=('train', 'val'), test=('test',), all=('train', 'val', 'test')),
         counts=dict(train=1020, val=1020, test=6149),
         classes=102,
         source='torchvision.datasets.Flowers102(ROOT, download=True)',
-        licence='none stated',
+        license='none stated',
         layout='flowers-102/ with jpg/, setid.mat and imagelabels.mat',
-        if_dead='robots.ox.ac.uk often answers after some hours; mirrors on the Hub have splits of their own, so take '
+        if_dead='robots.ox.ac.uk often responds again after some hours; mirrors on the Hub have other splits, so take '
         'images from them, but setid.mat from Oxford.',
     ),
     Entry(
@@ -118,8 +118,8 @@ TRANSFER = (
         splits=TRAIN_TEST,
         counts=dict(train=8144, test=8041),
         classes=196,
-        source='a mirror, named in issue 7545 of github.com/pytorch/vision, as the original page is gone',
-        licence='research only',
+        source='a mirror named in issue 7545 of github.com/pytorch/vision, as the original page is gone',
+        license='research only',
         layout='stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat',
         if_dead='hfds/tanganke/stanford_cars has the images of both splits.',
         hub_id='tanganke/stanford_cars',
@@ -131,7 +131,7 @@ TRANSFER = (
         counts=dict(trainval=3680, test=3669),
         classes=37,
         source='torchvision.datasets.OxfordIIITPet(ROOT, download=True)',
-        licence='CC BY-SA 4.0',
+        license='CC BY-SA 4.0',
         layout='oxford-iiit-pet/ with images/ and annotations/',
         if_dead='hfds/timm/oxford-iiit-pet has the same splits.',
         hub_id='timm/oxford-iiit-pet',
@@ -143,9 +143,9 @@ TRANSFER = (
         counts=dict(trainval=6667, test=3333),
         classes=100,
         source='torchvision.datasets.FGVCAircraft(ROOT, download=True)',
-        licence='research only',
+        license='research only',
         layout='fgvc-aircraft-2013b/data/',
-        if_dead='robots.ox.ac.uk often answers after some hours.',
+        if_dead='robots.ox.ac.uk often responds again after some hours.',
     ),
     Entry(
         'inat2018',
@@ -155,7 +155,7 @@ TRANSFER = (
         counts=dict(train=437_513, val=24_426),
         classes=8142,
         source='github.com/visipedia/inat_comp, folder 2018 (120 GB)',
-        licence='research and education only',
+        license='research and education only',
         layout='train_val2018/, train2018.json and val2018.json',
         if_dead='the archive is mirrored by torchvision.datasets.INaturalist(ROOT, "2018", download=True), the lists '
         'are not.',
@@ -172,7 +172,7 @@ FEW_SHOT = (
         counts=dict(all=27_000),
         classes=10,
         source='torchvision.datasets.EuroSAT(ROOT, download=True)',
-        licence='MIT',
+        license='MIT',
         layout='eurosat/2750/ with ten class folders',
         if_dead='hfds/blanchon/EuroSAT_RGB is split in three, and its split "all" is the whole again.',
         hub_id='blanchon/EuroSAT_RGB',
@@ -186,7 +186,7 @@ FEW_SHOT = (
         counts=dict(train=43_456),
         classes=38,
         source='kaggle.com/saroz014/plant-disease',
-        licence='see its page; the images are those of PlantVillage',
+        license='see its page; the images are those of PlantVillage',
         layout='dataset/train/ with 38 class folders',
         if_dead='other copies of PlantVillage differ in number and split, and so do results.',
         figures=UNVERIFIED,
@@ -198,7 +198,7 @@ FEW_SHOT = (
         counts=dict(train=10_015),
         classes=7,
         source='challenge.isic-archive.com/data, 2018, task 3, training',
-        licence='CC BY-NC 4.0',
+        license='CC BY-NC 4.0',
         layout='ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth/',
         if_dead='HAM10000 (doi 10.7910/DVN/DBW86T) has the same 10,015 images under the same names.',
     ),
@@ -209,7 +209,7 @@ FEW_SHOT = (
         counts=dict(all=25_848),
         classes=7,
         source='kaggle.com/nih-chest-xrays/data (ChestX-ray14, 42 GB)',
-        licence='free to use with a citation',
+        license='free to use with a citation',
         layout='Data_Entry_2017.csv, and images/ or images_001/images/ to images_012/images/',
         if_dead='nihcc.app.box.com/v/ChestXray-NIHCC is the original.',
         figures=UNVERIFIED,
@@ -227,8 +227,8 @@ IMAGENET = (
         counts=dict(train=1_281_167, validation=50_000),
         classes=1000,
         source='image-net.org/download',
-        licence=TERMS,
-        layout='train/ and val/ with 1000 folders each, called by WordNet id',
+        license=TERMS,
+        layout='train/ and val/ with 1000 folders each, named by WordNet id',
         if_dead='hfds/ILSVRC/imagenet-1k, after the terms are accepted there.',
     ),
     Entry(
@@ -238,7 +238,7 @@ IMAGENET = (
         counts=dict(validation=50_000),
         classes=1000,
         source="image-net.org/download; timm ships the labels of 'Are we done with ImageNet?'",
-        licence=f'{TERMS}; labels Apache-2.0',
+        license=f'{TERMS}; labels Apache-2.0',
         layout='val/ with 1000 folders, and files under their original names',
         if_dead='nothing else has the original file names.',
     ),
@@ -249,7 +249,7 @@ IMAGENET = (
         counts=dict(test=10_000),
         classes=1000,
         source='the dataset vaishaal/ImageNetV2 of the Hub (imagenetv2-matched-frequency.tar.gz)',
-        licence='MIT',
+        license='MIT',
         layout='imagenetv2-matched-frequency-format-val/ with folders 0 to 999',
         if_dead='github.com/modestyachts/ImageNetV2 lists mirrors.',
     ),
@@ -260,8 +260,8 @@ IMAGENET = (
         counts=dict(test=7_500),
         classes=200,
         source='github.com/hendrycks/natural-adv-examples',
-        licence='MIT',
-        layout='imagenet-a/ with 200 folders called by WordNet id',
+        license='MIT',
+        layout='imagenet-a/ with 200 folders named by WordNet id',
         if_dead='hfds/barkermrl/imagenet-a has the same images, as its split train.',
     ),
     Entry(
@@ -271,8 +271,8 @@ IMAGENET = (
         counts=dict(test=30_000),
         classes=200,
         source='github.com/hendrycks/imagenet-r',
-        licence='MIT',
-        layout='imagenet-r/ with 200 folders called by WordNet id',
+        license='MIT',
+        layout='imagenet-r/ with 200 folders named by WordNet id',
         if_dead='the dataset axiong/imagenet-r of the Hub holds the same archive.',
     ),
 )
@@ -281,7 +281,7 @@ REGISTRY = {entry.name: entry for entry in (*OFFLINE, *TRANSFER, *FEW_SHOT, *IMA
 
 
 def find_entry(name: str) -> Entry | None:
-    """The entry of a name, also of 'imagenet-c/CORRUPTION/SEVERITY'; None if there is none."""
+    """The entry of a name, including 'imagenet-c/CORRUPTION/SEVERITY'; None if it is unknown."""
     family, _, rest = name.partition('/')
     if family != 'imagenet-c':
         return REGISTRY.get(name)
@@ -293,8 +293,8 @@ def find_entry(name: str) -> Entry | None:
         counts=dict(test=50_000),
         classes=1000,
         source='zenodo.org/records/2235448',
-        licence='CC BY 4.0',
-        layout=f'{corruption}/{severity}/ with 1000 folders called by WordNet id',
-        if_dead='github.com/hendrycks/robustness makes the images again from those of ImageNet, though not the same '
+        license='CC BY 4.0',
+        layout=f'{corruption}/{severity}/ with 1000 folders named by WordNet id',
+        if_dead='github.com/hendrycks/robustness generates the images from those of ImageNet, though not with the same '
         'bytes.',
     )
