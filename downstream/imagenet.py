@@ -23,8 +23,8 @@ from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import data_config, own_dtype
 
 from .features.batches import ImageBatches
-from .features.cache import Shard
 from .features.extraction import untouched
+from .features.shards import cut
 from .statistics import accuracies, confusion_matrix, wilson
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
@@ -158,8 +158,7 @@ def evaluate(
     config = preprocessing(model, {**(UNCROPPED if stored_as_crops else {}), **(overrides or {})})
     processes = Processes()
     device = processes.own_device(device, model)
-    starts = range(0, len(dataset), batch_size)
-    shards = [Shard(0, i, start, min(start + batch_size, len(dataset))) for i, start in enumerate(starts)]
+    shards = cut(len(dataset), batch_size)
     own = shards[processes.rank :: processes.number]
     batches = ImageBatches(dataset, create_transform(**config, is_training=False), None, batch_size, workers)
     results = {}

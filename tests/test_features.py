@@ -20,6 +20,7 @@ from tinyvit_zoo.downstream.features.extraction import extract
 from tinyvit_zoo.downstream.features.layers import feature_function
 from torchvision import transforms
 
+from tinyvit_zoo.common import files
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import settings_of, state_hash
 from tinyvit_zoo.data.datasets import load_dataset
@@ -155,7 +156,7 @@ def test_a_killed_run_computes_only_the_shards_that_are_missing(tmp_path, small_
     ]
     expected = files_of(whole.folder)
     (whole.folder / 'view0-00001.safetensors').unlink()
-    (whole.folder / f'.view0-00001.safetensors.{cache._this_machine()}.4194305.0a1b2c3d.part').write_bytes(b'half')
+    (whole.folder / f'.view0-00001.safetensors.{files._this_machine()}.4194305.0a1b2c3d.part').write_bytes(b'half')
     again = extract(model, pictures(), **SMALL, cache=tmp_path / 'whole')
     assert seen == [4]
     assert torch.equal(again.values, whole.values)
@@ -303,7 +304,7 @@ def test_a_transform_that_does_not_print_its_settings_is_told_from_the_same_with
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     model, dataset = small_model(), pictures()
     for kwargs, word in (
-        (dict(layers='all'), "called 'all'"),
+        (dict(layers='all'), "named 'all'"),
         (dict(layers='last:0'), "called 'last:0'"),
         (dict(layers='last:9'), '5 blocks or stages'),
         (dict(views=0), 'at least 1'),

@@ -30,7 +30,7 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def json_hash(values: Mapping[str, Any]) -> str:
     """sha256 (hex) of values that JSON can hold, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(model: nn.Module) -> str:
