@@ -1,1 +1,1 @@
-"""Figures and tables of what evaluators found."""
+"""Printed and written results of evaluators: text, tables, and figures."""

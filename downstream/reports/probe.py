@@ -1,4 +1,4 @@
-"""What a linear, ridge or logistic probe found: a summary, tables and figures."""
+"""Summary, tables and figures of a linear, ridge or logistic probe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from safetensors.torch import save
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
-from .. import results as report
 from ..classifiers.logistic import LogisticResult
 from ..classifiers.ridge import RidgeResult
 from ..linear_probe import ProbeResult
+from ..results import eval_results_entry, plain, write
 from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 
@@ -27,7 +27,7 @@ Result = ProbeResult | RidgeResult | LogisticResult
 
 
 def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
-    """The numbers of a probe, as results.json has them; accuracies in %."""
+    """The numbers of a probe for results.json; accuracies in %."""
     numbers: dict[str, Any] = dict(
         test_images=len(test),
         test_accuracy=result.test,
@@ -68,12 +68,12 @@ def write_probe(
 
     Args:
         output: Folder.
-        result: Of any of the probes.
-        test: What was tested on.
-        head: Of results.json, see `report.record`.
+        result: Of any probe.
+        test: The test images.
+        head: Of results.json, see `results.record`.
         title: Of the figures.
-        note: How it was measured, for the card.
-        entry: Whether the number is one for the card of the model.
+        note: How it was measured, for the model card.
+        entry: Whether the accuracy belongs on the model card.
         say: Prints a line.
 
     Returns:
@@ -93,10 +93,10 @@ def write_probe(
         per_class=plots.per_class_bars(accuracy, test.classes, title=title),
         confusion=plots.confusion(confusion, test.classes, title=title),
     )
-    text = report.eval_results_entry(test.name, result.test, notes=note) if entry else None
-    path = report.write(
+    text = eval_results_entry(test.name, result.test, notes=note) if entry else None
+    path = write(
         output,
-        {**head, **report.plain(summary(result, test))},
+        {**head, **plain(summary(result, test))},
         tables=dict(grid=_grid_rows(result), per_class=classes),
         figures=figures,
         eval_results={test.name: text},
@@ -136,11 +136,9 @@ def _grid_rows(result: Result) -> Sequence[dict[str, Any]]:
 
 
 def _grid_figures(result: Result, title: str) -> dict[str, Figure]:
-    """Accuracy on the held-out images: over learning rate and weight decay for each layer, and over the epochs; or over
-    the penalties.
-    """
+    """Held-out accuracy by learning rate and weight decay for each layer, and by epoch; or by penalty."""
     if not isinstance(result, ProbeResult):
-        label = 'place in the grid of ' + ('penalties' if isinstance(result, RidgeResult) else 'C')
+        label = 'index in the grid of ' + ('penalties' if isinstance(result, RidgeResult) else 'C')
         curve = {'held out': [float(value) for value in result.held_out]}
         return dict(grid=plots.learning_curves(curve, title=title, x_label=label))
     figures, chosen = {}, result.heads[result.chosen].setting
