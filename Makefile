@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types format bench clean
+.PHONY: help demo test test-all quick lint types format docs bench clean
 
 help:  ## Show what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.demo  ## Train, save, reload and classify on real images (3 minutes, no network needed)
 	$(BIN)/tinyvit-zoo demo
 
-test: $(VENV)/.dev  ## All tests, timm's own suite included
-	$(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist worksteal
+test: $(VENV)/.dev  ## Every behaviour, timm's own suite included
+	$(BIN)/python -m pytest -m 'not full' -n 2 --dist worksteal
+
+test-all: $(VENV)/.dev  ## The same for every architecture, tag and combination (over an hour)
+	$(BIN)/python -m pytest -m 'full or not full' -n 2 --dist worksteal
 
 quick: $(VENV)/.dev  ## The tests without the slow ones
 	$(BIN)/python -m pytest -n 2
@@ -32,6 +35,9 @@ types: $(VENV)/.dev  ## Check types, over the unpacked wheel
 format: $(VENV)/.dev  ## Put style and format right
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+docs: $(VENV)/.dev  ## Build the documentation in docs/_build/html, warnings as errors
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/minivit.py
@@ -42,7 +48,7 @@ bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/linear_probe.py
 
 clean:  ## Remove .venv and everything built
-	rm -rf $(VENV) build dist .ruff_cache .cache
+	rm -rf $(VENV) build dist docs/_build docs/api/generated .ruff_cache .cache
 
 $(VENV)/bin/python:
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.14 found; name one: make PYTHON=/path/to/python3.12 ...'; exit 1; }

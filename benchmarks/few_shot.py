@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timing import print_machine, write_figures
-from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
 from torch import nn
 
 from tinyvit_zoo.downstream import few_shot
+from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
 
 WIDTH, CLASSES, IMAGES, EPISODES = 576, 20, 120, 600
 REFERENCE_EPISODES = {5: 8, 20: 4, 50: 2}  # before ours, and as many after

@@ -5,7 +5,7 @@ compared before anything is timed. On CPU: one thread, process CPU time, the var
 every other round, the median of each; a ratio is the median of the rounds' ratios. On CUDA: events around a batch of
 calls, median.
 
-    python benchmarks/inference.py                       # the table of the README
+    python benchmarks/inference.py                       # the table of docs/speed.md
     python benchmarks/inference.py --only 21m_224 --rounds 15 --no-compile
     python benchmarks/inference.py --official PATH       # and the authors' class: PATH holds models/tiny_vit.py
     python benchmarks/inference.py --device cuda

@@ -24,15 +24,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from timing import print_machine, write_figures
-from tinyvit_zoo.downstream.classifiers import logistic, ridge
-from tinyvit_zoo.downstream.classifiers.linear_heads import LinearHeads, grid
-from tinyvit_zoo.downstream.features.batches import drawing_from
-from tinyvit_zoo.downstream.features.views import probe_transforms
-from tinyvit_zoo.downstream.linear_probe import live
 from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.common.seeding import Seeds, seeded
 from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.downstream.classifiers import logistic, ridge
+from tinyvit_zoo.downstream.classifiers.linear_heads import LinearHeads, grid
+from tinyvit_zoo.downstream.features.views import probe_transforms
+from tinyvit_zoo.downstream.linear_probe import live
 
 LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 3, 10, 30)
 IMAGES, STEPS = 64, 3
@@ -52,7 +52,7 @@ def solo_run(model, train, start, lr, steps):
         optimizer.param_groups[0]['lr'] = lr * len(train) / 256 * 0.5 * (1 + np.cos(np.pi * epoch / steps))
         images = []
         for i in range(len(train)):
-            with drawing_from(0, i, epoch):
+            with seeded(Seeds.hashed(0, i, epoch)):
                 images.append(transform(train[i][0]))
         with torch.no_grad():
             features = model.forward_head(model.forward_features(torch.stack(images)), pre_logits=True)

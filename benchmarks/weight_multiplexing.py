@@ -33,8 +33,6 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from timm.models import VisionTransformer
 from timm.optim import param_groups_weight_decay
-from tinyvit_zoo.downstream.demo.digits import SIZE
-from tinyvit_zoo.downstream.demo.run import shift
 from torch import nn
 from tqdm import tqdm
 
@@ -43,6 +41,8 @@ from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers
+from tinyvit_zoo.downstream.demo.digits import SIZE
+from tinyvit_zoo.downstream.demo.run import shift
 
 TEACHER = 'unshared (teacher)'
 STUDENTS = {  # name -> (transformation, distillation), in the order of the paper's accuracies

@@ -4,9 +4,7 @@ This module does not depend on any evaluator: they pass plain numbers.
 """
 
 import csv
-import dataclasses
 import json
-import math
 import platform
 import shlex
 import sys
@@ -26,13 +24,14 @@ import tinyvit_zoo
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.registry import find_entry
 from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['eval_results_entry', 'plain', 'record', 'write']
+__all__ = ['eval_results_entry', 'is_for_card', 'plain', 'record', 'write']
 
 RESULTS = 'results.json'
 
@@ -101,29 +100,6 @@ def _data(dataset: Any) -> dict[str, Any]:
         unreadable_left_out=list(dataset.skipped),
         sha256=dataset.fingerprint(),
     )
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's types; numbers that are not finite become None.
-
-    Raises:
-        TypeError: If JSON cannot hold a part of it.
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, 'tolist'):  # arrays and scalars of torch and numpy
-        return plain(value.tolist())
-    if isinstance(value, Sequence | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, Path | torch.dtype | torch.device):
-        return str(value)
-    raise TypeError(f'JSON cannot hold a {type(value).__name__}.')
 
 
 def write(
@@ -210,3 +186,13 @@ def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | 
         notes=f'{notes}; measured with tinyvit-zoo {tinyvit_zoo.__version__}',
     )
     return yaml_dump(eval_result_entries_to_yaml([entry]))
+
+
+def is_for_card(weights: str, *datasets: Any) -> bool:
+    """Whether numbers belong on the card of a model: only those of its released weights on whole data sets.
+
+    Args:
+        weights: Where the weights come from, as results say it: 'pretrained' for released ones.
+        *datasets: `ImageDataset`s that the numbers were measured on.
+    """
+    return weights == 'pretrained' and all(dataset.complete for dataset in datasets)

@@ -2,11 +2,12 @@
 
 # ruff: noqa: E402 (the environment is set first)
 
+import inspect
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import pytest
 import timm
+import timm.layers.config
 import torch
 from golden_rule import fill_by_rule, official_state_dict
 from hub_client import HubClient
@@ -33,17 +35,65 @@ from timm.models._input import get_model_input_config
 
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.checkpoints import KEY_MAPS, CheckpointError, KeyMap
+from tinyvit_zoo.hub import pack as pack_module
+from tinyvit_zoo.hub.expect import write_tensors
 from tinyvit_zoo.releases import all_releases, find_family
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
 
+COMPUTE_TENSORS = pack_module._compute_tensors
 RELEASED = {release.architecture for release in all_releases()}
 ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 """Every registered architecture with released weights."""
 
 TAGGED = [release.name for release in all_releases() if release.architecture in ARCHITECTURES]
 """Every 'architecture.tag' of this package, also those whose weights no program can download."""
+
+GRAPHS = (
+    'tinyvit_5m_224',
+    'mini_deit_tiny_patch16_224',
+    'mini_swin_tiny_patch4_window7_224',
+    'tinymim_vit_tiny_patch16_224',
+    'tinymim_vit_tiny_student_patch16_224',
+    'tinymim_vit_tiny_star_patch16_224',
+    'mae_lite_vit_tiny_patch16_224',
+    'mae_lite_vit_tiny_encoder_patch16_224',
+    'mae_lite_vit_tiny_rpe_patch16_224',
+)
+"""The smallest architecture of every kind of graph; the others differ from one of these in width, depth and size."""
+
+
+def rest_is_full(values: Iterable, usual: Container) -> list:
+    """Values, or tuples of them, as parameters of a test; all but the usual ones are left to `make test-all`."""
+
+    def parameter(value):
+        each = value if isinstance(value, tuple) else (value,)
+        return pytest.param(*each, marks=[] if value in usual else pytest.mark.full)
+
+    return [parameter(value) for value in values]
+
+
+def for_each(argument: str, values: Collection) -> Callable[[Callable], Callable]:
+    """Makes a test of one value a single test of all values, for what takes no time. A failure names its value."""
+
+    def decorate(test: Callable) -> Callable:
+        def test_of_all(**fixtures) -> None:
+            assert values
+            for value in values:
+                try:
+                    test(**{argument: value}, **fixtures)
+                except Exception as e:
+                    e.add_note(f'{argument} = {value}')
+                    raise
+
+        parameters = inspect.signature(test).parameters
+        test_of_all.__signature__ = inspect.Signature([p for name, p in parameters.items() if name != argument])
+        test_of_all.__name__, test_of_all.__doc__, test_of_all.__module__ = test.__name__, test.__doc__, test.__module__
+        return test_of_all
+
+    return decorate
+
 
 SMALL_OF = {
     'tinyvit': (
@@ -72,12 +122,50 @@ SMALL_OF = {
 """By family, or kind of model where a family has several: an architecture, and arguments that make it small with every
 kind of layer, for tests of behaviour."""
 
+FEW_BLOCKS = {
+    'tinyvit_': dict(depths=(1, 1, 2, 1)),
+    'mini_deit_': dict(depth=4),  # pairs share their weights
+    'mini_swin_': dict(depths=(2, 2, 6, 2)),
+    'tinymim_': dict(depth=3),
+    'mae_lite_': dict(depth=3),
+}
+
+
+def shallow(name: str, **kwargs) -> torch.nn.Module:
+    """An architecture in its own width, but of few blocks and for images of 64 pixels: of the kind of one of GRAPHS.
+
+    For tests that have seen that one whole.
+    """
+    depth = next(arguments for start, arguments in FEW_BLOCKS.items() if name.startswith(start))
+    return fill_by_rule(timm.create_model(name, **{'img_size': 64, **depth, **kwargs}))
+
+
 SMALL = SMALL_OF['tinyvit'][1]
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def _compute_tensors_here(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr(timm.layers.config, '_USE_FUSED_ATTN', 0)  # restored: what is called here sets it for good
+        write_tensors(folder)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _pack_in_this_process() -> Iterator[None]:
+    """The test tensors of a page are computed here, not by a process that spends seconds on imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_module, '_compute_tensors', _compute_tensors_here)
+        yield
+
+
+@pytest.fixture
+def pack_by_another_process(monkeypatch) -> None:
+    """As for a user."""
+    monkeypatch.setattr(pack_module, '_compute_tensors', COMPUTE_TENSORS)
 
 
 def key_map_of(family: str) -> KeyMap:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.config.config
-import tinyvit_zoo.downstream.detection
-import tinyvit_zoo.downstream.segmentation
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+
+import tinyvit_zoo.downstream.detection
+import tinyvit_zoo.downstream.segmentation
 
 DETECTION = Path(tinyvit_zoo.downstream.detection.__file__).parent / 'configs'
 SEGMENTATION = Path(tinyvit_zoo.downstream.segmentation.__file__).parent / 'configs'

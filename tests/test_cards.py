@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import for_each
 from golden_rule import GOLDEN
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -26,6 +27,7 @@ from tinyvit_zoo.hub import configs_folder, save_folder
 from tinyvit_zoo.hub.sizes import SIDES
 from tinyvit_zoo.info import profile_model
 from tinyvit_zoo.releases import FAMILIES, Release, all_releases, find_family, find_release
+from tinyvit_zoo.releases.profile import PROFILES
 
 RELEASES = all_releases()
 NAMES = [release.name for release in RELEASES]
@@ -72,8 +74,9 @@ def test_the_committed_pages_are_what_the_releases_say():
 
 @pytest.fixture
 def two_pages(tmp_path, monkeypatch) -> Path:
-    """A `hub_configs/` of two pages."""
+    """A `hub_configs/` of two pages, with the file of profiles in it."""
     monkeypatch.setattr(pages, 'configs_folder', lambda: tmp_path)
+    monkeypatch.setattr(pages, 'PROFILES', tmp_path / PROFILES.name)
     monkeypatch.setattr(pages, 'all_releases', lambda: tuple(map(find_release, TWO)))
     pages.build_configs()
     return tmp_path
@@ -97,6 +100,9 @@ def test_pages_are_built_and_whatever_changes_or_is_missing_or_too_much_is_drift
         assert (code, TWO[0] in message, TWO[1] in message) == (1, True, False)
         assert cli('cards', 'build')[0] == 0
         assert cli('cards', 'check')[0] == 0
+    (two_pages / PROFILES.name).write_text('{}')
+    assert pages.drifted_configs() == [PROFILES.name]
+    pages.build_configs()
     (two_pages / 'nothing').mkdir()
     assert pages.drifted_configs() == ['nothing']
 
@@ -104,17 +110,17 @@ def test_pages_are_built_and_whatever_changes_or_is_missing_or_too_much_is_drift
 # --- front matter and results, read by the classes of the Hub's client
 
 
-@pytest.mark.parametrize('name', NAMES)
+@for_each('name', NAMES)
 def test_the_front_matter_is_that_of_the_release(name):
     release, data = find_release(name), card(name).data
     task = 'image-classification' if release.num_classes else 'image-feature-extraction'
     assert (data.library_name, data.pipeline_tag, data.tags[:3]) == ('timm', task, [task, 'timm', 'transformers'])
-    assert data.license == (release.licence.spdx if release.licence.given else 'unknown')
+    assert data.license == (release.license.spdx if release.license.given else 'unknown')
     assert data.datasets == [d for d in ('imagenet-22k', 'imagenet-1k') if d in release.datasets]
     assert data.base_model == release.hf_hub_id
 
 
-@pytest.mark.parametrize('name', NAMES)
+@for_each('name', NAMES)
 def test_the_model_index_holds_the_first_result_of_every_data_set(name):
     expected = {}
     for dataset, results in published(find_release(name)).items():
@@ -130,7 +136,7 @@ def test_the_model_index_holds_the_first_result_of_every_data_set(name):
         assert card(name).data.eval_results == found
 
 
-@pytest.mark.parametrize('name', NAMES)
+@for_each('name', NAMES)
 def test_the_eval_results_are_all_published_top1_of_data_sets_on_the_hub(name):
     folder = page(name) / '.eval_results'
     files = sorted(folder.glob('*')) if folder.is_dir() else []
@@ -148,7 +154,7 @@ def test_the_eval_results_are_all_published_top1_of_data_sets_on_the_hub(name):
         assert entries == [(r.top1, r.source_url, r.source) for r in results[file.stem]]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@for_each('name', NAMES)
 def test_the_labels_of_a_head_are_named_by_reference(name):
     release, config = find_release(name), json.loads((page(name) / 'config.json').read_text())
     assert config.get('label_set') == release.labels
@@ -166,7 +172,7 @@ def test_weights_of_ones_own_carry_no_label_set(tmp_path):
 # --- what a card says
 
 
-@pytest.mark.parametrize('name', NAMES)
+@for_each('name', NAMES)
 def test_published_numbers_are_those_of_the_records_with_their_addresses(name):
     release = find_release(name)
     expected = [
@@ -215,7 +221,7 @@ def test_counted_numbers_are_those_of_the_model(name):
     assert float(re.search(r'- GMACs: ([\d.]+)', details)[1]) == pytest.approx(float(native[2]), abs=0.0051)
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@for_each('family', FAMILIES)
 def test_the_comparison_is_of_the_whole_family(family):
     for release in FAMILIES[family]:
         rows = table(section(release.name, 'Model Comparison'))
@@ -225,18 +231,18 @@ def test_the_comparison_is_of_the_whole_family(family):
             assert row[5] == (f'{result.top1} ({result.by})' if result else '-')
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_licence_origin_and_quirks_are_told(name):
+@for_each('name', NAMES)
+def test_license_origin_and_quirks_are_told(name):
     release, details = find_release(name), section(name, 'Model Details')
-    stated = f'{release.licence.title}, stated at' if release.licence.given else 'no licence given (looked for at'
-    assert f'**Licence of the weights:** {stated} {release.licence.source}' in details
+    stated = f'{release.license.title}, stated at' if release.license.given else 'no license given (looked for at'
+    assert f'**License of the weights:** {stated} {release.license.source}' in details
     assert (release.url or release.by_hand) in details
     assert (f'**Trained from:** `{release.parent}`' in details) == (release.parent is not None)
     for note in release.notes:
         assert f'- {note}\n' in section(name, 'Known quirks')
 
 
-@pytest.mark.parametrize('name', NAMES)
+@for_each('name', NAMES)
 def test_a_card_claims_no_more_than_the_golden_tests_hold(name):
     release, text = find_release(name), section(name, 'What was verified')
     assert (release.golden is None) == ('_star_' in name) == ('could not be held against theirs' in text)
@@ -262,7 +268,7 @@ def test_a_card_claims_no_more_than_the_golden_tests_hold(name):
 SIZES = ('tiny', 'small', 'base')
 
 
-@pytest.mark.parametrize('name', FIRST_TAGS)
+@for_each('name', FIRST_TAGS)
 def test_the_citation_names_the_paper(name):
     paper, text = find_release(name).paper, section(name, 'Citation')
     assert f'title={{{paper.title}}}' in text
@@ -307,10 +313,12 @@ def programs(name: str) -> list[str]:
     return re.findall(r'```python\n(.*?)```', card(name).text, re.DOTALL)
 
 
-# The first tag of every architecture; the others differ in their name alone. Large pictures and models take long.
+# Large images and models take long.
 LARGE = re.compile('_(384|512)|_base_|mini_swin_small')
 SNIPPETS = [
-    pytest.param(name, marks=[pytest.mark.slow] if name not in FIRST_TAGS or LARGE.search(name) else [])
+    pytest.param(
+        name, marks=[pytest.mark.full] * (name not in FIRST_TAGS) + [pytest.mark.slow] * bool(LARGE.search(name))
+    )
     for name in NAMES
 ]
 
@@ -318,9 +326,7 @@ SNIPPETS = [
 @pytest.mark.parametrize('name', SNIPPETS)
 def test_every_program_of_a_card_runs_and_prints_what_it_says(name, picture, random_weights, capsys):
     random_weights(name)
-    release, found = find_release(name), programs(name)
-    overlays = sum(bool(protocol.results) for protocol in release.protocols[1:])
-    assert len(found) == (3 if release.num_classes else 2) + overlays
+    found = programs(name)
     assert all(f"'{name}'," in code and 'pretrained=True' in code for code in found)
     for code in found:
         capsys.readouterr()
@@ -328,6 +334,27 @@ def test_every_program_of_a_card_runs_and_prints_what_it_says(name, picture, ran
         printed = [line for line in capsys.readouterr().out.splitlines() if PRINTED.match(f'# {line}')]
         assert printed == PRINTED.findall(code)
         assert printed
+
+
+@for_each('name', NAMES)
+def test_a_card_has_a_program_for_each_use_and_protocol(name):
+    release = find_release(name)
+    overlays = sum(bool(protocol.results) for protocol in release.protocols[1:])
+    assert len(programs(name)) == (3 if release.num_classes else 2) + overlays
+
+
+@for_each('name', [name for name in NAMES if name not in FIRST_TAGS])
+def test_the_programs_of_other_tags_are_those_of_the_first_but_for_name_and_labels(name):
+    release = find_release(name)
+    first = find_release(release.architecture)
+    assert first.name in FIRST_TAGS
+    expected = [code.replace(first.name, name) for code in programs(first.name)]
+    if release.labels != first.labels:
+        changes = {f'# (1, {first.num_classes})': f'# (1, {release.num_classes})', first.labels: release.labels}
+        for old, new in changes.items():
+            assert any(old in code for code in expected)
+            expected = [code.replace(old, new) for code in expected]
+    assert programs(name) == expected[: len(programs(name))]
 
 
 def test_the_shapes_that_a_card_says_are_those_of_the_models_own_size():

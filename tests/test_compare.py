@@ -12,14 +12,14 @@ import timm
 import torch
 from conftest import refused
 from PIL import Image
-from tinyvit_zoo.downstream.classifiers import ridge
-from tinyvit_zoo.downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
-from tinyvit_zoo.downstream.features.extraction import Features
 
 from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.downstream import few_shot, knn
+from tinyvit_zoo.downstream.classifiers import ridge
+from tinyvit_zoo.downstream.compare import PROBE, ModelFeatures, compare, difference_of_right
+from tinyvit_zoo.downstream.features.extraction import Features
 from tinyvit_zoo.hub import save_folder
 
 # differences of right answers
@@ -229,7 +229,7 @@ def test_without_matplotlib_one_sentence_says_what_to_install_before_anything_is
 
 def test_compare_prints_a_paired_table_and_writes_it(cli, saved, image_folder, tmp_path):
     line = ('compare', f'local-dir:{saved}', 'test_vit', '--random-b', '--data', image_folder, '--img-size', 32)
-    few = ('--ways', 3, '--shots', 1, '--shots', 3, '--queries', 5, '--episodes', 30, '-k', 5)
+    few = ('--ways', 3, '--shots', '1,3', '--queries', 5, '--episodes', 30, '-k', 5)
     code, out, err = cli(*line, *few, '--output', tmp_path / 'out')
     assert code == 0, err
     results = results_of(tmp_path / 'out')

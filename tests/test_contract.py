@@ -1,4 +1,4 @@
-"""What timm and PyTorch expect of a model, of every family: a new family is tested by a line in `conftest.SMALL_OF`."""
+"""The contract of timm and PyTorch, for every family: a line in `conftest.SMALL_OF` tests a new one."""
 
 import copy
 import io
@@ -45,7 +45,9 @@ def test_the_gradient_reaches_every_parameter_after_inference(training, model):
     with torch.no_grad():
         model(images_for(model))
     model.train(training)(images_for(model)).square().sum().backward()
-    for key, parameter in used_parameters(model).items():
+    used = used_parameters(model)
+    assert len(used) > 20
+    for key, parameter in used.items():
         assert parameter.grad is not None, key
         # A number added to all logits of a head before softmax changes nothing.
         if '.proj_l.' not in key or not key.endswith('.bias'):
@@ -103,6 +105,7 @@ def test_not_even_one_tensor_is_remembered(model):
     x = images_for(model, dtype=torch.float64)
     before = model(x)
     used = used_parameters(model).keys() | dict(model.named_buffers()).keys()
+    tried = 0
     for key, tensor in model.state_dict().items():
         if key not in used:
             continue
@@ -113,6 +116,8 @@ def test_not_even_one_tensor_is_remembered(model):
         tensor.mul_(3)
         assert (model(x) - before).abs().max() > 1e-7, key
         tensor.copy_(kept)
+        tried += 1
+    assert tried > 50
 
 
 def test_copies_can_be_made_after_a_forward_with_gradients(model):
@@ -159,7 +164,7 @@ def test_deploy_form_keeps_the_device(family):
 
 
 def test_deploy_form_has_the_fused_layers_in_every_block(family, model):
-    """But a model with BEiT's blocks, which are timm's own and have no deploy form."""
+    """Except in a model with BEiT's blocks, which are timm's own and have no deploy form."""
     blocks = [m for m in reparameterize_model(model).modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
     assert blocks
     for block in blocks:
@@ -191,7 +196,7 @@ def test_another_output_format_is_refused(model):
 
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
-def test_feature_info_tells_the_truth(name):
+def test_feature_info_matches_the_features(name):
     model = timm.create_model(name, device='meta')
     x = torch.empty(1, 3, *size_of(model), device='meta')
     _, maps = model.forward_intermediates(x)
@@ -223,7 +228,7 @@ def test_features_only_gives_the_intermediates(family, feature_cls, model):
     found = features(x)
     found = list(found.values()) if isinstance(found, dict) else found
     for a, b in zip(found, maps[1::2], strict=True):
-        # Features of timm's list and hook classes come in the layout of the module.
+        # timm's list and hook classes return features in the layout of the module.
         a = a if a.shape == b.shape else a.permute(0, 3, 1, 2)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -232,13 +237,13 @@ def test_features_only_gives_the_intermediates(family, feature_cls, model):
 
 
 @torch.no_grad()
-def test_the_head_can_be_taken_off_and_put_on(model):
+def test_the_head_can_be_removed_and_replaced(model):
     x = images_for(model)
     features = model.forward_features(x)
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
     torch.testing.assert_close(model.forward_head(features), model(x))
-    if len(classifiers(model)) == 1:  # two read features of their own
+    if len(classifiers(model)) == 1:  # each of two reads its own features
         torch.testing.assert_close(model.get_classifier()(pooled), model(x))
     model.reset_classifier(0)
     assert model.num_classes == 0
@@ -261,7 +266,7 @@ def test_a_model_can_be_made_without_memory(name):
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {'meta'}
 
 
-def test_a_model_made_without_memory_can_be_started_later(family):
+def test_a_model_made_without_memory_can_be_initialised_later(family):
     name = SMALL_OF[family][0]
     fresh = timm.create_model(name)
     expected = fresh.state_dict(keep_vars=True)
@@ -269,6 +274,7 @@ def test_a_model_made_without_memory_can_be_started_later(family):
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data.fill_(77)
     model.init_weights()
+    assert model.state_dict().keys() == expected.keys()
     for key, value in model.state_dict().items():
         if value.numel() < 1000:
             assert value.float().mean().item() == pytest.approx(expected[key].float().mean().item(), abs=0.2), key
@@ -279,13 +285,13 @@ def test_a_model_made_without_memory_can_be_started_later(family):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=key)
 
 
+@pytest.mark.parametrize('family', [family for family in SMALL_OF if not family.startswith('tinymim')])  # without any
 @torch.no_grad()
 def test_buffers_that_no_file_holds_are_restored(family, any_small):
     expected = any_small(img_size=SIZE)
     name, args = SMALL_OF[family]
     model = timm.create_model(name, device='meta', img_size=SIZE, **args).to_empty(device='cpu').eval()
-    if not list(model.buffers()):
-        return
+    assert list(model.buffers())
     for tensor in model.buffers():
         tensor.fill_(0)
     model.load_state_dict(expected.state_dict())
@@ -297,7 +303,7 @@ def test_buffers_that_no_file_holds_are_restored(family, any_small):
     torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
 
 
-def test_what_follows_from_the_size_is_in_no_state_dict(model):
+def test_buffers_that_follow_from_the_size_are_in_no_state_dict(model):
     words = ('offset', 'idx', 'index', 'mask')
     assert [key for key in model.state_dict() if any(word in key for word in words)] == []
 
@@ -338,7 +344,7 @@ def test_memory_format_of_the_input_does_not_matter(deployable):
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_meet(model):
+def test_images_of_a_batch_are_independent(model):
     x = images_for(model, batch=4)
     torch.testing.assert_close(torch.cat([model(image[None]) for image in x]), model(x), rtol=1e-4, atol=1e-5)
 
@@ -351,6 +357,7 @@ def test_several_threads_can_share_a_model(deployable):
             return deployable(x)
 
     expected = [run(x) for x in batches]
+    assert len(expected) == 8
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(pool.map(run, batches), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -365,13 +372,16 @@ def test_several_threads_can_train_a_model(model):
         return torch.autograd.grad(model(x).square().sum(), parameters)
 
     expected = [run(x) for x in batches]
+    assert len(expected) == 4
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(pool.map(run, batches), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_train_and_eval_can_be_chained(model):
-    for module in model.modules():
+    modules = list(model.modules())
+    assert len(modules) > 50
+    for module in modules:
         assert module.train() is module
         assert module.eval() is module
 
@@ -462,7 +472,9 @@ def test_it_is_one_graph_for_training(any_small):
 
     eager, model = any_small(img_size=SIZE).train(), any_small(img_size=SIZE).train()
     found = gradients(model, compiled(model, backend='aot_eager'))
-    for key, gradient in gradients(eager, eager).items():
+    expected = gradients(eager, eager)
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(found[key], gradient, rtol=0, atol=1e-3 * scale + 1e-5, msg=key)
 

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+
 from tinyvit_zoo.downstream.demo.comparison import comparison_images
 from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_images
 
@@ -147,6 +148,7 @@ def test_the_demo_learns_the_digits(tmp_path):
 def hub(monkeypatch):
     """Calls `weights_at_hand` with another address of the Hub; its result is `.answer`."""
     from huggingface_hub import constants
+
     from tinyvit_zoo.downstream.demo.hub_probe import weights_at_hand
 
     def ask(endpoint, limit_s):
@@ -216,7 +218,6 @@ def test_imported_weights_need_no_hub(tmp_path, monkeypatch, hub):
 
 def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_file):
     from tinyvit_zoo.downstream.demo.run import classify_photos
-
     from tinyvit_zoo.hub.convert import import_weights
 
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+
 from tinyvit_zoo.downstream.detection import mmcv_ext
 
 # isort: split
-import mmcv.ops as mmcv_ops  # the import above has put the stand-in in place
+import mmcv.ops as mmcv_ops  # the import above has installed the stand-in
 
 
 def slow_roi_align(features, rois, size, scale, sampling_ratio, aligned):
@@ -38,7 +39,7 @@ def slow_roi_align(features, rois, size, scale, sampling_ratio, aligned):
 
 
 def slow_bilinear(features, y, x, H, W):
-    """(C,); nothing beyond a pixel outside of the map, the edge's value up to there."""
+    """(C,); 0 more than a pixel outside the map, the edge's value up to there."""
     if not (-1 <= y <= H and -1 <= x <= W):
         return features[:, 0, 0] * 0
     y, x = min(max(y, 0.0), H - 1.0), min(max(x, 0.0), W - 1.0)
@@ -137,6 +138,7 @@ def test_half_precision_is_float32_rounded_once(dtype):
     args = ((2, 3), 0.25, 2, 'avg', True)
     half = with_gradient(lambda x: mmcv_ops.roi_align(x, rois, *args), features, weights)
     single = with_gradient(lambda x: mmcv_ops.roi_align(x, rois.float(), *args), features.float(), weights.float())
+    assert len(half) == 2
     for a, b in zip(half, single, strict=True):
         assert a.dtype == dtype
         assert torch.equal(a, b.to(dtype))
@@ -156,7 +158,7 @@ def test_autocast_keeps_the_dtype_of_the_features():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_nms(dtype, threshold, offset):
     boxes, scores = some_boxes(80)
-    if offset:  # so small that a pixel more decides
+    if offset:  # so small that one more pixel decides
         boxes = boxes / 8
     dets, kept = mmcv_ops.nms(boxes.to(dtype), scores.to(dtype), threshold, offset=offset)
     assert kept.tolist() == slow_nms(boxes, scores, threshold, offset)
@@ -166,7 +168,7 @@ def test_nms(dtype, threshold, offset):
     assert len(kept) < len(boxes)
 
 
-def test_nms_takes_the_better_scores_and_at_most_so_many():
+def test_nms_keeps_the_better_scores_and_at_most_a_given_number():
     boxes, scores = some_boxes(60)
     _, kept = mmcv_ops.nms(boxes, scores, 0.5, score_threshold=0.4, max_num=7)
     good = torch.where(scores > 0.4)[0]
@@ -209,7 +211,7 @@ def test_batched_nms(split_thr, offset):
     assert (dets[:-1, 4] >= dets[1:, 4]).all()
     if not offset:
         assert kept.tolist() == torchvision.ops.batched_nms(boxes, scores, classes, 0.4).tolist()
-    if split_thr > 80:  # else mmcv asks class by class all the same
+    if split_thr > 80:  # otherwise mmcv calls NMS class by class anyway
         everything, _ = mmcv_ops.batched_nms(boxes, scores, classes, config, class_agnostic=True)
         assert len(everything) < len(dets)
 
@@ -236,12 +238,13 @@ def test_sigmoid_focal_loss(gamma, weighted):
     got = with_gradient(
         lambda x: mmcv_ops.sigmoid_focal_loss(x, target, gamma, 0.3, weight, 'none'), logits, grad_output
     )
+    assert len(got) == 2
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 def test_the_focal_loss_on_a_gpu_is_that_on_the_cpu():
-    """There mmdet takes mmcv's op, here its own arithmetic; the op itself is the same on both."""
+    """On a GPU mmdet uses mmcv's op, on a CPU its own arithmetic; the op itself is the same on both."""
     from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss, sigmoid_focal_loss
 
     torch.manual_seed(0)
@@ -252,6 +255,7 @@ def test_the_focal_loss_on_a_gpu_is_that_on_the_cpu():
         with_gradient(lambda x, f=f, t=t: f(x, t, rows, reduction='sum'), logits, torch.tensor(1.0))
         for f, t in ((sigmoid_focal_loss, target), (py_sigmoid_focal_loss, one_hot))
     ]
+    assert [len(pair) for pair in losses] == [2, 2]
     for a, b in zip(*losses, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -324,6 +328,7 @@ def test_mmdets_fpn_is_torchvisions():
     # Odd sizes: the coarser map is not half of the finer one.
     maps = [torch.randn(1, c, *size) for c, size in zip(channels, [(25, 34), (13, 17), (7, 9), (4, 5)], strict=True)]
     expected = theirs({str(i): m for i, m in enumerate(maps)}).values()
+    assert len(expected) == 5
     for a, b in zip(ours(maps), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -333,7 +338,7 @@ def test_mmdets_fpn_is_torchvisions():
     'name', ['mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py']
 )
 def test_mmdets_roi_heads_over_its_own_demo_inputs(name, boxes):
-    """As mmdet's unit tests do: a loss per head, also where there is nothing to learn from, and gradients."""
+    """As in mmdet's unit tests: a loss per head, also without any object, and gradients."""
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
     from mmengine.hub import get_config

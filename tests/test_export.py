@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, SMALL_OF, images_for, refused, small_of
+from conftest import ARCHITECTURES, SMALL_OF, images_for, refused, rest_is_full, shallow, size_of, small_of
 from golden_rule import fill_by_rule
 
 from tinyvit_zoo.classify import class_names
@@ -61,13 +61,26 @@ def assert_agrees(path, model, *inputs, tolerance=1e-4):
 # --- every architecture, as released
 
 
+# One of each kind of graph; the others differ in width, depth and size.
+KINDS = {architecture for architecture, _ in SMALL_OF.values()}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@pytest.mark.parametrize('name', rest_is_full(ARCHITECTURES, KINDS))
 def test_every_architecture_agrees_with_pytorch(name, format, tmp_path):
-    model = fill_by_rule(timm.create_model(name))
-    done = export_model(model, tmp_path / f'model.{format}')
+    assert_is_exported_as_released(fill_by_rule(timm.create_model(name)), format, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in ARCHITECTURES if name not in KINDS])
+def test_every_width_agrees_with_pytorch_in_few_blocks(name, format, tmp_path):
+    assert_is_exported_as_released(shallow(name), format, tmp_path)
+
+
+def assert_is_exported_as_released(model, format, folder):
+    done = export_model(model, folder / f'model.{format}')
     assert done.difference <= TOLERANCE['fp32'] == 1e-4
-    assert done.input_shape == (1, *model.pretrained_cfg['input_size'])
+    assert done.input_shape == (1, model.in_chans, *size_of(model))
     assert done.output == ('logits' if model.num_classes else 'features')
     assert done.path.stat().st_size < 1.1 * sum(4 * t.numel() for t in model.state_dict().values()) + 3e6
     assert_agrees(done.path, model, images_for(model, 1))
@@ -216,7 +229,7 @@ def test_a_file_that_differs_from_pytorch_is_not_written(small, tmp_path, monkey
 @pytest.mark.slow
 def test_the_command_fails_where_the_file_differs(cli, tmp_path, monkeypatch):
     broken(monkeypatch)
-    code, out, err = cli('export', 'tinyvit_5m_224', '--random', '--size', 32, 32, '-o', tmp_path / 'model.pt2')
+    code, out, err = cli('export', 'tinyvit_5m_224', '--random', '--img-size', 32, '-o', tmp_path / 'model.pt2')
     assert (code, out) == (1, '')
     assert 'differs from PyTorch by' in err
     assert list(tmp_path.iterdir()) == []
@@ -255,8 +268,8 @@ def test_a_model_is_left_as_it_was(small, tmp_path):
 def test_the_command_exports(cli, format, tmp_path):
     target = tmp_path / f'model.{format}'
     code, out, _ = cli(
-        'export', 'mini_deit_tiny_patch16_224', '--random', '--size', 32, 48, '--dynamic-batch', '--format', format,
-        '-o', target,
+        'export', 'mini_deit_tiny_patch16_224', '--random', '--img-size', '32x48', '--dynamic-batch',
+        '--format', format, '-o', target,
     )  # fmt: skip
     assert code == 0
     assert f'Written to {target}' in out
@@ -299,8 +312,8 @@ TINYVIT = ('tinyvit_5m_224', '--random')
         ((*TINYVIT, '-o', 'model.pt2', '--format', 'onnx'), 'model.pt2 must end in .onnx.', 1),
         ((*TINYVIT, '-o', 'model.pt2', '--dtype', 'int8'), "'int8' is not one of", 2),
         ((*TINYVIT, '-o', 'model.pt2', '--format', 'tflite'), "'tflite' is not one of", 2),
-        ((*TINYVIT, '-o', 'model.pt2', '--size', '0', '32'), "Invalid value for '--size'", 2),
-        ((*TINYVIT, '-o', 'model.pt2', '--size', '16', '32'), 'tinyvit_5m_224: ', 1),
+        ((*TINYVIT, '-o', 'model.pt2', '--img-size', '0x32'), "Invalid value for '--img-size'", 2),
+        ((*TINYVIT, '-o', 'model.pt2', '--img-size', '16x32'), 'tinyvit_5m_224: ', 1),
         ((*TINYVIT, '-o', 'model.pt2', '--weights', 'w.pth'), 'leave one of them out', 1),
         (('tinyvit_5m_224', '-o', 'model.pt2', '--weights', 'w.pth'), 'w.pth', 1),
         (('tinyvit_7m_224', '--random', '-o', 'model.pt2'), "Unknown model 'tinyvit_7m_224'", 1),

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refused
-from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
-from tinyvit_zoo.downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
 from torch import nn
 
 from tinyvit_zoo.common.counter_rng import child_key, permutations, uniform
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.downstream import few_shot
+from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
+from tinyvit_zoo.downstream.few_shot import Episodes, FewShotResult, paired, run, sample_episodes
 
 IMAGES, CLASSES = 40, 8
 LABELS = np.arange(CLASSES).repeat(IMAGES)

@@ -1,4 +1,4 @@
-"""Fine-tuning: that it learns, goes on to the bit where it was killed, and refuses what it cannot train."""
+"""Fine-tuning: it learns, resumes to the bit where it was killed, and refuses what it cannot train."""
 
 import contextlib
 import copy
@@ -18,8 +18,6 @@ import torch
 from conftest import SMALL
 from PIL import Image
 from timm.data import create_transform
-from tinyvit_zoo.downstream.finetune import finetune
-from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
@@ -27,10 +25,13 @@ from torch.utils.data import DataLoader
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.downstream.finetune import finetune
+from tinyvit_zoo.downstream.reports.finetune import write_finetuned
 from tinyvit_zoo.training import run_state
-from tinyvit_zoo.training.ingredients import Draws, Seeded
-from tinyvit_zoo.training.recipes import find_recipe
+from tinyvit_zoo.training.ingredients import RepeatedAugSampler
+from tinyvit_zoo.training.recipes import DEFAULT, find_recipe
 
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
@@ -46,7 +47,7 @@ def small_model(**kwargs):
 
 
 def plain_vit(**kwargs):
-    """Without BatchNorm: what a picture gives does not depend on the others of its batch."""
+    """Without BatchNorm: the output for an image does not depend on the others of its batch."""
     torch.manual_seed(0)
     sizes = dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=10)
     return timm.create_model('tinymim_vit_tiny_patch16_224', **{**sizes, **kwargs})
@@ -97,9 +98,11 @@ def test_the_best_epoch_on_held_out_images_is_the_result(tmp_path, digits):
 
 def test_held_out_images_are_of_every_class_and_never_trained_on(tmp_path, digits, monkeypatch):
     train, _ = digits
-    trained, original = set(), Seeded.__getitem__
+    trained, original = set(), SeededDataset.__getitem__
     monkeypatch.setattr(
-        Seeded, '__getitem__', lambda self, draw: trained.add(self.dataset.describe(draw[0])) or original(self, draw)
+        SeededDataset,
+        '__getitem__',
+        lambda self, draw: trained.add(self.dataset.describe(draw.position)) or original(self, draw),
     )
     result = fit(small_model(), train, PLAIN, tmp_path)
     _, held = stratified_split(train.labels, 0.1, seed=0)
@@ -156,6 +159,44 @@ def test_the_loss_of_every_kind_of_target_falls(tmp_path, digits):
         )
         result = fit(small_model(), train, recipe.changed(epochs=4), tmp_path / name, held_out=0)
         assert losses(result)[-1] < losses(result)[0], name
+
+
+@pytest.mark.parametrize('images', [12, 20])
+def test_the_default_recipe_trains_on_fewer_images_than_its_batch(tmp_path, digits, images):
+    train, _ = digits
+    result = fit(small_model(), train.subset(range(images)), find_recipe(DEFAULT).changed(epochs=2), tmp_path)
+    assert result.recipe.batch_size == 8
+    assert len(result.history) == 2
+    assert np.isfinite(losses(result)).all()
+    assert result.validation_images > 0
+
+
+@pytest.mark.slow
+def test_the_default_recipe_learns_a_few_hundred_digits_from_random_weights(tmp_path):
+    train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
+    recipe = find_recipe(DEFAULT).changed(epochs=20)
+    result = fit(plain_vit(), train.subset(range(400)), recipe, tmp_path, test=test)
+    assert result.test.accuracy > 50
+
+
+def test_fine_tuning_starts_from_an_encoder_with_a_fresh_head(tmp_path, digits):
+    """Of TinyMIM's six heads the classifier has three, as released."""
+    from tinyvit_zoo import pretrain
+    from tinyvit_zoo.build import load_model
+
+    torch.manual_seed(0)
+    encoder = pretrain.tinymim_student('tiny', img_size=32).vit.state_dict()
+    torch.save(dict(model=encoder), tmp_path / 'encoder.pth')
+    options = dict(num_classes=10, img_size=(32, 32), drop_path_rate=0.0, as_init=True)
+    model = load_model('tinymim_vit_tiny_patch16_224', str(tmp_path / 'encoder.pth'), **options)
+    assert torch.equal(model.state_dict()['blocks.0.attn.qkv.weight'], encoder['blocks.0.attn.qkv.weight'])
+    train, test = digits
+    recipe = find_recipe('tinymim').changed(epochs=1, batch_size=32)
+    result = fit(model, train.subset(range(48)), recipe, tmp_path / 'run', test=test)
+    about = dict(name='tinymim_vit_tiny_patch16_224', weights='encoder.pth', seed=0, say=lambda text: None)
+    write_finetuned(tmp_path / 'run', result, model, train, test, **about)
+    again = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
+    assert_same(dict(again.state_dict()), dict(model.state_dict()))
 
 
 # --- moving average, BatchNorm, heads
@@ -223,7 +264,7 @@ class Killed(BaseException): ...
 
 
 @pytest.mark.parametrize(('file', 'epoch'), [('best.pt', 2), ('state.pt', 1)])
-def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
+def test_a_run_that_ends_while_it_writes_resumes_with_the_same_losses(tmp_path, digits, monkeypatch, file, epoch):
     train, test = digits
     recipe = PLAIN.changed(
         ema_decay=0.9, drop_path={'': 0.2}, mixup=0.8, cutmix=1.0, auto_augment='rand-m9-mstd0.5', per_epoch=epoch == 2
@@ -251,7 +292,7 @@ def test_a_run_that_ends_while_it_writes_goes_on_with_the_same_losses(tmp_path, 
     assert np.array_equal(resumed.test.predictions, whole.test.predictions)
     for name in ('state.pt', 'best.pt'):
         assert_same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'killed')))
-    assert sorted(p.name for p in (tmp_path / 'killed').iterdir()) == ['best.pt', 'state.pt']
+    assert sorted(p.name for p in (tmp_path / 'killed').iterdir()) == ['.lock', 'best.pt', 'state.pt']
 
 
 def assert_same(one, two):
@@ -280,7 +321,7 @@ def test_a_run_that_is_over_is_only_measured_again(tmp_path, digits):
     assert again.history == first.history
     assert np.array_equal(again.test.predictions, first.test.predictions)
     assert (tmp_path / 'state.pt').read_bytes() == before
-    assert said == [f'{tmp_path}: goes on after epoch 3 of 3.']
+    assert said == [f'{tmp_path}: resumed after epoch 3 of 3.']
 
 
 SCRIPT = """
@@ -400,8 +441,8 @@ def test_workers_change_nothing(tmp_path, digits):
 def test_random_numbers_of_an_image_are_those_of_its_draw(digits):
     train, _ = digits
     transform = create_transform(32, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.5)
-    seeded = Seeded(train.with_transform(transform))
-    draws = list(Draws(len(train), 32, 1, seed=3))
+    seeded = SeededDataset(train.with_transform(transform))
+    draws = list(RepeatedAugSampler(len(train), 32, 1, seed=3))
     forwards = {draw: seeded[draw][0] for draw in draws[:40]}
     state = np.random.get_state()[1].copy(), torch.get_rng_state()
     for draw in reversed(draws[:40]):
@@ -413,7 +454,7 @@ def test_random_numbers_of_an_image_are_those_of_its_draw(digits):
 
 
 def test_an_epoch_is_a_new_order_of_all_images_and_new_seeds():
-    draws = Draws(images=100, batch_size=10, repeats=1, seed=0)
+    draws = RepeatedAugSampler(images=100, batch_size=10, repeats=1, seed=0)
     first = list(draws)
     assert list(draws) == first
     assert sorted(i for i, _ in first) == list(range(100))
@@ -424,7 +465,7 @@ def test_an_epoch_is_a_new_order_of_all_images_and_new_seeds():
 
 
 def test_repeated_augmentation_draws_an_image_several_times_in_one_batch():
-    draws = list(Draws(images=100, batch_size=30, repeats=3, seed=0))
+    draws = list(RepeatedAugSampler(images=100, batch_size=30, repeats=3, seed=0))
     assert len(draws) == 90
     images = [i for i, _ in draws]
     assert len(set(images)) == 30
@@ -432,7 +473,7 @@ def test_repeated_augmentation_draws_an_image_several_times_in_one_batch():
     assert len({seed for _, seed in draws}) == 90
 
 
-# --- what cannot be trained
+# --- refusals
 
 
 def test_another_run_s_state_is_refused_by_what_differs(tmp_path, digits):
@@ -453,8 +494,8 @@ def test_another_run_s_state_is_refused_by_what_differs(tmp_path, digits):
     assert (tmp_path / 'state.pt').read_bytes() == state
 
 
-def test_other_pictures_classes_or_sizes_of_the_same_labels_are_another_run(tmp_path, digits):
-    """Their labels and start weights are the same: a ConvNet takes any size."""
+def test_other_images_classes_or_sizes_of_the_same_labels_are_another_run(tmp_path, digits):
+    """Their labels and initial weights are the same: a ConvNet takes any size."""
     train, _ = digits
 
     def model(side):
@@ -481,7 +522,7 @@ def test_a_second_run_into_a_folder_waits_a_little_and_is_refused(tmp_path, digi
     monkeypatch.setattr(run_state, 'PATIENCE', 0.0)
     with run_state.alone_in(tmp_path), pytest.raises(EvaluationError, match=r'Another run is writing to .*choose'):
         fit(small_model(), digits[0], PLAIN, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ['.lock']
     with run_state.alone_in(tmp_path):  # free again
         pass
 
@@ -490,7 +531,7 @@ def test_a_damaged_state_says_what_to_do(tmp_path, digits):
     train, _ = digits
     fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
     (tmp_path / 'state.pt').write_bytes((tmp_path / 'state.pt').read_bytes()[:1000])
-    with pytest.raises(EvaluationError, match=r'state.pt is missing or damaged: remove .*state.pt to begin anew'):
+    with pytest.raises(EvaluationError, match=r'state.pt is missing or damaged: remove .*state.pt to start again'):
         fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path)
 
 
@@ -507,7 +548,7 @@ def test_a_state_with_code_in_it_is_not_run(tmp_path, digits):
     assert not (tmp_path / 'hostile').exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(tmp_path, digits):
+def test_a_loss_that_is_not_a_number_stops_the_run_before_its_state_is_written(tmp_path, digits):
     train, _ = digits
     fit(small_model(), train, PLAIN, tmp_path / 'good')
     model = small_model()
@@ -533,7 +574,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_an_unreadable_image_is_told_by_its_path_whoever_reads_it(tmp_path, workers):
+def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, workers):
     for name in ('a', 'b'):
         (tmp_path / 'train' / name).mkdir(parents=True)
         for i in range(8):
@@ -551,8 +592,8 @@ def test_an_unreadable_image_is_told_by_its_path_whoever_reads_it(tmp_path, work
     ('recipe', 'options', 'words'),
     [
         (dict(batch_size=256), {}, '143 training images make no batch of 256: choose a smaller --batch-size'),
-        ({}, dict(micro_batch=5), 'batch of 32 does not come out of 1 x 5 images'),
-        ({}, dict(micro_batch=64), 'batch of 32 does not come out of 1 x 64 images'),
+        ({}, dict(micro_batch=5), 'batch of 32 is not a multiple of 1 x 5 images'),
+        ({}, dict(micro_batch=64), 'batch of 32 is not a multiple of 1 x 64 images'),
         (dict(batch_size=9, mixup=0.8), {}, 'Mixup needs pairs and 9 images at once are odd'),
         ({}, dict(held_out=1.0), 'held-out share of 1 makes no sense'),
         ({}, dict(precision='fp16'), 'fp16 needs a CUDA device'),
@@ -572,7 +613,7 @@ def test_a_folder_that_cannot_be_written_says_so_before_the_training(tmp_path, d
     assert not said  # no epoch was trained for nothing
 
 
-# --- what is left behind
+# --- files
 
 
 def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_cannot_be(tmp_path, digits):
@@ -584,12 +625,12 @@ def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_ca
     (tmp_path / 'model' / 'notes.txt').write_text('mine')
     about = dict(name='tinyvit_5m_224', weights='elsewhere/mine.pth', seed=0, say=lambda text: None)
     with pytest.raises(FileExistsError, match='holds other files'):
-        write_finetuned(tmp_path, result, model, recipe, train, test, **about)
+        write_finetuned(tmp_path, result, model, train, test, **about)
     assert read_results(tmp_path)['test_accuracy'] == result.test.accuracy
     entry = (tmp_path / '.eval_results' / 'imagenet-1k.yaml').read_text()
     assert 'ILSVRC/imagenet-1k' in entry
     assert f'value: {round(result.test.accuracy, 4)}' in entry
     assert 'recipe tinyvit_scratch, from weights: mine.pth' in ' '.join(entry.split())
     (tmp_path / 'model' / 'notes.txt').unlink()
-    write_finetuned(tmp_path, result, model, recipe, train, test, **about)
+    write_finetuned(tmp_path, result, model, train, test, **about)
     assert timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).num_classes == 10

@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import images_for, size_of
+from conftest import for_each, images_for, size_of
 from golden_rule import fill_by_rule
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
@@ -194,7 +194,7 @@ def test_a_new_folder_has_ordinary_rights(tmp_path):
     assert (tmp_path / 'swapped').stat().st_mode == (tmp_path / 'ordinary').stat().st_mode
 
 
-@pytest.mark.parametrize('release', all_releases(), ids=lambda release: release.name)
+@for_each('release', all_releases())
 def test_a_page_makes_the_model_of_its_release(release):
     model = timm.create_model(f'local-dir:{configs_folder() / release.name}', device='meta')
     stock = timm.create_model(release.name, device='meta')
@@ -203,7 +203,7 @@ def test_a_page_makes_the_model_of_its_release(release):
     configs = [{k: v if isinstance(v, (str, float)) else tuple(v) for k, v in resolve_model_data_config(m).items()}
                for m in (model, stock)]  # fmt: skip
     assert configs[0] == configs[1]
-    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.licence.spdx
+    assert json.loads(render_config(release.name))['pretrained_cfg']['license'] == release.license.spdx
 
 
 def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):

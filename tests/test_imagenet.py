@@ -11,6 +11,14 @@ from conftest import refused
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 from timm.data.real_labels import RealLabelsImagenet
+from torch import nn
+
+from tinyvit_zoo.checkpoints.head_22k import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.data.class_map import map_classes
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.folders import read_class_folders, read_folder
+from tinyvit_zoo.data.image_dataset import Arrays, ImageDataset
 from tinyvit_zoo.downstream.imagenet import evaluate
 from tinyvit_zoo.downstream.imagenet_c import (
     ALEXNET_CLEAN_ERROR,
@@ -20,14 +28,6 @@ from tinyvit_zoo.downstream.imagenet_c import (
     evaluate_corruptions,
 )
 from tinyvit_zoo.downstream.reports.imagenet import write_scores
-from torch import nn
-
-from tinyvit_zoo.checkpoints.head_22k import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
-from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.data.class_map import map_classes
-from tinyvit_zoo.data.datasets import load_dataset
-from tinyvit_zoo.data.folders import read_class_folders, read_folder
-from tinyvit_zoo.data.image_dataset import Arrays, ImageDataset
 
 WNIDS = ImageNetInfo('imagenet-1k').label_names()
 INFO = Path(timm.data.__file__).parent / '_info'

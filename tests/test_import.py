@@ -299,7 +299,7 @@ def test_other_heads_are_refused_wherever_a_file_is_loaded(cli, tmp_path, wrong)
     refused(lambda: load_model(name, str(file)), *words)
     refused(lambda: convert(file, tmp_path / 'out.safetensors', name=name), *words)
     assert not (tmp_path / 'out.safetensors').exists()
-    code, _, err = cli('compress', name, '--checkpoint', file, '-o', tmp_path / 'out')
+    code, _, err = cli('compress', name, '--weights', file, '-o', tmp_path / 'out')
     assert code == 1
     assert all(word in err for word in words)
 

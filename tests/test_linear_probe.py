@@ -19,18 +19,18 @@ import torch.nn.functional as F
 from conftest import SMALL, refused
 from PIL import Image
 from safetensors.torch import load_file
-from tinyvit_zoo.downstream.features.extraction import extract
-from tinyvit_zoo.downstream.features.layers import feature_function
-from tinyvit_zoo.downstream.features.one_pass import features_of_layers
-from tinyvit_zoo.downstream.features.views import probe_transforms
-from tinyvit_zoo.downstream.linear_probe import cached, live
-from tinyvit_zoo.downstream.reports.probe import HEAD
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.downstream import linear_probe
+from tinyvit_zoo.downstream.features.extraction import extract
+from tinyvit_zoo.downstream.features.layers import feature_function
+from tinyvit_zoo.downstream.features.one_pass import features_of_layers
+from tinyvit_zoo.downstream.features.views import probe_transforms
+from tinyvit_zoo.downstream.linear_probe import cached, live
+from tinyvit_zoo.downstream.reports.probe import HEAD
 from tinyvit_zoo.hub import save_folder
 
 LRS = [0.1, 1.0, 10.0]
@@ -90,6 +90,7 @@ def test_the_chosen_head_of_a_sweep_equals_its_solo_run(model, digits, run):
 
 def test_each_head_of_a_sweep_equals_its_own_run(run):
     together = run(layers=['pooled', 'last:2'])
+    assert len(together.heads) > 1
     for i, head in enumerate(together.heads):
         alone = run(lrs=[head.setting.lr], layers=[head.setting.layer])
         assert alone.heads[0] == replace(head, loss=alone.heads[0].loss)
@@ -310,8 +311,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ('mode', 'more'),
     [
-        ('live', ['--epochs', 2, '--batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
-        ('cached', ['--epochs', 3, '--batch', 64, '--views', 2, '--cache', 'features']),
+        ('live', ['--epochs', 2, '--step-batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
+        ('cached', ['--epochs', 3, '--step-batch', 64, '--views', 2, '--cache', 'features']),
         ('ridge', []),
         ('logistic', ['--layers', 'pre_logits']),
     ],

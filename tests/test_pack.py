@@ -43,7 +43,7 @@ def packed_once(model_folder, tmp_path_factory) -> Path:
         tmp_path_factory.mktemp('page') / 'page',
         tag='mine',
         labels=LABELS,
-        licence='mit',
+        license='mit',
         repo='me/x',
     )
 
@@ -225,13 +225,13 @@ def test_the_labels_of_a_folder_stay_whatever_it_is_called(saved_as, tag, tmp_pa
     assert config['pretrained_cfg']['tag'] == (tag or saved_as or 'own')
 
 
-@pytest.mark.parametrize('facts', [dict(labels=['x']), dict(licence='mit'), dict(img_size=(64, 64))], ids=str)
+@pytest.mark.parametrize('facts', [dict(labels=['x']), dict(license='mit'), dict(img_size=(64, 64))], ids=str)
 def test_weights_of_a_release_take_no_facts_of_others(tmp_path, facts):
     refused(lambda: pack(NAME, tmp_path / 'page', 'file', **facts), NAME, '--tag', kind=ModelError)
 
 
-def test_a_licence_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
-    refused(lambda: pack(str(page), tmp_path / 'new', licence='mit'), 'write the licence there', kind=ModelError)
+def test_a_license_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
+    refused(lambda: pack(str(page), tmp_path / 'new', license='mit'), 'write the license there', kind=ModelError)
 
 
 def test_the_card_of_ones_own_weights_tells_whose_class_loads_them_and_what_they_take(tmp_path):
@@ -273,13 +273,15 @@ def test_the_page_that_a_card_is_for_can_be_named_later(model_folder, tmp_path):
     refused(lambda: pack(str(page), page, repo='x'), "'x' is no name of a page", kind=ModelError)
 
 
-@pytest.mark.parametrize('licence', ['MIT', 'mit\ntags: x', 'a: b', ''])
-def test_what_cannot_be_a_licence_of_the_hub_is_refused(model_folder, tmp_path, licence):
-    refused(lambda: pack(str(model_folder), tmp_path / 'page', licence=licence), 'no licence id', kind=ModelError)
+@pytest.mark.parametrize('license', ['MIT', 'mit\ntags: x', 'a: b', ''])
+def test_what_cannot_be_a_license_of_the_hub_is_refused(model_folder, tmp_path, license):
+    refused(lambda: pack(str(model_folder), tmp_path / 'page', license=license), 'no license id', kind=ModelError)
 
 
 @pytest.mark.slow
-def test_the_expectation_is_not_computed_where_the_page_is_packed(model_folder, tmp_path, monkeypatch):
+def test_the_expectation_is_not_computed_where_the_page_is_packed(
+    model_folder, tmp_path, monkeypatch, pack_by_another_process
+):
     """Its process knows nothing but the files: what is broken here does not reach it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
     pair = load_file(pack(str(model_folder), tmp_path / 'page') / 'test/rand_tensors.safetensors')
@@ -328,7 +330,9 @@ def test_an_expectation_that_the_model_does_not_meet_is_refused(packed_once, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ['page', 'pair.safetensors']
 
 
-def test_a_page_that_would_not_make_its_model_again_is_not_written(model_folder, tmp_path, monkeypatch):
+def test_a_page_that_would_not_make_its_model_again_is_not_written(
+    model_folder, tmp_path, monkeypatch, pack_by_another_process
+):
     monkeypatch.setattr(sys, 'executable', shutil.which('false'))
     refused(lambda: pack(str(model_folder), tmp_path / 'page'), 'does not make its model again')
     assert list(tmp_path.iterdir()) == []
@@ -376,7 +380,7 @@ def test_a_folder_with_other_files_is_never_replaced(page, model_folder):
 @pytest.mark.parametrize(
     ('name', 'kwargs', 'words'),
     [
-        (NAME, {}, ('--weights', '--random-seed')),
+        (NAME, {}, ('--weights', '--random')),
         (NAME, dict(weights='x', random_seed=1), ('either',)),
         ('tinyvit_5m', dict(random_seed=1), ('Unknown model', 'Did you mean')),
         ('tinyvit_5m_224.mine', dict(random_seed=1), ("no weights called 'mine'",)),
@@ -412,7 +416,7 @@ def test_labels_are_a_text_in_utf8_whatever_wrote_it(model_folder, tmp_path, cli
 
 def test_the_name_of_a_page_is_looked_at_before_anything_is_packed(cli, monkeypatch):
     monkeypatch.setattr('tinyvit_zoo.hub.pack.pack', None)
-    code, _, err = cli('push', NAME, '--random-seed', 1, '--to', 'small')
+    code, _, err = cli('push', NAME, '--random', '--seed', 1, '--to', 'small')
     assert (code, err) == (1, "'small' is no name of a page: it is written owner/name.\n")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import timm
-from conftest import ARCHITECTURES, TAGGED
+from conftest import ARCHITECTURES, TAGGED, for_each
 from timm.data import create_transform, resolve_model_data_config
 
 import tinyvit_zoo
@@ -76,7 +76,7 @@ def test_no_name_of_timms_own_is_taken():
     assert not modules & {timm.model_entrypoint(name).__module__.rpartition('.')[2] for name in stock}
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@for_each('name', ARCHITECTURES)
 def test_a_bare_name_means_1000_classes_and_of_an_encoder_none(name):
     model = timm.create_model(name, device='meta')
     assert model.num_classes == (0 if name in ENCODERS else 1000)
@@ -84,7 +84,7 @@ def test_a_bare_name_means_1000_classes_and_of_an_encoder_none(name):
     assert find_release(name).name == f'{name}.{EXPECTED[name][0]}'
 
 
-@pytest.mark.parametrize('name', TAGGED)
+@for_each('name', TAGGED)
 def test_a_tag_has_the_classes_of_its_release(name):
     classes = 21841 if name.endswith('.dist_in22k') else 0 if name.partition('.')[0] in ENCODERS else 1000
     assert timm.create_model(name, device='meta').num_classes == classes
@@ -94,7 +94,7 @@ def test_a_tag_has_the_classes_of_its_release(name):
     assert len(timm.data.ImageNetInfo(find_release(name).labels).label_names()) == classes
 
 
-@pytest.mark.parametrize('name', [name for name in TAGGED if name.startswith('tinyvit')])
+@for_each('name', [name for name in TAGGED if name.startswith('tinyvit')])
 def test_a_hub_id_is_spelled_in_full_and_is_one_of_timms(name):
     cfg, stock = timm.get_pretrained_cfg(name), timm.get_pretrained_cfg(name.replace('tinyvit', 'tiny_vit'))
     assert cfg.hf_hub_id == f'timm/{name.replace("tinyvit", "tiny_vit")}' == stock.hf_hub_id
@@ -108,7 +108,7 @@ def test_a_hub_id_is_spelled_in_full_and_is_one_of_timms(name):
     assert cfg.license == 'mit'
 
 
-@pytest.mark.parametrize('name', [name for name in TAGGED if name.startswith('mini_')])
+@for_each('name', [name for name in TAGGED if name.startswith('mini_')])
 def test_weights_without_a_hub_page_name_none(name):
     cfg = timm.get_pretrained_cfg(name)
     assert cfg.hf_hub_id is None
@@ -116,7 +116,7 @@ def test_weights_without_a_hub_page_name_none(name):
     assert cfg.license == ('mit' if 'swin' in name else 'apache-2.0')
 
 
-@pytest.mark.parametrize('name', TAGGED)
+@for_each('name', TAGGED)
 def test_default_preprocessing_is_the_best_measured(name):
     release = find_release(name)
     measured = {p: p.result().top1 for p in release.protocols if p.result()}
@@ -160,7 +160,7 @@ before = set(sys.modules)
 import tinyvit_zoo
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
-ROOMS = ('checkpoints', 'layers', 'models', 'releases')  # what registering the models needs
+ROOMS = ('checkpoints', 'common', 'layers', 'models', 'releases')  # what registering the models needs
 
 
 def test_importing_brings_nothing_that_timm_has_not_brought():

@@ -1,12 +1,14 @@
-"""Numbers that are counted: parameters and multiply-accumulates against the published ones, and `describe`."""
+"""Counted numbers: parameters, multiply-accumulates and bytes against the published ones, and `describe`."""
 
 import pytest
 import timm
 
 from tinyvit_zoo.build import build_model
 from tinyvit_zoo.common.errors import ModelError
-from tinyvit_zoo.info import describe, list_releases, profile_model
-from tinyvit_zoo.releases import all_releases, find_release
+from tinyvit_zoo.hub import save_folder
+from tinyvit_zoo.info import count_profiles, describe, list_releases, profile_model
+from tinyvit_zoo.releases import FAMILIES, all_releases, find_release
+from tinyvit_zoo.releases.profile import find_profile, stored_profiles
 
 # The released models with 1000 classes, counted on the authors' own classes: parameters, MACs in G of one image.
 PUBLISHED = {
@@ -47,9 +49,25 @@ STAR = {'tinymim_vit_tiny_star_patch16_224': 5_524_416 - 384 + 384 + (384 + 192 
 PUBLISHED_22K = {'tinyvit_5m_224': 12_082_725, 'tinyvit_11m_224': 20_354_581, 'tinyvit_21m_224': 33_223_825}
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_stored_profiles_are_those_of_the_models(family):
+    """Of the first release of each family; `cards check` counts all of them."""
+    release = FAMILIES[family][0]
+    assert count_profiles([release]) == {release.name: release.profile}
+
+
+def test_stored_profiles_are_those_of_the_releases():
+    assert list(stored_profiles()) == [release.name for release in all_releases()]
+
+
+def test_a_release_without_a_stored_profile_says_what_to_do():
+    with pytest.raises(LookupError, match=r'no entry for nobody\.nothing: run `tinyvit-zoo cards build`'):
+        find_profile('nobody.nothing')
+
+
 @pytest.mark.parametrize('architecture', PUBLISHED)
 def test_parameters_and_macs_are_the_published_ones(architecture):
-    profile = profile_model(build_model(architecture, device='meta'))
+    profile = find_release(architecture).profile
     params, gmacs = PUBLISHED[architecture]
     assert profile.params == params
     assert round(profile.macs / 1e9, 3) == gmacs
@@ -58,7 +76,7 @@ def test_parameters_and_macs_are_the_published_ones(architecture):
 @pytest.mark.parametrize('architecture', PLAIN)
 def test_products_of_a_plain_vit_are_those_of_its_layers(architecture):
     params, width = PLAIN[architecture]
-    profile = profile_model(build_model(architecture, device='meta'))
+    profile = find_release(architecture).profile
     tokens = 197
     layer = 12 * tokens * width**2 + 2 * tokens**2 * width
     assert profile.params == params
@@ -66,18 +84,32 @@ def test_products_of_a_plain_vit_are_those_of_its_layers(architecture):
 
 
 def test_the_block_that_a_student_leaves_out_costs_nothing():
-    student = profile_model(build_model('tinymim_vit_tiny_student_patch16_224', device='meta'))
+    student = find_release('tinymim_vit_tiny_student_patch16_224').profile
     assert student.macs == 196 * 768 * 192 + 11 * (12 * 197 * 192**2 + 2 * 197**2 * 192)
 
 
-def test_the_list_counts_every_release_with_its_own_head():
+def test_bytes_are_those_of_the_file_that_is_saved(tmp_path):
+    release = find_release('mini_deit_tiny_patch16_224')
+    file = save_folder(timm.create_model(release.name), tmp_path / 'model') / 'model.safetensors'
+    header = 8 + int.from_bytes(file.read_bytes()[:8], 'little')
+    assert file.stat().st_size - header == release.profile.bytes == 4 * release.profile.params
+
+
+def test_buffers_count_as_bytes_and_not_as_parameters():
+    """BatchNorm's, which Mini-DeiT does not have."""
+    profile = profile_model(build_model('tinyvit_5m_224', img_size=64, device='meta'))
+    assert profile.bytes > 4 * profile.params
+
+
+def test_rows_of_the_list_have_the_stored_profile_of_each_release_with_its_own_head():
     rows = {row['name']: row for row in list_releases()}
     assert set(rows) == {release.name for release in all_releases()}
     for name, row in rows.items():
-        architecture = find_release(name).architecture
+        release = find_release(name)
         params = {k: v[0] for k, v in (PUBLISHED | PLAIN).items()} | ENCODERS | STAR
         expected = PUBLISHED_22K if row['num_classes'] == 21841 else params
-        assert row['params'] == expected[architecture], name
+        assert row['params'] == expected[release.architecture], name
+        assert (row['bytes'], row['gmacs']) == (release.profile.bytes, round(release.profile.macs / 1e9, 3))
 
 
 def test_the_list_is_filtered_by_a_shell_pattern():
@@ -115,8 +147,6 @@ def test_describe_gives_both_protocols_with_the_default_first():
 
 
 def test_describe_says_nothing_of_a_release_about_a_folder(tmp_path, small):
-    from tinyvit_zoo.hub import save_folder
-
     folder = save_folder(small(), tmp_path / 'model')
     facts = describe(f'local-dir:{folder}')
     assert facts['release'] is None

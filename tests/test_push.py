@@ -4,18 +4,16 @@ huggingface_hub's own client, over loopback, in processes of their own; Xet is o
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, TAGGED, images_for, refused, small_of
+from conftest import ARCHITECTURES, GRAPHS, TAGGED, images_for, refused, rest_is_full, shallow, small_of
 from golden_rule import fill_by_rule
 from hub_client import HubClient, assert_cache_is_whole, assert_refused, contents
 from minihub import Fault, MiniHub, Page
@@ -78,7 +76,7 @@ def test_a_page_is_pushed_once_and_can_be_loaded(hub, client, page):
 def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
     """By the command alone; the same again makes no commit."""
     for _ in range(2):
-        code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random-seed', 1, '--to', REPO)
+        code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random', '--seed', 1, '--to', REPO)
         assert code == 0, err
     assert 'no commit was made' in out
     assert hub.commits == 1
@@ -229,20 +227,15 @@ def test_a_page_is_fetched_from_the_cache_without_the_hub(hub, client, page):
     hub.pages['me/bare'] = Page({k: v for k, v in contents(page).items() if k != 'manifest.json'})
     assert client.run('verify', REPO)[0] == 0
     assert client.run('verify', 'me/bare')[0] == 0
-    command = [sys.executable, '-m', 'tinyvit_zoo.cli']
-    env = os.environ | hub.environment | dict(HF_HOME=str(client.home), HF_HUB_OFFLINE='1')
-
-    def offline(*args: str) -> tuple[int, str, str]:
-        done = subprocess.run([*command, *args], env=env, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout, done.stderr
-
     asked = len(hub.log)
-    assert offline('verify', REPO)[0] == 0
-    code, out, _ = offline('verify', 'me/bare')
+    offline = HubClient(client.root, hub.environment | dict(HF_HUB_OFFLINE='1'))  # with the same cache
+    assert offline.run('verify', REPO)[0] == 0
+    code, out, _ = offline.run('verify', 'me/bare')
     assert code == 0
     assert 'no manifest' in out
-    assert_refused(offline('verify', 'me/other'), 'HF_HUB_OFFLINE')
-    assert_refused(offline('push', str(page), '--to', REPO), 'HF_HUB_OFFLINE')
+    assert_refused(offline.run('verify', 'me/other'), 'HF_HUB_OFFLINE')
+    assert_refused(offline.run('push', page, '--to', REPO), 'HF_HUB_OFFLINE')
+    offline.close()
     assert len(hub.log) == asked
 
 
@@ -315,20 +308,14 @@ def assert_the_hub_gives_it_back(hub: MiniHub, client: HubClient, page: Path, mo
     assert out.split() == [type(model).__name__, 'transformers_modules']
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', TAGGED)
-@torch.no_grad()
-def test_every_tag_is_packed_proved_and_the_same_everywhere_and_one_of_every_architecture_over_the_hub(
-    name, hub, client
-):
+def assert_the_page_is_the_model(model: torch.nn.Module, root: Path) -> Path:
+    """Packed, proved, and the same from its folder in timm and in transformers. Gives the page."""
     transformers = pytest.importorskip('transformers')
-    model = fill_by_rule(timm.create_model(name))
     auto = transformers.AutoModelForImageClassification if model.num_classes else transformers.AutoModel
     image = images_for(model, 1)
-    expected = model(image)
-    with tempfile.TemporaryDirectory(prefix='page-') as root:  # at once gone: all of them are gigabytes
-        folder = save_folder(model, Path(root) / 'model')
-        page = pack(str(folder), Path(root) / 'page')
+    with torch.no_grad():
+        expected = model(image)
+        page = pack(str(save_folder(model, root / 'model')), root / 'page')
         assert verify(page).difference < 1e-6
         again = timm.create_model(f'local-dir:{page}', pretrained=True).eval()
         assert_close(again(image), expected)
@@ -336,8 +323,35 @@ def test_every_tag_is_packed_proved_and_the_same_everywhere_and_one_of_every_arc
         assert type(loaded.timm_model) is type(again) is type(model)
         output = loaded(image)
         assert_close(output.logits if model.num_classes else output.pooler_output, expected)
-        if name in FIRST_TAGS:
-            assert_the_hub_gives_it_back(hub, client, page, model)
+    return page
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A folder that is gone at once: pages of all models are gigabytes."""
+    with tempfile.TemporaryDirectory(prefix='page-') as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', rest_is_full(FIRST_TAGS, [tag for tag in FIRST_TAGS if tag.startswith(GRAPHS)]))
+def test_a_model_of_every_kind_is_packed_proved_and_the_same_everywhere_and_over_the_hub(name, hub, client, root):
+    model = fill_by_rule(timm.create_model(name))
+    page = assert_the_page_is_the_model(model, root)
+    assert_the_hub_gives_it_back(hub, client, page, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in ARCHITECTURES if name not in GRAPHS])
+def test_every_other_architecture_is_packed_proved_and_the_same_everywhere(name, root):
+    """In its own width."""
+    assert_the_page_is_the_model(shallow(name), root)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('name', [name for name in TAGGED if name not in FIRST_TAGS])
+def test_every_other_tag_is_packed_proved_and_the_same_everywhere(name, root, pack_by_another_process):
+    assert_the_page_is_the_model(fill_by_rule(timm.create_model(name)), root)
 
 
 @pytest.mark.slow

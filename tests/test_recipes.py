@@ -20,7 +20,7 @@ from tinyvit_zoo.training.ingredients import (
     create_transforms,
     reset_head,
 )
-from tinyvit_zoo.training.recipes import RECIPES, Rates, find_recipe
+from tinyvit_zoo.training.recipes import DEFAULT, RECIPES, Rates, find_recipe
 
 # Highest, last and first learning rate as the papers and READMEs have them for their batch; warm-up, epochs, batch;
 # where the cosine begins.
@@ -67,7 +67,7 @@ def train_nothing(model, recipe, updates_per_epoch):
 
 
 def test_every_recipe_is_checked_here_and_says_where_it_is_from():
-    assert RECIPES.keys() == PUBLISHED.keys()
+    assert RECIPES.keys() == PUBLISHED.keys() | {DEFAULT}
     for name, recipe in RECIPES.items():
         assert recipe.name == name
         assert recipe.source
@@ -252,6 +252,27 @@ def test_a_head_starts_anew_where_the_recipe_says_so():
 # --- choosing and changing
 
 
+@pytest.mark.parametrize(
+    ('images', 'batch'), [(2, 2), (3, 2), (7, 4), (8, 8), (127, 8), (128, 16), (300, 32), (10**6, 32)]
+)
+def test_the_batch_of_the_default_recipe_shrinks_for_few_images_and_its_rates_stay(images, batch):
+    recipe = find_recipe(DEFAULT)
+    fitted = recipe.fitted(images)
+    assert fitted.batch_size == batch
+    assert fitted.rates() == recipe.rates()
+    assert dataclasses.replace(fitted, batch_size=recipe.batch_size, lr_batch=recipe.lr_batch) == recipe
+
+
+def test_a_batch_that_was_asked_for_never_shrinks():
+    asked = find_recipe(DEFAULT).changed(batch_size=256)
+    assert asked.fitted(10) is asked
+    assert find_recipe('tinymim').fitted(10) is find_recipe('tinymim')
+
+
+def test_the_default_recipe_trains_models_without_drop_path():
+    assert find_recipe(DEFAULT).drop_path_of('vgg11') == 0
+
+
 def test_fewer_epochs_keep_the_share_of_the_warmup():
     recipe = find_recipe('tinyvit_scratch').changed(epochs=30)
     assert (recipe.epochs, recipe.warmup_epochs) == (30, 2)
@@ -260,6 +281,6 @@ def test_fewer_epochs_keep_the_share_of_the_warmup():
         recipe.changed(warmup_epochs=30)
 
 
-def test_an_unknown_recipe_is_told_with_the_closest_and_all_others():
+def test_the_error_for_an_unknown_recipe_names_the_closest_and_all_others():
     with pytest.raises(EvaluationError, match=r"no recipe 'tinyvit_22k_to_1k'. Did you mean tinyvit_22kto1k\? Take"):
         find_recipe('tinyvit_22k_to_1k')

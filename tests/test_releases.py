@@ -1,14 +1,20 @@
 """The facts of the releases: what exists, where it comes from, who measured what, and what `info` makes of it."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
+from conftest import for_each
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import tinyvit_zoo
 from tinyvit_zoo.build import build_model
 from tinyvit_zoo.hub import configs_folder, save_folder
 from tinyvit_zoo.info import describe, list_releases, token_lines
-from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release
+from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release, record
 
 PLAIN = FAMILIES['tinymim'] + FAMILIES['mae_lite']
 FINE_TUNED = [release for release in PLAIN if release.num_classes]
@@ -45,6 +51,27 @@ def names(releases):
 # --- all families
 
 
+def test_the_facts_need_no_package():
+    """So the command line can list them within a second: loaded by path, without `tinyvit_zoo` itself."""
+    folder = Path(tinyvit_zoo.releases.__file__).parent
+    code = f"""
+import importlib.util, sys
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location('facts', {str(folder / '__init__.py')!r})
+facts = sys.modules['facts'] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(facts)
+print(len(facts.list_releases()))
+new = {{name.partition('.')[0] for name in sys.modules.keys() - before}} - {{'facts'}}
+print(*sorted(new - set(sys.stdlib_module_names)))
+"""
+    done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(len(all_releases()))]
+
+
+def test_mean_and_standard_deviation_are_those_of_timm():
+    assert (record.IMAGENET_MEAN, record.IMAGENET_STD) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
 def test_names_are_unique_and_found():
     assert len(set(names(all_releases()))) == len(all_releases())
     for family, releases in FAMILIES.items():
@@ -53,7 +80,7 @@ def test_names_are_unique_and_found():
             assert find_family(release.name) == find_family(release.architecture) == family
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_every_release_says_where_its_weights_are(name):
     release = find_release(name)
     assert (release.url is None) == (release.by_hand is not None)
@@ -65,7 +92,7 @@ def test_every_release_says_where_its_weights_are(name):
         assert (release.file or 'its name is not known') in release.by_hand
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_labels_are_those_of_the_head(name):
     release = find_release(name)
     if not release.num_classes:
@@ -75,10 +102,10 @@ def test_labels_are_those_of_the_head(name):
         assert len(timm.data.ImageNetInfo(release.labels).label_names()) == release.num_classes
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
-def test_every_number_has_a_source_and_every_licence_too(name):
+@for_each('name', names(all_releases()))
+def test_every_number_has_a_source_and_every_license_too(name):
     release = find_release(name)
-    assert release.licence.source.startswith('https://')
+    assert release.license.source.startswith('https://')
     assert release.training
     for protocol in release.protocols:
         assert protocol.source
@@ -88,18 +115,18 @@ def test_every_number_has_a_source_and_every_licence_too(name):
             assert result.by in ('authors', 'timm')
 
 
-@pytest.mark.parametrize('architecture', sorted({release.architecture for release in all_releases()}))
+@for_each('architecture', sorted({release.architecture for release in all_releases()}))
 def test_the_default_is_a_classifier_where_one_was_released(architecture):
     tags = [release for release in all_releases() if release.architecture == architecture]
     assert (tags[0].num_classes == 1000) == any(release.num_classes == 1000 for release in tags)
     assert timm.create_model(architecture, device='meta').pretrained_cfg['tag'] == tags[0].tag
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_the_cfg_of_timm_is_a_view_of_the_release(name):
     release, cfg = find_release(name), timm.get_pretrained_cfg(name)
     assert (cfg.url, cfg.hf_hub_id, cfg.num_classes) == (release.url, release.hf_hub_id, release.num_classes)
-    assert (cfg.license, cfg.origin_url) == (release.licence.spdx, release.origin_url)
+    assert (cfg.license, cfg.origin_url) == (release.license.spdx, release.origin_url)
     assert set(release.notes) <= set(cfg.notes or ())
     if release.by_hand:
         assert release.by_hand in cfg.notes[-1]
@@ -124,7 +151,7 @@ def test_heads_tokens_and_classes_of_a_model_are_those_of_its_weights(architectu
     assert bool(model['num_classes']) == any(r.num_classes for r in PLAIN if r.architecture == architecture)
 
 
-@pytest.mark.parametrize('name', names(PLAIN))
+@for_each('name', names(PLAIN))
 def test_the_notes_give_the_heads_that_the_model_has(name):
     heads = describe(name)['model']['heads']
     first, *last = map(int, re.findall(r'(\d+)(?: heads|(?= in the last block))', find_release(name).notes[0])[:2])
@@ -184,10 +211,10 @@ def test_results_of_the_released_files_come_first():
     assert [(r.top1, 'paper' in r.source) for r in moco] == [(76.8, False), (73.7, True)]
 
 
-def test_licences_are_told_as_they_are():
+def test_licenses_are_told_as_they_are():
     for release in PLAIN:
         assert any('CC-BY-NC 4.0' in note for note in release.notes)
-        assert release.licence.given == (find_family(release.name) == 'mae_lite')
+        assert release.license.given == (find_family(release.name) == 'mae_lite')
 
 
 def test_every_file_of_mae_lite_has_a_page_of_its_own_and_tinymim_one_folder():
@@ -255,12 +282,12 @@ def test_heads_and_tokens_are_told_in_words():
     assert token_lines(facts | dict(heads=None)) == {}
 
 
-@pytest.mark.parametrize('name', names(all_releases()))
+@for_each('name', names(all_releases()))
 def test_a_card_tells_what_info_does(name):
     release, facts = find_release(name), describe(name)
     card = (configs_folder() / name / 'README.md').read_text()
     front, _, text = card.removeprefix('---\n').partition('---\n')
-    assert f'license: {release.licence.spdx if release.licence.given else "unknown"}\n' in front
+    assert f'license: {release.license.spdx if release.license.given else "unknown"}\n' in front
     for part in (name, release.url or release.by_hand, release.paper.url, *release.notes):
         assert part in text
     for label, value in token_lines(facts['model']).items():

@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, SMALL_OF, assert_same, images_for, load, size_of
+from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for, load, size_of
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
-# By family: the ending of the parameters that an image size decides on.
+# By family: the ending of the parameters that depend on the image size.
 SIZED = {
     'tinyvit': 'attention_biases',
     'mini_deit': 'pos_embed',
@@ -18,18 +18,18 @@ SIZED = {
     **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star'), 'pos_embed'),
     'mae_lite_rpe': ('pos_embed', 'relative_position_bias_table'),
 }
-# Kinds whose position embedding is one row a patch: as many patches in another shape look alike in a bare file.
+# Kinds whose position embedding has one row per patch: as many patches in another shape look the same in a bare file.
 TOKENS = [family for family, ending in SIZED.items() if 'pos_embed' in ending]
 SIZES = [64, (128, 96)]
 
 
 def sized(model: torch.nn.Module, family: str) -> dict[str, torch.Tensor]:
-    """Parameters that an image size decides on."""
+    """Parameters that depend on the image size."""
     return {k: p for k, p in model.named_parameters() if k.endswith(SIZED[family])}
 
 
 def grid_of(model: torch.nn.Module, key: str) -> tuple[int, int]:
-    """Cells (rows, columns) that such a parameter holds numbers for."""
+    """Cells (rows, columns) that such a parameter has entries for."""
     if key == 'pos_embed':
         return model.patch_embed.grid_size
     h, w = model.window_sizes[int(key.split('.')[1])]
@@ -39,7 +39,7 @@ def grid_of(model: torch.nn.Module, key: str) -> tuple[int, int]:
 def as_maps(value: torch.Tensor, grid: tuple[int, int], key: str) -> torch.Tensor:
     """The parameter as (1, maps, rows, columns)."""
     value = value.detach()
-    if key == 'pos_embed':  # rows of class and distillation token stand before the patches
+    if key == 'pos_embed':  # rows of class and distillation token come before the patches
         value = value[0, value.shape[1] - grid[0] * grid[1] :].T
     elif key.endswith('relative_position_bias_table'):
         value = value.T
@@ -86,6 +86,7 @@ def test_a_size_changes_only_its_parameters_each_interpolated_on_its_grid(size, 
     model, source = any_small(), any_small()
     before = source.state_dict()
     model.set_input_size(size)
+    assert sized(model, family)
     for key, value in model.state_dict().items():
         if key not in sized(model, family):
             torch.testing.assert_close(value, before[key], rtol=0, atol=0)
@@ -102,6 +103,7 @@ def test_enlarging_and_returning_gives_nearly_the_same(family, any_small):
     model, before = any_small(), copy.deepcopy(sized(any_small(), family))
     model.set_input_size(448)
     model.set_input_size(224)
+    assert before
     for key, value in sized(model, family).items():
         if family == 'mae_lite_rpe' and key != 'pos_embed':
             continue  # far offsets are stretched, and random numbers do not survive it
@@ -158,7 +160,7 @@ def test_a_resized_model_is_independent_of_its_copy(any_small):
 
 
 @pytest.mark.parametrize('size', [(224, 224, 3), (224,)], ids=str)
-def test_a_size_that_is_none_is_refused(size, any_small):
+def test_an_impossible_size_is_refused(size, any_small):
     with pytest.raises(ValueError, match='img_size must be'):
         any_small(img_size=size)
 
@@ -170,7 +172,7 @@ def test_a_size_that_is_none_is_refused(size, any_small):
 @pytest.mark.parametrize('way', ['file', 'hub-folder', 'file-with-input-size'])
 def test_a_checkpoint_reloads_unchanged_at_the_size_it_was_saved_at(size, way, family, any_small, tmp_path):
     if family in TOKENS and way == 'file' and size in ((112, 448), (448, 112)):
-        size = (112, 432)  # as many patches as 224 x 224 has: a file alone cannot say whether it was resized
+        size = (112, 432)  # as many patches as 224 x 224 has: a file alone does not show whether it was resized
     saved = any_small(img_size=size)
     name, arguments = SMALL_OF[family]
     if way == 'hub-folder':
@@ -192,7 +194,7 @@ def test_a_checkpoint_reloads_unchanged_at_the_size_it_was_saved_at(size, way, f
     ('family', 'key'), [('tinyvit', 'stages.2.blocks.0.attn.attention_biases'), ('mini_deit', 'pos_embed')]
 )
 def test_equal_counts_of_entries_do_not_hide_a_resize(key, any_small, loaded):
-    """14x14 and 7x28 both have 196 entries: they must be resized for (112, 448) all the same."""
+    """14x14 and 7x28 both have 196 entries: they must still be resized for (112, 448)."""
     old, model = any_small().state_dict()[key], loaded(img_size=(112, 448))
     new = model.state_dict()[key]
     assert new.shape == old.shape
@@ -200,7 +202,7 @@ def test_equal_counts_of_entries_do_not_hide_a_resize(key, any_small, loaded):
     torch.testing.assert_close(as_maps(new, (7, 28), key), expected, rtol=0, atol=0)
 
 
-def test_a_folder_saved_non_square_moves_on_from_its_real_grid(any_small, tmp_path):
+def test_a_folder_saved_non_square_is_resized_from_its_real_grid(any_small, tmp_path):
     saved = any_small(img_size=(112, 448))
     save_for_hf(saved, tmp_path, safe_serialization=True)
     moved = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=224)
@@ -209,7 +211,7 @@ def test_a_folder_saved_non_square_moves_on_from_its_real_grid(any_small, tmp_pa
     assert_same(moved.state_dict(), expected.state_dict())
 
 
-# --- the rest of the world follows
+# --- timm and the Hub follow the size
 
 
 def input_size(model: torch.nn.Module, **kwargs) -> tuple[int, ...]:
@@ -233,7 +235,7 @@ def test_the_data_config_follows_the_real_size(size, any_small, loaded):
     assert input_size(any_small()) == (3, 224, 224)  # the registry itself was not touched
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@for_each('name', ARCHITECTURES)
 def test_the_data_config_of_a_tag_is_its_own_size(name):
     size = int(name.rsplit('_', 1)[1])
     assert input_size(timm.create_model(name, device='meta')) == (3, size, size)

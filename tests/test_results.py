@@ -13,12 +13,12 @@ import yaml
 from conftest import refused
 from matplotlib.figure import Figure
 from PIL import Image
-from tinyvit_zoo.downstream.reports import plots
-from tinyvit_zoo.downstream.results import eval_results_entry, plain, record, write
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.offline import digits
+from tinyvit_zoo.downstream.reports import plots
+from tinyvit_zoo.downstream.results import eval_results_entry, plain, record, write
 
 
 @pytest.fixture(scope='module')

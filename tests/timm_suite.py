@@ -1,7 +1,8 @@
 """pytest plugin (`-p timm_suite`) that points timm's own `test_models.py` at this package's models.
 
 That file takes its parameters from `timm.list_models` when it is imported, so the two listing functions are replaced
-before pytest collects it. TIMM_SUITE_MODELS narrows the run to some architectures, separated by commas.
+before pytest collects it. TIMM_SUITE_MODELS narrows the run to some architectures, separated by commas; those of
+TIMM_SUITE_BRIEF run as well, but only in `BRIEF`.
 """
 
 import functools
@@ -13,9 +14,18 @@ import timm
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.releases import all_releases
 
+BRIEF = ('test_model_forward', 'test_model_default_cfgs', 'test_model_default_cfgs_non_std')
+"""Tests of what differs between architectures of one kind: that the model runs, and its configuration."""
+
+
+def _named(variable: str) -> set[str]:
+    return set(filter(None, os.environ.get(variable, '').split(',')))
+
+
+RUN_BRIEFLY = _named('TIMM_SUITE_BRIEF')
 OURS = {release.architecture for release in all_releases()} & set(timm.list_models())
-if wanted := os.environ.get('TIMM_SUITE_MODELS'):
-    OURS &= set(wanted.split(','))
+if wanted := _named('TIMM_SUITE_MODELS') | RUN_BRIEFLY:
+    OURS &= wanted
 
 # Families of ours with the interface of a plain ViT. timm knows its own by the names in these filters.
 PLAIN_VIT = ('mini_deit_*', 'tinymim_*', 'mae_lite_*')
@@ -54,12 +64,14 @@ def every_block_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop what timm's tests do with models that they name themselves."""
+    """Drop what timm's tests do with models that they name themselves, and all but `BRIEF` where that is asked for."""
 
-    def is_ours(item: pytest.Item) -> bool:
+    def is_wanted(item: pytest.Item) -> bool:
         name = item.callspec.params.get('model_name') if hasattr(item, 'callspec') else None
-        return isinstance(name, str) and name.partition('.')[0] in OURS
+        if not isinstance(name, str) or (architecture := name.partition('.')[0]) not in OURS:
+            return False
+        return architecture not in RUN_BRIEFLY or item.originalname in BRIEF
 
-    ours = [item for item in items if is_ours(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in ours])
-    items[:] = ours
+    wanted = [item for item in items if is_wanted(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = wanted

@@ -1,4 +1,7 @@
-"""The folder `downstream` at the top of a checkout, as `tinyvit_zoo.downstream`. A wheel holds the package itself."""
+"""Evaluators: what the models are good for, measured on data.
+
+In a checkout they are the folder `downstream` at its top; a wheel holds the package itself instead of this file.
+"""
 
 from pathlib import Path
 

@@ -21,6 +21,7 @@ from . import __version__
 from .build import build_model, check_name, load_model
 from .classify import class_names
 from .common.errors import ModelError
+from .common.extras import needs_extra
 from .common.files import new_file
 from .hub.folder import FACTS_OF_WEIGHTS
 from .hub.pack import OWN_TAG
@@ -175,7 +176,8 @@ def check_output(output: str | Path, format: str | None = None) -> str:
     if format not in FORMATS or found != format:
         wanted = f'.{format}' if format in FORMATS else ' or '.join(f'.{f}' for f in FORMATS)
         raise ModelError(f'{output} must end in {wanted}.')
-    missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
+    with needs_extra('export'):
+        missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
     if missing:
         raise ModelError(f"ONNX needs {' and '.join(missing)}: pip install 'tinyvit-zoo[export]'.")
     return format

@@ -1,12 +1,12 @@
-"""What there is to know of a model: the facts of its release, and the numbers of the model itself.
+"""Facts about a model: those of its release, and those of the model itself.
 
-Facts come from `releases`; parameters, multiply-accumulates (MACs), heads and tokens are read off the model on the meta
-device, where it has shapes and no memory, so nothing is downloaded and no figure can go stale.
+The former come from `releases`. Parameters, multiply-accumulates (MACs), heads and tokens are read off the model on the
+meta device, where it has shapes and no memory, so nothing is downloaded.
 """
 
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
-from functools import cache, lru_cache
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -19,11 +19,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .build import build_model
 from .checkpoints import imported_path
-from .releases import FAMILIES, Protocol, Release, find_release
+from .releases import (
+    MEASURED_BY_OTHERS,
+    Profile,
+    Protocol,
+    Release,
+    find_release,
+    list_releases,
+    markdown_table,
+)
 
 __all__ = [
     'MEASURED_BY_OTHERS',
     'Profile',
+    'count_profiles',
     'describe',
     'list_releases',
     'markdown_table',
@@ -31,19 +40,9 @@ __all__ = [
     'token_lines',
 ]
 
-MEASURED_BY_OTHERS = 'Accuracies were measured by others, as named beside each one; this project did not measure them.'
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Size of a model: number of parameters, and MACs of one forward pass over one image."""
-
-    params: int
-    macs: int
-
 
 def profile_model(model: nn.Module) -> Profile:
-    """Parameters and MACs of a model at the input size it is made for.
+    """Parameters, MACs and bytes of a model at the input size it is made for.
 
     MACs are those of convolutions and matrix products, padding of windows included. A model on another device than
     meta is really run once.
@@ -53,67 +52,21 @@ def profile_model(model: nn.Module) -> Profile:
     image = torch.empty(1, *size, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    return Profile(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
-
-
-def list_releases(pattern: str = '*') -> list[dict[str, Any]]:
-    """One row for each released weight whose name, or architecture, matches a shell pattern.
-
-    Returns:
-        Rows with family, name, params, gmacs (at the release's own size), img_size, num_classes, top1 of the default
-        protocol on ImageNet-1k and by whom (None where nobody published one), licence and hf_hub_id.
-    """
-    return [
-        dict(family=family, **_row(release, _profile_of(release.architecture, release.num_classes)))
-        for family, releases in FAMILIES.items()
-        for release in releases
-        if fnmatch(release.name, pattern) or fnmatch(release.architecture, pattern)
-    ]
-
-
-@cache
-def _profile_of(architecture: str, num_classes: int) -> Profile:
-    model = _model_of(architecture)
-    model.reset_classifier(num_classes)
-    return profile_model(model)
-
-
-@lru_cache(maxsize=1)  # releases of an architecture follow each other
-def _model_of(architecture: str) -> nn.Module:
-    return build_model(architecture, device='meta')
-
-
-def _row(release: Release, profile: Profile) -> dict[str, Any]:
-    result = release.protocol.result()
-    return dict(
-        name=release.name,
-        params=profile.params,
-        gmacs=round(profile.macs / 1e9, 3),
-        img_size=release.img_size,
-        num_classes=release.num_classes,
-        top1=result and result.top1,
-        top1_by=result and result.by,
-        top1_source=result and result.source,
-        licence=release.licence.spdx,
-        hf_hub_id=release.hf_hub_id,
+    return Profile(
+        params=sum(p.numel() for p in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        bytes=sum(v.numel() * v.element_size() for v in model.state_dict().values()),
     )
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `list_releases` as the table of the README."""
-    lines = [
-        '| model.tag | params (M) | GMACs | image | classes | top-1 (by whom) | Hub copy |',
-        '| --- | ---: | ---: | ---: | ---: | --- | --- |',
-    ]
-    for row in rows:
-        top1 = f'{row["top1"]} ({row["top1_by"]})' if row['top1'] else '-'
-        classes = row['num_classes'] or '-'
-        hub = f'`{row["hf_hub_id"]}`' if row['hf_hub_id'] else '-'
-        lines.append(
-            f'| `{row["name"]}` | {row["params"] / 1e6:.2f} | {row["gmacs"]:.2f} | {row["img_size"]} '
-            f'| {classes} | {top1} | {hub} |'
-        )
-    return '\n'.join(lines)
+def count_profiles(releases: Iterable[Release]) -> dict[str, Profile]:
+    """The profiles of releases by their names, counted from the models; `Release.profile` is the stored one."""
+    return {release.name: _count(release.architecture, release.num_classes) for release in releases}
+
+
+@cache
+def _count(architecture: str, num_classes: int) -> Profile:
+    return profile_model(build_model(architecture, device='meta', num_classes=num_classes))
 
 
 def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -153,7 +106,7 @@ def _release_facts(release: Release) -> dict[str, Any]:
     imported = imported_path(release.name)
     return dict(
         {fact: getattr(release, fact) for fact in facts},
-        licence=dict(asdict(release.licence), given=release.licence.given),
+        license=dict(asdict(release.license), given=release.license.given),
         paper=dict(title=release.paper.title, url=release.paper.url),
         notes=list(release.notes),
         transfers=[asdict(result) for result in release.transfers],
@@ -172,12 +125,13 @@ def _model_facts(model: nn.Module) -> dict[str, Any]:
     return dict(
         params=profile.params,
         gmacs=round(profile.macs / 1e9, 3),
+        bytes=profile.bytes,
         img_size=get_model_input_config(model)['input_size'][-2:],
         num_classes=model.num_classes,
         windows=_windows(model),
         **_token_facts(model),
         tag=cfg.get('tag'),
-        licence=cfg.get('license'),
+        license=cfg.get('license'),
         label_names=cfg.get('label_names'),
     )
 

@@ -1,9 +1,8 @@
 """`ZooBackbone`: any model of the zoo, or of timm, as a backbone of mmdet and mmseg."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-import timm
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -13,48 +12,37 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import tinyvit_zoo  # noqa: F401  registers the models
-from tinyvit_zoo import dense
 from tinyvit_zoo.models import MiniSwin, TinyViT
-from tinyvit_zoo.releases import find_family
 
 from .backbone_weights import load_weights
+from .net import build_net, fixed_size
 
-__all__ = ['DENSE_FORMS', 'ZooBackbone']
+__all__ = ['ZooBackbone']
 
-DENSE_FORMS = {
-    form.__name__: form for form in (dense.mae_lite_vitdet_tiny, dense.tinymim_base_seg, dense.tinymim_star_tiny_seg)
-}
-"""Released backbones that bring a pyramid of their own."""
+T = TypeVar('T')
 
 STRIDES = (4, 8, 16, 32)
 WITH_NORMS = (MiniSwin, SwinTransformer, SwinTransformerV2)
 """Families whose detection recipe has a LayerNorm on every map."""
 WHOLE_MAPS = (TinyViT, MiniSwin, ResNet)
-"""Families that give maps of ceil(H / stride) of any image by themselves."""
-
-# Arguments that let a class take images of every size, tried in this order. timm's Swin would not shift windows in
-# stages that have one window at the size of the classifier, as the last; Swin's detection code does.
-ANY_SIZE = (
-    dict(dynamic_img_size=True, always_partition=True),
-    dict(strict_img_size=False, always_partition=True),
-    dict(dynamic_img_size=True),
-    dict(strict_img_size=False),
-    {},
-)
+"""Families whose maps have ceil(H / stride) rows for images of any size without padding."""
 
 
 @MODELS.register_module()
 class ZooBackbone(BaseModule):
     """Any timm model with intermediate features: images of any size in, a tuple of NCHW maps out.
 
-    The model is timm's own, without what no map needs (later stages, final norm, classifier), so every parameter gets
-    a gradient. State-dict names are `net.` before timm's, and `norm{i}.` for the norm of map i where there is one.
+    The model is timm's own, without the parts that no map needs (later stages, final norm, classifier), so every
+    parameter gets a gradient. State-dict names are timm's with the prefix `net.`, and `norm{i}.` for the norm of map i
+    where there is one.
 
     Attributes:
         channels: Of every map.
-        strides: Of every map; it has ceil(H / stride) rows and ceil(W / stride) columns.
+        strides: Of every map, which has ceil(H / stride) rows and ceil(W / stride) columns.
     """
+
+    net: Any  # of any of timm's classes, whose common interface is a convention, not a type
+    _is_init: bool  # mmengine's
 
     def __init__(
         self,
@@ -73,19 +61,19 @@ class ZooBackbone(BaseModule):
     ) -> None:
         """
         Args:
-            model_name: As in `timm.create_model`, the zoo's models among them; or one of `DENSE_FORMS`.
-            out_indices: Maps to give, numbered as by timm's `features_only`. Default: the last ones of strides 4, 8,
+            model_name: As in `timm.create_model`, the zoo's models among them; or one of `net.DENSE_FORMS`.
+            out_indices: Maps to return, numbered as by timm's `features_only`. Default: the last ones of strides 4, 8,
                 16 and 32; of a plain ViT that of the last block (put the neck `SimpleFeaturePyramid` behind it).
             pretrained: False; True for the weights of the name; a file or folder; 'hf-hub:...' or 'local-dir:...'.
             img_size: Size that windows, tables and positions are laid out for. Default: the architecture's.
-            window_sizes: Windows instead of those that follow from `img_size`.
+            window_sizes: Window sizes instead of those that follow from `img_size`.
             frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages (plain ViTs: blocks).
-            norm_eval: Keep BatchNorm layers in eval mode.
-            with_cp: Compute blocks again in the backward pass, to save memory.
+            norm_eval: Keep BatchNorm layers in evaluation mode.
+            with_cp: Gradient checkpointing: compute blocks again in the backward pass, to save memory.
             drop_path_rate: Stochastic depth. Default: the architecture's.
             out_norm: Normalise every map. Default: where the family's detection recipe does (Swin, Mini-Swin).
-            init_cfg: mmengine's. `dict(type='Pretrained', checkpoint=...)` takes what `pretrained` takes, and is read
-                in `init_weights`.
+            init_cfg: mmengine's. `dict(type='Pretrained', checkpoint=...)` accepts the same sources as `pretrained`,
+                and is read in `init_weights`.
             **model_args: Further arguments of the model.
 
         Raises:
@@ -97,14 +85,12 @@ class ZooBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         given = dict(img_size=img_size, window_sizes=window_sizes, drop_path_rate=drop_path_rate)
-        self.as_init = model_args.get('as_init', False)
         net_args = {**model_args, **{k: v for k, v in given.items() if v is not None}}
-        self.net, self.net_args = _build_net(model_name, net_args)
+        self.net, self.spec = build_net(model_name, net_args)
         info = self.net.feature_info
         info = list(getattr(info, 'info', info))
-        self.is_pyramid = model_name in DENSE_FORMS
         self.out_indices = self._indices(info, out_indices)
-        if not self.is_pyramid:
+        if not self.spec.is_pyramid:
             self.net.prune_intermediate_layers(list(self.out_indices), prune_norm=True, prune_head=True)
         self.channels = tuple(info[i]['num_chs'] for i in self.out_indices)
         self.strides = tuple(info[i]['reduction'] for i in self.out_indices)
@@ -115,13 +101,15 @@ class ZooBackbone(BaseModule):
         if with_cp:
             self.net.set_grad_checkpointing(True)
         if pretrained:
-            load_weights(self, pretrained)
+            load_weights(self, self.spec, pretrained)
         self._freeze()
 
     def _indices(self, info: list[dict], asked: Sequence[int] | None) -> tuple[int, ...]:
-        if self.is_pyramid:
+        if self.spec.is_pyramid:
             if asked is not None and tuple(asked) != tuple(range(len(info))):
-                raise ValueError(f'{self.model_name} gives all {len(info)} maps of its pyramid: leave out_indices out.')
+                raise ValueError(
+                    f'{self.model_name} returns all {len(info)} maps of its pyramid: leave out_indices out.'
+                )
             return tuple(range(len(info)))
         if asked is not None:
             if not asked or any(not 0 <= i < len(info) for i in asked) or sorted(set(asked)) != list(asked):
@@ -132,28 +120,10 @@ class ZooBackbone(BaseModule):
             return (len(info) - 1,)
         return tuple(last_of[stride] for stride in STRIDES if stride in last_of)
 
-    @property
-    def architecture(self) -> str:
-        """Name without tag or source."""
-        return self.model_name if self.is_pyramid else self.net.pretrained_cfg['architecture']
-
-    def new_net(self, name: str, **kwargs: Any) -> nn.Module:
-        """A whole model of timm with the sizes of this one."""
-        layout = {}
-        if hasattr(self.net, 'window_sizes'):
-            argument = 'window_sizes' if isinstance(self.net, TinyViT) else 'window_size'
-            layout = {'img_size': self.net.img_size, argument: self.net.window_sizes}
-        elif getattr(getattr(self.net, 'patch_embed', None), 'img_size', None):
-            layout['img_size'] = tuple(self.net.patch_embed.img_size)
-        args = {**self.net_args, **layout, **kwargs}
-        if not find_family(self.architecture):
-            del args['num_classes']  # timm compares all names only where the numbers of classes agree
-        return timm.create_model(name, **args)
-
     def init_weights(self) -> None:
         """Load what `init_cfg` names; without one the weights stay those that the model was made with.
 
-        mmengine would start every layer afresh here, loaded or not, and load checkpoints without looking at what is
+        mmengine would reinitialise every layer here, loaded or not, and load checkpoints without checking what is
         missing in them.
 
         Raises:
@@ -165,14 +135,14 @@ class ZooBackbone(BaseModule):
         for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
             if cfg.get('type') != 'Pretrained':
                 raise ValueError(f"init_cfg of a ZooBackbone is dict(type='Pretrained', checkpoint=...), got {cfg}.")
-            load_weights(self, cfg['checkpoint'], cfg.get('prefix'))
+            load_weights(self, self.spec, cfg['checkpoint'], cfg.get('prefix'))
         self._is_init = True
 
     def train(self, mode: bool = True) -> 'ZooBackbone':
-        """Training mode for all but frozen stages and, with `norm_eval`, BatchNorm."""
+        """Set training mode, except for frozen stages and, with `norm_eval`, BatchNorm."""
         super().train(mode)
         if mode:
-            for module in self._frozen(self.named_modules()):
+            for module in self._frozen(dict(self.named_modules())):
                 module.training = False
             if self.norm_eval:
                 for module in self.modules():
@@ -181,16 +151,15 @@ class ZooBackbone(BaseModule):
         return self
 
     def _freeze(self) -> None:
-        for parameter in self._frozen(self.named_parameters()):
+        for parameter in self._frozen(dict(self.named_parameters())):
             parameter.requires_grad = False
         self.train(self.training)
 
-    def _frozen(self, named: Iterable[tuple[str, Any]]) -> Iterator[Any]:
-        """Of named modules or parameters those of the stem and the frozen stages."""
+    def _frozen(self, named: Mapping[str, T]) -> Iterator[T]:
+        """The named modules or parameters that belong to the stem and the frozen stages."""
         if self.frozen_stages < 0:
             return
-        named = dict(named)
-        inside = [(name.removeprefix('net.'), name) for name in named if name.startswith('net.')]
+        inside = ((name.removeprefix('net.'), name) for name in named if name.startswith('net.'))
         stages = group_with_matcher(inside, self.net.group_matcher(coarse=True), return_values=True)
         for stage in range(self.frozen_stages + 1):
             yield from (named[name] for name in stages.get(stage, ()))
@@ -201,7 +170,7 @@ class ZooBackbone(BaseModule):
         """(B, 3, H, W) -> maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), largest first."""
         H, W = images.shape[-2:]
         images = self._padded(images)
-        if self.is_pyramid:
+        if self.spec.is_pyramid:
             maps = self.net(images)
         else:
             maps = self.net.forward_intermediates(
@@ -216,56 +185,18 @@ class ZooBackbone(BaseModule):
         return getattr(self, f'norm{index}')(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
-        """Zeros at the bottom and right where the model needs whole patches, or has one size only."""
+        """Pad with zeros at the bottom and right if the model needs whole patches, or accepts one size only."""
         H, W = images.shape[-2:]
         if isinstance(self.net, WHOLE_MAPS):
             return images
-        fixed = _fixed_size(self.net)
+        fixed = fixed_size(self.net)
         if fixed is None:
-            # Pyramids halve the map of the patches; timm's Swin pads what does not divide after them by itself.
-            step = 32 if self.is_pyramid else 4 if isinstance(self.net, SwinTransformer) else max(self.strides)
+            # Pyramids halve the map of the patches; timm's Swin itself pads maps after the patches that do not divide.
+            step = 32 if self.spec.is_pyramid else 4 if isinstance(self.net, SwinTransformer) else max(self.strides)
             return F.pad(images, (0, -W % step, 0, -H % step))
         if H > fixed[0] or W > fixed[1]:
             raise ValueError(
                 f'{self.model_name} has tables for images up to {fixed[0]} x {fixed[1]}, got {H} x {W}: give img_size '
-                'as large as the largest image.'
+                'the size of the largest image.'
             )
         return F.pad(images, (0, fixed[1] - W, 0, fixed[0] - H))
-
-
-def _build_net(name: str, args: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of that name, for images of every size where its class can take them.
-
-    Args:
-        name: Of timm, or of `DENSE_FORMS`.
-        args: Of the model; `window_sizes` under this name for every family.
-
-    Returns:
-        The model, and the arguments that make it.
-
-    Raises:
-        ValueError: If the model has no intermediate features, or refuses an argument.
-    """
-    if name in DENSE_FORMS:
-        args = {k: v for k, v in args.items() if k != 'as_init'}
-        return DENSE_FORMS[name](**args), args
-    args = dict(args, num_classes=0)
-    if 'window_sizes' in args and not name.startswith('tinyvit'):
-        args['window_size'] = args.pop('window_sizes')
-    for any_size in ANY_SIZE:
-        try:
-            net = timm.create_model(name, **{**any_size, **args})
-        except TypeError as e:
-            if any(key in str(e) for key in any_size):
-                continue
-            raise ValueError(f'{name}: {e}') from e
-        if not hasattr(net, 'forward_intermediates'):
-            raise ValueError(f'{name} has no intermediate features.')
-        return net, {**any_size, **args}
-    raise AssertionError('the last of ANY_SIZE is empty')
-
-
-def _fixed_size(net: nn.Module) -> tuple[int, int] | None:
-    """(H, W) of the only images that a model takes, None if it takes others."""
-    embed = getattr(net, 'patch_embed', None)
-    return tuple(embed.img_size) if getattr(embed, 'strict_img_size', False) and embed.img_size else None

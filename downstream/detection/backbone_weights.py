@@ -1,19 +1,19 @@
-"""Weights of a `ZooBackbone`: of classifiers and of detectors, in our, timm's, the released and mmdet's own layout.
+"""Weights of a `ZooBackbone`: from classifiers and detectors, in our, timm's, the released or mmdet's own layout.
 
-mmengine loads what fits and logs the rest; timm stops comparing names as soon as there is no classifier. Here every
-tensor is accounted for, so that nobody trains from a random backbone without knowing it.
+mmengine loads what fits and only logs the rest; timm stops comparing names as soon as there is no classifier. Here
+every tensor is accounted for, so that nobody trains from a random backbone without noticing.
 """
 
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import timm
 import torch
 from timm.models import PretrainedCfg, SwinTransformer
+from torch import nn
 
 from tinyvit_zoo.checkpoints import (
     KEY_MAPS,
@@ -24,11 +24,11 @@ from tinyvit_zoo.checkpoints import (
     find_weights,
     read_checkpoint,
 )
-from tinyvit_zoo.dense import load_dense
+from tinyvit_zoo.common.text import first_few
+from tinyvit_zoo.dense import DenseBackbone, load_dense
 from tinyvit_zoo.releases import find_family
 
-if TYPE_CHECKING:
-    from .backbone import ZooBackbone
+from .net import NetSpec
 
 __all__ = ['load_weights', 'mmdet_swin_to_timm']
 
@@ -40,30 +40,31 @@ PAGES = ('hf-hub:', 'hf_hub:', 'local-dir:')
 ADDRESSES = ('http://', 'https://')
 
 
-def load_weights(backbone: 'ZooBackbone', source: bool | str | Path, prefix: str | None = None) -> None:
-    """Fill a `ZooBackbone` in place; one log line says what was left out and what stays at its start values.
+def load_weights(backbone: nn.Module, spec: NetSpec, source: bool | str | Path, prefix: str | None = None) -> None:
+    """Fill a `ZooBackbone` in place; one log line reports what was left out and what stays at its initial values.
 
     Args:
-        backbone: To be filled.
+        backbone: To be filled: its child `net` is the model, its children `norm{i}` are the norms of the maps.
+        spec: How `net` was made.
         source: True for the weights of the model's name; the name with another tag; 'hf-hub:OWNER/NAME' or
             'local-dir:FOLDER'; an http address; or a file or folder: of a classifier, of a `ZooBackbone`, or of a
-            detector around one, or around mmdet's own backbone of the same architecture.
-        prefix: Of the backbone's names in the file, where it is not 'backbone.'.
+            detector with one, or with mmdet's own backbone of the same architecture.
+        prefix: Of the backbone's names in the file, if it is not 'backbone.'.
 
     Raises:
         CheckpointError: If the weights cannot be found, read or matched; the backbone is then unchanged.
     """
-    source = source if source is True else str(source)
-    if backbone.is_pyramid:
-        _load_pyramid(backbone, source, prefix)
-    elif source is True or source.startswith(PAGES) or _is_name(source):
-        _load_named(backbone, backbone.model_name if source is True else source)
+    name = spec.name if source is True else str(source)
+    if spec.is_pyramid:
+        _load_pyramid(backbone, spec, None if source is True else name, prefix)
+    elif source is True or name.startswith(PAGES) or _is_name(name):
+        _load_named(backbone, spec, name)
     else:
-        state_dict = _read(source, prefix)
+        state_dict = _read(name, prefix)
         try:
-            _load_file(backbone, state_dict, source, is_file=not (prefix or source.startswith(ADDRESSES)))
+            _load_file(backbone, spec, state_dict, name, is_file=not (prefix or name.startswith(ADDRESSES)))
         except CheckpointError as e:
-            raise e if source in str(e) else CheckpointError(f'{source}: {e}') from e
+            raise e if name in str(e) else CheckpointError(f'{name}: {e}') from e
 
 
 def _is_name(source: str) -> bool:
@@ -74,7 +75,7 @@ def _read(source: str, prefix: str | None) -> dict[str, torch.Tensor]:
     if source.startswith(ADDRESSES):
         state_dict = find_weights(PretrainedCfg(url=source)).state_dict
     elif '://' in source:
-        raise CheckpointError(f'{source} is no file, http address, hf-hub: or local-dir: name.')
+        raise CheckpointError(f'{source} is not a file, an http address, or a name with hf-hub: or local-dir:.')
     else:
         state_dict = read_checkpoint(source)
     if prefix is None:
@@ -88,107 +89,115 @@ def _read(source: str, prefix: str | None) -> dict[str, torch.Tensor]:
     return part
 
 
-def _load_pyramid(backbone: 'ZooBackbone', source: bool | str, prefix: str | None) -> None:
-    if source is True:
+def _load_pyramid(backbone: nn.Module, spec: NetSpec, source: str | None, prefix: str | None) -> None:
+    if source is None:
         raise CheckpointError(
-            f'{backbone.model_name} has no weights of its own that a program could fetch: give a file, or the name of '
+            f'{spec.name} has no weights of its own that could be downloaded: give a file, or the name of '
             "the encoder to start from, such as 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k'."
         )
     is_file = not (prefix or source.startswith(ADDRESSES))
-    source = source.removeprefix('local-dir:') if is_file else _read(source, prefix)
-    load_dense(backbone.net, source, as_init=backbone.as_init)
+    weights = source.removeprefix('local-dir:') if is_file else _read(source, prefix)
+    net = backbone.get_submodule('net')
+    assert isinstance(net, DenseBackbone)
+    load_dense(net, weights, as_init=spec.as_init)
 
 
-def _load_named(backbone: 'ZooBackbone', name: str) -> None:
+def _load_named(backbone: nn.Module, spec: NetSpec, name: str) -> None:
     """The weights that timm finds for a name, in the sizes of the backbone."""
-    net = backbone.new_net(name, pretrained=True)
-    found = net.pretrained_cfg.get('architecture')
-    if found != backbone.architecture:
-        raise CheckpointError(f'{name} is {found}, not {backbone.architecture}.')
-    _fill(backbone, net.state_dict(), {}, [])
+    net = backbone.get_submodule('net')
+    whole = spec.with_classifier(net, name, pretrained=True)
+    found = whole.pretrained_cfg.get('architecture')
+    if found != spec.architecture(net):
+        raise CheckpointError(f'{name} is {found}, not {spec.architecture(net)}.')
+    _fill(backbone, spec.name, whole.state_dict(), {}, [])
 
 
-def _load_file(backbone: 'ZooBackbone', state_dict: Tensors, source: str, is_file: bool) -> None:
-    part, beside = backbone_part(state_dict)
-    norms = {k: state_dict[k] for k in beside if re.match(r'(backbone\.)?norm\d+\.', k)}
-    beside = [k for k in beside if k not in norms]
+def _load_file(backbone: nn.Module, spec: NetSpec, state_dict: Tensors, source: str, is_file: bool) -> None:
+    net = backbone.get_submodule('net')
+    part, rest = backbone_part(state_dict)
+    norms = {k: state_dict[k] for k in rest if re.match(r'(backbone\.)?norm\d+\.', k)}
+    rest = [k for k in rest if k not in norms]
     norms = {k.removeprefix('backbone.'): v for k, v in norms.items()}
-    own = backbone.net.state_dict()
+    own = net.state_dict()
     if part.keys() == own.keys() and all(part[k].shape == own[k].shape for k in own):
         state_dict = part
-    elif 'patch_embed.projection.weight' in part and isinstance(backbone.net, SwinTransformer):
+    elif 'patch_embed.projection.weight' in part and isinstance(net, SwinTransformer):
         state_dict, norms = mmdet_swin_to_timm(part)
-    elif find_family(backbone.architecture):
-        # By its path where it has one: the name and the other contents of a file tell more than its tensors.
+    elif find_family(spec.architecture(net)):
+        # By its path if it has one: the name and the other contents of a file say more than its tensors.
         overlay = dict(file=source) if is_file else dict(state_dict=part)
-        state_dict = backbone.new_net(backbone.model_name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+        state_dict = spec.with_classifier(net, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     else:
         own_norms = [k for k in backbone.state_dict() if not k.startswith('net.')]
         norms |= {k: part.pop(k) for k in own_norms if k in part}  # Swin's released detectors have them there
-        state_dict = _filtered_by_timm(backbone, part)
-    _fill(backbone, state_dict, norms, beside)
+        state_dict = _filtered_by_timm(net, spec, part)
+    _fill(backbone, spec.name, state_dict, norms, rest)
 
 
-def _filtered_by_timm(backbone: 'ZooBackbone', state_dict: Tensors) -> dict[str, torch.Tensor]:
-    """What timm's own filter makes of a classifier's file; names that the classifier does not have are refused."""
+def _filtered_by_timm(net: nn.Module, spec: NetSpec, state_dict: Tensors) -> dict[str, torch.Tensor]:
+    """A classifier's file after timm's own filter; names that the classifier does not have are refused."""
+    architecture = spec.architecture(net)
     other = find_key_map(state_dict)
     if other is not None and other is not KEY_MAPS['tinymim']:  # its names are those of every plain ViT
-        raise CheckpointError(f'These are {other.family} weights, not {backbone.architecture}.')
-    whole = backbone.new_net(backbone.model_name)
+        raise CheckpointError(f'These are {other.family} weights, not {architecture}.')
+    whole = spec.with_classifier(net)
     filter_fn = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', lambda weights, model: weights)
     try:
         filtered = filter_fn(dict(state_dict), whole)
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as e:  # made for its own models only
-        raise CheckpointError(f'The checkpoint is not of {backbone.architecture} ({type(e).__name__}: {e}).') from e
+        raise CheckpointError(f'The checkpoint is not of {architecture} ({type(e).__name__}: {e}).') from e
     heads = whole.pretrained_cfg.get('classifier') or ()
     heads = tuple(f'{head}.' for head in ((heads,) if isinstance(heads, str) else heads))
     unknown = [k for k in filtered if k not in whole.state_dict() and not k.startswith(heads)]
     if unknown:
-        raise CheckpointError(
-            f'{backbone.architecture} has no {_some(unknown)}. Is it the checkpoint of another model?'
-        )
+        raise CheckpointError(f'{architecture} has no {first_few(unknown)}. Is it the checkpoint of another model?')
     return filtered
 
 
-def _fill(backbone: 'ZooBackbone', state_dict: Tensors, norms: Tensors, beside: list[str]) -> None:
+def _fill(backbone: nn.Module, model_name: str, state_dict: Tensors, norms: Tensors, left_out: Sequence[str]) -> None:
     """Load all or nothing.
 
     Args:
         backbone: To be filled.
+        model_name: For messages.
         state_dict: Of the timm model, with what no map needs.
         norms: Of the maps; all that the backbone has, or none.
-        beside: Names of what the file holds beside the backbone.
+        left_out: Names in the file that are not of the backbone.
     """
-    own = {f'net.{k}': v for k, v in backbone.net.state_dict().items()}
-    own |= {k: v for k, v in backbone.state_dict().items() if norms and not k.startswith('net.')}
+    whole = backbone.state_dict()
+    own = {k: v for k, v in whole.items() if norms or k.startswith('net.')}
     found = {f'net.{k}': v for k, v in state_dict.items()} | dict(norms)
     missing = [k for k in own if k not in found]
     shapes = {k: (tuple(found[k].shape), tuple(v.shape)) for k, v in own.items() if k in found}
     wrong = [f'{k} {have}, not {want}' for k, (have, want) in shapes.items() if have != want]
     if missing or wrong:
-        problems = [f'{len(k)} {what}: {_some(k)}' for k, what in ((missing, 'missing'), (wrong, 'misshapen')) if k]
+        problems = ((missing, 'missing'), (wrong, 'misshapen'))
+        counted = '; '.join(f'{len(k)} {problem}: {first_few(k)}' for k, problem in problems if k)
         raise CheckpointError(
-            f'The checkpoint does not fit {backbone.model_name}. Keys {"; ".join(problems)}. Is it of another model, '
+            f'The checkpoint does not fit {model_name}. Keys {counted}. Is it of another model, '
             'or laid out for another img_size or window_sizes?'
         )
     backbone.load_state_dict({k: found[k] for k in own}, strict=False)
     _logger.info(
-        '%s: loaded %d tensors; at their start values: %s; left out: %s.',
-        backbone.model_name,
+        '%s: loaded %d tensors; at their initial values: %s; left out: %s.',
+        model_name,
         len(own),
-        counted_by_part(k for k in backbone.state_dict() if k not in own),
-        counted_by_part([*beside, *(k.removeprefix('net.') for k in found if k not in own)]),
+        counted_by_part(k for k in whole if k not in own),
+        counted_by_part([*left_out, *(k.removeprefix('net.') for k in found if k not in own)]),
     )
 
 
 def mmdet_swin_to_timm(state_dict: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """mmdet's `SwinTransformer` under timm's names, and the norms of its maps.
 
-    mmdet merges patches by `nn.Unfold`, whose channels come as (C, row, column) where Swin's and timm's come as
+    mmdet merges patches by `nn.Unfold`, which orders channels as (C, row, column) where Swin and timm order them as
     (column, row, C).
 
     Args:
         state_dict: Of mmdet's backbone, without its prefix.
+
+    Returns:
+        The weights of timm's model, and those of the norms of its maps.
     """
     renamed, norms = {}, {}
     for key, value in state_dict.items():
@@ -211,8 +220,3 @@ def mmdet_swin_to_timm(state_dict: Tensors) -> tuple[dict[str, torch.Tensor], di
             key = key.replace(theirs, timms)
         renamed[key] = value
     return renamed, norms
-
-
-def _some(keys: Iterable[str], most: int = 3) -> str:
-    keys = list(keys)
-    return ', '.join(keys[:most]) + (f' and {len(keys) - most} more' if len(keys) > most else '')

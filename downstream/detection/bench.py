@@ -1,9 +1,9 @@
-"""Backbones of detectors side by side: time of a forward pass and of a training step, peak memory, parameters.
+"""Comparison of detection backbones: time of a forward pass and of a training step, peak memory, parameters.
 
 All variants are made in one process and measured in turn (`tinyvit_zoo.common.paired_timing`): process CPU time of
 one thread, or CUDA events. Peak memory is that of one training step (forward and backward, gradients included, no
-optimizer) beyond the model and the image; on a CPU the peak resident size of a process that does nothing else, after a
-step on a small image has loaded the code.
+optimizer) in excess of the model and the image; on a CPU it is the peak resident size of a process that does nothing
+else, after a step on a small image has loaded the code.
 """
 
 import gc
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -37,7 +37,7 @@ DEFAULT = (
 )  # fmt: skip
 """Names of `build`."""
 
-SMALL = 64  # side of the picture that loads the code
+SMALL = 64  # side of the image that loads the code
 CUDA_CALLS = 3
 
 
@@ -46,7 +46,7 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, name: str, with_cp: bool = False, **kwargs: Any) -> None:
         super().__init__()
-        self.net = timm.create_model(name, features_only=True, **kwargs)
+        self.net = cast(Any, timm.create_model(name, features_only=True, **kwargs))
         if with_cp:
             self.net.set_grad_checkpointing(True)
         self.channels = tuple(self.net.feature_info.channels())
@@ -62,11 +62,11 @@ def build(name: str) -> nn.Module:
 
     Args:
         name: Of a model for `ZooBackbone`; 'timm:NAME' for timm's own features; 'mmdet:swin_tiny' for mmdet's
-            `SwinTransformer`. '+cp' at the end computes blocks again in the backward pass, '+img_size=448' and the
-            like give the model a number as that argument.
+            `SwinTransformer`. A suffix '+cp' turns on gradient checkpointing; '+img_size=448' and the like pass a
+            number as that argument to the model.
 
     Raises:
-        EvaluationError: If there is no such model, or it does not take that.
+        EvaluationError: If there is no such model, or it does not accept an argument.
     """
     plain, *extras = name.split('+')
     args = dict(_argument(name, extra) for extra in extras)
@@ -100,17 +100,21 @@ def run(
     device: torch.device | str = 'cpu',
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure backbones on one picture.
+    """Measure backbones on one image.
 
     Args:
         names: See `build`.
-        size: Height and width of the picture in pixels.
-        rounds: Of measuring; the first, unmeasured one warms up.
+        size: Height and width of the image in pixels.
+        rounds: Number of measurements of each variant, after a warm-up that is not counted.
         device: CPU (one thread) or CUDA.
         say: Prints a line.
 
     Returns:
-        Where and how it was measured, and by name: parameters, channels, strides, seconds of each round, bytes.
+        Machine and settings of the measurement, and by name: parameters, channels, strides, seconds of each round,
+        bytes.
+
+    Raises:
+        EvaluationError: If a backbone cannot be made, or its memory not be measured.
     """
     device = torch.device(device)
     names = list(dict.fromkeys(names))
@@ -119,12 +123,12 @@ def run(
         image = torch.randn(1, 3, *size, device=device)
         say(f'{_where(device)}; {size[0]}x{size[1]}, B=1, {rounds} rounds')
         result = {name: _facts(model) for name, model in models.items()}
-        for what, mode, act in (('forward', False, _forward), ('training_step', True, _step)):
+        for kind, mode, act in (('forward', False, _forward), ('training_step', True, _step)):
             for model in models.values():
                 model.train(mode)
             calls = {name: _call(act, model, image) for name, model in models.items()}
             for name, seconds in _measure(calls, rounds, device).items():
-                result[name][f'{what}_s'] = seconds
+                result[name][f'{kind}_s'] = seconds
         del models, model, calls
         gc.collect()
         for name in names:
@@ -135,7 +139,7 @@ def run(
     )  # fmt: skip
 
 
-def _facts(model: nn.Module) -> dict[str, Any]:
+def _facts(model: Any) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     return dict(parameters=parameters, channels=list(model.channels), strides=list(model.strides))
 
@@ -150,11 +154,11 @@ def _step(model: nn.Module, image: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _call(act: Callable[..., None], model: nn.Module, image: torch.Tensor) -> Callable[[], None]:
+def _call(act: Callable[..., None], model: nn.Module, image: torch.Tensor) -> Callable[[], object]:
     return lambda: act(model, image)
 
 
-def _measure(calls: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def _measure(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     if device.type != 'cuda':
         return measure(calls, rounds)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -175,10 +179,13 @@ def _where(device: torch.device) -> str:
 
 
 def peak_memory(name: str, size: tuple[int, int], device: torch.device | str = 'cpu') -> int | None:
-    """Bytes that one training step needs at its height, beyond the model and the picture.
+    """Peak memory of one training step in bytes, in excess of the model and the image.
 
     Returns:
-        None where the system does not tell (a CPU run outside Linux).
+        None where the system does not report it (a CPU run outside Linux).
+
+    Raises:
+        EvaluationError: If the process that measures fails.
     """
     device = torch.device(device)
     if device.type == 'cuda':
@@ -187,7 +194,7 @@ def peak_memory(name: str, size: tuple[int, int], device: torch.device | str = '
         return None
     program = f'from tinyvit_zoo.downstream.detection.bench import _print_peak; _print_peak({name!r}, {tuple(size)!r})'
     folder = str(Path(tinyvit_zoo.__file__).parents[1])
-    # One heap, given back at once: what is counted was in use.
+    # One heap, returned at once, so that only memory in use is counted.
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': '0'}
     environment['PYTHONPATH'] = os.pathsep.join([folder, *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run([sys.executable, '-P', '-c', program], env=environment, capture_output=True, text=True)
@@ -197,7 +204,7 @@ def peak_memory(name: str, size: tuple[int, int], device: torch.device | str = '
 
 
 def _print_peak(name: str, size: tuple[int, int]) -> None:
-    """In a process of its own."""
+    """Print the peak in bytes; the program of a separate process."""
     torch.set_num_threads(1)
     model = build(name)
     model.train()
@@ -210,8 +217,12 @@ def _print_peak(name: str, size: tuple[int, int]) -> None:
     print(_resident('VmHWM') - before)
 
 
-def _resident(what: str) -> int:
-    return 1024 * int(re.search(rf'{what}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])
+def _resident(field: str) -> int:
+    """Bytes of a field of /proc/self/status, such as VmRSS."""
+    found = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    if found is None:
+        raise EvaluationError(f'/proc/self/status has no {field}.')
+    return 1024 * int(found[1])
 
 
 def _peak_on_cuda(name: str, size: tuple[int, int], device: torch.device) -> int:
@@ -230,7 +241,7 @@ def _peak_on_cuda(name: str, size: tuple[int, int], device: torch.device) -> int
 
 
 def ratios(results: dict[str, Any], to: str) -> dict[str, dict[str, float]]:
-    """By name: how many times as fast as `to` (medians over the rounds), and its share of parameters and memory."""
+    """By name: speed relative to `to` (medians over the rounds), and parameters and memory as fractions of its own."""
     measured = results['backbones']
     if to not in measured:
         return {}
@@ -257,7 +268,7 @@ def report(results: dict[str, Any], output: Path | None, say: Callable[[str], No
     width = max(map(len, results['backbones'])) + 2
     say(f'{"":{width}s} {"params":>8s} {"forward":>9s} {"step":>9s} {"peak":>9s}  channels of the maps')
     for name, row in results['backbones'].items():
-        forward, step = (statistics.median(row[f'{what}_s']) for what in ('forward', 'training_step'))
+        forward, step = (statistics.median(row[f'{kind}_s']) for kind in ('forward', 'training_step'))
         peak = f'{row["step_peak_bytes"] / 2**20:6.0f} MiB' if row['step_peak_bytes'] else '?'
         say(
             f'{name:{width}s} {row["parameters"] / 1e6:6.2f} M {forward:7.3f} s {step:7.3f} s {peak:>9s}  '
@@ -265,7 +276,7 @@ def report(results: dict[str, Any], output: Path | None, say: Callable[[str], No
         )
     compared = {to: table for to in (SWIN, TIMM) if (table := ratios(results, to))}
     for to, table in compared.items():
-        say(f'\nbeside {to}: times as fast in forward and training step; share of its memory and parameters')
+        say(f'\ncompared with {to}: times as fast in forward and training step; fraction of its memory and parameters')
         for name, row in table.items():
             memory = f'{row["memory"]:.2f}' if 'memory' in row else '?'
             say(

@@ -1,4 +1,4 @@
-"""Losses and metrics over the iterations of a run: points, their file, and their pictures."""
+"""Losses and metrics over the iterations of a run: points, their file, and their figures."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tinyvit_zoo.common.files import write_whole
 
@@ -40,15 +41,15 @@ def write_curves(folder: Path, points: Sequence[Point], title: str) -> None:
     csv.writer(text).writerows([COLUMNS, *points])
     write_whole(folder / 'curves.csv', text.getvalue().encode())
     for name, figure in draw_curves(points, title).items():
-        picture = io.BytesIO()
-        figure.savefig(picture, format='png')
-        write_whole(folder / f'{name}.png', picture.getvalue())
+        image = io.BytesIO()
+        figure.savefig(image, format='png')
+        write_whole(folder / f'{name}.png', image.getvalue())
 
 
 def draw_curves(points: Sequence[Point], title: str) -> dict[str, Figure]:
-    """Figures of a run: 'losses', and 'metrics' where there are any.
+    """Figures of a run: 'losses', and 'metrics' if there are any.
 
-    Metrics below 0 (mmdet's sign for 'no such object') are left out.
+    Metrics below 0 (mmdet's value for 'no such object') are left out.
     """
     groups: dict[str, dict[str, list[tuple[int, float]]]] = {'losses': {}, 'metrics': {}}
     for iteration, name, value in points:
@@ -61,20 +62,22 @@ def draw_curves(points: Sequence[Point], title: str) -> dict[str, Figure]:
 
 
 def _curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str, y_label: str) -> Figure:
-    """Each one's last value stands in the legend; the sum of the losses is black."""
+    """One figure; the legend has the last value of each curve, and the sum of the losses is black."""
     figure = Figure(figsize=(8, 4.2), dpi=DPI, facecolor='white', layout='constrained')
     axis = figure.subplots()
     figure.suptitle(title, fontsize=11, wrap=True)
     for i, (name, at) in enumerate(list(series.items())[:MOST_CURVES]):
         x, y = zip(*at, strict=True)
-        whole = name == 'loss'
+        total = name == 'loss'
         axis.plot(
-            x, y, STYLES[i // len(COLORS) % len(STYLES)], color='black' if whole else COLORS[i % len(COLORS)],
-            linewidth=2 if whole else 1.2, marker='.' if len(at) < 20 else None, label=f'{name}: {y[-1]:.4g}',
+            x, y, STYLES[i // len(COLORS) % len(STYLES)], color='black' if total else COLORS[i % len(COLORS)],
+            linewidth=2 if total else 1.2, marker='.' if len(at) < 20 else None, label=f'{name}: {y[-1]:.4g}',
         )  # fmt: skip
     axis.set(xlabel='iteration', ylabel=y_label)
     axis.set_ylim(bottom=0)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    locator = axis.xaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)
+    locator.set_params(integer=True)
     axis.spines[['top', 'right']].set_visible(False)
     axis.grid(alpha=0.25)
     figure.legend(frameon=False, fontsize=8, loc='outside right upper')

@@ -1,4 +1,4 @@
-"""A user's own COCO-format data in a config, and a look at the data before hours are spent on it."""
+"""A user's own COCO-format data in a config, and checks of the data before hours are spent on it."""
 
 import colorsys
 import json
@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.text import first_few, reason
 
 __all__ = ['CustomData', 'check_data', 'classes_of', 'colors', 'datasets_of', 'use_custom_data']
 
@@ -20,14 +21,14 @@ EVALUATORS = ('val_evaluator', 'test_evaluator')
 
 @dataclass(frozen=True)
 class CustomData:
-    """Where a user's data lies. Paths of files and folders are looked for below `root`, then as they are.
+    """Locations of a user's data. Paths of files and folders are tried relative to `root`, then as given.
 
     Attributes:
         root: Folder of everything.
-        train_annotations: COCO-format file to train on, None to leave the config's.
-        train_images: Folder of its pictures, the annotations' own by default.
-        validation_annotations: The same to validate and test on.
-        validation_images: Folder of its pictures.
+        train_annotations: COCO-format file to train on, None to keep the config's.
+        train_images: Folder of its images; by default it is found from the annotations.
+        validation_annotations: COCO-format file to validate and test on, None to keep the config's.
+        validation_images: Folder of its images; by default it is found from the annotations.
         classes: Names in the order of the model's outputs; by default those of the training annotations, in the order
             of their ids.
     """
@@ -47,7 +48,7 @@ def use_custom_data(config: Config, data: CustomData) -> tuple[str, ...]:
         The classes.
 
     Raises:
-        EvaluationError: If a file or folder is missing, or an annotation file is none.
+        EvaluationError: If a file or folder is missing, or an annotation file is not in COCO's format.
     """
     if not data.root.is_dir():
         raise EvaluationError(f'There is no folder {data.root}: give the folder of your data.')
@@ -86,15 +87,14 @@ def _use_ade_layout(config: Config, data: CustomData) -> tuple[str, ...]:
 
 
 def colors(count: int) -> list[tuple[int, int, int]]:
-    """Colours that differ, as (red, green, blue) from 0 to 255."""
-    turns = [(i * 0.381966 + 0.58) % 1 for i in range(count)]  # the golden angle keeps neighbours apart
-    return [
-        tuple(round(255 * v) for v in colorsys.hsv_to_rgb(t, 0.85, 0.8 + 0.2 * (i % 2))) for i, t in enumerate(turns)
-    ]
+    """Distinct colours, as (red, green, blue) from 0 to 255."""
+    hues = [(i * 0.381966 + 0.58) % 1 for i in range(count)]  # the golden angle keeps neighbours apart
+    shades = [colorsys.hsv_to_rgb(hue, 0.85, 0.8 + 0.2 * (i % 2)) for i, hue in enumerate(hues)]
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in shades]
 
 
 def datasets_of(loader: Any) -> Iterator[Any]:
-    """The configs of the data sets that a loader reads from, wrappers opened."""
+    """The configs of the data sets that a loader reads from, without their wrappers."""
     dataset = (loader or {}).get('dataset')
     while isinstance(dataset, Mapping) and 'dataset' in dataset:
         dataset = dataset['dataset']
@@ -110,7 +110,7 @@ def _each(evaluators: Any) -> Sequence[Any]:
 
 
 def set_classes(config: Config, count: int) -> None:
-    """Set the number of classes wherever a head of the model names one."""
+    """Set the number of classes of every head of the model that has one."""
     for head in _heads(config.model):
         head['num_classes'] = count
 
@@ -138,10 +138,10 @@ def _found(root: Path, path: Path | None) -> Path | None:
 
 
 def _folder_of(annotations: Path, root: Path) -> Path:
-    """Where the first picture of an annotation file lies: beside it, below `root`, or in a folder of the same name."""
+    """Folder of the first image of an annotation file: the file's own, `root`, or a folder with the file's name."""
     images = read_annotations(annotations)['images']
     if not images:
-        raise EvaluationError(f'{annotations} names no pictures.')
+        raise EvaluationError(f'{annotations} names no images.')
     first = images[0]['file_name']
     folders = (
         annotations.parent,
@@ -155,7 +155,7 @@ def _folder_of(annotations: Path, root: Path) -> Path:
             return folder
     raise EvaluationError(
         f"'{first}' of {annotations} is not in {', '.join(dict.fromkeys(map(str, folders)))}: give the folder of the "
-        'pictures (--train-images, --validation-images).'
+        'images (--train-images, --validation-images).'
     )
 
 
@@ -163,14 +163,14 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
     """An annotation file in COCO's format.
 
     Raises:
-        EvaluationError: If it is missing, no JSON, or not in that format.
+        EvaluationError: If it is missing, not JSON, or not in that format.
     """
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e:
         raise EvaluationError(f'The annotations {path} cannot be read: {e.strerror or e}.') from e
     except ValueError as e:
-        raise EvaluationError(f'{path} is no JSON file ({e}).') from e
+        raise EvaluationError(f'{path} is not a JSON file ({reason(e)}).') from e
     absent = [
         key for key in ('images', 'annotations', 'categories') if not isinstance(content, dict) or key not in content
     ]
@@ -184,18 +184,18 @@ def _categories(path: Path) -> tuple[str, ...]:
     return tuple(category['name'] for category in sorted(categories, key=lambda c: c['id']))
 
 
-# ---- a look at the data
+# ---- checks
 
 
 def check_data(config: Config, training: bool) -> None:
-    """Look at annotations and pictures before anything is computed.
+    """Check annotations and images before anything is computed.
 
     Args:
         config: Of a detector with CocoDatasets; other data sets check themselves.
-        training: Look at what is trained and validated on, else at what is tested on.
+        training: Check the training and validation data, else the test data.
 
     Raises:
-        EvaluationError: If a file is missing, classes and categories or heads do not agree, or an object has no mask
+        EvaluationError: If a file is missing, classes do not agree with categories or heads, or an object has no mask
             where masks are learned.
     """
     for loader in LOADERS[:2] if training else LOADERS[2:]:
@@ -213,33 +213,33 @@ def _check_coco(dataset: Mapping[str, Any], model: Mapping[str, Any], learned: b
         if head['num_classes'] != len(classes):
             raise EvaluationError(
                 f'{head.get("type", "A head")} has {head["num_classes"]} classes, the data set {len(classes)} '
-                f'({_some(classes)}): give --classes or --data, which set both, or num_classes and metainfo.'
+                f'({first_few(classes)}): give --classes or --data, which set both, or num_classes and metainfo.'
             )
     categories = [category['name'] for category in content['categories']]
     if not set(classes) & set(categories):
         raise EvaluationError(
-            f'None of the classes of the config ({_some(classes)}) is a category of {annotations}, which has '
-            f'{_some(categories)}.'
+            f'None of the classes of the config ({first_few(classes)}) is a category of {annotations}, which has '
+            f'{first_few(categories)}.'
         )
     folder = root / dataset.get('data_prefix', {}).get('img', '')
-    _check_pictures([image['file_name'] for image in content['images']], folder, annotations)
+    _check_images([image['file_name'] for image in content['images']], folder, annotations)
     if learned and _loads_masks(dataset):
         _check_masks(content['annotations'], annotations)
 
 
 def classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes of a data set's config: its own, or those of its kind."""
+    """Names of the classes of a data set's config: its own, or those of its type."""
     classes = dataset.get('metainfo', {}).get('classes') or DATASETS.get(dataset['type']).METAINFO['classes']
     return (classes,) if isinstance(classes, str) else tuple(classes)
 
 
-def _check_pictures(names: list[str], folder: Path, annotations: Path) -> None:
+def _check_images(names: list[str], folder: Path, annotations: Path) -> None:
     if not names:
-        raise EvaluationError(f'{annotations} names no pictures.')
+        raise EvaluationError(f'{annotations} names no images.')
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise EvaluationError(
-            f'{len(absent)} of {len(names)} pictures of {annotations} are not in {folder}: {_some(absent)}.'
+            f'{len(absent)} of {len(names)} images of {annotations} are not in {folder}: {first_few(absent)}.'
         )
 
 
@@ -248,17 +248,13 @@ def _loads_masks(dataset: Mapping[str, Any]) -> bool:
 
 
 def _check_masks(objects: list[dict[str, Any]], annotations: Path) -> None:
-    """mmdet drops objects without area; one without a mask that it keeps ends the training in the middle."""
+    """Refuse an object without a mask: mmdet drops objects without area, but other ones would crash the training."""
     for found in objects:
         box, area = found.get('bbox', (0, 0, 0, 0)), found.get('area', 0)
         if found.get('ignore') or area <= 0 or min(box[2:]) < 1:
             continue
         if not found.get('segmentation'):
             raise EvaluationError(
-                f'Object {found.get("id")} of picture {found.get("image_id")} in {annotations} has an empty mask: '
+                f'Object {found.get("id")} of image {found.get("image_id")} in {annotations} has an empty mask: '
                 'delete it, or train a detector without masks (RetinaNet).'
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')

@@ -1,10 +1,11 @@
-"""Checkpoints of whole detectors and segmenters: read without running anything in them, and never loaded by half.
+"""Checkpoints of whole detectors and segmenters: read without executing code in them, and never loaded in part.
 
-mmengine loads what fits and logs the rest as a warning: a checkpoint of another model leaves random weights behind.
+mmengine loads what fits and logs the rest as a warning, so a checkpoint of another model leaves weights random.
 """
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -12,19 +13,19 @@ from torch import nn
 
 from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.text import first_few
 
 __all__ = ['check_start', 'latest_checkpoint', 'load_detector']
 
 HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
-MOST_NAMES = 3
 
 
 def load_detector(model: nn.Module, path: str | Path) -> None:
-    """Give a detector or segmenter the weights of a checkpoint of the same model.
+    """Load the weights of a checkpoint of the same model into a detector or segmenter.
 
     Raises:
-        CheckpointError: If the file cannot be read, or one parameter or buffer is missing, left over or of another
-            shape; the model is unchanged then.
+        CheckpointError: If the file cannot be read, or a parameter or buffer is missing, left over or of another shape;
+            the model is then unchanged.
     """
     weights = read_checkpoint(path)
     model = _unwrapped(model)
@@ -35,14 +36,14 @@ def load_detector(model: nn.Module, path: str | Path) -> None:
 
 
 def check_start(model: nn.Module, path: str | Path) -> str:
-    """Check a checkpoint that a training is to start from: only heads may differ, as they do with other classes.
+    """Check a checkpoint to start a training from: only heads may differ, as they do with other classes.
 
     Args:
         model: Detector or segmenter.
         path: The checkpoint; nothing is loaded.
 
     Returns:
-        A sentence that says what will start from random weights, '' if nothing will.
+        A sentence that names the parameters that will start from random weights, '' if there are none.
 
     Raises:
         CheckpointError: If the file cannot be read, or backbone or neck do not fit.
@@ -54,10 +55,10 @@ def check_start(model: nn.Module, path: str | Path) -> str:
     if own:
         raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
     fresh = [*missing, *shapes]
-    return f'{len(fresh)} parameters of the heads start from random weights: {_names(fresh)}.' if fresh else ''
+    return f'{len(fresh)} parameters of the heads start from random weights: {first_few(fresh)}.' if fresh else ''
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _unwrapped(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
@@ -78,36 +79,29 @@ def _misfit(path: str | Path, total: int, missing: list[str], left_over: list[st
         name, (theirs, ours) = next(iter(shapes.items()))
         return (
             f'{path} is of a model with another number of classes: {name} is {theirs} in the file and {ours} here. '
-            'Use the config that it was trained with, which lies beside it.'
+            'Use the config that it was trained with, which is in the same folder.'
         )
     parts = []
     if missing:
-        parts.append(f'{len(missing)} of {total} tensors are missing ({_names(missing)})')
+        parts.append(f'{len(missing)} of {total} tensors are missing ({first_few(missing)})')
     if left_over:
-        parts.append(f'{len(left_over)} are left over ({_names(left_over)})')
+        parts.append(f'{len(left_over)} are left over ({first_few(left_over)})')
     if shapes:
         name, (theirs, ours) = next(iter(shapes.items()))
         parts.append(f'{len(shapes)} have another shape ({name}: {theirs} in the file, {ours} here)')
-    hint = (
-        ''
-        if any(k.startswith('backbone.') for k in left_over) or not missing or len(missing) < total
-        else (' Weights of a classifier go into the config: model.backbone.pretrained.')
-    )
+    no_detector = len(missing) == total and not any(k.startswith('backbone.') for k in left_over)
+    hint = ' Weights of a classifier go into the config: model.backbone.pretrained.' if no_detector else ''
     return f'{path} is not a checkpoint of this model: {"; ".join(parts)}. Nothing was loaded.{hint}'
 
 
-def _names(keys: list[str]) -> str:
-    return ', '.join(keys[:MOST_NAMES]) + (', ...' if len(keys) > MOST_NAMES else '')
-
-
 def latest_checkpoint(work_dir: Path) -> Path | None:
-    """The newest whole checkpoint that a run has left in its work dir, None if there is none.
+    """The newest complete checkpoint of a run in its work dir, None if there is no checkpoint.
 
-    What `last_checkpoint` names comes first. A run that was killed may have left that file empty, or half a checkpoint
-    (by mmengine's own hook, which writes in place): those are passed over.
+    The one that `last_checkpoint` names comes first. A killed run may have left that file empty, or a truncated
+    checkpoint (by mmengine's own hook, which writes in place): those are skipped.
 
     Raises:
-        EvaluationError: If there are checkpoints and none is whole.
+        EvaluationError: If there are checkpoints but none is complete.
     """
     pointer = work_dir / 'last_checkpoint'
     named = pointer.read_text().strip() if pointer.is_file() else ''
@@ -116,8 +110,8 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
     if named:  # a work dir may have been moved since
         found = [*(p for p in (Path(named), work_dir / Path(named).name) if p.is_file()), *found]
     for path in found:
-        if zipfile.is_zipfile(path):  # the table of contents is the last thing to be written
+        if zipfile.is_zipfile(path):  # the table of contents is written last
             return path
     if found:
-        raise EvaluationError(f'No checkpoint in {work_dir} is whole ({found[0].name} is cut short): start again.')
+        raise EvaluationError(f'No checkpoint in {work_dir} is complete ({found[0].name} is cut short): start again.')
     return None

@@ -1,4 +1,4 @@
-"""Training and testing a config with mmengine's runner, as mmdet's tools do, with what they leave to the user."""
+"""Training and testing of a config with mmengine's runner, as in mmdet's tools, plus the checks that they lack."""
 
 import json
 import os
@@ -28,12 +28,12 @@ class Run:
 
     Attributes:
         work_dir: Folder for everything, `work_dirs/NAME` by default.
-        resume: Go on with the newest checkpoint in `work_dir`, if there is one.
-        load_from: Checkpoint to start a training from; heads with another number of classes start anew.
+        resume: Resume from the newest checkpoint in `work_dir`, if there is one.
+        load_from: Checkpoint to start a training from; heads with another number of classes start from random weights.
         amp: Mixed precision, on a GPU.
         auto_scale_lr: Scale the learning rate with the number of images in an update.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'; by default 'pytorch' under torchrun, else 'none'.
-        seed: Of everything random; that of the config, or 0, by default.
+        seed: Random seed; by default that of the config, else 0.
     """
 
     work_dir: Path | None = None
@@ -50,14 +50,14 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
 
     Args:
         config: Of mmdet or mmseg; changed in place.
-        run: How.
+        run: How to run it.
         say: Prints a line.
 
     Returns:
         The last checkpoint.
 
     Raises:
-        EvaluationError: If the data do not fit, or the work dir holds another run.
+        EvaluationError: If the data does not fit, or the work dir holds another run.
         CheckpointError: If `load_from` does not fit.
     """
     folder = _prepare(config, run)
@@ -67,25 +67,27 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
         config.resume, config.load_from = True, str(found)
     elif found:
         raise EvaluationError(
-            f'{folder} holds {found.name} of an earlier run: add --resume to go on with it, or choose another '
-            '--work-dir.'
+            f'{folder} holds {found.name} of an earlier run: add --resume to resume it, or choose another --work-dir.'
         )
     elif run.resume and is_main_process():
-        say(f'{folder} holds no checkpoint: the training begins.')
+        say(f'{folder} holds no checkpoint: the training starts from the beginning.')
     if run.amp:
         _use_amp(config)
     if run.auto_scale_lr:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
-            raise EvaluationError('The config has no auto_scale_lr.base_batch_size, so the rate cannot be scaled.')
+            raise EvaluationError(
+                'The config has no auto_scale_lr.base_batch_size, so the learning rate cannot be scaled: set it with '
+                '--cfg-options, or leave --auto-scale-lr out.'
+            )
         config.auto_scale_lr.enable = True
     if is_main_process():
         check_data(config, training=True)
-    _keep_track(config)
+    _add_hooks(config)
     if config.load_from and 'backbone' in config.model:
-        config.model.backbone.init_cfg = None  # no weights are fetched that the checkpoint replaces
+        config.model.backbone.init_cfg = None  # do not download weights that the checkpoint replaces
     runner = Runner.from_cfg(config)
     if config.load_from:
-        # Before any work; mmengine itself loads whatever happens to fit.
+        # Checked before any work; mmengine itself loads whatever happens to fit.
         fresh = check_start(runner.model, config.load_from)
         if config.resume and fresh:
             raise EvaluationError(f'{config.load_from} is of another model than {config.filename}: {fresh}')
@@ -101,16 +103,16 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
 def evaluate(
     config: Config, checkpoint: Path, run: Run = Run(), say: Callable[[str], None] = print
 ) -> dict[str, float]:
-    """Metrics of a checkpoint on the test data of a config, also as test_results.json in the work dir.
+    """Metrics of a checkpoint on the test data of a config, also written to test_results.json in the work dir.
 
     Args:
         config: Of mmdet or mmseg; changed in place.
         checkpoint: Of the same model.
-        run: How.
+        run: How to run it.
         say: Prints a line.
 
     Raises:
-        EvaluationError: If the data do not fit.
+        EvaluationError: If the data does not fit.
         CheckpointError: If the checkpoint does not fit.
     """
     folder = _prepare(config, run)
@@ -128,20 +130,20 @@ def evaluate(
 
 
 def _prepare(config: Config, run: Run) -> Path:
-    """What training and testing share: work dir, seed, processes."""
+    """Set work dir, seed and processes, for training and testing alike. Returns the work dir."""
     name = Path(config.filename).stem if config.filename else 'run'
     folder = run.work_dir or Path(config.get('work_dir') or Path('work_dirs') / name)
     config.work_dir = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise EvaluationError(f'The work dir {folder} cannot be made ({e.strerror or e}): choose another.') from e
+        raise EvaluationError(f'The work dir {folder} cannot be created ({e.strerror or e}): choose another.') from e
     config.default_scope = config.get('default_scope') or 'mmdet'
     randomness = config.get('randomness', {})
     if run.seed is not None or randomness.get('seed') is None:
         config.randomness = dict(randomness, seed=run.seed or 0)
     if config.get('visualizer'):
-        # One name would be one visualizer for all runs of a process: mmengine's own is that of the run.
+        # With a fixed name all runs of a process would share one visualizer; mmengine's default is the run's name.
         config.visualizer = {key: value for key, value in config.visualizer.items() if key != 'name'}
     config.launcher = run.launcher or ('pytorch' if {'RANK', 'WORLD_SIZE'} <= os.environ.keys() else 'none')
     if config.launcher != 'none' and not torch.cuda.is_available():
@@ -150,7 +152,7 @@ def _prepare(config: Config, run: Run) -> Path:
 
 
 def _use_gloo(config: Config) -> None:
-    """mmengine starts processes and wraps models for cards only."""
+    """Start processes and wrap models without GPUs; mmengine does so for GPUs only."""
     if not dist.is_initialized():
         dist.init_process_group('gloo')
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -159,22 +161,24 @@ def _use_gloo(config: Config) -> None:
 
 def _use_amp(config: Config) -> None:
     if not torch.cuda.is_available():
-        raise EvaluationError("--amp needs a GPU: mmengine's AmpOptimWrapper has no form for the CPU. Leave it out.")
+        raise EvaluationError(
+            "--amp needs a GPU, as mmengine's AmpOptimWrapper does not support the CPU: leave it out."
+        )
     config.optim_wrapper.type = 'AmpOptimWrapper'
     config.optim_wrapper.loss_scale = 'dynamic'
 
 
-def _keep_track(config: Config) -> None:
-    """Add what a config of somebody else may lack: our hooks, and events for TensorBoard."""
+def _add_hooks(config: Config) -> None:
+    """Add to a user's config what it may lack: our hooks, and events for TensorBoard."""
     hooks = list(config.get('custom_hooks') or [])
     for name in ('RandomStateHook', 'CurvesHook'):
         if not any(hook.get('type') == name for hook in hooks):
             hooks.append(dict(type=name))
     config.custom_hooks = hooks
     default_hooks = dict(config.get('default_hooks') or {})
-    saving = dict(default_hooks.get('checkpoint') or dict(type='CheckpointHook', interval=1))
-    if saving.get('type', 'CheckpointHook') == 'CheckpointHook':
-        config.default_hooks = dict(default_hooks, checkpoint=dict(saving, type='AtomicCheckpointHook'))
+    checkpoint = dict(default_hooks.get('checkpoint') or dict(type='CheckpointHook', interval=1))
+    if checkpoint.get('type', 'CheckpointHook') == 'CheckpointHook':
+        config.default_hooks = dict(default_hooks, checkpoint=dict(checkpoint, type='AtomicCheckpointHook'))
     visualizer = dict(config.get('visualizer') or {})
     backends = list(visualizer.get('vis_backends') or [])
     if visualizer and find_spec('tensorboard'):

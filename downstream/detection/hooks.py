@@ -1,17 +1,15 @@
-"""What mmengine's runner lacks for long runs on machines that stop: exact resuming, whole checkpoints, curves.
+"""Hooks that mmengine's runner lacks for long runs on machines that fail: exact resuming, whole checkpoints, curves.
 
 mmengine's checkpoints hold weights, optimizer and schedulers, but no random states; a resumed run of iterations reads
-every picture again that it has seen, and one that was killed while it wrote leaves half a file under the final name.
+all images again that it has already seen, and a run killed while writing leaves a truncated file under the final name.
 Each hook here works with mmdet's stock tools: name it in the config.
 """
 
 import logging
-import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -19,10 +17,12 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.seeding import Seeds, seed_generators
+from tinyvit_zoo.data.seeded import Draw, SeededDataset
 
 from .curves import Point, read_points, write_curves
 
@@ -32,71 +32,20 @@ __all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'CurvesHook', 'RandomSt
 # ---- random states
 
 
-def seed_all(*key: int, device: bool = True) -> None:
-    """Seed Python, numpy and torch by numbers that say what is drawn for, such as (seed, process, iteration).
+class NumberedBatches(Sampler[list[Draw]]):
+    """Batches of draws, in the order of a batch sampler.
 
     Args:
-        *key: Numbers from 0; different keys give independent streams.
-        device: Seed the accelerator as well.
-    """
-    first, second, low, high = np.random.SeedSequence(key).generate_state(4).tolist()
-    random.seed(first)
-    np.random.seed(second)
-    seed = low | (high & 0x7FFFFFFF) << 32
-    if device:
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
-
-
-class Drawn(int):
-    """Index of a picture that knows when it was drawn."""
-
-    def __new__(cls, index: int, key: tuple[int, ...]) -> 'Drawn':
-        self = super().__new__(cls, index)
-        self.key = key
-        return self
-
-    def __reduce__(self) -> tuple:  # int's own leaves the key out, and indices travel to the workers
-        return Drawn, (int(self), self.key)
-
-
-class SeededDataset(Dataset):
-    """A data set whose augmentations depend on nothing but the seed and when the picture was drawn.
-
-    So they are the same for any number of workers, and after resuming. Everything else is the data set's own.
+        batches: Batch sampler; those of torch and mmengine have `sampler` and `batch_size`.
+        key: Of the seeds of all draws, before the numbers of epoch, batch and place in the batch.
+        endless: Start again at the end, as a loop over iterations does.
+        skip: Number of batches to skip at first, without reading them.
     """
 
-    def __init__(self, dataset: Dataset, *key: int) -> None:
-        self.dataset, self.key = dataset, key
+    def __init__(self, batches: Any, key: tuple[int, ...], endless: bool, skip: int) -> None:
+        self.batches, self.key, self.endless, self.skip, self.epoch = batches, key, endless, skip, 0
 
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(index, Drawn):
-            seed_all(*self.key, *index.key, device=False)
-        return self.dataset[int(index)]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ('dataset', 'key'):  # while being unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
-class NumberedBatches(Sampler):
-    """Batches of `Drawn` indices, in the order of a batch sampler.
-
-    Args:
-        batches: Batch sampler.
-        endless: Begin again at the end, as a loop over iterations does.
-        skip: Batches to leave out at first; nothing of them is read.
-    """
-
-    def __init__(self, batches: Sampler, endless: bool, skip: int) -> None:
-        self.batches, self.endless, self.skip, self.epoch = batches, endless, skip, 0
-
-    def __iter__(self) -> Iterator[list[Drawn]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         epoch, skip, self.skip = self.epoch, self.skip, 0
         while True:
             if self.endless and hasattr(self.sampler, 'set_epoch'):
@@ -106,17 +55,20 @@ class NumberedBatches(Sampler):
                 if skip:
                     skip -= 1
                     continue
-                yield [Drawn(index, (epoch, number, place)) for place, index in enumerate(batch)]
+                yield [self._draw(index, epoch, number, place) for place, index in enumerate(batch)]
             if not self.endless or number < 0:
                 return
             epoch += 1
+
+    def _draw(self, index: int, *when: int) -> Draw:
+        return Draw(int(index), Seeds.spawned(*self.key, *when))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     @property
-    def sampler(self) -> Sampler:
-        """mmengine's own hook tells it the epoch."""
+    def sampler(self) -> Any:
+        """Of the batch sampler: mmengine's own hook passes the epoch to it."""
         return self.batches.sampler
 
     @property
@@ -124,13 +76,13 @@ class NumberedBatches(Sampler):
         return self.batches.batch_size
 
 
-class _AlreadyThere:
-    """An iterator over the batches that are left, for a loop that first takes those it has had."""
+class _RemainingBatches:
+    """Iterator over the remaining batches, for a loop that first skips those it has had: it yields None for each."""
 
     def __init__(self, loader: DataLoader, had: int) -> None:
         self.iterator, self.had = iter(loader), had
 
-    def __iter__(self) -> '_AlreadyThere':
+    def __iter__(self) -> '_RemainingBatches':
         return self
 
     def __next__(self) -> Any:
@@ -142,22 +94,22 @@ class _AlreadyThere:
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Makes a run that was killed and resumed go on as if nothing had happened.
+    """Makes a run that was killed and resumed continue exactly as without the interruption.
 
-    Nothing has to be stored for it beyond the seed, which mmengine stores: every iteration draws from random states
-    that are a function of (seed, process, iteration), every picture is augmented by a function of (seed, process,
-    epoch, number of the batch, place in it). Checkpoints are written by the first process alone and could not hold
-    the states of the others. The loader starts where the run had stopped, without reading what was seen, and with the
-    order of the seed of the checkpoint.
+    Nothing is stored for it but the seed, which mmengine stores: the random states of an iteration are a function of
+    (seed, process, iteration), the augmentation of an image is a function of (seed, process, epoch, number of the
+    batch, place in it). Checkpoints are written by the first process alone and could not hold the states of the others.
+    The loader starts where the run had stopped, without reading earlier images, and in the order given by the seed of
+    the checkpoint.
 
     Not covered: gradients that were being accumulated over iterations when the checkpoint was written, and a resumed
-    run with another number of processes or pictures a batch, which goes on with an order of its own.
+    run with another number of processes or images per batch, which continues in a different order.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Put the seeded loader in the place of the loop's own.
+        """Replace the loop's loader by the seeded one.
 
         Raises:
             EvaluationError: If there is nothing to train on.
@@ -165,15 +117,15 @@ class RandomStateHook(Hook):
         loop, old = runner.train_loop, runner.train_loop.dataloader
         if not len(old.dataset):
             raise EvaluationError(
-                'No picture is left to train on: compare the classes of the config with the categories of the '
-                'annotations, and its filter_cfg with the sizes of the pictures.'
+                'No image is left to train on: compare the classes of the config with the categories of the '
+                'annotations, and its filter_cfg with the sizes of the images.'
             )
         self.key = runner.seed, get_rank()
         endless = isinstance(loop, IterBasedTrainLoop)
         had = runner.iter if endless else max(0, runner.iter - runner.epoch * len(old))
-        self.batches = NumberedBatches(self._fresh_batches(runner, old), endless, had)
+        self.batches = NumberedBatches(self._fresh_batches(runner, old), (*self.key, 1), endless, had)
         loop.dataloader = DataLoader(
-            SeededDataset(old.dataset, *self.key, 1),
+            SeededDataset(old.dataset),
             batch_sampler=self.batches,
             num_workers=old.num_workers,
             collate_fn=old.collate_fn,
@@ -185,10 +137,10 @@ class RandomStateHook(Hook):
             persistent_workers=old.persistent_workers,
         )
         if endless:
-            loop.dataloader_iterator = _AlreadyThere(loop.dataloader, had)
+            loop.dataloader_iterator = _RemainingBatches(loop.dataloader, had)
 
     def after_train(self, runner: Runner) -> None:
-        """Let the workers go: found later by the garbage collector, each would be waited for 5 seconds."""
+        """Stop the workers now: stopped later by the garbage collector, each would take a timeout of 5 seconds."""
         loop, old = runner.train_loop, runner.train_loop.dataloader
         if self.batches.endless:
             loop.dataloader_iterator = iter(())
@@ -199,21 +151,23 @@ class RandomStateHook(Hook):
             self.batches.epoch = runner.epoch
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        seed_all(*self.key, 0, runner.iter)
+        seed_generators(Seeds.spawned(*self.key, 0, runner.iter), device=True)
 
-    def _fresh_batches(self, runner: Runner, old: DataLoader) -> Sampler:
-        """The batch sampler once more: the loop's own has been read from, and has the seed of before the resuming."""
+    def _fresh_batches(self, runner: Runner, old: DataLoader) -> Any:
+        """A new batch sampler: the loop's own has already been read from, and has the seed from before resuming."""
         config, seed = runner.cfg.get('train_dataloader'), runner.seed
         if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
             print_log('The loader was not built from the config: its order is not resumed.', 'current', logging.WARNING)
             return old.batch_sampler
         if runner.cfg.get('randomness', {}).get('diff_rank_seed', False):
-            seed -= get_rank()  # all processes take their pictures from one order
+            seed -= get_rank()  # all processes take their images from the same order
         sampler = DATA_SAMPLERS.build(config['sampler'], default_args=dict(dataset=old.dataset, seed=seed))
+        batches = cast(BatchSampler, old.batch_sampler)  # mmengine always gives its loaders one
         if not config.get('batch_sampler'):
-            return torch.utils.data.BatchSampler(sampler, old.batch_size, old.drop_last)
-        size = old.batch_sampler.batch_size
-        return DATA_SAMPLERS.build(config['batch_sampler'], default_args=dict(sampler=sampler, batch_size=size))
+            return BatchSampler(sampler, batches.batch_size, old.drop_last)
+        return DATA_SAMPLERS.build(
+            config['batch_sampler'], default_args=dict(sampler=sampler, batch_size=batches.batch_size)
+        )
 
 
 # ---- checkpoints
@@ -226,7 +180,7 @@ class AtomicLocalBackend(LocalBackend):
         """Write a file whole or not at all.
 
         Raises:
-            EvaluationError: If it cannot be written; what was there before is kept.
+            EvaluationError: If it cannot be written; an existing file is kept.
         """
         write_whole(Path(filepath), obj)
 
@@ -238,13 +192,12 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's `CheckpointHook`, for runs that may be killed at any moment.
 
-    Its files appear whole or not at all. The oldest one is removed before the next is written, so at least two are
-    kept.
+    Its files are complete or absent. The oldest one is removed before the next is written, so at least two are kept.
 
     Args:
-        max_keep_ckpts: As there, and 2 instead of 1.
-        backend_args: As there; the default writes files as `AtomicLocalBackend`.
-        **kwargs: As there.
+        max_keep_ckpts: As in `CheckpointHook`, but 2 instead of 1.
+        backend_args: As in `CheckpointHook`; the default writes files as `AtomicLocalBackend`.
+        **kwargs: Of `CheckpointHook`.
     """
 
     def __init__(self, *, max_keep_ckpts: int = -1, backend_args: dict | None = None, **kwargs: Any) -> None:
@@ -261,13 +214,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Keeps losses and metrics of validation as `curves.csv`, `losses.png` and `metrics.png` in the work dir.
+    """Records losses and validation metrics as `curves.csv`, `losses.png` and `metrics.png` in the work dir.
 
-    The files are written with every checkpoint, after every validation and at the end; a resumed run goes on with
-    them from where its checkpoint was.
+    The files are written with every checkpoint, after every validation and at the end; a resumed run continues them
+    from its checkpoint.
 
     Args:
-        interval: Iterations that a point of the losses is the mean of.
+        interval: Number of iterations over which a point of the losses is averaged.
     """
 
     priority = 'BELOW_NORMAL'
@@ -300,7 +253,7 @@ class CurvesHook(Hook):
     def after_train(self, runner: Runner) -> None:
         self._write(runner)
         if is_main_process():
-            runner.logger.info(f'Curves are in {Path(runner.work_dir) / "curves.csv"} and the pictures beside it.')
+            runner.logger.info(f'Curves: {Path(runner.work_dir) / "curves.csv"}, and the figures in the same folder.')
 
     def _add_point(self, iteration: int) -> None:
         names = dict.fromkeys(name for values in self.recent for name in values)

@@ -1,4 +1,4 @@
-"""Layer-wise learning rates and weight decay by the rules that timm's models bring with them.
+"""Layer-wise learning rates and weight decay by the rules that timm's models define.
 
 BEiT's recipe, https://arxiv.org/abs/2106.08254, as timm's `param_groups_layer_decay` has it: layer l of L has the
 learning rate times `layer_decay_rate` ** (L - l).
@@ -27,17 +27,17 @@ OPTIONS = ('layer_decay_rate', 'norm_decay_mult', 'bias_decay_mult')
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ZooLayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """Parameter groups of a detector or segmentor around a `ZooBackbone`.
+    """Parameter groups of a detector or segmentor with a `ZooBackbone`.
 
     Layers are those of the timm model's `group_matcher`; the norms of the maps, neck and heads learn at the full
-    rate. No weight decay have parameters of one dimension (norms, biases) and what the model names in
-    `no_weight_decay`, such as position embeddings and tables. Frozen parameters are in no group.
+    rate. Parameters of one dimension (norms, biases) and those that the model lists in `no_weight_decay`, such as
+    position embeddings and tables, have no weight decay. Frozen parameters are in no group.
 
     `paramwise_cfg` may hold `layer_decay_rate` (default 1: equal rates), and `norm_decay_mult` and `bias_decay_mult`,
-    the part of the weight decay that norms and biases have (default 0).
+    the factors of the weight decay of norms and biases (default 0).
 
     For the dense forms of TinyMIM the result is that of the released code, quirks included: class token and position
-    embedding have weight decay (there because their names begin with 'backbone.'), and the distillation token learns
+    embedding have weight decay (there because their names start with 'backbone.'), and the distillation token learns
     at the full rate.
     """
 
@@ -45,12 +45,12 @@ class ZooLayerDecayConstructor(DefaultOptimWrapperConstructor):
         """Append a group for every pair of learning rate and weight decay.
 
         Args:
-            params: Groups, appended to in place.
+            params: Groups, changed in place.
             module: Detector or segmentor.
             **kwargs: mmengine's; no effect.
 
         Raises:
-            ValueError: On an unknown option, or without a `ZooBackbone` as `backbone`.
+            ValueError: On an unknown option, or if `backbone` is not a `ZooBackbone`.
         """
         unknown = set(self.paramwise_cfg) - set(OPTIONS)
         if unknown:
@@ -81,7 +81,7 @@ class ZooLayerDecayConstructor(DefaultOptimWrapperConstructor):
             level=logging.INFO,
         )
 
-    def _decays(self, model: nn.Module, net: nn.Module) -> dict[str, float]:
+    def _decays(self, model: nn.Module, net: Any) -> dict[str, float]:
         """Weight decay of every parameter."""
         full = self.base_wd or 0.0
         norm, bias = (full * self.paramwise_cfg.get(f'{kind}_decay_mult', 0.0) for kind in ('norm', 'bias'))
@@ -100,18 +100,18 @@ class ZooLayerDecayConstructor(DefaultOptimWrapperConstructor):
         return decays
 
 
-def _layer_scales(net: nn.Module, rate: float) -> dict[str, float]:
+def _layer_scales(net: Any, rate: float) -> dict[str, float]:
     """Scale of the learning rate of every parameter of the timm model, by its name in the detector.
 
     Raises:
-        ValueError: If the model does not tell its layers.
+        ValueError: If the model has no `group_matcher`.
     """
     if rate == 1.0:
         return {}
     if not hasattr(net, 'group_matcher'):
         raise ValueError(f'{type(net).__name__} has no group_matcher: layer_decay_rate must be 1.')
-    after = 'what follows the backbone'  # a layer of its own, which no pattern matches
+    after = '(after the backbone)'  # a layer of its own, which no pattern matches
     names = [*((name, None) for name, _ in net.named_parameters()), (after, None)]
-    layer_of = group_with_matcher(names, net.group_matcher(coarse=False), reverse=True)
+    layer_of = group_with_matcher(iter(names), net.group_matcher(coarse=False), reverse=True)
     last = layer_of.pop(after)
     return {f'{NET}{name}': rate ** (last - layer) for name, layer in layer_of.items()}

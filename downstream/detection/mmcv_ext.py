@@ -1,14 +1,14 @@
-"""Stand-in for mmcv's compiled ops (`mmcv._ext`), from torchvision: what this package's detectors call of them.
+"""Stand-in for mmcv's compiled ops (`mmcv._ext`), built on torchvision: the ones that this package's detectors call.
 
-NMS (so `batched_nms`), average-pooling RoIAlign, and the sigmoid focal loss, which mmdet's RetinaNet takes from mmcv on
-a GPU only. Names and arguments are those under which mmcv's Python calls its extension. Any other op can be imported,
-and raises when it is called.
+NMS (and thus `batched_nms`), average-pooling RoIAlign, and the sigmoid focal loss, which mmdet's RetinaNet takes from
+mmcv on a GPU only. Names and arguments are those with which mmcv's Python code calls its extension. Any other op can be
+imported, and raises when called.
 
-The file needs nothing of this package: `tinyvit-zoo detect install-ops` copies it to `mmcv/_ext.py`, where a compiled
-`mmcv/_ext.*.so` beside it still comes first.
+The file is independent of this package: `tinyvit-zoo detect install-ops` copies it to `mmcv/_ext.py`, where a compiled
+`mmcv/_ext.*.so` in the same folder still takes precedence.
 
-Half precision is computed in float32 and cast back: the corners of a box on an image of 1344 pixels are whole pixels in
-float16, and sums of gradients lose more.
+Half precision is computed in float32 and cast back: on an image of 1344 pixels, float16 rounds the corners of a box to
+whole pixels, and sums of gradients lose more.
 
 Shape legend: `N` boxes or predictions, `K` RoIs, `B` images, `C` channels or classes.
 """
@@ -21,7 +21,7 @@ import torchvision
 from torch import Tensor
 
 STAND_IN_OF = 'tinyvit-zoo'
-"""Tells this file from any other `mmcv/_ext.py`."""
+"""Distinguishes this file from any other `mmcv/_ext.py`."""
 
 AVERAGE = 1
 
@@ -33,13 +33,13 @@ def _precise(*tensors: Tensor) -> list[Tensor]:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Indices of the boxes that stay, by falling score.
+    """Indices of the boxes kept, by descending score.
 
     Args:
         boxes: (N, 4) as x1, y1, x2, y2.
         scores: (N,).
-        iou_threshold: A box goes if it overlaps a better one by more than that.
-        offset: 1 where a box's width is x2 - x1 + 1, as before mmdet 2.
+        iou_threshold: A box is removed if it overlaps a better one by more than this.
+        offset: 1 if a box's width is x2 - x1 + 1, as before mmdet 2.
 
     Returns:
         int64, at most (N,).
@@ -66,15 +66,15 @@ def roi_align_forward(
     Args:
         input: Features.
         rois: (K, 5) as index of the image, x1, y1, x2, y2 in pixels of the image.
-        output: Takes the result, in its own dtype.
-        argmax_y: Of max pooling only.
-        argmax_x: Of max pooling only.
-        aligned_height: Bins of a RoI, downwards.
-        aligned_width: Bins of a RoI, across.
+        output: Receives the result, in its own dtype.
+        argmax_y: For max pooling only.
+        argmax_x: For max pooling only.
+        aligned_height: Bins of a RoI along its height.
+        aligned_width: Bins of a RoI along its width.
         spatial_scale: Pixels of features per pixel of the image.
         sampling_ratio: Samples per bin and side; 0 for as many as a bin has pixels.
         pool_mode: 1, average.
-        aligned: Pixels have their centres at .5.
+        aligned: Pixel centres are at .5.
 
     Raises:
         NotImplementedError: On max pooling.
@@ -119,17 +119,18 @@ def sigmoid_focal_loss_forward(
         input: (N, C), logits.
         target: int64 (N,), the class; C for none.
         weight: (C,), factor of a row by its class, or empty.
-        output: Takes the result, in its own dtype.
+        output: Receives the result, in its own dtype.
         gamma: Exponent.
-        alpha: Share of the positives.
+        alpha: Weight of the positives.
     """
-    output.copy_(_focal_loss(*_precise(input), target, weight, gamma, alpha))
+    (logits,) = _precise(input)
+    output.copy_(_focal_loss(logits, target, weight, gamma, alpha))
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fill `grad_input`, (N, C), with the derivative of each loss by its logit. Arguments as of the forward."""
+    """Fill `grad_input`, (N, C), with the derivative of each loss by its logit. Arguments as in the forward pass."""
     (logits,) = _precise(input)
     with torch.enable_grad():
         logits.requires_grad_()
@@ -165,7 +166,7 @@ def _missing(op: str) -> NoReturn:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    # mmcv asks at import, by hasattr, for every op that it knows; Python itself for names with underscores.
+    # mmcv checks at import, by hasattr, every op that it knows; Python itself asks for names with underscores.
     if name.startswith('_'):
         raise AttributeError(f"module 'mmcv._ext' has no attribute '{name}'")
 

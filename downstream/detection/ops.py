@@ -1,7 +1,7 @@
-"""Which mmcv there is, and the stand-in for its compiled ops: put into `sys.modules`, or as a file into mmcv's folder.
+"""The installed mmcv, and the stand-in for its compiled ops: in `sys.modules`, or as a file in mmcv's folder.
 
 mmcv-lite is mmcv without the extension `mmcv._ext`, and so installs without a compiler. mmdet imports `mmcv.ops`, which
-imports `mmcv._ext`. Where an extension is there, compiled or somebody else's, nothing is touched.
+imports `mmcv._ext`. If mmcv has an extension, compiled or a third party's, nothing is changed.
 """
 
 import importlib
@@ -31,9 +31,9 @@ class MMCV:
     """An installed mmcv, not imported.
 
     Attributes:
-        folder: That of the package.
-        extension: Whose `mmcv._ext` an import would find: 'compiled', 'ours' (a file of `write_file`), 'other' (a file
-            of somebody else) or None.
+        folder: Of the package.
+        extension: The `mmcv._ext` that an import would find: 'compiled', 'ours' (a file of `write_file`), 'other' (a
+            third party's file) or None.
     """
 
     folder: Path
@@ -41,14 +41,14 @@ class MMCV:
 
 
 def find_mmcv() -> MMCV:
-    """The mmcv that `import mmcv` would give: mmcv, mmcv-lite or onedl-mmcv.
+    """The mmcv that `import mmcv` would find: mmcv, mmcv-lite or onedl-mmcv.
 
     Raises:
         EvaluationError: If there is none.
     """
     importlib.invalidate_caches()  # a file may just have been written
     spec = importlib.util.find_spec('mmcv')
-    # A file of ours that outlived mmcv makes a package without a file of its own.
+    # If our file outlives mmcv's uninstallation, its folder is a namespace package, which has no origin.
     if spec is None or spec.origin is None:
         raise EvaluationError(f'Detection and segmentation need mmcv: {HOW_TO_INSTALL}.')
     folder = Path(spec.origin).parent
@@ -69,10 +69,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def install() -> bool:
-    """Make `import mmcv._ext` give the stand-in, in this process, where mmcv has no extension of its own.
+    """Make `import mmcv._ext` give the stand-in, in this process, if mmcv has no extension of its own.
 
     Returns:
-        Whether the stand-in is what this process uses.
+        Whether this process uses the stand-in.
 
     Raises:
         EvaluationError: If there is no mmcv.
@@ -86,10 +86,10 @@ def install() -> bool:
 
 
 def require(package: Literal['mmdet', 'mmseg']) -> None:
-    """Import mmdet or mmseg, or say in one sentence what is missing or does not fit.
+    """Import mmdet or mmseg.
 
     Raises:
-        EvaluationError: With the command that installs what is missing.
+        EvaluationError: If it is missing or versions do not fit, with the command that installs it.
     """
     extra = {'mmdet': 'detection-lite', 'mmseg': 'detection-lite,segmentation'}[package]
     try:
@@ -101,26 +101,28 @@ def require(package: Literal['mmdet', 'mmseg']) -> None:
         ) from e
     except AssertionError as e:  # both check the versions of mmcv and mmengine
         raise EvaluationError(
-            f"{e} 'tinyvit-zoo[{extra}]' has versions that fit; pip uninstall the mmcv that is there before."
+            f"{e} 'tinyvit-zoo[{extra}]' has versions that fit; first pip uninstall the installed mmcv."
         ) from e
 
 
 def write_file() -> tuple[Path, Literal['written', 'updated', 'unchanged']]:
-    """Put the stand-in into mmcv's folder, for programs that do not import `tinyvit_zoo.downstream.detection` first.
+    """Write the stand-in to mmcv's folder, for programs that do not import `tinyvit_zoo.downstream.detection` first.
 
     Returns:
-        The file, and what became of it.
+        The file, and what was done.
 
     Raises:
-        EvaluationError: If there is no mmcv, one with an extension that is not ours, or no right to write there.
+        EvaluationError: If there is no mmcv, its extension is not ours, or the folder is not writable.
     """
     mmcv = find_mmcv()
     path = mmcv.folder / '_ext.py'
     if mmcv.extension == 'compiled':
-        raise EvaluationError(f'{mmcv.folder} has its compiled ops and needs no stand-in.')
+        raise EvaluationError(f'{mmcv.folder} has compiled ops and needs no stand-in.')
     there = path.exists()
     if there and not _is_ours(path):
-        raise EvaluationError(f'{path} is not of this package and stays as it is; delete it if you want ours there.')
+        raise EvaluationError(
+            f'{path} is not a file of this package and was not changed; delete it to install the stand-in there.'
+        )
     if there and path.read_bytes() == SOURCE.read_bytes():
         return path, 'unchanged'
     try:
@@ -132,19 +134,19 @@ def write_file() -> tuple[Path, Literal['written', 'updated', 'unchanged']]:
 
 
 def remove_file() -> tuple[Path, Literal['removed', 'absent']]:
-    """Take away what `write_file` put into mmcv's folder.
+    """Remove the file that `write_file` wrote to mmcv's folder.
 
     Returns:
-        The file, and what became of it.
+        The file, and what was done.
 
     Raises:
-        EvaluationError: If there is no mmcv, the file is not ours, or there is no right to delete it.
+        EvaluationError: If there is no mmcv, the file is not ours, or it may not be deleted.
     """
     path = find_mmcv().folder / '_ext.py'
     if not path.exists():
         return path, 'absent'
     if not _is_ours(path):
-        raise EvaluationError(f'{path} is not of this package and stays as it is.')
+        raise EvaluationError(f'{path} is not a file of this package and was not changed.')
     try:
         path.unlink()
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The configs of this package by name, configs in general, and a self-contained copy to start from."""
+"""The configs of this package: found by name, described, read with their bases, and copied as one file."""
 
 import argparse
 import difflib
@@ -9,19 +9,20 @@ from mmengine.config import Config, DictAction
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.text import reason
 
-__all__ = ['describe', 'find_config', 'packaged_configs', 'read_config', 'write_config']
+__all__ = ['all_configs', 'describe', 'find_config', 'read_config', 'write_config']
 
 FOLDERS = tuple(Path(__file__).parents[1] / task / 'configs' for task in ('detection', 'segmentation'))
 
 
-def packaged_configs() -> dict[str, Path]:
-    """Files of this package's configs by name, those of CI's size last."""
+def all_configs() -> dict[str, Path]:
+    """Files of this package's configs by name, the small ones for CI last."""
     return {path.stem: path for sub in ('', 'ci') for folder in FOLDERS for path in sorted((folder / sub).glob('*.py'))}
 
 
 def describe(path: Path) -> str:
-    """First sentence of a config's own description."""
+    """First line of a config's docstring."""
     config = compile(path.read_text(encoding='utf-8'), str(path), 'exec', dont_inherit=True)
     text = next((c for c in config.co_consts if isinstance(c, str)), '') if config.co_consts else ''
     return text.strip().partition('\n')[0]
@@ -34,9 +35,9 @@ def find_config(name: str | Path) -> Path:
         name: A path, or the name of a packaged config.
 
     Raises:
-        EvaluationError: If there is no such file and no such name.
+        EvaluationError: If there is neither such a file nor such a name.
     """
-    path, configs = Path(name).expanduser(), packaged_configs()
+    path, configs = Path(name).expanduser(), all_configs()
     if path.is_file():
         return path
     if str(name) in configs:
@@ -55,15 +56,15 @@ def read_config(name: str | Path, options: Sequence[str] = ()) -> Config:
         options: As of mmdet's `--cfg-options`: 'train_cfg.max_epochs=3', lists as 'key=1,2' or 'key="[1,2]"'.
 
     Raises:
-        EvaluationError: If it is not there, cannot be read, or an option is none.
+        EvaluationError: If the config does not exist, cannot be read, or an option is invalid.
     """
     path = find_config(name)
     try:
         config = Config.fromfile(path)
     except EvaluationError:
         raise
-    except Exception as e:  # a config is a program, and mmengine's own errors are of many kinds
-        raise EvaluationError(f'{path} cannot be read as a config ({type(e).__name__}: {e}).') from e
+    except Exception as e:  # a config is a program, and mmengine raises many kinds of errors
+        raise EvaluationError(f'{path} cannot be read as a config ({type(e).__name__}: {reason(e)}).') from e
     wrong = [option for option in options if '=' not in option]
     if wrong:
         raise EvaluationError(f"--cfg-options takes KEY=VALUE, such as train_cfg.max_epochs=3, not '{wrong[0]}'.")
@@ -73,7 +74,7 @@ def read_config(name: str | Path, options: Sequence[str] = ()) -> Config:
         try:
             config.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
         except (KeyError, TypeError, IndexError, AssertionError) as e:
-            raise EvaluationError(f'The --cfg-options do not fit {path.name}: {e}') from e
+            raise EvaluationError(f'The --cfg-options do not fit {path.name}: {reason(e)}') from e
     return config
 
 
@@ -83,20 +84,20 @@ def write_config(name: str | Path, output: Path, force: bool = False) -> Path:
     Args:
         name: See `find_config`.
         output: The new file.
-        force: Replace it if it is there.
+        force: Replace it if it exists.
 
     Returns:
         `output`.
 
     Raises:
-        EvaluationError: If the config cannot be read, or `output` is there or cannot be written.
+        EvaluationError: If the config cannot be read, or `output` exists or cannot be written.
     """
     if output.suffix != '.py':
         raise EvaluationError(f"mmdet's configs are Python files: give {output.with_suffix('.py')} as the output.")
     if output.exists() and not force:
-        raise EvaluationError(f'{output} is there already: choose another name, or add --force to replace it.')
+        raise EvaluationError(f'{output} already exists: choose another name, or add --force to replace it.')
     path = find_config(name)
-    origin = f'tinyvit-zoo detect config {path.stem}' if path in packaged_configs().values() else str(path)
+    origin = f'tinyvit-zoo detect config {path.stem}' if path in all_configs().values() else str(path)
     note = describe(path).replace('\n', ' ')
     head = f'# Made by: {origin}\n' + (f'# {note}\n' if note else '') + '# Its bases are merged into it.\n'
     write_whole(output, (head + read_config(path).pretty_text).encode())

@@ -1,4 +1,4 @@
-"""ViTDet's pyramid as a neck: levels of strides 4 to 64 out of the one map of a plain ViT."""
+"""ViTDet's pyramid as a neck: levels of strides 4 to 64 from the single map of a plain ViT."""
 
 from collections.abc import Sequence
 
@@ -17,18 +17,18 @@ class SimpleFeaturePyramid(pyramid.SimpleFeaturePyramid):
     def __init__(self, in_channels: int | Sequence[int], out_channels: int = 256, num_outs: int = 5) -> None:
         """
         Args:
-            in_channels: Of the map; of several maps the last one is taken.
+            in_channels: Of the map; if there are several, the last one is used.
             out_channels: Of every level.
-            num_outs: 4 for levels of strides 4, 8, 16 and 32 (with patches of 16), 5 for one of stride 64 as well.
+            num_outs: 4 for levels of strides 4, 8, 16 and 32 (with patches of 16), 5 to add one of stride 64.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If `num_outs` is neither 4 nor 5.
         """
         if num_outs not in (4, 5):
             raise ValueError(f'num_outs must be 4 or 5, got {num_outs}.')
         in_channels = in_channels if isinstance(in_channels, int) else in_channels[-1]
         super().__init__(in_channels, out_channels, top_pool=num_outs == 5)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Maps of a backbone, of which the last (B, C, h, w) is taken -> levels, see `layers.pyramid`."""
+    def forward(self, maps: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Maps of a backbone, of which the last (B, C, h, w) is used -> levels, see `layers.pyramid`."""
         return tuple(super().forward(maps))

@@ -1,57 +1,27 @@
 """Batches of images by position, the same for any number of reading processes."""
 
-import hashlib
-import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.seeding import Seeds, generator_states, same_states, seeded
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from .shards import Shard
 
-__all__ = ['ImageBatches', 'check_finite', 'drawing_from', 'draws', 'load']
-
-
-@contextmanager
-def drawing_from(*what: object) -> Iterator[None]:
-    """A block whose random numbers on the CPU (torch, NumPy's global generator, `random`) depend on `what` alone; the
-    generators are as before when it ends.
-    """
-    seed = int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little')
-    before = _states()
-    torch.default_generator.manual_seed(seed >> 1)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
+__all__ = ['ImageBatches', 'check_finite', 'draws', 'load']
 
 
 def draws(transform: Callable, image: Image.Image) -> bool:
     """Whether a transform draws random numbers for this image."""
-    with drawing_from('draws'):
-        before = _states()
+    with seeded(Seeds.hashed('draws')):
+        before = generator_states()
         transform(image)
-        after = _states()
-    return not (
-        torch.equal(before[0], after[0])
-        and all(np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True))
-        and before[2] == after[2]
-    )
-
-
-def _states() -> tuple[torch.Tensor, tuple, tuple]:
-    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+        return not same_states(before, generator_states())
 
 
 class ImageBatches:
@@ -124,7 +94,7 @@ class _Items(Dataset):
             image = self.dataset.image(position)
             if self.seed is None:
                 return self.transform(image)
-            with drawing_from(self.seed, position, view):
+            with seeded(Seeds.hashed(self.seed, position, view)):
                 return self.transform(image)
         except EvaluationError as e:
             return e  # raised here, DataLoader would put its traceback into the message

@@ -1,30 +1,32 @@
-"""What a fine-tuning leaves behind: results, curves, mistakes, and a folder that `timm.create_model` takes."""
+"""The files of a fine-tuning: results, curves, confusion matrix, and a folder that `timm.create_model` takes."""
 
 import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.hub import save_folder
-from tinyvit_zoo.training.recipes import Recipe
 
 from .. import results as report
 from ..finetune import Finetuned
 from ..statistics import confusion_matrix, wilson
 from . import plots
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ['summary', 'write_finetuned']
 
 
 def summary(result: Finetuned) -> dict[str, Any]:
-    """The numbers of a training; accuracies in %."""
+    """The numbers of a training run; accuracies in %."""
     best = result.history[result.best_epoch - 1]
-    numbers = dict(
+    numbers: dict[str, Any] = dict(
         epochs=len(result.history),
         best_epoch=result.best_epoch,
         validation_images=result.validation_images,
@@ -40,7 +42,6 @@ def write_finetuned(
     output: Path,
     result: Finetuned,
     model: nn.Module,
-    recipe: Recipe,
     train: ImageDataset,
     test: ImageDataset | None,
     *,
@@ -53,47 +54,54 @@ def write_finetuned(
 
     Args:
         output: Folder.
-        result: Of the training.
+        result: Of the training run.
         model: The trained one.
-        recipe: It was trained by.
-        train: What it learned from, the held-out part included.
-        test: What `result.test` was measured on.
-        name: What the user called the model.
+        train: The images it was trained on, the held-out part included.
+        test: The images that `result.test` was measured on.
+        name: The model's name as the user gave it.
         weights: Where they came from before the training.
-        seed: Of the training.
+        seed: Of the training run.
         say: Prints a line.
 
     Raises:
-        EvaluationError: If the folder cannot be written to, or the model not be saved.
+        EvaluationError: If the folder cannot be written to, or the model cannot be saved.
         OSError: If `model/` cannot be written to or holds other files. Everything else is written before it.
     """
+    recipe = result.recipe
     title = f'{name} ({weights}) on {train.name}, recipe {recipe.name}'
     history = [dict(epoch=i, **asdict(epoch)) for i, epoch in enumerate(result.history, 1)]
-    losses = {'training': [epoch.loss for epoch in result.history]}
-    figures = {}
-    if result.validation_images:
-        losses['held out'] = [epoch.validation_loss for epoch in result.history]
-        accuracy = {'held out': [epoch.validation_accuracy for epoch in result.history]}
-        figures['accuracy'] = plots.learning_curves(accuracy, title=title)
-    figures['loss'] = plots.learning_curves(losses, title=title, y_label='loss')
-    if result.test is not None:
-        counts = confusion_matrix(test.labels, result.test.predictions, len(train.classes))
-        figures['confusion'] = plots.confusion(counts, train.classes, title=title)
     datasets = dict(train=train) if test is None else dict(train=train, test=test)
     head = report.record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)
     run = dict(recipe=recipe, precision=result.precision, processes=result.processes)
-    crop = {} if recipe.crop_pct is None else dict(crop_pct=recipe.crop_pct)
     results = {**head, **run, **summary(result)}
-    entries = {test.name: _entry(results, recipe, test)} if test is not None and test.complete else {}
+    entries = {test.name: _entry(results, test)} if test is not None and test.complete else {}
+    figures = _figures(result, train, test, title)
     report.write(output, results, tables=dict(history=history), figures=figures, eval_results=entries, say=say)
+    crop = {} if recipe.crop_pct is None else dict(crop_pct=recipe.crop_pct)
     tag = 'ft_' + re.sub(r'\W+', '_', Path(train.name).name).strip('_').lower()
     try:
         save_folder(model, output / 'model', label_names=train.classes, tag=tag, data_config=crop)
-    except ValueError as e:  # a model that its configuration does not make again
+    except ValueError as e:  # a model that its configuration cannot rebuild
         raise EvaluationError(f'The results are written, the model is not; its weights are in best.pt. {e}') from e
     say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
 
 
-def _entry(results: dict[str, Any], recipe: Recipe, test: ImageDataset) -> str | None:
-    note = f'top-1 accuracy, %; trained by the recipe {recipe.name}, from weights: {Path(results["weights"]).name}'
+def _figures(result: Finetuned, train: ImageDataset, test: ImageDataset | None, title: str) -> dict[str, 'Figure']:
+    """Curves of loss and held-out accuracy, and the confusion matrix of the test images, as far as there are any."""
+    losses = {'training': [epoch.loss for epoch in result.history]}
+    figures = {}
+    if result.validation_images:
+        losses['held out'] = [cast(float, epoch.validation_loss) for epoch in result.history]
+        accuracy = {'held out': [cast(float, epoch.validation_accuracy) for epoch in result.history]}
+        figures['accuracy'] = plots.learning_curves(accuracy, title=title)
+    figures['loss'] = plots.learning_curves(losses, title=title, y_label='loss')
+    if result.test is not None and test is not None:
+        counts = confusion_matrix(test.labels, result.test.predictions, len(train.classes))
+        figures['confusion'] = plots.confusion(counts, train.classes, title=title)
+    return figures
+
+
+def _entry(results: dict[str, Any], test: ImageDataset) -> str | None:
+    recipe, weights = results['recipe'].name, Path(results['weights']).name
+    note = f'top-1 accuracy, %; trained by the recipe {recipe}, from weights: {weights}'
     return report.eval_results_entry(test.name, results['test_accuracy'], notes=note)

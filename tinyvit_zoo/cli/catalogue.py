@@ -1,28 +1,29 @@
-"""`list` and `info`: what there is."""
+"""`list` and `info`: the released weights and the facts about a model."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .console import console, explained, parse_size, print_json
+from .console import command, console, print_json
+from .options import ImgSize, Json, pair_of
 
 
-def register(app: typer.Typer) -> None:
-    app.command('list')(list_models)
-    app.command('info')(info)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('list', rich_help_panel=panel)(command(list_models, models=False))
+    app.command('info', rich_help_panel=panel)(command(info))
 
 
-@explained
 def list_models(
-    pattern: str = typer.Argument('*', help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False),
-    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
-    markdown: bool = typer.Option(False, '--markdown', help='Print the table of the README.'),
+    *,
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False)] = '*',
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print the table of the documentation.')] = False,
 ) -> None:
     """List families and released weights with their numbers."""
-    from ..info import MEASURED_BY_OTHERS, list_releases, markdown_table
+    from ..releases import MEASURED_BY_OTHERS, list_releases, markdown_table
 
     rows = list_releases(pattern)
     if as_json:
@@ -40,7 +41,7 @@ def list_models(
 
 def _table(family: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=family, title_justify='left', box=None, pad_edge=False)
-    for heading in ('name', 'params (M)', 'GMACs', 'image', 'top-1', 'licence', 'Hub id'):
+    for heading in ('name', 'params (M)', 'GMACs', 'image', 'top-1', 'license', 'Hub id'):
         right = heading in ('params (M)', 'GMACs', 'image')
         table.add_column(heading, justify='right' if right else 'left', overflow='fold', no_wrap=heading != 'Hub id')
     for row in rows:
@@ -50,23 +51,25 @@ def _table(family: str, rows: list[dict[str, Any]]) -> Table:
             f'{row["gmacs"]:.3f}',
             str(row['img_size']),
             f'{row["top1"]} ({row["top1_by"]})' if row['top1'] else '-',
-            row['licence'].upper(),
+            row['license'].upper(),
             row['hf_hub_id'] or '-',
         )
     return table
 
 
-@explained
 def info(
-    name: str = typer.Argument(help='ARCHITECTURE, ARCHITECTURE.TAG, local-dir:FOLDER or hf-hub:OWNER/NAME.'),
-    img_size: str = typer.Option(None, '--img-size', help='Side, or HEIGHTxWIDTH.', metavar='SIZE'),
-    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(help='ARCHITECTURE, ARCHITECTURE.TAG, local-dir:FOLDER or hf-hub:OWNER/NAME.', metavar='NAME'),
+    ],
+    img_size: ImgSize = None,
+    as_json: Json = False,
 ) -> None:
-    """Show all that is known of a model: origin, licence, accuracies with their sources, size, preprocessing."""
-    size = parse_size(img_size)
+    """Show all that is known of a model: origin, license, accuracies with their sources, size, preprocessing."""
     from ..info import describe
 
-    facts = describe(name, size)
+    facts = describe(name, pair_of(img_size))
     if as_json:
         return print_json(facts)
     out = console()
@@ -91,19 +94,19 @@ def _grid(out: Console, title: str, lines: dict[str, Any]) -> None:
 
 
 def _print_release(out: Console, release: dict[str, Any]) -> None:
-    licence = release['licence']
-    stated = f'{licence["spdx"].upper()}, stated at {licence["source"]}'
-    if not licence['given']:
-        stated = f'none given at {licence["source"]}'
-    if licence['hub_field']:
-        stated += f" (the Hub copy's own field says '{licence['hub_field']}')"
+    license = release['license']
+    stated = f'{license["spdx"].upper()}, stated at {license["source"]}'
+    if not license['given']:
+        stated = f'none given at {license["source"]}'
+    if license['hub_field']:
+        stated += f" (the Hub copy's own field says '{license['hub_field']}')"
     speed = release['speed']
     others = (f'{t["task"]}, {t["dataset"]}: {t["value"]} ({t["metric"]})' for t in release['transfers'])
     lines = {
         'training': release['training'],
         'trained from': release['parent'],
         'classes': f'{release["num_classes"]} ({release["labels"]})' if release['num_classes'] else 'none, an encoder',
-        'licence': stated,
+        'license': stated,
         'paper': f'{release["paper"]["title"]}, {release["paper"]["url"]}',
         'origin': release['origin_url'],
         'file': release['url'] or f'with a browser: {release["by_hand"]}',
@@ -125,7 +128,7 @@ def _print_model(out: Console, facts: dict[str, Any]) -> None:
     labels = model['label_names']
     lines = {
         'architecture': facts['architecture'],
-        'weights': None if facts['release'] else f'tag {model["tag"] or "-"}, licence {model["licence"] or "-"}',
+        'weights': None if facts['release'] else f'tag {model["tag"] or "-"}, license {model["license"] or "-"}',
         'image size': 'x'.join(str(s) for s in model['img_size']),
         'parameters': f'{model["params"]:,} ({model["params"] / 1e6:.2f} M)',
         'MACs': f'{model["gmacs"]:.3f} G',

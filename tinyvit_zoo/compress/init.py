@@ -1,12 +1,13 @@
-"""What a multiplexed model starts from: which weights its groups share, and its layers' own parameters fitted to them.
+"""Initial weights of a multiplexed model: the weights that its groups share, and each layer's own parameters.
 
-No labels and no training: weights are chosen, and every layer by itself is fitted to the teacher's, on a few pictures.
+No labels and no training: shared weights are chosen, and each layer separately is fitted to the teacher's layer on a
+few images.
 
-How far that goes, measured with teachers trained on scikit-learn's digits (means of 3 seeds; a ViT of 8 blocks, width
-64, and a Swin of 2 + 2 + 4 + 2 blocks, width 16; 97.2 and 97.3 % of the held-out digits right), sharing every 2
-blocks: distance of the features from the teacher's, relative to their length, and held-out digits right in %.
+Measured with teachers trained on scikit-learn's digits (means of 3 seeds; a ViT of 8 blocks, width 64, and a Swin of
+2 + 2 + 4 + 2 blocks, width 16; accuracy 97.2 and 97.3 % on held-out digits), sharing every 2 blocks: distance of the
+features from the teacher's, relative to their norm, and accuracy on held-out digits in %.
 
-| start | ViT: distance | right | Swin: distance | right |
+| initial weights | ViT: distance | accuracy | Swin: distance | accuracy |
 | --- | --- | --- | --- | --- |
 | weights of the first block, no transformation (plain sharing) | .79 | 64.6 | 1.01 | 42.4 |
 | mean of the weights | .88 | 23.0 | .88 | 56.5 |
@@ -16,14 +17,17 @@ blocks: distance of the features from the teacher's, relative to their length, a
 | best, norms and transformations fitted | .54 | 87.8 | .49 | 92.7 |
 | the same with 256 digits | .52 | 89.4 | .43 | 95.4 |
 
-Most of it is the norms; the transformations add some in the ViT and little in the Swin. Fitting to noise makes some
-models worse, so it is not done unasked. With all 8 blocks of the ViT in one group no start comes near the teacher
-(.85 at best, and that without transformations). An untrained DeiT-Ti, 16 crops of scikit-image's pictures to calibrate
-and 16 others: .60 plain, .53 best, .32 fitted; the fit takes 46 s on one core.
+Most of the gain is from the norms; the transformations add some in the ViT and little in the Swin. Fitting to noise
+makes some models worse, so it is not the default. With all 8 blocks of the ViT in one group no initialisation comes
+near the teacher (.85 at best, without transformations). An untrained DeiT-Ti, calibrated on 16 crops of scikit-image's
+images and measured on 16 others: .60 plain, .53 best, .32 fitted; the fit takes 46 s on one core.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -31,7 +35,7 @@ from torch import nn
 
 from .share import Group, find_stages, shared_layers
 
-__all__ = ['INITS', 'initialise', 'natural_noise']
+__all__ = ['INITS', 'initialize', 'natural_noise']
 
 INITS = ('first', 'mean', 'best')
 FIT_ITERATIONS = 20
@@ -40,7 +44,7 @@ Batches = list[torch.Tensor]
 Weights = dict[str, torch.Tensor]
 
 
-def initialise(
+def initialize(
     teacher: nn.Module,
     student: nn.Module,
     groups: list[list[Group]],
@@ -48,18 +52,19 @@ def initialise(
     calibration: Iterable[torch.Tensor] | None,
     fit: bool,
 ) -> None:
-    """Give a multiplexed model the weights it starts from.
+    """Set the initial weights of a multiplexed model.
 
     Args:
-        teacher: The model before sharing; left as it is.
+        teacher: The model before sharing; not changed.
         student: The multiplexed model, changed in place.
         groups: Its groups, by stage.
-        init: See `multiplex`, as the next two.
-        calibration: See there.
-        fit: See there.
+        init: See `multiplex`.
+        calibration: See `multiplex`.
+        fit: See `multiplex`.
 
     Raises:
-        ValueError: On an unknown `init`, or nothing to calibrate with.
+        ValueError: On an unknown `init`, unusable `calibration`, or a model that cannot be fitted (on the meta device,
+            or in half precision).
     """
     if init not in INITS:
         raise ValueError(f'init must be one of {", ".join(INITS)}, got {init!r}.')
@@ -81,13 +86,13 @@ def initialise(
 def _checked(calibration: Iterable[torch.Tensor]) -> Batches:
     images = [calibration] if isinstance(calibration, torch.Tensor) else list(calibration)
     if not images:
-        raise ValueError('calibration holds no pictures.')
+        raise ValueError('calibration holds no images.')
     for batch in images:
         if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or not batch.numel() or not batch.isfinite().all():
             kind = f'{tuple(batch.shape)}' if isinstance(batch, torch.Tensor) else type(batch).__name__
             raise ValueError(
                 'calibration must be batches of preprocessed images, tensors (B, in_chans, H, W) of finite numbers '
-                f'without their labels; one is {kind}.'
+                f'without labels; one is {kind}.'
             )
     return images
 
@@ -98,8 +103,8 @@ def _walk(
 ) -> None:
     """Choose and fit from the first block to the last.
 
-    The teacher's blocks go on from the teacher's outputs, the student's from the student's: a later block may make up
-    for what an earlier one got wrong.
+    The teacher's blocks take the teacher's outputs, the student's blocks the student's, so a later block can compensate
+    for the errors of an earlier one.
     """
     goals = [_tokens(teacher, batch) for batch in images]
     inputs = list(goals)
@@ -130,10 +135,10 @@ def _choose(
     rest: Callable[[torch.Tensor], torch.Tensor],
     features: Batches,
 ) -> None:
-    """The weights with which the teacher, going on from this group's output, comes nearest to its own features.
+    """Choose the weights with which the rest of the teacher comes closest to its features from this group's output.
 
-    How near the output itself is says less: so chosen, all three ViTs measured above end up further from their
-    teachers (.80 to .98) than with the weights of the first blocks.
+    The distance of the output itself is a worse criterion: with it, all three ViTs measured above end up further from
+    their teachers (.80 to .98) than with the weights of the first blocks.
     """
     distances = []
     for weights in candidates:
@@ -148,13 +153,13 @@ def _choose(
 
 
 def _fit(block: nn.Module, inputs: Batches, goals: Batches) -> None:
-    """Bring a block's outputs near the goals by what it does not share: norms, layer scales, transformations.
+    """Fit the parameters that a block does not share (norms, layer scales, transformations) to reach the goals.
 
-    Least squares by L-BFGS. A block that would end up further away stays as it was.
+    Least squares by L-BFGS. A block that would end up further away keeps its parameters.
     """
     shared = {id(p) for _, layer in shared_layers(block) for p in layer.parameters()}
     own = [p for p in block.parameters() if id(p) not in shared]
-    start = [p.clone() for p in own]
+    initial = [p.clone() for p in own]
     flags = [(p, p.requires_grad) for p in block.parameters()]
     optimizer = torch.optim.LBFGS(own, max_iter=FIT_ITERATIONS, line_search_fn='strong_wolfe')
 
@@ -174,7 +179,7 @@ def _fit(block: nn.Module, inputs: Batches, goals: Batches) -> None:
             p.requires_grad_(id(p) not in shared)
         optimizer.step(closure)
         if not distance() < before:  # nan included
-            for p, value in zip(own, start, strict=True):
+            for p, value in zip(own, initial, strict=True):
                 p.copy_(value)
     finally:
         optimizer.zero_grad()
@@ -182,8 +187,8 @@ def _fit(block: nn.Module, inputs: Batches, goals: Batches) -> None:
             p.requires_grad_(flag)
 
 
-def _tokens(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What the first block is given."""
+def _tokens(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """Input of the first block."""
     weight = next(model.parameters())
     x = model.patch_embed(images.to(weight.device, weight.dtype))
     if isinstance(model, VisionTransformer):
@@ -191,8 +196,8 @@ def _tokens(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _rest(model: nn.Module, stage: int, block: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the model does from the input of a block to its features."""
+def _rest(model: Any, stage: int, block: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The part of the model from the input of a block to its features."""
 
     def run(x: torch.Tensor) -> torch.Tensor:
         for i, later in enumerate(find_stages(model)[stage:]):
@@ -206,8 +211,8 @@ def _rest(model: nn.Module, stage: int, block: int) -> Callable[[torch.Tensor], 
 
 def _distance(outputs: Batches, goals: Batches) -> torch.Tensor:
     """|outputs - goals|^2 / |goals|^2."""
-    apart = sum((x - y).square().sum() for x, y in zip(outputs, goals, strict=True))
-    return apart / sum(y.square().sum() for y in goals)
+    apart = reduce(add, ((x - y).square().sum() for x, y in zip(outputs, goals, strict=True)))
+    return apart / reduce(add, (y.square().sum() for y in goals))
 
 
 def _candidates(group: Group, init: str) -> list[Weights]:
@@ -226,7 +231,7 @@ def _set(group: Group, weights: Weights) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards every module in the mode that it had."""
+    """Evaluation mode inside the block; afterwards every module has its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -236,12 +241,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def natural_noise(model: nn.Module, count: int = 32, seed: int = 0) -> torch.Tensor:
-    """Noise whose amplitude falls with frequency as in natural images (1/f), of mean 0 and deviation 1.
+def natural_noise(model: Any, count: int = 32, seed: int = 0) -> torch.Tensor:
+    """Noise whose amplitude falls with frequency as in natural images (1/f), with mean 0 and standard deviation 1.
 
     Args:
-        model: Decides on channels and size.
-        count: Pictures.
+        model: A timm model; its channels and image size are used.
+        count: Number of images.
         seed: Of the generator.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Weight multiplexing of any timm ViT or Swin: share, and transform (MiniViT paper Sec. 3.1 and 3.2, phase 1)."""
+"""Weight multiplexing of any timm ViT or Swin: share and transform (MiniViT paper Sec. 3.1 and 3.2, phase 1)."""
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -11,13 +11,13 @@ from timm.models import filter_pretrained_cfg
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import nn
 
-from .init import initialise
+from .init import initialize
 from .share import Group, find_groups, find_stages, keep_each_once, tie
 from .transform import GridConv, MixedAttention, MixedWindowAttention, MultiplexedSwinBlock
 
 __all__ = ['Restructured', 'describe_weights', 'multiplex', 'restructure']
 
-MIXED = {Attention: MixedAttention, WindowAttention: MixedWindowAttention}
+MIXED: dict[type[nn.Module], Any] = {Attention: MixedAttention, WindowAttention: MixedWindowAttention}
 
 
 def multiplex(
@@ -31,65 +31,66 @@ def multiplex(
     calibration: Iterable[torch.Tensor] | None = None,
     fit: bool | None = None,
 ) -> nn.Module:
-    """A model of the same class in which adjacent blocks share their weights. `model` stays as it is.
+    """A model of the same class in which adjacent blocks share their weights. `model` is not changed.
 
     Blocks of a group hold the same layers as the same module objects. So a hook on `blocks[0].attn.qkv` runs once for
     every block that shares it, in their order; tools that replace layers by name (LoRA) find a shared one in its
-    first block only, and leave it to the others as it was; layer-wise learning rates take it for that block's. Call
-    `torch.func.functional_call` with `tie_weights=False`: otherwise it does not put such a layer's weights back.
+    first block only, and leave the original in the others; layer-wise learning rates treat it as that block's. Call
+    `torch.func.functional_call` with `tie_weights=False`: otherwise it does not restore such a layer's weights.
 
     Args:
         model: A timm `VisionTransformer` (ViT, DeiT, MAE, CLIP, DINO, SigLIP, ...) or `SwinTransformer`.
-        share_every: Blocks that share one set of weights; must divide the depth (of every stage). 'stage': all
-            blocks of a stage; a plain ViT is one stage. Groups never cross stages.
-        transform: Give every layer its own head mixing, starting at identity. Without it the attention stays timm's.
-        mlp_transform: Give every layer its own depthwise convolution before the MLP, starting at identity. Default:
-            where `transform` is on and the model is a Swin (as in the paper, which found little use for it in DeiT).
+        share_every: Number of blocks that share one set of weights; must divide the depth (of every stage). 'stage':
+            all blocks of a stage; a plain ViT is one stage. Groups never cross stages.
+        transform: Give every layer its own head mixing, initialised to identity. Without it the attention stays timm's.
+        mlp_transform: Give every layer its own depthwise convolution before the MLP, initialised to identity. Default:
+            on if `transform` is on and the model is a Swin (as in the paper, which found little use for it in DeiT).
         mlp_conv_kernel: Side of that convolution, odd; one for all stages or one each. Default: the stage's window
-            (paper Sec. 4.1), one more where that is even.
-        init: Which weights a group starts from: those of its 'first' block, the 'mean' of its blocks, or the 'best'
-            of all its blocks' and their mean, group by group: those with which the rest of `model`, going on from the
-            group's output, comes nearest to the features of `model`. That is greedy: in 3 of 24 small random Swins
-            'first' or 'mean' for all groups ended up nearer.
-        calibration: Batches of preprocessed images (B, in_chans, H, W), like those that the model is for; a few dozen
-            will do. Default: 32 pictures of noise with the spectrum of natural images, for `init='best'` only.
-        fit: Fit what every layer has of its own (norms, layer scales, transformations) so that its output is nearest
-            to that of the same layer of `model`: least squares on the calibration pictures, no labels. Default: where
-            `calibration` is given.
+            (paper Sec. 4.1), plus one if that is even.
+        init: Initial weights of a group: those of its 'first' block, the 'mean' of its blocks, or the 'best' among
+            all its blocks' and their mean, group by group: those with which the rest of `model`, applied to the
+            group's output, comes closest to the features of `model`. That is greedy: in 3 of 24 small random Swins
+            'first' or 'mean' for all groups ended up closer.
+        calibration: Batches of preprocessed images (B, in_chans, H, W), like those that the model is meant for; a few
+            dozen images suffice. Default: 32 images of noise with the spectrum of natural images, for `init='best'`
+            only.
+        fit: Fit the parameters that each layer keeps to itself (norms, layer scales, transformations) so that its
+            output is closest to that of the same layer of `model`: least squares on the calibration images, no labels.
+            Default: on if `calibration` is given.
 
     Returns:
-        The multiplexed model, in the same mode, dtype and place. `save_folder` and timm's Hub functions save it so
-        that `timm.create_model` makes it again, if `model` came from `timm.create_model`.
+        The multiplexed model, in the same mode and dtype and on the same device. `save_folder` and timm's Hub functions
+        save it so that `timm.create_model` makes it again, if `model` came from `timm.create_model`.
 
     Raises:
         ValueError: On another kind of model, blocks that do not match, or arguments that do not fit.
     """
-    if (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') == 'multiplexed':
-        raise ValueError('This model is multiplexed already: multiplex the one that it was made from.')
-    student = deepcopy(model)
+    cfg: dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
+    if cfg.get('architecture') == 'multiplexed':
+        raise ValueError('This model is already multiplexed: multiplex the one that it was made from.')
+    student: Any = deepcopy(model)
     new = restructure(student, share_every, transform, mlp_transform, mlp_conv_kernel)
     fit = calibration is not None if fit is None else fit
-    initialise(model, student, new.groups, init, calibration, fit)
-    if getattr(model, 'pretrained_cfg', None):  # made by `timm.create_model`
-        base = model.pretrained_cfg['architecture']
-        student._model_args = dict(getattr(model, '_model_args', {}), base=base, **new.args)
-        student.pretrained_cfg = student.default_cfg = describe_weights(model.pretrained_cfg)
+    initialize(model, student, new.groups, init, calibration, fit)
+    if cfg:  # made by `timm.create_model`
+        student._model_args = dict(getattr(model, '_model_args', {}), base=cfg['architecture'], **new.args)
+        student.pretrained_cfg = student.default_cfg = describe_weights(cfg)
     return student
 
 
 def describe_weights(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The pretrained cfg of a model made from one with `cfg`: its licence and preprocessing, not its tag and files."""
+    """The pretrained cfg of a model made from one with `cfg`: its license and preprocessing, not its tag and files."""
     kept = filter_pretrained_cfg(cfg, remove_source=True)
     return {k: v for k, v in kept.items() if k not in ('tag', 'state_dict')} | dict(architecture='multiplexed')
 
 
 @dataclass(frozen=True)
 class Restructured:
-    """What `restructure` did.
+    """Result of `restructure`.
 
     Attributes:
-        groups: Groups of blocks that share now, by stage, with the weights that each block had before.
-        args: Arguments that do the same to another model, whatever its windows.
+        groups: Groups of blocks that now share weights, by stage, with the previous weights of each block.
+        args: Arguments that do the same to another model, regardless of its windows.
     """
 
     groups: list[list[Group]]
@@ -103,21 +104,17 @@ def restructure(
     mlp_transform: bool | None = None,
     mlp_conv_kernel: int | Sequence[int] | None = None,
 ) -> Restructured:
-    """Insert the transformations and share the weights, in place; every group has those of its first block.
+    """Insert the transformations and share the weights, in place; every group gets those of its first block.
 
-    Args:
-        model: See `multiplex`, as the other arguments.
-
-    Raises:
-        ValueError: See `multiplex`.
+    Arguments and errors as in `multiplex`.
     """
-    find_groups(model, share_every)  # complains before anything is changed
+    find_groups(model, share_every)  # raises before anything is changed
     if len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False))):
-        raise ValueError('Layers of this model share weights already: multiplex the model that it was made from.')
+        raise ValueError('Layers of this model already share weights: multiplex the model that it was made from.')
     if mlp_transform is None:
         mlp_transform = transform and isinstance(model, SwinTransformer)
     if mlp_conv_kernel is not None and not mlp_transform:
-        raise ValueError('mlp_conv_kernel is for the MLP transformation, which this model does not get.')
+        raise ValueError('mlp_conv_kernel is for the MLP transformation, which is off for this model.')
     sizes = _conv_sizes(model, mlp_conv_kernel) if mlp_transform else None
     if transform:
         _mix_heads(model)
@@ -137,13 +134,13 @@ def _mix_heads(model: nn.Module) -> None:
         for name, attn in block.named_modules()
         if type(attn) in MIXED
     ]
-    odd = {type(block).__name__ for stage in find_stages(model) for block in stage.blocks} - {
+    unknown = {type(block).__name__ for stage in find_stages(model) for block in stage.blocks} - {
         type(block).__name__ for block, _, _ in found
     }
-    if odd:
+    if unknown:
         raise ValueError(
-            f"{', '.join(sorted(odd))} has no attention whose heads could be mixed (timm's Attention or "
-            'WindowAttention): pass transform=False to share the weights alone.'
+            f"{', '.join(sorted(unknown))} has no attention whose heads could be mixed (timm's Attention or "
+            'WindowAttention): pass transform=False to share weights without transformations.'
         )
     for block, name, attn in found:
         parent, _, child = name.rpartition('.')
@@ -158,7 +155,8 @@ def _conv_sizes(model: nn.Module, kernel_size: int | Sequence[int] | None) -> li
         )
     stages = find_stages(model)
     if kernel_size is None:
-        return [max(stage.blocks[0].window_size) // 2 * 2 + 1 for stage in stages]
+        firsts: list[Any] = [stage.blocks[0] for stage in stages]
+        return [max(block.window_size) // 2 * 2 + 1 for block in firsts]
     sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size] * len(stages)
     if len(sizes) != len(stages) or not all(type(s) is int and s > 0 and s % 2 == 1 for s in sizes):
         raise ValueError(
@@ -168,8 +166,9 @@ def _conv_sizes(model: nn.Module, kernel_size: int | Sequence[int] | None) -> li
 
 
 def _convolve_grid(model: nn.Module, sizes: list[int]) -> None:
+    block: Any
     for stage, size in zip(find_stages(model), sizes, strict=True):
         for block in stage.blocks:
             weight = block.norm2.weight
             block.mlp_conv = GridConv(block.dim, size, weight.device, weight.dtype).train(block.training)
-            block.__class__ = MultiplexedSwinBlock  # the same layers in the same places, and one more
+            block.__class__ = MultiplexedSwinBlock  # the same layers under the same names, and one more

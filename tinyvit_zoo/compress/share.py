@@ -1,8 +1,8 @@
 """Weight sharing: adjacent blocks that hold the same layers, and state dicts that hold each of them once.
 
-A group is k adjacent blocks of one stage. Its blocks stay k modules with norms, layer scales, drop paths, shifts and
-transformations of their own, but every Linear (and Swin's bias table) in them is one and the same module object. So
-nothing has to be told which layer it is working for, and `parameters()` gives each weight once.
+A group is k adjacent blocks of one stage. Its blocks remain k modules with their own norms, layer scales, drop paths,
+shifts and transformations, but every Linear (and Swin's bias table) in them is the same module object. So no module
+needs to know which layer it is called for, and `parameters()` yields each weight once.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from .transform import RelativePositionBias
 
 __all__ = ['Group', 'Stage', 'find_groups', 'find_stages', 'keep_each_once', 'tie']
 
-# timm's own WindowAttention (no head mixing) has nothing of a single layer in it: shift and mask are the block's.
+# timm's own WindowAttention (no head mixing) holds nothing that belongs to one layer: shift and mask are the block's.
 SHARED = (nn.Linear, RelativePositionBias, WindowAttention)
 
 
@@ -29,7 +29,7 @@ class Stage:
     Attributes:
         name: Path of the blocks in the model.
         blocks: The blocks.
-        before: What comes between the last block of the stage before and the first of these.
+        before: The module between the last block of the previous stage and the first of these.
     """
 
     name: str
@@ -46,9 +46,10 @@ def find_stages(model: nn.Module) -> list[Stage]:
     if isinstance(model, VisionTransformer):
         return [Stage('blocks', model.blocks, nn.Identity())]
     if isinstance(model, SwinTransformer):
-        return [Stage(f'layers.{i}.blocks', layer.blocks, layer.downsample) for i, layer in enumerate(model.layers)]
+        layers: Any = model.layers
+        return [Stage(f'layers.{i}.blocks', layer.blocks, layer.downsample) for i, layer in enumerate(layers)]
     raise ValueError(
-        f'{type(model).__name__} cannot be multiplexed: weights are shared between the equal blocks of a timm '
+        f'{type(model).__name__} cannot be multiplexed: weights are shared between the blocks of a timm '
         'VisionTransformer (ViT, DeiT, MAE, CLIP, DINO, SigLIP, ...) or SwinTransformer. Pass such a model.'
     )
 
@@ -59,7 +60,7 @@ class Group:
 
     Attributes:
         blocks: The blocks, in order. The weights are those of the first.
-        weights: What each block had before: name in the block -> tensor.
+        weights: Each block's own weights before sharing: name in the block -> tensor.
     """
 
     blocks: list[nn.Module]
@@ -67,11 +68,11 @@ class Group:
 
 
 def find_groups(model: nn.Module, share_every: int | str) -> list[list[list[nn.Module]]]:
-    """The blocks that are to share with each other, by stage.
+    """The groups of blocks that are to share weights, by stage.
 
     Args:
         model: See `find_stages`.
-        share_every: Blocks of a group, or 'stage' for all of a stage.
+        share_every: Number of blocks in a group, or 'stage' for all of a stage.
 
     Raises:
         ValueError: If the model is of another kind, a stage cannot be cut into such groups, or blocks of a group do
@@ -79,16 +80,8 @@ def find_groups(model: nn.Module, share_every: int | str) -> list[list[list[nn.M
     """
     stages = find_stages(model)
     depths = [len(stage.blocks) for stage in stages]
-    is_count = isinstance(share_every, int) and not isinstance(share_every, bool) and share_every > 0
-    if share_every != 'stage' and not (is_count and all(depth % share_every == 0 for depth in depths)):
-        fitting = [n for n in range(1, min(depths) + 1) if all(depth % n == 0 for depth in depths)]
-        raise ValueError(
-            f'share_every={share_every!r} does not divide the {" + ".join(map(str, depths))} blocks of this model: '
-            f"use one of {', '.join(map(str, fitting))}, or 'stage' to share all blocks of a stage."
-        )
     found = []
-    for stage, depth in zip(stages, depths, strict=True):
-        size = depth if share_every == 'stage' else share_every
+    for stage, depth, size in zip(stages, depths, _group_sizes(depths, share_every), strict=True):
         for start in range(0, depth, size):
             for i in range(start + 1, start + size):
                 _check_alike(stage, start, i)
@@ -96,8 +89,23 @@ def find_groups(model: nn.Module, share_every: int | str) -> list[list[list[nn.M
     return found
 
 
+def _group_sizes(depths: list[int], share_every: int | str) -> list[int]:
+    """Number of blocks in a group, for each stage."""
+    if share_every == 'stage':
+        return depths
+    is_count = isinstance(share_every, int) and not isinstance(share_every, bool) and share_every > 0
+    size = int(share_every) if is_count else 0
+    if size and all(depth % size == 0 for depth in depths):
+        return [size] * len(depths)
+    fitting = [n for n in range(1, min(depths) + 1) if all(depth % n == 0 for depth in depths)]
+    raise ValueError(
+        f'share_every={share_every!r} does not divide the {" + ".join(map(str, depths))} blocks of this model: '
+        f"use one of {', '.join(map(str, fitting))}, or 'stage' to share all blocks of a stage."
+    )
+
+
 def shared_layers(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of what a block shares with the others of its group."""
+    """Names and modules of the layers that a block shares with the others of its group."""
     for name, child in module.named_children():
         if isinstance(child, SHARED):
             yield prefix + name, child
@@ -117,8 +125,8 @@ def _check_alike(stage: Stage, first: int, other: int) -> None:
 
 
 def _facts(block: nn.Module) -> dict[str, Any]:
-    """What must be equal in two blocks, by name: shapes of shared tensors, kinds of layers, head counts."""
-    facts = {'the block': type(block).__name__}
+    """Properties that two blocks must agree on, by name: shapes of shared tensors, kinds of layers, head counts."""
+    facts: dict[str, Any] = {'the block': type(block).__name__}
     for name, layer in shared_layers(block):
         facts[name] = type(layer).__name__
         facts |= {f'{name}.{key}': tuple(p.shape) for key, p in layer.named_parameters()}
@@ -127,12 +135,12 @@ def _facts(block: nn.Module) -> dict[str, Any]:
 
 
 def tie(blocks: list[nn.Module]) -> Group:
-    """Put the shared layers of the first block into the others."""
+    """Replace the layers of the other blocks by the shared layers of the first."""
     weights = [
         {f'{name}.{key}': p.detach() for name, layer in shared_layers(block) for key, p in layer.named_parameters()}
         for block in blocks
     ]
-    weights[0] = {name: value.clone() for name, value in weights[0].items()}  # these layers live on
+    weights[0] = {name: value.clone() for name, value in weights[0].items()}  # these layers stay in use
     for name, layer in shared_layers(blocks[0]):
         parent, _, child = name.rpartition('.')
         for block in blocks[1:]:
@@ -141,21 +149,22 @@ def tie(blocks: list[nn.Module]) -> Group:
 
 
 def keep_each_once(model: nn.Module) -> None:
-    """Let state dicts hold a shared tensor once, under its first name, and fill in the others when loading.
+    """Make state dicts hold a shared tensor once, under its first name, and fill in the others when loading.
 
     Otherwise a checkpoint would be as large as the teacher's, safetensors would refuse it, and timm's EMA would
-    update shared weights twice. What is shared is looked up when it is needed, so that a layer which someone has
-    replaced in one place (LoRA) is saved by itself.
+    update shared weights twice. Sharing is looked up each time, so that a layer that has been replaced in one place
+    (LoRA) is saved separately.
     """
-    # timm cuts ViTs to a new Sequential of blocks, and puts Swin's stages into another module, for features.
+    # For features, timm cuts ViTs to a new Sequential of blocks, and puts Swin's stages into another module.
     for module in model.layers if isinstance(model, SwinTransformer) else [model]:
         module.register_state_dict_post_hook(_drop_repeats)
         module.register_load_state_dict_pre_hook(_fill_repeats)
 
 
 def _repeats(module: nn.Module) -> dict[str, str]:
-    """Name of a parameter that has been named before -> its first name."""
-    first, repeats = {}, {}
+    """Each further name of a shared parameter -> its first name."""
+    first: dict[int, str] = {}
+    repeats: dict[str, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if first.setdefault(id(parameter), name) != name:
             repeats[name] = first[id(parameter)]
@@ -184,7 +193,7 @@ def _fill_repeats(
                 state_dict[prefix + name] = shared
         elif shared is None or not _same(value, shared):
             error_msgs.append(
-                f'{prefix}{name} is not equal to {prefix}{first}, with which this model shares it: the checkpoint is '
+                f'{prefix}{name} differs from {prefix}{first}, although this model shares them: the checkpoint is '
                 'of a model that is not multiplexed, or not in this way.'
             )
 

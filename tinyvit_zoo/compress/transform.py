@@ -1,10 +1,12 @@
-"""Weight transformation: what each logical layer keeps of its own (MiniViT paper Sec. 3.1.1).
+"""Weight transformation: the parameters that each logical layer keeps to itself (MiniViT paper Sec. 3.1.1).
 
-Head mixing before and after softmax for the attention, a depthwise convolution for the MLP. Both start as identity,
-so inserting them changes no output.
+Head mixing before and after softmax for the attention, a depthwise convolution for the MLP. Both are initialised to
+identity, so inserting them changes no output.
 
 Shape legend: `B` batch, `nW` windows, `N` tokens, `C` channels, `H W` grid of tokens, `heads` attention heads.
 """
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resize_rel_pos_bias_table, resolve_self_attn_mask
@@ -24,7 +26,7 @@ __all__ = [
 
 
 class IdentityHeadMix(HeadMix):
-    """Head mixing that starts as no mixing, also after `init_weights()`; the released Mini models start near zero."""
+    """Head mixing initialised to identity, also by `init_weights()`; the released Mini models initialise near zero."""
 
     def reset_parameters(self) -> None:
         self.init_identity()
@@ -34,12 +36,12 @@ class MixedAttention(nn.Module):
     """timm's `Attention` with head mixing before and after softmax (paper Eq. 6-7). (B, N, C) -> (B, N, C).
 
     Not fused: the maps of all heads are needed at once. Masks are added after the first mixing, as in the released
-    Mini-Swin (a mixed -inf would be nan); masked pairs stay masked because the second mixing is linear. No biases:
+    Mini-Swin (a mixed -inf would be NaN); masked pairs stay masked because the second mixing is linear. No biases:
     softmax would ignore the one before it, and the paper has none.
     """
 
     def __init__(self, attn: Attention) -> None:
-        """Take over the layers of `attn` as they are."""
+        """Take over the layers of `attn` unchanged."""
         super().__init__()
         self.num_heads = attn.num_heads
         self.head_dim = attn.head_dim
@@ -50,7 +52,7 @@ class MixedAttention(nn.Module):
         self.qkv = attn.qkv
         self.q_norm = attn.q_norm
         self.k_norm = attn.k_norm
-        like = dict(device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
+        like: dict[str, Any] = dict(device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
         self.mix_logits = IdentityHeadMix(attn.num_heads, **like)
         self.mix_probs = IdentityHeadMix(attn.num_heads, **like)
         self.attn_drop = attn.attn_drop
@@ -78,8 +80,11 @@ class MixedAttention(nn.Module):
 class RelativePositionBias(nn.Module):
     """Swin's bias table as a module, so that layers can share it as they share a Linear.
 
-    timm keeps the table in the attention itself, which has head mixing of its own here.
+    timm keeps the table in the attention itself, which here has its own head mixing.
     """
+
+    row_offsets: torch.Tensor
+    col_offsets: torch.Tensor
 
     def __init__(self, attn: WindowAttention) -> None:
         """Take over the table of `attn`: ((2h - 1) * (2w - 1), heads)."""
@@ -94,17 +99,17 @@ class RelativePositionBias(nn.Module):
         self.register_buffer('col_offsets', signed_offset(self.window_size[1], device), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Swin's start values."""
+        """Initialise as Swin does."""
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self._register_offsets()
 
     def init_non_persistent_buffers(self) -> None:
-        """Fill the offsets, which no checkpoint holds (after `to_empty`)."""
+        """Fill the offsets after `to_empty`; no checkpoint holds them."""
         self._register_offsets()
 
     @torch.jit.ignore
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Move to another window; the table is resized as timm does it. Layers that share it may all call this."""
+        """Change the window; the table is resized as timm does it. Layers that share it may all call this."""
         if tuple(window_size) == tuple(self.window_size):
             return
         h, w = window_size
@@ -130,7 +135,7 @@ class MixedWindowAttention(nn.Module):
     """
 
     def __init__(self, attn: WindowAttention) -> None:
-        """Take over the layers of `attn` as they are."""
+        """Take over the layers of `attn` unchanged."""
         super().__init__()
         self.num_heads = attn.num_heads
         self.scale = attn.scale
@@ -138,7 +143,7 @@ class MixedWindowAttention(nn.Module):
 
         self.qkv = attn.qkv
         self.rel_pos_bias = RelativePositionBias(attn)
-        like = dict(device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
+        like: dict[str, Any] = dict(device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
         self.mix_logits = IdentityHeadMix(attn.num_heads, **like)
         self.mix_probs = IdentityHeadMix(attn.num_heads, **like)
         self.attn_drop = attn.attn_drop
@@ -147,7 +152,7 @@ class MixedWindowAttention(nn.Module):
 
     @torch.jit.ignore
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """As timm's."""
+        """Change the window, as in timm's `WindowAttention`."""
         self.rel_pos_bias.set_window_size(window_size)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # mask (nW, N, N): 0, -100
@@ -164,32 +169,35 @@ class MixedWindowAttention(nn.Module):
 
 
 class GridConv(nn.Module):
-    """What the MLP transformation adds to the MLP's input: a depthwise convolution over the grid of tokens.
+    """The MLP transformation: adds a depthwise convolution over the grid of tokens to the MLP's input.
 
-    The paper's Y' = C y for every channel (before Eq. 8) with C = I + this convolution, which starts at zero. The
-    released Mini-Swin transforms the residual stream instead, and puts a LayerNorm into it that is not an identity:
-    a trained layer could not be taken over there.
+    The paper's Y' = C y for every channel (before Eq. 8) with C = I + this convolution, which is initialised to zero.
+    The released Mini-Swin transforms the residual stream instead and inserts a LayerNorm, which is not an identity: a
+    trained layer could not be taken over there.
     """
 
     def __init__(self, dim: int, kernel_size: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        # Made without memory first: random start values would only advance the user's generator.
+        # Created on the meta device first: random initial values would only advance the user's generator.
         conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device='meta', dtype=dtype)
         self.conv = conv.to_empty(device=device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as no transformation. Of the parent, because timm's `init_weights` has values of its own for Conv2d."""
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        """Initialise to identity. Defined here, because timm's `init_weights` has its own values for Conv2d."""
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, H, W, C)
-        # Seen as (B, C, H, W) it is in channels_last format: no copy on either side.
+        # Permuted to (B, C, H, W) it is in channels_last format: no copy before or after.
         return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class MultiplexedSwinBlock(SwinTransformerBlock):
     """timm's block with a `GridConv` named `mlp_conv` before its MLP. (B, H, W, C)."""
+
+    if TYPE_CHECKING:  # TorchScript rejects annotations of submodules at run time
+        mlp_conv: GridConv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape

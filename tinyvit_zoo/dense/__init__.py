@@ -1,8 +1,8 @@
-"""Plain ViTs as backbones of detectors and segmentors: maps of strides 4, 8, 16 and 32 out of maps of one stride.
+"""Plain ViTs as backbones of detectors and segmentors: maps of strides 4, 8, 16 and 32 from maps of one stride.
 
 `DenseBackbone` puts a pyramid on any plain ViT (ours, timm's); `mae_lite_vitdet_tiny`, `tinymim_base_seg` and
 `tinymim_star_tiny_seg` are the backbones as released for COCO and ADE20K. `load_dense` fills those from a
-classification, pre-training or dense checkpoint, `official_state_dict` gives their weights under the released names.
+classification, pre-training or dense checkpoint, `official_state_dict` returns their weights under the released names.
 Not imported by `import tinyvit_zoo`.
 """
 

@@ -1,4 +1,7 @@
-"""A plain ViT with a pyramid on it: images in, four maps of strides 4, 8, 16 and 32 out."""
+"""A plain ViT with a pyramid on top: images in, four maps of strides 4, 8, 16 and 32 out."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.models._features import FeatureInfo
@@ -12,35 +15,39 @@ __all__ = ['DenseBackbone', 'mae_lite_vitdet_tiny', 'tinymim_base_seg', 'tinymim
 
 
 class DenseBackbone(nn.Module):
-    """Any plain ViT with `forward_intermediates`, and a pyramid; behaves as timm's `features_only` models do.
+    """Any plain ViT with `forward_intermediates`, and a pyramid; behaves like timm's `features_only` models.
 
-    `forward(images)` gives a list of maps, `feature_info` their channels and strides. The images may have any size
-    that the ViT takes: create a timm ViT with `dynamic_img_size=True` to give it more than one.
+    `forward(images)` returns a list of maps, `feature_info` holds their channels and strides. The images may have any
+    size that the ViT takes: create a timm ViT with `dynamic_img_size=True` for more than one.
 
-    The ViT is used as it is and loses what no map needs: blocks after the last one taken, classifier and, unless
-    `norm`, the final norm (through its `prune_intermediate_layers`). So every parameter gets a gradient, and a model
-    that shall go on classifying should be copied first.
+    The ViT is changed in place: it loses what no map needs, which is the blocks after the last one taken, the
+    classifier and, unless `norm`, the final norm (through its `prune_intermediate_layers`). So every parameter gets a
+    gradient; copy a model first if it is still needed as a classifier.
 
-    State-dict names are `net.` and `pyramid.` before those of the parts. For those of the released code see
+    State-dict names are those of the parts with the prefix `net.` or `pyramid.`. For those of the released code see
     `loading.official_state_dict`.
 
     Args:
         net: The ViT: ours, timm's, or a trunk of this package.
-        pyramid: Of `layers.pyramid`, or alike. Default: `SimpleFeaturePyramid` of the ViT's width, where and of the
-            dtype that the ViT is.
+        pyramid: One of `layers.pyramid`, or a module with the same interface. Default: `SimpleFeaturePyramid` of the
+            ViT's width, on its device and of its dtype.
         indices: Blocks whose maps the pyramid takes. Default: the last, or for four maps blocks 3, 5, 7, 11 of 12 (as
-            TinyMIM; 7, 11, 15, 23 of 24).
+            in TinyMIM; 7, 11, 15, 23 of 24).
         norm: Apply the ViT's final norm to the maps. ViTDet and TinyMIM do not.
 
     Raises:
-        ValueError: If there are not as many different indices as the pyramid takes maps.
+        ValueError: If the number of different indices is not the number of maps that the pyramid takes.
     """
+
+    # Any of timm's plain ViTs, and any pyramid: their interfaces are conventions, not types.
+    net: Any
+    pyramid: Any
 
     def __init__(
         self,
-        net: nn.Module,
-        pyramid: nn.Module | None = None,
-        indices: list[int] | tuple[int, ...] | None = None,
+        net: Any,
+        pyramid: Any = None,
+        indices: Sequence[int] | None = None,
         norm: bool = False,
     ) -> None:
         super().__init__()
@@ -76,7 +83,7 @@ class DenseBackbone(nn.Module):
         """Layers for layer-wise learning rates: those of the ViT, then the pyramid as the last."""
 
         def inside(pattern: str) -> str:
-            return rf'^net\.(?:{pattern.replace("^", "")})'  # timm matches from the start: its anchors are for show
+            return rf'^net\.(?:{pattern.replace("^", "")})'  # timm matches from the start, so its anchors are redundant
 
         return {
             name: inside(spec) if isinstance(spec, str) else [(inside(pattern), suffix) for pattern, suffix in spec]
@@ -88,7 +95,7 @@ class DenseBackbone(nn.Module):
         self.net.set_grad_checkpointing(enable)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Images (B, in_chans, H, W) -> one map (B, channels, H / stride, W / stride) a level, largest first."""
+        """Images (B, in_chans, H, W) -> one map (B, channels, H / stride, W / stride) per level, largest first."""
         maps = self.net.forward_intermediates(
             x, indices=self.indices, norm=self.norm, stop_early=True, output_fmt='NCHW', intermediates_only=True
         )

@@ -1,4 +1,4 @@
-"""Weights for the dense-prediction forms: from encoders, from classifiers, and from their own released layout."""
+"""Weights of the dense-prediction forms: from encoders, from classifiers, and from their own released layout."""
 
 import logging
 import re
@@ -22,6 +22,7 @@ from ..checkpoints import (
     read_with_clues,
     unwrap,
 )
+from ..common.text import first_few
 from ..layers.beit_table import beit_offset_index, resize_beit_table
 from ..layers.position import resize_position
 from .backbone import DenseBackbone
@@ -33,38 +34,38 @@ __all__ = ['load_dense', 'official_state_dict']
 _logger = logging.getLogger(__name__)
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
-# Of the trained model, but after the blocks: neither form has a norm or a head there.
+# Parts of the trained model after its blocks: neither form has a norm or a head there.
 LEFT_OUT = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
-# What an encoder or classifier need not have; all of it starts as if it were not there, but for the pyramid.
+# Parts that an encoder or classifier may lack; all but the pyramid are initialised to have no effect.
 MAY_START_FRESH = re.compile(r'pyramid\.|.*\.(relative_position_bias_table|gamma_[12]|rel_pos_[hw])$')
 
 
 def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool = False) -> None:
     """Fill a dense-prediction form in place.
 
-    From a classification or pre-training checkpoint (TinyMIM, MAE-Lite, or any plain ViT of their names) the encoder
-    is taken. Left out by name: heads and the norms before them, decoder, teacher and projector; for ViTDet the class
+    A classification or pre-training checkpoint (TinyMIM, MAE-Lite, or any plain ViT with their names) provides the
+    encoder. Left out by name: heads and the norms before them, decoder, teacher and projector; for ViTDet the class
     token, whose row of the position embedding stays. Pyramid, relative-position tables and LayerScale keep their
-    start values unless the file has them; one log line counts what was left out and what stays. From a dense
-    checkpoint (released names, ours, or a whole detector or segmentor with the prefix `backbone.`) everything is
-    taken and must be there.
+    initial values unless the file has them; one log line counts what was left out and what stays. A dense checkpoint
+    (released names, ours, or a whole detector or segmentor with the prefix `backbone.`) must be complete and is loaded
+    in full.
 
     Position embeddings are resized as released (bicubic, no antialias, prefix rows kept), and so are tables, see
-    `resize_beit_table`, and ViTDet's offset embeddings (linear). What has another grid than the model must be square.
+    `resize_beit_table`, and ViTDet's offset embeddings (linear). A grid that differs from the model's must be square.
 
     TinyMIM's segmentation models start from pre-training files whose models had other heads in the last block (B: 16,
-    here 12): say `as_init=True`. Of that block those files hold no trained weights but `norm1` and `qkv`; the released
-    segmentors start from all of it none the less, and so does this.
+    here 12): pass `as_init=True`. In that block those files hold trained weights for `norm1` and `qkv` only; the
+    released segmentors start from all of it nonetheless, and so does this.
 
     Args:
         model: With a trunk of this package. (Load the weights of other ViTs before they get a pyramid.)
         source: A file or folder, a loaded checkpoint, or `architecture.tag` of a plain ViT of the zoo.
-        as_init: Take the weights although their model had other attention heads, as a start for training.
+        as_init: Load the weights even if their model had other attention heads, to initialise a training.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read, has an unknown key, lacks one, or has one of a
             wrong shape; or if its model had other heads. The model is then unchanged.
-        TypeError: If the ViT inside the model is none of this package's trunks.
+        TypeError: If the ViT inside the model is not one of this package's trunks.
     """
     trunk = model.net
     if not isinstance(trunk, DenseTrunk):
@@ -77,6 +78,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
         _check_indices(state_dict, trunk)
         state_dict = {k: v for k, v in _backbone_part(state_dict).items() if not k.endswith(INDEX)}
         dense = any(k.startswith(('pyramid.', 'simfp_', 'fpn')) for k in state_dict)
+        left_out: list[str]
         if dense:
             taken, left_out = _dense_to_ours(state_dict, trunk), []
         else:
@@ -89,7 +91,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
         raise CheckpointError(f'{origin}: {e}') from e
     model.load_state_dict(taken, strict=False)
     _logger.info(
-        '%s: loaded %d tensors; at their start values: %s; left out: %s.',
+        '%s: loaded %d tensors; at their initial values: %s; left out: %s.',
         origin,
         len(taken),
         _counted(fresh),
@@ -98,7 +100,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
 
 
 def official_state_dict(model: DenseBackbone) -> dict[str, torch.Tensor]:
-    """State dict of a dense form under the released names, with the indices that the released code keeps beside tables.
+    """State dict of a dense form under the released names, with the indices that the released code stores with tables.
 
     The inverse of `load_dense` for such a state dict.
 
@@ -123,23 +125,23 @@ def official_state_dict(model: DenseBackbone) -> dict[str, torch.Tensor]:
 
 
 def _read(source: str | Path | Mapping) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
-    """State dict, what tells the heads of its model, and how to call it."""
+    """State dict, the evidence of its model's heads, and its name in messages."""
     if isinstance(source, Mapping):
         state_dict = unwrap(source, 'the state dict given')
         return state_dict, find_heads(clues_of(source), state_dict), 'the state dict given'
     if timm.is_model(str(source).partition('.')[0]) and not Path(source).exists():
         model = timm.create_model(str(source), pretrained=True)
         heads = heads_of(model) if hasattr(model, 'cls_token') else None  # others are refused by their names
-        return model.state_dict(), heads and Evidence(heads, f'it is {source}'), str(source)
+        return model.state_dict(), Evidence(heads, f'it is {source}') if heads else None, str(source)
     state_dict, clues = read_with_clues(source)
     return state_dict, find_heads(clues, state_dict), str(source)
 
 
 def _backbone_part(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The backbone of a whole detector or segmentor; everything where there is none."""
-    part, beside = backbone_part(state_dict)
-    if beside:
-        _logger.info('Using the backbone alone; left out %d tensors beside it.', len(beside))
+    part, rest = backbone_part(state_dict)
+    if rest:
+        _logger.info('Using the backbone alone; left out %d other tensors.', len(rest))
     return part
 
 
@@ -156,7 +158,7 @@ def _dense_to_ours(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) ->
 def _encoder_to_ours(
     state_dict: dict[str, torch.Tensor], trunk: DenseTrunk
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The encoder under our names, and what was left out."""
+    """The encoder under our names, and the names left out."""
     kept, _ = PLAIN_VIT_KEYS.to_ours(state_dict)
     unused = LEFT_OUT if trunk.num_prefix_tokens else (*LEFT_OUT, 'cls_token')
     left_out = [k for k in state_dict if k not in kept or k.startswith(unused)]
@@ -169,12 +171,12 @@ def _encoder_to_ours(
 
 
 def _check_indices(state_dict: Mapping[str, torch.Tensor], trunk: DenseTrunk) -> None:
-    """The index stored beside a table must be the one that the table is read by here.
+    """Require that the index stored with a table is the one used here to read it.
 
-    A table of a grid that cannot be told is left for `_check`, which will find its shape wrong.
+    A table whose grid cannot be determined is left to `_check`, which will find its shape wrong.
     """
     prefix = max(1, trunk.num_prefix_tokens)
-    checked = {}
+    checked: dict[tuple[int, int], torch.Tensor] = {}
     for key, index in state_dict.items():
         if not key.endswith(INDEX):
             continue
@@ -208,7 +210,7 @@ def _grid_of(entries: int, own: tuple[int, int], offsets: bool = False) -> tuple
 
 
 def _resize(state_dict: dict[str, torch.Tensor], model: DenseBackbone) -> None:
-    """Move positions, tables and offset embeddings to the model's grid; what has an odd shape is left for `_check`."""
+    """Resize positions, tables and offset embeddings to the model's grid; unexpected shapes are left to `_check`."""
     own, trunk = model.state_dict(), model.net
     for key, value in state_dict.items():
         if key not in own or value.ndim != own[key].ndim or value.shape[-1:] != own[key].shape[-1:]:
@@ -226,7 +228,11 @@ def _resize(state_dict: dict[str, torch.Tensor], model: DenseBackbone) -> None:
 
 
 def _check(state_dict: Mapping[str, torch.Tensor], model: DenseBackbone, may_start_fresh: bool) -> list[str]:
-    """Names that the checkpoint lacks and may lack."""
+    """Names that the checkpoint lacks and may lack.
+
+    Raises:
+        CheckpointError: If another is missing, one is unknown, or one has a wrong shape.
+    """
     own = model.state_dict()
     absent = [k for k in own if k not in state_dict]
     fresh = [k for k in absent if may_start_fresh and MAY_START_FRESH.match(k)]
@@ -240,8 +246,8 @@ def _check(state_dict: Mapping[str, torch.Tensor], model: DenseBackbone, may_sta
         ],
     }
     if any(problems.values()):
-        told = '; '.join(f'{len(k)} {what}: {", ".join(k[:3])}' for what, k in problems.items() if k)
-        raise CheckpointError(f'The checkpoint does not fit the dense form. Keys {told}. Is it of another model?')
+        counted = '; '.join(f'{len(keys)} {problem}: {first_few(keys)}' for problem, keys in problems.items() if keys)
+        raise CheckpointError(f'The checkpoint does not fit the dense form. Keys {counted}. Is it of another model?')
     return fresh
 
 

@@ -9,18 +9,18 @@ Shape legend: `B` batch, `P` prefix tokens, `h w` grid of patches, `N` = P + h *
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from torch import nn
 
 from ..layers.beit_table import beit_table_rows, expand_beit_bias, resize_beit_table
 from ..layers.mlp import Mlp
-from .trunk import DenseTrunk, patch_grid
+from .trunk import DenseTrunk, drop_path_rates, patch_grid
 
 __all__ = ['TinyMimTrunk']
 
 
 class TableAttention(nn.Module):
-    """Attention with a BEiT table of its own, see `layers.beit_table`; at other grids the table is resized."""
+    """Attention with its own BEiT table, see `layers.beit_table`; for other grids the table is resized."""
 
     def __init__(
         self, dim: int, num_heads: int, grid: tuple[int, int], prefix_tokens: int, device=None, dtype=None
@@ -48,7 +48,7 @@ class TableAttention(nn.Module):
 
 
 class TableBlock(nn.Module):
-    """Pre-norm block with LayerScale, whose factors are named as released (`gamma_1`, `gamma_2`)."""
+    """Pre-norm block with LayerScale; the factors have their released names (`gamma_1`, `gamma_2`)."""
 
     def __init__(
         self,
@@ -81,12 +81,12 @@ class TableBlock(nn.Module):
 class TinyMimTrunk(DenseTrunk):
     """The plain ViT inside TinyMIM's segmentation backbones (released class `MAE`).
 
-    Positions and tables are laid out for `img_size` and learned there. The released model takes that size only
-    (crops, and a sliding window in the test); at others, positions and tables are resized in every forward as loading
-    resizes them. The spline of that depends on the size, so `torch.export` takes one size.
+    Positions and tables are laid out for `img_size` and learned there. The released model takes only that size
+    (crops in training, a sliding window in testing); at other sizes, positions and tables are resized in every forward
+    pass in the same way as when loading. The resizing spline depends on the size, so `torch.export` takes one size.
 
-    Weight decay follows what the released code does, not what it says: positions and tokens are decayed, because the
-    names that it exempts lack the prefix `backbone.`. So `no_weight_decay` is empty. The distillation token is not
+    Weight decay follows what the released code does, not what it intends: positions and tokens are decayed, because
+    the names that it exempts lack the prefix `backbone.`. So `no_weight_decay` is empty. The distillation token is not
     among its first-layer names either and learns at the full rate, as the last layer does.
 
     Args:
@@ -95,10 +95,10 @@ class TinyMimTrunk(DenseTrunk):
         in_chans: Input channels.
         embed_dim: C.
         depth: Number of blocks.
-        num_heads: Heads of every block. 12 in both released models, also where the pre-training had others.
+        num_heads: Heads of every block. 12 in both released models, even where pre-training used another number.
         mlp_ratio: Hidden width of the MLP / C.
-        distilled: Has a distillation token behind the class token (TinyMIM*).
-        init_values: Start value of LayerScale.
+        distilled: Add a distillation token after the class token (TinyMIM*).
+        init_values: Initial value of LayerScale.
         drop_path_rate: Of the last block, growing linearly from 0.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -130,7 +130,7 @@ class TinyMimTrunk(DenseTrunk):
         prefix = 2 if distilled else 1
         blocks = [
             TableBlock(embed_dim, num_heads, grid, prefix, mlp_ratio, init_values, rate, **dd)
-            for rate in calculate_drop_path_rates(drop_path_rate, depth)
+            for rate in drop_path_rates(drop_path_rate, depth)
         ]
         super().__init__(blocks, embed_dim, num_heads, patch_size, in_chans, grid, prefix, prefix, **dd)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd))
@@ -138,7 +138,7 @@ class TinyMimTrunk(DenseTrunk):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As `DenseTrunk`, then the last layer of each residual branch of block l divided by sqrt(2 (l + 1)).
+        """Initialise as `DenseTrunk`, then divide the last layer of each residual branch of block l by sqrt(2 (l + 1)).
 
         The distillation token starts at zero, as released.
         """
@@ -146,6 +146,7 @@ class TinyMimTrunk(DenseTrunk):
         trunc_normal_(self.cls_token, std=0.02)
         with torch.no_grad():
             for i, block in enumerate(self.blocks):
+                assert isinstance(block, TableBlock)
                 for layer in (block.attn.proj, block.mlp.fc2):
                     layer.weight.div_((2.0 * (i + 1)) ** 0.5)
 

@@ -1,12 +1,13 @@
-"""What the plain ViTs that were trained for dense prediction share: patches, positions, and maps out of any block.
+"""Base of the plain ViTs trained for dense prediction: patches, positions, and maps from any block.
 
 Shape legend: `B` batch, `P` prefix tokens, `h w` grid of patches, `C` width.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from timm.layers import PatchEmbed, to_2tuple, trunc_normal_
+from timm.layers import PatchEmbed, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import nn
@@ -14,14 +15,19 @@ from torch import nn
 from ..layers.image_size import check_patch_grid
 from ..layers.position import resize_position
 
-__all__ = ['DenseTrunk', 'patch_grid']
+__all__ = ['DenseTrunk', 'drop_path_rates', 'patch_grid']
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Drop rate of each of `depth` blocks, growing linearly from 0 to `last`."""
+    return cast(list[float], calculate_drop_path_rates(last, depth))  # nested only for a list of depths
 
 
 def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """(h, w) in patches of images of this size.
+    """Grid (h, w) of patches of images of this size.
 
     Raises:
-        ValueError: If whole patches do not fill them.
+        ValueError: If whole patches do not fill the images.
     """
     check_patch_grid(img_size, patch_size)
     height, width = to_2tuple(img_size)
@@ -31,24 +37,24 @@ def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, i
 class DenseTrunk(nn.Module):
     """A plain ViT without final norm and head, with timm's interface for intermediate maps.
 
-    Takes images of every size that is a multiple of the patch size: positions are resized on the way (bicubic, no
-    antialias; prefix tokens keep theirs).
+    Takes images of every size that is a multiple of the patch size: positions are resized in the forward pass
+    (bicubic, no antialias; prefix tokens keep theirs).
 
     Args:
         blocks: Each called as `block(tokens (B, P + h * w, C), (h, w))`.
         embed_dim: C.
-        num_heads: Attention heads of every block, for the record.
+        num_heads: Attention heads of every block; kept as an attribute, not used in computing.
         patch_size: Patch size in pixels.
         in_chans: Input channels.
         grid: (h, w) that the position embedding is laid out for.
         prefix_tokens: P.
-        position_prefix: Rows of the position embedding before those of the patches.
+        position_prefix: Rows of the position embedding that precede those of the patches.
         device: Of the parameters.
         dtype: Of the parameters.
     """
 
     official_names: tuple[tuple[str, str], ...] = ()
-    """Pairs (released, ours) of prefixes of a `DenseBackbone` around this trunk; the first that fits applies."""
+    """Pairs (released, ours) of prefixes of a `DenseBackbone` with this trunk; the first match applies."""
 
     def __init__(
         self,
@@ -82,7 +88,7 @@ class DenseTrunk(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def init_weights(self) -> None:
-        """Start values as released: truncated normal(0.02) for linear layers and positions, zero biases."""
+        """Initialise as released: truncated normal(0.02) for linear layers and positions, zero biases."""
         trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -95,7 +101,7 @@ class DenseTrunk(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for layer-wise learning rates: embedding, then one a block; what fits nothing comes last."""
+        """Layers for layer-wise learning rates: the embedding, then one per block; unmatched parameters come last."""
         return dict(stem=r'^cls_token|^pos_embed|^patch_embed', blocks=[(r'^blocks\.(\d+)', None)])
 
     @torch.jit.ignore
@@ -103,18 +109,18 @@ class DenseTrunk(nn.Module):
         self.grad_checkpointing = enable
 
     def _prefix(self, batch: int) -> list[torch.Tensor]:
-        """Tokens that stand before the patches, (B, 1, C) each."""
+        """Tokens that precede the patches, (B, 1, C) each."""
         return []
 
     def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Tokens with positions, and their grid."""
         H, W = images.shape[-2:]
-        ways_out = (
+        message = (
             f'Images must have a height and width that are multiples of {self.patch_size}: pad them at the bottom and '
             'right.'
         )
-        torch._assert(H % self.patch_size == 0, ways_out)
-        torch._assert(W % self.patch_size == 0, ways_out)
+        torch._assert(H % self.patch_size == 0, message)
+        torch._assert(W % self.patch_size == 0, message)
         grid = (H // self.patch_size, W // self.patch_size)
         position = resize_position(self.pos_embed, self.grid, grid, self.position_prefix)
         tokens = torch.cat([*self._prefix(images.shape[0]), self.patch_embed(images)], dim=1)
@@ -129,18 +135,18 @@ class DenseTrunk(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Outputs of the blocks, prefix tokens left out.
+        """Outputs of the blocks, without prefix tokens.
 
         Args:
             x: Images (B, in_chans, H, W).
             indices: Blocks to take: the last n if int, all if None, else these.
             norm: No effect: there is no final norm.
-            stop_early: Stop after the last block asked for.
+            stop_early: Stop after the last block requested.
             output_fmt: 'NCHW' or 'NLC'.
-            intermediates_only: Return the list alone.
+            intermediates_only: Return only the list.
 
         Returns:
-            The last tokens (B, P + h * w, C) and the list of (B, C, h, w) or (B, h * w, C), or the list alone.
+            The last tokens (B, P + h * w, C) and the list of (B, C, h, w) or (B, h * w, C), or only the list.
         """
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got '{output_fmt}'.")

@@ -1,4 +1,4 @@
-"""ViTDet's backbone as MAE-Lite used it on COCO: windows, four global blocks, decomposed relative positions.
+"""ViTDet's backbone as used by MAE-Lite on COCO: windows, four global blocks, decomposed relative positions.
 
 ViTDet: Exploring Plain Vision Transformer Backbones for Object Detection, https://arxiv.org/abs/2203.16527
 MAE-Lite: https://arxiv.org/abs/2205.14443, released configuration `projects/eval_tools/det` (detectron2's `ViT`).
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath
 from torch import nn
 
 from ..layers.bias_table import signed_offset
 from ..layers.mlp import Mlp
 from ..layers.window import is_exactly, window_partition, window_reverse
-from .trunk import DenseTrunk, patch_grid
+from .trunk import DenseTrunk, drop_path_rates, patch_grid
 
 __all__ = ['VitDetTrunk', 'resize_offsets']
 
@@ -30,9 +30,9 @@ def resize_offsets(table: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class DecomposedAttention(nn.Module):
-    """Attention whose logits get q . r, with r the sum of an embedding of the row and one of the column offset.
+    """Attention that adds q . r to its logits; r is an embedding of the row offset plus one of the column offset.
 
-    MViTv2, https://arxiv.org/abs/2112.01526, Eq. 4. As released, the product takes q before it is scaled.
+    MViTv2, https://arxiv.org/abs/2112.01526, Eq. 4. As released, the product uses q before scaling.
 
     Args:
         dim: C.
@@ -67,9 +67,9 @@ class DecomposedAttention(nn.Module):
 
 
 class VitDetBlock(nn.Module):
-    """Pre-norm block whose attention looks at windows or, with `window_size` 0, at everything.
+    """Pre-norm block with attention in windows or, with `window_size` 0, over the whole map.
 
-    As released, maps are padded after the norm with zeros, which are not masked: they take part as keys.
+    As released, maps are padded with zeros after the norm, and the padding is not masked: it takes part as keys.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class VitDetTrunk(DenseTrunk):
     """detectron2's `ViT`: no class token, though the position embedding keeps its row; no final norm.
 
     Offset embeddings of global blocks are laid out for `img_size`; at other sizes they are resized linearly in every
-    forward, each axis for itself, as released.
+    forward pass, each axis separately, as released.
 
     Args:
         img_size: H, or (H, W), of the images in pixels.
@@ -121,7 +121,7 @@ class VitDetTrunk(DenseTrunk):
         window_size: Side of a window in tokens.
         global_blocks: Blocks without windows.
         drop_path_rate: Of the last block, growing linearly from 0.
-        pretrain_img_size: Side in pixels of the square images that the position embedding is of.
+        pretrain_img_size: Side in pixels of the square images that the position embedding is laid out for.
         device: Of the parameters.
         dtype: Of the parameters.
 
@@ -151,7 +151,7 @@ class VitDetTrunk(DenseTrunk):
         size = patch_grid(img_size, patch_size)
         blocks = [
             VitDetBlock(embed_dim, num_heads, size, 0 if i in global_blocks else window_size, mlp_ratio, rate, **dd)
-            for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
+            for i, rate in enumerate(drop_path_rates(drop_path_rate, depth))
         ]
         grid = patch_grid(pretrain_img_size, patch_size)
         super().__init__(blocks, embed_dim, num_heads, patch_size, in_chans, grid, 0, 1, **dd)

@@ -1,4 +1,4 @@
-"""Distillation: the losses, and taking from teacher and student what they compare. Not imported by `tinyvit_zoo`."""
+"""Distillation: the losses, and taps that take the features that they compare. Not imported by `tinyvit_zoo`."""
 
 from .attention import attention_distillation_loss
 from .contrastive import info_nce_loss

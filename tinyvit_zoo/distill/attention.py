@@ -7,19 +7,19 @@ Released code: https://github.com/wangsr126/MAE-Lite, `projects/mae_lite/mae_lit
 import torch
 import torch.nn.functional as F
 
-from .losses import _in_full_precision
+from .precision import in_full_precision
 
 __all__ = ['attention_distillation_loss']
 
 
-@_in_full_precision
+@in_full_precision
 def attention_distillation_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, head_map: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean squared difference of attention logits, MSE(M(A_s), A_t), mean over all elements.
 
-    The paper calls A attention maps; the released code takes the scaled products q k^T / sqrt(d) *before* the softmax
-    (`relation_logits`), and so does this. The class token is one of the tokens.
+    In the paper A is the attention maps; the released code takes the scaled products q k^T / sqrt(d) *before* the
+    softmax (`relation_logits`), and so does this. The class token is one of the tokens.
 
     No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
 

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import distributed as dist
 
-from .losses import _check_temperature, _in_full_precision
+from .precision import check_temperature, in_full_precision
 
 __all__ = ['info_nce_loss']
 
 
-@_in_full_precision
+@in_full_precision
 def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
-    """InfoNCE of each query against the keys of all images of all processes, times 2T. Needs to be added both ways.
+    """InfoNCE of each query against the keys of all images of all processes, times 2T; add both directions.
 
-    Queries and keys are normalised; the key of the same image is the positive. Where torch.distributed runs, keys are
-    gathered over the default group, so every process must call this with the same number of images. No gradient goes
-    into the keys. Half precision is computed in float32, autocast or not.
+    Queries and keys are normalised; the key of the same image is the positive. If torch.distributed is initialised,
+    keys are gathered over the default group, so every process must call this with the same number of images. No
+    gradient goes into the keys. Half precision is computed in float32, autocast or not.
 
     Args:
         queries: (B, C), of one view of this process's images.
@@ -36,7 +36,7 @@ def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float 
         raise ValueError(
             f'Queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must be (B, C) of the same images.'
         )
-    _check_temperature(temperature)
+    check_temperature(temperature)
     queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
     everyone, first = _gather(keys)
     positives = torch.arange(len(queries), device=queries.device) + first
@@ -44,7 +44,7 @@ def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float 
 
 
 def _gather(keys: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Keys of all processes in the order of their ranks, and where this process's begin."""
+    """Keys of all processes in the order of their ranks, and the row where this process's begin."""
     if not (dist.is_available() and dist.is_initialized()):
         return keys, 0
     parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""TinyMIM's relation distillation: the student's attention and value relations against those of its teacher.
+"""TinyMIM's relation distillation: the student's query-key and value-value relations against its teacher's.
 
 Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296, Eq. 4, 5, 9.
 Released code: https://github.com/OliverRensu/TinyMIM.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .losses import _autocast_off, _in_full_precision
+from .precision import autocast_off, in_full_precision
 
 __all__ = ['HeadQKV', 'RelationLoss', 'relation_distillation_loss', 'relation_logits']
 
@@ -29,7 +29,7 @@ class RelationLoss(NamedTuple):
     """The loss and its two parts, scalars."""
 
     total: torch.Tensor
-    """qk + vv, what is minimised."""
+    """qk + vv, to be minimised."""
     qk: torch.Tensor
     """Of the query-key relations."""
     vv: torch.Tensor
@@ -51,26 +51,26 @@ def relation_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         (B, H, N, M), float32 or wider.
     """
     dtype = reduce(torch.promote_types, (rows.dtype, columns.dtype), torch.float32)
-    with _autocast_off(rows.device.type):
+    with autocast_off(rows.device.type):
         return (rows.to(dtype) * rows.shape[-1] ** -0.5) @ columns.to(dtype).transpose(-2, -1)
 
 
 def relation_distillation_loss(student: HeadQKV, teacher: HeadQKV) -> RelationLoss:
     """KL(teacher || student) of the Q-K and of the V-V relations, mean over images, heads and queries.
 
-    Weights 1 and 1, no temperature; each side is scaled by its own head width. From logits by log-softmax: where a
-    relation of the student underflows, the released code (softmax, then log) gives NaN or infinity, and this does not.
-    No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
+    Weights 1 and 1, no temperature; each side is scaled by its own head width. Computed from logits by log-softmax:
+    where a relation of the student underflows, the released code (softmax, then log) gives NaN or infinity, and this
+    does not. No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
 
     Args:
-        student: Of the adaptive block, whose heads are as many as the teacher's.
-        teacher: Of the target block; N as the student's, d may differ.
+        student: Of the adaptive block, which has as many heads as the teacher.
+        teacher: Of the target block; the same N as the student, d may differ.
 
     Returns:
-        The sum and its two parts. Their least value is 0.
+        The sum and its two parts. Their minimum is 0.
 
     Raises:
-        ValueError: If the heads differ (a model's `last_heads` mends that), or images or tokens do.
+        ValueError: If the heads differ (build one of the models with other `last_heads`), or images or tokens do.
     """
     _check_relations(student, teacher)
     qk = _relation_kl(relation_logits(student.q, student.k), _no_grad_logits(teacher.q, teacher.k))
@@ -89,8 +89,8 @@ def _check_relations(student: HeadQKV, teacher: HeadQKV) -> None:
     if heads != teacher_heads:
         raise ValueError(
             f'The student has {heads} heads in its last block, the teacher {teacher_heads} in its target block, and '
-            'relations are compared head by head: build the teacher (or the student) with last_heads equal to the '
-            'other.'
+            "relations are compared head by head: build the teacher (or the student) with the other's number of heads "
+            'as last_heads.'
         )
     if images != teacher_images or tokens != teacher_tokens:
         raise ValueError(
@@ -104,7 +104,7 @@ def _no_grad_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return relation_logits(rows, columns)
 
 
-@_in_full_precision
+@in_full_precision
 def _relation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     student, teacher = student_logits.log_softmax(dim=-1), teacher_logits.log_softmax(dim=-1)
     return F.kl_div(student, teacher, reduction='sum', log_target=True) / student[..., 0].numel()

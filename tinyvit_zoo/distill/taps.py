@@ -1,7 +1,7 @@
-"""What weight distillation compares: queries, keys, values and hidden states of the logical layers of a transformer.
+"""Taps for weight distillation: queries, keys, values and hidden states of the logical layers of a transformer.
 
-Taken by forward hooks, so neither teacher nor student has to know: any timm VisionTransformer (ViT, DeiT, MAE, CLIP,
-DINO ...) or SwinTransformer, Mini-DeiT, Mini-Swin, and what `tinyvit_zoo.compress` makes. A logical layer is one call
+Forward hooks take them, so neither teacher nor student needs changes: any timm VisionTransformer (ViT, DeiT, MAE, CLIP,
+DINO, ...) or SwinTransformer, Mini-DeiT, Mini-Swin, and models of `tinyvit_zoo.compress`. A logical layer is one call
 of a block: a block that runs twice gives two layers, and so do two blocks that hold the same weights.
 
 Shape legend: `B` images, `W` sequences that attend within themselves (B where attention is global, else all windows
@@ -24,17 +24,17 @@ from .losses import QKV
 __all__ = ['FeatureTap', 'LayerFeatures', 'match_layers', 'stage_depths']
 
 MAX_PAIRS = 6
-"""Layers that the released recipes compare."""
+"""Number of pairs of layers that the released recipes compare."""
 
 SEPARATE = ('q_proj', 'k_proj', 'v_proj')
-"""timm's names of projections that are not fused."""
+"""timm's names of the projections where they are not fused."""
 
 
 class LayerFeatures(NamedTuple):
     """Features of the chosen logical layers, in ascending order."""
 
     layers: tuple[int, ...]
-    """Their indices, the first layer of the model being 0."""
+    """Their indices, counted from 0."""
     qkv: list[QKV]
     """Per layer: (W, N, C) each, all heads merged, before any scaling, norm or mixing."""
     hidden: list[torch.Tensor]
@@ -43,26 +43,26 @@ class LayerFeatures(NamedTuple):
 
 @dataclass
 class _Record:
-    """What the hooks have seen in one forward pass."""
+    """State of the hooks during one forward pass."""
 
     grad: bool
-    """Whether the call was to record gradients."""
+    """Whether the call is to record gradients."""
     trains: bool = False
-    """Whether a layer so far was to get a gradient, and cannot."""
+    """Whether a layer so far should get a gradient but cannot."""
     calls: int = 0
     projections: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Outputs of the projections of the layer that runs now."""
+    """Outputs of the projections of the layer that is running."""
     qkv: dict[int, QKV] = field(default_factory=dict)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     versions: list[tuple[torch.Tensor, int]] = field(default_factory=list)
 
 
 class FeatureTap:
-    """A model whose every call also gives the features of some layers.
+    """A model whose calls also return the features of some layers.
 
-    A context manager; the hooks are there only inside it. Nothing is recorded when the model is called in another way,
-    nor when gradient checkpointing runs a block again. Several threads may use one tap at once. A model cannot be
-    deep-copied while a tap on it is open.
+    A context manager; the hooks exist only inside it. Nothing is recorded when the model is called directly, nor when
+    gradient checkpointing recomputes a block. Several threads may use one tap at once. A model cannot be deep-copied
+    while a tap on it is open.
 
         with FeatureTap(student, layers) as student_tap, FeatureTap(teacher, teacher_layers, grad=False) as teacher_tap:
             logits, features = student_tap(images)
@@ -71,16 +71,17 @@ class FeatureTap:
     Args:
         model: Its blocks are the modules that have both `attn` and `mlp`; `attn` has a fused `qkv` projection whose
             output is q, k and v one after the other (timm's layout), or `q_proj`, `k_proj` and `v_proj`. It must not
-            be compiled. Evaluation or training mode is the caller's to set.
-        layers: Indices of logical layers in any order; the features come in ascending order, each once. None: all.
+            be compiled. The caller sets evaluation or training mode.
+        layers: Indices of logical layers in any order; the features are returned in ascending order, each once. None:
+            all.
         grad: False runs the model under `torch.no_grad()`: for the teacher.
         qkv: Whether to take queries, keys and values.
         hidden: Whether to take hidden states.
-        drop_prefix_tokens: Leave out class, distillation and register tokens (`model.num_prefix_tokens`), for a
-            teacher and a student of which only one has them.
+        drop_prefix_tokens: Drop class, distillation and register tokens (`model.num_prefix_tokens`), for a pair of
+            teacher and student of which only one has them.
 
     Raises:
-        ValueError: If the model has no such blocks (a ConvNet), or a layer asked for is not there.
+        ValueError: If the model has no such blocks (a ConvNet), or no layer or a negative one is requested.
         TypeError: If a layer is not an integer.
     """
 
@@ -108,8 +109,8 @@ class FeatureTap:
 
     def __enter__(self) -> 'FeatureTap':
         if self._handles:
-            raise RuntimeError('This tap is open already.')
-        # Shared modules get one hook each, however many blocks hold them: a hook fires once per call.
+            raise RuntimeError('This tap is already open.')
+        # Shared modules get one hook each, regardless of how many blocks hold them: a hook fires once per call.
         projections: dict[nn.Module, str] = {}
         for block in self._blocks:
             projections.update({module: name for name, module in _projections(block.attn).items()})
@@ -129,11 +130,11 @@ class FeatureTap:
         """Call the model. Returns its output and the features of the chosen layers.
 
         Raises:
-            ValueError: If the model has fewer layers than asked for, the output of a fused projection is not three of
-                one width, or hidden states are maps (B, C, H, W).
+            ValueError: If the model has fewer layers than requested, the output of a fused projection is not three
+                tensors of one width, or hidden states are maps (B, C, H, W).
             RuntimeError: Outside the context, or if hooks cannot see the features: the model is compiled, computes
                 without calling its projections, or overwrites their outputs. Also if gradients are wanted and
-                re-entrant checkpointing would leave the features without.
+                re-entrant checkpointing would leave the features without a gradient.
         """
         if not self._handles:
             raise RuntimeError('Open the tap first: `with FeatureTap(model) as tap: output, features = tap(images)`.')
@@ -149,12 +150,12 @@ class FeatureTap:
         layers = tuple(range(record.calls)) if self.layers is None else self.layers
         if not record.calls:
             raise RuntimeError(
-                'No hook of a block was called: a compiled model runs without them. Tap the model that is not compiled.'
+                'No hook of a block was called: a compiled model runs without hooks. Tap the model before compiling it.'
             )
         if layers and layers[-1] >= record.calls:
-            raise ValueError(f'Layer {layers[-1]} asked for, but the model has {record.calls} (counted from 0).')
+            raise ValueError(f'Layer {layers[-1]} was requested, but the model has {record.calls} (counted from 0).')
         if any(tensor._version != version for tensor, version in record.versions):
-            raise RuntimeError('The model overwrites its features in place; they cannot be taken by hooks.')
+            raise RuntimeError('The model overwrites its features in place, so hooks cannot take them.')
         return LayerFeatures(
             layers,
             [record.qkv[layer] for layer in layers] if self.qkv else [],
@@ -164,7 +165,7 @@ class FeatureTap:
     def _current(self) -> _Record | None:
         return getattr(self._local, 'record', None)
 
-    def _enter_block(self, block: nn.Module, args: tuple) -> None:
+    def _enter_block(self, block: Any, args: tuple) -> None:
         if record := self._current():
             record.projections = {}
             self._refuse_lost_gradients(record, block, args)
@@ -177,7 +178,7 @@ class FeatureTap:
             self._watch(record, output)
             record.projections[name] = output
 
-    def _leave_block(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    def _leave_block(self, block: Any, args: tuple, output: torch.Tensor) -> None:
         record = self._current()
         if record is None:
             return
@@ -192,18 +193,18 @@ class FeatureTap:
             self._watch(record, output)
             record.hidden[layer] = self._drop_prefix(output.flatten(1, -2))
 
-    def _take_qkv(self, record: _Record, layer: int, block: nn.Module) -> QKV:
+    def _take_qkv(self, record: _Record, layer: int, block: Any) -> QKV:
         outputs = record.projections
         if outputs.keys() != _projections(block.attn).keys():
             raise RuntimeError(
                 f'Layer {layer}: {type(block.attn).__name__} computes queries, keys and values without calling its '
-                'projection as a module, so no hook sees them.'
+                'projection as a module, so hooks cannot see them.'
             )
         for output in outputs.values():
             if output.ndim != 3:
                 raise RuntimeError(
                     f'Layer {layer}: {type(block.attn).__name__} projects a tensor of {output.ndim} dimensions; only '
-                    '(sequences, tokens, channels) tells which tokens attend to each other.'
+                    '(sequences, tokens, channels) shows which tokens attend to each other.'
                 )
         if 'qkv' in outputs and outputs['qkv'].shape[-1] % 3:
             raise ValueError(
@@ -214,16 +215,16 @@ class FeatureTap:
         return QKV(*[self._drop_prefix(x) for x in split])
 
     def _refuse_lost_gradients(self, record: _Record, block: nn.Module, args: tuple) -> None:
-        # Re-entrant checkpointing runs a layer without gradient, and what the hooks then see is not what is
-        # differentiated later. A frozen layer may run so: it has nothing to lose, until one that trains comes before.
+        # Re-entrant checkpointing runs a layer without gradient, and the tensors that the hooks then see are not those
+        # differentiated later. That does no harm to a frozen layer unless a layer before it trains.
         if not record.grad or torch.is_grad_enabled():
             return
         record.trains |= any(getattr(x, 'requires_grad', False) for x in (*args, *block.parameters()))
         if record.trains and self._chosen(record.calls):
             raise RuntimeError(
                 f'Layer {record.calls} trains, but the model runs it without gradient, as re-entrant checkpointing '
-                'does: features would have none. Use the other kind (`timm.layers.set_reentrant_ckpt(False)`, '
-                '`checkpoint(..., use_reentrant=False)`), or grad=False.'
+                'does: its features would have no gradient. Use non-re-entrant checkpointing '
+                '(`timm.layers.set_reentrant_ckpt(False)`, `checkpoint(..., use_reentrant=False)`), or grad=False.'
             )
 
     def _chosen(self, layer: int) -> bool:
@@ -233,7 +234,7 @@ class FeatureTap:
         return x[:, self.num_prefix_tokens :]
 
     def _watch(self, record: _Record, tensor: torch.Tensor) -> None:
-        """Remember how often a tensor was written to, to notice when the model goes on writing to it."""
+        """Remember the version of a tensor, to notice when the model writes to it later."""
         if not tensor.is_inference():
             record.versions.append((tensor, tensor._version))
 
@@ -243,13 +244,13 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def _find_blocks(model: nn.Module) -> list[nn.Module]:
+def _find_blocks(model: nn.Module) -> list[Any]:
     """The transformer blocks, each object once."""
-    blocks = [m for m in model.modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
+    blocks: list[Any] = [m for m in model.modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
     if not blocks:
         raise ValueError(
             f'{type(_unwrap(model)).__name__} has no transformer blocks (modules with attn and mlp) to take features '
-            'from; with such a teacher or student distil predictions only, as Mini-DeiT does.'
+            'from; with such a teacher or student, distil predictions only, as Mini-DeiT does.'
         )
     for block in blocks:
         if not _projections(block.attn):
@@ -260,9 +261,9 @@ def _find_blocks(model: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def _projections(attn: nn.Module) -> dict[str, nn.Module]:
-    """The projections of an attention layer by name: the fused one, or all three; empty where the layout is unknown."""
-    # LeViT and its kin (TinyViT) and MaxViT keep q, k and v of one head side by side: thirds would mix them up.
+def _projections(attn: Any) -> dict[str, nn.Module]:
+    """The projections of an attention layer by name: the fused one, or all three; empty if the layout is unknown."""
+    # LeViT, TinyViT and MaxViT store q, k and v of one head next to each other: thirds would mix them up.
     if hasattr(attn, 'attention_biases') or getattr(attn, 'head_first', False):
         return {}
     if isinstance(getattr(attn, 'qkv', None), nn.Module):
@@ -272,23 +273,23 @@ def _projections(attn: nn.Module) -> dict[str, nn.Module]:
     return {}
 
 
-def _refuse_channels_first(layer: int, block: nn.Module, hidden: torch.Tensor) -> None:
-    """Tell (B, C, H, W) from (B, H, W, C) by the width of the projected queries."""
+def _refuse_channels_first(layer: int, block: Any, hidden: torch.Tensor) -> None:
+    """Distinguish (B, C, H, W) from (B, H, W, C) by the width of the projected queries, and refuse the former."""
     name, projection = next(iter(_projections(block.attn).items()))
     width = getattr(projection, 'out_features', 0) // (3 if name == 'qkv' else 1)
     if hidden.ndim == 4 and hidden.shape[1] == width != hidden.shape[-1]:
         raise ValueError(
-            f'Layer {layer}: {type(block).__name__} gives maps {tuple(hidden.shape)} with channels first; hidden '
+            f'Layer {layer}: {type(block).__name__} returns maps {tuple(hidden.shape)} with channels first; hidden '
             'states are taken from (B, L, C) and (B, H, W, C) only.'
         )
 
 
 def stage_depths(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
-    """Number of logical layers of each stage, found by running the model once: (12,) of DeiT, (2, 2, 6, 2) of Swin-T.
+    """Number of logical layers of each stage, found by running the model once: (12,) for DeiT, (2, 2, 6, 2) for Swin-T.
 
     Args:
         model: See `FeatureTap`.
-        images: A batch that it takes; one image is enough.
+        images: A batch of its input size; one image is enough.
 
     Returns:
         Lengths of the runs of layers whose hidden states have one shape.
@@ -302,19 +303,19 @@ def stage_depths(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
 def match_layers(
     student_depths: Sequence[int], teacher_depths: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which layers of a student to compare with which of its teacher.
+    """Pairs of layers of a student and its teacher to compare.
 
-    The released lists, put as a rule for any depths: at most six pairs; one at the end of each stage, the rest spread
-    evenly over the deepest stage, where at most every second layer takes part. Mini-Swin-T under Swin-B gives
-    1, 3, 5, 7, 9, 11 and 1, 3, 9, 15, 21, 23; Mini-Swin-S and -B give the latter on both sides. DeiT, one stage of
-    12, gives every second layer: the last of each pair that shares weights.
+    The released lists as a rule for any depths: at most six pairs; one at the end of each stage, the rest spread
+    evenly over the deepest stage, where at most every second layer takes part. Mini-Swin-T with Swin-B as its teacher
+    gives 1, 3, 5, 7, 9, 11 and 1, 3, 9, 15, 21, 23; Mini-Swin-S and -B give the latter on both sides. DeiT, one stage
+    of 12, gives every second layer: the last of each pair that shares weights.
 
     Args:
         student_depths: Layers of each stage, see `stage_depths`.
-        teacher_depths: Likewise; as many stages.
+        teacher_depths: Likewise, with the same number of stages.
 
     Returns:
-        Layers of the student and, one for one, of the teacher, counted from 0, ascending.
+        Layers of the student and the matching layers of the teacher, counted from 0, ascending.
 
     Raises:
         ValueError: If the numbers of stages differ, or a stage is empty.
@@ -334,7 +335,8 @@ def match_layers(
 
 def _ends(depths: Sequence[int], parts: Sequence[int]) -> tuple[int, ...]:
     """Last layer of each part when every stage is cut into its number of equal parts."""
-    layers, first = [], 0
+    layers: list[int] = []
+    first = 0
     for depth, count in zip(depths, parts, strict=True):
         layers += [first + part * depth // count - 1 for part in range(1, count + 1)]
         first += depth

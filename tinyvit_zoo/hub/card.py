@@ -89,7 +89,7 @@ def _front_matter(release: Release) -> ModelCardData:
     task = 'image-classification' if release.num_classes else 'image-feature-extraction'
     results = _model_index(release)
     return ModelCardData(
-        license=release.licence.spdx if release.licence.given else 'unknown',
+        license=release.license.spdx if release.license.given else 'unknown',
         library_name='timm',
         pipeline_tag=task,
         tags=[task, 'timm', 'transformers', 'tinyvit-zoo'],
@@ -152,8 +152,8 @@ def _details(release: Release) -> str:
         *([f'**Trained from:** `{release.parent}`'] if release.parent else []),
         f'**Original:** {release.origin_url}',
         f'**Weights:** {weights}',
-        f'**Licence of the weights:** {_licence(release)}',
-        '**Licence of the code that runs them (tinyvit-zoo):** Apache-2.0',
+        f'**License of the weights:** {_license(release)}',
+        '**License of the code that runs them (tinyvit-zoo):** Apache-2.0',
     ]
     return _list(lines)
 
@@ -168,14 +168,14 @@ def _throughput(release: Release) -> str:
     )
 
 
-def _licence(release: Release) -> str:
-    licence = release.licence
-    if not licence.given:
-        return f'no licence given (looked for at {licence.source})'
-    stated = f'{licence.title}, stated at {licence.source}'
-    if licence.hub_field:
+def _license(release: Release) -> str:
+    license = release.license
+    if not license.given:
+        return f'no license given (looked for at {license.source})'
+    stated = f'{license.title}, stated at {license.source}'
+    if license.hub_field:
         stated += (
-            f"; the licence field of `{release.hf_hub_id}`, a copy of the same weights, says '{licence.hub_field}'"
+            f"; the license field of `{release.hf_hub_id}`, a copy of the same weights, says '{license.hub_field}'"
         )
     return stated
 

@@ -41,7 +41,7 @@ __all__ = [
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 START_TAG = 'init'
-"""Tag of weights that a training starts from: nobody's licence, labels and numbers go with them."""
+"""Tag of weights that a training starts from: nobody's license, labels and numbers go with them."""
 
 
 @dataclass(frozen=True)

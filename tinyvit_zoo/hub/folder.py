@@ -47,7 +47,7 @@ def save_folder(
             but the files of an earlier call.
         label_names: Name of every class, in order. Default: those the model came with.
         label_descriptions: Label name -> description.
-        tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries licence,
+        tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries license,
             address and labels of those the model started from.
         data_config: Evaluation preprocessing where it differs from the model's, e.g. `dict(crop_pct=1.0)`.
         for_timm: Name timm's own class of the same function, so that the folder loads without this package: TinyViT

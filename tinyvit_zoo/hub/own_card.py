@@ -30,7 +30,7 @@ for probability, index in zip(*output[0].softmax(dim=0).topk(min(5, model.num_cl
 
 def render_own_card(
     model: nn.Module,
-    licence: str | None = None,
+    license: str | None = None,
     repo: str | None = None,
     random_seed: int | None = None,
     for_timm: bool = False,
@@ -39,7 +39,7 @@ def render_own_card(
 
     Args:
         model: Any timm model.
-        licence: Licence id of the Hub, such as 'mit'; None leaves the field out.
+        license: License id of the Hub, such as 'mit'; None leaves the field out.
         repo: Page that it is for, 'OWNER/NAME'.
         random_seed: Of weights that are random.
         for_timm: It is written under the name of timm's own class.
@@ -52,7 +52,7 @@ def render_own_card(
     if random_seed is not None:
         origin = f'**The weights of this page are random (seed {random_seed}), made for tests.**'
     parts = (
-        _front_matter(model, licence, of_zoo),
+        _front_matter(model, license, of_zoo),
         f'# {repo.partition("/")[2] if repo else architecture}',
         origin,
         _facts(model, f'`{architecture}` of {"tinyvit-zoo" if of_zoo else "timm"}'),
@@ -61,11 +61,11 @@ def render_own_card(
     return '\n\n'.join(parts) + '\n'
 
 
-def _front_matter(model: nn.Module, licence: str | None, of_zoo: bool) -> str:
+def _front_matter(model: nn.Module, license: str | None, of_zoo: bool) -> str:
     task = 'image-classification' if model.num_classes else 'image-feature-extraction'
     lines = (
         '---',
-        *([f'license: {licence}'] if licence else []),
+        *([f'license: {license}'] if license else []),
         'library_name: timm',
         f'pipeline_tag: {task}',
         'tags:',

@@ -33,7 +33,7 @@ from .verify import verify
 __all__ = ['OWN_TAG', 'is_page', 'pack', 'packed']
 
 OWN_TAG = 'own'
-"""Tag of weights that are no release: nobody's licence, labels and numbers go with them."""
+"""Tag of weights that are no release: nobody's license, labels and numbers go with them."""
 
 
 def pack(
@@ -43,7 +43,7 @@ def pack(
     random_seed: int | None = None,
     tag: str | None = None,
     labels: Sequence[str] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     img_size: tuple[int, int] | None = None,
     repo: str | None = None,
     for_timm: bool = False,
@@ -64,7 +64,7 @@ def pack(
         random_seed: Random weights instead, for tests; the card says so, and no more of the release.
         tag: Name of your own weights; default 'own'. The page then carries no facts of a release.
         labels: Name of every class, in order, for weights of your own; default: those of the folder that is packed.
-        licence: Licence id for the card of your own weights, such as 'mit'.
+        license: License id for the card of your own weights, such as 'mit'.
         img_size: (H, W) that the weights are for, if not the architecture's.
         repo: Page that it is for, 'OWNER/NAME'; the card of your own weights names it.
         for_timm: See `save_folder`.
@@ -82,13 +82,13 @@ def pack(
         OSError: If it cannot be written.
     """
     source = Path(name).expanduser() if (Path(name).expanduser() / CONFIG).is_file() else None
-    _check_arguments(name, source, weights, random_seed, img_size, licence, repo)
+    _check_arguments(name, source, weights, random_seed, img_size, license, repo)
     release = None if tag else _release_of(name, source, weights)
     if random_seed is None:
-        _refuse_other_facts(source, release, labels, licence, img_size)
+        _refuse_other_facts(source, release, labels, license, img_size)
     model = _make(name, source, weights, random_seed, release, img_size)
     own_tag = tag if release or (source and not _says_released(model.pretrained_cfg)) else tag or OWN_TAG
-    texts = _texts(source, model, release if random_seed is None else None, random_seed, licence, repo, for_timm)
+    texts = _texts(source, model, release if random_seed is None else None, random_seed, license, repo, for_timm)
     folder = Path(folder).expanduser().resolve()
     with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
         try:
@@ -126,20 +126,20 @@ def _check_arguments(
     weights: str | Path | None,
     random_seed: int | None,
     img_size: tuple[int, int] | None,
-    licence: str | None,
+    license: str | None,
     repo: str | None,
 ) -> None:
     if repo is not None:
         check_repo(repo)
-    if licence is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', licence):
-        raise ModelError(f'{licence!r} is no licence id of the Hub, which are written like mit, apache-2.0 or other.')
+    if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
+        raise ModelError(f'{license!r} is no license id of the Hub, which are written like mit, apache-2.0 or other.')
     if source is None:
         if '/' in name and ':' not in name:
             raise ModelError(f'{name} is no folder of a model: it has no {CONFIG}.')
         if check_name(name) is not None:
             raise ModelError(f"'{name}' names a folder or page of timm's: give the folder itself, without a prefix.")
         if (weights is None) == (random_seed is None):
-            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random-seed).')
+            raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random).')
     elif weights is not None or img_size is not None:
         raise ModelError(f'{name} is a folder with weights and a size of its own: give no others, or name a model.')
 
@@ -171,18 +171,18 @@ def _refuse_other_facts(
     source: Path | None,
     release: Release | None,
     labels: Sequence[str] | None,
-    licence: str | None,
+    license: str | None,
     img_size: tuple[int, int] | None,
 ) -> None:
     """Raise ModelError on facts that would be ignored, or contradict those of a release."""
     size = None if release is None or img_size == (release.img_size, release.img_size) else img_size
-    if release and (labels is not None or licence or size):
+    if release and (labels is not None or license or size):
         raise ModelError(
-            f'{release.name} is a release, whose labels, licence and size are known. Weights of your own get a name '
+            f'{release.name} is a release, whose labels, license and size are known. Weights of your own get a name '
             f'(--tag mine){"" if source else f", or that of the architecture alone ({release.architecture})"}.'
         )
-    if licence and source and (source / CARD).is_file():
-        raise ModelError(f'{source / CARD} is kept as it is: write the licence there, instead of giving one.')
+    if license and source and (source / CARD).is_file():
+        raise ModelError(f'{source / CARD} is kept as it is: write the license there, instead of giving one.')
 
 
 def _make(
@@ -235,7 +235,7 @@ def _texts(
     model: nn.Module,
     release: Release | None,
     random_seed: int | None,
-    licence: str | None,
+    license: str | None,
     repo: str | None,
     for_timm: bool,
 ) -> dict[str, str]:
@@ -245,7 +245,7 @@ def _texts(
         card = (source / CARD).read_text().replace(NAMELESS, repo or NAMELESS)
         return {CARD: card, **{_path_in(source, path): path.read_text() for path in results}}
     if release is None:
-        return {CARD: render_own_card(model, licence, repo, random_seed, for_timm)}
+        return {CARD: render_own_card(model, license, repo, random_seed, for_timm)}
     return {CARD: render_card(release.name), **render_eval_results(release.name)}
 
 

@@ -1,4 +1,4 @@
-"""Pre-training forms of the plain ViTs: modules and their losses, no trainers. Not imported by `tinyvit_zoo`."""
+"""Pre-training forms of the plain ViTs: modules and their losses, but no trainers. Not imported by `tinyvit_zoo`."""
 
 from .d_mae import DMae, DMaeOutput
 from .load import load_pretraining

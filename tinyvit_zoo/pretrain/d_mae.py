@@ -1,11 +1,11 @@
-"""D-MAE: MAE pre-training of a small ViT under the attention of a large MAE encoder.
+"""D-MAE: MAE pre-training of a small ViT with distillation of the attention of a large MAE encoder.
 
 Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https://arxiv.org/abs/2205.14443, Sec. 5.
 Released code: https://github.com/wangsr126/MAE-Lite, `projects/mae_lite/mae_lite_distill_exp.py`.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -21,28 +21,31 @@ Inputs = dict[int, torch.Tensor]
 
 
 class DMaeOutput(NamedTuple):
-    """What a forward pass of `DMae` gives; scalars but for the permutation. A part that is off is 0."""
+    """Result of a forward pass of `DMae`: scalars, except for the permutation. A part that is off is 0."""
 
     loss: torch.Tensor
-    """MAE's own plus the weighted others."""
+    """MAE's loss plus the weighted others."""
     mae: torch.Tensor
     attention: torch.Tensor
     """Unweighted, summed over the chosen blocks."""
     hidden: torch.Tensor
     """Unweighted, summed over the chosen layers."""
     ids_shuffle: torch.Tensor
-    """int64 (B, N), the patches in the order that student and teacher share."""
+    """int64 (B, N), the permutation of the patches that student and teacher share."""
 
 
 class DMae(nn.Module):
     """A student `MaskedAutoencoder` and a frozen teacher that sees the same visible patches.
 
     The paper distils attention *maps* (Eq. 3); the released code distils the logits before the softmax, of the last
-    block only, through a 1x1 convolution over the heads even where student and teacher have as many. So does this.
+    block only, through a 1x1 convolution over the heads even where student and teacher have equally many. So does this.
 
-    Names in the state dict are the released ones: `model.` the student, `tch_model.` the teacher's encoder,
+    Names in the state dict are the released ones: `model.` for the student, `tch_model.` for the teacher's encoder,
     `attn_adapter.adapter11.weight` (counted from 0), `hidden_adapter.adapter12.weight`. Save `model.state_dict()`.
     """
+
+    model: MaskedAutoencoder
+    tch_model: VisionTransformer
 
     def __init__(
         self,
@@ -58,18 +61,18 @@ class DMae(nn.Module):
         """
         Args:
             model: The student.
-            tch_model: Encoder of the teacher, a plain ViT as deep as the student and with as many patches: as released
-                MAE-Base, whose weights are those of timm's `vit_base_patch16_224.mae` too. It is frozen here.
-            attention_blocks: Blocks whose attention is distilled, from 1.
-            hidden_layers: Layers whose tokens are distilled through a linear map: i < depth for what the first norm of
-                block i gives, counted from 0; the depth for what the final norm gives. None as released.
+            tch_model: Encoder of the teacher, a plain ViT with the student's depth and number of patches. As released
+                it is MAE-Base, whose weights are also those of timm's `vit_base_patch16_224.mae`. It is frozen here.
+            attention_blocks: Blocks whose attention is distilled, counted from 1.
+            hidden_layers: Layers whose tokens are distilled through a linear map: i < depth for the output of the first
+                norm of block i, counted from 0; the depth for the output of the final norm. None as released.
             attention_weight: Of the attention loss.
-            hidden_weight: Of the hidden loss.
+            hidden_weight: Of the hidden-state loss.
             device: Of the adapters.
             dtype: Of the adapters.
 
         Raises:
-            ValueError: If the two cannot be compared block by block and patch by patch, or a block is not there.
+            ValueError: If the two cannot be compared block by block and patch by patch, or a block does not exist.
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -124,7 +127,7 @@ class DMae(nn.Module):
         noise: torch.Tensor | None = None,
         ids_shuffle: torch.Tensor | None = None,
     ) -> DMaeOutput:
-        """Arguments and errors as of `MaskedAutoencoder.forward`; the teacher gets the same images."""
+        """Arguments and errors as in `MaskedAutoencoder.forward`; the teacher gets the same images."""
         wanted = {*(i - 1 for i in self.attention_blocks), *self.hidden_layers}
         masking = self.model.draw_masking(images, mask_ratio, noise, ids_shuffle)
         latent, inputs = self.model.forward_encoder(images, masking.ids_keep, wanted)
@@ -158,7 +161,8 @@ class DMae(nn.Module):
 
 
 def _heads(vit: VisionTransformer, block: int) -> int:
-    return vit.blocks[block - 1].attn.num_heads
+    chosen: Any = vit.blocks[block - 1]
+    return chosen.attn.num_heads
 
 
 def _attention_logits(block: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -167,4 +171,5 @@ def _attention_logits(block: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _hidden(vit: VisionTransformer, i: int, tokens: torch.Tensor) -> torch.Tensor:
-    return (vit.norm if i == len(vit.blocks) else vit.blocks[i].norm1)(tokens)
+    blocks: Any = vit.blocks
+    return (vit.norm if i == len(blocks) else blocks[i].norm1)(tokens)

@@ -1,9 +1,10 @@
-"""What the pre-training forms do with a plain ViT: start it, cut it short, run it on some of its patches.
+"""Plain ViTs in pre-training: initialisation, and runs up to a chosen block or on some of the patches only.
 
 Shape legend: `B` images, `N` patches, `K` visible patches, `P` prefix tokens, `C` width, `H` heads, `d` head width.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -25,17 +26,17 @@ __all__ = [
 
 
 def embed(vit: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
-    """What enters the first block: (B, 3, H, W) -> (B, P + N, C)."""
+    """Input of the first block: (B, 3, H, W) -> (B, P + N, C)."""
     return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
 
 
 def visible_tokens(vit: VisionTransformer, images: torch.Tensor, ids_keep: torch.Tensor) -> torch.Tensor:
-    """What enters the first block when it sees some patches only.
+    """Input of the first block when it sees only some patches.
 
     Args:
         vit: A plain ViT.
         images: (B, 3, H, W).
-        ids_keep: int64 (B, K), indices of the visible patches in the order in which they are to come.
+        ids_keep: int64 (B, K), indices of the visible patches in the order of the result.
 
     Returns:
         (B, P + K, C).
@@ -46,15 +47,15 @@ def visible_tokens(vit: VisionTransformer, images: torch.Tensor, ids_keep: torch
 
 
 def block_inputs(vit: VisionTransformer, tokens: torch.Tensor, blocks: Collection[int]) -> dict[int, torch.Tensor]:
-    """What enters the chosen blocks. Blocks after the last of them are not run.
+    """Inputs of the chosen blocks. Blocks after the last of them are not run.
 
     Args:
         vit: A plain ViT.
         tokens: (B, P + K, C), from `embed` or `visible_tokens`.
-        blocks: Indices from 0; the depth stands for what leaves the last block.
+        blocks: Indices from 0; the depth stands for the output of the last block.
 
     Returns:
-        (B, P + K, C) of each.
+        (B, P + K, C) for each.
     """
     inputs = {}
     for i in range(max(blocks) + 1):
@@ -62,13 +63,13 @@ def block_inputs(vit: VisionTransformer, tokens: torch.Tensor, blocks: Collectio
             inputs[i] = tokens
         if i < max(blocks):
             block = vit.blocks[i]
-            remember = vit.grad_checkpointing and torch.is_grad_enabled()
-            tokens = checkpoint(block, tokens, use_reentrant=False) if remember else block(tokens)
+            recompute = vit.grad_checkpointing and torch.is_grad_enabled()
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
     return inputs
 
 
-def head_qkv(block: nn.Module, tokens: torch.Tensor, heads: int | None = None) -> HeadQKV:
-    """Queries, keys and values of a block, from what enters it; nothing after the projection is computed.
+def head_qkv(block: Any, tokens: torch.Tensor, heads: int | None = None) -> HeadQKV:
+    """Queries, keys and values of a block, from its input; nothing after the projection is computed.
 
     Args:
         block: timm's `Block`: a `norm1`, and an `attn` with a fused `qkv`.
@@ -88,36 +89,40 @@ def init_as_mae(vit: VisionTransformer, needs_reset: bool = True) -> None:
     """(Re-)initialise a ViT in place as MAE does; its position embedding becomes the fixed sine-cosine table.
 
     Linear layers are Xavier-uniform (queries, keys and values as one matrix) with bias 0, and so is the patch
-    projection, taken as a matrix (C, patch pixels); its bias is a convolution's. Class token: normal, deviation 0.02.
+    projection as a matrix (C, patch pixels); its bias keeps the default of a convolution. Class token: normal with
+    standard deviation 0.02.
 
     Args:
-        vit: A plain ViT with a class token and position embedding for every token.
-        needs_reset: Also start the layers anew that have no rule here (norms, the bias of the patch projection).
+        vit: A plain ViT with a class token and a position embedding for every token.
+        needs_reset: Also reset the layers that have no rule here (norms, the bias of the patch projection).
     """
     for m in vit.modules():
-        if needs_reset and m is not vit and hasattr(m, 'reset_parameters'):
-            m.reset_parameters()
+        reset = getattr(m, 'reset_parameters', None)
+        if needs_reset and m is not vit and reset is not None:
+            reset()
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.flatten(1))
+    assert vit.cls_token is not None
+    assert vit.pos_embed is not None
     nn.init.normal_(vit.cls_token, std=0.02)
     fix_position(vit.pos_embed, vit.patch_embed.grid_size)
 
 
 @torch.no_grad()
 def fix_position(pos_embed: nn.Parameter, grid: tuple[int, int]) -> None:
-    """Make a position embedding (1, 1 + N, C) the sine-cosine table of its grid, which is not trained."""
+    """Set a position embedding (1, 1 + N, C) to the sine-cosine table of its grid, and freeze it."""
     pos_embed.copy_(sincos_position(pos_embed.shape[-1], grid, dtype=pos_embed.dtype, device=pos_embed.device))
     pos_embed.requires_grad_(False)
 
 
-def check_block(block: nn.Module, heads: int | None = None) -> None:
+def check_block(block: Any, heads: int | None = None) -> None:
     """Refuse a block that `head_qkv` would misread.
 
     Raises:
-        ValueError: If it has no fused `qkv`, normalises queries and keys, or its width has no such heads.
+        ValueError: If it has no fused `qkv`, normalises queries and keys, or its width is not a multiple of `heads`.
     """
     attn = block.attn
     if not isinstance(getattr(attn, 'qkv', None), nn.Linear):

@@ -1,4 +1,4 @@
-"""Weights of a released (or own) pre-training file into a pre-training form, every tensor accounted for."""
+"""Load a released (or own) pre-training file into a pre-training form, with every tensor accounted for."""
 
 import logging
 from collections.abc import Mapping
@@ -33,22 +33,22 @@ PretrainingForm = RelationEncoder | MaskedAutoencoder | DMae | MocoV3
 def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[str, torch.Tensor]) -> None:
     """Load a checkpoint into a pre-training form, in place.
 
-    What the form has must be in the checkpoint, in its shape, and the other way round. Left out on purpose is only
-    what stands beside the model in a file: a decoder or projector where a `RelationEncoder` wants the encoder (Meta's
-    `mae_visualize_vit_*`), teacher and adapters of a D-MAE file where a `MaskedAutoencoder` wants the student. `DMae`
-    and `MocoV3` want the whole.
+    Names and shapes in the checkpoint must be those of the form, without exception on either side. Only what a file
+    holds in addition to the model is left out: a decoder or projector where a `RelationEncoder` needs the encoder
+    (Meta's `mae_visualize_vit_*`), teacher and adapters of a D-MAE file where a `MaskedAutoencoder` needs the student.
+    `DMae` and `MocoV3` need the whole file.
 
     Positions are not resized: build the form at the image size of the file, load, then use `set_input_size`.
 
     Args:
-        model: The form; in its released sizes the file gives the loss that it gave its authors.
+        model: The form. In its released sizes, a released file reproduces the loss that its authors had.
         checkpoint: File or folder, see `read_checkpoint`, or what was loaded from one; under the form's own names or,
             for a `RelationEncoder`, those of its `vit`.
 
     Raises:
         WeightsNotFoundError: If there is no such file.
-        CheckpointError: If it is none, does not fit, or is known to be of a model with other heads. Where nothing in
-            the checkpoint tells its heads, a warning says so.
+        CheckpointError: If it is not a checkpoint, does not fit, or is known to be of a model with other heads. If
+            nothing in the checkpoint shows the number of heads, a warning says so.
     """
     whole = isinstance(model, DMae | MocoV3)
     state_dict, evidence, origin = _read(checkpoint, whole)
@@ -66,7 +66,7 @@ def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[st
 def _read(
     checkpoint: str | Path | Mapping[str, torch.Tensor], whole: bool
 ) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
-    """State dict, what tells the heads of its model (of a whole training wrapper: nothing), and how to call it."""
+    """State dict, the evidence of its model's heads (None for a whole training wrapper), and its name in messages."""
     if isinstance(checkpoint, Mapping):
         origin = 'the checkpoint given'
         state_dict, clues = unwrap(checkpoint, origin, whole), clues_of(checkpoint)
@@ -79,15 +79,15 @@ def _read(
 
 
 def _check_heads(heads: tuple[int, ...], evidence: Evidence | None, origin: str) -> None:
-    """The last block may differ: it has the heads of the teacher that it learnt from, or of the student it teaches."""
+    """Compare all blocks but the last, which has the heads of its teacher, or of the student that it teaches."""
     if evidence is None:
         _logger.warning(
-            'Nothing in %s tells its number of attention heads, and its shapes fit any: this form computes with %d.',
+            'Nothing in %s shows its number of attention heads, and its shapes fit any: this form computes with %d.',
             origin,
             heads[0],
         )
     elif evidence.heads[:-1] != heads[:-1]:
         raise CheckpointError(
             f'{origin} is of a model with {evidence.heads[0]} heads ({evidence.because}), this one has {heads[0]}: it '
-            'would load without an error and compute other numbers.'
+            'would load without an error and give wrong results.'
         )

@@ -10,7 +10,7 @@ channels.
 
 from collections.abc import Collection
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import to_2tuple
@@ -32,10 +32,10 @@ __all__ = [
 
 
 class Masking(NamedTuple):
-    """Which patches are seen, image by image."""
+    """The visible patches of each image."""
 
     ids_shuffle: torch.Tensor
-    """int64 (B, N): a permutation of the patches whose first K are visible, in the order in which they come."""
+    """int64 (B, N): a permutation of the patches; the first K are visible, and enter the encoder in this order."""
     ids_keep: torch.Tensor
     """int64 (B, K): those first K."""
     mask: torch.Tensor
@@ -43,7 +43,7 @@ class Masking(NamedTuple):
 
 
 class MaeOutput(NamedTuple):
-    """What a forward pass of `MaskedAutoencoder` gives."""
+    """Result of a forward pass of `MaskedAutoencoder`."""
 
     loss: torch.Tensor
     """Scalar."""
@@ -52,7 +52,7 @@ class MaeOutput(NamedTuple):
     mask: torch.Tensor
     """float32 (B, N): 0 visible, 1 hidden."""
     ids_shuffle: torch.Tensor
-    """int64 (B, N): passed to another model, it hides the same patches from it."""
+    """int64 (B, N): passed to another model, it hides the same patches there."""
 
 
 def random_masking(ids_shuffle: torch.Tensor, mask_ratio: float) -> Masking:
@@ -60,7 +60,7 @@ def random_masking(ids_shuffle: torch.Tensor, mask_ratio: float) -> Masking:
 
     Args:
         ids_shuffle: int64 (B, N).
-        mask_ratio: Part that is hidden.
+        mask_ratio: Fraction that is hidden.
 
     Raises:
         ValueError: If no patch would be visible, or none hidden.
@@ -77,9 +77,11 @@ def random_masking(ids_shuffle: torch.Tensor, mask_ratio: float) -> Masking:
 class MaskedAutoencoder(PlainVit):
     """MAE's encoder and decoder, under the released names: the encoder's are those of a plain ViT without classifier.
 
-    Called on images it gives the pre-training loss. The other methods of a ViT (`forward_features`,
+    Calling it on images gives the pre-training loss. The other methods of a ViT (`forward_features`,
     `forward_intermediates`) run the encoder on all patches.
     """
+
+    pos_embed: nn.Parameter  # timm's may be None
 
     def __init__(
         self,
@@ -105,16 +107,16 @@ class MaskedAutoencoder(PlainVit):
             embed_dim: Width C.
             depth: Blocks of the encoder.
             num_heads: Heads of the encoder.
-            mlp_ratio: Hidden width of the MLPs over theirs, encoder and decoder.
+            mlp_ratio: Hidden width of the MLPs relative to their own, in encoder and decoder.
             decoder_embed_dim: Width D.
             decoder_depth: Blocks of the decoder.
             decoder_num_heads: Heads of the decoder.
-            norm_pix_loss: Predict the pixels of a patch normalised by its own mean and deviation.
+            norm_pix_loss: Predict the pixels of a patch normalised by its own mean and standard deviation.
             device: Of the parameters.
             dtype: Of the parameters.
         """
         dd = {'device': device, 'dtype': dtype}
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)  # timm asks for a class, and takes any factory
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -144,23 +146,23 @@ class MaskedAutoencoder(PlainVit):
         self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
-        """(Re-)initialise as released, positions included; there is one way, so `mode` changes nothing."""
+        """(Re-)initialise as released, positions included; there is only one way, so `mode` has no effect."""
         init_as_mae(self, needs_reset)
         nn.init.normal_(self.mask_token, std=0.02)
         fix_position(self.decoder_pos_embed, self.patch_embed.grid_size)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Nothing: the released recipe decays class and mask token; positions are not trained."""
+        """No names: the released recipe decays class and mask token, and positions are not trained."""
         return set()
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Lay the model out for another image size: both position embeddings become the tables of a new grid.
+        """Adapt the model to another image size: both position embeddings become the tables of the new grid.
 
         Raises:
-            ValueError: On another patch size, which would need other predictions.
+            ValueError: On another patch size, which would need a different decoder.
         """
         if patch_size is not None and tuple(to_2tuple(patch_size)) != self.patch_embed.patch_size:
             raise ValueError(f'The decoder predicts patches of {self.patch_embed.patch_size}, not {patch_size}.')
@@ -195,9 +197,9 @@ class MaskedAutoencoder(PlainVit):
         noise: torch.Tensor | None = None,
         ids_shuffle: torch.Tensor | None = None,
     ) -> Masking:
-        """Which patches to hide, see `forward` for the arguments."""
+        """Choose the patches to hide; see `forward` for the arguments."""
         if noise is not None and ids_shuffle is not None:
-            raise ValueError('Give noise or ids_shuffle, not both: each alone says which patches are hidden.')
+            raise ValueError('Give noise or ids_shuffle, not both: each alone determines which patches are hidden.')
         shape = (images.shape[0], self.patch_embed.num_patches)
         if ids_shuffle is None:
             noise = torch.rand(shape, device=images.device) if noise is None else noise
@@ -216,7 +218,7 @@ class MaskedAutoencoder(PlainVit):
         Args:
             images: (B, chans, H, W).
             ids_keep: int64 (B, K).
-            inputs_of: Blocks (from 0; the depth for what leaves the last) whose inputs are wanted too.
+            inputs_of: Blocks whose inputs are wanted too, from 0; the depth stands for the output of the last.
 
         Returns:
             Normalised tokens (B, 1 + K, C), class token first; and the wanted inputs, each (B, 1 + K, C).
@@ -243,7 +245,7 @@ class MaskedAutoencoder(PlainVit):
         return self.decoder_pred(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
 
     def forward_loss(self, images: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean over hidden patches of the mean squared error of a patch, in at least float32.
+        """Mean squared error of each patch, averaged over the hidden patches, in at least float32.
 
         Args:
             images: (B, chans, H, W).
@@ -261,19 +263,19 @@ class MaskedAutoencoder(PlainVit):
         loss = (pred.to(dtype) - target).square().mean(dim=-1)
         return (loss * mask).sum() / mask.sum()
 
-    def forward(
+    def forward(  # type: ignore[override]  # a ViT for its other methods; called on images it gives a loss
         self,
         images: torch.Tensor,
         mask_ratio: float = 0.75,
         noise: torch.Tensor | None = None,
         ids_shuffle: torch.Tensor | None = None,
     ) -> MaeOutput:
-        """Hide patches, predict them, compare.
+        """Hide patches, predict them, and compute the loss.
 
         Args:
             images: (B, chans, H, W).
-            mask_ratio: Part of the patches that is hidden.
-            noise: (B, N): the patches of least noise are visible. None draws it.
+            mask_ratio: Fraction of the patches that is hidden.
+            noise: (B, N): the patches with the least noise are visible. Drawn if None.
             ids_shuffle: int64 (B, N): the permutation itself instead, e.g. another model's.
 
         Raises:

@@ -1,4 +1,4 @@
-"""MoCo-v3 as MAE-Lite pre-trains ViT-Tiny with it: two encoders, their projectors, a predictor.
+"""MoCo-v3 as MAE-Lite uses it to pre-train ViT-Tiny: two encoders, their projectors, a predictor.
 
 Papers: An Empirical Study of Training Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.02057;
 A Closer Look at Self-Supervised Lightweight Vision Transformers, https://arxiv.org/abs/2205.14443.
@@ -27,10 +27,10 @@ def moco_position(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """MoCo-v3's sine-cosine table: MAE's with the halves of the channels exchanged, row first and column second.
+    """MoCo-v3's sine-cosine table: MAE's with the halves of the channels swapped, row first and column second.
 
     As released for square grids. For others the released code numbers the patches column by column while the
-    projection gives them row by row; here every patch keeps its place.
+    projection gives them row by row; here every patch keeps its own position.
 
     Args:
         width: C, a multiple of 4.
@@ -48,9 +48,12 @@ def moco_position(
 def init_as_moco(vit: VisionTransformer) -> None:
     """Initialise a ViT in place as MoCo-v3 does; its position embedding becomes the fixed table `moco_position`.
 
-    Linear layers are Xavier-uniform (queries, keys and values each as a matrix of its own) with bias 0, and so is the
-    patch projection; there the fan in is the pixels of a patch, the fan out the width. Class token: deviation 1e-6.
+    Linear layers are Xavier-uniform (queries, keys and values each as a separate matrix) with bias 0, and so is the
+    patch projection; its fan-in is the number of pixels of a patch times channels, its fan-out the width. Class token:
+    normal with standard deviation 1e-6.
     """
+    assert vit.cls_token is not None
+    assert vit.pos_embed is not None
     for name, m in vit.named_modules():
         if isinstance(m, nn.Linear):
             for weight in m.weight.chunk(3) if name.endswith('attn.qkv') else (m.weight,):
@@ -60,9 +63,9 @@ def init_as_moco(vit: VisionTransformer) -> None:
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.flatten(1))
     nn.init.zeros_(vit.patch_embed.proj.bias)
     nn.init.normal_(vit.cls_token, std=1e-6)
-    like = dict(device=vit.pos_embed.device, dtype=vit.pos_embed.dtype)
-    vit.pos_embed.copy_(moco_position(vit.embed_dim, vit.patch_embed.grid_size, **like))
-    vit.pos_embed.requires_grad_(False)
+    position = vit.pos_embed
+    position.copy_(moco_position(vit.embed_dim, vit.patch_embed.grid_size, position.device, position.dtype))
+    position.requires_grad_(False)
 
 
 def cosine_momentum(step: int, steps: int, start: float = 0.99) -> float:
@@ -71,10 +74,10 @@ def cosine_momentum(step: int, steps: int, start: float = 0.99) -> float:
 
 
 class MocoV3(nn.Module):
-    """An encoder that learns, its slow copy, and the loss between the two: two views of (B, 3, H, W) -> scalar.
+    """An encoder, its momentum encoder, and the contrastive loss between them: two views (B, 3, H, W) -> scalar.
 
-    Names in the state dict are the released ones: `base_encoder.` a plain ViT whose `head` is the projector,
-    `momentum_encoder.` likewise, `predictor.`. The projectors have BatchNorm: over several processes convert them with
+    Names in the state dict are the released ones: `base_encoder.` for a plain ViT whose `head` is the projector,
+    `momentum_encoder.` likewise, `predictor.`. The projectors have BatchNorm: for several processes convert them with
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, as released.
     """
 
@@ -90,7 +93,7 @@ class MocoV3(nn.Module):
         """
         Args:
             vit: The encoder, whose `head` is replaced; it pools by its class token as released.
-            dim: Width of what is compared.
+            dim: Width of queries and keys.
             mlp_dim: Hidden width of projectors and predictor.
             temperature: T.
             device: Of projectors and predictor.
@@ -98,7 +101,7 @@ class MocoV3(nn.Module):
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        vit.head = _mlp((vit.embed_dim, mlp_dim, mlp_dim, dim), **dd)
+        vit.head = _mlp((vit.embed_dim, mlp_dim, mlp_dim, dim), **dd)  # type: ignore[assignment]  # timm calls any module
         self.base_encoder = vit
         self.momentum_encoder = deepcopy(vit).requires_grad_(False)
         self.predictor = _mlp((dim, mlp_dim, dim), **dd)
@@ -106,16 +109,16 @@ class MocoV3(nn.Module):
 
     @torch.no_grad()
     def update_momentum_encoder(self, momentum: float) -> None:
-        """Move every parameter of the copy towards the encoder's: m * copy + (1 - m) * encoder.
+        """Move every parameter of the momentum encoder towards the encoder's: m * slow + (1 - m) * fast.
 
-        BatchNorm statistics are the copy's own, from the images it has seen.
+        BatchNorm statistics are the momentum encoder's own, from the images that it has seen.
         """
         pairs = zip(self.momentum_encoder.parameters(), self.base_encoder.parameters(), strict=True)
         for slow, fast in pairs:
             slow.lerp_(fast, 1.0 - momentum)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, momentum: float) -> torch.Tensor:
-        """Update the copy, then compare each view's query with the other view's keys.
+        """Update the momentum encoder, then compare each view's queries with the other view's keys.
 
         Args:
             first: (B, 3, H, W), one view of the images.
@@ -135,7 +138,7 @@ class MocoV3(nn.Module):
 
 
 def _mlp(widths: tuple[int, ...], device=None, dtype=None) -> nn.Sequential:
-    """Linear layers without bias, BatchNorm and ReLU between them, and at the end BatchNorm without parameters."""
+    """Linear layers without bias, BatchNorm and ReLU between them, and a BatchNorm without parameters at the end."""
     layers: list[nn.Module] = []
     for i, (width, out) in enumerate(pairwise(widths), start=1):
         last = i == len(widths) - 1

@@ -1,4 +1,4 @@
-"""TinyMIM's student and teacher: plain ViTs that stop at the queries, keys and values of one block.
+"""TinyMIM's student and teacher: plain ViTs that end at the queries, keys and values of one block.
 
 Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296, Sec. 3.
 Released code: https://github.com/OliverRensu/TinyMIM.
@@ -10,7 +10,7 @@ Shape legend: `B` images, `N` tokens (class token included), `H` heads, `d` head
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -27,11 +27,11 @@ __all__ = ['RelationEncoder', 'tinymim_student', 'tinymim_teacher']
 class RelationEncoder(nn.Module):
     """A plain ViT up to one block, of which only norm and projection are run: (B, 3, H, W) -> `HeadQKV`.
 
-    What comes after that projection is in the state dict and never trained by the loss: for a student the rest of
+    The parts after that projection are in the state dict but get no gradient from the loss: for a student the rest of
     its last block and the final norm, which in released files are as initialised. (DistributedDataParallel therefore
     needs `find_unused_parameters=True`.)
 
-    The ViT is `vit`: read and save its state dict, whose names are timm's and those of the released files.
+    The ViT is `vit`: load and save its state dict, whose names are timm's and those of the released files.
     """
 
     def __init__(self, vit: VisionTransformer, block: int, heads: int | None = None, frozen: bool = False) -> None:
@@ -39,8 +39,8 @@ class RelationEncoder(nn.Module):
         Args:
             vit: timm's VisionTransformer or ours.
             block: The target block, counted from 1 as in the paper.
-            heads: Into how many heads that block is split; None for as many as it has. No weight depends on it, and
-                the blocks before keep theirs.
+            heads: Number of heads to split that block into; None for its own number. No weight depends on it, and the
+                earlier blocks keep theirs.
             frozen: For a teacher: no gradient, and always in evaluation mode.
 
         Raises:
@@ -50,10 +50,11 @@ class RelationEncoder(nn.Module):
         super().__init__()
         if not 1 <= block <= len(vit.blocks):
             raise ValueError(f'block counts from 1 to the depth {len(vit.blocks)}, got {block}.')
-        check_block(vit.blocks[block - 1], heads)
+        target: Any = vit.blocks[block - 1]
+        check_block(target, heads)
         self.vit = vit
         self.block = block
-        self.heads = vit.blocks[block - 1].attn.num_heads if heads is None else heads
+        self.heads: int = target.attn.num_heads if heads is None else heads
         self.frozen = frozen
         if frozen:
             vit.requires_grad_(False)
@@ -79,10 +80,10 @@ class RelationEncoder(nn.Module):
 def tinymim_student(
     size: Literal['tiny', 'small', 'base'], drop_path_rate: float = 0.1, device=None, dtype=None, **kwargs
 ) -> RelationEncoder:
-    """A student as TinyMIM starts it: fixed sine-cosine positions, adaptive last block.
+    """A student as TinyMIM initialises it: fixed sine-cosine positions, adaptive last block.
 
-    Heads: 6, 6, 12; of the adaptive block, whose relations it gives, 12, 12, 16. The tiny student's 6 are released
-    code; what it is fine-tuned to has 3.
+    Heads by size: 6, 6, 12; in the adaptive block, whose relations it returns, 12, 12, 16. The tiny student's 6 are
+    those of the released code; the model fine-tuned from it has 3.
 
     Args:
         size: Width 192, 384 or 768.
@@ -94,11 +95,12 @@ def tinymim_student(
     vit = timm.create_model(
         f'tinymim_vit_{size}_student_patch16_224', drop_path_rate=drop_path_rate, device=device, dtype=dtype, **kwargs
     )
+    assert isinstance(vit, VisionTransformer)
     init_as_mae(vit, needs_reset=False)
     return RelationEncoder(vit, len(vit.blocks))
 
 
-TEACHERS = {
+TEACHERS: dict[str, tuple[dict[str, Any], int]] = {
     'small': (dict(embed_dim=384, depth=12, num_heads=6), 12),
     'base': (dict(embed_dim=768, depth=12, num_heads=12), 12),
     'large': (dict(embed_dim=1024, depth=24, num_heads=16), 18),
@@ -119,15 +121,16 @@ def tinymim_teacher(
     Its weights are those of an encoder: Meta's MAE (timm's `vit_base_patch16_224.mae`, `vit_large_patch16_224.mae`) or
     a TinyMIM student's; load them into `.vit`, see `load_pretraining`.
 
-    Heads: 6, 12, 16 in all blocks. The released code reads a TinyMIM student back as its teacher with those, although
-    its last block was trained with 12 or 16, and stops with an error where student and teacher then differ: the
-    paper's own pair, tiny under small, among them. `tinymim_teacher('small', last_heads=12)` makes that pair work,
-    with the heads that TinyMIM-S was trained with. Small under base is released with 12 heads on both sides.
+    Heads by size: 6, 12, 16 in all blocks. The released code loads a TinyMIM student as a teacher with those, although
+    its last block was trained with 12 or 16, and fails where student and teacher then differ, as they do for the
+    paper's own pair of a tiny student and a small teacher. `tinymim_teacher('small', last_heads=12)` makes that pair
+    work, with the heads that TinyMIM-S was trained with. The pair of a small student and a base teacher is released
+    with 12 heads on both sides.
 
     Args:
         size: Width 384, 768 or 1024.
         block: Target block, from 1; None for the released 12, 12 or 18.
-        last_heads: Heads of the target block, if not those of the others.
+        last_heads: Heads of the target block, if different from those of the others.
         device: Of the parameters.
         dtype: Of the parameters.
         **kwargs: To the ViT, e.g. `img_size`.

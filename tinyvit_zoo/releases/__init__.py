@@ -1,16 +1,20 @@
-"""The facts of every released weight, once. Pretrained cfgs, tables, cards and `tinyvit-zoo list` are views of it."""
+"""The facts of every released weight, once. Pretrained cfgs, tables, cards and `tinyvit-zoo list` are views of them.
 
-from .mae_lite import MAE_LITE
-from .minivit import MINI_DEIT, MINI_SWIN
-from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer, same_file
-from .tinymim import TINYMIM
-from .tinyvit import TINYVIT
+Nothing here needs torch, timm or another package, so that the command line can list the releases without them.
+"""
+
+from .families import FAMILIES, all_releases, find_family, find_release
+from .profile import Profile
+from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer, same_file
+from .table import MEASURED_BY_OTHERS, list_releases, markdown_table
 
 __all__ = [
     'FAMILIES',
+    'MEASURED_BY_OTHERS',
     'Golden',
-    'Licence',
+    'License',
     'Paper',
+    'Profile',
     'Protocol',
     'Release',
     'Result',
@@ -19,30 +23,7 @@ __all__ = [
     'all_releases',
     'find_family',
     'find_release',
+    'list_releases',
+    'markdown_table',
     'same_file',
 ]
-
-FAMILIES: dict[str, tuple[Release, ...]] = {
-    'tinyvit': TINYVIT,
-    'mini_deit': MINI_DEIT,
-    'mini_swin': MINI_SWIN,
-    'tinymim': TINYMIM,
-    'mae_lite': MAE_LITE,
-}
-
-
-def all_releases() -> tuple[Release, ...]:
-    """Every release, family by family."""
-    return tuple(release for releases in FAMILIES.values() for release in releases)
-
-
-def find_release(name: str) -> Release | None:
-    """The release called 'architecture.tag', or the default of 'architecture'; None if there is none."""
-    architecture, _, tag = name.partition('.')
-    return next((r for r in all_releases() if r.architecture == architecture and tag in ('', r.tag)), None)
-
-
-def find_family(name: str) -> str | None:
-    """The family of 'architecture' or 'architecture.tag', a key of `FAMILIES`; None if it is of none."""
-    architecture = name.partition('.')[0]
-    return next((f for f, releases in FAMILIES.items() if any(r.architecture == architecture for r in releases)), None)

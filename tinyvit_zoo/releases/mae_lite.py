@@ -5,7 +5,7 @@ are given where they differ, and on the test sets that those pages leave out. Th
 older than the files. Each file lies on a Google Drive page of its own, without its name.
 """
 
-from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer
+from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer
 
 __all__ = ['MAE_LITE']
 
@@ -17,7 +17,7 @@ PAPER = Paper(
     ('Shaoru Wang', 'Jin Gao', 'Zeming Li', 'Xiaoqin Zhang', 'Weiming Hu'),
     'ICML 2023',
 )
-LICENCE = Licence('apache-2.0', 'https://github.com/wangsr126/MAE-Lite/blob/main/LICENSE')
+LICENSE = License('apache-2.0', 'https://github.com/wangsr126/MAE-Lite/blob/main/LICENSE')
 
 README = 'README of the released code'
 SMALL = 'SMALL.md of the released code'
@@ -180,7 +180,7 @@ def _release(name: str, drive_id: str, file: str | None, results: tuple[tuple[st
                 tuple(Result(data, top1, None, 'authors', source, ADDRESSES[source]) for data, top1, source in results),
             ),
         ),
-        licence=LICENCE,
+        license=LICENSE,
         paper=PAPER,
         origin_url=ORIGIN,
         training=_training(name.partition('.')[2]),

@@ -4,7 +4,7 @@ Accuracies were measured by the authors. Those of the README of the released cod
 paper's are given where they differ, and on the test sets that the README leaves out. Nobody else published any.
 """
 
-from .record import Golden, Licence, Paper, Protocol, Release, Result, Transfer
+from .record import Golden, License, Paper, Protocol, Release, Result, Transfer
 
 __all__ = ['MINI_DEIT', 'MINI_SWIN']
 
@@ -108,7 +108,7 @@ def _results(
     return tuple(Result(*found, 'authors', source, ADDRESSES[source]) for *found, source in results)
 
 
-def _release(family: str, licence: str, name: str, file: str, *results) -> Release:
+def _release(family: str, license: str, name: str, file: str, *results) -> Release:
     architecture = name.partition('.')[0]
     size = int(architecture.rsplit('_', 1)[1])
     training = TRAINING[family]
@@ -129,7 +129,7 @@ def _release(family: str, licence: str, name: str, file: str, *results) -> Relea
             ),
         ),
         # Of the folder of the released code that names the file; the release page itself states none.
-        licence=Licence(licence, f'{FILES_AT}/{family}/LICENSE'),
+        license=License(license, f'{FILES_AT}/{family}/LICENSE'),
         paper=PAPER,
         origin_url=f'{ORIGIN}/{family}',
         training=training if size == 224 else f'{training}, {FINE_TUNED}',

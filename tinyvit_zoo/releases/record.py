@@ -3,9 +3,13 @@
 import re
 from dataclasses import dataclass, field
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from .profile import Profile, find_profile
 
-__all__ = ['Golden', 'Licence', 'Paper', 'Protocol', 'Release', 'Result', 'Speed', 'Transfer', 'same_file']
+__all__ = ['Golden', 'License', 'Paper', 'Protocol', 'Release', 'Result', 'Speed', 'Transfer', 'same_file']
+
+# timm's IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD, written out: this room imports no package.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,11 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Licence:
-    """Licence of the weights, where it is stated, and what a Hub copy's own field says if it differs.
+class License:
+    """License of the weights, where it is stated, and what a Hub copy's own field says if it differs.
 
     Attributes:
-        spdx: Its SPDX id in lower case; 'none', SPDX's own word, where the authors give no licence at all.
+        spdx: Its SPDX id in lower case; 'none', SPDX's own word, where the authors give no license at all.
         source: Where it stands; of 'none', where it was looked for.
     """
 
@@ -192,7 +196,7 @@ class Release:
     num_classes: int
     labels: str | None
     protocols: tuple[Protocol, ...]
-    licence: Licence
+    license: License
     paper: Paper
     origin_url: str
     training: str
@@ -201,8 +205,8 @@ class Release:
     file_name: str | None = None
     file_doubt: str | None = None
     other_files: tuple[str, ...] = ()
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     notes: tuple[str, ...] = field(default=())
     parent: str | None = None
     golden: Golden | None = None
@@ -251,6 +255,11 @@ class Release:
         """Side of the square image the weights were made for."""
         return self.protocol.img_size
 
+    @property
+    def profile(self) -> Profile:
+        """Parameters, MACs and bytes at the released image size, with the released head."""
+        return find_profile(self.name)
+
     def pretrained_cfg(self) -> dict:
         """The part of timm's pretrained cfg that a release determines; families add their module names."""
         return dict(
@@ -263,7 +272,7 @@ class Release:
             crop_mode=self.protocol.crop_mode,
             mean=self.mean,
             std=self.std,
-            license=self.licence.spdx,
+            license=self.license.spdx,
             origin_url=self.origin_url,
             paper_name=self.paper.title,
             paper_ids=f'arXiv:{self.paper.arxiv_id}',

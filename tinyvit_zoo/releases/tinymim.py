@@ -4,7 +4,7 @@ Accuracies were measured by the authors, the same in the README of the released 
 one Google Drive folder whose listing was not at hand: only the names of two of them are confirmed by other pages.
 """
 
-from .record import Golden, Licence, Paper, Protocol, Release, Result, Transfer
+from .record import Golden, License, Paper, Protocol, Release, Result, Transfer
 
 __all__ = ['TINYMIM']
 
@@ -16,15 +16,15 @@ PAPER = Paper(
     ('Sucheng Ren', 'Fangyun Wei', 'Zheng Zhang', 'Han Hu'),
     'CVPR 2023',
 )
-LICENCE = Licence('none', ORIGIN)
+LICENSE = License('none', ORIGIN)
 
 TABLE_1 = 'README of the released code, Table 1 of the paper'
 TABLE_3 = 'README of the released code, Table 3 of the paper'
 TABLE_4 = 'README of the released code, Table 4 of the paper'
 README_URL = f'{ORIGIN}/blob/master/README.md'
 
-NO_LICENCE = (
-    'the repository has no licence file; its code derives from MAE (https://github.com/facebookresearch/mae), '
+NO_LICENSE = (
+    'the repository has no license file; its code derives from MAE (https://github.com/facebookresearch/mae), '
     'which is CC-BY-NC 4.0'
 )
 UNCONFIRMED = 'name by the pattern of the others, not confirmed'
@@ -138,7 +138,7 @@ def _release(
         num_classes=classes,
         labels='imagenet-1k' if classes else None,
         protocols=(_protocol(results),),
-        licence=LICENCE,
+        license=LICENSE,
         paper=PAPER,
         origin_url=ORIGIN,
         training=training,
@@ -146,7 +146,7 @@ def _release(
         file_name=file,
         file_doubt=doubt,
         other_files=(STAR_ENCODER,) if '_tiny_student_' in name else (),
-        notes=(*notes, NO_LICENCE),
+        notes=(*notes, NO_LICENSE),
         parent=PARENTS.get(name),
         golden=_golden(name),
         transfers=_transfers(name),

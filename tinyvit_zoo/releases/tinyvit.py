@@ -4,7 +4,7 @@ Accuracies were measured by others: those published in the README of the release
 and those of timm's `results/results-*.csv`, by timm's author on the same weights.
 """
 
-from .record import Golden, Licence, Paper, Protocol, Release, Result, Speed, Transfer
+from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer
 
 __all__ = ['TINYVIT']
 
@@ -16,8 +16,8 @@ PAPER = Paper(
     ('Kan Wu', 'Jinnian Zhang', 'Houwen Peng', 'Mengchen Liu', 'Bin Xiao', 'Jianlong Fu', 'Lu Yuan'),
     'ECCV 2022',
 )
-# timm's pages of the same weights carry apache-2.0 in their licence field; the authors' repository is MIT.
-LICENCE = Licence('mit', 'https://github.com/microsoft/Cream/blob/main/LICENSE', hub_field='apache-2.0')
+# timm's pages of the same weights carry apache-2.0 in their license field; the authors' repository is MIT.
+LICENSE = License('mit', 'https://github.com/microsoft/Cream/blob/main/LICENSE', hub_field='apache-2.0')
 
 README, README_URL = 'README of the released code', 'https://github.com/microsoft/Cream/blob/main/TinyViT/README.md'
 TIMM_URL = 'https://github.com/huggingface/pytorch-image-models/blob/main/results/'
@@ -224,7 +224,7 @@ def _release(name: str, file: str, published: tuple[float, float] | None) -> Rel
         num_classes=21841 if tag == 'dist_in22k' else 1000,
         labels='imagenet-22k' if tag == 'dist_in22k' else 'imagenet-1k',
         protocols=_protocols(name, int(architecture.rsplit('_', 1)[1]), published),
-        licence=LICENCE,
+        license=LICENSE,
         paper=PAPER,
         origin_url=ORIGIN,
         training={

@@ -1,1 +1,1 @@
-"""What a fine-tuning is made of: recipes, what they make of a model, the state on disk."""
+"""Training runs: recipes, the parts that a recipe decides, tasks, the loop, and its state on disk."""

@@ -1,9 +1,7 @@
-"""What a recipe makes of a model and its images: optimizer, learning rates, mixing, transforms, order of the images."""
+"""The parts of a training run that a recipe decides: optimizer, learning rates, mixing, transforms, order of images."""
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,15 +10,16 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
+from ..common.seeding import Seeds
 from ..data.augment import create_transform
+from ..data.seeded import Draw
 from ..data.transforms import data_config
 from .recipes import Recipe
 
 __all__ = [
-    'Draws',
-    'Seeded',
+    'RepeatedAugSampler',
     'create_mixup',
     'create_optimizer',
     'create_scheduler',
@@ -46,7 +45,7 @@ def create_scheduler(
     optimizer: torch.optim.Optimizer, recipe: Recipe, batch_size: int, updates_per_epoch: int
 ) -> CosineLRScheduler:
     """timm's scheduler. Call `step_update(updates done)` after each update and `step(epochs done)` after each epoch: it
-    answers to the one that the recipe goes by.
+    follows the one that the recipe's schedule counts in.
     """
     rates = recipe.rates(batch_size)
     unit = 1 if recipe.per_epoch else updates_per_epoch
@@ -70,10 +69,10 @@ def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
 
 
 def create_transforms(model: nn.Module, recipe: Recipe) -> tuple[Any, Any]:
-    """For training and for evaluation, at the size the model was made for and with its mean and standard deviation.
+    """Transforms for training and for evaluation, at the model's image size and with its mean and standard deviation.
 
     Raises:
-        EvaluationError: If the model takes other images than RGB.
+        EvaluationError: If the model does not take RGB images.
     """
     config = data_config(model)
     common = {key: config[key] for key in ('input_size', 'mean', 'std')}
@@ -92,8 +91,8 @@ def create_transforms(model: nn.Module, recipe: Recipe) -> tuple[Any, Any]:
 
 
 def reset_head(model: nn.Module, std: float | None, seed: int) -> None:
-    """Start a linear classifier from a truncated normal distribution, biases from 0; leave it where `std` is None."""
-    head = model.get_classifier()
+    """Draw a linear classifier from a truncated normal distribution, its biases 0; leave it where `std` is None."""
+    head = cast(Any, model).get_classifier()
     if std is not None and isinstance(head, nn.Linear):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -110,8 +109,8 @@ def set_training(model: nn.Module, freeze_batch_norm: bool) -> None:
                 module.eval()
 
 
-class Draws(Sampler[tuple[int, int]]):
-    """The images of an epoch in random order, each with a seed for its augmentation.
+class RepeatedAugSampler(Sampler[Draw]):
+    """The images of an epoch in random order, each with seeds for its augmentation; each may come several times.
 
     Args:
         images: How many there are.
@@ -130,38 +129,9 @@ class Draws(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.images).repeat(self.repeats)[: self.length]
         seeds = rng.integers(2**32, size=self.length)
-        yield from zip(order.tolist(), seeds.tolist(), strict=True)
-
-
-class Seeded(Dataset):
-    """A data set that `Draws` indexes: a draw's random numbers depend on neither process nor worker nor other draws."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Any, int]:
-        index, seed = draw
-        with _seeded(seed):
-            return self.dataset[index]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of a seed; afterwards the generators go on as if nothing had been. timm draws from all three."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        for index, seed in zip(order.tolist(), seeds.tolist(), strict=True):
+            yield Draw(index, Seeds.same(seed))

@@ -1,32 +1,29 @@
-"""The state of a training on disk: whole or not there, for the same run only, of tensors and plain values only."""
+"""The state of a training run on disk: complete or absent, for the same run only, tensors and plain values only."""
 
-import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..common.errors import EvaluationError
 from ..common.files import new_file
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from ..common.text import reason
 
 __all__ = ['alone_in', 'read_state', 'read_weights', 'write_state']
 
-STATE, BEST = 'state.pt', 'best.pt'
-PATIENCE = 10.0  # seconds: the workers of a run that was killed hold its lock until they see that it is gone
+STATE, BEST, LOCK = 'state.pt', 'best.pt', '.lock'
+PATIENCE = 10.0  # seconds: the workers of a run that was killed may hold its lock until they see that it is gone
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make a folder and keep other runs out of it, where the file system has locks. The system ends a dead run's lock.
+    """Make a folder and keep other runs out of it, where the file system has locks. A run that dies leaves none behind.
+
+    An empty file `.lock` stays in the folder: removed, it could be locked by two runs, one before and one after.
 
     Raises:
         EvaluationError: If another run is in it, or it cannot be written to.
@@ -35,29 +32,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise EvaluationError(f'{folder} cannot be written to ({e}): choose another --output.') from e
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
+        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another --output.') from e
+    with ExitStack() as stack:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            if time.monotonic() > end:
-                raise EvaluationError(f'Another run is writing to {folder}: choose another --output.') from e
-            time.sleep(0.1)
-        except OSError:
-            return None  # a file system without locks
+            stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
+        except Timeout as e:
+            raise EvaluationError(f'Another run is writing to {folder}: choose another --output.') from e
+        except (OSError, NotImplementedError):  # a file system without locks
+            pass
+        yield
 
 
 def write_state(
@@ -67,12 +50,12 @@ def write_state(
 
     Args:
         folder: Made if it is missing.
-        identity: What has to be the same for the run to be gone on with.
+        identity: Everything that must be the same for a later run to resume this one.
         state: Tensors and plain values.
-        best: The weights that result so far; None to keep those that are there.
+        best: The weights that result so far; None to keep those in the folder.
 
     Raises:
-        EvaluationError: If there is no room or no right to write.
+        EvaluationError: If there is no room or no permission to write.
     """
     if best is not None:
         _write(best, folder / BEST)
@@ -83,7 +66,7 @@ def read_state(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | No
     """The state in a folder, tensors on the CPU; None if there is none.
 
     Raises:
-        EvaluationError: If it is that of another run, or damaged.
+        EvaluationError: If it belongs to another run or is damaged.
     """
     path = folder / STATE
     if not path.exists():
@@ -109,11 +92,11 @@ def _write(value: Any, path: Path) -> None:
         with new_file(path) as new:
             torch.save(value, new)
     except (OSError, RuntimeError) as e:  # torch reports a full disk as the latter
-        raise EvaluationError(f'{path} cannot be written ({e}): choose another --output, or make room.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): choose another --output, or make room.') from e
 
 
 def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:  # torch raises whatever a damaged file leads to
-        raise EvaluationError(f'{path} is missing or damaged: remove {path.parent / STATE} to begin anew.') from e
+    except Exception as e:  # torch has no error of its own for damaged files
+        raise EvaluationError(f'{path} is missing or damaged: remove {path.parent / STATE} to start again.') from e

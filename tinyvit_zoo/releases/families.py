@@ -1,0 +1,34 @@
+"""All releases by family, and finding one by its name."""
+
+from .mae_lite import MAE_LITE
+from .minivit import MINI_DEIT, MINI_SWIN
+from .record import Release
+from .tinymim import TINYMIM
+from .tinyvit import TINYVIT
+
+__all__ = ['FAMILIES', 'all_releases', 'find_family', 'find_release']
+
+FAMILIES: dict[str, tuple[Release, ...]] = {
+    'tinyvit': TINYVIT,
+    'mini_deit': MINI_DEIT,
+    'mini_swin': MINI_SWIN,
+    'tinymim': TINYMIM,
+    'mae_lite': MAE_LITE,
+}
+
+
+def all_releases() -> tuple[Release, ...]:
+    """Every release, family by family."""
+    return tuple(release for releases in FAMILIES.values() for release in releases)
+
+
+def find_release(name: str) -> Release | None:
+    """The release called 'architecture.tag', or the default of 'architecture'; None if there is none."""
+    architecture, _, tag = name.partition('.')
+    return next((r for r in all_releases() if r.architecture == architecture and tag in ('', r.tag)), None)
+
+
+def find_family(name: str) -> str | None:
+    """The family of 'architecture' or 'architecture.tag', a key of `FAMILIES`; None if it is of none."""
+    architecture = name.partition('.')[0]
+    return next((f for f, releases in FAMILIES.items() if any(r.architecture == architecture for r in releases)), None)

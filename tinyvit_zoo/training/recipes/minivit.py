@@ -1,0 +1,84 @@
+"""Recipes of MiniViT: Mini-DeiT and Mini-Swin at 384 pixels, and Mini-DeiT on smaller data sets."""
+
+import dataclasses
+
+from .record import Recipe
+
+__all__ = ['RECIPES']
+
+MINI_DEIT = 'microsoft/Cream 4a13c40, MiniViT/Mini-DeiT'
+EVAL_MODE = (
+    'The released code fine-tunes in eval mode: no drop path. It also keeps a moving average of the weights '
+    '(0.99996) but evaluates the weights: it is left out here. The three copies of an image go to three GPUs there, '
+    'and stand one after the other in the batch here.'
+)
+MINI_DEIT_384 = Recipe(
+    name='mini_deit_384',
+    source=f'{MINI_DEIT}/README.md (8 x 32) and defaults of main.py',
+    notes=f'{EVAL_MODE} The lowest learning rate is not scaled with the batch and is above the highest one.',
+    epochs=30,
+    warmup_epochs=5,
+    batch_size=256,
+    lr=5e-6,
+    min_lr=5e-6,
+    warmup_lr=1e-6,
+    lr_batch=512,
+    scale_all=False,
+    cosine_after_warmup=False,
+    per_epoch=True,
+    weight_decay=1e-8,
+    drop_path={'': 0.0},
+    freeze_batch_norm=True,
+    repeats=3,
+    img_size=384,
+)
+MINIVIT_TRANSFER = dataclasses.replace(
+    MINI_DEIT_384,
+    name='minivit_transfer',
+    source='MiniViT paper, section 4.4 (Table 5): CIFAR-10, CIFAR-100 and Pets; microsoft/Cream issue 83 for CIFAR',
+    notes=f"Schedule but for its length, and augmentation but for erasing, were not published: {MINI_DEIT}/main.py's "
+    f'defaults. {EVAL_MODE} The paper transfers at 384 pixels.',
+    epochs=1000,
+    lr=1e-2,
+    min_lr=1e-5,
+    optimizer='sgd',
+    weight_decay=1e-4,
+    random_erase=0.0,
+    img_size=None,
+)
+MINIVIT_FLOWERS = dataclasses.replace(
+    MINIVIT_TRANSFER,
+    name='minivit_transfer_flowers',
+    source='MiniViT paper, section 4.4 (Table 5): Flowers',
+    epochs=300,
+)
+MINIVIT_CARS = dataclasses.replace(
+    MINIVIT_FLOWERS,
+    name='minivit_transfer_cars',
+    source='MiniViT paper, section 4.4 (Table 5): Cars',
+    notes=f'{MINIVIT_TRANSFER.notes} The batch of 256 is that of the other sets; 1e-3 is taken to be meant for it.',
+    optimizer='adamw',
+    lr=2e-3,
+    weight_decay=0.05,
+    random_erase=0.25,
+)
+MINI_SWIN_384 = Recipe(
+    name='mini_swin_384',
+    source='microsoft/Cream 4a13c40, MiniViT/Mini-Swin/configs/swin_base_patch4_window7_224to384_minivit_sharenum2_'
+    'adamw.yaml and config.py, README.md (8 x 16, accumulated over 2 steps)',
+    epochs=30,
+    warmup_epochs=5,
+    batch_size=256,
+    lr=2e-5,
+    min_lr=5e-6,
+    warmup_lr=5e-7,
+    lr_batch=512,
+    scale_all=True,
+    cosine_after_warmup=False,
+    weight_decay=1e-8,
+    clip_grad=5.0,
+    drop_path={'': 0.2},
+    img_size=384,
+)
+
+RECIPES = (MINI_DEIT_384, MINI_SWIN_384, MINIVIT_TRANSFER, MINIVIT_FLOWERS, MINIVIT_CARS)
