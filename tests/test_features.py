@@ -306,7 +306,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     model, dataset = small_model(), noise_images()
     for kwargs, word in (
         (dict(layers='all'), "named 'all'"),
-        (dict(layers='last:0'), "called 'last:0'"),
+        (dict(layers='last:0'), "named 'last:0'"),
         (dict(layers='last:9'), '5 blocks or stages'),
         (dict(views=0), 'at least 1'),
         (dict(batch_size=0), 'at least 1'),
