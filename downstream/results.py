@@ -192,7 +192,7 @@ def is_for_card(weights: str, *datasets: Any) -> bool:
     """Whether numbers belong on the card of a model: only those of its released weights on whole data sets.
 
     Args:
-        weights: Where the weights come from, as results say it: 'pretrained' for released ones.
+        weights: Source of the weights as in results.json: 'pretrained' for released ones.
         *datasets: `ImageDataset`s that the numbers were measured on.
     """
     return weights == 'pretrained' and all(dataset.complete for dataset in datasets)

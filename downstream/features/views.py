@@ -45,7 +45,7 @@ class Backbone:
         model: Any timm model, in eval mode.
         layers: See `layers.feature_function`.
         dtype: float32, or bfloat16 by autocast.
-        device: Where model and features are.
+        device: Of the model and the features.
         chunk: Images of a forward pass.
         workers: Processes that read images.
         processes: The group that shares the work.

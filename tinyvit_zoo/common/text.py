@@ -14,5 +14,5 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
 
 
 def reason(error: object, longest: int = 200) -> str:
-    """What an error says, in one line of at most `longest` characters; its class where it says nothing."""
+    """The message of an error in one line of at most `longest` characters, or its class if it has no message."""
     return ' '.join(str(error).split())[:longest] or type(error).__name__
