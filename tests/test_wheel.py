@@ -105,7 +105,6 @@ def test_detectors_are_built_beside_a_foreign_downstream(installed, elsewhere):
         'print(type(MODELS.build(config.model).backbone).__module__)'
     )
     assert python(code, installed, elsewhere).strip() == 'tinyvit_zoo.downstream.detection.backbone'
-    assert (installed / 'tinyvit_zoo' / 'downstream' / 'detection' / 'README.md').is_file()
 
 
 # ---- a stranger's distribution
