@@ -33,7 +33,7 @@ RELEASES = all_releases()
 NAMES = [release.name for release in RELEASES]
 FIRST_TAGS = list({release.architecture: release.name for release in reversed(RELEASES)}.values())[::-1]
 PRINTED = re.compile(r'# (\((?:\d+, )+\d+\)|[\d.]+ (?:center|squash))$', re.MULTILINE)
-"""A line that a program of a card is said to print: a shape, or a crop."""
+"""A line that a program of a card prints according to its comment: a shape, or a crop."""
 
 
 def page(name: str) -> Path:

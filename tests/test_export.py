@@ -1,4 +1,4 @@
-"""Exported files compute what PyTorch does, run without this package, and say what they are."""
+"""Exported files compute what PyTorch does, run without this package, and hold their labels and preprocessing."""
 
 import importlib.util
 import json
@@ -209,7 +209,7 @@ def test_a_multiplexed_model_is_exported_from_its_folder(format, tmp_path):
 
 
 def broken(monkeypatch) -> None:
-    """The program that is written is that of another model."""
+    """Write the program of another model."""
     from tinyvit_zoo import export
 
     trace, other = export._trace, torch.nn.Sequential

@@ -1,4 +1,4 @@
-"""A saved folder makes the same model again, appears whole or not at all, and the committed pages are up to date."""
+"""A saved folder rebuilds the same model, appears whole or not at all, and the committed pages are up to date."""
 
 import json
 
@@ -207,7 +207,7 @@ def test_a_page_makes_the_model_of_its_release(release):
 
 
 def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):
-    """Whoever shares or serves the folder would else find weights that only their owner can read."""
+    """Otherwise, weights in a shared or served folder could be read by their owner alone."""
     (tmp_path / 'ordinary').touch()
     folder = save_folder(small(), tmp_path / 'model')
     assert {f.stat().st_mode for f in folder.iterdir()} == {(tmp_path / 'ordinary').stat().st_mode}

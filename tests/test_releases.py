@@ -1,4 +1,4 @@
-"""The facts of the releases: what exists, where it comes from, who measured what, and what `info` makes of it."""
+"""The facts of the releases: weights, their origin, published results, and `info` as a view of them."""
 
 import re
 import subprocess
@@ -185,7 +185,7 @@ def test_a_distilled_mae_lite_says_that_its_class_token_is_classified_too(tmp_pa
 
 
 def test_encoders_pool_what_their_features_end_in():
-    """MAE-Lite's final norm was trained, and stands before the mean; a student's was not, and has no part in it."""
+    """MAE-Lite's final norm was trained and comes before the mean; a student's was not and is left out."""
     pooling = {release.architecture: describe(release.name)['model']['pooling'] for release in PLAIN}
     assert {p for name, p in pooling.items() if '_encoder_' in name} == {'norm, mean of the patch tokens'}
     assert {p for name, p in pooling.items() if '_student_' in name} == {'mean of the patch tokens'}
@@ -230,7 +230,7 @@ def test_names_of_files_that_nobody_confirmed_are_marked():
     assert 'missing' in find_release('tinymim_vit_tiny_student_patch16_224').file_doubt
 
 
-# --- what timm and `info` make of them
+# --- views of them in timm and `info`
 
 
 def test_timm_lists_weights_that_it_could_download_and_we_list_all():
