@@ -292,11 +292,11 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
     def run(*images):
         return cli('detect', 'predict', RETINANET, checkpoint, *images, '-o', tmp_path / 'out')
 
-    (tmp_path / 'text.png').write_text('no picture')
+    (tmp_path / 'text.png').write_text('no image')
     complaint(run(tmp_path / 'text.png'), 'text.png cannot be read as a picture')
-    complaint(run(tmp_path / 'none.png'), 'There is no picture')
+    complaint(run(tmp_path / 'none.png'), 'There is no image')
     (tmp_path / 'empty').mkdir()
-    complaint(run(tmp_path / 'empty'), 'holds no pictures')
+    complaint(run(tmp_path / 'empty'), 'holds no images')
     shutil.copy(folder / 'grey.jpg', tmp_path / 'grey.jpg')
     complaint(run(folder / 'grey.jpg', tmp_path / 'grey.jpg'), "'grey'")
     shutil.copy(folder / 'clear.png', tmp_path / 'out' / 'mine.png')

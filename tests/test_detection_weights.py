@@ -236,7 +236,7 @@ def test_convert_reads_over_what_mmengine_saves(tmp_path):
     path = save_detector(backbone_of('tinyvit'), tmp_path / 'detector.pth')
     checkpoint = open_checkpoint(path)
     assert checkpoint.key_map.family == 'TinyViT'
-    assert sorted(checkpoint.beside) == ['neck.bias', 'neck.weight']
+    assert sorted(checkpoint.detector_keys) == ['neck.bias', 'neck.weight']
 
 
 def test_detectors_of_mmdet_initialise_the_baselines(tmp_path, official_file):

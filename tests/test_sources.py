@@ -287,7 +287,7 @@ def store(value: float, name: str = NAME) -> None:
 # --- releases whose file can only be fetched with a browser
 
 
-BY_HAND = [release.name for release in all_releases() if release.by_hand]
+BY_HAND = [release.name for release in all_releases() if release.manual_download]
 
 
 def by_hand(name: str) -> PretrainedCfg:

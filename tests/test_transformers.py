@@ -241,7 +241,7 @@ def ramp(side: int) -> torch.Tensor:
     return torch.linspace(-1, 1, 2 * 3 * side**2).view(2, 3, side, side)
 
 
-def test_remote_code_brings_our_class_into_a_process_that_does_not_know_us(model, folder):
+def test_remote_code_imports_our_class_in_a_process_without_it(model, folder):
     done = in_new_process(LOAD, folder, True, 64)
     assert done.returncode == 0, done.stderr[-2000:]
     class_name, imported, logits = json.loads(done.stdout)
@@ -292,7 +292,7 @@ def test_written_for_timm_it_loads_without_us_as_timms_own_class(for_timm):
 
 
 @torch.no_grad()
-def test_written_for_timm_it_is_timms_class_also_beside_us(for_timm):
+def test_written_for_timm_it_is_timms_class_with_our_package_imported_too(for_timm):
     model, folder = for_timm
     assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'model.safetensors']
     config = json.loads((folder / 'config.json').read_text())
@@ -322,7 +322,7 @@ def test_every_released_tinyvit_can_be_written_for_timm(name, tmp_path):
         *((family, {}, 'only TinyViT can be written for timm') for family in SMALL_OF if family != 'tinyvit'),
     ],
 )
-def test_what_timm_has_no_class_for_is_not_written_for_it(family, kwargs, words, tmp_path):
+def test_models_without_a_class_in_timm_are_not_written_for_it(family, kwargs, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         save_folder(small_of(family, **kwargs), tmp_path / 'page', for_timm=True)
     assert list(tmp_path.iterdir()) == []

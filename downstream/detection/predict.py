@@ -23,7 +23,7 @@ from tinyvit_zoo.common.text import reason
 from .custom_data import classes_of, colors, datasets_of
 from .detector_checkpoint import load_detector
 
-__all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_pictures', 'in_words', 'write_predictions']
+__all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_images', 'in_words', 'write_predictions']
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 FILL = 0.45  # opacity of masks
@@ -124,31 +124,31 @@ def _found(instances: Any, threshold: float) -> Found:
     return Found(kept.bboxes[order], kept.scores[order], kept.labels[order], masks)
 
 
-# ---- pictures
+# ---- images
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Picture files, those of folders included.
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Image files, those in folders included.
 
     Raises:
-        EvaluationError: If a path is not there, a folder has no pictures, or two have one name.
+        EvaluationError: If a path does not exist, a folder has no images, or two have the same name.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
             if not inside:
-                raise EvaluationError(f'{path} holds no pictures ({", ".join(ENDINGS)}).')
+                raise EvaluationError(f'{path} holds no images ({", ".join(ENDINGS)}).')
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise EvaluationError(f'There is no picture {path}.')
+            raise EvaluationError(f'There is no image {path}.')
     stems = [file.stem for file in files]
     twice = next((file for file in files if stems.count(file.stem) > 1), None)
     if twice:
         raise EvaluationError(
-            f"Several pictures are called '{twice.stem}', and the output would hold one: rename them."
+            f"Several images are called '{twice.stem}', and the output would hold only one: rename them."
         )
     return files
 
@@ -169,19 +169,19 @@ def read_picture(path: Path) -> Image.Image:
 def write_predictions(
     predictor: Predictor, pictures: Sequence[Path], output: Path, progress: bool = False
 ) -> Iterator[tuple[Path, Found | Segments]]:
-    """Write NAME.png, the picture with what was found in it, and NAME.json, for each picture.
+    """Write NAME.png, the image with the predictions drawn on it, and NAME.json, for each image.
 
     Args:
         predictor: Of a detector or segmenter.
         pictures: Files.
-        output: Folder, made if it is missing.
+        output: Folder, created if it is missing.
         progress: Show a bar.
 
     Yields:
-        The drawn picture's file, and what was found.
+        The file of the drawn image, and the predictions.
 
     Raises:
-        EvaluationError: If a picture cannot be read or the folder not be written to.
+        EvaluationError: If an image cannot be read, or the folder cannot be written to.
     """
     for path in tqdm(pictures, unit='image', disable=None if progress and len(pictures) > 1 else True):
         picture = read_picture(path)
@@ -189,7 +189,7 @@ def write_predictions(
         record = dict(image=str(path), width=picture.width, height=picture.height, **_plain(result, predictor.classes))
         drawn = output / f'{path.stem}.png'
         if drawn.resolve() == path.resolve():
-            raise EvaluationError(f'{path} would be replaced by the drawn picture: choose another --output.')
+            raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
         data = io.BytesIO()
         draw(picture, result, predictor.classes).save(data, format='PNG')
         write_whole(drawn, data.getvalue())

@@ -96,9 +96,10 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
         except _UnreachableError as e:
             tried.append(f'{place}: {e}')
             _logger.info('No weights from %s: %s', place, e)
-    if not sources and release and release.by_hand:
+    if not sources and release and release.manual_download:
         raise WeightsNotFoundError(
-            f'No weights for {name}: no program can download them. With a browser, fetch {release.by_hand}, then run '
+            f'No weights for {name}: no program can download them. With a browser, fetch '
+            f'{release.manual_download}, then run '
             f'`tinyvit-zoo import FILE --name {name}` once; pretrained=True finds them from then on.'
         )
     if not sources:
