@@ -441,7 +441,12 @@ def test_it_can_be_traced_by_fx(deployable):
         torch.testing.assert_close(graph(x)['y'], deployable(x), rtol=1e-4, atol=1e-5)
 
 
+# Plain models are exported and run in `test_export.py`.
+of_deploy_form = pytest.mark.parametrize('deployable', rest_is_full(['plain', 'deploy'], ['deploy']), indirect=True)
+
+
 @pytest.mark.slow
+@of_deploy_form
 @torch.no_grad()
 def test_it_can_be_exported_with_an_open_batch(deployable):
     x = images_for(deployable)
@@ -452,6 +457,7 @@ def test_it_can_be_exported_with_an_open_batch(deployable):
 
 
 @pytest.mark.slow
+@of_deploy_form
 @torch.no_grad()
 def test_it_runs_in_onnxruntime(deployable, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -469,7 +475,14 @@ def compiled(model: nn.Module, **kwargs) -> nn.Module:
     return torch.compile(model, fullgraph=True, **kwargs)
 
 
+# Every plain model; of folded ones TinyViT, where batch norms go, and the rest is the same layers without them.
+COMPILED = [*((family, 'plain') for family in SMALL_OF), ('tinyvit', 'deploy')]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('family', 'deployable'), rest_is_full(product(SMALL_OF, ['plain', 'deploy']), COMPILED), indirect=['deployable']
+)
 @torch.no_grad()
 def test_it_compiles(deployable):
     x = images_for(deployable)
