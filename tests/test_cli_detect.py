@@ -293,7 +293,7 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
         return cli('detect', 'predict', RETINANET, checkpoint, *images, '-o', tmp_path / 'out')
 
     (tmp_path / 'text.png').write_text('no image')
-    complaint(run(tmp_path / 'text.png'), 'text.png cannot be read as a picture')
+    complaint(run(tmp_path / 'text.png'), 'text.png is no image of a known format')
     complaint(run(tmp_path / 'none.png'), 'There is no image')
     (tmp_path / 'empty').mkdir()
     complaint(run(tmp_path / 'empty'), 'holds no images')

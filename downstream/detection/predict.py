@@ -13,12 +13,13 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.data.image_file import load_image
 
 from .custom_data import classes_of, colors, datasets_of
 from .detector_checkpoint import load_detector
@@ -153,19 +154,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, turned as its camera says.
-
-    Raises:
-        EvaluationError: If it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert('RGB')
-    except Exception as e:  # Pillow's plugins raise nearly everything on damaged bytes
-        raise EvaluationError(f'{path} cannot be read as a picture ({str(e) or type(e).__name__}).') from e
-
-
 def write_predictions(
     predictor: Predictor, pictures: Sequence[Path], output: Path, progress: bool = False
 ) -> Iterator[tuple[Path, Found | Segments]]:
@@ -184,7 +172,7 @@ def write_predictions(
         EvaluationError: If an image cannot be read, or the folder cannot be written to.
     """
     for path in tqdm(pictures, unit='image', disable=None if progress and len(pictures) > 1 else True):
-        picture = read_picture(path)
+        picture = load_image(path)
         result = predictor(picture)
         record = dict(image=str(path), width=picture.width, height=picture.height, **_plain(result, predictor.classes))
         drawn = output / f'{path.stem}.png'

@@ -17,7 +17,7 @@ __all__ = ['home', 'new_file', 'remove_leftovers', 'resumed_file', 'swap_in', 'w
 
 
 def home() -> Path:
-    """Where imported weights and compiled kernels are kept: `TINYVIT_ZOO_HOME`, or a folder in the user's cache."""
+    """The folder of imported weights and compiled kernels: `TINYVIT_ZOO_HOME`, or one in the user's cache."""
     folder = os.environ.get('TINYVIT_ZOO_HOME')
     return Path(folder) if folder else Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'tinyvit_zoo'
 

@@ -19,7 +19,7 @@ def measure(
 ) -> dict[str, list[float]]:
     """CPU seconds of each variant in each round; the order is reversed every other round.
 
-    One warm-up first, whose output must agree with `reference`.
+    Each variant runs once beforehand as a warm-up. With a `reference`, that output must agree with it.
     """
     for name, call in variants.items():
         out = call()
@@ -40,17 +40,19 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median over the rounds of their time over ours: above 1, ours is faster."""
+    """Median over the rounds of their time divided by ours: above 1, ours is faster."""
     return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    """Exit with a message if the relative error of two outputs is not below the tolerance."""
     error = ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
     if not error < tolerance:
         raise SystemExit(f'The two models disagree: relative error {error:.2e}, allowed {tolerance:.0e}.')
 
 
 def cpu_name() -> str:
+    """The processor's model name, or its architecture where the system does not give one."""
     info = Path('/proc/cpuinfo')
     names = (
         [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
@@ -61,6 +63,7 @@ def cpu_name() -> str:
 
 
 def cuda_ms(call: Callable[[], object], rounds: int, calls: int = 10) -> float:
+    """Median over the rounds of the milliseconds that one of `calls` calls takes on the GPU."""
     for _ in range(5):
         call()
     times = []

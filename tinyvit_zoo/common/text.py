@@ -19,5 +19,5 @@ def join_numbers(values: Iterable[float]) -> str:
 
 
 def reason(error: object, longest: int = 200) -> str:
-    """What an error says, in one line of at most `longest` characters; its class where it says nothing."""
+    """The message of an error in one line of at most `longest` characters, or its class if it has no message."""
     return ' '.join(str(error).split())[:longest] or type(error).__name__
