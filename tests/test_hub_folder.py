@@ -194,6 +194,7 @@ def test_a_new_folder_has_ordinary_rights(tmp_path):
     assert (tmp_path / 'swapped').stat().st_mode == (tmp_path / 'ordinary').stat().st_mode
 
 
+@pytest.mark.slow
 @for_each('release', all_releases())
 def test_a_page_makes_the_model_of_its_release(release):
     model = timm.create_model(f'local-dir:{configs_folder() / release.name}', device='meta')
