@@ -31,7 +31,7 @@ from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['eval_results_entry', 'plain', 'record', 'write']
+__all__ = ['eval_results_entry', 'is_for_card', 'plain', 'record', 'write']
 
 RESULTS = 'results.json'
 
@@ -185,3 +185,13 @@ def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | 
         notes=f'{notes}; measured with tinyvit-zoo {tinyvit_zoo.__version__}',
     )
     return yaml_dump(eval_result_entries_to_yaml([entry]))
+
+
+def is_for_card(weights: str, *datasets: Any) -> bool:
+    """Whether numbers belong on the card of a model: only those of its released weights on whole data sets.
+
+    Args:
+        weights: Where the weights come from, as results say it: 'pretrained' for released ones.
+        *datasets: `ImageDataset`s that the numbers were measured on.
+    """
+    return weights == 'pretrained' and all(dataset.complete for dataset in datasets)

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tinyvit_zoo  # noqa: F401  registers the models
-from tinyvit_zoo.cli.compress import PICTURES, _read_pictures
+from tinyvit_zoo.cli.compress import IMAGES, _read_images
 from tinyvit_zoo.hub import save_folder
 
 NAME = 'deit_tiny_patch16_224'
@@ -29,12 +29,12 @@ def small(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / 'pictures'
+def images(tmp_path):
+    folder = tmp_path / 'images'
     (folder / 'more').mkdir(parents=True)
     for i, name in enumerate(('a.png', 'b.JPG', 'more/c.webp')):
         Image.effect_noise((50, 40), 40 + 20 * i).convert('RGB').save(folder / name)
-    (folder / 'notes.txt').write_text('no picture')
+    (folder / 'notes.txt').write_text('no image')
     return folder
 
 
@@ -74,17 +74,17 @@ def test_groups_weights_and_transformations_are_options(cli, small, tmp_path):
 
 
 def test_the_structure_alone_needs_no_weights(cli, tmp_path):
-    code, out, _ = cli(NAME, '-o', tmp_path / 'out', '--no-pretrained', '--init', 'first', '--num-classes', '10')
+    code, out, _ = cli(NAME, '-o', tmp_path / 'out', '--random', '--init', 'first', '--num-classes', '10')
     assert code == 0
     assert 'Before: 5,526,346 parameters, 22.1 MB\nAfter:  2,861,986 parameters, 11.5 MB\n' in out
     assert timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).num_classes == 10
 
 
-def test_a_checkpoint_decides_on_the_classes_unless_told(cli, tmp_path):
+def test_a_checkpoint_decides_on_the_classes_unless_they_are_given(cli, tmp_path):
     teacher = timm.create_model(NAME, num_classes=7)
     torch.nn.init.normal_(teacher.head.weight)
     save_file(teacher.state_dict(), tmp_path / 'teacher.safetensors')
-    options = ['--checkpoint', tmp_path / 'teacher.safetensors', '--init', 'first']
+    options = ['--weights', tmp_path / 'teacher.safetensors', '--init', 'first']
     assert cli(NAME, '-o', tmp_path / 'out', *options)[0] == 0
     weights = load_file(tmp_path / 'out' / 'model.safetensors')
     assert torch.equal(weights['head.weight'], teacher.head.weight)
@@ -95,40 +95,40 @@ def test_a_checkpoint_decides_on_the_classes_unless_told(cli, tmp_path):
     assert torch.equal(weights['blocks.0.mlp.fc1.weight'], teacher.blocks[0].mlp.fc1.weight)
 
 
-def test_pictures_are_those_that_the_weights_are_fitted_on(cli, small, pictures, tmp_path):
+def test_the_weights_are_fitted_on_the_images(cli, small, images, tmp_path):
     assert cli(small, '-o', tmp_path / 'plain', '--init', 'first')[0] == 0
-    assert cli(small, '-o', tmp_path / 'fitted', '--init', 'first', '--images', pictures)[0] == 0
+    assert cli(small, '-o', tmp_path / 'fitted', '--init', 'first', '--images', images)[0] == 0
     plain, fitted = (load_file(tmp_path / name / 'model.safetensors') for name in ('plain', 'fitted'))
     assert torch.equal(plain['blocks.0.mlp.fc1.weight'], fitted['blocks.0.mlp.fc1.weight'])
     assert not torch.equal(plain['blocks.1.norm2.weight'], fitted['blocks.1.norm2.weight'])
 
 
-def test_pictures_come_from_sub_folders_too_and_are_spread_evenly(small, pictures):
+def test_images_come_from_subfolders_too_and_are_spread_evenly(small, images):
     model = timm.create_model(small)
-    assert [batch.shape for batch in _read_pictures(pictures, model)] == [(3, 3, 32, 32)]
-    for i in range(3 * PICTURES):
-        Image.new('RGB', (32, 32), (i, i, i)).save(pictures / 'more' / f'{i:03}.png')
-    batches = _read_pictures(pictures, model)
-    assert sum(len(batch) for batch in batches) == PICTURES
-    assert len(torch.cat(batches).flatten(1).unique(dim=0)) == PICTURES
+    assert [batch.shape for batch in _read_images(images, model)] == [(3, 3, 32, 32)]
+    for i in range(3 * IMAGES):
+        Image.new('RGB', (32, 32), (i, i, i)).save(images / 'more' / f'{i:03}.png')
+    batches = _read_images(images, model)
+    assert sum(len(batch) for batch in batches) == IMAGES
+    assert len(torch.cat(batches).flatten(1).unique(dim=0)) == IMAGES
 
 
-def test_pretrained_weights_that_cannot_be_had_end_in_one_sentence(cli, tmp_path):
+def test_pretrained_weights_that_are_missing_end_in_one_sentence(cli, tmp_path):
     code, out, err = cli(NAME, '-o', tmp_path / 'out')
     assert (code, out) == (1, '')
-    assert_one_sentence(err, NAME, '--checkpoint FILE', '--no-pretrained')
+    assert_one_sentence(err, NAME, '--weights FILE', '--random')
     assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(
     ('args', 'code', 'parts'),
     [
-        (['resnet18', '--no-pretrained'], 1, ['resnet18', 'ResNet cannot be multiplexed']),
-        ([NAME, '--no-pretrained', '--share-every', '5'], 1, ['does not divide', '1, 2, 3, 4, 6, 12']),
-        ([NAME, '--no-pretrained', '--share-every', 'two'], 2, ["'two' is neither"]),
-        ([NAME, '--no-pretrained', '--checkpoint', 'x.pth'], 2, ['--checkpoint', '--no-pretrained']),
-        ([NAME, '--checkpoint', 'nowhere.pth'], 1, ['nowhere.pth']),
-        ([NAME, '--no-pretrained', '--images', 'nowhere'], 1, ['No folder at nowhere']),
+        (['resnet18', '--random'], 1, ['resnet18', 'ResNet cannot be multiplexed']),
+        ([NAME, '--random', '--share-every', '5'], 1, ['does not divide', '1, 2, 3, 4, 6, 12']),
+        ([NAME, '--random', '--share-every', 'two'], 2, ["'two' is neither"]),
+        ([NAME, '--random', '--weights', 'x.pth'], 2, ['--weights', '--random']),
+        ([NAME, '--weights', 'nowhere.pth'], 1, ['nowhere.pth']),
+        ([NAME, '--random', '--images', 'nowhere'], 1, ['No folder at nowhere']),
         (['no_such_model'], 1, ["Unknown model 'no_such_model'"]),
     ],
 )
@@ -139,12 +139,12 @@ def test_refusals_are_one_sentence(cli, tmp_path, args, code, parts):
     assert not (tmp_path / 'out').exists()
 
 
-def test_folders_without_pictures_and_damaged_pictures_are_named(cli, small, tmp_path):
+def test_folders_without_images_and_damaged_images_are_named(cli, small, tmp_path):
     empty = tmp_path / 'empty'
     empty.mkdir()
     _, _, err = cli(small, '-o', tmp_path / 'out', '--images', empty)
-    assert_one_sentence(err, empty, 'no pictures')
-    (empty / 'bad.png').write_bytes(b'no picture')
+    assert_one_sentence(err, empty, 'no images')
+    (empty / 'bad.png').write_bytes(b'no image')
     code, _, err = cli(small, '-o', tmp_path / 'out', '--images', empty)
     assert code == 1
     assert_one_sentence(err, 'bad.png')

@@ -14,9 +14,9 @@ import timm
 import torch
 from PIL import Image
 
-from tinyvit_zoo.cli import evaluator_options as options
+from tinyvit_zoo.cli.options import ModelOptions
 from tinyvit_zoo.data.registry import REGISTRY
-from tinyvit_zoo.downstream import results as report
+from tinyvit_zoo.downstream.reports import few_shot as reports
 
 SMALL = ('--random', '--img-size', 32)
 MODELS = ('tinyvit_5m_224', 'mini_swin_tiny_patch4_window7_224', 'tinymim_vit_tiny_patch16_224', 'resnet10t')
@@ -47,7 +47,7 @@ def forwards(monkeypatch) -> list[int]:
     return seen
 
 
-def test_fewshot_of_several_shots_passes_each_picture_once(cli, tmp_path, forwards):
+def test_fewshot_of_several_shots_passes_each_image_once(cli, tmp_path, forwards):
     code, out, err = cli(
         'fewshot', 'tinyvit_5m_224', *SMALL, '-d', 'digits', '--split', 'test', '--shots', '5,10', '--episodes', 30,
         '--seed', 1, '-o', tmp_path / 'out',
@@ -131,7 +131,7 @@ def test_without_an_output_nothing_is_written(cli, tmp_path, monkeypatch):
         (('knn', '-d', str(Path(__file__).parent / 'golden')), 1, ['no images']),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence_before_any_forward(cli, forwards, arguments, code, words):
+def test_impossible_settings_are_refused_in_a_sentence_before_any_forward(cli, forwards, arguments, code, words):
     command, *more = arguments
     ended, _, err = cli(command, 'resnet10t', *SMALL, *more)
     assert ended == code
@@ -156,12 +156,12 @@ def test_a_set_of_other_counts_is_taken_if_asked_and_says_so(cli, tmp_path, capl
 
 def test_only_numbers_of_released_weights_on_whole_data_are_for_a_card(cli, tmp_path, monkeypatch):
     entries = []
-    write = report.write
-    monkeypatch.setattr(report, 'write', lambda *a, eval_results, **k: entries.append(eval_results) or write(*a, **k))
+    write = reports.write
+    monkeypatch.setattr(reports, 'write', lambda *a, eval_results, **k: entries.append(eval_results) or write(*a, **k))
     fake.class_folders(tmp_path / 'eurosat' / '2750', ('Forest', 'River'), images=4)
     monkeypatch.setitem(REGISTRY, 'eurosat', replace(REGISTRY['eurosat'], counts=dict(all=8), classes=2))
     torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'w.pth')
-    monkeypatch.setattr(options, 'origin_of', lambda weights, pretrained, seed: 'pretrained' if weights else 'random')
+    monkeypatch.setattr(ModelOptions, 'origin', lambda options, seed: 'pretrained' if options.weights else 'random')
     line = ('fewshot', 'resnet10t', '-d', 'eurosat', '--root', tmp_path, '--img-size', 32, '--ways', 2, '--shots', 1)
     more = ('--queries', 2, '--episodes', 3, '-o', tmp_path / 'out')
     released = ('--weights', tmp_path / 'w.pth')

@@ -229,7 +229,7 @@ def test_without_matplotlib_one_sentence_says_what_to_install_before_anything_is
 
 def test_compare_prints_a_paired_table_and_writes_it(cli, saved, pictures, tmp_path):
     line = ('compare', f'local-dir:{saved}', 'test_vit', '--random-b', '--data', pictures, '--img-size', 32)
-    few = ('--ways', 3, '--shots', 1, '--shots', 3, '--queries', 5, '--episodes', 30, '-k', 5)
+    few = ('--ways', 3, '--shots', '1,3', '--queries', 5, '--episodes', 30, '-k', 5)
     code, out, err = cli(*line, *few, '--output', tmp_path / 'out')
     assert code == 0, err
     results = results_of(tmp_path / 'out')

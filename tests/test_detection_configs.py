@@ -21,7 +21,7 @@ CASCADE_PARAMETERS = {  # in millions; Swin-T and Swin-B as in the README of Swi
 }
 
 
-def test_all_detectors_of_the_papers_are_there():
+def test_there_is_a_config_for_every_detector_of_the_papers():
     cascades = [f'tinyvit_{size}' for size in ('5m', '11m', '21m')]
     cascades += [f'mini_swin_{size}' for size in ('tiny', 'small', 'base')] + ['swin_tiny']
     expected = {f'cascade_mask_rcnn_{name}_fpn_{n}x_coco' for name in cascades for n in (1, 3)}
@@ -82,12 +82,12 @@ def test_mini_swin_shifts_its_windows_in_every_stage_as_swin_does(name):
     assert [stage.shift for stage in backbone.net.stages] == [(3, 3)] * 4
 
 
-def test_training_is_at_the_eleven_sizes_of_swin():
+def test_training_uses_the_eleven_sizes_of_swin():
     scales = read(DETECTION, 'cascade_mask_rcnn_tinyvit_21m_fpn_1x_coco').train_pipeline[3].transforms[0][0].scales
     assert scales == [(short, 1333) for short in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
 
 
-def test_a_detector_of_boxes_reads_no_masks():
+def test_a_box_detector_reads_no_masks():
     boxes = read(DETECTION, 'retinanet_tinyvit_5m_fpn_1x_coco')
     for loader in (boxes.train_dataloader, boxes.val_dataloader, boxes.test_dataloader):
         loads = [step for step in loader.dataset.pipeline if step.type == 'LoadAnnotations']

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import tarfile
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from timm.layers import DropPath
 from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo import pretrain
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.datasets import load_dataset
@@ -40,9 +42,9 @@ def tinyvit_zoo_cli(monkeypatch, capsys):
 
 @pytest.fixture
 def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
-    """The arguments that the command trains with; nothing is trained."""
+    """The arguments that the command would train with; nothing is trained."""
 
-    def run(*args, data='digits'):
+    def run(*args, data='digits', random=('--random',)):
         calls = []
 
         def stop(model, train, recipe, output, **options):
@@ -50,10 +52,16 @@ def asked_for(tinyvit_zoo_cli, tmp_path, monkeypatch):
             raise EvaluationError('Enough.')
 
         monkeypatch.setattr('tinyvit_zoo.downstream.finetune.finetune', stop)
-        done = tinyvit_zoo_cli(*args, '--random', '--data', data, '--img-size', 32, '--output', tmp_path / 'out')
+        done = tinyvit_zoo_cli(*args, *random, '--data', data, '--img-size', 32, '--output', tmp_path / 'out')
         return calls[0] if calls else done.err
 
     return run
+
+
+@pytest.fixture
+def trained_on(asked_for):
+    """The same with weights."""
+    return partial(asked_for, random=())
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,42 @@ def test_timm_s_data_sets_are_tested_on_their_test_split(asked_for, tmp_path):
                     tar.addfile(info, io.BytesIO(content))
     asked = asked_for('resnet10t', '--recipe', 'tinyvit_scratch', data=f'wds/{tmp_path}')
     assert (asked.validation, asked.test.split) == (None, 'test')
+
+
+def test_the_recipe_for_small_data_sets_is_the_default(asked_for):
+    assert asked_for('resnet10t').recipe == find_recipe('small')
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A file as the released code of MAE-Lite writes it in pretraining, and the encoder's own tensors."""
+    model = pretrain.mae_lite_tiny(img_size=32)
+    state_dict = {f'module.model.{key}': value for key, value in model.state_dict().items()}
+    torch.save(dict(start_epoch=400, model=state_dict), tmp_path / 'mae.pth.tar')
+    return tmp_path / 'mae.pth.tar', model.state_dict()
+
+
+def test_a_file_of_pretraining_takes_one_option(trained_on, encoder):
+    file, tensors = encoder
+    name, own = 'mae_lite_vit_tiny_patch16_224', ('--weights', file, '--recipe', 'mae_lite_transfer')
+    assert '--as-init' in trained_on(name, *own)
+    model = trained_on(name, *own, '--as-init').model
+    assert model.num_classes == 10
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, tensors['blocks.3.mlp.fc1.weight'])
+    assert not any(key.startswith('decoder') for key in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'words'),
+    [
+        ('resnet10t', ['--weights', 'encoder.pth'], 'without --as-init'),
+        ('mae_lite_vit_tiny_patch16_224', ['--random'], 'leave one of them out'),
+    ],
+)
+def test_as_init_is_for_models_of_this_package_and_for_weights(trained_on, tmp_path, monkeypatch, name, options, words):
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model('resnet10t').state_dict(), 'encoder.pth')
+    assert words in trained_on(name, '--as-init', *options)
 
 
 def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):

@@ -137,7 +137,7 @@ def test_own_weights_do_not_carry_the_facts_of_released_ones(tmp_path, small):
 
 
 @pytest.mark.parametrize('saved_by', [save_folder, timm.models.save_for_hf], ids=['us', 'timm'])
-def test_what_was_trained_from_a_start_is_no_start_when_it_is_made_again(tmp_path, any_small, saved_by):
+def test_a_model_trained_from_initial_weights_is_rebuilt_without_as_init(tmp_path, any_small, saved_by):
     start = save_folder(any_small(), tmp_path / 'start')
     trained = fill_by_rule(timm.create_model(f'local-dir:{start}', pretrained=True, as_init=True, num_classes=5))
     saved_by(trained, tmp_path / 'trained')

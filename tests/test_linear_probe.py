@@ -311,8 +311,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ('mode', 'more'),
     [
-        ('live', ['--epochs', 2, '--batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
-        ('cached', ['--epochs', 3, '--batch', 64, '--views', 2, '--cache', 'features']),
+        ('live', ['--epochs', 2, '--step-batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
+        ('cached', ['--epochs', 3, '--step-batch', 64, '--views', 2, '--cache', 'features']),
         ('ridge', []),
         ('logistic', ['--layers', 'pre_logits']),
     ],

@@ -88,7 +88,7 @@ def test_two_classifiers_equal_the_released_code(official_file):
 
 
 def test_the_files_of_equal_weights_differ_by_their_heads_only(official_file):
-    """What a wrong number of heads would cost: the references of 3 and 12 heads share all their weights."""
+    """A wrong number of heads would matter: the references of 3 and 12 heads share all their weights."""
     three, twelve = golden('tinymim_vit_tiny_patch16_ft')['logits'], golden('maelite_vit_tiny_patch16_ft')['logits']
     assert np.abs(three - twelve).max() > 0.1
     model = MAE_LITE[0]

@@ -83,13 +83,13 @@ def test_names_are_unique_and_found():
 @for_each('name', names(all_releases()))
 def test_every_release_says_where_its_weights_are(name):
     release = find_release(name)
-    assert (release.url is None) == (release.by_hand is not None)
+    assert (release.url is None) == (release.manual_download is not None)
     assert (release.url or release.download_page).startswith('https://')
     if release.url:
         assert release.url.endswith(f'/{release.file}')
     else:
-        assert f' from {release.download_page}' in release.by_hand
-        assert (release.file or 'its name is not known') in release.by_hand
+        assert f' from {release.download_page}' in release.manual_download
+        assert (release.file or 'its name is not known') in release.manual_download
 
 
 @for_each('name', names(all_releases()))
@@ -128,8 +128,8 @@ def test_the_cfg_of_timm_is_a_view_of_the_release(name):
     assert (cfg.url, cfg.hf_hub_id, cfg.num_classes) == (release.url, release.hf_hub_id, release.num_classes)
     assert (cfg.license, cfg.origin_url) == (release.license.spdx, release.origin_url)
     assert set(release.notes) <= set(cfg.notes or ())
-    if release.by_hand:
-        assert release.by_hand in cfg.notes[-1]
+    if release.manual_download:
+        assert release.manual_download in cfg.notes[-1]
 
 
 # --- TinyMIM and MAE-Lite
@@ -211,7 +211,7 @@ def test_results_of_the_released_files_come_first():
     assert [(r.top1, 'paper' in r.source) for r in moco] == [(76.8, False), (73.7, True)]
 
 
-def test_licenses_are_told_as_they_are():
+def test_licenses_are_those_stated():
     for release in PLAIN:
         assert any('CC-BY-NC 4.0' in note for note in release.notes)
         assert release.license.given == (find_family(release.name) == 'mae_lite')
@@ -268,7 +268,7 @@ def test_patches_follow_the_size():
     assert describe('deit_tiny_patch16_224', (192, 320))['model']['patches'] == [12, 20]
 
 
-def test_heads_and_tokens_are_told_in_words():
+def test_heads_and_tokens_in_words():
     facts = dict(heads=[3] * 12, prefix_tokens=['cls', 'dist'], patches=[14, 20], pooling='norm, none', blocks_run=12)
     assert token_lines(facts) == {
         'attention heads': '3 in every block',
@@ -283,12 +283,12 @@ def test_heads_and_tokens_are_told_in_words():
 
 
 @for_each('name', names(all_releases()))
-def test_a_card_tells_what_info_does(name):
+def test_a_card_states_the_facts_of_info(name):
     release, facts = find_release(name), describe(name)
     card = (configs_folder() / name / 'README.md').read_text()
     front, _, text = card.removeprefix('---\n').partition('---\n')
     assert f'license: {release.license.spdx if release.license.given else "unknown"}\n' in front
-    for part in (name, release.url or release.by_hand, release.paper.url, *release.notes):
+    for part in (name, release.url or release.manual_download, release.paper.url, *release.notes):
         assert part in text
     for label, value in token_lines(facts['model']).items():
         assert f'- {label.capitalize()}: {value}\n' in text

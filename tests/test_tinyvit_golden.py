@@ -110,7 +110,7 @@ def test_a_saved_384_model_reloaded_at_512_is_the_released_chain(saved_as, offic
 
 
 def test_chained_and_direct_resizing_differ_in_the_released_code():
-    """The references differ by more than the tolerances above, so both chains prove something."""
+    """The references differ by more than the tolerances above, so the tests of both chains can fail."""
     direct, chained = golden('tiny_vit_21m_224to512'), golden('tiny_vit_21m_224to384to512')
     assert np.abs(direct['logits_f64'] - chained['logits_f64']).max() > 1e-5
 
@@ -126,7 +126,7 @@ def test_22k_head_becomes_the_released_1k_head(layout):
     assert_close(converted[f'{head}.weight'], expected['pretrained.head.weight'], 1e-7)
     assert_close(converted[f'{head}.bias'], expected['pretrained.head.bias'], 1e-7)
     assert converted.keys() == state_dict.keys()
-    assert state_dict[f'{head}.weight'].shape[0] == 21841  # the input is left alone
+    assert state_dict[f'{head}.weight'].shape[0] == 21841  # the input is unchanged
 
 
 @torch.no_grad()

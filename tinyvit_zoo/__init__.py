@@ -1,5 +1,4 @@
 """Small vision transformers for timm: `import timm, tinyvit_zoo`, then `timm.create_model('tinyvit_21m_224', ...)`."""
 
 from . import models as models  # registers every model with timm
-
-__version__ = '0.1.0'
+from .version import __version__ as __version__

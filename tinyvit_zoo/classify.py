@@ -1,7 +1,12 @@
 """From pictures to class names: the model's own preprocessing, and the names of its own classes."""
 
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +15,9 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import nn
 
 from .common.errors import ModelError
+from .common.files import write_whole
 
-__all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image']
+__all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image', 'write_predictions']
 
 # The label sets of released heads; other counts of timm's table are more likely someone's own classes.
 LABEL_SETS = (1000, 21841)
@@ -100,3 +106,27 @@ class Classifier:
         probabilities = self.model(batch)[0].float().softmax(dim=0)
         values, indices = probabilities.topk(min(topk, len(self.names)))
         return [Prediction(i, self.names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+
+
+def write_predictions(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write what images were classified as; the file appears whole or not at all.
+
+    Args:
+        path: '*.json' for the results as they are, else CSV with one row per prediction: image, rank (from 1), index,
+            label, probability, and error for an image that could not be read.
+        results: One per image: 'image', and either 'predictions' (fields of `Prediction`, best first) or 'error'.
+
+    Raises:
+        EvaluationError: If the file cannot be written.
+    """
+    if path.suffix.lower() == '.json':
+        text = json.dumps(results, indent=2, ensure_ascii=False) + '\n'
+    else:
+        out = io.StringIO(newline='')
+        writer = csv.DictWriter(out, ['image', 'rank', 'index', 'label', 'probability', 'error'])
+        writer.writeheader()
+        for result in results:
+            rows = [dict(rank=i, **p) for i, p in enumerate(result.get('predictions', ()), 1)]
+            writer.writerows(dict(image=result['image'], **row) for row in rows or [dict(error=result['error'])])
+        text = out.getvalue()
+    write_whole(path, text.encode(errors='surrogateescape'))

@@ -1,4 +1,4 @@
-"""A model as one file for other programs: ONNX, or torch.export's pt2. Folded, held against PyTorch, labels inside."""
+"""Export a model as one file for other runtimes, ONNX or torch.export's pt2: folded, verified, with its labels."""
 
 import copy
 import importlib.util
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -21,8 +21,9 @@ from . import __version__
 from .build import build_model, check_name, load_model
 from .classify import class_names
 from .common.errors import ModelError
+from .common.extras import needs_extra
 from .common.files import new_file
-from .hub.folder import FACTS_OF_WEIGHTS
+from .hub.folder import WEIGHT_FACTS
 from .hub.pack import OWN_TAG
 from .models.mini_deit import MiniDeit
 from .models.plain_vit import PlainVit
@@ -33,27 +34,27 @@ __all__ = ['DTYPES', 'FORMATS', 'Exported', 'check_output', 'export_model', 'mod
 FORMATS = ('onnx', 'pt2')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
 TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
-"""Largest difference from PyTorch in float32, relative to the largest output where that is above 1."""
+"""Largest allowed difference from PyTorch in float32, relative to the largest output where that is above 1."""
 
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 METADATA = ('producer', 'model', 'license', 'labels', 'preprocessing')
 TAKE_PATCHES = (MiniDeit, PlainVit)
-"""Classes that take images of other sizes, in whole patches, when made with `dynamic_img_size=True`."""
-# At 32 the last map of TinyViT is one cell, and torch.export keeps sizes of 1 apart from all others.
+"""Classes that take images of any size in whole patches when made with `dynamic_img_size=True`."""
+# At 32, the last map of TinyViT is a single cell, and torch.export treats sizes of 1 apart from all others.
 SMALLEST_TINYVIT = 33
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how it was verified.
+    """A file that was written and verified.
 
     Attributes:
         path: The file.
         format: 'onnx' or 'pt2'.
-        input_shape: Of 'images', (B, C, H, W); a name stands where any number will do.
+        input_shape: Shape of 'images', (B, C, H, W), with a name for each dimension of any size.
         output: 'logits' (B, classes), or 'features' (B, width) of a model without classes.
         difference: Largest difference from PyTorch in float32 on two inputs, see `TOLERANCE`.
-        tolerance: What was allowed.
+        tolerance: Largest difference allowed.
         snippet: Three lines of Python that run it.
     """
 
@@ -73,22 +74,22 @@ def model_to_export(
     img_size: tuple[int, int] | None = None,
     dynamic_size: bool = False,
 ) -> nn.Module:
-    """The model of that name, made so that it can be exported as asked.
+    """The model of that name, ready to be exported with these arguments.
 
     Args:
         name: As in `build.build_model`.
-        weights: Checkpoint instead of the pretrained weights; with the name of an architecture alone, of your own,
-            to which nothing of a release is attributed.
+        weights: Checkpoint instead of the pretrained weights. With the name of an architecture alone, they are your
+            own, and no facts of a release are attributed to them.
         random: Random weights instead.
         img_size: (H, W), if not the model's own.
-        dynamic_size: It shall take images of other sizes as well.
+        dynamic_size: Accept images of other sizes as well.
 
     Raises:
-        ModelError: On an unknown name, arguments that do not fit, or if it takes one size only.
+        ModelError: On an unknown name, arguments that do not fit, or a model that takes only one size.
         CheckpointError: If the weights cannot be found, read or matched.
     """
     if weights is not None and random:
-        raise ModelError('Weights of a file and random ones: leave one of them out.')
+        raise ModelError('Weights from a file and random weights exclude each other: leave one of them out.')
     kwargs: dict[str, Any] = {} if img_size is None else dict(img_size=img_size)
     if dynamic_size:
         blank = build_model(name, device='meta')
@@ -97,11 +98,12 @@ def model_to_export(
         else:
             _check_dynamic(blank)
     model = build_model(name, **kwargs) if random else load_model(name, str(weights) if weights else None, **kwargs)
-    # A file under the name of an architecture alone is the caller's own; with a tag it is said to be that release.
+    # With the name of an architecture alone, a file is the caller's own; with a tag, it is claimed to be that release.
     own = weights is not None and check_name(name) is None and not split_model_name_tag(name)[1]
     if random or own:
-        facts = {k: v for k, v in model.pretrained_cfg.items() if k not in FACTS_OF_WEIGHTS}
-        model.pretrained_cfg = dict(facts, tag='random' if random else OWN_TAG)
+        timm_model = cast(Any, model)
+        facts = {k: v for k, v in timm_model.pretrained_cfg.items() if k not in WEIGHT_FACTS}
+        timm_model.pretrained_cfg = dict(facts, tag='random' if random else OWN_TAG)
     return model
 
 
@@ -113,34 +115,34 @@ def export_model(
     dynamic_size: bool = False,
     dtype: str = 'fp32',
 ) -> Exported:
-    """Write a model as one file, folded (`timm.models.reparameterize_model`), after it was held against PyTorch.
+    """Write a model as one file, folded (`timm.models.reparameterize_model`) and verified against PyTorch.
 
-    The file appears whole or not at all. It takes 'images' (B, C, H, W) in float32, normalised as its metadata says,
-    and gives 'logits' or 'features' in float32, whatever it computes in. Metadata: producer, model, license, labels
-    (JSON list in the order of the classes) and preprocessing (JSON of timm's data config); in ONNX as metadata_props,
-    in pt2 as extra files.
+    The file appears whole or not at all. It takes 'images' (B, C, H, W) in float32, normalized as its metadata says,
+    and returns 'logits' or 'features' in float32, whatever its internal precision. Metadata: producer, model, license,
+    labels (JSON list in the order of the classes) and preprocessing (JSON of timm's data config); in ONNX as
+    metadata_props, in pt2 as extra files.
 
     Args:
-        model: A timm model; it stays as it is.
+        model: A timm model; it is not changed.
         output: '*.onnx' or '*.pt2'.
-        format: 'onnx' or 'pt2'; default: by the ending of `output`.
-        dynamic_batch: Take any number of images, instead of one.
-        dynamic_size: Take images of any size: TinyViT from 33x33, plain ViTs and Mini-DeiT made with
-            `dynamic_img_size=True` every multiple of the patch from two patches a side.
-        dtype: 'fp32' or 'fp16', in which it computes.
+        format: 'onnx' or 'pt2'; default: the suffix of `output`.
+        dynamic_batch: Accept any number of images instead of one.
+        dynamic_size: Accept images of any size: TinyViT from 33x33; plain ViTs and Mini-DeiT made with
+            `dynamic_img_size=True`, every multiple of the patch from two patches a side.
+        dtype: Internal precision, 'fp32' or 'fp16'.
 
     Returns:
-        What was written.
+        The file and its verification.
 
     Raises:
-        ModelError: If an argument does not fit, a package is missing, the model takes one size only, or the file
+        ModelError: If an argument does not fit, a package is missing, the model takes only one size, or the file
             does not compute what the model does.
         OSError: If the file cannot be written.
     """
     output = Path(output).expanduser()
     format = check_output(output, format)
     if dtype not in DTYPES:
-        raise ModelError(f"'{dtype}' is no dtype of an export: {', '.join(DTYPES)}.")
+        raise ModelError(f"'{dtype}' is not a dtype for export: choose from {', '.join(DTYPES)}.")
     if not getattr(model, 'pretrained_cfg', None) or not hasattr(model, 'num_classes'):
         raise ModelError(f'{type(model).__name__} cannot be exported: it is not a whole timm model.')
     step = _check_dynamic(model) if dynamic_size else None
@@ -165,43 +167,48 @@ def export_model(
 
 
 def check_output(output: str | Path, format: str | None = None) -> str:
-    """The format that a file will be written in, 'onnx' or 'pt2'.
+    """The format of an output file, 'onnx' or 'pt2'.
 
     Raises:
-        ModelError: If the file's ending says otherwise, or a package that the format needs is missing.
+        ModelError: If the suffix of the file contradicts it, or a package that the format needs is missing.
     """
     found = Path(output).suffix.removeprefix('.')
     format = format or found
     if format not in FORMATS or found != format:
         wanted = f'.{format}' if format in FORMATS else ' or '.join(f'.{f}' for f in FORMATS)
         raise ModelError(f'{output} must end in {wanted}.')
-    missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
+    with needs_extra('export'):
+        missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
     if missing:
         raise ModelError(f"ONNX needs {' and '.join(missing)}: pip install 'tinyvit-zoo[export]'.")
     return format
 
 
 def _check_dynamic(model: nn.Module) -> int:
-    """Of what the sides of an image must be a multiple. ModelError if the model's graph is for one size only."""
+    """Step between the sizes that a model takes, in pixels.
+
+    Raises:
+        ModelError: If the model's graph is for one size only.
+    """
     if isinstance(model, TinyViT):
         return 1
     if getattr(model, 'dynamic_img_size', False) and isinstance(model, TAKE_PATCHES):
         patch = model.patch_embed.patch_size
         if patch[0] == patch[1]:
             return patch[0]
-    name = model.pretrained_cfg.get('architecture') or type(model).__name__
+    name = cast(Any, model).pretrained_cfg.get('architecture') or type(model).__name__
     raise ModelError(
-        f'The graph of {name} is for one image size: its bias tables or shifted windows are laid out for it. Export '
-        'it at every size that you need, or take a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
+        f'The graph of {name} is for one image size: its bias tables or shifted windows depend on it. Export it '
+        'at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
     )
 
 
 def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[torch.Tensor]:
-    """Two inputs, of other batches or sizes than each other where these are open. The first is one to trace with."""
+    """Two inputs with different batches or sizes where these are dynamic. The first is for tracing."""
     channels, height, width = _preprocessing(model)['input_size']
     generator = torch.Generator().manual_seed(0)
     shapes = [[1, channels, height, width] for _ in range(2)]
-    if dynamic_batch:  # torch.export keeps a batch of 1 apart from all others
+    if dynamic_batch:  # torch.export treats a batch of 1 apart from all others
         shapes[0][0], shapes[1][0] = 2, 3
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
@@ -209,12 +216,12 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any]:
-    """timm's data config, with the channels and size that the model really takes."""
+    """timm's data config with the channels and size that the model actually takes."""
     return resolve_model_data_config(model) | dict(input_size=get_model_input_config(model)['input_size'])
 
 
 class _Half(nn.Module):
-    """A model that computes in float16, with float32 at its ends."""
+    """A model that computes in float16, with inputs and outputs in float32."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -225,7 +232,7 @@ class _Half(nn.Module):
 
 
 def _folded(model: nn.Module, dtype: str) -> nn.Module:
-    folded = reparameterize_model(model)  # in float32: statistics are not to be folded in half precision
+    folded = reparameterize_model(model)  # in float32: half precision is too coarse for folding statistics
     return _Half(folded) if dtype == 'fp16' else folded
 
 
@@ -239,7 +246,7 @@ def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: in
 
 
 def _metadata(model: nn.Module) -> dict[str, str]:
-    cfg = model.pretrained_cfg
+    cfg = cast(Any, model).pretrained_cfg
     values = (
         f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}',
         '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
@@ -260,10 +267,12 @@ def _write_onnx(
         dynamo=True,
         input_names=['images'],
         output_names=[output],
-        dynamic_shapes=(names,),  # the program has them already; this calls them by name
+        dynamic_shapes=(names,),  # the program has them already; this names them
         external_data=False,
         verbose=False,
     )
+    if onnx_program is None:  # None only where torch writes the file itself
+        raise RuntimeError('torch.onnx.export returned no program.')
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
@@ -273,7 +282,7 @@ def _write_onnx(
 def _write_pt2(
     program: ExportedProgram, path: Path, names: dict[int, str], output: str, metadata: dict[str, str]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    file = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    file = io.BytesIO()  # torch's own writer aborts the process when the disk is full
     torch.export.save(program, file, extra_files=metadata)
     path.write_bytes(file.getbuffer())
     return torch.export.load(path).module()

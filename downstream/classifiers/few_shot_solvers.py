@@ -7,6 +7,8 @@ they have no use for, and gives logits (E, ways, queries, ways).
 import numpy as np
 import torch
 
+from tinyvit_zoo.common.extras import needs_extra
+
 __all__ = ['logreg', 'prototype', 'ridge']
 
 RIDGE = 0.1
@@ -39,7 +41,8 @@ def ridge(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds:
 
 def logreg(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
     """scikit-learn's logistic regression with its own penalty (C=1), one episode after the other."""
-    from sklearn.linear_model import LogisticRegression
+    with needs_extra('eval'):
+        from sklearn.linear_model import LogisticRegression
 
     _, ways, shots = support.shape
     labels = np.arange(ways).repeat(shots)

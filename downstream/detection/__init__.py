@@ -6,17 +6,20 @@ in a config is all that mmdet's or mmengine's own tools need. Importing this pac
 compiled ops (`ops.py`) if mmcv has none, and registers the classes that the configs name.
 """
 
+from tinyvit_zoo.common.extras import needs_extra
+
 from . import ops
 
-ops.install()
-ops.require('mmdet')
+with needs_extra('detection-lite'):
+    ops.install()
+    ops.require('mmdet')
 
-from .backbone import ZooBackbone  # noqa: E402  mmdet needs its operators first
-from .distillation import DistilledCascadeRCNN  # noqa: E402
-from .hooks import AtomicCheckpointHook, CurvesHook, RandomStateHook  # noqa: E402
-from .layer_decay import ZooLayerDecayConstructor  # noqa: E402
-from .norm import LayerNorm2d  # noqa: E402, F401  registers it
-from .pyramid import SimpleFeaturePyramid  # noqa: E402
+    from .backbone import ZooBackbone  # mmdet needs its operators first
+    from .distillation import DistilledCascadeRCNN
+    from .hooks import AtomicCheckpointHook, CurvesHook, RandomStateHook
+    from .layer_decay import ZooLayerDecayConstructor
+    from .norm import LayerNorm2d  # noqa: F401  registers it
+    from .pyramid import SimpleFeaturePyramid
 
 __all__ = [
     'AtomicCheckpointHook',

@@ -258,4 +258,3 @@ def _check_masks(objects: list[dict[str, Any]], annotations: Path) -> None:
                 f'Object {found.get("id")} of image {found.get("image_id")} in {annotations} has an empty mask: '
                 'delete it, or train a detector without masks (RetinaNet).'
             )
-

@@ -1,1 +1,7 @@
 """Figures and tables of what evaluators found."""
+
+from tinyvit_zoo.common.extras import needs_extra
+
+with needs_extra('eval'):  # before the work whose results would be drawn
+    import matplotlib.figure  # noqa: F401
+    import sklearn  # noqa: F401

@@ -10,20 +10,28 @@ from matplotlib.figure import Figure
 from safetensors.torch import save
 
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
-from .. import results as report
 from ..classifiers.logistic import LogisticResult
 from ..classifiers.ridge import RidgeResult
 from ..linear_probe import ProbeResult
+from ..probe import Parts, Result
+from ..results import eval_results_entry, is_for_card, record, write
 from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 
-__all__ = ['HEAD', 'summary', 'write_probe']
+__all__ = ['HEAD', 'print_probe', 'summary', 'write_probe']
 
 HEAD = 'head.safetensors'
 
-Result = ProbeResult | RidgeResult | LogisticResult
+TITLES = dict(
+    live='linear probe (MoCo v3)',
+    cached='linear probe on cached features',
+    ridge='ridge probe',
+    logistic='logistic probe',
+)
+"""By mode."""
 
 
 def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
@@ -53,27 +61,60 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
     return numbers | dict(chosen=chosen, held_out=result.held_out[result.chosen], fits=len(result.held_out))
 
 
+def _title(parts: Parts, head: Mapping[str, Any]) -> str:
+    return f'{head["name"]} ({head["weights"]}) on {parts.test.name}: {TITLES[head["mode"]]}'
+
+
+def print_probe(result: Result, parts: Parts, head: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
+    """The chosen classifier and its accuracy.
+
+    Args:
+        result: See `probe.run`.
+        parts: The images.
+        head: Arguments of `results.record` but for the data set, among them name, weights, mode and layers.
+        say: Prints a line.
+    """
+    say(_title(parts, head))
+    say(_in_words(summary(result, parts.test), len(parts.held_out)))
+
+
+def _in_words(numbers: Mapping[str, Any], held_out: int) -> str:
+    """The summary in a few lines; `held_out` is the number of images that chose."""
+    chosen = numbers['chosen']
+    low, high = numbers['test_ci95']
+    test = (
+        f'test accuracy {numbers["test_accuracy"]:.2f} % (95 % interval {low:.2f} to {high:.2f}, '
+        f'{numbers["test_images"]} images)'
+    )
+    if isinstance(chosen, dict):
+        name, value = next(iter(chosen.items()))
+        return (
+            f'{name} {value:.3g} of {numbers["fits"]}, chosen with {held_out} held-out images '
+            f'({numbers["held_out"]:.2f} %), then fitted on all: {test}'
+        )
+    diverged = f' ({numbers["diverged"]} diverged)' if numbers['diverged'] else ''
+    return (
+        f'Of {numbers["heads"]} heads{diverged}: learning rate {chosen.lr:g}, weight decay {chosen.weight_decay:g}, '
+        f'{chosen.layer}, chosen with {held_out} held-out images: {numbers["held_out_last"]:.2f} % after the last '
+        f'epoch, {numbers["held_out_best"]:.2f} % after epoch {numbers["best_epoch"]}. Last epoch: {test}'
+    )
+
+
 def write_probe(
     output: str | Path,
     result: Result,
-    test: ImageDataset,
+    parts: Parts,
     head: Mapping[str, Any],
-    *,
-    title: str,
-    note: str,
-    entry: bool,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write results.json, the grid and the classes as tables and figures, and the chosen head as head.safetensors.
+    """Write results.json, the grid and the classes as tables and figures, the chosen head as head.safetensors, and an
+    entry for the card of released weights.
 
     Args:
         output: Folder.
-        result: Of any of the probes.
-        test: What was tested on.
-        head: Of results.json, see `report.record`.
-        title: Of the figures.
-        note: How it was measured, for the card.
-        entry: Whether the number is one for the card of the model.
+        result: See `probe.run`.
+        parts: The images.
+        head: See `print_probe`.
         say: Prints a line.
 
     Returns:
@@ -82,6 +123,7 @@ def write_probe(
     Raises:
         EvaluationError: If the folder cannot be written to.
     """
+    test, title = parts.test, _title(parts, head)
     confusion = confusion_matrix(test.labels, result.predictions, len(test.classes))
     images, accuracy = confusion.sum(axis=1), accuracies(confusion)
     classes = [
@@ -93,13 +135,17 @@ def write_probe(
         per_class=plots.per_class_bars(accuracy, test.classes, title=title),
         confusion=plots.confusion(confusion, test.classes, title=title),
     )
-    text = report.eval_results_entry(test.name, result.test, notes=note) if entry else None
-    path = report.write(
+    entry = None
+    if is_for_card(head['weights'], parts.train, test):
+        note = f'{TITLES[head["mode"]]}, {",".join(head["layers"])}'
+        entry = eval_results_entry(test.name, result.test, notes=note)
+    settings = record('linear-probe', dataset=parts._asdict(), **head)
+    path = write(
         output,
-        {**head, **report.plain(summary(result, test))},
+        {**settings, **plain(summary(result, test))},
         tables=dict(grid=_grid_rows(result), per_class=classes),
         figures=figures,
-        eval_results={test.name: text},
+        eval_results={test.name: entry},
         say=say,
     )
     _write_head(Path(output) / HEAD, result)

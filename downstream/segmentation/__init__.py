@@ -6,8 +6,11 @@ in a config is all that mmseg's or mmengine's own tools need. It registers the s
 `tinyvit_zoo.downstream.detection`, in mmengine's root registry, which mmseg searches too.
 """
 
+from tinyvit_zoo.common.extras import needs_extra
+
 from ..detection import ZooBackbone, ZooLayerDecayConstructor, ops
 
-ops.require('mmseg')
+with needs_extra('segmentation'):
+    ops.require('mmseg')
 
 __all__ = ['ZooBackbone', 'ZooLayerDecayConstructor']

@@ -1,4 +1,8 @@
-"""The command line. It parses, calls and prints; what it calls lives elsewhere and can be called from Python too."""
+"""The command line. It parses, calls and prints; what it calls lives elsewhere and can be called from Python too.
+
+Importing it imports typer, rich and the standard library only: the files of the commands import what they need inside
+the commands.
+"""
 
 import sys
 
@@ -6,7 +10,7 @@ __all__ = ['main']
 
 
 def main() -> None:
-    """Entry point of `tinyvit-zoo` and of `python -m tinyvit_zoo.cli`."""
+    """Parse the command line and run the command: `tinyvit-zoo` and `python -m tinyvit_zoo.cli`."""
     try:
         from .app import run_app
     except ModuleNotFoundError as e:

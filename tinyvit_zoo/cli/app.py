@@ -12,47 +12,37 @@ from . import (
     compress,
     demo,
     detect,
+    embed,
     evaluate,
     export,
     fewshot,
     finetune,
     hub,
+    knn,
     probe,
     run,
     weights,
 )
-from .console import complain
+from .console import print_error
 
-app = typer.Typer(
-    name='tinyvit-zoo',
-    help='Small vision transformers for timm.',
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for group in (
-    cards,
-    catalogue,
-    classify,
-    weights,
-    hub,
-    compress,
-    export,
-    run,
-    demo,
-    detect,
-    evaluate,
-    compare,
-    finetune,
-    probe,
-    fewshot,
-):
-    group.register(app)
+app = typer.Typer(name='tinyvit-zoo', help='Small vision transformers for timm.', pretty_exceptions_enable=False)
+PANELS = {
+    'Models': (catalogue, classify, weights, compress, export, demo),
+    'Pages of the Hub': (hub, cards),
+    'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
+    'Training': (finetune, run),
+    'Detection and segmentation': (detect,),
+}
+"""Modules of commands by the panel of `--help` that they are in, in its order."""
+
+for panel, modules in PANELS.items():
+    for module in modules:
+        module.register(app, panel)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
+        from ..version import __version__
 
         print(f'tinyvit-zoo {__version__}')
         raise typer.Exit
@@ -65,7 +55,7 @@ def _root(
 ) -> None:
     """Small vision transformers for timm."""
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        print(context.get_help(), end='')  # rich prints it itself
 
 
 def run_app() -> None:
@@ -73,14 +63,14 @@ def run_app() -> None:
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a letter is no reason to stop
     try:
-        result = app(standalone_mode=False)
+        result = app(prog_name='tinyvit-zoo', standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except Exception as e:
         # Usage errors: typer has moved their class between its own package and click's, their shape has stayed.
-        if not hasattr(e, 'format_message'):
+        if not (hasattr(e, 'format_message') and hasattr(e, 'exit_code')):
             raise
-        complain(e.format_message())
+        print_error(e.format_message())
         sys.exit(e.exit_code)
     # `run` hands its script back, so that the script's own errors, exit codes and interrupts are nobody else's.
     sys.exit(result() if callable(result) else result)

@@ -1,18 +1,17 @@
-"""`cards`: the pages of all releases, rendered and held against what is committed."""
+"""`cards`: the pages of all releases, rendered and compared with what is committed."""
 
 import typer
 
-from .console import complain, explained
-
-cards = typer.Typer(help='The pages of all released weights in hub_configs/.')
+from .console import command, print_error
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(cards, name='cards')
+def register(app: typer.Typer, panel: str) -> None:
+    group = typer.Typer(help='The pages of all released weights in hub_configs/: build, check.', no_args_is_help=True)
+    group.command('build')(command(build))
+    group.command('check')(command(check))
+    app.add_typer(group, name='cards', rich_help_panel=panel)
 
 
-@cards.command('build')
-@explained
 def build() -> None:
     """Render hub_configs/ anew (config.json, card and published results of every tag), and the figure of the README."""
     from ..hub.configs import build_configs, build_figure, configs_folder
@@ -23,8 +22,6 @@ def build() -> None:
         print(f'Figure written to {figure}')
 
 
-@cards.command('check')
-@explained
 def check() -> None:
     """Fail if hub_configs/ or the figure of the README is not what the releases say."""
     from ..hub.configs import configs_folder, drifted_configs, figure_drifted, figure_path
@@ -33,6 +30,6 @@ def check() -> None:
     if figure_drifted():
         drifted.append(str(figure_path()))
     if drifted:
-        complain(f'Not as the releases say: {", ".join(drifted)}. Run `tinyvit-zoo cards build`.')
+        print_error(f'Not as the releases say: {", ".join(drifted)}. Run `tinyvit-zoo cards build`.')
         raise typer.Exit(1)
     print(f'{configs_folder()} is what the releases say')

@@ -1,28 +1,29 @@
-"""`list` and `info`: what there is."""
+"""`list` and `info`: the released weights and the facts about a model."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .console import console, explained, parse_size, print_json
+from .console import command, console, print_json
+from .options import ImgSize, Json, pair_of
 
 
-def register(app: typer.Typer) -> None:
-    app.command('list')(list_models)
-    app.command('info')(info)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('list', rich_help_panel=panel)(command(list_models, models=False))
+    app.command('info', rich_help_panel=panel)(command(info))
 
 
-@explained
 def list_models(
-    pattern: str = typer.Argument('*', help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False),
-    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
-    markdown: bool = typer.Option(False, '--markdown', help='Print the table of the documentation.'),
+    *,
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'tinyvit_21m*'.", show_default=False)] = '*',
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print the table of the documentation.')] = False,
 ) -> None:
     """List families and released weights with their numbers."""
-    from ..info import MEASURED_BY_OTHERS, list_releases, markdown_table
+    from ..releases import MEASURED_BY_OTHERS, list_releases, markdown_table
 
     rows = list_releases(pattern)
     if as_json:
@@ -56,17 +57,19 @@ def _table(family: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-@explained
 def info(
-    name: str = typer.Argument(help='ARCHITECTURE, ARCHITECTURE.TAG, local-dir:FOLDER or hf-hub:OWNER/NAME.'),
-    img_size: str = typer.Option(None, '--img-size', help='Side, or HEIGHTxWIDTH.', metavar='SIZE'),
-    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(help='ARCHITECTURE, ARCHITECTURE.TAG, local-dir:FOLDER or hf-hub:OWNER/NAME.', metavar='NAME'),
+    ],
+    img_size: ImgSize = None,
+    as_json: Json = False,
 ) -> None:
     """Show all that is known of a model: origin, license, accuracies with their sources, size, preprocessing."""
-    size = parse_size(img_size)
     from ..info import describe
 
-    facts = describe(name, size)
+    facts = describe(name, pair_of(img_size))
     if as_json:
         return print_json(facts)
     out = console()
@@ -106,7 +109,7 @@ def _print_release(out: Console, release: dict[str, Any]) -> None:
         'license': stated,
         'paper': f'{release["paper"]["title"]}, {release["paper"]["url"]}',
         'origin': release['origin_url'],
-        'file': release['url'] or f'with a browser: {release["by_hand"]}',
+        'file': release['url'] or f'with a browser: {release["manual_download"]}',
         'sha256': release['sha256'] or 'not published',
         'Hub id': release['hf_hub_id'] or 'no page',
         'imported': release['imported'] or 'no (`tinyvit-zoo import` keeps a file here for good)',
@@ -129,6 +132,7 @@ def _print_model(out: Console, facts: dict[str, Any]) -> None:
         'image size': 'x'.join(str(s) for s in model['img_size']),
         'parameters': f'{model["params"]:,} ({model["params"] / 1e6:.2f} M)',
         'MACs': f'{model["gmacs"]:.3f} G',
+        'size in float32': f'{model["bytes"] / 1e6:.1f} MB',
         'classes': model['num_classes'],
         'labels': labels and _first(list(labels)),
         **token_lines(model),

@@ -1,53 +1,88 @@
-"""`classify`: pictures in, class names out."""
+"""`classify`: images in, class names out."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from .console import complain, console, explained, parse_size, print_json, quiet_logs
+from .console import command, console, print_error, print_json, quiet_logs
+from .options import ImgSize, Json, Weights, pair_of
 
 
-def register(app: typer.Typer) -> None:
-    app.command('classify')(classify)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('classify', rich_help_panel=panel)(command(classify))
 
 
-@explained
+def _table_or_json(path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in ('.csv', '.json'):
+        raise typer.BadParameter(f'{path} will be a table or JSON: give it the suffix .csv or .json.')
+    return path
+
+
 def classify(
-    images: list[Path] = typer.Argument(help='Picture files.', metavar='IMAGE...'),
-    model: str = typer.Option(..., '--model', '-m', help='Any name that timm.create_model takes.', metavar='NAME'),
-    weights: Path = typer.Option(None, help='Checkpoint instead of the pretrained weights.', metavar='FILE'),
-    topk: int = typer.Option(5, min=1, help='Classes to print per picture.'),
-    img_size: str = typer.Option(None, '--img-size', help='Side, or HEIGHTxWIDTH.', metavar='SIZE'),
-    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+    *,
+    images: Annotated[list[Path], typer.Argument(help='Image files, or folders of them.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option('--model', '-m', help='Any name that timm.create_model takes.', metavar='NAME')],
+    weights: Weights = None,
+    topk: Annotated[int, typer.Option(min=1, help='Classes to print per image.')] = 5,
+    img_size: ImgSize = None,
+    as_json: Json = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            '--output', '-o', callback=_table_or_json, help='Write results to *.csv or *.json.', metavar='FILE'
+        ),
+    ] = None,
 ) -> None:
-    """Classify pictures with the model's own preprocessing and class names."""
-    size = parse_size(img_size)
+    """Classify images with the model's own preprocessing and class names."""
     from ..build import load_model
-    from ..classify import Classifier, ImageError, load_image
+    from ..classify import Classifier, write_predictions
 
     quiet_logs()
-    kwargs = {'img_size': size} if size else {}
-    classifier = Classifier(load_model(model, str(weights) if weights else None, **kwargs))
-    results = []
-    for path in images:
-        try:
-            predictions = classifier(load_image(path), topk)
-        except ImageError as e:  # the other pictures are still worth an answer
-            complain(str(e))
-            results.append(dict(image=str(path), error=str(e)))
-            continue
-        results.append(dict(image=str(path), predictions=[vars(p) for p in predictions]))
-        if not as_json:
-            _print(results[-1])
+    paths = list(_files(images))
+    size = pair_of(img_size)
+    classifier = Classifier(
+        load_model(model, str(weights) if weights else None, **({'img_size': size} if size else {}))
+    )
+    results = list(_results(classifier, paths, topk, show=not as_json))
     if as_json:
         print_json(results)
+    if output is not None:
+        write_predictions(output, results)
     if any('error' in result for result in results):
         raise typer.Exit(1)
 
 
-def _print(result: dict[str, Any]) -> None:
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files, and the images below the folders."""
+    from ..data.folders import images_below
+
+    for path in paths:
+        if path.is_dir():
+            yield from images_below(path)
+        else:
+            yield path
+
+
+def _results(classifier: Any, paths: Iterable[Path], topk: int, show: bool) -> Iterator[dict[str, Any]]:
+    """Answers image by image, printed as they come; a file that is no image gets an error instead."""
+    from ..classify import ImageError, load_image
+
+    for path in paths:
+        try:
+            predictions = [vars(p) for p in classifier(load_image(path), topk)]
+        except ImageError as e:  # the other images are still worth an answer
+            print_error(str(e))
+            yield dict(image=str(path), error=str(e))
+            continue
+        if show:
+            _print(path, predictions)
+        yield dict(image=str(path), predictions=predictions)
+
+
+def _print(path: Path, predictions: list[dict[str, Any]]) -> None:
     out = console()
-    out.print(result['image'], style='bold', markup=False, soft_wrap=True)
-    for p in result['predictions']:
+    out.print(str(path), style='bold', markup=False, soft_wrap=True)
+    for p in predictions:
         out.print(f'  {p["probability"]:7.2%}  {p["label"]}', markup=False, soft_wrap=True)

@@ -1,19 +1,18 @@
-"""What commands share: where they print, how they fail, and the reading of sizes."""
+"""Shared by all commands: where they print, how they fail, and options that they have in common."""
 
 import functools
+import inspect
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
 
 import typer
 from rich.console import Console
 
-__all__ = ['complain', 'console', 'explained', 'parse_size', 'print_json', 'quiet_logs']
-
-
-MAX_SIDE = 8192
+__all__ = ['command', 'console', 'print_error', 'print_json', 'printer', 'quiet_logs']
 
 
 def console() -> Console:
@@ -22,7 +21,13 @@ def console() -> Console:
     return Console(width=width, highlight=False, emoji=False)
 
 
-def complain(message: str) -> None:
+def printer() -> Callable[[str], None]:
+    """A function that prints a line as it is."""
+    out = console()
+    return lambda text: out.print(text, markup=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
     """One line on stderr."""
     print(' '.join(message.split()), file=sys.stderr)
 
@@ -32,40 +37,63 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def explained(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let what a user can cause end in one sentence and exit code 1; anything else is a bug and keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from ..checkpoints import CheckpointError
-        from ..common.errors import ModelError
-
-        try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:  # `| head` has read enough
-            raise
-        except (ModelError, CheckpointError, OSError) as e:
-            complain(str(e))
-            raise typer.Exit(1) from e
-
-    return wrapped
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """'384' -> (384, 384), '256x320' -> (256, 320) as (height, width). Usage error on anything else."""
-    if text is None:
-        return None
-    sides = text.lower().split('x')
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
-    size = int(sides[0]), int(sides[-1])
-    if max(size) > MAX_SIDE:
-        raise typer.BadParameter(f"'{text}' is beyond {MAX_SIDE} pixels a side.")
-    return size
-
-
 def quiet_logs() -> None:
     """Show warnings of this package, in a line each; timm's and the Hub client's progress notes stay out."""
     import logging
 
     logging.basicConfig(format='%(message)s', level=logging.WARNING)
+
+
+def command(function: Callable[..., Any], models: bool = True) -> Callable[..., Any]:
+    """Make a command of a function: what typer calls instead of it.
+
+    - A parameter whose type is a dataclass stands for the options that its fields are.
+    - The models are registered before the function runs, as the console script has not run the body of the package;
+      not so with `models=False`.
+    - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    bundles: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if _is_bundle(name, kind)}
+
+    @functools.wraps(function)
+    def wrapped(**values: Any) -> Any:
+        if models:
+            from .. import models as registered  # noqa: F401
+        from ..common.errors import CheckpointError, ModelError
+        from ..common.extras import MissingExtraError
+
+        for name, bundle in bundles.items():
+            values[name] = bundle(**{field: values.pop(field) for field in inspect.signature(bundle).parameters})
+        try:
+            return function(**values)
+        except BrokenPipeError:  # `| head` has read enough
+            raise
+        except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
+            print_error(str(e))
+            raise typer.Exit(1) from e
+
+    paragraphs = (inspect.getdoc(function) or '').split('\n\n')
+    wrapped.__doc__ = '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)  # rich keeps line breaks
+    parameters = _without_bundles(function, hints, bundles)
+    wrapped.__dict__['__signature__'] = inspect.Signature(parameters)
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+def _is_bundle(name: str, kind: Any) -> bool:
+    return name != 'return' and isinstance(kind, type) and is_dataclass(kind)
+
+
+def _without_bundles(
+    function: Callable[..., Any], hints: dict[str, Any], bundles: dict[str, type[Any]]
+) -> list[inspect.Parameter]:
+    """The parameters of a function with the fields of each dataclass in its place."""
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in bundles:
+            fields = get_type_hints(bundles[name], include_extras=True)
+            inner = inspect.signature(bundles[name]).parameters.values()
+            parameters += [p.replace(annotation=fields[p.name], kind=p.KEYWORD_ONLY) for p in inner]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+    return parameters

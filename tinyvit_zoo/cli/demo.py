@@ -1,27 +1,27 @@
-"""`demo`: train, save, make again, classify and compare, on real pictures."""
+"""`demo`: train, save, load, classify and compare, on real images."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from .console import console, explained
-from .extras import needs_eval_extra
+from .console import command, printer
 
 
-def register(app: typer.Typer) -> None:
-    app.command('demo')(demo)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('demo', rich_help_panel=panel)(command(demo))
 
 
-@explained
 def demo(
-    output: Path = typer.Option(Path('demo_output'), help='Folder for everything that is written.'),
-    epochs: int = typer.Option(None, min=1, help='Passes over the training pictures.'),
-    seed: int = typer.Option(0, help='Of the split, the start weights and the order.'),
+    *,
+    output: Annotated[
+        Path, typer.Option('--output', '-o', help='Folder for everything that is written.', metavar='DIR')
+    ] = Path('demo_output'),
+    epochs: Annotated[int | None, typer.Option(min=1, help='Passes over the training images.')] = None,
+    seed: Annotated[int, typer.Option(help='Of the split, the initial weights and the order.')] = 0,
 ) -> None:
-    """Train a small TinyViT on real digits and photo crops, save it, make it again, classify, and compare its features
-    with those of random weights (no network needed)."""
-    with needs_eval_extra('The demo'):
-        from ..downstream.demo import run as module
-    out = console()
-    options = {} if epochs is None else {'epochs': epochs}
-    module.run_demo(output, seed=seed, say=lambda text: out.print(text, markup=False, soft_wrap=True), **options)
+    """Train a small TinyViT on real digits and photo crops, save it, load it, classify, and compare its features with
+    those of random weights (no network needed)."""
+    from ..downstream.demo.run import run_demo
+
+    run_demo(output, seed=seed, say=printer(), **({} if epochs is None else {'epochs': epochs}))

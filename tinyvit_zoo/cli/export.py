@@ -2,39 +2,48 @@
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from .console import MAX_SIDE, explained, quiet_logs
+from .console import command, quiet_logs
+from .options import ImgSize, ModelName, Random, Seed, Weights, pair_of
 
 Format = StrEnum('Format', ['onnx', 'pt2'])
 DType = StrEnum('DType', ['fp32', 'fp16'])
 
 
-def register(app: typer.Typer) -> None:
-    app.command('export')(export)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('export', rich_help_panel=panel)(command(export))
 
 
-@explained
 def export(
-    name: str = typer.Argument(help='Any name that timm.create_model takes.', metavar='NAME'),
-    output: Path = typer.Option(..., '--output', '-o', help='File, ending in .onnx or .pt2.', metavar='FILE'),
-    format: Format = typer.Option(None, help='Default: by the ending of the file.'),
-    weights: Path = typer.Option(None, help='Checkpoint instead of the pretrained weights.', metavar='FILE'),
-    random: bool = typer.Option(False, '--random', help='Random weights, to try the file out.'),
-    size: tuple[int, int] = typer.Option(None, min=1, max=MAX_SIDE, help='Image height and width.', metavar='H W'),
-    dynamic_batch: bool = typer.Option(False, '--dynamic-batch', help='Take any number of images.'),
-    dynamic_size: bool = typer.Option(
-        False, '--dynamic-size', help='Take images of any size (TinyViT), or any whole patches (plain ViT, Mini-DeiT).'
-    ),
-    dtype: DType = typer.Option('fp32', help='What it computes in; images and result are float32.'),
+    *,
+    name: ModelName,
+    output: Annotated[Path, typer.Option('--output', '-o', help='File, ending in .onnx or .pt2.', metavar='FILE')],
+    format: Annotated[Format | None, typer.Option(help='Default: by the ending of the file.')] = None,
+    weights: Weights = None,
+    random: Random = False,
+    seed: Seed = 0,
+    img_size: ImgSize = None,
+    dynamic_batch: Annotated[bool, typer.Option('--dynamic-batch', help='Take any number of images.')] = False,
+    dynamic_size: Annotated[
+        bool,
+        typer.Option(
+            '--dynamic-size', help='Take images of any size (TinyViT), or any whole patches (plain ViT, Mini-DeiT).'
+        ),
+    ] = False,
+    dtype: Annotated[DType, typer.Option(help='Type that it computes in; images and result are float32.')] = DType.fp32,
 ) -> None:
-    """Export a model, folded for inference, and hold the file against PyTorch on two inputs."""
+    """Export a model, folded for inference, and compare the file with PyTorch on two inputs."""
+    import torch
+
     from ..export import check_output, export_model, model_to_export
 
     quiet_logs()
     check_output(output, format and str(format))  # before weights are fetched
-    model = model_to_export(name, weights, random, size, dynamic_size)
+    torch.manual_seed(seed)
+    model = model_to_export(name, weights, random, pair_of(img_size), dynamic_size)
     done = export_model(model, output, format and str(format), dynamic_batch, dynamic_size, str(dtype))
     runner = 'onnxruntime' if done.format == 'onnx' else 'torch.export.load'
     megabytes = done.path.stat().st_size / 1e6

@@ -1,30 +1,36 @@
-"""`finetune`: train a model on images by a recipe of the papers."""
+"""`finetune`: train a model on images by a recipe."""
 
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import evaluator_options as options
-from .console import explained, parse_size, quiet_logs
-from .extras import needs_eval_extra
+from .console import command, printer, quiet_logs
+from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes
+from .options import DataOptions, ModelOptions, RunOptions, Size, find_device
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.image_dataset import ImageDataset
+    from ..training.recipes import Recipe
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
 
-def register(app: typer.Typer) -> None:
-    app.command('finetune')(finetune)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('finetune', rich_help_panel=panel)(command(finetune))
 
 
 def _list_recipes(wanted: bool) -> None:
     if not wanted:
         return
-    with needs_eval_extra('finetune'):
-        from ..training.recipes import RECIPES
+    from ..training.recipes import RECIPES
+
     for recipe in RECIPES.values():
         rates = recipe.rates()
         print(
@@ -36,101 +42,136 @@ def _list_recipes(wanted: bool) -> None:
     raise typer.Exit
 
 
-@explained
 def finetune(
-    name: str = options.MODEL,
-    data: str = options.DATA,
-    recipe: str = typer.Option(..., help='Name of a recipe, see --recipes.', metavar='NAME'),
-    output: Path = typer.Option(..., '--output', '-o', help='Folder for state, results and model.', metavar='DIR'),
-    root: Path = options.ROOT,
-    weights: Path = options.WEIGHTS,
-    pretrained: bool = options.PRETRAINED,
-    img_size: str = options.IMG_SIZE,
-    epochs: int = typer.Option(None, min=1, help="Instead of the recipe's; the warm-up keeps its share."),
-    batch_size: int = typer.Option(
-        None, min=1, help="Images in an update, instead of the recipe's; its learning rate grows with it."
-    ),
-    micro_batch: int = typer.Option(None, min=1, help='Images that a process takes at once.', metavar='N'),
-    lr: float = typer.Option(None, min=0.0, help='Learning rate of an update, whatever the batch.'),
-    layer_decay: float = typer.Option(None, min=0.0, max=1.0, help="Instead of the recipe's."),
-    drop_path: float = typer.Option(None, min=0.0, max=0.99, help="Instead of the recipe's."),
-    ema_decay: float = typer.Option(None, min=0.0, max=0.999999, help='The result is a moving average of the weights.'),
-    held_out: float = typer.Option(
-        0.1, min=0.0, max=0.9, help='Share of train to choose the epoch with; 0 takes the last epoch.'
-    ),
-    precision: Precision = typer.Option(None, help='Default: bf16 on CUDA, else no.'),
-    seed: int = options.SEED,
-    device: str = options.DEVICE,
-    workers: int = options.WORKERS,
-    skip_unreadable: bool = options.SKIP_UNREADABLE,
-    any_counts: bool = options.ANY_COUNTS,
-    recipes: bool = typer.Option(
-        False, '--recipes', callback=_list_recipes, is_eager=True, help='List the recipes with their sources.'
-    ),
+    *,
+    model_options: ModelOptions,
+    as_init: Annotated[
+        bool,
+        typer.Option(
+            '--as-init', help='Start from an encoder: fresh classifier and last norms, any number of heads (plain ViT).'
+        ),
+    ] = False,
+    data_options: DataOptions,
+    recipe: Annotated[
+        str,
+        typer.Option(help='Name of a recipe, see --recipes; small is for up to some thousand images.', metavar='NAME'),
+    ] = 'small',
+    output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's; the warm-up keeps its share.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images of an update, instead of the recipe's; its learning rate grows with it.",
+            metavar='N',
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help='Images of a forward pass of a process.', metavar='N')
+    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help='Learning rate of an update, whatever the batch.')] = None,
+    layer_decay: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Instead of the recipe's.")] = None,
+    drop_path: Annotated[float | None, typer.Option(min=0.0, max=0.99, help="Instead of the recipe's.")] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(min=0.0, max=0.999999, help='The result is a moving average of the weights.')
+    ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.9, help='Share of train to choose the epoch with; 0 takes the last epoch.'),
+    ] = 0.1,
+    precision: Annotated[Precision | None, typer.Option(help='Default: bf16 on CUDA, else no.')] = None,
+    run: RunOptions,
+    recipes: Annotated[
+        bool,
+        typer.Option('--recipes', callback=_list_recipes, is_eager=True, help='List the recipes with their sources.'),
+    ] = False,
 ) -> None:
-    """Train a model on images. The same command again goes on where the last one stopped.
+    """Train a model on images. The same command again resumes where the last one stopped.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli finetune ...
     """
-    size = parse_size(img_size)
-    quiet_logs()
-    with needs_eval_extra('finetune'):
-        from ..downstream import finetune as training
-        from ..downstream.reports import finetune as reports
-    changes = dict(epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay)
-    changes |= dict(drop_path=None if drop_path is None else {'': drop_path})
+    from ..downstream.finetune import finetune as train_model
+    from ..downstream.reports.finetune import summary, write_finetuned
     from ..training.recipes import find_recipe
 
+    quiet_logs()
+    changes: dict[str, Any] = dict(
+        epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay,
+        drop_path=None if drop_path is None else {'': drop_path},
+    )  # fmt: skip
     chosen = find_recipe(recipe)
     chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
     if lr is not None:
         chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
-    with options.processes() as first:
-        train, validation, test = _datasets(options.loader('finetune', data, root, seed, skip_unreadable, any_counts))
-        size = size or (chosen.img_size and (chosen.img_size,) * 2)
-        rate = chosen.drop_path_of(_architecture(name))
-        model = _load_model(rate, name, weights, pretrained, size, seed, num_classes=len(train.classes))
-        say = options.printer()
-        result = training.finetune(
+    with processes() as first:
+        train, validation, test = _datasets(loader(data_options, run.seed))
+        model = _model(model_options, as_init, chosen, len(train.classes), run.seed)
+        say = printer()
+        result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, micro_batch=micro_batch,
-            precision=precision and str(precision), device=device and options.find_device(device), workers=workers,
-            seed=seed, say=say,
+            precision=precision and str(precision), device=find_device(run.device) if run.device else None,
+            workers=run.workers, seed=run.seed, say=say,
         )  # fmt: skip
         if first:
-            say(_words(reports.summary(result)))
-            origin = options.origin_of(weights, pretrained, seed)
-            reports.write_finetuned(output, result, model, train, test, name=name, weights=origin, seed=seed, say=say)
+            say(_in_words(summary(result)))
+            write_finetuned(
+                output, result, model, train, test, name=model_options.name,
+                weights=model_options.origin(run.seed), seed=run.seed, say=say,
+            )  # fmt: skip
+
+
+def _model(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
+    """The model to train, with the drop path and the image size of the recipe, and a classifier of that many classes.
+
+    A drop path of 0 is handed on, too: many models come with another one.
+    """
+    from dataclasses import replace
+
+    from ..common.errors import ModelError
+
+    if as_init and options.random:
+        raise typer.BadParameter('--as-init takes the weights of an encoder, --random none: leave one of them out.')
+    if options.img_size is None and recipe.img_size:
+        options = replace(options, img_size=Size(recipe.img_size, recipe.img_size))
+    rate = recipe.drop_path_of(_architecture(options.name))
+    arguments: dict[str, Any] = dict(num_classes=classes, **(dict(as_init=True) if as_init else {}))
+    try:
+        return backbone_of(options, seed, **arguments, drop_path_rate=rate)
+    except ModelError as e:
+        if as_init and "unexpected keyword argument 'as_init'" in str(e):
+            raise ModelError(
+                f'{options.name} is no model of this package: it takes its weights and a fresh classifier '
+                'without --as-init.'
+            ) from e
+        if "unexpected keyword argument 'drop_path_rate'" not in str(e):
+            raise
+        if rate:
+            raise ModelError(f'{options.name} has no drop path, the recipe has {rate:g}: add --drop-path 0.') from e
+    return backbone_of(options, seed, **arguments)
 
 
 def _architecture(name: str) -> str:
     """What timm calls the model, which the name of a folder or a page does not say."""
     from ..build import build_model
 
-    return build_model(name, device='meta').pretrained_cfg['architecture'] if ':' in name else name
+    if ':' not in name:
+        return name
+    cfg: Any = build_model(name, device='meta').pretrained_cfg
+    return cfg['architecture']
 
 
-def _load_model(drop_path: float, *args: Any, **kwargs: Any) -> Any:
-    """See `evaluator_options.load_backbone`. A rate of 0 is handed on, too: many models come with another one."""
-    from ..common.errors import ModelError
-
-    try:
-        return options.load_backbone(*args, **kwargs, drop_path_rate=drop_path)
-    except ModelError as e:
-        if "unexpected keyword argument 'drop_path_rate'" not in str(e):
-            raise
-        if drop_path:
-            raise ModelError(f'{args[0]} has no drop path, the recipe has {drop_path:g}: add --drop-path 0.') from e
-    return options.load_backbone(*args, **kwargs)
-
-
-def _datasets(load: Callable[..., Any]) -> tuple[Any, Any, Any]:
+def _datasets(
+    load: Callable[..., 'ImageDataset'],
+) -> tuple['ImageDataset', 'ImageDataset | None', 'ImageDataset | None']:
     """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
     then must not choose the epoch.
     """
     from ..common.errors import MissingSplitError
 
     train, there = load('train'), {}
-    for split in options.TO_TEST_ON:
+    for split in TO_TEST_ON:
         with suppress(MissingSplitError):
             there[split] = load(split)
     validation, test = there.get('validation'), there.get('test')
@@ -139,7 +180,7 @@ def _datasets(load: Callable[..., Any]) -> tuple[Any, Any, Any]:
     return train, validation, test
 
 
-def _words(numbers: dict[str, Any]) -> str:
+def _in_words(numbers: dict[str, Any]) -> str:
     """The summary in a line."""
     words = f'Epoch {numbers["best_epoch"]} of {numbers["epochs"]}'
     if numbers['validation_images']:

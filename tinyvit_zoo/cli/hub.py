@@ -2,107 +2,122 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import explained, parse_size, quiet_logs
+from .console import command, quiet_logs
+from .options import ImgSize, Random, Seed, pair_of
+
+if TYPE_CHECKING:
+    from ..hub.verify import Proof
 
 PAGE = 'OWNER/NAME'
-NAME = typer.Argument(help='ARCH.TAG of a release, ARCH for your own weights, or a folder.', metavar='NAME|DIR')
-WEIGHTS = typer.Option(None, '--weights', help='Checkpoint in any known layout.', metavar='FILE')
-RANDOM = typer.Option(None, '--random-seed', help='Random weights instead, for tests.', metavar='N')
-TAG = typer.Option(None, help='Name of your own weights: no facts of a release go with them.')
-LABELS = typer.Option(None, help='Names of your own classes, one a line.', metavar='FILE')
-LICENSE = typer.Option(None, '--license', help='License id for the card of your own weights.', metavar='ID')
-SIZE = typer.Option(None, '--img-size', help="Size the weights are for, if not the model's.", metavar='SIZE')
-TENSORS = typer.Option(
-    None, '--test-tensors', help="Input and output by another program, such as the authors' code.", metavar='FILE'
-)
-FOR_TIMM = typer.Option(False, '--for-timm', help="Write TinyViT as timm's own: loads without tinyvit-zoo.")
+Name = Annotated[
+    str, typer.Argument(help='ARCH.TAG of a release, ARCH for your own weights, or a folder.', metavar='NAME|DIR')
+]
+Weights = Annotated[Path | None, typer.Option('--weights', help='Checkpoint in any known layout.', metavar='FILE')]
+Tag = Annotated[str | None, typer.Option('--tag', help='Name of your own weights: no facts of a release go with them.')]
+Labels = Annotated[
+    Path | None, typer.Option('--labels', help='Names of your own classes, one per line.', metavar='FILE')
+]
+License = Annotated[
+    str | None, typer.Option('--license', help='License id for the card of your own weights.', metavar='ID')
+]
+ForTimm = Annotated[bool, typer.Option('--for-timm', help="Write TinyViT as timm's own: loads without tinyvit-zoo.")]
 
 
-def register(app: typer.Typer) -> None:
-    app.command('pack')(pack)
-    app.command('verify')(verify)
-    app.command('push')(push)
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('pack', rich_help_panel=panel)(command(pack))
+    app.command('verify', rich_help_panel=panel)(command(verify))
+    app.command('push', rich_help_panel=panel)(command(push))
 
 
-@explained
 def pack(
-    name: str = NAME,
-    output: Path = typer.Option(..., '--output', '-o', help='Folder of the page.', metavar='DIR'),
-    weights: Path = WEIGHTS,
-    random_seed: int = RANDOM,
-    tag: str = TAG,
-    labels: Path = LABELS,
-    license: str = LICENSE,
-    img_size: str = SIZE,
-    repo: str = typer.Option(None, help='Page that it is for; the card of your own weights names it.', metavar=PAGE),
-    for_timm: bool = FOR_TIMM,
-    tensors: Path = TENSORS,
+    *,
+    name: Name,
+    output: Annotated[Path, typer.Option('--output', '-o', help='Folder of the page.', metavar='DIR')],
+    weights: Weights = None,
+    random: Random = False,
+    seed: Seed = 0,
+    tag: Tag = None,
+    labels: Labels = None,
+    license: License = None,
+    img_size: ImgSize = None,
+    repo: Annotated[
+        str | None,
+        typer.Option(help='Page that it is for; the card of your own weights names it.', metavar=PAGE),
+    ] = None,
+    for_timm: ForTimm = False,
+    test_tensors: Annotated[
+        Path | None,
+        typer.Option(help="Input and output by another program, such as the authors' code.", metavar='FILE'),
+    ] = None,
 ) -> None:
     """Write a whole page of the Hub into a folder: weights, configuration, card, test tensors, checksums."""
-    size = parse_size(img_size)
-    from ..hub.pack import pack as run
+    from ..hub.pack import pack as write_page
 
     quiet_logs()
-    folder = run(name, output, weights, random_seed, tag, _read_labels(labels), license, size, repo, for_timm, tensors)
+    folder = write_page(
+        name, output, weights, seed if random else None, tag, _read_labels(labels), license,
+        pair_of(img_size), repo, for_timm, test_tensors,
+    )  # fmt: skip
     print(f'Written to {folder}')
     print(f'To prove it: tinyvit-zoo verify {folder}')
 
 
-@explained
 def verify(
-    place: str = typer.Argument(help='owner/name of a page, or a folder.', metavar='OWNER/NAME|DIR'),
+    *, place: Annotated[str, typer.Argument(help='owner/name of a page, or a folder.', metavar='OWNER/NAME|DIR')]
 ) -> None:
     """Prove a page: every file is the one listed, and the model gives the output it should."""
-    from ..hub.verify import verify as run
+    from ..hub.verify import verify as prove
 
     _quiet_hub()
-    _report(run(place))
+    _print_proof(prove(place))
 
 
-@explained
 def push(
-    name: str = NAME,
-    to: str = typer.Option(..., '--to', help='Page to push to.', metavar=PAGE),
-    weights: Path = WEIGHTS,
-    random_seed: int = RANDOM,
-    tag: str = TAG,
-    labels: Path = LABELS,
-    license: str = LICENSE,
-    img_size: str = SIZE,
-    for_timm: bool = FOR_TIMM,
-    private: bool = typer.Option(False, '--private', help='Make a new page private.'),
-    dry_run: bool = typer.Option(False, '--dry-run', help='Pack, prove, look at the page, and change nothing.'),
-    force: bool = typer.Option(False, '--force', help='Overwrite files that no push from here put there.'),
+    *,
+    name: Name,
+    to: Annotated[str, typer.Option('--to', help='Page to push to.', metavar=PAGE)],
+    weights: Weights = None,
+    random: Random = False,
+    seed: Seed = 0,
+    tag: Tag = None,
+    labels: Labels = None,
+    license: License = None,
+    img_size: ImgSize = None,
+    for_timm: ForTimm = False,
+    private: Annotated[bool, typer.Option('--private', help='Make a new page private.')] = False,
+    dry_run: Annotated[
+        bool, typer.Option('--dry-run', help='Pack, prove, look at the page, and change nothing.')
+    ] = False,
+    force: Annotated[bool, typer.Option('--force', help='Overwrite files that no push from here put there.')] = False,
 ) -> None:
     """Publish a page on the Hub: a packed folder, or a name with weights. It is proved before anything is uploaded."""
-    size = parse_size(img_size)
     from ..hub.pack import is_page, packed
-    from ..hub.push import push as run
+    from ..hub.push import push as publish
     from ..hub.remote import check_repo
 
     _quiet_hub()
     check_repo(to)  # before anything is packed
     if is_page(name):
-        given = (weights, random_seed, tag, labels, license, size)
-        if for_timm or any(value is not None for value in given):
+        if for_timm or random or any(value is not None for value in (weights, tag, labels, license, img_size)):
             raise typer.BadParameter(f'{name} is packed already: `tinyvit-zoo pack` takes what is to be changed.')
-        done = run(name, to, private, dry_run, force)
+        done = publish(name, to, private, dry_run, force)
     else:
         with packed(
             name,
             weights=weights,
-            random_seed=random_seed,
+            random_seed=seed if random else None,
             tag=tag,
             labels=_read_labels(labels),
             license=license,
-            img_size=size,
+            img_size=pair_of(img_size),
             repo=to,
             for_timm=for_timm,
         ) as folder:
-            done = run(folder, to, private, dry_run, force)
+            done = publish(folder, to, private, dry_run, force)
     if not (done.uploaded or done.deleted):
         print('The page holds all of it already: no commit was made.')
     else:
@@ -111,7 +126,7 @@ def push(
     print(done.url)
 
 
-def _report(proof) -> None:
+def _print_proof(proof: 'Proof') -> None:
     if proof.listed:
         print(f'{proof.listed} files have the sha256 of the manifest.')
     else:
@@ -127,12 +142,12 @@ def _read_labels(file: Path | None) -> list[str] | None:
     try:
         text = file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
-        raise typer.BadParameter(f'{file} is no text in UTF-8: one name a line.') from e
+        raise typer.BadParameter(f'{file} is no text in UTF-8: write one name per line.') from e
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _quiet_hub() -> None:
-    """No line for each try of the Hub's client, and its progress bars in a terminal only."""
+    """No line for each attempt of the Hub's client, and its progress bars in a terminal only."""
     import logging
     import warnings
 

@@ -5,18 +5,22 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     # Parsing ends at SCRIPT: everything after it is the script's own, --help and -- included.
-    app.command('run', context_settings=dict(allow_interspersed_args=False, ignore_unknown_options=True))(run)
+    settings = dict(allow_interspersed_args=False, ignore_unknown_options=True)
+    app.command('run', context_settings=settings, rich_help_panel=panel)(run)
 
 
 def run(
-    script: Path = typer.Argument(help='A Python script.', metavar='SCRIPT', exists=True, dir_okay=False),
-    args: list[str] = typer.Argument(None, help='Its arguments, passed on untouched.', metavar='ARGS...'),
+    script: Annotated[Path, typer.Argument(help='A Python script.', metavar='SCRIPT', exists=True, dir_okay=False)],
+    args: Annotated[
+        list[str] | None, typer.Argument(help='Its arguments, passed on untouched.', metavar='ARGS...')
+    ] = None,
 ) -> Callable[[], None]:
     """Run a script, such as timm's train.py or validate.py, with the models of this package registered.
 
@@ -26,8 +30,8 @@ def run(
 
 
 def run_script(script: Path, args: list[str]) -> None:
-    """What `python SCRIPT ARGS...` does, after `import tinyvit_zoo`."""
-    import tinyvit_zoo  # noqa: F401  registers the models
+    """Do what `python SCRIPT ARGS...` does, after `import tinyvit_zoo`."""
+    from tinyvit_zoo import models  # noqa: F401  the console script has not run the body of the package
 
     folder = str(script.resolve().parent)
     if sys.flags.safe_path:  # python -P leaves the first entry out

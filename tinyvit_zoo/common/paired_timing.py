@@ -1,18 +1,21 @@
-"""Measuring variants in turn in one process, and the ratios between them."""
+"""Times of variants measured in turn in one process, and the ratios between them."""
 
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['cpu_name', 'cuda_ms', 'measure', 'ratio', 'same']
+__all__ = ['cpu_name', 'cuda_ms', 'measure', 'ratio', 'same', 'timed']
+
+T = TypeVar('T')
 
 
 def measure(
-    variants: dict[str, Callable[[], object]], rounds: int, reference: torch.Tensor | None = None
+    variants: Mapping[str, Callable[[], Any]], rounds: int, reference: torch.Tensor | None = None
 ) -> dict[str, list[float]]:
     """CPU seconds of each variant in each round; the order is reversed every other round.
 
@@ -25,10 +28,15 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(rounds):
         for name in list(variants)[:: 1 if i % 2 == 0 else -1]:
-            start = time.process_time()
-            variants[name]()
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(timed(variants[name])[0])
     return seconds
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """CPU seconds of this process during a call, and the result of the call."""
+    start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:

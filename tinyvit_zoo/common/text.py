@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import islice
 
-__all__ = ['first_few', 'reason']
+__all__ = ['first_few', 'join_numbers', 'reason']
 
 
 def first_few(names: Iterable[object], most: int = 3) -> str:
@@ -11,6 +11,11 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
     ordered = sorted(names, key=str) if isinstance(names, set | frozenset) else names
     shown = [str(name) for name in islice(ordered, most + 1)]
     return ', '.join([*shown[:most], '...'] if len(shown) > most else shown)
+
+
+def join_numbers(values: Iterable[float]) -> str:
+    """'0.485, 0.456, 0.406', without trailing zeros."""
+    return ', '.join(f'{value:g}' for value in values)
 
 
 def reason(error: object, longest: int = 200) -> str:

@@ -10,7 +10,16 @@ from timm.utils.misc import natural_key
 from ..common.errors import EvaluationError, MissingSplitError
 from .image_dataset import Files, ImageDataset, join
 
-__all__ = ['EXTENSIONS', 'class_folders', 'read_class_folders', 'read_folder', 'split_folders']
+__all__ = [
+    'EXTENSIONS',
+    'class_folders',
+    'images_below',
+    'is_plain_folder',
+    'read_class_folders',
+    'read_folder',
+    'read_plain_folder',
+    'split_folders',
+]
 
 EXTENSIONS = frozenset(
     ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
@@ -113,3 +122,30 @@ def _image_files(folder: Path) -> Iterator[Path]:
         for name in files:
             if not name.startswith('.') and os.path.splitext(name)[1].lower() in EXTENSIONS:
                 yield Path(place, name)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Every image file below a folder, in its own folders too, sorted by path; see `read_class_folders`.
+
+    Raises:
+        EvaluationError: If there is none.
+    """
+    paths = sorted(_image_files(folder))
+    if not paths:
+        raise EvaluationError(f'{folder} holds no images ({", ".join(sorted(EXTENSIONS))}).')
+    return paths
+
+
+def read_plain_folder(folder: Path) -> ImageDataset:
+    """Every image below a folder without classes: all labels are -1, see `images_below`.
+
+    Raises:
+        EvaluationError: If there is no image.
+    """
+    paths = images_below(folder)
+    return ImageDataset(str(folder), 'all', (), [-1] * len(paths), Files(paths, folder))
+
+
+def is_plain_folder(folder: Path) -> bool:
+    """Whether a folder has images in itself, not in one folder a class."""
+    return any(path.is_file() and path.suffix.lower() in EXTENSIONS for path in folder.glob('[!.]*'))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..common.extras import needs_extra
 from .image_dataset import Arrays, ImageDataset
 
 __all__ = ['PHOTOGRAPHS', 'digits', 'textures']
@@ -42,7 +43,8 @@ def digits(part: str, seed: int = 0) -> ImageDataset:
         part: 'train' (three quarters of each class) or 'test'.
         seed: Of the split.
     """
-    from sklearn.datasets import load_digits
+    with needs_extra('eval'):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     chosen = []
@@ -108,8 +110,9 @@ def crop_box(
 
 
 def _photographs() -> dict[str, Image.Image]:
-    import skimage
-    from sklearn.datasets import load_sample_image
+    with needs_extra('eval'):
+        import skimage
+        from sklearn.datasets import load_sample_image
 
     folder = Path(skimage.__file__).parent / 'data'
     photos = {Path(name).stem: Image.open(folder / name).convert('RGB') for name in PHOTOGRAPHS}

@@ -12,10 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.data_loader import DataLoaderShard
-from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration
 from timm.scheduler import CosineLRScheduler
 from timm.task import TrainingTask
 from timm.utils import ModelEmaV3
@@ -24,12 +20,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..common.errors import EvaluationError
+from ..common.extras import needs_extra
 from ..common.hashes import state_hash
 from ..common.plain import plain
 from ..common.seeding import Seeds, seed_generators
 from .ingredients import create_optimizer, create_scheduler, set_training
 from .recipes import Recipe
 from .run_state import alone_in, read_state, read_weights, write_state
+
+with needs_extra('eval'):
+    from accelerate import Accelerator, PartialState
+    from accelerate.data_loader import DataLoaderShard
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DataLoaderConfiguration
 
 __all__ = ['Record', 'TrainingLoop', 'best_epoch']
 

@@ -1,0 +1,65 @@
+"""A package of an extra that is not installed: one sentence that says how to install it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tinyvit_zoo.common.extras import EXTRAS, MissingExtraError, needs_extra
+from tinyvit_zoo.data.datasets import load_dataset
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_extra_is_one_of_the_package():
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    assert set(EXTRAS) <= set(project['optional-dependencies'])
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(MissingExtraError, match=r"^sklearn is not installed: pip install 'tinyvit-zoo\[eval\]'$"):
+        load_dataset('digits', 'test')
+
+
+def test_the_first_extra_that_has_the_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(MissingExtraError, match=r'\[detection-lite\]'), needs_extra('detection-lite', 'eval'):
+        import matplotlib
+    with pytest.raises(MissingExtraError, match=r'\[eval\]'), needs_extra('export', 'eval'):
+        import matplotlib  # noqa: F401
+
+
+def test_other_missing_modules_keep_their_error():
+    with pytest.raises(ModuleNotFoundError, match='no_such_package') as caught, needs_extra('eval'):
+        import no_such_package  # noqa: F401
+    assert not isinstance(caught.value, MissingExtraError)
+
+
+CODE = """
+import sys
+for name in {packages!r}:
+    sys.modules[name] = None
+import tinyvit_zoo
+{line}
+"""
+
+
+@pytest.mark.parametrize(
+    ('line', 'extra'),
+    [
+        ('from tinyvit_zoo.downstream.reports import few_shot', 'eval'),
+        ('from tinyvit_zoo.downstream import demo', 'eval'),
+        ('from tinyvit_zoo.downstream import finetune', 'eval'),
+        ('from tinyvit_zoo.downstream import detection', 'detection-lite'),
+        ('from tinyvit_zoo.downstream import segmentation', 'segmentation'),
+    ],
+)
+def test_python_code_that_needs_an_extra_says_which(line, extra):
+    code = CODE.format(packages=EXTRAS[extra], line=line)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f'tinyvit-zoo[{extra}]' in last or f',{extra}]' in last

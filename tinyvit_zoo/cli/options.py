@@ -1,0 +1,200 @@
+"""Options that several commands have, each spelled in one place. A bundle is a dataclass, see `console.command`."""
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SIDE = 8192
+
+
+class Size(NamedTuple):
+    """Size of an image in pixels; prints as it is written."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f'{self.height}x{self.width}'
+
+
+class Numbers(tuple[float, ...]):
+    """Numbers between commas; prints as they are written."""
+
+    def __str__(self) -> str:
+        return ','.join(f'{number:g}' for number in self)
+
+
+class Counts(tuple[int, ...]):
+    """Different positive whole numbers between commas, in the order given; prints as they are written."""
+
+    def __str__(self) -> str:
+        return ','.join(map(str, self))
+
+
+class Words(tuple[str, ...]):
+    """Words between commas; prints as they are written."""
+
+    def __str__(self) -> str:
+        return ','.join(self)
+
+
+def read_size(text: str) -> Size:
+    """'384' -> (384, 384), '256x320' -> (256, 320). Usage error on anything else."""
+    sides = str(text).lower().split('x')
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise typer.BadParameter(f"'{text}' is no size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
+    size = Size(int(sides[0]), int(sides[-1]))
+    if max(size) > MAX_SIDE:
+        raise typer.BadParameter(f"'{text}' is beyond {MAX_SIDE} pixels a side.")
+    return size
+
+
+def read_numbers(text: str) -> Numbers:
+    """'0.1,1' -> (0.1, 1.0). Usage error on anything else."""
+    try:
+        return Numbers(float(part) for part in str(text).split(','))
+    except ValueError as e:
+        raise typer.BadParameter(f"takes numbers between commas, such as 0.1,1, not '{text}'.") from e
+
+
+def read_counts(text: str) -> Counts:
+    """'5,20,5' -> (5, 20). Usage error on anything else."""
+    parts = [part.strip() for part in str(text).split(',')]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"takes whole numbers between commas, such as 5,20, not '{text}'.")
+    return Counts(dict.fromkeys(int(part) for part in parts))
+
+
+def read_words(text: str) -> Words:
+    """'a, b' -> ('a', 'b')."""
+    return Words(part.strip() for part in str(text).split(',') if part.strip())
+
+
+DType = StrEnum('DType', ['fp32', 'bf16'])
+
+ModelName = Annotated[str, typer.Argument(help='Any name that timm.create_model takes.', metavar='NAME')]
+Weights = Annotated[
+    Path | None,
+    typer.Option('--weights', help='Checkpoint instead of the pretrained weights.', metavar='FILE'),
+]
+Random = Annotated[bool, typer.Option('--random', help='Random weights instead, drawn with --seed.')]
+ImgSize = Annotated[
+    Size | None,
+    typer.Option('--img-size', parser=read_size, help="Side, or HEIGHTxWIDTH, if not the model's own.", metavar='SIZE'),
+]
+OutputFolder = Annotated[
+    Path | None, typer.Option('--output', '-o', help='Folder for results, tables and figures.', metavar='DIR')
+]
+Seed = Annotated[int, typer.Option('--seed', min=0, help='Of everything drawn at random, random weights included.')]
+Device = Annotated[str | None, typer.Option('--device', help='Default: cuda where there is one.', metavar='DEVICE')]
+Cache = Annotated[
+    Path | None, typer.Option('--cache', help='Folder that keeps features for the next run.', metavar='DIR')
+]
+Layers = Annotated[str, typer.Option('--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')]
+Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A model and where its weights come from."""
+
+    name: ModelName
+    weights: Weights = None
+    random: Random = False
+    img_size: ImgSize = None
+
+    def origin(self, seed: int) -> str:
+        """Where the weights come from, as results say it."""
+        return origin_of(self.weights, self.random, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """A data set and where it is."""
+
+    data: Annotated[
+        str,
+        typer.Option('--data', '-d', help='Name of a data set, or folder of class folders.', metavar='DATA'),
+    ]
+    root: Annotated[
+        Path | None,
+        typer.Option('--root', help='Folder that the data set lies in, where it has no default.', metavar='DIR'),
+    ] = None
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option('--skip-unreadable', help='Leave out images that cannot be read; results name them.'),
+    ] = False
+    any_counts: Annotated[
+        bool,
+        typer.Option('--any-counts', help="Take other numbers of images than the protocol's; results say so."),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is made."""
+
+    seed: Seed = 0
+    device: Device = None
+    workers: Annotated[int, typer.Option('--workers', min=0, help='Processes that read and transform images.')] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOptions:
+    """How an evaluator runs its forward passes."""
+
+    batch_size: Annotated[
+        int | None, typer.Option('--batch-size', min=1, help='Images of a forward pass.', metavar='N')
+    ] = None
+    dtype: Annotated[DType, typer.Option('--dtype', help='Type that the backbone computes in.')] = DType.fp32
+
+
+def pair_of(size: Size | None) -> tuple[int, int] | None:
+    """(height, width) as a plain tuple, which models write into their configurations."""
+    return None if size is None else (size.height, size.width)
+
+
+def origin_of(weights: Path | None, random: bool, seed: int) -> str:
+    """Where weights come from, as results say it."""
+    if random:
+        return f'random (seed {seed})'
+    return str(weights) if weights else 'pretrained'
+
+
+def find_device(name: str | None) -> 'torch.device':
+    """The device of that name, or the best one there is. Usage error if torch does not know it or has none."""
+    import torch
+
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise typer.BadParameter(f"'{name}' is no device here: {str(e).splitlines()[0]}") from e
+    return torch.device(name)
+
+
+def make_output(folder: Path | None) -> None:
+    """Make the folder for results, if one is asked for: before there is anything to lose.
+
+    Raises:
+        EvaluationError: If it cannot be made or written to.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = '' if os.access(folder, os.W_OK) else 'it is read-only'
+    except OSError as e:
+        problem = e.strerror or str(e)
+    if problem:
+        from ..common.errors import EvaluationError
+
+        raise EvaluationError(f'The results cannot be written to {folder} ({problem}): choose another --output.')
