@@ -11,8 +11,8 @@ SMALL = Recipe(
     notes='The batch shrinks to 8 where an epoch would have fewer than 8 updates, at the same learning rate. No Mixup, '
     'CutMix or erasing, and crops of at least a quarter of the area, for runs that see few images. Models of other '
     'families train without drop path, which some do not have. Not tuned. Measured from random weights only, one seed '
-    'each: TinyViT-5M reaches 75.8 % of 450 test digits (640 for training, 32 pixels, 30 epochs) and 62.0 % of 840 test '
-    'textures of 21 classes (1680 for training, 64 pixels, 10 epochs).',
+    'each: TinyViT-5M reaches 75.8 % of 450 test digits (640 for training, 32 pixels, 30 epochs) and 62.0 % of 840 '
+    'test textures of 21 classes (1680 for training, 64 pixels, 10 epochs).',
     epochs=50,
     warmup_epochs=5,
     batch_size=32,
