@@ -28,7 +28,7 @@ test-all: $(VENV)/.dev  ## The same for every architecture, tag and combination 
 	$(BIN)/python -m pytest -m 'full or not full' -n 2 --dist worksteal
 
 quick: $(VENV)/.dev  ## The tests without the slow ones
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 core: $(VENV)/.core  ## The quick tests of the package without its extras
 	$(BIN)/python -m pytest -n 2 $(CORE:%=tests/test_%.py)

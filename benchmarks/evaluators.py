@@ -49,7 +49,7 @@ def row(name: str, data: str, output: Path, frozen: bool) -> list[str]:
     probes = {
         'ridge': run('probe', folder / 'ridge', *cached, '--mode', 'ridge'),
         'logistic': run('probe', folder / 'logistic', *cached, '--mode', 'logistic'),
-        'live': run('probe', folder / 'live', *model, '--mode', 'live', '--epochs', '5', '--batch', '128'),
+        'live': run('probe', folder / 'live', *model, '--mode', 'live', '--epochs', '5', '--step-batch', '128'),
     }
     vote = next(r['accuracy'] for r in knn['results'] if r['k'] == 20)
     cells = [

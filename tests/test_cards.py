@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import for_each
+from conftest import GRAPHS, for_each
 from golden_rule import GOLDEN
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -33,7 +33,7 @@ RELEASES = all_releases()
 NAMES = [release.name for release in RELEASES]
 FIRST_TAGS = list({release.architecture: release.name for release in reversed(RELEASES)}.values())[::-1]
 PRINTED = re.compile(r'# (\((?:\d+, )+\d+\)|[\d.]+ (?:center|squash))$', re.MULTILINE)
-"""A line that a program of a card is said to print: a shape, or a crop."""
+"""A line that a program of a card prints according to its comment: a shape, or a crop."""
 
 
 def page(name: str) -> Path:
@@ -313,11 +313,9 @@ def programs(name: str) -> list[str]:
     return re.findall(r'```python\n(.*?)```', card(name).text, re.DOTALL)
 
 
-# Large images and models take long.
-LARGE = re.compile('_(384|512)|_base_|mini_swin_small')
 SNIPPETS = [
     pytest.param(
-        name, marks=[pytest.mark.full] * (name not in FIRST_TAGS) + [pytest.mark.slow] * bool(LARGE.search(name))
+        name, marks=[pytest.mark.full] * (name not in FIRST_TAGS) + [pytest.mark.slow] * (not name.startswith(GRAPHS))
     )
     for name in NAMES
 ]

@@ -368,7 +368,7 @@ def test_convert_goes_both_ways_without_loss(cli, five_million, tmp_path):
     ],
 )
 def test_a_released_file_goes_through_our_layout_without_loss(cli, official_file, tmp_path, file, name, read):
-    """What the released code stores beside the weights, masks and indices, is there again."""
+    """Masks and indices, which the released code stores besides the weights, are restored."""
     code, out, _ = cli('convert', official_file(file), tmp_path / 'ours', '--name', name)
     assert code == 0
     assert f'{read}, float32, 1000 classes' in out
@@ -548,11 +548,11 @@ def test_import_stores_nothing_that_is_not_the_release(cli, official_file, store
 
 SCRIPT = """
 import argparse, sys, timm
-import beside
+import neighbor
 parser = argparse.ArgumentParser('mine')
 parser.add_argument('--model')
 args = parser.parse_args()
-print(__name__, sys.argv[1:], beside.VALUE, timm.is_model(args.model))
+print(__name__, sys.argv[1:], neighbor.VALUE, timm.is_model(args.model))
 sys.exit(3)
 """
 
@@ -560,7 +560,7 @@ sys.exit(3)
 @pytest.fixture
 def script(tmp_path):
     (tmp_path / 'scripts').mkdir()
-    (tmp_path / 'scripts' / 'beside.py').write_text('VALUE = 7')
+    (tmp_path / 'scripts' / 'neighbor.py').write_text('VALUE = 7')
     (tmp_path / 'scripts' / 'mine.py').write_text(SCRIPT)
     return tmp_path / 'scripts' / 'mine.py'
 

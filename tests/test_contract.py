@@ -4,11 +4,21 @@ import copy
 import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, FEATURE_CLASSES, SMALL_OF, classifiers, images_for, size_of, used_parameters
+from conftest import (
+    ARCHITECTURES,
+    FEATURE_CLASSES,
+    SMALL_OF,
+    classifiers,
+    images_for,
+    rest_is_full,
+    size_of,
+    used_parameters,
+)
 from timm.models import get_notrace_functions, get_notrace_modules, reparameterize_model
 from torch import nn
 
@@ -84,8 +94,11 @@ def change_by_averaging(model: nn.Module, changed: dict[str, torch.Tensor]) -> N
 CHANGES = [change_by_loading, change_data, change_in_place, change_by_assignment, change_by_averaging]
 
 
-@pytest.mark.parametrize('change', CHANGES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize('warm', [torch.no_grad, torch.enable_grad, torch.inference_mode], ids=lambda f: f.__name__)
+WARM = [torch.no_grad, torch.enable_grad, torch.inference_mode]
+IN_TURN = [(change, WARM[i % len(WARM)]) for i, change in enumerate(CHANGES)]
+
+
+@pytest.mark.parametrize(('change', 'warm'), rest_is_full(product(CHANGES, WARM), IN_TURN), ids=lambda f: f.__name__)
 def test_new_weights_take_effect_at_once_in_evaluation_mode(change, warm, model, any_small):
     x = images_for(model)
     with warm():
@@ -406,6 +419,7 @@ def test_checkpointing_changes_no_gradient(any_small):
 # --- graphs
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @torch.no_grad()
 def test_it_can_be_scripted_and_traced(any_small):
@@ -427,7 +441,12 @@ def test_it_can_be_traced_by_fx(deployable):
         torch.testing.assert_close(graph(x)['y'], deployable(x), rtol=1e-4, atol=1e-5)
 
 
+# Plain models are exported and run in `test_export.py`.
+of_deploy_form = pytest.mark.parametrize('deployable', rest_is_full(['plain', 'deploy'], ['deploy']), indirect=True)
+
+
 @pytest.mark.slow
+@of_deploy_form
 @torch.no_grad()
 def test_it_can_be_exported_with_an_open_batch(deployable):
     x = images_for(deployable)
@@ -438,6 +457,7 @@ def test_it_can_be_exported_with_an_open_batch(deployable):
 
 
 @pytest.mark.slow
+@of_deploy_form
 @torch.no_grad()
 def test_it_runs_in_onnxruntime(deployable, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -455,7 +475,14 @@ def compiled(model: nn.Module, **kwargs) -> nn.Module:
     return torch.compile(model, fullgraph=True, **kwargs)
 
 
+# Every plain model; of folded ones TinyViT, where batch norms go, and the rest is the same layers without them.
+COMPILED = [*((family, 'plain') for family in SMALL_OF), ('tinyvit', 'deploy')]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('family', 'deployable'), rest_is_full(product(SMALL_OF, ['plain', 'deploy']), COMPILED), indirect=['deployable']
+)
 @torch.no_grad()
 def test_it_compiles(deployable):
     x = images_for(deployable)

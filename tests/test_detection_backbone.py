@@ -6,10 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, assert_same, images_for
+from conftest import ARCHITECTURES, GRAPHS, assert_same, few_blocks, images_for, rest_is_full
 from golden_rule import fill_by_rule
 from torch import nn
-from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
+from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, images, mmdet_swin
 
 from tinyvit_zoo.downstream.detection import ZooBackbone
 from tinyvit_zoo.downstream.detection.backbone_weights import mmdet_swin_to_timm
@@ -23,11 +23,20 @@ def train_step(backbone: nn.Module, x: torch.Tensor) -> None:
 # --- maps
 
 
-@pytest.mark.parametrize('name', [heavy(name) for name in ARCHITECTURES])
+@pytest.mark.parametrize('name', rest_is_full(ARCHITECTURES, GRAPHS))
 def test_maps_are_those_of_timm(name):
     """Of every released architecture at its own size; Mini-Swin's before the norms that detectors put on them."""
-    whole = fill_by_rule(timm.create_model(name))
-    backbone = ZooBackbone(name, out_norm=False)
+    assert_maps_are_those_of_timm(name)
+
+
+@pytest.mark.parametrize('name', [name for name in ARCHITECTURES if name not in GRAPHS])
+def test_maps_of_every_width_are_those_of_timm(name):
+    assert_maps_are_those_of_timm(name, **few_blocks(name))
+
+
+def assert_maps_are_those_of_timm(name: str, **kwargs) -> None:
+    whole = fill_by_rule(timm.create_model(name, **kwargs))
+    backbone = ZooBackbone(name, out_norm=False, **kwargs)
     backbone.net.load_state_dict({k: v for k, v in whole.state_dict().items() if k in backbone.net.state_dict()})
     x = images_for(whole, batch=1)
     with torch.no_grad():

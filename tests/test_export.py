@@ -1,9 +1,10 @@
-"""Exported files compute what PyTorch does, run without this package, and say what they are."""
+"""Exported files compute what PyTorch does, run without this package, and hold their labels and preprocessing."""
 
 import importlib.util
 import json
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,6 +19,16 @@ from tinyvit_zoo.export import FORMATS, TOLERANCE, check_output, export_model, m
 from tinyvit_zoo.hub import save_folder
 
 SIZE = (64, 96)
+
+
+FAMILIES_AND_FORMATS = list(product(SMALL_OF, FORMATS))
+IN_TURN = [(family, FORMATS[i % len(FORMATS)]) for i, family in enumerate(SMALL_OF)]
+
+
+def only(usual: list[tuple[str, str]]):
+    """A test of these pairs of a family and a format; the others are left to `make test-all`."""
+    parameters = rest_is_full(FAMILIES_AND_FORMATS, usual)
+    return pytest.mark.parametrize(('family', 'format'), parameters, indirect=['format'])
 
 
 @pytest.fixture(params=FORMATS)
@@ -143,6 +154,7 @@ def test_a_plain_vit_made_for_one_size_is_not_exported_for_others(tmp_path):
 
 
 @pytest.mark.slow
+@only(IN_TURN)
 def test_half_precision_stays_within_its_tolerance(any_small, format, tmp_path):
     model = any_small(img_size=SIZE)
     done = export_model(model, tmp_path / f'model.{format}', dtype='fp16')
@@ -167,6 +179,7 @@ def test_metadata_holds_labels_and_preprocessing(small, format, tmp_path):
 
 
 @pytest.mark.slow
+@only(IN_TURN)
 def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
     model = any_small(img_size=SIZE, in_chans=1, num_classes=2)
     target = tmp_path / f'model.{format}'
@@ -182,6 +195,7 @@ def test_random_weights_do_not_claim_to_be_released():
 
 
 @pytest.mark.slow
+@only(IN_TURN[:2])
 def test_the_snippet_runs_in_a_process_without_this_package(any_small, format, tmp_path):
     model = any_small(img_size=64)
     done = export_model(model, tmp_path / f'model.{format}')
@@ -209,7 +223,7 @@ def test_a_multiplexed_model_is_exported_from_its_folder(format, tmp_path):
 
 
 def broken(monkeypatch) -> None:
-    """The program that is written is that of another model."""
+    """Write the program of another model."""
     from tinyvit_zoo import export
 
     trace, other = export._trace, torch.nn.Sequential

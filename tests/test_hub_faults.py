@@ -1,4 +1,4 @@
-"""Whatever goes wrong between us and the Hub: one sentence or success, nothing half-written, and the retry succeeds.
+"""Faults between us and the Hub: one sentence or success, no partial files, and a retry that succeeds.
 
 The client is huggingface_hub's own, over loopback, in processes of their own. Xet, which real pushes and downloads use
 where it is installed, is off: the server here does not speak it, so files travel by plain HTTP and git-LFS.
@@ -42,7 +42,7 @@ def other_page(tmp_path_factory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault that lasts, and what the user reads."""
+    """A fault that lasts, and words of the message."""
 
     what: str
     fault: Fault | None

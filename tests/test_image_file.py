@@ -174,6 +174,12 @@ def test_registered_benchmarks_are_read_as_stored_and_their_features_kept_apart(
     assert turned.fingerprint() != stored.fingerprint()
 
 
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'webp'])
+def test_damaged_exif_data_do_not_make_an_image_unreadable(extension, tmp_path):
+    Image.new('RGB', (4, 3)).save(tmp_path / f'x.{extension}', exif=b'Exif\0\0garbage')
+    assert load_image(tmp_path / f'x.{extension}').size == (4, 3)
+
+
 def noise() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 

@@ -68,7 +68,7 @@ def without(state_dict: dict, *starts: str) -> dict:
 
 
 def logits_of(name: str) -> torch.Tensor:
-    """What `pretrained=True` computes in double precision on the images of the golden outputs."""
+    """Outputs with `pretrained=True` in double precision on the images of the golden outputs."""
     model = timm.create_model(name, pretrained=True).eval().double()
     with torch.no_grad():
         return model(noise(224, 224).double())
@@ -193,7 +193,7 @@ def tiny_classifier() -> dict:
 
 
 def wrong_files() -> dict[str, tuple[Callable[[Path], Path], str, tuple[str, ...]]]:
-    """What is wrong -> (writer of the file into a folder, tag, words of the message)."""
+    """Defect -> (writer of the file into a folder, tag, words of the message)."""
     return {
         '12 heads into 3': (
             lambda p: mae_lite_file(p / 'f.pth', tiny_classifier()),

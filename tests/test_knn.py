@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused():
         ((bank, labels, queries[:0], truth[:0], (5,)), ['queries']),
         ((bank[None], labels, queries, truth, (5,)), ['(1, 50, 16)']),
         ((bank[:, :8], labels, queries, truth, (5,)), ['8', '16']),
-        ((bank, labels - 5, queries, truth, (5,)), ['from 0']),
+        ((bank, labels - 5, queries, truth, (5,)), ['at 0']),
         ((bank, labels * 0, queries, truth, (5,)), ['one class']),
     ):
         refused(lambda a=arguments: knn.run(*a), *words, kind=EvaluationError)

@@ -125,6 +125,7 @@ def test_the_resized_tables_equal_the_released_code(official_file):
         assert_close(official[key], table, RESIZED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'case',
     [

@@ -1,4 +1,4 @@
-"""A page is packed whole or not at all, and `verify` notices whatever is not as it was packed."""
+"""A page is packed whole or not at all, and `verify` notices every change."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def packed_once(model_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def page(packed_once, tmp_path) -> Path:
-    """A packed page that may be spoilt."""
+    """A packed page that a test may damage."""
     return Path(shutil.copytree(packed_once, tmp_path / 'page'))
 
 
@@ -146,7 +146,7 @@ def test_a_folder_without_test_tensors_fails(model_folder):
 )  # fmt: skip
 def test_an_invalid_manifest_is_refused(page, content):
     (page / 'manifest.json').write_text(content % 0 if '%' in content else content)
-    refused(lambda: verify(page), 'manifest.json is no list')
+    refused(lambda: verify(page), 'manifest.json is not a list')
 
 
 @pytest.mark.parametrize('file', [None, 'config.json', 'model.safetensors', 'test/rand_tensors.safetensors'])
@@ -282,7 +282,7 @@ def test_an_invalid_license_id_is_refused(model_folder, tmp_path, license):
 def test_the_expected_output_is_computed_in_another_process(
     model_folder, tmp_path, monkeypatch, pack_by_another_process
 ):
-    """Its process knows nothing but the files: what is broken here does not reach it."""
+    """That process knows only the files: a model that is broken here does not affect it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
     pair = load_file(pack(str(model_folder), tmp_path / 'page') / 'test/rand_tensors.safetensors')
     monkeypatch.undo()

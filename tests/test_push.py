@@ -1,4 +1,4 @@
-"""What is pushed was proved, arrives whole, overwrites nothing unknown, and is the same model when it is fetched.
+"""A pushed page was verified, arrives whole, overwrites nothing unknown, and is the same model when it is downloaded.
 
 huggingface_hub's own client, over loopback, in processes of their own; Xet is off there (see test_hub_faults.py).
 """
@@ -74,7 +74,7 @@ def test_a_page_is_pushed_once_and_can_be_loaded(hub, client, page):
 
 @pytest.mark.slow
 def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
-    """By the command alone; the same again makes no commit."""
+    """By the command alone; pushing the same again makes no commit."""
     for _ in range(2):
         code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random', '--seed', 1, '--to', REPO)
         assert code == 0, err
@@ -298,7 +298,7 @@ print(type(loaded.timm_model).__name__, type(loaded).__module__.split('.')[0])
 
 
 def assert_the_hub_gives_it_back(hub: MiniHub, client: HubClient, page: Path, model: torch.nn.Module) -> None:
-    """Pushed, proved in another cache, and the same in timm and transformers, with our class in both."""
+    """Pushed, verified in another cache, and the same in timm and transformers, with our class in both."""
     pushed(client, page)
     assert hub.pages[REPO].files == contents(page)
     code, _, err = client.run('verify', REPO)
@@ -309,7 +309,7 @@ def assert_the_hub_gives_it_back(hub: MiniHub, client: HubClient, page: Path, mo
 
 
 def assert_the_page_is_the_model(model: torch.nn.Module, root: Path) -> Path:
-    """Packed, proved, and the same from its folder in timm and in transformers. Gives the page."""
+    """Packed, verified, and the same from its folder in timm and in transformers. Returns the page."""
     transformers = pytest.importorskip('transformers')
     auto = transformers.AutoModelForImageClassification if model.num_classes else transformers.AutoModel
     image = images_for(model, 1)
@@ -328,7 +328,7 @@ def assert_the_page_is_the_model(model: torch.nn.Module, root: Path) -> Path:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A folder that is gone at once: pages of all models are gigabytes."""
+    """A folder that is removed right after its test: pages of all models are gigabytes."""
     with tempfile.TemporaryDirectory(prefix='page-') as folder:
         yield Path(folder)
 

@@ -34,8 +34,8 @@ RESIZED_CASES = [
 
 
 def heavy(case: Case):
-    """As a parameter; those of 384 and 512 pixels take long in double precision."""
-    return pytest.param(case, marks=[pytest.mark.slow] if case.reference.endswith(('384', '512')) else [])
+    """As a parameter; the larger models take long in double precision."""
+    return pytest.param(case, marks=[] if '_5m_' in case.reference else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize('case', [heavy(case) for case in NATIVE + RESIZED_CASES], ids=str)
@@ -52,7 +52,7 @@ def test_outputs_equal_the_released_code(case, official_file):
     assert_close(model(ramp(*size).double()), expected['logits_ramp_f64'], case.atol)
 
 
-@pytest.mark.parametrize('case', [c for c in NATIVE + RESIZED_CASES if '512' not in c.reference], ids=str)
+@pytest.mark.parametrize('case', [heavy(c) for c in NATIVE + RESIZED_CASES if '512' not in c.reference], ids=str)
 @torch.no_grad()
 def test_every_stage_equals_the_released_code(case, official_file):
     expected = golden(case.reference)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import SMALL_OF, images_for, size_of, small_of
+from conftest import SMALL_OF, images_for, rest_is_full, size_of, small_of
 from minihub import MiniHub, Page
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -159,6 +159,7 @@ def test_what_transformers_saves_is_loaded_by_both(model, folder, tmp_path, name
         assert_equal(again(x), expected)
 
 
+@pytest.mark.parametrize('family', rest_is_full(SMALL_OF, ('tinyvit', 'mini_swin')))
 def test_trainer_trains_it(folder, tmp_path):
     pytest.importorskip('accelerate')
     model = auto(
@@ -241,6 +242,7 @@ def ramp(side: int) -> torch.Tensor:
     return torch.linspace(-1, 1, 2 * 3 * side**2).view(2, 3, side, side)
 
 
+@pytest.mark.parametrize('family', rest_is_full(SMALL_OF, ('tinyvit', 'tinymim')))
 def test_remote_code_imports_our_class_in_a_process_without_it(model, folder):
     done = in_new_process(LOAD, folder, True, 64)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The benchmark of weight multiplexing: it runs, goes on after a kill, and says what came out, whatever that is."""
+"""The benchmark of weight multiplexing: it runs, resumes after a kill, and reports the result, whatever it is."""
 
 import importlib.util
 import json

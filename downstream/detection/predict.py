@@ -155,13 +155,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def write_predictions(
-    predictor: Predictor, pictures: Sequence[Path], output: Path, progress: bool = False
+    predictor: Predictor, paths: Sequence[Path], output: Path, progress: bool = False
 ) -> Iterator[tuple[Path, Found | Segments]]:
     """Write NAME.png, the image with the predictions drawn on it, and NAME.json, for each image.
 
     Args:
         predictor: Of a detector or segmenter.
-        pictures: Files.
+        paths: Image files.
         output: Folder, created if it is missing.
         progress: Show a bar.
 
@@ -169,17 +169,18 @@ def write_predictions(
         The file of the drawn image, and the predictions.
 
     Raises:
-        EvaluationError: If an image cannot be read, or the folder cannot be written to.
+        ImageError: If an image cannot be read.
+        EvaluationError: If the folder cannot be written to, or a drawing would replace an image.
     """
-    for path in tqdm(pictures, unit='image', disable=None if progress and len(pictures) > 1 else True):
-        picture = load_image(path)
-        result = predictor(picture)
-        record = dict(image=str(path), width=picture.width, height=picture.height, **_plain(result, predictor.classes))
+    for path in tqdm(paths, unit='image', disable=None if progress and len(paths) > 1 else True):
+        image = load_image(path)
+        result = predictor(image)
+        record = dict(image=str(path), width=image.width, height=image.height, **_plain(result, predictor.classes))
         drawn = output / f'{path.stem}.png'
         if drawn.resolve() == path.resolve():
             raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
         data = io.BytesIO()
-        draw(picture, result, predictor.classes).save(data, format='PNG')
+        draw(image, result, predictor.classes).save(data, format='PNG')
         write_whole(drawn, data.getvalue())
         write_whole(drawn.with_suffix('.json'), json.dumps(record, indent=2).encode())
         yield drawn, result

@@ -4,6 +4,7 @@ Pillow alone clips whatever lies above 255: 16-bit grey images turn white and fl
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,7 +64,8 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
         raise UnidentifiedImageError('the format is unknown') from e
     image.load()
     if upright:
-        ImageOps.exif_transpose(image, in_place=True)
+        with suppress(Exception):  # damaged EXIF data raise almost anything; the image counts as upright then
+            ImageOps.exif_transpose(image, in_place=True)
     narrow = _in_eight_bits(image, _bits(image))
     # Pillow inverts such images of 8 bits by itself.
     inverted = narrow is not image and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
