@@ -27,9 +27,9 @@ def in_turn(values: Iterable[str]) -> list[tuple[str, str]]:
     return [(value, FORMATS[i % len(FORMATS)]) for i, value in enumerate(values)]
 
 
-def only(usual: list[tuple[str, str]]):
+def only(usual: list[tuple[str, str]], families: Iterable[str] = SMALL_OF):
     """A test of these pairs of a family and a format; the others are left to `make test-all`."""
-    parameters = rest_is_full(product(SMALL_OF, FORMATS), usual)
+    parameters = rest_is_full(product(families, FORMATS), usual)
     return pytest.mark.parametrize(('family', 'format'), parameters, indirect=['format'])
 
 
@@ -123,7 +123,8 @@ OPEN_SIZES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('family', OPEN_SIZES)
+# Both formats of TinyViT and of the first plain ViT.
+@only([*product(['tinyvit', 'mini_deit'], FORMATS), *in_turn(OPEN_SIZES)], OPEN_SIZES)
 def test_a_dynamic_size_takes_other_images(family, format, tmp_path):
     kwargs, sizes = OPEN_SIZES[family]
     model = small_of(family, img_size=SIZE, **kwargs)
