@@ -5,8 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
+# Test files that need no extra but `cli`.
+CORE := attention_distillation augment checkpoints compress compress_init compress_saved contract dense_backbone \
+	dense_golden dense_loading deploy_layers distill_losses head_count hub_folder hubconf import inference_layers loading \
+	minivit_contract minivit_golden minivit_layers plain_vit_golden plain_vit_loading pretrain_d_mae pretrain_loading \
+	pretrain_mae pretrain_mocov3 pretrain_tinymim profile pyramid relation_distillation releases resolution sources taps \
+	tinymim_contract tinyvit_contract tinyvit_golden tinyvit_resolution
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all quick lint types format docs bench clean
+.PHONY: help demo test test-all quick core lint types format docs bench clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,7 +28,10 @@ test-all: $(VENV)/.dev  ## The same for every architecture, tag and combination 
 	$(BIN)/python -m pytest -m 'full or not full' -n 2 --dist worksteal
 
 quick: $(VENV)/.dev  ## The tests without the slow ones
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+core: $(VENV)/.core  ## The quick tests of the package without its extras
+	$(BIN)/python -m pytest -n 2 $(CORE:%=tests/test_%.py)
 
 lint: $(VENV)/.dev  ## Check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -56,6 +66,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[eval]'
+	@touch $@
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[cli]' pytest pytest-timeout pytest-xdist pyyaml
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -1,6 +1,6 @@
-"""ONNX and pt2 files in their runtimes beside PyTorch, eager and in deploy form, in one process.
+"""ONNX and pt2 files in their runtimes, compared with PyTorch, eager and in deploy form, in one process.
 
-Every file is held against PyTorch when it is exported. On CPU: one thread for each runtime, process CPU time, the
+Every file is verified against PyTorch when it is exported. On CPU: one thread for each runtime, process CPU time, the
 variants in turn, the order reversed every other round; a ratio is the median of the rounds' ratios.
 
     python benchmarks/export.py
@@ -16,9 +16,10 @@ from pathlib import Path
 import onnxruntime
 import timm
 import torch
-from timing import deploy, forward, measure, print_machine, ratio, report, write_figures
+from timing import deploy, forward, print_machine, report, write_figures
 
 import tinyvit_zoo  # noqa: F401  registers our models
+from tinyvit_zoo.common.paired_timing import measure, ratio
 from tinyvit_zoo.export import export_model
 
 NAMES = (
@@ -33,7 +34,7 @@ BATCHES = (8, 1)
 
 
 def in_onnxruntime(path: Path, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """One thread, as PyTorch has here; no thread waits for work in a loop, which would count as CPU time."""
+    """One thread, as for PyTorch here, and no spinning, which would count as CPU time."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')

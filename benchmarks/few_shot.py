@@ -1,8 +1,7 @@
-"""The CD-FSL benchmark's classifier for all episodes at once, beside its plain loop.
+"""The CD-FSL benchmark's classifier for all episodes at once, compared with its plain loop.
 
-The reference is the obvious code: nn.Linear and torch's SGD, one episode after the other, on features that are there
-already. It runs a few episodes before and after ours and is extrapolated to all of them. One process, one thread,
-process CPU time.
+The baseline is nn.Linear and torch's SGD, one episode after the other, on features that are already computed. It runs
+a few episodes before and after ours and is extrapolated to all of them. One process, one thread, process CPU time.
 
     python benchmarks/few_shot.py [--rounds 3]
 """
@@ -13,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from timing import print_machine, write_figures
 from torch import nn
 
+from tinyvit_zoo.common.paired_timing import timed
 from tinyvit_zoo.downstream import few_shot
 from tinyvit_zoo.downstream.classifiers import cdfsl, cdfsl_kernel
 
@@ -51,8 +52,9 @@ def plain_loop(features: torch.Tensor, support: np.ndarray, query: np.ndarray, s
 
 
 def head_rate() -> float:
-    """GFLOP/s of one thread in the two matrix products of a training step of nn.Linear(576, 100), 1024 rows; with all
-    that the step does besides, and the best of many, as the rate was measured where the times of `FACTS` are from.
+    """GFLOP/s of one thread in the two matrix products of a training step of nn.Linear(576, 100), 1024 rows.
+
+    The whole step is timed, and the best of many counts, as where the times of `FACTS` come from.
     """
     x, y, net = torch.randn(1024, WIDTH), torch.randint(100, (1024,)), nn.Linear(WIDTH, 100)
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -82,9 +84,10 @@ def reference(features: torch.Tensor, episodes: few_shot.Episodes, which: list[i
     start = torch.from_numpy(start).to(features)
     seconds, logits = [], []
     for i, e in enumerate(which):
-        begin = time.process_time()
-        logits.append(plain_loop(features, episodes.support[e], episodes.query[e], start[i], orders[i]))
-        seconds.append(time.process_time() - begin)
+        episode = partial(plain_loop, features, episodes.support[e], episodes.query[e], start[i], orders[i])
+        spent, answer = timed(episode)
+        seconds.append(spent)
+        logits.append(answer)
     return statistics.median(seconds), torch.stack(logits)
 
 
@@ -120,9 +123,8 @@ def measure(shots: int, rounds: int, rate: float) -> list[dict]:
     for i in range(rounds):
         for variant in variants[:: 1 if i % 2 == 0 else -1]:
             with steps_in(variant):
-                begin = time.process_time()
-                results[variant] = few_shot.run(features, labels, episodes)
-                ours[variant].append(time.process_time() - begin)
+                seconds, results[variant] = timed(lambda: few_shot.run(features, labels, episodes))
+                ours[variant].append(seconds)
             after, logits = reference(features, episodes, last)
             theirs.append(EPISODES * (before + after) / 2)
             ratios[variant].append(theirs[-1] / ours[variant][-1])

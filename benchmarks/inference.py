@@ -1,4 +1,4 @@
-"""Ours beside timm's TinyViT, in one process: ratios of speed, ours over theirs.
+"""Our TinyViT compared with timm's in one process: ratios of speed, ours over theirs.
 
 Both models hold the same random weights with non-trivial BatchNorm statistics and bias tables, and their outputs are
 compared before anything is timed. On CPU: one thread, process CPU time, the variants in turn, the order reversed
@@ -19,12 +19,13 @@ from pathlib import Path
 
 import timm
 import torch
-from timing import cuda_ms, deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report, write_figures
+from timing import deploy, forward, has_bf16, import_file, print_machine, report, write_figures
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_zoo  # noqa: F401  registers our models
 from tinyvit_zoo.checkpoints import TINYVIT_KEYS
+from tinyvit_zoo.common.paired_timing import cuda_ms, measure, ratio
 
 # (model, batch), and the targets set for the ratios; None: not set.
 CASES = {'21m_224': [8, 1], '21m_384': [2], '5m_224': [8]}
@@ -43,7 +44,7 @@ TARGETS = {
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Weights as created, but BatchNorm statistics, norms and bias tables away from their start values."""
+    """Weights as created, but BatchNorm statistics, norms and bias tables away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -1,7 +1,7 @@
-"""kNN beside the plain one-hot vote: process CPU time, peak memory, predictions.
+"""kNN compared with the plain one-hot vote: process CPU time, peak memory, predictions.
 
-The reference is the obvious code, the vote of DINOv2's protocol: for each batch of queries, a row of all classes for
-each neighbour. Times are taken in one process, one thread, in turn; memory in a process for each, ru_maxrss after the
+The baseline is the vote as DINOv2's protocol describes it: for each batch of queries, a row of all classes for each
+neighbor. Times are taken in one process, one thread, in turn; memory in a process for each, ru_maxrss after the
 run minus before it.
 
     python benchmarks/knn.py [--queries 2048] [--rounds 3]
@@ -11,10 +11,9 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from few_shot import FACTS_RATE, head_rate
 from timing import print_machine, write_figures
 
+from tinyvit_zoo.common.paired_timing import measure, ratio
 from tinyvit_zoo.downstream import knn
 
 BANK, WIDTH, CLASSES = 50_000, 576, 1000
@@ -69,7 +69,7 @@ def memory_added(variant: str, data: tuple[torch.Tensor, ...]) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     few = tuple(x[:n] for x, n in zip(data, (300, 300, 4, 4), strict=True))
-    call(variant, few)  # what the libraries load once is no part of it
+    call(variant, few)  # without what the libraries load once
     before = peak()
     call(variant, data)
     return peak() - before
@@ -96,31 +96,26 @@ def main() -> None:
     memory = {variant: memory_of(variant, args.queries) for variant in ('plain', 'ours')}
     data = make(args.queries)
     where, rates = print_machine(args.rounds)
-    seconds: dict[str, list[float]] = {'plain': [], 'ours': []}
-    answers = {}
-    for i in range(args.rounds):
-        for variant in ('plain', 'ours')[:: 1 if i % 2 == 0 else -1]:
-            start = time.process_time()
-            answers[variant] = call(variant, data)
-            seconds[variant].append(time.process_time() - start)
+    answers = {variant: call(variant, data) for variant in ('plain', 'ours')}
+    seconds = measure({variant: partial(call, variant, data) for variant in answers}, args.rounds)
     different = {k: int((answers['plain'][k] != answers['ours'][k]).sum()) for k in knn.KS}
     accuracy = {k: 100 * (answers['ours'][k] == data[3]).float().mean().item() for k in knn.KS}
     print(f'bank {BANK} x {WIDTH}, {CLASSES} classes, {args.queries} queries; load {os.getloadavg()[0]:.1f}')
     print('accuracy by k: ' + ', '.join(f'{k}: {a:.1f} %' for k, a in accuracy.items()))
     print(f'different predictions by k: {different}')
-    ratio = statistics.median(p / o for p, o in zip(seconds['plain'], seconds['ours'], strict=True))
+    speedup = ratio(seconds['plain'], seconds['ours'])
     plain, ours = (min(seconds[v]) for v in ('plain', 'ours'))
     expected = FACTS * args.queries / 2048 * FACTS_RATE / head_rate()
     print(
         f'plain {plain:.2f} s; it took {FACTS} s where a linear head did {FACTS_RATE} GFLOP/s, which is '
         f'{expected:.2f} s at the rate here: {plain / expected:.2f}x that'
     )
-    print(f'ours  {ours:.2f} s: {ratio:.2f}x   target {TARGET} {"met" if ratio >= TARGET else "MISSED"}')
+    print(f'ours  {ours:.2f} s: {speedup:.2f}x   target {TARGET} {"met" if speedup >= TARGET else "MISSED"}')
     less = memory['plain'] / memory['ours']
     print(f'peak memory: plain +{memory["plain"]:.0f} MiB, ours +{memory["ours"]:.0f} MiB: {less:.1f}x less   '
           f'target {MEMORY_TARGET} {"met" if less >= MEMORY_TARGET else "MISSED"}')  # fmt: skip
     write_figures(
-        args.json, where=where, rates=rates, seconds=seconds, ratio=ratio, memory_mib=memory, different=different
+        args.json, where=where, rates=rates, seconds=seconds, ratio=speedup, memory_mib=memory, different=different
     )
 
 

@@ -1,19 +1,17 @@
-"""Linear probes beside the obvious code: a sweep with the backbone in the loop, ridge and logistic paths.
+"""Linear probes compared with a baseline: a sweep with the backbone in the loop, ridge and logistic paths.
 
 One process, one thread, process CPU time. Both sides of the sweep compute the same crops of the same images; the
-reference evaluates nothing, ours also passes its held-out and test images. Features for the paths are made up: 100
+reference evaluates nothing, ours also passes its held-out and test images. Features for the paths are synthetic: 100
 classes around centres, with a spectrum that falls like 1 / n. The reference of both paths is scikit-learn in float32
-with its defaults (tol 1e-4, max_iter 100). At a large C those end long before it has converged, and its accuracy there
-is that of stopping early; so the accuracy of the logistic path is held against its fits in float64 with tol 1e-9, too.
+with its defaults (tol 1e-4, max_iter 100). At a large C those fits end long before convergence, and the accuracy there
+is that of early stopping; so the logistic path is also compared with fits in float64 with tol 1e-9.
 
     python benchmarks/linear_probe.py [--only sweep|ridge|logistic]
 """
 
 import argparse
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,8 @@ from timing import print_machine, write_figures
 from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.common import paired_timing
+from tinyvit_zoo.common.paired_timing import timed
 from tinyvit_zoo.common.seeding import Seeds, seeded
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.downstream.classifiers import logistic, ridge
@@ -42,7 +42,7 @@ EXPECTED, EXPECTED_RATE = 14.7, 73  # CPU seconds of a fit with C = 1 on a machi
 
 
 def solo_run(model, train, start, lr, steps):
-    """The obvious code: crops, backbone, nn.Linear, SGD; one learning rate."""
+    """The baseline for one learning rate: crops, backbone, nn.Linear, SGD."""
     transform, _ = probe_transforms(model)
     head = nn.Linear(model.num_features, len(train.classes))
     head.load_state_dict(start)
@@ -60,12 +60,6 @@ def solo_run(model, train, start, lr, steps):
         F.cross_entropy(head(features), targets).backward()
         optimizer.step()
     return head
-
-
-def timed(call: Callable[[], object]) -> tuple[float, object]:
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
 
 
 def sweep(folder: Path) -> dict:
@@ -132,7 +126,7 @@ def ridge_rows(x: np.ndarray, y: np.ndarray, rounds: int, rate: float) -> dict:
     for (weight, _), penalty in zip(found, path.penalties, strict=True):
         direct = np.linalg.solve(gram + penalty * np.eye(WIDTH), products)
         error = max(error, abs(weight - direct).max() / abs(direct).max())
-    ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+    ratio = paired_timing.ratio(theirs, ours)
     expected, fit = EXPECTED * EXPECTED_RATE / rate, statistics.median(theirs)
     print(
         f'\nridge, {ROWS} x {WIDTH}, {CLASSES} classes: {len(found)} penalties in {statistics.median(ours):.2f} s, one '
@@ -145,7 +139,7 @@ def ridge_rows(x: np.ndarray, y: np.ndarray, rounds: int, rate: float) -> dict:
 
 
 def logistic_rows(x: np.ndarray, y: np.ndarray, tight: list[int]) -> dict:
-    """The path before and after scikit-learn's fits; then both where scikit-learn goes on until it has converged."""
+    """The path before and after scikit-learn's fits; then both where scikit-learn runs until convergence."""
     held = ROWS // 10
     train, (choose, truth) = (x[held:], y[held:]), (x[:held], y[:held])
     first = timed(lambda: logistic.logistic_path(*train, progress=False))[0]
@@ -190,13 +184,13 @@ def scikit_learn(i: int, train: tuple[np.ndarray, np.ndarray], choose: np.ndarra
 
 
 def compare_defaults(defaults: list[dict], theirs: list[float], ours: list[float]) -> dict:
-    """Accuracies at every C beside scikit-learn as it is, which stops after 100 iterations, converged or not."""
+    """Accuracies at every C compared with scikit-learn as it is, which stops after 100 iterations, converged or not."""
     gaps: dict[bool, list[float]] = {True: [0.0], False: [0.0]}
     for row, a, b in zip(defaults, theirs, ours, strict=True):
         gaps[row['iterations'] < DEFAULT_ITERATIONS].append(abs(a - b))
     best, chosen = int(np.argmax(theirs)), int(np.argmax(ours))
     print(
-        f'held-out accuracy beside scikit-learn with its defaults:\n'
+        f'held-out accuracy compared with scikit-learn with its defaults:\n'
         f'  its {len(gaps[True]) - 1} fits that stop by themselves: at most {max(gaps[True]):.2f} points apart\n'
         f'  its {len(gaps[False]) - 1} fits that {DEFAULT_ITERATIONS} iterations end: up to {max(gaps[False]):.2f} '
         f'points apart (it has not converged)\n'
@@ -214,8 +208,8 @@ def compare_converged(
     mine: list[np.ndarray],
     ours: list[float],
 ) -> list[dict]:
-    """Accuracies at some C beside scikit-learn in float64 with a tolerance of 1e-9; it rounds too much in float32."""
-    print('held-out accuracy beside scikit-learn in float64 with tol 1e-9, which goes on until it has converged:')
+    """Accuracies at some C compared with scikit-learn in float64 (float32 is too coarse) with a tolerance of 1e-9."""
+    print('held-out accuracy compared with scikit-learn in float64 with tol 1e-9, run until convergence:')
     train = train[0].astype(np.float64), train[1]
     rows = []
     for i in places:

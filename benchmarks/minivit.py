@@ -1,7 +1,7 @@
-"""Mini-Swin and Mini-DeiT beside the uncompressed Swin and DeiT of timm, and the authors' classes, in one process.
+"""Mini-Swin and Mini-DeiT compared with timm's uncompressed Swin and DeiT and the authors' classes, in one process.
 
-Weight multiplexing saves parameters, not products: a Mini model does all that its uncompressed one does, and mixes
-heads besides. Ours and the authors' hold the same random weights, and their outputs are compared before anything is
+Weight multiplexing saves parameters, not products: a Mini model does everything that its uncompressed one does, and
+mixes heads. Ours and the authors' hold the same random weights, and their outputs are compared before anything is
 timed; timm's have weights of their own. On CPU: one thread, process CPU time, the variants in turn, the order reversed
 every other round; a ratio is the median of the rounds' ratios.
 
@@ -23,11 +23,12 @@ from pathlib import Path
 
 import timm
 import torch
-from timing import deploy, forward, has_bf16, import_file, measure, print_machine, ratio, report, same, write_figures
+from timing import deploy, forward, has_bf16, import_file, print_machine, report, write_figures
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyvit_zoo.checkpoints import MINI_DEIT_KEYS, MINI_SWIN_KEYS
+from tinyvit_zoo.common.paired_timing import measure, ratio, same
 
 DEIT, SWIN = 'mini_deit_small_patch16_224', 'mini_swin_tiny_patch4_window7_224'
 UNCOMPRESSED = {DEIT: 'deit_small_patch16_224', SWIN: 'swin_tiny_patch4_window7_224'}
@@ -40,7 +41,7 @@ TARGETS = {
 
 
 def randomise(model: nn.Module) -> None:
-    """Tables, norms and head mixing away from their start values; head mixing about the identity."""
+    """Tables, norms and head mixing away from their initial values; head mixing about the identity."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

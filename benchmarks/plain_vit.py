@@ -1,6 +1,6 @@
-"""TinyMIM and MAE-Lite beside timm's own ViT of equal layers and weights, in one process.
+"""TinyMIM and MAE-Lite compared with timm's own ViT of equal layers and weights, in one process.
 
-As created both run timm's code, so nothing is to be gained there; the deploy form is ours. The outputs are compared
+As created, both run timm's code at the same speed; the deploy form is ours. The outputs are compared
 before anything is timed. On CPU: one thread, process CPU time, the variants in turn, the order reversed every other
 round; a ratio is the median of the rounds' ratios.
 
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import timm
 import torch
-from timing import deploy, forward, has_bf16, measure, print_machine, ratio, report, same, write_figures
+from timing import deploy, forward, has_bf16, print_machine, report, write_figures
 from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers our models
+from tinyvit_zoo.common.paired_timing import measure, ratio, same
 
 # Ours, and the arguments that make timm's the same model.
 STOCK = {

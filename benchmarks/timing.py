@@ -1,4 +1,4 @@
-"""What the benchmarks share: measuring variants in turn, ratios, the machine, and the authors' modules."""
+"""Shared by the benchmarks: model variants, the machine, the report, and the authors' modules."""
 
 import copy
 import importlib.util
@@ -14,12 +14,11 @@ import torch
 from timm.models import _registry, reparameterize_model
 from torch import nn
 
-from tinyvit_zoo.common.paired_timing import cpu_name, cuda_ms, measure, ratio, same
+from tinyvit_zoo.common.paired_timing import cpu_name, measure
 from tinyvit_zoo.layers import DeployLinear
 
 __all__ = [
-    'cpu_name', 'cuda_ms', 'deploy', 'forward', 'has_bf16', 'import_file', 'matrix_rate', 'measure', 'print_machine',
-    'ratio', 'report', 'same', 'write_figures',
+    'deploy', 'forward', 'has_bf16', 'import_file', 'matrix_rate', 'print_machine', 'report', 'write_figures',
 ]  # fmt: skip
 
 
@@ -41,7 +40,7 @@ def has_bf16() -> bool:
 
 
 def matrix_rate(layer: nn.Module, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s of one thread in a linear layer of a typical size of the model; the best of many tries is the limit."""
+    """GFLOP/s of one thread in a linear layer of a size typical of the models: the best of many runs."""
     x = torch.randn(1568, layer.in_features).to(dtype)
     layer = layer.to(dtype)
     with torch.inference_mode():
@@ -68,7 +67,7 @@ def print_machine(rounds: int) -> tuple[str, dict[str, float]]:
 
 
 def report(result: dict, rates: dict[str, float], targets: dict[str, dict]) -> None:
-    """Print ratios beside their targets, then rates."""
+    """Print ratios with their targets, then rates."""
     print(f'\n{result["model"]} B={result["batch"]}')
     for row, value in result['ratios'].items():
         target = targets.get(row, {}).get((result['model'], result['batch']))
@@ -85,14 +84,14 @@ def report(result: dict, rates: dict[str, float], targets: dict[str, dict]) -> N
 
 
 def write_figures(path: Path | None, **figures: object) -> None:
-    """Keep what was measured as JSON, if a path is given, and say where."""
+    """Write the measurements as JSON and print the path, if one is given."""
     if path:
         path.write_text(json.dumps(figures, indent=2))
         print(f'\nfigures in {path}')
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import a file of the authors' code. What it registers would replace timm's models, so that is undone."""
+    """Import a file of the authors' code, and undo its registrations, which would replace timm's models."""
     kept = {k: copy.copy(v) for k, v in vars(_registry).items() if isinstance(v, dict | set) and not k.startswith('__')}
     spec = importlib.util.spec_from_file_location(f'official_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)

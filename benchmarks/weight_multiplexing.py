@@ -3,23 +3,23 @@
 A small timm VisionTransformer, the teacher, learns scikit-learn's handwritten digits. From it come four students with
 a quarter of its layers' weights: WS (weights shared), WS+WT (and transformed: head mixing of its own for every layer),
 WS+WD (and distilled: the released Mini-Swin losses, no ground truth), WS+WT+WD. All four start from the teacher's
-first layer of each group and see the same pictures, shifts and number of steps in the same order; WS and WS+WT learn
-from the labels. The teacher knows more than the students' pictures show: it was trained on three times as many.
-Everything is measured on pictures that nobody was trained on; the number of steps is fixed beforehand.
+first layer of each group and see the same images, shifts and number of steps in the same order; WS and WS+WT learn
+from the labels. The teacher knows more than the students' images show: it was trained on three times as many.
+Accuracy is measured on images that no model was trained on; the number of steps is fixed beforehand.
 
     python benchmarks/weight_multiplexing.py                       # 5 seeds
     python benchmarks/weight_multiplexing.py --seeds 10            # adds the missing ones to the 5
 
-Every seed is kept when it is done: started again after a kill, the benchmark goes on with the next.
+Every finished seed is kept: started again after a kill, the benchmark resumes with the next.
 """
 
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from tqdm import tqdm
 import tinyvit_zoo
 from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.paired_timing import timed
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers
 from tinyvit_zoo.downstream.demo.digits import SIZE
@@ -64,11 +65,11 @@ PAIRS = [  # (better, worse) according to the paper: neighbours in its order, th
 
 @dataclass(frozen=True)
 class Settings:
-    """What a seed's result depends on. `pictures` are numbers of training pictures, the students' among the teacher's;
-    all others of the 1797 are held out."""
+    """Everything that a seed's result depends on. `images` are numbers of training images; those of the students are
+    among those of the teacher, and all others of the 1797 are held out."""
 
-    teacher_pictures: int = 900
-    student_pictures: int = 300
+    teacher_images: int = 900
+    student_images: int = 300
     teacher_epochs: int = 60
     student_epochs: int = 60
     teacher_lr: float = 3e-3
@@ -82,12 +83,12 @@ class Settings:
     @property
     def steps(self) -> int:
         """Optimizer steps of one seed."""
-        teacher = self.teacher_pictures // self.batch * self.teacher_epochs
-        return teacher + len(STUDENTS) * (self.student_pictures // self.batch * self.student_epochs)
+        teacher = self.teacher_images // self.batch * self.teacher_epochs
+        return teacher + len(STUDENTS) * (self.student_images // self.batch * self.student_epochs)
 
 
 def load_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """All digits (1797, 1, SIZE, SIZE) with mean about 0 and deviation about 1, and their labels."""
+    """All digits (1797, 1, SIZE, SIZE) with mean about 0 and standard deviation about 1, and their labels."""
     bunch = datasets.load_digits()
     # The order in which the published figures were measured.
     parts = train_test_split(bunch.images, bunch.target, test_size=0.25, random_state=0, stratify=bunch.target)
@@ -108,7 +109,7 @@ def train(
     batch: int,
     done: Callable[[], object],
 ) -> None:
-    """AdamW with a one-cycle learning rate on pictures shifted at random; `loss` takes pictures and their labels."""
+    """AdamW with a one-cycle learning rate on images shifted at random; `loss` takes images and their labels."""
     model.train()
     steps = len(images) // batch
     groups = param_groups_weight_decay(model, 0.05, model.no_weight_decay())
@@ -134,7 +135,7 @@ def accuracy(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> f
 
 @contextmanager
 def objective(student: nn.Module, teacher: nn.Module | None) -> Iterator[Callable[..., torch.Tensor]]:
-    """What the student minimises: the labels' cross-entropy, or with a teacher the released Mini-Swin recipe."""
+    """Loss of the student: the labels' cross-entropy, or with a teacher the released Mini-Swin recipe."""
     if teacher is None:
         yield lambda images, targets: F.cross_entropy(student(images), targets)
         return
@@ -161,7 +162,7 @@ def run_seed(seed: int, settings: Settings, done: Callable[[], object] = lambda:
     """Train a teacher and its four students.
 
     Args:
-        seed: Of the split, the start weights, the order and the shifts.
+        seed: Of the split, the initial weights, the order and the shifts.
         settings: The rest.
         done: Called after every step.
 
@@ -171,8 +172,8 @@ def run_seed(seed: int, settings: Settings, done: Callable[[], object] = lambda:
     images, targets = load_digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     images, targets = images[order], targets[order]
-    known, own = slice(settings.teacher_pictures), slice(settings.student_pictures)
-    held_out = images[settings.teacher_pictures :], targets[settings.teacher_pictures :]
+    known, own = slice(settings.teacher_images), slice(settings.student_images)
+    held_out = images[settings.teacher_images :], targets[settings.teacher_images :]
 
     torch.manual_seed(seed)
     teacher = VisionTransformer(
@@ -225,9 +226,7 @@ def results_of(seeds: int, settings: Settings, output: Path, say: Callable[[str]
     missing = [seed for seed in range(seeds) if seed not in results]
     with tqdm(total=len(missing) * settings.steps, unit='step', disable=None) as bar:
         for seed in missing:
-            start = time.process_time()
-            result = run_seed(seed, settings, bar.update)
-            seconds = time.process_time() - start
+            seconds, result = timed(partial(run_seed, seed, settings, bar.update))
             results[seed] = dict(settings=asdict(settings), seed=seed, cpu_seconds=round(seconds, 1), **result)
             write_json(seed_file(output, seed), results[seed])
             accuracies = ', '.join(f'{name} {value:.2f}' for name, value in result['accuracy'].items())
@@ -286,7 +285,7 @@ def table(summary: dict, results: dict[int, dict]) -> str:
     """All of it as text."""
     first = next(iter(results.values()))
     lines = [
-        f'Held-out accuracy in per cent ({first["held_out"]} pictures), mean and 95 % interval over {len(results)} '
+        f'Held-out accuracy in per cent ({first["held_out"]} images), mean and 95 % interval over {len(results)} '
         'seeds; the paper: ImageNet-1K top-1, Table 1',
         f'  {"":20s}{"digits":>16s}{"before":>9s}{"parameters":>12s}' + ''.join(f'{name:>9s}' for name in PAPER),
     ]
@@ -318,7 +317,7 @@ def conclusion(summary: dict) -> str:
 
 
 def plot(summary: dict, results: dict[int, dict], path: Path) -> None:
-    """Every seed as a dot, mean and interval beside it."""
+    """Every seed as a dot, with mean and interval."""
     figure = Figure(figsize=(7.5, 3.4), dpi=110, facecolor='white', layout='constrained')
     axis = figure.subplots()
     for place, (name, row) in enumerate(summary['rows'].items()):

@@ -54,6 +54,8 @@ def _as_plain_text(app, what, name, obj, options, lines: list[str]) -> None:
         parts = line.split('`')
         for j in range(0, len(parts), 2):  # what stands between backquotes is code
             parts[j] = re.sub(r'(?<![\\*\s])([*|])|(?<=\s)([*|])(?!\*?\w+( \(.*\))?:)', r'\\\g<0>', parts[j])
+            if j and re.match(r'\w', parts[j]):  # a plural, as in `Dataset`s
+                parts[j] = rf'\ {parts[j]}'
         lines[i] = '`'.join(parts)
 
 

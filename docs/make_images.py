@@ -23,7 +23,7 @@ MOST_BYTES = 40_000
 # Name of a thumbnail -> the file that its command writes. The others show what their command prints.
 WRITTEN = {
     'demo': 'demo_output/contact_sheet.png',
-    'finetune': 'finetuned/history.png',
+    'finetune': 'finetuned/accuracy.png',
     'fewshot': 'few_shot/accuracy.png',
     'compare': 'compared/differences.png',
     'detect': 'drawn/0001.png',

@@ -1,4 +1,4 @@
-"""Two models on the same images: what is easy or hard for both cancels out of the intervals of their differences.
+"""Two models on the same images: common difficulty cancels out of the intervals of their differences.
 
 Shape legend: `N` test images.
 """
@@ -23,7 +23,7 @@ PROBE = 'linear probe (ridge)'
 
 @dataclass(frozen=True)
 class ModelFeatures:
-    """Of one model; `train` is None where only few-shot is wanted."""
+    """Features of one model; `train` is None for few-shot alone."""
 
     name: str
     train: Features | None
@@ -41,11 +41,11 @@ class Row:
         difference: a - b.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        n: Episodes or images that were paired.
-        interval: How the interval came about.
+        n: Number of paired episodes or images.
+        interval: Method of the interval.
         p: Of McNemar's exact test that both are right equally often; None for episodes.
-        a_ci95: Half the width of the interval of `a` itself; None for images.
-        b_ci95: The same of `b`.
+        a_ci95: Half-width of the interval of `a` itself; None for images.
+        b_ci95: The same for `b`.
     """
 
     task: str
@@ -78,16 +78,16 @@ def compare(
     Args:
         a: Features of the first model.
         b: Features of the second, of the same images.
-        ways: Classes of an episode.
-        shots: Images of each to learn from, one row for each number.
-        queries: Images of each to answer.
-        episodes: How many.
+        ways: Classes per episode.
+        shots: Images per class to learn from, one row for each number.
+        queries: Images per class to classify.
+        episodes: Number of episodes.
         solver: See `few_shot.run`.
-        k: Neighbours that vote.
-        seed: Of the episodes, and of the part of the training images that the probe's penalty is chosen on.
+        k: Neighbors that vote.
+        seed: Of the episodes, and of the held-out training images that choose the probe's penalty.
 
     Raises:
-        EvaluationError: If the features are of different images, or see `few_shot`, `knn` and `ridge`.
+        EvaluationError: If the features are of different images, or as in `few_shot`, `knn` and `ridge`.
     """
     _check_same_images(a, b)
     labels = a.test.labels.numpy()
@@ -98,19 +98,22 @@ def compare(
         rows.append(_few_shot_row(f'{ways}-way {n}-shot ({solver})', *results))
     if a.train is None or b.train is None:
         return rows
-    for task, answer in ((f'kNN (k = {k})', lambda m: _knn(m, k)), (PROBE, lambda m: _ridge(m, seed))):
-        right = [answer(m) == labels for m in (a, b)]
-        rows.append(difference_of_right(task, *right))
+    parts = ((a.train, a.test), (b.train, b.test))
+    right = [_knn(train, test, k) == labels for train, test in parts]
+    rows.append(difference_of_right(f'kNN (k = {k})', *right))
+    right = [_ridge(train, test, seed) == labels for train, test in parts]
+    rows.append(difference_of_right(PROBE, *right))
     return rows
 
 
 def _check_same_images(a: ModelFeatures, b: ModelFeatures) -> None:
     for ours, theirs in ((a.train, b.train), (a.test, b.test)):
-        same = (ours is None) == (theirs is None) and (
-            ours is None or (ours.classes == theirs.classes and ours.labels.equal(theirs.labels))
-        )
+        if ours is None or theirs is None:
+            same = ours is theirs
+        else:
+            same = ours.classes == theirs.classes and ours.labels.equal(theirs.labels)
         if not same:
-            raise EvaluationError(f'Features of {a.name} and {b.name} are not of the same images: extract both anew.')
+            raise EvaluationError(f'Features of {a.name} and {b.name} are not of the same images: extract both again.')
 
 
 def _few_shot_row(task: str, a: few_shot.FewShotResult, b: few_shot.FewShotResult) -> Row:
@@ -121,19 +124,19 @@ def _few_shot_row(task: str, a: few_shot.FewShotResult, b: few_shot.FewShotResul
     )  # fmt: skip
 
 
-def _knn(model: ModelFeatures, k: int) -> np.ndarray:
-    train, test = model.train, model.test
+def _knn(train: Features, test: Features, k: int) -> np.ndarray:
+    """Predictions (N,) for the test images."""
     result = knn.run(train.values, train.labels.numpy(), test.values, test.labels.numpy(), [k])
     return result.predictions[k]
 
 
-def _ridge(model: ModelFeatures, seed: int) -> np.ndarray:
-    """Answers of a ridge probe whose penalty was chosen on a tenth of the training images."""
-    features, labels = model.train.values.numpy(), model.train.labels.numpy()
-    train, held = stratified_split(labels, 0.1, seed)
+def _ridge(train: Features, test: Features, seed: int) -> np.ndarray:
+    """Predictions (N,) of a ridge probe whose penalty was chosen on a tenth of the training images."""
+    features, labels = train.values.numpy(), train.labels.numpy()
+    fitted, held = stratified_split(labels, 0.1, seed)
     return ridge.probe(
-        features[train], labels[train], features[held], labels[held], model.test.values.numpy(),
-        model.test.labels.numpy(), num_classes=len(model.train.classes),
+        features[fitted], labels[fitted], features[held], labels[held], test.values.numpy(), test.labels.numpy(),
+        num_classes=len(train.classes),
     ).predictions  # fmt: skip
 
 
@@ -141,14 +144,14 @@ def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
     """Difference of the accuracies of two models on the same images.
 
     The interval is that of Agresti & Min 2005 ('Simple improved confidence intervals for comparing matched
-    proportions', Statistics in Medicine 24): the usual one for paired proportions after 1/2 was added to each of the
-    four counts, which keeps its width above zero where the models never or hardly differ. The test is McNemar's exact
-    one, binomial on the images that one model alone has right.
+    proportions', Statistics in Medicine 24): the usual interval for paired proportions after adding 1/2 to each of the
+    four counts, which keeps its width above zero if the models hardly differ. The test is McNemar's exact test,
+    binomial on the images that exactly one model classifies correctly.
 
     Args:
         task: Its name.
-        a: (N,) bool, which images the first model has right.
-        b: (N,) bool, the second.
+        a: (N,) bool, whether the first model is right.
+        b: (N,) bool, whether the second model is right.
     """
     from scipy.stats import binomtest
 

@@ -1,11 +1,11 @@
 """Few-shot classification: episodes, the classifiers that learn from them, and their statistics.
 
 The protocol of the CD-FSL benchmark (Guo et al. 2020, "A broader study of cross-domain few-shot learning";
-IBM/cdfsl-benchmark, finetune.py): 600 episodes of 5 classes, 5, 20 or 50 labelled images of each to learn from and 15
-others of each to answer, the mean accuracy and 1.96 standard errors. TinyViT's Table 5 was measured so.
+IBM/cdfsl-benchmark, finetune.py): 600 episodes of 5 classes, each class with 5, 20 or 50 labeled images to learn from
+and 15 others to classify; the result is the mean accuracy with 1.96 standard errors. TinyViT's Table 5 uses it.
 
 Shape legend: `N` images, `D` features of each, `E` episodes of `ways` classes, with `shots` (support) and `queries`
-images a class.
+images per class.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from .classifiers.finite import check_finite
 __all__ = ['SOLVERS', 'Episodes', 'FewShotResult', 'PairedDifference', 'paired', 'run', 'sample_episodes']
 
 Solver = Callable[[torch.Tensor, np.ndarray, np.ndarray, np.ndarray], torch.Tensor]
-"""Takes features (N, D), support (E, ways, shots), query (E, ways, queries) and seeds (E,), gives logits (E, ways,
+"""Takes features (N, D), support (E, ways, shots), query (E, ways, queries) and seeds (E,); returns logits (E, ways,
 queries, ways)."""
 
 SOLVERS: dict[str, Solver] = {
@@ -37,19 +37,19 @@ SOLVERS: dict[str, Solver] = {
     'logreg': logreg,
 }
 CHUNK_BYTES = 2**29
-"""Memory that the arrays of a chunk of episodes may take, about."""
+"""Approximate memory for the arrays of a chunk of episodes."""
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Which images each episode is made of.
+    """The images of each episode.
 
     Attributes:
         classes: int64 (E, ways), labels.
         support: int64 (E, ways, shots), positions of the images to learn from.
-        query: int64 (E, ways, queries), positions of the images to answer.
-        seeds: uint64 (E,), of what a solver draws in each episode.
-        sha256: Hex, of the shapes and numbers of `classes`, `support` and `query`.
+        query: int64 (E, ways, queries), positions of the images to classify.
+        seeds: uint64 (E,), of the solver's draws in each episode.
+        sha256: Hex, of the shapes and values of `classes`, `support` and `query`.
     """
 
     classes: np.ndarray
@@ -62,7 +62,7 @@ class Episodes:
         digest = hashlib.sha256()
         for array in (self.classes, self.support, self.query):
             digest.update(f'{array.shape}'.encode())
-            digest.update(np.ascontiguousarray(array, dtype='<i8'))
+            digest.update(np.ascontiguousarray(array, dtype='<i8').data)
         object.__setattr__(self, 'sha256', digest.hexdigest())
 
     def __len__(self) -> int:
@@ -71,14 +71,14 @@ class Episodes:
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """How well the queries of every episode were answered.
+    """Accuracy on the queries of every episode.
 
     Attributes:
         accuracy: float64 (E,), in %.
         mean: Over the episodes, in %.
-        ci95: Half the width of its 95 % interval, as the benchmark: 1.96 population standard deviations over the root
-            of E.
-        predictions: int64 (E, ways, queries), which of the episode's classes each query was taken for.
+        ci95: Half-width of its 95 % interval as in the benchmark: 1.96 population standard deviations over the square
+            root of E.
+        predictions: int64 (E, ways, queries), indices into the episode's classes.
         solver: Its name.
         episodes_sha256: See `Episodes`.
     """
@@ -93,12 +93,12 @@ class FewShotResult:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """By how much one model is better than another on the same episodes.
+    """Difference between two models on the same episodes.
 
     Attributes:
         difference: float64 (E,), in percentage points.
         mean: Over the episodes.
-        ci95: Half the width of its 95 % interval, as in `FewShotResult`.
+        ci95: Half-width of its 95 % interval, as in `FewShotResult`.
     """
 
     difference: np.ndarray
@@ -115,26 +115,26 @@ def sample_episodes(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> Episodes:
-    """Draw episodes; nothing but these arguments decides on them.
+    """Draw episodes; they depend on these arguments alone.
 
-    Episode `e` is the same however many there are, and with other `shots` it has the same classes and queries, and its
-    support begins with the same images: results of several shots are comparable episode by episode.
+    Episode `e` does not depend on the number of episodes. With other `shots` it has the same classes and queries, and
+    its support starts with the same images, so results with different shots can be compared episode by episode.
 
     Args:
         labels: (N,) integers.
-        ways: Classes in an episode.
-        shots: Images of each to learn from.
-        queries: Images of each to answer.
-        episodes: How many.
+        ways: Classes per episode.
+        shots: Images per class to learn from.
+        queries: Images per class to classify.
+        episodes: Number of episodes.
         seed: Of all draws.
-        names: What to call the classes in messages, by label.
+        names: Of the classes in messages, by label.
 
     Raises:
         EvaluationError: If there are fewer classes than `ways`, or a class has fewer images than shots + queries.
     """
     labels = np.asarray(labels)
     if min(shots, queries, episodes) < 1 or ways < 2:
-        raise EvaluationError('An episode takes at least 2 ways, 1 shot and 1 query, and there is at least 1 episode.')
+        raise EvaluationError('Few-shot needs at least 1 episode with at least 2 ways, 1 shot and 1 query.')
     present, counts = np.unique(labels, return_counts=True)
     _check_classes(present, counts, ways, shots, queries, names)
     members = [np.flatnonzero(labels == label) for label in present]
@@ -153,13 +153,15 @@ def _check_classes(
 ) -> None:
     if len(present) < ways:
         has = 'one class only' if len(present) == 1 else f'{len(present)} classes'
-        raise EvaluationError(f'The data has {has}, {ways}-way episodes need {ways}: choose fewer ways or other data.')
+        raise EvaluationError(
+            f'The data has {has}, but {ways}-way episodes need {ways}: choose fewer ways or other data.'
+        )
     smallest = int(counts.argmin())
     if counts[smallest] < shots + queries:
         label = int(present[smallest])
         raise EvaluationError(
-            f'Class {label}{f" ({names[label]})" if names else ""} has {counts[smallest]} images, {shots} shots and '
-            f'{queries} queries need {shots + queries}: choose fewer of them.'
+            f'Class {label}{f" ({names[label]})" if names else ""} has {counts[smallest]} images, but {shots} shots '
+            f'and {queries} queries need {shots + queries}: choose fewer of them.'
         )
 
 
@@ -174,18 +176,18 @@ def run(
     chunk: int | None = None,
     progress: bool = False,
 ) -> FewShotResult:
-    """Learn from the support of every episode and answer its queries.
+    """Learn from the support of every episode and classify its queries.
 
     Args:
-        features: (N, D), as they leave the backbone: 'cdfsl' takes them without any normalisation.
-        labels: (N,) integers, those that the episodes were drawn from.
+        features: (N, D), as they leave the backbone: 'cdfsl' takes them without normalization.
+        labels: (N,) integers from which the episodes were drawn.
         episodes: See `sample_episodes`.
-        solver: 'cdfsl', the benchmark's own classifier, or for comparison 'ridge', 'prototype', 'logreg'. Only the
-            first gives numbers that may stand beside published ones of the benchmark.
-        dtype: float32 or float64, of all computing.
-        device: Of all computing; that of the features by default.
-        chunk: Episodes at a time, rounded up to multiples of 16; found by itself. No bit of the result depends on it
-            on a CPU.
+        solver: 'cdfsl', the benchmark's own classifier, or 'ridge', 'prototype' or 'logreg' for comparison. Only the
+            first is comparable with published results of the benchmark.
+        dtype: float32 or float64, of the computation.
+        device: Of the computation; the features' by default.
+        chunk: Episodes at a time, rounded up to a multiple of 16; None to choose it by memory. On a CPU the result does
+            not depend on it, bit for bit.
         progress: Show a bar.
 
     Raises:
@@ -213,18 +215,20 @@ def _check_features(features: torch.Tensor, labels: np.ndarray, episodes: Episod
     if features.ndim != 2:
         raise EvaluationError(f'Few-shot takes features (N, D) of one view, not of shape {tuple(features.shape)}.')
     if len(features) != len(labels):
-        raise EvaluationError(f'There are {len(features)} rows of features and {len(labels)} labels: give as many.')
+        raise EvaluationError(
+            f'There are {len(features)} rows of features and {len(labels)} labels: give equally many.'
+        )
     check_finite(features, 'features')
     largest = max(episodes.support.max(), episodes.query.max())
     fits = largest < len(labels) and all(
         (labels[array] == episodes.classes[..., None]).all() for array in (episodes.support, episodes.query)
     )
     if not fits:
-        raise EvaluationError('The episodes were drawn from other labels: draw them from those of these features.')
+        raise EvaluationError('The episodes were drawn from other labels: draw them from the labels of these features.')
 
 
 def _find_chunk(episodes: Episodes, D: int, dtype: torch.dtype) -> int:
-    """As many episodes as fit into the memory, each with its features or its matrix of products and its orders."""
+    """The number of episodes that fit into `CHUNK_BYTES`, with features or with products and orders."""
     _, ways, shots = episodes.support.shape
     n, queries = ways * shots, ways * episodes.query.shape[2]
     numbers = max((n + queries) * D, n * (n + ways) + 2 * n * cdfsl.EPOCHS)
@@ -236,10 +240,10 @@ def _mean_and_ci(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired(a: FewShotResult, b: FewShotResult) -> PairedDifference:
-    """Accuracy of `a` minus that of `b`, episode by episode: what both find hard cancels out of the interval.
+    """Accuracy of `a` minus that of `b`, episode by episode: their common difficulty cancels out of the interval.
 
     Raises:
-        EvaluationError: If they were not measured on the same episodes.
+        EvaluationError: If the results are of different episodes.
     """
     if a.episodes_sha256 != b.episodes_sha256:
         raise EvaluationError('The two results are of different episodes: run both models on the same ones.')

@@ -1,6 +1,6 @@
-"""Accuracy of a classifier: ImageNet-1k, ReaL, V2, A, R, or any data set whose classes it has outputs for.
+"""Accuracy of a classifier on ImageNet-1k, ReaL, V2, A, R, or any data set for whose classes it has outputs.
 
-Shape legend: `N` images, `B` of a batch, `K` classes of the data set.
+Shape legend: `N` images, `B` batch, `K` classes of the data set.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import data_config, own_dtype
 
 from .features.batches import ImageBatches
-from .features.cache import Shard
 from .features.extraction import untouched
+from .features.shards import cut
 from .statistics import accuracies, confusion_matrix, wilson
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
@@ -32,23 +32,23 @@ __all__ = ['Scores', 'evaluate', 'preprocessing']
 BATCH_SIZE = 64
 
 UNCROPPED = dict(crop_pct=1.0)
-"""For ImageNet-C, whose images are stored as crops of 224 pixels: cropping once more would lose their borders."""
+"""For ImageNet-C, whose images are stored as crops of 224 pixels: cropping again would lose their borders."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier made of every image, and the numbers that follow. Accuracies are in %.
+    """A classifier's predictions for every image, and the resulting accuracies in %.
 
     Attributes:
         labels: (N,) int64.
         predictions: (N,) int64, the best class of the data set.
-        ranks: (N,) int64, how many classes stand before the true one; 0 is right.
-        real_ranks: (N,) int64, how many stand before the best of all labels that count as right (Beyer et al. 2020,
-            'Are we done with ImageNet?'), -1 for an image without any, which is not counted; None where the data set
-            has one label an image.
+        ranks: (N,) int64, the number of classes ranked above the true one; 0 is right.
+        real_ranks: (N,) int64, the number of classes ranked above the best of all labels that count as right (Beyer et
+            al. 2020, 'Are we done with ImageNet?'), -1 for an image without such a label, which is not counted; None
+            if the data set has one label per image.
         classes: K names.
-        compared: Which outputs competed, in words.
-        preprocessing: As `timm.data.create_transform` took it.
+        compared: The outputs that compete, in words.
+        preprocessing: Arguments of `timm.data.create_transform`.
     """
 
     labels: np.ndarray
@@ -61,7 +61,7 @@ class Scores:
 
     @property
     def right(self) -> np.ndarray:
-        """(N,) bool, to pair with those of another model on the same images."""
+        """(N,) bool, to be paired with those of another model on the same images."""
         return self.ranks == 0
 
     @property
@@ -70,11 +70,11 @@ class Scores:
 
     @property
     def top5(self) -> float | None:
-        """None where there are only five classes or fewer."""
+        """None for five classes or fewer."""
         return 100 * float((self.ranks < 5).mean()) if len(self.classes) > 5 else None
 
     def real(self, k: int) -> float | None:
-        """Share of the images that have labels of ReaL with one of these among the best `k`; None without ReaL."""
+        """Accuracy in % over the images with labels of ReaL, any of them among the best `k`; None without ReaL."""
         if self.real_ranks is None:
             return None
         counted = self.real_ranks[self.real_ranks >= 0]
@@ -87,7 +87,7 @@ class Scores:
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """(K, K) int64 numbers of images, true class by row, answer by column."""
+        """(K, K) int64 counts, true class by row, prediction by column."""
         return confusion_matrix(self.labels, self.predictions, len(self.classes))
 
     @property
@@ -110,11 +110,11 @@ class Scores:
 
 
 def preprocessing(model: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The model's own preprocessing for evaluation, as `timm.data.create_transform` takes it.
+    """The model's own preprocessing for evaluation, as arguments of `timm.data.create_transform`.
 
     Args:
         model: A timm model.
-        overrides: Such as crop_pct=0.95 or input_size=(3, 256, 256).
+        overrides: For example crop_pct=0.95 or input_size=(3, 256, 256).
     """
     return {**data_config(model), **(overrides or {})}
 
@@ -132,18 +132,18 @@ def evaluate(
 ) -> Scores:
     """Classify every image once.
 
-    The outputs of other classes than the data set's do not compete (see `class_map`): for A and R these are the 200 of
-    their masks. Several processes (`torchrun`) share the batches, which are cut by place in the data set, and
-    end with the same numbers as one.
+    Outputs of classes that the data set lacks do not compete (see `class_map`): for A and R the 200 of their masks
+    compete. Several processes (`torchrun`) share the batches, which follow the position in the data set, and give the
+    same results as one.
 
     Args:
-        model: Any timm model with a classifier, (B, C, H, W) -> (B, M). It is moved to `device`, and otherwise left as
-            it was, which its hash proves.
+        model: Any timm model with a classifier, (B, C, H, W) -> (B, M). It is moved to `device` and otherwise left
+            unchanged, which its hash proves.
         dataset: Images without transform.
-        overrides: See `preprocessing`. Images of ImageNet-C are not cropped unless it is said here.
-        batch_size: Images in a forward pass.
+        overrides: See `preprocessing`. Images of ImageNet-C are not cropped unless this asks for it.
+        batch_size: Images of a forward pass.
         dtype: float32, or bfloat16 (autocast).
-        device: Default: where the model is.
+        device: The model's by default.
         workers: Processes that read images.
         progress: Show a bar.
 
@@ -158,8 +158,7 @@ def evaluate(
     config = preprocessing(model, {**(UNCROPPED if stored_as_crops else {}), **(overrides or {})})
     processes = Processes()
     device = processes.own_device(device, model)
-    starts = range(0, len(dataset), batch_size)
-    shards = [Shard(0, i, start, min(start + batch_size, len(dataset))) for i, start in enumerate(starts)]
+    shards = cut(len(dataset), batch_size)
     own = shards[processes.rank :: processes.number]
     batches = ImageBatches(dataset, create_transform(**config, is_training=False), None, batch_size, workers)
     results = {}
@@ -171,11 +170,11 @@ def evaluate(
         closing(in_order(_forward(model, columns, dtype, device), batches.load(own), device)) as outputs,
     ):
         for shard, scores in zip(own, outputs, strict=True):
-            places = range(shard.start, shard.stop)
+            positions = range(shard.start, shard.stop)
             if scores.isnan().any():
-                bad = dataset.describe(places[int(scores.isnan().any(dim=1).nonzero()[0])])
-                raise EvaluationError(f'The model gives NaN for {bad}: use float32, and look at its weights.')
-            results[shard] = _places(scores, dataset, places)
+                bad = dataset.describe(positions[int(scores.isnan().any(dim=1).nonzero()[0])])
+                raise EvaluationError(f'The model returns NaN for {bad}: use float32, and check its weights.')
+            results[shard] = _ranks(scores, dataset, positions)
             bar.update()
     everywhere = processes.gather(results)
     predictions, ranks, real_ranks = torch.cat([everywhere[shard] for shard in shards], dim=1).numpy()
@@ -204,18 +203,18 @@ def _forward(
     return forward
 
 
-def _places(scores: torch.Tensor, dataset: ImageDataset, places: range) -> torch.Tensor:
+def _ranks(scores: torch.Tensor, dataset: ImageDataset, positions: range) -> torch.Tensor:
     """Prediction, rank of the label, and best rank of all labels of an image: (3, B) int64.
 
-    Of equal scores the class that comes first is the better one.
+    Among equal scores the class that comes first ranks higher.
     """
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranks = order.argsort(dim=1)  # of every class
-    labels = torch.from_numpy(dataset.labels[places.start : places.stop])
+    labels = torch.from_numpy(dataset.labels[positions.start : positions.stop])
     own = ranks.gather(1, labels[:, None])[:, 0]
     real = torch.zeros_like(own)
     if dataset.label_sets is not None:
-        for i, place in enumerate(places):
-            right = list(dataset.label_sets[place])
+        for i, position in enumerate(positions):
+            right = list(dataset.label_sets[position])
             real[i] = ranks[i, right].min() if right else -1
     return torch.stack([order[:, 0], own, real])

@@ -1,4 +1,4 @@
-"""ImageNet-C: 15 corruptions of the validation images in 5 severities each, and mCE (Hendrycks & Dietterich 2019).
+"""ImageNet-C: 15 corruptions of the validation images at 5 severities each, and mCE (Hendrycks & Dietterich 2019).
 
 'Benchmarking Neural Network Robustness to Common Corruptions and Perturbations', ICLR, sections 3 and 4.1.
 """
@@ -16,6 +16,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.common.processes import Processes
+from tinyvit_zoo.common.text import first_few
 from tinyvit_zoo.data.class_map import synsets
 from tinyvit_zoo.data.folders import class_folders, read_class_folders
 from tinyvit_zoo.data.image_dataset import ImageDataset
@@ -32,25 +33,25 @@ ALEXNET_ERRORS = dict(
     snow=0.866816, frost=0.826572, fog=0.819324, brightness=0.564592,
     contrast=0.853204, elastic_transform=0.646056, pixelate=0.717840, jpeg_compression=0.606500,
 )  # fmt: skip
-"""Top-1 error of AlexNet, averaged over the severities. github.com/google-research/augmix, imagenet.py (of the same
-first author, from the spreadsheet that github.com/hendrycks/robustness links); rounded in appendix C of the paper."""
+"""Top-1 error of AlexNet, averaged over the severities. Source: github.com/google-research/augmix, imagenet.py (same
+first author, from the spreadsheet linked by github.com/hendrycks/robustness); rounded in appendix C of the paper."""
 
 ALEXNET_CLEAN_ERROR = 0.4348
-"""On the uncorrupted images. github.com/google-research/robustness_metrics, reports/imagenet_variants.py; torchvision
-states an accuracy of 56.522 % for the same weights."""
+"""On the uncorrupted images. Source: github.com/google-research/robustness_metrics, reports/imagenet_variants.py;
+torchvision states an accuracy of 56.522 % for the same weights."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Corruptions:
-    """Errors under corruption; everything in %.
+    """Errors under corruption, in %.
 
     Attributes:
         errors: By corruption, the top-1 error at each severity.
-        clean_error: Top-1 error on the uncorrupted images, if it was given.
-        compared: Which outputs competed, in words.
-        preprocessing: As `timm.data.create_transform` took it.
+        clean_error: Top-1 error on the uncorrupted images, or None.
+        compared: The outputs that compete, in words.
+        preprocessing: Arguments of `timm.data.create_transform`.
     """
 
     errors: dict[str, tuple[float, ...]]
@@ -60,7 +61,7 @@ class Corruptions:
 
     @property
     def ce(self) -> dict[str, float]:
-        """Corruption error: the error over all severities, over that of AlexNet."""
+        """By corruption, the mean error over the severities divided by AlexNet's."""
         return {name: float(np.mean(e)) / ALEXNET_ERRORS[name] for name, e in self.errors.items()}
 
     @property
@@ -70,7 +71,7 @@ class Corruptions:
 
     @property
     def relative_mce(self) -> float | None:
-        """By how much corruption raises the error, over how much it raises AlexNet's; None without a clean error."""
+        """The increase of the error under corruption divided by AlexNet's; None without a clean error."""
         if self.clean_error is None:
             return None
         rise = {name: float(np.mean(e)) - self.clean_error for name, e in self.errors.items()}
@@ -99,19 +100,19 @@ def evaluate_corruptions(
     overrides: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Corruptions:
-    """Classify all 75 sets; each one that is finished is kept, and not done again by the next run.
+    """Classify all 75 sets; finished sets are saved, and the next run skips them.
 
     Args:
         model: Any timm model with outputs for the classes of ImageNet-1k.
-        root: Folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, with or without the folders noise, blur, weather and digital
-            of the archives in between.
-        keep: JSON file for what is finished; a file of another root, other weights or settings is begun anew.
+        root: Folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, with or without the archives' folders noise, blur, weather and
+            digital in between.
+        keep: JSON file for finished sets; a file of another root, other weights or settings is overwritten.
         clean_error: Top-1 error in % on the uncorrupted images, for the relative mCE.
-        overrides: See `imagenet.preprocessing`; by default nothing is cropped off, the images being crops already.
+        overrides: See `imagenet.preprocessing`. The images are crops already, so by default they are not cropped.
         **options: As in `imagenet.evaluate`.
 
     Raises:
-        EvaluationError: If a set is missing, or see `imagenet.evaluate`.
+        EvaluationError: If a set is missing, or as in `imagenet.evaluate`.
     """
     overrides = {**UNCROPPED, **(overrides or {})}
     folders = _find(Path(root))
@@ -158,8 +159,8 @@ def _find(root: Path) -> dict[tuple[str, int], Path]:
                 missing.append(f'{name}/{severity}')
     if missing:
         raise EvaluationError(
-            f'{root} lacks {len(missing)} of the {len(found)} sets of ImageNet-C ({", ".join(missing[:3])}'
-            f'{", ..." if len(missing) > 3 else ""}): mCE needs all of them, so unpack all archives there.'
+            f'{root} lacks {len(missing)} of the {len(found)} sets of ImageNet-C ({first_few(missing)}): mCE needs all '
+            'of them, so unpack all archives there.'
         )
     return found
 
@@ -170,11 +171,11 @@ def _read_set(folder: Path, name: str) -> ImageDataset:
 
 
 def _read(path: Path | None, key: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run finished with the same model and settings."""
+    """Finished sets of an earlier run with the same model and settings."""
     if path is None or not path.exists():
         return {}
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
         return content['done'] if content['key'] == key else {}
     except (ValueError, KeyError, TypeError) as e:
-        raise EvaluationError(f'{path} does not hold what an earlier run finished: remove it.') from e
+        raise EvaluationError(f'{path} is no record of an earlier run: remove it.') from e

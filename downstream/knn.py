@@ -1,8 +1,8 @@
-"""k-nearest-neighbour classification as DINO measures it (Caron et al. 2021; facebookresearch/dino, eval_knn.py).
+"""k-nearest-neighbor classification as in DINO (Caron et al. 2021; facebookresearch/dino, eval_knn.py).
 
-Features are normalised to length 1; the k most similar images of the bank vote for their class with weight
-exp(cosine / .07). All k in one pass, and never more in memory than a block of similarities: the original spreads each
-vote over a one-hot row of all classes.
+Features are normalized to length 1; the k most similar images of the bank vote for their class with weight
+exp(cosine / .07). One pass serves all k, and only a block of similarities is in memory at a time; the original spreads
+each vote over a one-hot row of all classes.
 
 Shape legend: `N` images of the bank, `Q` queries, `D` features, `K` largest k, `C` classes.
 """
@@ -24,15 +24,15 @@ __all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'check_ks', 'run', 'vote']
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 QUERIES, BANK = 256, 16384
-"""Rows of queries and of the bank whose similarities are in memory at a time."""
+"""Rows of queries and of the bank in a block of similarities."""
 STRIPS = 8
 KEPT = 8192
-"""Queries whose nearest neighbours so far are kept while the bank passes by once."""
+"""Queries whose nearest neighbors are tracked during one pass over the bank."""
 
 
 @dataclass(frozen=True)
 class KNNResult:
-    """What the neighbours said.
+    """Votes of the neighbors.
 
     Attributes:
         accuracy: By k, in %.
@@ -54,19 +54,19 @@ def run(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> KNNResult:
-    """Classify the queries by their neighbours in the bank.
+    """Classify the queries by their neighbors in the bank.
 
-    Which of equally similar images is nearer is not defined: a bank with copies of an image under several labels gives
-    no certain answer.
+    The order of equally similar images is undefined: a bank with copies of an image under several labels has no
+    determined answer.
 
     Args:
         bank: (N, D) features of the training images.
         bank_labels: (N,) integers, at least 0.
         queries: (Q, D).
         query_labels: (Q,).
-        ks: Numbers of neighbours, each at most N.
+        ks: Numbers of neighbors, each at most N.
         temperature: Of the votes.
-        device: Of all computing, which is in float32 (float64 for features of it); that of the bank by default.
+        device: Of the computation, which is in float32 (float64 for float64 features); the bank's by default.
         progress: Show a bar.
 
     Raises:
@@ -74,16 +74,16 @@ def run(
             the bank are of one class.
     """
     bank, queries = (torch.as_tensor(x, device=device) for x in (bank, queries))
-    labels, truth = np.asarray(bank_labels, dtype=np.int64), np.asarray(query_labels)
-    _check(bank, labels, queries, truth, ks, temperature)
+    own, truth = np.asarray(bank_labels, dtype=np.int64), np.asarray(query_labels)
+    _check(bank, own, queries, truth, ks, temperature)
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
-    labels = torch.from_numpy(labels).to(bank.device)
+    labels = torch.from_numpy(own).to(bank.device)
     classes = int(labels.max()) + 1
     answers: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     with tqdm(total=len(queries), unit='image', disable=None if progress else True) as bar, torch.inference_mode():
         for block in queries.split(KEPT):
-            similarity, neighbours = _nearest(F.normalize(block.to(dtype), dim=1), bank, max(ks))
-            for s, n in zip(similarity.split(QUERIES), neighbours.split(QUERIES), strict=True):
+            similarity, neighbors = _nearest(F.normalize(block.to(dtype), dim=1), bank, max(ks))
+            for s, n in zip(similarity.split(QUERIES), neighbors.split(QUERIES), strict=True):
                 for k, predicted in vote(s, labels[n], classes, ks, temperature).items():
                     answers[k].append(predicted)
             bar.update(len(block))
@@ -93,7 +93,7 @@ def run(
 
 
 def _nearest(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest cosines (q, k), most similar first, and where they are in the bank; `queries` of unit length."""
+    """The k largest cosines (q, k), most similar first, and their positions in the bank; `queries` of unit length."""
     best = queries.new_full((len(queries), k), -torch.inf)
     places = torch.zeros_like(best, dtype=torch.int64)
     for start in range(0, len(bank), BANK):
@@ -108,8 +108,11 @@ def _nearest(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.T
 
 
 def _largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row (q, k) in any order, and where they are. Faster than `topk` of the whole row: they lie
-    in those k columns of the strips that the row is cut into which have the largest maxima, or in what is left over."""
+    """The k largest values of each row (q, k) in any order, and their positions.
+
+    This is faster than `topk` of the whole row. The row is cut into strips of equal width; its largest values are in
+    the k columns with the largest maxima over the strips, or in the remainder of the row.
+    """
     width = values.shape[1] // STRIPS
     if width < 2 * k:
         return values.topk(k, dim=1, sorted=False)
@@ -125,19 +128,19 @@ def _largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def vote(
     similarity: torch.Tensor, labels: torch.Tensor, classes: int, ks: Sequence[int], temperature: float = TEMPERATURE
 ) -> dict[int, torch.Tensor]:
-    """Class with the most votes among the first k neighbours, by k.
+    """Class with the most votes among the first k neighbors, by k.
 
     Args:
         similarity: (q, K) cosines, most similar first.
-        labels: int64 (q, K) of the neighbours.
+        labels: int64 (q, K) of the neighbors.
         classes: C.
         ks: Each at most K.
-        temperature: A neighbour's vote weighs exp(similarity / temperature).
+        temperature: A neighbor's vote has the weight exp(similarity / temperature).
 
     Returns:
         int64 (q,) for each k, in the order of `ks`.
     """
-    # Relative to the nearest, so that no temperature makes the votes overflow.
+    # Relative to the nearest neighbor, so that votes do not overflow at any temperature.
     weight = ((similarity - similarity[:, :1]) / temperature).exp_()
     votes = weight.new_zeros(len(weight), classes)
     answers, counted = {}, 0
@@ -157,27 +160,27 @@ def _check(
 ) -> None:
     for what, features, own in (('bank', bank, labels), ('queries', queries, truth)):
         if features.ndim != 2:
-            raise EvaluationError(f'kNN takes features (N, D) of one view, the {what} has {tuple(features.shape)}.')
+            raise EvaluationError(f'kNN takes features (N, D) of one view, but the {what} has {tuple(features.shape)}.')
         if len(features) != len(own) or not len(own):
             raise EvaluationError(
-                f'The {what} has {len(features)} rows of features and {len(own)} labels: give as many, and at least 1.'
+                f'The {what} has {len(features)} rows of features and {len(own)} labels: give equally many, at least 1.'
             )
         check_finite(features, what)
     if bank.shape[1] != queries.shape[1]:
         raise EvaluationError(
-            f'The bank has {bank.shape[1]} features, the queries {queries.shape[1]}: take both from one model.'
+            f'The bank has {bank.shape[1]} features, the queries have {queries.shape[1]}: take both from one model.'
         )
     check_ks(ks, len(bank))
     if labels.min() < 0:
-        raise EvaluationError(f'Labels count from 0, the bank has {labels.min()}.')
+        raise EvaluationError(f'Labels start at 0, but the bank has {labels.min()}.')
     if not temperature > 0:
         raise EvaluationError(f'The temperature must be above 0, not {temperature}.')
     if (labels == labels[0]).all():
-        raise EvaluationError('All images of the bank are of one class: every answer would be that one.')
+        raise EvaluationError('All images of the bank are of one class, which would be every answer.')
 
 
 def check_ks(ks: Sequence[int], N: int) -> None:
-    """Look at the numbers of neighbours before anything is computed.
+    """Check the numbers of neighbors before anything is computed.
 
     Raises:
         EvaluationError: If one is not within 1..N.

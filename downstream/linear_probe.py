@@ -1,9 +1,9 @@
-"""Linear probe: classifiers on a frozen backbone, a whole grid of them for one pass of the images.
+"""Linear probe: a whole grid of classifiers on a frozen backbone for one pass of the images per epoch.
 
 The protocol is MoCo v3's (main_lincls.py; also TinyViT's, table 5): weights from N(0, .01), SGD with momentum .9, batch
 1024, 90 epochs, learning rate base * batch / 256 with a cosine to 0 by epoch and no warm-up, backbone in eval mode,
-random resized crops and flips. MoCo v3 reports the best epoch on the very images that it tests on; here a held-out part
-of the training images chooses. Grids over layers are DINOv2's (eval/linear.py).
+random resized crops and flips. MoCo v3 reports the best epoch on the test images; here a held-out part of the training
+images chooses the head. Grids over layers are DINOv2's (eval/linear.py).
 
 Shape legend: `N` images, `D` width of a layer, `H` heads, `K` classes, `E` epochs.
 """
@@ -36,7 +36,7 @@ __all__ = ['BATCH_SIZE', 'EPOCHS', 'HeadResult', 'ProbeResult', 'cached', 'live'
 EPOCHS = 90
 BATCH_SIZE = 1024
 
-# An epoch's batches: features of this process's part by layer, their targets, and the size of the whole batch.
+# Batches of an epoch: by layer the features of this process's part, their targets, and the size of the whole batch.
 Batches = Callable[[int], Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, int]]]
 
 
@@ -48,9 +48,9 @@ class HeadResult:
         setting: Its learning rate (for a batch of 256), weight decay and layer.
         last: Accuracy in % after the last epoch; NaN if the head diverged.
         best: Highest accuracy in % after any epoch; the head of that epoch is not kept.
-        best_epoch: The first epoch with it, from 1; 0 if there is none.
+        best_epoch: The first epoch with that accuracy, from 1; 0 if there is none.
         loss: Mean cross-entropy after the last epoch; NaN if the head diverged.
-        diverged: Its numbers are not finite any more. It cannot be chosen.
+        diverged: Its values are no longer finite, so it cannot be chosen.
     """
 
     setting: Setting
@@ -66,16 +66,16 @@ class ProbeResult:
     """A linear probe.
 
     Attributes:
-        heads: All of the grid.
-        chosen: Place of the chosen one: the most accurate on the held-out images after the last epoch, of equal ones
-            that with the lowest loss.
-        test: Accuracy in % of the chosen head, after the last epoch, on the test images.
+        heads: All heads of the grid.
+        chosen: Index of the chosen head: the most accurate one on the held-out images after the last epoch; among equal
+            ones that with the lowest loss.
+        test: Accuracy in % of the chosen head on the test images, after the last epoch.
         predictions: (number of test images,) int64, of the chosen head.
         weight: (K, D) float32 of the chosen head.
         bias: (K,) float32.
-        history: Accuracy in % on the held-out images (E, H) float64.
-        batch_size: As used: never more than there are images.
-        passes: Images that the backbone was given in this run, by all processes.
+        history: (E, H) float64, accuracy in % on the held-out images.
+        batch_size: The one used, at most the number of images.
+        passes: Images passed through the backbone in this run, over all processes.
     """
 
     heads: tuple[HeadResult, ...]
@@ -109,32 +109,31 @@ def live(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """Train the grid with the backbone in the loop: every epoch sees new crops, each image once, whatever the grid.
+    """Train the grid with the backbone in the loop: each epoch passes new crops of every image once for all heads.
 
     A crop depends on (seed, image, epoch) alone. Processes of `torchrun` or `accelerate launch` share each batch.
 
     Args:
-        model: Any timm model. It is moved to `device` and otherwise left as it was, which its hash proves.
-        train: Images to train on; their transforms are not used, nor are those of the others.
-        held_out: Images to choose the head on. They and the test images pass the backbone once.
+        model: Any timm model. It is moved to `device` and otherwise left unchanged, which its hash proves.
+        train: Images to train on. Transforms of data sets are not used.
+        held_out: Images that choose the head. They and the test images pass the backbone once.
         test: Images to test the chosen head on.
         lrs: Learning rates for a batch of 256 images.
         weight_decays: Of weights and biases.
         layers: See `features.layers.feature_function`.
         epochs: `E`.
         batch_size: Images of a step, over all processes.
-        scale: Area of a crop as a share of the image; MoCo v3 takes (.05, 1) on transfer sets.
+        scale: Area of a crop as a share of the image; MoCo v3 uses (.05, 1) on transfer sets.
         dtype: float32, or bfloat16 by autocast; heads are float32.
-        chunk: Images that pass the backbone at once.
-        seed: Of start weights, order and crops.
-        device: None for where the model is.
+        chunk: Images of a forward pass.
+        seed: Of initial weights, order and crops.
+        device: None for the model's.
         workers: Processes that read images.
-        checkpoint: File that the run is resumed from, written after every epoch.
+        checkpoint: File written after every epoch, from which the run is resumed.
         progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        EvaluationError: On settings or images that cannot be used, a checkpoint of another run, or if all heads
-            diverge.
+        EvaluationError: If settings or images cannot be used, the checkpoint is of another run, or all heads diverge.
     """
     settings, classes = grid(lrs, weight_decays, layers), len(train.classes)
     _check_run(epochs, batch_size, [train, held_out, test])
@@ -156,14 +155,12 @@ def live(
             for part, own, x in zip(parts, mine, features, strict=True):
                 yield x, labels[torch.from_numpy(own).to(device)], len(part)
 
-        saved = checkpoint and Checkpoint(
-            checkpoint,
-            dict(
-                weights=weights, model=settings_of(model), train=train.fingerprint(), held_out=held_out.fingerprint(),
-                transform=repr(cropped), settings=[str(s) for s in settings], epochs=epochs, batch_size=batch_size,
-                dtype=str(dtype), seed=seed,
-            ),
+        run = dict(
+            weights=weights, model=settings_of(model), train=train.fingerprint(), held_out=held_out.fingerprint(),
+            transform=repr(cropped), settings=[str(s) for s in settings], epochs=epochs, batch_size=batch_size,
+            dtype=str(dtype), seed=seed,
         )  # fmt: skip
+        saved = Checkpoint(checkpoint, run) if checkpoint else None
         history = _train(heads, batches, held, epochs, batch_size, saved, len(train), progress and processes.rank == 0)
         outcomes, chosen = _choose(heads, history)
         last = Backbone(model, [settings[chosen].layer], dtype, device, chunk, workers, processes)
@@ -190,11 +187,11 @@ def cached(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """The same grid on features at hand. With one view or few of each image this is not MoCo v3's number.
+    """The same grid on given features. With one view or a few of each image this is not MoCo v3's protocol.
 
     Args:
-        train: By layer, (N, D), or (R, N, D) for R views of each image; epoch e sees view e modulo R. With the crops of
-            `views.probe_transforms` and as many views as epochs this is `live`.
+        train: By layer, (N, D), or (R, N, D) for R views of each image; epoch e uses view e modulo R. With the crops of
+            `views.probe_transforms` and as many views as epochs it equals `live`.
         train_labels: (N,) int64.
         held_out: By layer, (number of held-out images, D).
         held_out_labels: int64.
@@ -202,10 +199,10 @@ def cached(
         test_labels: int64.
         num_classes: `K`.
         lrs, weight_decays, epochs, batch_size, seed, checkpoint, progress: As in `live`.
-        device: Where to train.
+        device: Of the training.
 
     Raises:
-        EvaluationError: As in `live`, and on features that are not finite or do not fit each other.
+        EvaluationError: As in `live`, or if features are not finite or do not fit each other.
     """
     settings = grid(lrs, weight_decays, train)
     _check_counts(epochs, batch_size)
@@ -215,34 +212,32 @@ def cached(
         check_labels(labels, num_classes, testing=i > 0)
         for layer, x in train.items():
             _check_cached(features, layer, x.shape[-1], len(labels))
-    labels = torch.from_numpy(train_labels).to(device)
-    batch_size = min(batch_size, len(labels))
+    targets = torch.from_numpy(train_labels).to(device)
+    batch_size = min(batch_size, len(targets))
     heads = LinearHeads(settings, {layer: x.shape[-1] for layer, x in train.items()}, num_classes, seed, device)
     processes = Processes()
 
     def batches(epoch: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, int]]:
-        order = torch.from_numpy(_order(seed, epoch, len(labels))).to(device)
+        order = torch.from_numpy(_order(seed, epoch, len(targets))).to(device)
         for part in order.split(batch_size):
             mine = part.tensor_split(processes.number)[processes.rank]
-            yield {layer: x[epoch % len(x), mine] for layer, x in train.items()}, labels[mine], len(part)
+            yield {layer: x[epoch % len(x), mine] for layer, x in train.items()}, targets[mine], len(part)
 
     held = {layer: held_out[layer].to(device) for layer in train}, torch.from_numpy(held_out_labels).to(device)
-    saved = checkpoint and Checkpoint(
-        checkpoint,
-        dict(
-            features=tensors_hash(train), held_out=tensors_hash({layer: held[0][layer] for layer in train}),
-            labels=[train_labels.tolist(), held_out_labels.tolist()], num_classes=num_classes,
-            settings=[str(s) for s in settings], epochs=epochs, batch_size=batch_size, seed=seed,
-        ),
+    run = dict(
+        features=tensors_hash(train), held_out=tensors_hash({layer: held[0][layer] for layer in train}),
+        labels=[train_labels.tolist(), held_out_labels.tolist()], num_classes=num_classes,
+        settings=[str(s) for s in settings], epochs=epochs, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    history = _train(heads, batches, held, epochs, batch_size, saved, len(labels), progress and processes.rank == 0)
+    saved = Checkpoint(checkpoint, run) if checkpoint else None
+    history = _train(heads, batches, held, epochs, batch_size, saved, len(targets), progress and processes.rank == 0)
     outcomes, chosen = _choose(heads, history)
     return _result(heads, outcomes, chosen, test[settings[chosen].layer], test_labels, history, batch_size, 0)
 
 
 def _check_counts(epochs: int, batch_size: int) -> None:
     if epochs < 1 or batch_size < 1:
-        raise EvaluationError('A probe needs an epoch or more, and batches of an image or more.')
+        raise EvaluationError('A probe needs at least one epoch and at least one image per batch.')
 
 
 def _check_run(epochs: int, batch_size: int, parts: Sequence[ImageDataset]) -> None:
@@ -250,8 +245,8 @@ def _check_run(epochs: int, batch_size: int, parts: Sequence[ImageDataset]) -> N
     for part in parts:
         if part.classes != parts[0].classes:
             raise EvaluationError(
-                f'{part.name} ({part.split}) has {len(part.classes)} classes and {parts[0].name} ({parts[0].split}) '
-                f'{len(parts[0].classes)}, or they differ: train and test on the same classes in the same order.'
+                f'{part.name} ({part.split}) with {len(part.classes)} classes and {parts[0].name} ({parts[0].split}) '
+                f'with {len(parts[0].classes)} differ in their classes: train and test on the same classes.'
             )
         check_labels(part.labels, len(part.classes), testing=part is not parts[0])
 
@@ -260,9 +255,9 @@ def _check_cached(features: Mapping[str, torch.Tensor], layer: str, width: int, 
     x = features.get(layer)
     if x is None or x.shape[-1] != width or x.shape[-2] != images:
         found = 'none' if x is None else tuple(x.shape)
-        raise EvaluationError(f'Features of {layer} should be of shape ({images}, {width}), there are {found}.')
+        raise EvaluationError(f'Features of {layer} must have the shape ({images}, {width}), not {found}.')
     if not x.isfinite().all():
-        raise EvaluationError(f'Features of {layer} are not finite: use float32, and look at the weights of the model.')
+        raise EvaluationError(f'Features of {layer} are not finite: use float32, and check the weights of the model.')
 
 
 def _order(seed: int, epoch: int, images: int) -> np.ndarray:
@@ -279,7 +274,7 @@ def _train(
     images: int,
     progress: bool,
 ) -> torch.Tensor:
-    """Train to the end, from the checkpoint if there is one; accuracy and loss after every epoch (E, 2, H) float64."""
+    """Train, from the checkpoint if there is one; (E, 2, H) float64, accuracy and loss after every epoch."""
     history = checkpoint.load(heads) if checkpoint else []
     with tqdm(total=epochs * images, desc='probe', unit='image', disable=None if progress else True) as bar:
         bar.update(len(history) * images)
@@ -305,6 +300,7 @@ def _highest(accuracy: torch.Tensor) -> float:
 
 
 def _choose(heads: LinearHeads, history: torch.Tensor) -> tuple[tuple[HeadResult, ...], int]:
+    """The results of all heads, and the index of the chosen one."""
     outcomes = []
     for i, setting in enumerate(heads.settings):
         accuracy, loss = history[:, :, i].unbind(dim=1)
@@ -320,8 +316,8 @@ def _choose(heads: LinearHeads, history: torch.Tensor) -> tuple[tuple[HeadResult
                 diverged=bool(accuracy[-1].isnan()),
             )
         )
-    able = [i for i, outcome in enumerate(outcomes) if not outcome.diverged]
-    return tuple(outcomes), max(able, key=lambda i: (outcomes[i].last, -outcomes[i].loss))
+    finite = [i for i, outcome in enumerate(outcomes) if not outcome.diverged]
+    return tuple(outcomes), max(finite, key=lambda i: (outcomes[i].last, -outcomes[i].loss))
 
 
 def _result(

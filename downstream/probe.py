@@ -92,7 +92,7 @@ def run(
         cache: Folder that keeps features; not in mode 'live', which sees no crop twice.
         checkpoint: File that the run is resumed from, in modes 'live' and 'cached'.
         seed: Of initial values, order and crops.
-        device: Where to compute; None for where the model is, and for the CPU where the features are.
+        device: Of the computation; None for the model's, and for the CPU in modes that use features.
 
     Raises:
         EvaluationError: On an unknown mode, settings or images that cannot be used, or if all classifiers diverge.

@@ -1,6 +1,6 @@
-"""What an evaluation leaves behind: results.json with everything needed to run it again, tables, figures.
+"""The output of an evaluation: results.json with everything needed to repeat it, tables, and figures.
 
-Nothing here knows any evaluator: they hand over plain numbers.
+This module does not depend on any evaluator: they pass plain numbers.
 """
 
 import csv
@@ -39,23 +39,24 @@ RESULTS = 'results.json'
 def record(
     evaluator: str, *, model: nn.Module | None, dataset: Any, seed: int | None, name: str | None = None, **more: Any
 ) -> dict[str, Any]:
-    """What was evaluated, on what, with what: the head of a results.json.
+    """The content of a results.json: what was evaluated, on which data, and how.
 
     Args:
         evaluator: Its name, such as 'few-shot'.
-        model: The backbone or classifier; its weights are hashed. None where there is none.
-        dataset: A `datasets.ImageDataset`, several of them by name, or None.
-        seed: Of everything random, None if nothing is.
-        name: What the user called the model; its architecture is found out.
+        model: The backbone or classifier, whose weights are hashed; None if there is none.
+        dataset: An `ImageDataset`, several of them by name, or None.
+        seed: Of everything random; None if nothing is random.
+        name: The user's name of the model; the architecture is added.
         **more: Settings and numbers of the evaluator, added at the end.
 
     Returns:
         Plain JSON values: evaluator, model, data, seed, versions, machine, command line, time, and `more`.
     """
+    data: dict[str, Any] | None = None
     if isinstance(dataset, Mapping):
         data = {key: _data(value) for key, value in dataset.items()}
-    else:
-        data = None if dataset is None else _data(dataset)
+    elif dataset is not None:
+        data = _data(dataset)
     versions = dict(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -110,18 +111,18 @@ def write(
     eval_results: Mapping[str, str | None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write results.json, a NAME.csv of each table, a NAME.png of each figure, and entries for a card; say where.
+    """Write results.json, NAME.csv for each table, NAME.png for each figure, and entries for a model card.
 
-    Every file appears whole or not at all, results.json last. Of several processes (torch.distributed) only the first
-    one writes and says so.
+    Every file is written whole or not at all, results.json last. With several processes (torch.distributed) only the
+    first writes.
 
     Args:
-        folder: Made if it is missing; files of the same names are replaced, others stay.
+        folder: Made if it is missing; files with the same names are replaced, others stay.
         results: See `plain`.
         tables: Rows by name; the columns are the keys, in the order of their first appearance.
         figures: By name.
-        eval_results: Texts of `eval_results_entry` by data set, for .eval_results/NAME.yaml; None is left out.
-        say: Prints a line.
+        eval_results: Texts of `eval_results_entry` by data set, for .eval_results/NAME.yaml; None is skipped.
+        say: Prints a line, with the written files.
 
     Returns:
         Path of results.json.
@@ -160,16 +161,16 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def eval_results_entry(dataset: str, value: float, *, notes: str, hub_id: str | None = None) -> str | None:
-    """The text of a file for the folder `.eval_results` of a page on the Hub, one measured number in it.
+    """The text of a file for the folder `.eval_results` of a page on the Hub, with one measured accuracy.
 
     Args:
-        dataset: Name as in `datasets.load_dataset`.
+        dataset: A name for `load_dataset`.
         value: Accuracy in %.
-        notes: What was measured and how, in a line.
-        hub_id: The data set's page; known without it for ImageNet-1k, V2, A, R and Sketch, and those in the registry.
+        notes: What was measured and how, in one line.
+        hub_id: The data set's page; known for ImageNet-1k, V2, A, R and Sketch, and for registered data sets.
 
     Returns:
-        YAML; None if the data set has no page on the Hub that an entry could point to.
+        YAML; None if the data set has no page on the Hub that an entry could refer to.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
@@ -191,7 +192,7 @@ def is_for_card(weights: str, *datasets: Any) -> bool:
     """Whether numbers belong on the card of a model: only those of its released weights on whole data sets.
 
     Args:
-        weights: Where the weights come from, as results say it: 'pretrained' for released ones.
+        weights: Source of the weights as in results.json: 'pretrained' for released ones.
         *datasets: `ImageDataset`s that the numbers were measured on.
     """
     return weights == 'pretrained' and all(dataset.complete for dataset in datasets)

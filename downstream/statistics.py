@@ -1,4 +1,4 @@
-"""Statistics of accuracies: intervals, and right and wrong answers by class.
+"""Statistics of accuracies: confidence intervals, confusion matrices, and accuracy by class.
 
 Shape legend: `N` images, `K` classes.
 """
@@ -11,9 +11,9 @@ __all__ = ['accuracies', 'confusion_matrix', 'wilson']
 
 
 def wilson(accuracy: float, images: int) -> tuple[float, float]:
-    """95 % interval in % (Wilson 1927) of an accuracy in %: these images as a sample of all such images.
+    """95 % interval in % (Wilson 1927) of an accuracy in %, the images being a sample of all such images.
 
-    Unlike the one from the binomial's variance it has a width at 0 and 100 %, too.
+    Unlike the interval from the binomial's variance it has a positive width at 0 and 100 %.
     """
     share, z = accuracy / 100, 1.96
     middle = share + z**2 / (2 * images)
@@ -22,11 +22,11 @@ def wilson(accuracy: float, images: int) -> tuple[float, float]:
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, K: int) -> np.ndarray:
-    """Numbers of images int64 (K, K), true class by row, answer by column, of labels (N,) and answers (N,)."""
+    """Counts int64 (K, K), true class by row and prediction by column, of labels (N,) and predictions (N,)."""
     return np.bincount(labels * K + predictions, minlength=K * K).reshape(K, K)
 
 
 def accuracies(counts: np.ndarray) -> np.ndarray:
-    """Accuracy of each class in % (K,), of a matrix as above; NaN for a class without images."""
+    """Accuracy in % of each class (K,) from a confusion matrix (K, K); NaN for a class without images."""
     images = counts.sum(axis=1)
     return np.divide(100.0 * counts.diagonal(), images, out=np.full(len(counts), np.nan), where=images > 0)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Before huggingface_hub and torch are imported, here and in every subprocess that a test starts.
 _HOME = tempfile.TemporaryDirectory(prefix='tinyvit-zoo-tests-')
@@ -131,13 +132,17 @@ FEW_BLOCKS = {
 }
 
 
-def shallow(name: str, **kwargs) -> torch.nn.Module:
-    """An architecture in its own width, but of few blocks and for images of 64 pixels: of the kind of one of GRAPHS.
+def few_blocks(name: str) -> dict[str, Any]:
+    """Arguments that leave an architecture its width, but few blocks and images of 64 pixels.
 
-    For tests that have seen that one whole.
+    For tests that have seen the one of GRAPHS of its kind whole.
     """
-    depth = next(arguments for start, arguments in FEW_BLOCKS.items() if name.startswith(start))
-    return fill_by_rule(timm.create_model(name, **{'img_size': 64, **depth, **kwargs}))
+    return {'img_size': 64, **next(depth for start, depth in FEW_BLOCKS.items() if name.startswith(start))}
+
+
+def shallow(name: str) -> torch.nn.Module:
+    """An architecture with few blocks, weights and statistics far from their initial values, in eval mode."""
+    return fill_by_rule(timm.create_model(name, **few_blocks(name)))
 
 
 SMALL = SMALL_OF['tinyvit'][1]

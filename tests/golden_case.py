@@ -7,7 +7,7 @@ import torch
 from conftest import load
 
 EXACT = 1e-8
-RESIZED = 1e-7  # tables were resized, in single precision, on the way
+RESIZED = 1e-7  # tables were resized in single precision
 SINGLE = 5e-6  # the reference is single precision
 
 

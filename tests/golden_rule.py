@@ -19,12 +19,12 @@ GOLDEN = Path(__file__).parent / 'golden'
 # Tables and positions are small numbers in trained models; so are they here, although they are matrices.
 SMALL_LEAVES = ('attention_biases', 'relative_position_bias_table', 'lookup_table_weight', 'lookup_table_bias')
 SMALL_ENDINGS = ('pos_embed', '_token')
-# Buffers that stay as the model builds them.
+# Buffers that keep the values of the model.
 CONSTANT_LEAVES = ('num_batches_tracked', 'attention_bias_idxs', 'relative_position_index', 'attn_mask')
 
 
 def rule_value(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """What the rule puts under an official name; None for an entry that stays as it was built.
+    """The value of the rule for an official name; None for an entry that keeps the value it was built with.
 
     Normal numbers seeded by the CRC-32 of the name, scaled by kind: running variances 1 + 0.1 |z|, scales of norms
     1 + 0.1 z, vectors and bias tables 0.1 z, matrices and kernels z / sqrt(fan in).
@@ -63,7 +63,7 @@ def official_state_dict(name: str) -> dict[str, torch.Tensor]:
 
 @cache
 def constant(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
-    """What the released code computes for a buffer that the rule leaves alone, spelled out cell by cell."""
+    """The released code's value of a buffer that the rule does not change, spelled out cell by cell."""
     if leaf == 'relative_position_index':
         side = math.isqrt(shape[0])
         return _swin_index(side) if side**2 == shape[0] else _beit_index(side)
@@ -107,7 +107,7 @@ def _swin_mask(windows: int, window: int) -> np.ndarray:
 
 @torch.no_grad()
 def fill_by_rule(model: torch.nn.Module) -> torch.nn.Module:
-    """Give a model weights and statistics that are far from their start values. Returns it in eval mode."""
+    """Give a model weights and statistics that are far from their initial values. Returns it in eval mode."""
     for key, tensor in model.state_dict().items():
         value = rule_value(key, tuple(tensor.shape))
         if value is not None:
@@ -127,6 +127,6 @@ def noise(height: int, width: int) -> torch.Tensor:
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
-    """(2, 3, H, W) waves; they tell rows from columns and one image and channel from another."""
+    """(2, 3, H, W) waves; they distinguish rows from columns, and images and channels from one another."""
     n, c, i, j = np.ogrid[:2, :3, :height, :width]
     return torch.from_numpy(np.sin(0.05 * (n + 1) * i + 0.11 * (c + 1) * j + c).astype(np.float32))

@@ -1,4 +1,4 @@
-"""What the tests of weight multiplexing share: small models of both kinds, and ways to look into them."""
+"""Shared by the tests of weight multiplexing: small models of both kinds, and helpers to inspect them."""
 
 import pytest
 import timm
@@ -18,7 +18,7 @@ each_transform = pytest.mark.parametrize('transform', [True, False])
 
 
 def teacher(kind: str, **kwargs) -> nn.Module:
-    """A small model far from its start values, in eval mode."""
+    """A small model far from its initial values, in eval mode."""
     name, small = SMALL[kind]
     return stirred(timm.create_model(name, num_classes=11, **{**small, **kwargs})).eval()
 

@@ -1,4 +1,4 @@
-"""Plain ViTs spelled out from the description of the released ones: slow, one step a line, straight from a state dict.
+"""Plain ViTs spelled out from the description of the released ones: slow, one step per line, from a state dict.
 
 Names are the released ones. Heads are given, since a state dict does not hold them.
 """

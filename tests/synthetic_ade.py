@@ -20,16 +20,16 @@ def make_ade(root: Path, train: int = 8, val: int = 4, size: int = 128, seed: in
         for kind in ('images', 'annotations'):
             (root / kind / part).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            picture = Image.fromarray(rng.integers(0, 90, (size, size, 3), dtype=np.uint8))
+            image = Image.fromarray(rng.integers(0, 90, (size, size, 3), dtype=np.uint8))
             labels = Image.new('L', (size, size), 1)
             for _ in range(3):
                 category = int(rng.integers(1, 3))
                 w, h = (int(v) for v in rng.integers(size // 5, size // 3, 2))
                 x, y = int(rng.integers(0, size - w)), int(rng.integers(0, size - h))
                 color = np.array(PALETTE[category]) + rng.integers(-30, 31, 3)
-                for canvas, fill in ((picture, tuple(int(c) for c in color.clip(0, 255))), (labels, category + 1)):
+                for canvas, fill in ((image, tuple(int(c) for c in color.clip(0, 255))), (labels, category + 1)):
                     draw = ImageDraw.Draw(canvas)
                     (draw.rectangle if category == 1 else draw.ellipse)([x, y, x + w, y + h], fill=fill)
-            picture.save(root / 'images' / part / f'{number:04d}.jpg', quality=95)
+            image.save(root / 'images' / part / f'{number:04d}.jpg', quality=95)
             labels.save(root / 'annotations' / part / f'{number:04d}.png')
     return root

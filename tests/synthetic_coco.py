@@ -2,7 +2,7 @@
 
     root/train.json  root/train/0001.png ...  root/val.json  root/val/0001.png ...
 
-The pictures of train and val are drawn independently; the blobs of val are cut from parts of the photographs that no
+The images of train and val are drawn independently; the blobs of val are cut from parts of the photographs that no
 blob of train shows.
 """
 
@@ -26,9 +26,9 @@ Canvas = Image.Image
 def make_shapes(root: Path, train: int = 8, val: int = 4, size: int = 256, seed: int = 0) -> Path:
     """Rectangles and circles, each of a colour that varies, on noise."""
 
-    def paint(picture: Canvas, polygon: Polygon, category: int, rng: np.random.Generator, part: str) -> None:
+    def paint(image: Canvas, polygon: Polygon, category: int, rng: np.random.Generator, part: str) -> None:
         color = np.array([(210, 60, 50), (50, 90, 215)][category]) + rng.integers(-35, 36, 3)
-        ImageDraw.Draw(picture).polygon([tuple(p) for p in polygon], fill=tuple(int(c) for c in color.clip(0, 255)))
+        ImageDraw.Draw(image).polygon([tuple(p) for p in polygon], fill=tuple(int(c) for c in color.clip(0, 255)))
 
     def background(rng: np.random.Generator, part: str) -> Canvas:
         return Image.fromarray(rng.integers(0, 90, (size, size, 3), dtype=np.uint8))
@@ -44,7 +44,7 @@ def make_shapes(root: Path, train: int = 8, val: int = 4, size: int = 256, seed:
 
 
 def make_textured(root: Path, train: int = 8, val: int = 4, size: int = 256, seed: int = 0) -> Path:
-    """Blobs of a retina and of the sky between galaxies, on grass and gravel: told apart by what is in them alone."""
+    """Blobs of a retina and of the sky between galaxies, on grass and gravel: distinguished only by their content."""
     import skimage
 
     folder = Path(skimage.__file__).parent / 'data'
@@ -69,13 +69,13 @@ def make_textured(root: Path, train: int = 8, val: int = 4, size: int = 256, see
         polygon = np.stack([a * bumps * np.cos(angle), b * bumps * np.sin(angle)], axis=1)
         return polygon - polygon.min(axis=0)
 
-    def paint(picture: Canvas, polygon: Polygon, category: int, rng: np.random.Generator, part: str) -> None:
+    def paint(image: Canvas, polygon: Polygon, category: int, rng: np.random.Generator, part: str) -> None:
         left, top = (int(v) for v in polygon.min(axis=0))
         w, h = (int(v) + 2 for v in polygon.max(axis=0) - polygon.min(axis=0))
         patch = cut(list(TEXTURES.values())[category], w, h, rng, part).resize((w, h))
         mask = Image.new('L', (w, h))
         ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in polygon], fill=255)
-        picture.paste(patch, (left, top), mask)
+        image.paste(patch, (left, top), mask)
 
     return _write(root, tuple(TEXTURES), dict(train=train, val=val), size, seed, background, outline, paint)
 
@@ -95,19 +95,19 @@ def _write(
     outline: Callable,
     paint: Callable,
 ) -> Path:
-    """Two or three objects a picture that overlap by at most a tenth of the smaller one."""
+    """Two or three objects per image that overlap by at most a tenth of the smaller one."""
     rng = np.random.default_rng(seed)
     for part, count in counts.items():
         (root / part).mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
         for number in range(1, count + 1):
-            picture, boxes = background(rng, part), []
+            image, boxes = background(rng, part), []
             for _ in range(rng.integers(2, 4)):
                 category = int(rng.integers(len(classes)))
                 polygon = outline(rng, category)
                 if (placed := _place(polygon, boxes, size, rng)) is None:
                     continue
-                paint(picture, placed, category, rng, part)
+                paint(image, placed, category, rng, part)
                 (x0, y0), (x1, y1) = placed.min(axis=0), placed.max(axis=0)
                 boxes.append((x0, y0, x1, y1))
                 annotations.append(
@@ -121,7 +121,7 @@ def _write(
                         segmentation=[[round(float(v), 2) for v in placed.reshape(-1)]],
                     )
                 )
-            picture.save(root / part / f'{number:04d}.png')
+            image.save(root / part / f'{number:04d}.png')
             images.append(dict(id=number, file_name=f'{number:04d}.png', width=size, height=size))
         categories = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
         content = dict(info={}, licenses=[], images=images, annotations=annotations, categories=categories)

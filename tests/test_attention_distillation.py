@@ -19,7 +19,7 @@ SINGLE = 5e-6  # the reference is single precision
 
 @pytest.fixture
 def official() -> dict[str, torch.Tensor]:
-    """What the released code was given and gave, in float64 (it computed in float32)."""
+    """Inputs and results of the released code, in float64 (it computed in float32)."""
     return {name: torch.from_numpy(array).double() for name, array in golden('maelite_attn_distill_unit').items()}
 
 
@@ -40,7 +40,7 @@ def test_the_loss_and_its_gradients_are_the_released_ones(official):
     close(head_map.grad, official['grad_adapter'])
 
 
-def test_the_loss_is_the_mean_square_of_what_the_head_map_leaves():
+def test_the_loss_is_the_mean_squared_difference_after_the_head_map():
     student, teacher = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 5, 4, 4).double()
     head_map = torch.randn(5, 3, 1, 1).double()
     squares = []
@@ -54,7 +54,7 @@ def test_the_loss_is_the_mean_square_of_what_the_head_map_leaves():
     assert loss.item() == pytest.approx(math.fsum(squares) / len(squares), abs=1e-12)
 
 
-def test_without_a_head_map_logits_are_compared_as_they_are():
+def test_without_a_head_map_logits_are_compared_directly():
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     expected = ((student - teacher) ** 2).mean()
     torch.testing.assert_close(attention_distillation_loss(student, teacher), expected)
@@ -81,7 +81,7 @@ def test_shapes_that_do_not_match_are_refused():
     refused(lambda: attention_distillation_loss(student, teacher, torch.randn(4, 3, 1, 1)), '(4, 3', kind=ValueError)
 
 
-# MAE-Lite distils when it fine-tunes, too, with losses that are here already
+# MAE-Lite also distils in fine-tuning, with losses that are already here
 
 
 @pytest.mark.parametrize(

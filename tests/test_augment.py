@@ -1,4 +1,4 @@
-"""Transforms: timm's pictures for timm's random numbers, and a black one where Pillow 13 refuses."""
+"""Transforms: timm's images for timm's random numbers, and a black one where Pillow 13 refuses."""
 
 import pickle
 import random
@@ -21,7 +21,7 @@ POLICIES = ['rand-m9-mstd0.5-inc1', 'rand-m15-mmax20-inc1', 'v0', 'original', '3
 
 
 @pytest.fixture
-def picture():
+def image():
     return noise('RGB')
 
 
@@ -30,34 +30,34 @@ def noise(mode):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, channels), dtype=np.uint8).squeeze())
 
 
-def drawn(transform, picture, seed):
-    """The picture of a seed, and what the three generators give afterwards; None if Pillow refused."""
+def drawn(transform, image, seed):
+    """The image of a seed and the next numbers of the three generators; None if Pillow refused."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     try:
-        result = transform(picture)
+        result = transform(image)
     except ValueError:
         return None
     return result.tolist(), random.random(), np.random.rand(), torch.rand(1).item()
 
 
 def black_op(name='Posterize'):
-    """An operation of timm that asks for 0 bits, or for fewer."""
+    """An operation of timm that asks for 0 bits or fewer."""
     op = auto_augment.AugmentOp(name, prob=1.0, magnitude=0 if name == 'Posterize' else 20, hparams={})
     op.magnitude_max = 20
     return op
 
 
 @pytest.mark.parametrize('policy', POLICIES)
-def test_the_same_seeds_give_the_pictures_of_timm(policy, picture):
+def test_the_same_seeds_give_the_images_of_timm(policy, image):
     options = dict(
         input_size=16, is_training=True, auto_augment=policy, interpolation='bicubic', re_prob=0.25, re_mode='pixel'
     )
     ours, theirs = create_transform(**options), timm.data.create_transform(**options)
     refused = 0
     for seed in range(400):
-        mine, plain = drawn(ours, picture, seed), drawn(theirs, picture, seed)
+        mine, plain = drawn(ours, image, seed), drawn(theirs, image, seed)
         assert mine is not None
         refused += plain is None
         assert plain in (mine, None)
@@ -66,18 +66,18 @@ def test_the_same_seeds_give_the_pictures_of_timm(policy, picture):
         assert (refused > 0) == PILLOW_REFUSES
 
 
-def test_timm_still_needs_mending(picture):
-    """Fails on the day when timm's own posterize takes 0 bits: `tinyvit_zoo.data.augment` can go then."""
+def test_timm_still_needs_the_fix(image):
+    """Fails when timm's own posterize accepts 0 bits: then `tinyvit_zoo.data.augment` can be removed."""
     if PILLOW_REFUSES:
         with pytest.raises(ValueError, match='bits'):
-            auto_augment.NAME_TO_OP['Posterize'](picture, 0)
+            auto_augment.NAME_TO_OP['Posterize'](image, 0)
     else:
-        assert auto_augment.NAME_TO_OP['Posterize'](picture, 0) == mend_posterize(black_op())(picture)
+        assert auto_augment.NAME_TO_OP['Posterize'](image, 0) == mend_posterize(black_op())(image)
 
 
 @pytest.mark.parametrize('name', ['Posterize', 'PosterizeIncreasing'])
 @pytest.mark.parametrize('mode', ['L', 'RGB'])
-def test_no_bits_leave_a_black_picture_of_the_same_mode(name, mode):
+def test_zero_bits_give_a_black_image_of_the_same_mode(name, mode):
     image = noise(mode)
     image.info['dpi'] = (72, 72)
     result = mend_posterize(black_op(name))(image)
@@ -99,12 +99,12 @@ def test_modes_that_pillow_never_posterized_are_refused_alike_for_any_bits(mode)
 
 
 @pytest.mark.parametrize('bits', [1, 4, 7, 8, 9])
-def test_more_bits_are_left_to_timm(bits, picture):
-    result = mend_posterize(black_op()).aug_fn(picture, bits, fillcolor=0)
-    assert result == (picture if bits >= 8 else ImageOps.posterize(picture, bits))
+def test_more_bits_are_left_to_timm(bits, image):
+    result = mend_posterize(black_op()).aug_fn(image, bits, fillcolor=0)
+    assert result == (image if bits >= 8 else ImageOps.posterize(image, bits))
 
 
-def test_nobody_else_is_touched(picture):
+def test_other_transforms_are_unchanged(image):
     table = dict(auto_augment.NAME_TO_OP)
     theirs = timm.data.create_transform(16, is_training=True, auto_augment='v0')
     before = repr(vars(theirs.transforms[2].policy[0][0])['aug_fn'])
@@ -114,10 +114,10 @@ def test_nobody_else_is_touched(picture):
     assert repr(theirs.transforms[2].policy[0][0].aug_fn) == before
     if PILLOW_REFUSES:
         with pytest.raises(ValueError, match='bits'):
-            black_op()(picture)
+            black_op()(image)
 
 
-def test_every_nesting_is_mended_and_a_second_time_changes_nothing(picture):
+def test_every_nesting_is_fixed_and_a_second_call_changes_nothing(image):
     holders = [
         lambda op: op,
         lambda op: [op],
@@ -132,22 +132,22 @@ def test_every_nesting_is_mended_and_a_second_time_changes_nothing(picture):
         op = black_op()
         transform = hold(op)
         assert mend_posterize(transform) is transform
-        assert op(picture).getextrema() == ((0, 0),) * 3
+        assert op(image).getextrema() == ((0, 0),) * 3
         mended = op.aug_fn
         mend_posterize(transform)
         assert op.aug_fn is mended
 
 
-def test_separate_transforms_are_mended(picture):
+def test_separate_transforms_are_fixed(image):
     first, middle, last = create_transform(16, is_training=True, auto_augment='v0', separate=True)
     ops = [op for policy in middle.transforms[0].policy for op in policy if op.name.startswith('Posterize')]
     assert ops
-    assert all(op.aug_fn(picture, 0).getextrema() == ((0, 0),) * 3 for op in ops)
+    assert all(op.aug_fn(image, 0).getextrema() == ((0, 0),) * 3 for op in ops)
     assert first.transforms
     assert last.transforms
 
 
-def test_code_with_a_posterize_of_its_own_keeps_it(picture):
+def test_code_with_its_own_posterize_keeps_it(image):
     """TinyViT's training code has a copy of timm's operations, with generators of its own."""
 
     def posterize(img, bits_to_keep, **_):
@@ -156,18 +156,18 @@ def test_code_with_a_posterize_of_its_own_keeps_it(picture):
     op = black_op()
     op.aug_fn = posterize
     mend_posterize(op)
-    assert op.aug_fn(picture, 3) == ImageOps.posterize(ImageOps.invert(picture), 3)
-    assert op(picture).getextrema() == ((0, 0),) * 3
+    assert op.aug_fn(image, 3) == ImageOps.posterize(ImageOps.invert(image), 3)
+    assert op(image).getextrema() == ((0, 0),) * 3
 
 
-def test_transforms_without_a_posterize_are_left_alone(picture):
+def test_transforms_without_a_posterize_are_unchanged(image):
     plain = create_transform(16)
-    assert torch.equal(plain(picture), timm.data.create_transform(16)(picture))
+    assert torch.equal(plain(image), timm.data.create_transform(16)(image))
     for transform in (None, Compose([]), torch.nn.Identity(), lambda image: image):
         assert mend_posterize(transform) is transform
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self, transform):
         self.transform = transform
 
@@ -178,9 +178,9 @@ class Pictures(torch.utils.data.Dataset):
         return any(self.transform(noise('RGB')).tobytes())
 
 
-def test_workers_that_are_spawned_have_the_mended_transform():
+def test_spawned_workers_have_the_fixed_transform():
     transform = mend_posterize(Compose([black_op()]))
     assert pickle.loads(pickle.dumps(transform))(noise('RGB')).getextrema() == ((0, 0),) * 3
     assert deepcopy(transform)(noise('RGB')).getextrema() == ((0, 0),) * 3
-    loader = DataLoader(Pictures(transform), batch_size=None, num_workers=1, multiprocessing_context='spawn')
+    loader = DataLoader(Images(transform), batch_size=None, num_workers=1, multiprocessing_context='spawn')
     assert list(loader) == [False] * 4

@@ -1,4 +1,4 @@
-"""BEiT tables: what every pair of tokens reads, and how a table moves to another grid."""
+"""BEiT tables: the row that every pair of tokens reads, and resizing to another grid."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_expanding_reads_the_rows_that_the_index_names(grid, prefix_tokens):
 
 
 def released_places(old: int, new: int) -> np.ndarray:
-    """Places of the old offsets of an axis, written out as a sum per offset."""
+    """Positions of the old offsets of an axis, written out as a sum per offset."""
     left, right = 1.01, 1.5
     while right - left > 1e-6:
         q = (left + right) / 2
@@ -50,13 +50,13 @@ def released_places(old: int, new: int) -> np.ndarray:
     ('old', 'new'),
     [
         ((14, 14), (32, 32)),  # segmentation
-        ((14, 14), (10, 10)),  # smaller: the outer offsets fall away
+        ((14, 14), (10, 10)),  # smaller: the outer offsets are dropped
         ((3, 14), (5, 7)),  # larger one way, smaller the other
-        ((2, 2), (5, 5)),  # three offsets an axis: parabolas
-        ((3, 3), (60, 60)),  # the places end before the offsets do: clamped
+        ((2, 2), (5, 5)),  # three offsets per axis: parabolas
+        ((3, 3), (60, 60)),  # the positions end before the offsets do: clamped
     ],
 )
-def test_resizing_is_the_spline_of_fitpack_through_geometric_places(old, new, prefix_tokens):
+def test_resizing_is_the_spline_of_fitpack_through_geometric_positions(old, new, prefix_tokens):
     table = torch.randn(beit_table_rows(old, prefix_tokens), 2, dtype=torch.float64)
     resized = resize_beit_table(table, old, new, prefix_tokens)
     assert resized.shape == (beit_table_rows(new, prefix_tokens), 2)
@@ -73,8 +73,8 @@ def test_resizing_is_the_spline_of_fitpack_through_geometric_places(old, new, pr
 
 
 @pytest.mark.filterwarnings('ignore:torch.searchsorted', 'ignore:Using a non-tuple sequence')
-def test_timm_puts_the_old_offsets_at_the_same_places():
-    """It interpolates linearly between them, which is the same for a table that is linear in the place."""
+def test_timm_puts_the_old_offsets_at_the_same_positions():
+    """It interpolates linearly between them, which is the same for a table that is linear in the position."""
     y, x = released_places(27, 63), released_places(27, 39)
     table = torch.from_numpy(np.add.outer(y, 100 * x)).reshape(-1, 1)
     table = torch.cat([table, torch.zeros(3, 1, dtype=table.dtype)])
@@ -84,13 +84,13 @@ def test_timm_puts_the_old_offsets_at_the_same_places():
     torch.testing.assert_close(ours[:-3].view(63, 39)[31, 19], torch.zeros((), dtype=table.dtype))
 
 
-def test_resizing_to_the_same_grid_gives_the_table_itself():
+def test_resizing_to_the_same_grid_returns_the_table_itself():
     table = torch.randn(beit_table_rows((3, 4)), 2)
     assert resize_beit_table(table, (3, 4), (3, 4)) is table
 
 
 def test_an_axis_that_keeps_its_length_is_not_resampled():
-    """A table that is constant over rows stays what it is when only the rows become more."""
+    """A table that is constant over rows keeps its values when only the number of rows grows."""
     row = torch.randn(7, 2)
     table = torch.cat([row.repeat(5, 1), torch.randn(3, 2)])
     resized = resize_beit_table(table, (3, 4), (6, 4))

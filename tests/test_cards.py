@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import for_each
+from conftest import GRAPHS, for_each
 from golden_rule import GOLDEN
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -33,7 +33,7 @@ RELEASES = all_releases()
 NAMES = [release.name for release in RELEASES]
 FIRST_TAGS = list({release.architecture: release.name for release in reversed(RELEASES)}.values())[::-1]
 PRINTED = re.compile(r'# (\((?:\d+, )+\d+\)|[\d.]+ (?:center|squash))$', re.MULTILINE)
-"""A line that a program of a card is said to print: a shape, or a crop."""
+"""A line that a program of a card prints according to its comment: a shape, or a crop."""
 
 
 def page(name: str) -> Path:
@@ -85,7 +85,7 @@ def two_pages(tmp_path, monkeypatch) -> Path:
 TWO = ('mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k', 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k')
 
 
-def test_pages_are_built_and_whatever_changes_or_is_missing_or_too_much_is_drift(two_pages, cli):
+def test_pages_are_built_and_changed_missing_or_extra_files_are_drift(two_pages, cli):
     assert cli('cards', 'check')[0] == 0
     first = two_pages / TWO[0]
     readme, results = first / 'README.md', first / '.eval_results' / 'imagenet-1k.yaml'
@@ -161,7 +161,7 @@ def test_the_labels_of_a_head_are_named_by_reference(name):
     assert 'label_names' not in config
 
 
-def test_weights_of_ones_own_carry_no_label_set(tmp_path):
+def test_own_weights_carry_no_label_set(tmp_path):
     model = timm.create_model('mae_lite_vit_tiny_patch16_224')
     assert 'label_set' in json.loads((save_folder(model, tmp_path / 'released') / 'config.json').read_text())
     assert 'label_set' not in json.loads((save_folder(model, tmp_path / 'own', tag='own') / 'config.json').read_text())
@@ -232,20 +232,20 @@ def test_the_comparison_is_of_the_whole_family(family):
 
 
 @for_each('name', NAMES)
-def test_license_origin_and_quirks_are_told(name):
+def test_a_card_states_license_origin_and_quirks(name):
     release, details = find_release(name), section(name, 'Model Details')
     stated = f'{release.license.title}, stated at' if release.license.given else 'no license given (looked for at'
     assert f'**License of the weights:** {stated} {release.license.source}' in details
-    assert (release.url or release.by_hand) in details
+    assert (release.url or release.manual_download) in details
     assert (f'**Trained from:** `{release.parent}`' in details) == (release.parent is not None)
     for note in release.notes:
         assert f'- {note}\n' in section(name, 'Known quirks')
 
 
 @for_each('name', NAMES)
-def test_a_card_claims_no_more_than_the_golden_tests_hold(name):
+def test_a_card_claims_no_more_than_the_golden_tests_check(name):
     release, text = find_release(name), section(name, 'What was verified')
-    assert (release.golden is None) == ('_star_' in name) == ('could not be held against theirs' in text)
+    assert (release.golden is None) == ('_star_' in name) == ('could not be compared with theirs' in text)
     if release.golden is None:
         return
     golden = release.golden
@@ -294,8 +294,8 @@ def test_the_papers_are_those_that_the_package_asks_to_cite():
 
 
 @pytest.fixture
-def picture(monkeypatch) -> None:
-    """Whatever address is opened gives this picture."""
+def any_image(monkeypatch) -> None:
+    """Every address that is opened gives this image."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, format='PNG')
@@ -313,18 +313,16 @@ def programs(name: str) -> list[str]:
     return re.findall(r'```python\n(.*?)```', card(name).text, re.DOTALL)
 
 
-# Large images and models take long.
-LARGE = re.compile('_(384|512)|_base_|mini_swin_small')
 SNIPPETS = [
     pytest.param(
-        name, marks=[pytest.mark.full] * (name not in FIRST_TAGS) + [pytest.mark.slow] * bool(LARGE.search(name))
+        name, marks=[pytest.mark.full] * (name not in FIRST_TAGS) + [pytest.mark.slow] * (not name.startswith(GRAPHS))
     )
     for name in NAMES
 ]
 
 
 @pytest.mark.parametrize('name', SNIPPETS)
-def test_every_program_of_a_card_runs_and_prints_what_it_says(name, picture, random_weights, capsys):
+def test_every_program_of_a_card_runs_and_prints_what_it_says(name, any_image, random_weights, capsys):
     random_weights(name)
     found = programs(name)
     assert all(f"'{name}'," in code and 'pretrained=True' in code for code in found)

@@ -1,4 +1,4 @@
-"""Reading any file safely, and the official conversion of a classifier. What is loaded: `test_loading.py`."""
+"""Reading any file safely, and the official conversion of a classifier. Loading: see `test_loading.py`."""
 
 import argparse
 import hashlib
@@ -59,7 +59,7 @@ def save_legacy(state_dict, path):
         (save_legacy, 'no_ending'),
     ],
 )
-def test_a_file_is_read_by_what_is_in_it(save, name, tmp_path):
+def test_a_file_is_read_by_its_content(save, name, tmp_path):
     save(TINY, tmp_path / name)
     assert_same(read_checkpoint(tmp_path / name), TINY)
     assert_same(read_checkpoint(str(tmp_path / name)), TINY)
@@ -98,7 +98,7 @@ def test_a_home_folder_is_understood(tmp_path, monkeypatch):
     assert_same(read_checkpoint('~/mine.pth'), TINY)
 
 
-# --- what is around a state dict
+# --- wrappers around a state dict
 
 
 def prefixed(prefix: str, state_dict=TINY) -> dict:
@@ -110,7 +110,7 @@ WRAPPED = {
     'bare': TINY,
     'ordered': OrderedDict(TINY),
     'model': {'model': TINY},
-    'model beside the rest': {'model': TINY, 'optimizer': {'state': {0: {'step': 1}}}, 'epoch': 7, 'metric': 81.2},
+    'model among other entries': {'model': TINY, 'optimizer': {'state': {0: {'step': 1}}}, 'epoch': 7, 'metric': 81.2},
     'state_dict': {'epoch': 3, 'arch': 'tinyvit_5m_224', 'state_dict': TINY, 'version': 2},
     'averaged wins over state_dict': {'state_dict': OTHER, 'state_dict_ema': TINY},
     'averaged wins over model': {'model': OTHER, 'model_ema': TINY},
@@ -123,7 +123,7 @@ WRAPPED = {
     'module._orig_mod.': prefixed('module._orig_mod.'),
     'model_ema.': prefixed('model_ema.'),
     'model_ema. wins over plain keys': {**OTHER, **prefixed('model_ema.')},
-    'model_ema.module. beside model.': {**prefixed('model.', OTHER), **prefixed('model_ema.module.')},
+    'model_ema.module. and model.': {**prefixed('model.', OTHER), **prefixed('model_ema.module.')},
     'torch AveragedModel': {'n_averaged': torch.tensor(5), **prefixed('module.')},
 }
 
@@ -148,12 +148,12 @@ def test_unwrapping_leaves_the_input_alone():
     assert checkpoint['model'].keys() == before['model'].keys()
 
 
-# --- what training code saves beside the weights
+# --- other objects that training code saves with the weights
 
 
 @pytest.fixture
 def cfg_node(monkeypatch) -> type:
-    """yacs' CfgNode in what matters to pickle: a dict subclass with instance attributes, in a module now missing."""
+    """yacs' CfgNode as pickle sees it: a dict subclass with instance attributes, from a module that is now missing."""
 
     class CfgNode(dict):
         def __init__(self, values: dict) -> None:
@@ -184,22 +184,22 @@ def round_trip(request, tmp_path, monkeypatch):
     return check
 
 
-def test_a_yacs_configuration_is_read_over(cfg_node, round_trip):
+def test_a_yacs_configuration_is_skipped(cfg_node, round_trip):
     config = cfg_node({'MODEL': {'NAME': 'tiny', 'DROP': 0.1, 'DEPTHS': [2, 2, 6, 2]}, 'TAG': 'x', 'EMPTY': {}})
     round_trip({'config': config, 'model': TINY, 'epoch': 299})
 
 
-def test_an_argparse_namespace_is_read_over(round_trip):
+def test_an_argparse_namespace_is_skipped(round_trip):
     args = argparse.Namespace(lr=1e-3, nested=argparse.Namespace(a=(1, 2)), output=Path('runs') / 'x', none=None)
     round_trip({'args': args, 'model': TINY})
 
 
 @pytest.mark.parametrize('kind', [np.float64, np.float32, np.int64, np.uint8])
-def test_numpy_arrays_are_read_over(kind, round_trip):
+def test_numpy_arrays_are_skipped(kind, round_trip):
     round_trip({'palette': np.zeros((2, 3), kind), 'model': TINY})
 
 
-def test_the_history_of_mmengine_is_read_over(tmp_path):
+def test_the_history_of_mmengine_is_skipped(tmp_path):
     """A class with arrays and with methods by name; the same names without it are refused, see below."""
     from mmengine.logging import HistoryBuffer
 
@@ -209,7 +209,7 @@ def test_the_history_of_mmengine_is_read_over(tmp_path):
 
 
 @pytest.mark.parametrize('kind', [np.float64, np.float32, np.int64, np.bool_])
-def test_numpy_numbers_are_read_over(kind, round_trip):
+def test_numpy_numbers_are_skipped(kind, round_trip):
     round_trip({'max_accuracy': kind(1), 'model': TINY, 'history': [kind(0), kind(1)]})
 
 
@@ -237,7 +237,7 @@ def test_nothing_stays_allowed_after_reading(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-# --- what must not be run
+# --- code that must not run
 
 
 class Reduced:
@@ -273,17 +273,17 @@ HOSTILE = {
 
 @pytest.mark.parametrize('save', [save_zip, save_legacy])
 @pytest.mark.parametrize('name', HOSTILE)
-@pytest.mark.parametrize('place', ['the whole file', 'beside the weights', 'a value'])
+@pytest.mark.parametrize('place', ['the whole file', 'with the weights', 'a value'])
 def test_a_pickle_that_would_run_code_is_refused_by_name(name, place, save, tmp_path):
     trace = tmp_path / 'trace'
     bad = HOSTILE[name](trace)
     path = tmp_path / 'hostile.pth'
-    save({'the whole file': bad, 'beside the weights': {'model': TINY, 'x': bad}, 'a value': {'w': bad}}[place], path)
+    save({'the whole file': bad, 'with the weights': {'model': TINY, 'x': bad}, 'a value': {'w': bad}}[place], path)
     refused(lambda: read_checkpoint(path), f'`{name}`', 'refused', str(path))
     assert not trace.exists()
 
 
-def test_a_plain_pickle_is_held_to_the_same_rule(tmp_path):
+def test_a_plain_pickle_follows_the_same_rule(tmp_path):
     trace, path = tmp_path / 'trace', tmp_path / 'plain.pth'
     path.write_bytes(pickle.dumps(Reduced(os.system, f'touch {trace}'), protocol=2))
     refused(lambda: read_checkpoint(path), str(path))
@@ -314,7 +314,7 @@ def test_stand_ins_build_nothing_of_the_real_class(stand_in, tmp_path):
     assert type(built).__module__ in ('collections', 'tinyvit_zoo.checkpoints.read')
 
 
-# --- what is no checkpoint
+# --- files that are no checkpoints
 
 HTML = b'<!DOCTYPE html>\n<html><head><title>Quota exceeded</title></head><body>Sign in</body></html>'
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 21500000\n'
@@ -337,13 +337,13 @@ NOT_CHECKPOINTS = {
 
 @pytest.mark.parametrize('name', ['saved.pth', 'saved.safetensors', 'saved.bin', 'saved'])
 @pytest.mark.parametrize(('content', 'words'), NOT_CHECKPOINTS.values(), ids=NOT_CHECKPOINTS)
-def test_a_file_that_is_no_checkpoint_is_told_by_what_it_is(content, words, name, tmp_path):
+def test_the_error_for_another_kind_of_file_names_the_kind(content, words, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     refused(lambda: read_checkpoint(tmp_path / name), str(tmp_path / name), *words)
 
 
 def attempt(path: Path) -> tuple[dict[str, torch.Tensor] | None, str]:
-    """State dict of a file, or the message of the one error that is allowed."""
+    """State dict of a file, or the message of the only error that is allowed."""
     try:
         return read_checkpoint(path), ''
     except CheckpointError as e:
@@ -351,7 +351,7 @@ def attempt(path: Path) -> tuple[dict[str, torch.Tensor] | None, str]:
 
 
 @pytest.mark.parametrize('save', [save_zip, save_legacy, save_safetensors])
-def test_a_file_cut_short_anywhere_is_told(save, tmp_path):
+def test_a_file_cut_short_anywhere_is_reported(save, tmp_path):
     path = tmp_path / 'cut.pth'
     save({**TINY, 'big': torch.arange(300.0)}, path)
     whole = path.read_bytes()
@@ -360,7 +360,7 @@ def test_a_file_cut_short_anywhere_is_told(save, tmp_path):
         state_dict, message = attempt(path)
         if state_dict is None:
             assert str(path) in message
-        else:  # what was cut off held nothing
+        else:  # the part cut off was empty
             assert_same(state_dict, {**TINY, 'big': torch.arange(300.0)})
     path.write_bytes(whole[: len(whole) // 2])
     refused(lambda: read_checkpoint(path), 'damaged or cut short', f'{len(whole) // 2} bytes')
@@ -368,11 +368,11 @@ def test_a_file_cut_short_anywhere_is_told(save, tmp_path):
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 @pytest.mark.parametrize('save', [save_zip, save_legacy, save_safetensors])
-def test_a_file_with_flipped_bits_never_ends_in_another_error(save, tmp_path):
+def test_a_file_with_flipped_bits_never_raises_another_error(save, tmp_path):
     path = tmp_path / 'flipped.pth'
     save(TINY, path)
     whole = path.read_bytes()
-    assert len(whole) > 300
+    assert len(whole) > 100
     generator = np.random.default_rng(0)
     for position in generator.integers(0, min(len(whole), 1500), 300):
         damaged = bytearray(whole)
@@ -398,21 +398,21 @@ NO_STATE_DICTS = {
 
 
 @pytest.mark.parametrize(('content', 'words'), NO_STATE_DICTS.values(), ids=NO_STATE_DICTS)
-def test_a_checkpoint_without_a_state_dict_is_told(content, words, tmp_path):
+def test_a_checkpoint_without_a_state_dict_is_reported(content, words, tmp_path):
     torch.save(content, tmp_path / 'x.pth')
     refused(lambda: read_checkpoint(tmp_path / 'x.pth'), str(tmp_path / 'x.pth'), *words)
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_a_missing_checkpoint_is_reported(tmp_path):
     refused(lambda: read_checkpoint(tmp_path / 'gone.pth'), 'gone.pth', kind=WeightsNotFoundError)
     refused(lambda: read_checkpoint(tmp_path), 'no checkpoint', 'model.safetensors', kind=WeightsNotFoundError)
-    with pytest.raises(FileNotFoundError):  # callers may catch the usual one
+    with pytest.raises(FileNotFoundError):  # callers may catch the usual exception
         read_checkpoint(tmp_path / 'gone.pth')
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(features_only=True)], ids=str)
 @pytest.mark.parametrize('content', [HTML, b'', POINTER, b'text', b'PK\x03\x04 cut'], ids=lambda c: repr(c[:9]))
-def test_create_model_ends_in_the_same_error(content, kwargs, tmp_path):
+def test_create_model_raises_the_same_error(content, kwargs, tmp_path):
     path = tmp_path / 'tiny_vit_5m_22kto1k_distill.pth'
     path.write_bytes(content)
     refused(lambda: load('tinyvit_5m_224', path, **kwargs), str(path))

@@ -1,4 +1,4 @@
-"""The commands `detect ...`: configs by name, one's own data, and one clear sentence for whatever goes wrong."""
+"""The commands `detect ...`: configs by name, a user's own data, and one clear sentence for every error."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def own(shapes, tmp_path) -> Path:
-    """A copy to spoil."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(shapes, tmp_path / 'own'))
 
 
@@ -49,7 +49,7 @@ def build(name, *options):
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory) -> Path:
-    """Of a RetinaNet with random weights."""
+    """Checkpoint of a RetinaNet with random weights."""
     path = tmp_path_factory.mktemp('checkpoint') / 'retinanet.pth'
     torch.save(dict(meta={}, state_dict=build(RETINANET).state_dict()), path)
     return path
@@ -74,7 +74,7 @@ def complaint(answer, *words) -> str:
 # ---- configs
 
 
-def test_configs_are_listed_with_what_they_are(cli):
+def test_configs_are_listed_with_their_descriptions(cli):
     code, out, _ = cli('detect', 'config')
     assert code == 0
     for name, path in all_configs().items():
@@ -119,10 +119,10 @@ def test_options_are_those_of_mmdet(cli):
     complaint(cli('detect', 'train', RETINANET, 'extra'), "'extra' is one argument too many")
 
 
-# ---- one's own data
+# ---- a user's own data
 
 
-def test_own_data_set_files_classes_and_heads(shapes, own):
+def test_own_data_sets_files_classes_and_heads(shapes, own):
     change(own / 'train.json', lambda c: c['categories'].append(dict(id=3, name='star')))
     config = read_config('cascade_mask_rcnn_tinyvit_5m_fpn_1x_coco')
     classes = use_custom_data(config, CustomData(own, Path('train.json'), validation_annotations=Path('val.json')))
@@ -150,22 +150,22 @@ def test_training_on_own_data_takes_three_commands(cli, own, tmp_path, monkeypat
     folder = tmp_path / 'work_dirs' / RETINANET
     assert (folder / 'iter_2.pth').is_file()
     assert (folder / 'losses.png').is_file()
-    # What is printed as the next commands works as printed.
+    # The commands printed as the next ones work as printed.
     lines = [line.partition('tinyvit-zoo ')[2].split() for line in out.splitlines() if 'tinyvit-zoo detect' in line]
     own_events = {path.name for path in folder.glob('*/vis_data/*')}
-    assert 'scalars.json' in own_events  # not in the folder of a run before, in this process
+    assert 'scalars.json' in own_events  # not in the folder of an earlier run of this process
     code, out, err = cli(*lines[0])
     assert code == 0, err
     assert 'coco/bbox_mAP: ' in out or 'there are no metrics' in out  # two iterations may find nothing
     code, out, err = cli(*[{'PICTURE': str(own / 'val'), 'FOLDER': 'out'}.get(word, word) for word in lines[1]])
     assert code == 0, err
     assert (tmp_path / 'out' / '0001.json').is_file()
-    # Neither lost by a second run, nor trained further than it was asked for.
+    # A second run neither overwrites it nor trains further.
     again = cli('detect', 'train', RETINANET, '-d', own, *ANNOTATIONS, '--cfg-options', *TWO_ITERATIONS)
     complaint(again, 'iter_2.pth of an earlier run', '--resume')
 
 
-def test_a_picture_of_one_row_is_left_out_or_passes(cli, own, tmp_path):
+def test_an_image_of_one_row_is_left_out_or_passes(cli, own, tmp_path):
     for part in ('train', 'val'):
         Image.new('RGB', (300, 1)).save(own / part / 'line.png')
         image = dict(id=99, file_name='line.png', width=300, height=1)
@@ -179,16 +179,16 @@ def test_a_picture_of_one_row_is_left_out_or_passes(cli, own, tmp_path):
     assert code == 0, err
 
 
-SPOILED = {
+DAMAGED = {
     'no annotations': (lambda own: os.remove(own / 'train.json'), 'train.json'),
     'no JSON': (lambda own: (own / 'train.json').write_text('{'), 'not a JSON file'),
     'not COCO': (lambda own: (own / 'train.json').write_text('[]'), "COCO's format"),
-    'no pictures at all': (
+    'no images at all': (
         lambda own: change(own / 'train.json', lambda content: content.update(images=[])),
         'names no images',
     ),
-    'no picture': (lambda own: os.remove(own / 'train' / '0002.png'), '1 of 3 images'),
-    'no validation picture': (lambda own: os.remove(own / 'val' / '0001.png'), '0001.png'),
+    'no image': (lambda own: os.remove(own / 'train' / '0002.png'), '1 of 3 images'),
+    'no validation image': (lambda own: os.remove(own / 'val' / '0001.png'), '0001.png'),
     'other categories': (
         lambda own: change(own / 'val.json', lambda c: [k.update(name=f'other{k["id"]}') for k in c['categories']]),
         'None of the classes',
@@ -196,23 +196,23 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize('case', SPOILED)
-def test_spoiled_data_is_named_before_the_training(cli, own, tmp_path, case):
-    spoil, words = SPOILED[case]
-    spoil(own)
+@pytest.mark.parametrize('case', DAMAGED)
+def test_damaged_data_is_reported_before_the_training(cli, own, tmp_path, case):
+    damage, words = DAMAGED[case]
+    damage(own)
     answer = cli('detect', 'train', RETINANET, '-d', own, *ANNOTATIONS, '--work-dir', tmp_path / 'run')
     complaint(answer, words)
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
-def test_an_object_without_a_mask_is_named_where_masks_are_learned(cli, own, tmp_path):
+def test_an_object_without_a_mask_is_reported_where_masks_are_learned(cli, own, tmp_path):
     change(own / 'train.json', lambda c: c['annotations'][1].update(segmentation=[]))
     arguments = ('-d', own, *ANNOTATIONS, '--work-dir', tmp_path / 'run')
     complaint(cli('detect', 'train', 'ci_mask_rcnn_tinyvit_5m', *arguments), 'Object 2 of image', 'empty mask')
     assert cli('detect', 'train', RETINANET, *arguments, '--cfg-options', *TWO_ITERATIONS)[0] == 0
 
 
-def test_another_number_of_classes_is_named(cli, own, tmp_path):
+def test_another_number_of_classes_is_reported(cli, own, tmp_path):
     root = f'{own}/'
     answer = cli(
         'detect', 'train', RETINANET, '--work-dir', tmp_path / 'run', '--cfg-options', 'model.bbox_head.num_classes=5',
@@ -221,7 +221,7 @@ def test_another_number_of_classes_is_named(cli, own, tmp_path):
     complaint(answer, 'has 5 classes, the data set 2', '--classes')
 
 
-def test_what_cannot_be_done_is_said(cli, shapes, tmp_path):
+def test_impossible_requests_are_refused(cli, shapes, tmp_path):
     complaint(cli('detect', 'train', RETINANET, '-d', tmp_path / 'none', *ANNOTATIONS), 'There is no folder')
     complaint(cli('detect', 'train', RETINANET, '-d', shapes), '--train-annotations')
     complaint(cli('detect', 'train', RETINANET, '--classes', 'a,b'), '--data DIR')
@@ -241,7 +241,7 @@ def test_checkpoints_of_other_models_are_refused(cli, checkpoint, shapes, tmp_pa
     other = predict(cli, 'ci_mask_rcnn_tinyvit_5m', checkpoint, shapes, tmp_path)
     complaint(other, 'not a checkpoint of this model', 'rpn_head', 'Nothing was loaded')
     other_backbone = cli('detect', 'test', 'ci_cascade_mask_rcnn_mini_swin_tiny', checkpoint, '--work-dir', tmp_path)
-    complaint(other_backbone)  # neither data nor weights are there: one sentence in any case
+    complaint(other_backbone)  # data and weights are both missing: one sentence in any case
     torch.save(dict(state_dict=build(RETINANET, 'model.bbox_head.num_classes=7').state_dict()), tmp_path / '7.pth')
     complaint(predict(cli, RETINANET, tmp_path / '7.pth', shapes, tmp_path), 'another number of classes')
     classifier = {k.removeprefix('backbone.net.'): v for k, v in build(RETINANET).backbone.state_dict().items()}
@@ -256,7 +256,7 @@ def test_damaged_and_missing_checkpoints_are_refused(cli, checkpoint, shapes, tm
     complaint(predict(cli, RETINANET, tmp_path / 'half.pth', shapes, tmp_path), 'damaged or cut short')
 
 
-def test_a_training_starts_from_a_detector_of_other_classes_and_from_no_other_model(cli, checkpoint, shapes, tmp_path):
+def test_a_training_starts_from_a_detector_of_other_classes_but_not_of_another_model(cli, checkpoint, shapes, tmp_path):
     ours = build(RETINANET)
     assert check_start(ours, checkpoint) == ''
     torch.save(dict(state_dict=build(RETINANET, 'model.bbox_head.num_classes=7').state_dict()), tmp_path / '7.pth')
@@ -271,10 +271,10 @@ def test_a_training_starts_from_a_detector_of_other_classes_and_from_no_other_mo
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
-# ---- pictures
+# ---- images
 
 
-def test_pictures_of_any_kind_are_read_and_bad_ones_named(cli, checkpoint, shapes, tmp_path):
+def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shapes, tmp_path):
     folder = tmp_path / 'in'
     folder.mkdir()
     Image.new('L', (80, 60), 90).save(folder / 'grey.jpg')
@@ -289,43 +289,43 @@ def test_pictures_of_any_kind_are_read_and_bad_ones_named(cli, checkpoint, shape
     assert json.loads((tmp_path / 'out' / 'turned.json').read_text())['width'] == 50
     assert json.loads((tmp_path / 'out' / 'grey.json').read_text())['objects'] == []
 
-    def run(*pictures):
-        return cli('detect', 'predict', RETINANET, checkpoint, *pictures, '-o', tmp_path / 'out')
+    def run(*images):
+        return cli('detect', 'predict', RETINANET, checkpoint, *images, '-o', tmp_path / 'out')
 
-    (tmp_path / 'text.png').write_text('no picture')
-    complaint(run(tmp_path / 'text.png'), 'text.png cannot be read as a picture')
-    complaint(run(tmp_path / 'none.png'), 'There is no picture')
+    (tmp_path / 'text.png').write_text('no image')
+    complaint(run(tmp_path / 'text.png'), 'text.png is no image of a known format')
+    complaint(run(tmp_path / 'none.png'), 'There is no image')
     (tmp_path / 'empty').mkdir()
-    complaint(run(tmp_path / 'empty'), 'holds no pictures')
+    complaint(run(tmp_path / 'empty'), 'holds no images')
     shutil.copy(folder / 'grey.jpg', tmp_path / 'grey.jpg')
     complaint(run(folder / 'grey.jpg', tmp_path / 'grey.jpg'), "'grey'")
     shutil.copy(folder / 'clear.png', tmp_path / 'out' / 'mine.png')
     complaint(run(tmp_path / 'out' / 'mine.png'), 'would be replaced')
 
 
-def test_a_line_of_pixels_is_a_sentence_or_a_result(cli, checkpoint, tmp_path):
+def test_a_line_of_pixels_gives_a_message_or_a_result(cli, checkpoint, tmp_path):
     Image.new('RGB', (1, 3000), (9, 99, 9)).save(tmp_path / 'line.png')
     answer = cli('detect', 'predict', RETINANET, checkpoint, tmp_path / 'line.png', '-o', tmp_path / 'out')
     if answer[0]:
         complaint(answer, '1x3000')
 
 
-def test_a_segmentation_is_laid_over_the_picture(cli, tmp_path):
+def test_a_segmentation_is_drawn_over_the_image(cli, tmp_path):
     root = make_ade(tmp_path / 'ade', train=1, val=1, size=64)
     torch.save(dict(state_dict=build(UPERNET).state_dict()), tmp_path / 'upernet.pth')
-    pictures = root / 'images' / 'validation'
-    code, out, err = cli('detect', 'predict', UPERNET, tmp_path / 'upernet.pth', pictures, '-o', tmp_path / 'out')
+    images = root / 'images' / 'validation'
+    code, out, err = cli('detect', 'predict', UPERNET, tmp_path / 'upernet.pth', images, '-o', tmp_path / 'out')
     assert code == 0, err
     assert ' %' in out
     record = json.loads((tmp_path / 'out' / '0000.json').read_text())
     assert sum(record['shares'].values()) == pytest.approx(1, abs=1e-4)
-    with Image.open(tmp_path / 'out' / '0000.png') as drawn, Image.open(pictures / '0000.jpg') as picture:
-        assert drawn.height > picture.height  # what the colours mean stands below
-        top = np.asarray(drawn)[: picture.height, : picture.width]
-        assert (top != np.asarray(picture)).mean() > 0.5
+    with Image.open(tmp_path / 'out' / '0000.png') as drawn, Image.open(images / '0000.jpg') as image:
+        assert drawn.height > image.height  # with a legend below
+        top = np.asarray(drawn)[: image.height, : image.width]
+        assert (top != np.asarray(image)).mean() > 0.5
 
 
-# ---- in processes of their own
+# ---- in separate processes
 
 
 def in_process(*command, cwd=None, **environment) -> subprocess.CompletedProcess:
@@ -351,12 +351,12 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
         *(f'{loader}_dataloader.dataset.data_root={shapes}/' for loader in ('train', 'val', 'test')),
         *(f'{kind}_evaluator.ann_file={shapes}/val.json' for kind in ('val', 'test')),
     )  # fmt: skip
-    # `custom_imports` of the config puts the stand-in in place in time.
+    # `custom_imports` of the config installs the stand-in in time.
     done = in_process(sys.executable, tools / 'train.py', config, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
     assert (tmp_path / 'run' / 'losses.png').is_file()
-    # test.py imports mmcv's operators before it reads the config: it is for this that `install-ops` is there.
+    # test.py imports mmcv's operators before it reads the config, which is why there is `install-ops`.
     start = f'import tinyvit_zoo.downstream.detection, runpy, sys; sys.argv[0] = {str(tools / "test.py")!r}; '
     start += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = in_process(sys.executable, '-c', start, config, tmp_path / 'run' / 'iter_2.pth', *options)
@@ -364,7 +364,7 @@ def test_stock_tools_take_a_packaged_config(shapes, tmp_path):
     assert 'Iter(test) [1/1]' in done.stdout + done.stderr
 
 
-def test_two_processes_go_on_with_the_same_losses(shapes, tmp_path):
+def test_two_processes_resume_with_the_same_losses(shapes, tmp_path):
     def run(folder, *more):
         done = in_process(
             sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone',
@@ -400,7 +400,7 @@ def test_bench_compares_time_memory_and_size(cli, tmp_path):
     assert rows[bench.SWIN]['parameters'] > 27e6 > 8e6 > rows[names[0]]['parameters']
     assert all(len(row['forward_s']) == len(row['training_step_s']) == 1 for row in rows.values())
     if sys.platform == 'linux':
-        assert 0 < rows[names[1]]['step_peak_bytes'] < rows[names[0]]['step_peak_bytes']  # blocks computed again
+        assert 0 < rows[names[1]]['step_peak_bytes'] < rows[names[0]]['step_peak_bytes']  # gradient checkpointing
     assert set(result['ratios'][bench.SWIN]) == set(names[:2])
     assert 'times as fast' in out
     complaint(cli('detect', 'bench', 'resnet_of_nobody'), "'resnet_of_nobody' cannot be made as a backbone")

@@ -26,12 +26,12 @@ from tinyvit_zoo.hub import save_folder
 
 
 def right(*counts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Answers of two models of which so many are right with both, the first, the second, neither."""
+    """Right answers of two models, by how many both, the first, the second, and neither have right."""
     pairs = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], counts, axis=0).astype(bool)
     return pairs[:, 0], pairs[:, 1]
 
 
-def test_a_difference_and_its_interval_are_those_of_the_table_of_pairs():
+def test_a_difference_and_its_interval_follow_from_the_table_of_pairs():
     row = difference_of_right('t', *right(50, 20, 8, 22))
     assert (row.a, row.b, row.difference, row.n) == pytest.approx((70, 58, 12, 100))
     # Agresti & Min: the interval of Wald for 50.5, 20.5, 8.5, 22.5.
@@ -52,13 +52,13 @@ def test_models_that_never_differ_still_have_an_interval():
     assert row.p == 1
 
 
-def test_what_both_find_hard_does_not_widen_the_interval():
+def test_common_difficulty_does_not_widen_the_interval():
     easy = difference_of_right('t', *right(80, 10, 5, 5))
     hard = difference_of_right('t', *right(5, 10, 5, 80))
     assert (easy.low, easy.high) == (hard.low, hard.high)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+def test_the_interval_covers_the_truth_at_its_nominal_rate():
     rng = np.random.default_rng(0)
     shares = np.array([0.6, 0.15, 0.05, 0.2])  # the true difference is 10 points
     rows = [difference_of_right('t', *right(*rng.multinomial(60, shares))) for _ in range(400)]
@@ -86,7 +86,7 @@ def features(signal: float, seed: int, per_class: int = 30) -> ModelFeatures:
     return ModelFeatures(f'signal {signal}', *parts)
 
 
-def test_every_row_is_what_its_evaluator_gives_for_either_model():
+def test_every_row_equals_the_results_of_its_evaluator_for_both_models():
     a, b = features(1.5, 0), features(0.3, 1)
     rows = {row.task: row for row in compare(a, b, shots=(1, 5), episodes=40, k=7, seed=3)}
     assert list(rows) == ['5-way 1-shot (cdfsl)', '5-way 5-shot (cdfsl)', 'kNN (k = 7)', PROBE]
@@ -110,7 +110,7 @@ def test_every_row_is_what_its_evaluator_gives_for_either_model():
     assert rows[PROBE].p < 0.01
 
 
-def test_a_model_does_not_differ_from_itself_and_differs_oppositely_the_other_way_round():
+def test_a_model_does_not_differ_from_itself_and_swapping_changes_the_sign():
     a, b = features(0.6, 0), features(0.5, 1)
     few = dict(episodes=20, solver='prototype')
     assert all(row.difference == 0 and row.low <= 0 <= row.high for row in compare(a, a, **few))
@@ -119,7 +119,7 @@ def test_a_model_does_not_differ_from_itself_and_differs_oppositely_the_other_wa
         assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
 
 
-def test_without_training_images_there_is_few_shot_alone():
+def test_without_training_images_there_is_only_few_shot():
     a, b = (ModelFeatures(m.name, None, m.test) for m in (features(1, 0), features(1, 1)))
     assert [row.p for row in compare(a, b, episodes=10, solver='ridge')] == [None]
 
@@ -135,9 +135,9 @@ def test_features_of_other_images_are_refused():
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    """A folder with train and test of three classes: bright, dark, and of either kind."""
-    root = tmp_path_factory.mktemp('pictures')
+def image_folder(tmp_path_factory):
+    """A folder with train and test of three classes: bright, dark, and either."""
+    root = tmp_path_factory.mktemp('images')
     rng = np.random.default_rng(0)
     for split, n in (('train', 8), ('test', 12)):
         for name, level in (('bright', 200), ('dark', 30), ('grey', 115)):
@@ -151,7 +151,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-    """A folder with a small model of these classes and of one more."""
+    """A folder with a small model of these classes and one more."""
     torch.manual_seed(0)
     model = timm.create_model('resnet10t', num_classes=4).eval()
     model.pretrained_cfg['input_size'] = (3, 32, 32)
@@ -162,8 +162,8 @@ def results_of(folder) -> dict:
     return json.loads((folder / 'results.json').read_text())
 
 
-def test_evaluate_prints_and_writes_what_was_measured(cli, saved, pictures, tmp_path):
-    code, out, err = cli('evaluate', f'local-dir:{saved}', '--data', pictures, '--output', tmp_path / 'out')
+def test_evaluate_prints_and_writes_what_was_measured(cli, saved, image_folder, tmp_path):
+    code, out, err = cli('evaluate', f'local-dir:{saved}', '--data', image_folder, '--output', tmp_path / 'out')
     assert code == 0, err
     results = results_of(tmp_path / 'out')
     assert f'top-1 {results["top1"]:.2f} %' in out
@@ -183,12 +183,12 @@ def test_evaluate_prints_and_writes_what_was_measured(cli, saved, pictures, tmp_
     assert {p.name for p in (tmp_path / 'out').glob('*.png')} == {'per_class.png', 'confusion.png'}
 
 
-def test_evaluate_takes_another_crop_and_size(cli, saved, pictures, tmp_path):
+def test_evaluate_accepts_another_crop_and_size(cli, saved, image_folder, tmp_path):
     line = (
         'evaluate',
         f'local-dir:{saved}',
         '-d',
-        pictures,
+        image_folder,
         '--crop-pct',
         0.5,
         '--img-size',
@@ -202,13 +202,13 @@ def test_evaluate_takes_another_crop_and_size(cli, saved, pictures, tmp_path):
     assert results_of(tmp_path / 'out')['preprocessing']['input_size'] == [3, 64, 64]
 
 
-def test_evaluate_refuses_in_one_sentence(cli, pictures, tmp_path):
+def test_evaluate_refuses_in_one_sentence(cli, image_folder, tmp_path):
     for arguments, words in (
-        (('resnet10t', '--random', '--data', pictures), '1000 outputs'),
+        (('resnet10t', '--random', '--data', image_folder), '1000 outputs'),
         (('resnet10t', '--random', '--data', 'no-such-data'), 'no-such-data'),
         (('resnet10t', '--random', '--data', tmp_path), str(tmp_path)),
         (('resnet10t', '--random', '--data', 'imagenet-c'), '--root'),
-        (('no_such_model', '--random', '--data', pictures), 'no_such_model'),
+        (('no_such_model', '--random', '--data', image_folder), 'no_such_model'),
     ):
         code, out, err = cli('evaluate', *arguments)
         assert code != 0
@@ -227,8 +227,8 @@ def test_without_matplotlib_one_sentence_says_what_to_install_before_anything_is
     assert "pip install 'tinyvit-zoo[eval]'" in err
 
 
-def test_compare_prints_a_paired_table_and_writes_it(cli, saved, pictures, tmp_path):
-    line = ('compare', f'local-dir:{saved}', 'test_vit', '--random-b', '--data', pictures, '--img-size', 32)
+def test_compare_prints_a_paired_table_and_writes_it(cli, saved, image_folder, tmp_path):
+    line = ('compare', f'local-dir:{saved}', 'test_vit', '--random-b', '--data', image_folder, '--img-size', 32)
     few = ('--ways', 3, '--shots', '1,3', '--queries', 5, '--episodes', 30, '-k', 5)
     code, out, err = cli(*line, *few, '--output', tmp_path / 'out')
     assert code == 0, err
@@ -246,23 +246,23 @@ def test_compare_prints_a_paired_table_and_writes_it(cli, saved, pictures, tmp_p
     assert names == {'results.json', 'compare.csv', *(f'{n}.png' for n in ('differences', 'shots', 'tsne_a', 'tsne_b'))}
 
 
-def test_compare_takes_a_weights_file_and_data_without_splits(cli, pictures, tmp_path):
+def test_compare_accepts_a_weights_file_and_data_without_splits(cli, image_folder, tmp_path):
     torch.manual_seed(1)
     torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'w.pth')
     line = ('compare', 'resnet10t', 'resnet10t', '--weights-a', tmp_path / 'w.pth', '--random-b', '--img-size', 32)
     few = ('--ways', 2, '--shots', 1, '--queries', 2, '--episodes', 4)
-    code, out, err = cli(*line, '--data', pictures / 'train', *few)
+    code, out, err = cli(*line, '--data', image_folder / 'train', *few)
     assert code == 0, err
     assert f'A: resnet10t ({tmp_path / "w.pth"})' in out
     assert '24 test images' in out
     assert 'kNN' not in out
 
 
-def test_compare_never_answers_images_that_it_learned_from(cli, pictures, tmp_path):
+def test_compare_never_tests_on_training_images(cli, image_folder, tmp_path):
     line = ('compare', 'resnet10t', 'resnet10t', '--random-a', '--random-b', '--img-size', 32, '--ways', 2)
     few = ('--shots', 1, '--queries', 2, '--episodes', 4)
-    shutil.copytree(pictures / 'train', tmp_path / 'alone' / 'train')
-    shutil.copytree(pictures / 'train', tmp_path / 'crops' / 'dataset' / 'train')  # the whole of crop_disease is train
+    shutil.copytree(image_folder / 'train', tmp_path / 'alone' / 'train')
+    shutil.copytree(image_folder / 'train', tmp_path / 'crops' / 'dataset' / 'train')  # crop_disease has train alone
     (tmp_path / 'alone' / 'train' / 'grey' / '00.png').write_bytes(b'nothing')
     for data, words in (
         ((tmp_path / 'alone', '--skip-unreadable'), '23 test images'),
@@ -275,7 +275,7 @@ def test_compare_never_answers_images_that_it_learned_from(cli, pictures, tmp_pa
         assert 'kNN' not in out
 
 
-def test_a_class_called_train_or_test_is_no_split_and_a_folder_may_be_the_root(cli, saved, tmp_path):
+def test_a_class_named_train_or_test_is_not_a_split_and_a_folder_may_be_the_root(cli, saved, tmp_path):
     for name in ('train', 'test', 'car', 'ship'):
         (tmp_path / 'data' / name).mkdir(parents=True)
         Image.new('RGB', (32, 32)).save(tmp_path / 'data' / name / '0.png')
@@ -287,7 +287,7 @@ def test_a_class_called_train_or_test_is_no_split_and_a_folder_may_be_the_root(c
 
 
 @pytest.mark.parametrize(('cards', 'backend', 'chosen'), [(0, 'gloo', []), (1, 'cpu:gloo,cuda:nccl', [0])])
-def test_processes_without_a_card_of_their_own_join_the_others(cards, backend, chosen, monkeypatch):
+def test_processes_without_a_gpu_of_their_own_join_the_others(cards, backend, chosen, monkeypatch):
     begun, set_to = [], []
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: cards)
     monkeypatch.setattr(torch.cuda, 'set_device', set_to.append)
@@ -303,14 +303,14 @@ def test_processes_without_a_card_of_their_own_join_the_others(cards, backend, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize('command', ['evaluate', 'compare'])
-def test_two_processes_give_the_numbers_of_one(command, saved, pictures, tmp_path):
+def test_two_processes_give_the_result_of_one(command, saved, image_folder, tmp_path):
     models = [f'local-dir:{saved}'] if command == 'evaluate' else [f'local-dir:{saved}', 'test_vit', '--random-b']
     few = (
         []
         if command == 'evaluate'
         else ['--ways', '3', '--shots', '1', '--queries', '5', '-k', '5', '--img-size', '32']
     )
-    line = ['tinyvit_zoo.cli', command, *models, '--data', str(pictures), '--batch-size', '5', *few]
+    line = ['tinyvit_zoo.cli', command, *models, '--data', str(image_folder), '--batch-size', '5', *few]
     launchers = dict(one=[], two=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'])
     found = {}
     for name, launcher in launchers.items():

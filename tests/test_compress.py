@@ -1,4 +1,4 @@
-"""Weight multiplexing of timm models: what is shared, how blocks are transformed, and what is refused."""
+"""Weight multiplexing of timm models: sharing, transformations, and refusals."""
 
 import copy
 
@@ -14,12 +14,12 @@ from torch import nn
 
 from tinyvit_zoo.compress import multiplex
 
-# --- what is shared
+# --- sharing
 
 
 @each_kind
 @each_transform
-def test_pairs_hold_the_same_layers_and_norms_of_their_own(kind, transform):
+def test_pairs_hold_the_same_layers_and_their_own_norms(kind, transform):
     student = multiplex(teacher(kind), transform=transform)
     assert type(student) is type(teacher(kind))
     for first, second in zip(blocks(student)[::2], blocks(student)[1::2], strict=True):
@@ -33,7 +33,7 @@ def test_pairs_hold_the_same_layers_and_norms_of_their_own(kind, transform):
     assert blocks(student)[1].attn.qkv is not blocks(student)[2].attn.qkv
 
 
-def test_swin_shares_the_bias_table_and_neither_shift_nor_mask():
+def test_swin_shares_the_bias_table_but_neither_shift_nor_mask():
     first, second = multiplex(teacher('swin')).layers[0].blocks
     assert first.attn.rel_pos_bias is second.attn.rel_pos_bias
     assert (first.shift_size, second.shift_size) == ((0, 0), (2, 2))
@@ -94,7 +94,7 @@ def test_parameters_before_and_after(name, share_every, before, after):
         'aimv2_large_patch14_224',  # RMSNorm, SwiGLU, no biases
         'beit3_base_patch16_224',  # norms inside attention and MLP
         'vit_small_r26_s32_224',  # a convolutional stem
-        'vit_small_patch16_18x2_224',  # two attentions and two MLPs beside each other
+        'vit_small_patch16_18x2_224',  # two attentions and two MLPs in parallel
     ],
 )
 def test_many_vits_are_accepted(name):
@@ -103,7 +103,7 @@ def test_many_vits_are_accepted(name):
 
 
 @each_kind
-def test_the_model_given_stays_as_it_is(kind):
+def test_the_original_model_is_not_changed(kind):
     model = teacher(kind).train()
     blocks(model)[0].eval()
     modes = {name: module.training for name, module in model.named_modules()}
@@ -150,7 +150,7 @@ def test_an_optimizer_keeps_state_of_a_shared_weight_once():
 
 @each_kind
 @pytest.mark.parametrize('share_every', [1, 2])
-def test_the_transformations_start_as_none(kind, share_every):
+def test_the_transformations_are_initialised_to_identity(kind, share_every):
     model, x = teacher(kind).double(), images(dtype=torch.float64)
     plain = multiplex(model, share_every, transform=False, init='first')
     transformed = multiplex(model, share_every, init='first')
@@ -237,7 +237,7 @@ def test_the_mlp_reads_the_grid_through_a_convolution():
     torch.testing.assert_close(block(x), middle + block.mlp(y))
 
 
-def test_the_convolution_is_as_wide_as_the_window_or_as_asked():
+def test_the_convolution_has_the_size_of_the_window_or_the_size_given():
     def sides(model: nn.Module) -> list[int]:
         return [layer.blocks[0].mlp_conv.conv.kernel_size[0] for layer in model.layers]
 
@@ -257,7 +257,7 @@ def test_without_transformations_the_attention_is_timms():
 
 @each_kind
 @pytest.mark.parametrize('mode', ['', 'jax', 'reset'])
-def test_fresh_weights_come_with_transformations_that_do_nothing(kind, mode):
+def test_fresh_weights_have_transformations_that_do_nothing(kind, mode):
     student = multiplex(teacher(kind)).to('meta').to_empty(device='cpu')
     with torch.no_grad():
         for tensor in [*student.parameters(), *(b for b in student.buffers() if b.is_floating_point())]:
@@ -343,11 +343,11 @@ def test_a_multiplexed_model_is_not_multiplexed_again():
 
 
 @pytest.mark.parametrize('kernel', [3.0, True, 4, (3, 3)])
-def test_a_kernel_that_cannot_be_is_refused(kernel):
+def test_an_invalid_kernel_is_refused(kernel):
     with pytest.raises(ValueError, match='mlp_conv_kernel'):
         multiplex(timm.create_model('swin_tiny_patch4_window7_224', device='meta'), 2, mlp_conv_kernel=kernel)
 
 
-def test_a_kernel_for_nothing_is_refused():
+def test_a_kernel_without_an_mlp_transformation_is_refused():
     with pytest.raises(ValueError, match='mlp_conv_kernel'):
         multiplex(timm.create_model('deit_tiny_patch16_224', device='meta'), 2, mlp_conv_kernel=3)

@@ -1,4 +1,4 @@
-"""What a multiplexed model starts from: blocks of its teacher, and transformations fitted to it."""
+"""Initial weights of a multiplexed model: blocks of its teacher, and transformations fitted to it."""
 
 import pytest
 import timm
@@ -29,7 +29,7 @@ def features_apart(student: nn.Module, model: nn.Module, x: torch.Tensor) -> flo
 
 
 def test_the_best_of_a_group_is_the_nearest_of_its_blocks_and_their_mean():
-    """With one group, what the model makes of the group's output are the features themselves."""
+    """With one group, the features are the group's output after the final norm."""
     model, x = teacher('vit'), images(8)
     distances = [features_apart(multiplex(model, 'stage', init='mean'), model, x)]
     for block in model.blocks:
@@ -43,7 +43,7 @@ def test_the_best_of_a_group_is_the_nearest_of_its_blocks_and_their_mean():
 
 @each_kind
 @each_transform
-def test_fitting_brings_every_layer_nearer_and_leaves_the_weights(kind, transform):
+def test_fitting_brings_every_layer_closer_and_keeps_the_weights(kind, transform):
     model, x = teacher(kind), images(8)
     chosen = multiplex(model, transform=transform, init='first')
     fitted = multiplex(model, transform=transform, init='first', calibration=[x])
@@ -75,7 +75,7 @@ def test_nothing_is_fitted_where_nothing_is_shared():
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_without_pictures_it_starts_the_same_every_time(kind):
+def test_without_images_the_result_is_the_same_every_time(kind):
     model = teacher(kind)
     torch.manual_seed(1)
     first = multiplex(model).state_dict()
@@ -83,7 +83,7 @@ def test_without_pictures_it_starts_the_same_every_time(kind):
     assert_same(multiplex(model).state_dict(), first)
 
 
-def test_noise_has_the_spectrum_of_pictures():
+def test_noise_has_the_spectrum_of_natural_images():
     noise = natural_noise(teacher('vit', img_size=(64, 32)), count=16)
     assert noise.shape == (16, 3, 64, 32)
     assert abs(noise.mean()) < 1e-5
@@ -93,7 +93,7 @@ def test_noise_has_the_spectrum_of_pictures():
     assert 2.5 < power[4:7, 0].mean() / power[8:14, 0].mean() < 6.5
 
 
-def test_a_trained_model_stays_nearer_to_itself_on_pictures_it_has_not_seen():
+def test_a_trained_model_stays_closer_to_itself_on_unseen_images():
     sklearn_datasets = pytest.importorskip('sklearn.datasets')
     digits = sklearn_datasets.load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
@@ -114,7 +114,7 @@ def test_a_trained_model_stays_nearer_to_itself_on_pictures_it_has_not_seen():
     assert apart['ours'] < 0.9 * apart['plain']
 
 
-def test_weights_that_are_not_there_are_not_compared():
+def test_weights_on_the_meta_device_are_not_compared():
     with pytest.raises(ValueError, match="init='first'"):
         multiplex(timm.create_model('deit_tiny_patch16_224', device='meta'))
 
@@ -142,9 +142,9 @@ def test_nothing_random_is_drawn():
         [torch.zeros(3, 224, 224)],
         [(torch.zeros(1, 3, 224, 224), torch.zeros(1))],
     ],
-    ids=['none', 'empty', 'nan', 'one picture', 'with labels'],
+    ids=['none', 'empty', 'nan', 'one image', 'with labels'],
 )
-def test_what_cannot_calibrate_is_refused(calibration):
+def test_unusable_calibration_images_are_refused(calibration):
     model = timm.create_model('deit_tiny_patch16_224', embed_dim=24, num_heads=1, depth=2)
     with pytest.raises(ValueError, match='calibration'):
         multiplex(model, 2, calibration=calibration)

@@ -80,7 +80,7 @@ def test_features_only_is_that_of_the_base(kind, tmp_path):
 
 
 @each_kind
-def test_a_resized_model_is_saved_as_it_is(kind, tmp_path):
+def test_a_resized_model_is_saved_at_its_size(kind, tmp_path):
     student = stirred(multiplex(teacher(kind)))
     student.set_input_size((64, 48))
     folder = save_folder(student, tmp_path / 'folder')

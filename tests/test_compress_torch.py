@@ -1,4 +1,4 @@
-"""Timm and torch around a multiplexed model notice nothing: state dicts, copies, optimizers, compilers, sizes."""
+"""Multiplexed models in timm and torch: state dicts, copies, optimizers, compilers, sizes."""
 
 import copy
 import io
@@ -50,7 +50,7 @@ def test_loading_is_strict_and_keeps_the_weights_shared(kind, transform, assign,
 
 
 @each_kind
-def test_weights_that_are_not_shared_are_not_loaded_in_silence(kind):
+def test_weights_that_are_not_shared_are_not_loaded_silently(kind):
     model = teacher(kind)
     with pytest.raises(RuntimeError, match=r'differs from .*qkv.*: the checkpoint is of a model that is not multiplex'):
         multiplex(model, transform=False).load_state_dict(model.state_dict(), strict=False)
@@ -69,7 +69,7 @@ def test_inside_another_module_the_names_are_the_same_behind_a_prefix(kind):
 @each_kind
 @each_transform
 @pytest.mark.parametrize('how', ['deepcopy', 'pickle', 'torch.save'])
-def test_copies_share_among_themselves(kind, transform, how):
+def test_copies_share_weights_among_themselves(kind, transform, how):
     student = stirred(multiplex(teacher(kind), transform=transform))
     if how == 'deepcopy':
         other = copy.deepcopy(student)
@@ -135,7 +135,7 @@ def test_distributed_training_reduces_a_shared_weight_once(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_a_layer_that_someone_replaces_in_one_place_is_saved_by_itself():
+def test_a_layer_replaced_in_one_place_is_saved_separately():
     student = multiplex(teacher('vit'))
     student.blocks[1].mlp.fc1 = nn.Linear(48, 192)
     assert 'blocks.1.mlp.fc1.weight' in student.state_dict()
@@ -146,11 +146,11 @@ def test_a_layer_that_someone_replaces_in_one_place_is_saved_by_itself():
     assert_same(other.state_dict(), student.state_dict())
 
 
-# --- timm and torch around it
+# --- interfaces of timm and torch
 
 
 @each_kind
-def test_timms_ways_through_the_model_agree(kind):
+def test_timms_forward_methods_agree(kind):
     student, x = stirred(multiplex(teacher(kind))), images()
     features = student.forward_features(x)
     torch.testing.assert_close(student.forward_head(features), student(x))
@@ -178,7 +178,7 @@ def test_checkpointed_gradients_are_the_same(kind):
 
 @each_kind
 @each_transform
-def test_it_moves_to_another_size_as_timms_does(kind, transform):
+def test_it_is_resized_as_timms_model_is(kind, transform):
     model = teacher(kind).double()
     student = multiplex(model, 1, transform=transform, init='first')
     tied = multiplex(model, 2, transform=transform, init='first')
@@ -228,7 +228,7 @@ def test_a_hook_on_a_shared_layer_runs_for_every_block(kind):
 
 @each_kind
 @each_transform
-def test_functional_calls_leave_the_model_as_it_is(kind, transform):
+def test_functional_calls_do_not_change_the_model(kind, transform):
     student, x = stirred(multiplex(teacher(kind), transform=transform)), images()
     parameters = dict(student.named_parameters())
 
@@ -251,7 +251,7 @@ def test_it_runs_in_mixed_precision(kind):
     torch.testing.assert_close(mixed.float(), student(x), rtol=0.1, atol=0.1)
 
 
-def test_any_image_size_stays_any_image_size():
+def test_a_model_for_any_image_size_stays_one():
     for kind in KINDS:
         model = teacher(kind, dynamic_img_size=True)
         x = torch.randn(1, 3, 48, 40)

@@ -1,14 +1,24 @@
-"""What timm and PyTorch expect of a model, of every family: a new family is tested by a line in `conftest.SMALL_OF`."""
+"""The contract of timm and PyTorch, for every family: a line in `conftest.SMALL_OF` tests a new one."""
 
 import copy
 import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, FEATURE_CLASSES, SMALL_OF, classifiers, images_for, size_of, used_parameters
+from conftest import (
+    ARCHITECTURES,
+    FEATURE_CLASSES,
+    SMALL_OF,
+    classifiers,
+    images_for,
+    rest_is_full,
+    size_of,
+    used_parameters,
+)
 from timm.models import get_notrace_functions, get_notrace_modules, reparameterize_model
 from torch import nn
 
@@ -84,8 +94,11 @@ def change_by_averaging(model: nn.Module, changed: dict[str, torch.Tensor]) -> N
 CHANGES = [change_by_loading, change_data, change_in_place, change_by_assignment, change_by_averaging]
 
 
-@pytest.mark.parametrize('change', CHANGES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize('warm', [torch.no_grad, torch.enable_grad, torch.inference_mode], ids=lambda f: f.__name__)
+WARM = [torch.no_grad, torch.enable_grad, torch.inference_mode]
+IN_TURN = [(change, WARM[i % len(WARM)]) for i, change in enumerate(CHANGES)]
+
+
+@pytest.mark.parametrize(('change', 'warm'), rest_is_full(product(CHANGES, WARM), IN_TURN), ids=lambda f: f.__name__)
 def test_new_weights_take_effect_at_once_in_evaluation_mode(change, warm, model, any_small):
     x = images_for(model)
     with warm():
@@ -164,7 +177,7 @@ def test_deploy_form_keeps_the_device(family):
 
 
 def test_deploy_form_has_the_fused_layers_in_every_block(family, model):
-    """But a model with BEiT's blocks, which are timm's own and have no deploy form."""
+    """Except in a model with BEiT's blocks, which are timm's own and have no deploy form."""
     blocks = [m for m in reparameterize_model(model).modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
     assert blocks
     for block in blocks:
@@ -196,7 +209,7 @@ def test_another_output_format_is_refused(model):
 
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
-def test_feature_info_tells_the_truth(name):
+def test_feature_info_matches_the_features(name):
     model = timm.create_model(name, device='meta')
     x = torch.empty(1, 3, *size_of(model), device='meta')
     _, maps = model.forward_intermediates(x)
@@ -228,7 +241,7 @@ def test_features_only_gives_the_intermediates(family, feature_cls, model):
     found = features(x)
     found = list(found.values()) if isinstance(found, dict) else found
     for a, b in zip(found, maps[1::2], strict=True):
-        # Features of timm's list and hook classes come in the layout of the module.
+        # timm's list and hook classes return features in the layout of the module.
         a = a if a.shape == b.shape else a.permute(0, 3, 1, 2)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -237,13 +250,13 @@ def test_features_only_gives_the_intermediates(family, feature_cls, model):
 
 
 @torch.no_grad()
-def test_the_head_can_be_taken_off_and_put_on(model):
+def test_the_head_can_be_removed_and_replaced(model):
     x = images_for(model)
     features = model.forward_features(x)
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
     torch.testing.assert_close(model.forward_head(features), model(x))
-    if len(classifiers(model)) == 1:  # two read features of their own
+    if len(classifiers(model)) == 1:  # each of two reads its own features
         torch.testing.assert_close(model.get_classifier()(pooled), model(x))
     model.reset_classifier(0)
     assert model.num_classes == 0
@@ -266,7 +279,7 @@ def test_a_model_can_be_made_without_memory(name):
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {'meta'}
 
 
-def test_a_model_made_without_memory_can_be_started_later(family):
+def test_a_model_made_without_memory_can_be_initialised_later(family):
     name = SMALL_OF[family][0]
     fresh = timm.create_model(name)
     expected = fresh.state_dict(keep_vars=True)
@@ -303,7 +316,7 @@ def test_buffers_that_no_file_holds_are_restored(family, any_small):
     torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
 
 
-def test_what_follows_from_the_size_is_in_no_state_dict(model):
+def test_buffers_that_follow_from_the_size_are_in_no_state_dict(model):
     words = ('offset', 'idx', 'index', 'mask')
     assert [key for key in model.state_dict() if any(word in key for word in words)] == []
 
@@ -344,7 +357,7 @@ def test_memory_format_of_the_input_does_not_matter(deployable):
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_meet(model):
+def test_images_of_a_batch_are_independent(model):
     x = images_for(model, batch=4)
     torch.testing.assert_close(torch.cat([model(image[None]) for image in x]), model(x), rtol=1e-4, atol=1e-5)
 
@@ -406,6 +419,7 @@ def test_checkpointing_changes_no_gradient(any_small):
 # --- graphs
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @torch.no_grad()
 def test_it_can_be_scripted_and_traced(any_small):
@@ -427,7 +441,12 @@ def test_it_can_be_traced_by_fx(deployable):
         torch.testing.assert_close(graph(x)['y'], deployable(x), rtol=1e-4, atol=1e-5)
 
 
+# Plain models are exported and run in `test_export.py`.
+of_deploy_form = pytest.mark.parametrize('deployable', rest_is_full(['plain', 'deploy'], ['deploy']), indirect=True)
+
+
 @pytest.mark.slow
+@of_deploy_form
 @torch.no_grad()
 def test_it_can_be_exported_with_an_open_batch(deployable):
     x = images_for(deployable)
@@ -438,6 +457,7 @@ def test_it_can_be_exported_with_an_open_batch(deployable):
 
 
 @pytest.mark.slow
+@of_deploy_form
 @torch.no_grad()
 def test_it_runs_in_onnxruntime(deployable, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -455,7 +475,14 @@ def compiled(model: nn.Module, **kwargs) -> nn.Module:
     return torch.compile(model, fullgraph=True, **kwargs)
 
 
+# Every plain model; of folded ones TinyViT, where batch norms go, and the rest is the same layers without them.
+COMPILED = [*((family, 'plain') for family in SMALL_OF), ('tinyvit', 'deploy')]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('family', 'deployable'), rest_is_full(product(SMALL_OF, ['plain', 'deploy']), COMPILED), indirect=['deployable']
+)
 @torch.no_grad()
 def test_it_compiles(deployable):
     x = images_for(deployable)

@@ -1,4 +1,4 @@
-"""Data sets by name: what is in them, in which order, under which labels, and what a user is told who lacks them."""
+"""Data sets by name: their content, order and labels, and the messages if they are missing."""
 
 import io
 import json
@@ -27,7 +27,7 @@ REAL = ((), (970, 795), (230, 231))
 
 
 def denied(*args, words: tuple[str, ...], **kwargs) -> str:
-    """The one error that `load_dataset` ends in."""
+    """The message of the error that `load_dataset` raises."""
     missing = any('has no split' in word for word in words)
     kind = MissingSplitError if missing else EvaluationError
     return refused(lambda: load_dataset(*args, **kwargs), *words, kind=kind)
@@ -42,7 +42,7 @@ def names_of(dataset) -> list[str]:
 
 
 @pytest.mark.parametrize('name', ['digits', 'textures'])
-def test_train_and_test_share_no_image_and_are_all_of_them(name):
+def test_train_and_test_are_disjoint_and_complete(name):
     train, test, everything = (load_dataset(name, split) for split in ('train', 'test', 'all'))
     pixels = [{np.asarray(d[i][0]).tobytes() for i in range(len(d))} for d in (train, test)]
     assert not pixels[0] & pixels[1]
@@ -50,7 +50,7 @@ def test_train_and_test_share_no_image_and_are_all_of_them(name):
     assert set(train.labels) == set(test.labels) == set(range(len(train.classes)))
 
 
-def test_textures_are_crops_of_twenty_one_photographs_from_regions_without_a_common_pixel():
+def test_textures_are_crops_of_21_photographs_from_disjoint_regions():
     dataset = load_dataset('textures', 'test')
     assert len(dataset.classes) == 21
     assert np.bincount(dataset.labels).tolist() == [CROPS['test']] * 21
@@ -62,17 +62,17 @@ def test_textures_are_crops_of_twenty_one_photographs_from_regions_without_a_com
         assert all(0 <= box[k] and box[k + 2] <= size[k] for p in boxes for box in boxes[p] for k in (0, 1))
 
 
-def test_the_same_seed_gives_the_same_images_everywhere():
+def test_the_same_seed_gives_the_same_images_on_every_machine():
     # Hard-coded: these are the images that published numbers are about.
     assert load_dataset('digits', 'train').fingerprint()[:16] == '067cd9c8dcf9ec24'
     assert load_dataset('textures', 'train').fingerprint()[:16] == 'ff64ad3355434a5e'
     assert load_dataset('digits', 'test').fingerprint() != load_dataset('digits', 'test', seed=1).fingerprint()
 
 
-# What a data set gives
+# Items
 
 
-def test_an_item_is_an_image_in_rgb_and_a_label_and_transforms_do_not_reach_other_copies(tmp_path):
+def test_items_are_rgb_images_with_labels_and_copies_do_not_share_transforms(tmp_path):
     fake.class_folders(tmp_path, ('a', 'b'))
     Image.new('L', (5, 5)).save(tmp_path / 'a' / '0.png')
     dataset = load_dataset(str(tmp_path), 'all')
@@ -85,7 +85,7 @@ def test_an_item_is_an_image_in_rgb_and_a_label_and_transforms_do_not_reach_othe
         dataset[4]
 
 
-def test_a_subset_keeps_the_order_that_was_asked_for_and_all_classes(tmp_path):
+def test_a_subset_keeps_the_given_order_and_all_classes(tmp_path):
     fake.class_folders(tmp_path, ('a', 'b'))
     dataset = load_dataset(str(tmp_path), 'all')
     some = dataset.subset([3, 0]).subset([1, 0, 0])
@@ -95,7 +95,7 @@ def test_a_subset_keeps_the_order_that_was_asked_for_and_all_classes(tmp_path):
     assert some[1][0].tobytes() == dataset[3][0].tobytes()
 
 
-def test_the_fingerprint_tells_images_labels_and_order_apart_but_not_places(tmp_path):
+def test_the_fingerprint_depends_on_images_labels_and_order_but_not_on_the_folder(tmp_path):
     for place in ('here', 'there'):
         fake.class_folders(tmp_path / place, ('a', 'b'))
     first, second = (load_dataset(str(tmp_path / place), 'all') for place in ('here', 'there'))
@@ -107,7 +107,7 @@ def test_the_fingerprint_tells_images_labels_and_order_apart_but_not_places(tmp_
 
 
 @pytest.mark.parametrize('extension', ['png', 'bmp', 'tar'])
-def test_the_fingerprint_sees_what_changes_behind_the_beginning_of_a_large_file(extension, tmp_path):
+def test_the_fingerprint_detects_a_change_in_the_middle_of_a_large_file(extension, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     prints = []
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_the_fingerprint_sees_what_changes_behind_the_beginning_of_a_large_file(
     assert prints[0] != prints[1]
 
 
-def test_grey_levels_of_sixteen_bits_are_scaled_not_cut_off(tmp_path):
+def test_16_bit_grey_levels_are_scaled_not_clipped(tmp_path):
     levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     (tmp_path / 'a').mkdir()
     Image.fromarray(levels).save(tmp_path / 'a' / '0.png')
@@ -134,7 +134,7 @@ def test_grey_levels_of_sixteen_bits_are_scaled_not_cut_off(tmp_path):
 # Folders
 
 
-def test_a_folder_with_splits_takes_the_classes_of_train_for_all_of_them(tmp_path):
+def test_all_splits_of_a_folder_have_the_classes_of_train(tmp_path):
     fake.class_folders(tmp_path / 'train', ('a', 'b', 'c'))
     fake.class_folders(tmp_path / 'val', ('c', 'a'), images=1)
     validation = load_dataset(str(tmp_path), 'validation')
@@ -146,20 +146,20 @@ def test_a_folder_with_splits_takes_the_classes_of_train_for_all_of_them(tmp_pat
     denied(str(tmp_path), 'validation', words=("'d'", 'none of the 3 classes'))
 
 
-def test_a_class_called_train_is_no_split(tmp_path):
+def test_a_class_named_train_is_not_a_split(tmp_path):
     fake.class_folders(tmp_path, ('car', 'train'))
     assert load_dataset(str(tmp_path), 'all').classes == ('car', 'train')
     denied(str(tmp_path), 'train', words=("has no split 'train', it has: all",))
 
 
-def test_classes_of_a_folder_are_in_the_order_of_timm(tmp_path):
+def test_classes_of_a_folder_are_in_timms_order(tmp_path):
     fake.class_folders(tmp_path, ('class10', 'class9', 'Zebra', 'ant', '10', '9'), images=1)
     reader = create_dataset('', str(tmp_path)).reader
     dataset = load_dataset(str(tmp_path), 'all')
     assert {name: i for i, name in enumerate(dataset.classes)} == reader.class_to_idx
 
 
-def test_links_are_followed_and_hidden_files_left_out(tmp_path):
+def test_links_are_followed_and_hidden_files_skipped(tmp_path):
     fake.class_folders(tmp_path / 'data', ('a', 'b'), images=1)
     fake.image(tmp_path / 'elsewhere' / 'linked.png')
     (tmp_path / 'data' / 'a' / 'more').symlink_to(tmp_path / 'elsewhere')
@@ -177,7 +177,7 @@ def test_labels_of_no_class_are_refused(tmp_path):
     refused(lambda: load_dataset('wds/x', 'test', tmp_path), '-1', 'another split', kind=MissingSplitError)
 
 
-def test_parts_are_joined_under_the_classes_of_the_longest_and_not_under_different_ones():
+def test_parts_join_under_the_longest_list_of_classes_and_never_under_different_ones():
     def part(classes: str) -> ImageDataset:
         pixels = np.zeros((len(classes), 8, 8, 3), np.uint8)
         return ImageDataset('x', 'train', tuple(classes), range(len(classes)), Arrays(pixels, 'x'))
@@ -196,7 +196,7 @@ def test_an_empty_folder_and_one_without_images_are_named(tmp_path):
     denied(str(tmp_path), 'train', words=("has no split 'train'",))
 
 
-def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path):
+def test_an_unreadable_image_is_named_and_skipped_only_on_request(tmp_path):
     fake.class_folders(tmp_path, ('a', 'b'))
     bad = tmp_path / 'a' / '1.png'
     bad.write_bytes(bad.read_bytes()[:60])
@@ -217,7 +217,7 @@ UNCHECKED = dict(check_counts=False)
 
 
 @pytest.mark.parametrize('entry', REGISTRY.values(), ids=REGISTRY)
-def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_path):
+def test_every_entry_names_its_source_and_an_alternative(entry, tmp_path):
     assert entry.source
     assert entry.license
     assert {part for parts in entry.splits.values() for part in parts} == set(entry.counts)
@@ -231,7 +231,7 @@ def test_every_entry_says_where_it_is_from_and_what_to_do_without_it(entry, tmp_
         denied(entry.name, split, tmp_path, words=(str(tmp_path),))
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     denied('cifar_10', words=('Did you mean cifar10?',))
     denied('tfds/mnist', words=('stream',))
     denied('digits', 'val', words=("no split 'val'", 'validation'))
@@ -245,12 +245,12 @@ def test_another_number_of_images_or_classes_is_an_error_that_names_the_source(t
     assert '27,000' in caplog.text
     assert load_dataset('digits', 'test', **UNCHECKED).complete
     monkeypatch.setitem(REGISTRY, 'eurosat', replace(REGISTRY['eurosat'], counts=dict(all=4)))
-    denied('eurosat', 'all', tmp_path, words=('2 classes', ' 10 by '))
+    denied('eurosat', 'all', tmp_path, words=('2 classes', ' 10 according to '))
     fake.class_folders(tmp_path / 'dataset' / 'train', ('x',))
     denied('crop_disease', 'train', tmp_path, words=('43,456', 'not verified'))
 
 
-def test_cifar_is_read_from_its_pickles_after_their_md5(tmp_path, monkeypatch):
+def test_cifar_is_unpickled_only_after_its_md5_was_checked(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     fake.cifar10(tmp_path)
@@ -275,7 +275,7 @@ def test_flowers_train_on_train_and_val(tmp_path):
     denied('flowers102', 'test', tmp_path, words=('setid.mat', 'damaged'))
 
 
-def test_cars_take_the_labels_of_both_splits(tmp_path):
+def test_cars_have_labels_in_both_splits(tmp_path):
     fake.stanford_cars(tmp_path)
     test = load_dataset('stanford_cars', 'test', tmp_path, **UNCHECKED)
     assert [test.classes[i] for i in test.labels] == ['Acura RL Sedan 2012', 'AM General Hummer SUV 2000']
@@ -310,7 +310,7 @@ def test_inaturalist_is_split_by_the_lists_of_the_competition(tmp_path):
     denied('inat2018', 'test', tmp_path, words=('val2018.json',))
 
 
-def test_isic_takes_the_column_that_is_not_zero(tmp_path):
+def test_isic_labels_are_the_nonzero_column(tmp_path):
     fake.isic2018(tmp_path)
     dataset = load_dataset('isic2018', 'all', tmp_path, **UNCHECKED)
     assert dataset.classes == ('MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC')
@@ -319,7 +319,7 @@ def test_isic_takes_the_column_that_is_not_zero(tmp_path):
     denied('isic2018', 'all', tmp_path, words=('ISIC_0024306.jpg', 'not on disk'), **UNCHECKED)
 
 
-def test_lists_that_hold_something_else_are_one_sentence(tmp_path):
+def test_lists_with_unexpected_content_are_refused_in_one_sentence(tmp_path):
     fake.isic2018(tmp_path)
     path = next(tmp_path.rglob('*.csv'))
     path.write_text(path.read_text().replace('1.0', 'yes'))
@@ -338,7 +338,7 @@ def test_chestx_keeps_images_with_one_label_of_seven_scaled_to_256(tmp_path):
     assert len(dataset.classes) == 7
 
 
-def test_imagenet_gives_wordnet_ids_their_place_among_all_thousand(tmp_path):
+def test_imagenet_folders_get_their_index_among_all_1000_classes(tmp_path):
     fake.class_folders(tmp_path / 'train', fake.WNIDS[1:])
     fake.class_folders(tmp_path / 'val', fake.WNIDS)
     assert load_dataset('imagenet-1k', 'train', tmp_path, **UNCHECKED).labels.tolist() == [1, 1]
@@ -349,7 +349,7 @@ def test_imagenet_gives_wordnet_ids_their_place_among_all_thousand(tmp_path):
     denied('imagenet-1k', 'validation', tmp_path, words=("'lynx'", '1000 classes'))
 
 
-def test_real_labels_go_by_the_original_file_names(tmp_path):
+def test_real_labels_follow_the_original_file_names(tmp_path):
     names = ['ILSVRC2012_val_00000001.JPEG', 'ILSVRC2012_val_00000003.JPEG']
     for name in names:
         fake.image(tmp_path / 'val' / fake.WNIDS[0] / name)
@@ -370,7 +370,7 @@ def test_the_folders_of_v2_are_numbers(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['imagenet-a', 'imagenet-r'])
-def test_a_and_r_have_two_hundred_classes_of_the_thousand(name, tmp_path):
+def test_a_and_r_have_200_of_the_1000_classes(name, tmp_path):
     from timm.data import ImageNetInfo
 
     known = ImageNetInfo('imagenet-1k').label_names()
@@ -404,7 +404,7 @@ def tar_of(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_webdataset_tars_are_read_where_they_lie(tmp_path):
+def test_webdataset_tars_are_read_without_unpacking(tmp_path):
     png = [fake.image(tmp_path / f'{i}.png', seed=i).read_bytes() for i in range(3)]
     tar_of(tmp_path / 'set-train-0001.tar', {'k/c.png': png[2], 'k/c.json': b'{"label": 0}'})
     tar_of(tmp_path / 'set-train-0000.tar', {'a.png': png[0], 'a.cls': b'1', 'b.cls': b'3', 'b.png': png[1]})
@@ -420,7 +420,7 @@ def test_webdataset_tars_are_read_where_they_lie(tmp_path):
     denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
 
 
-def test_webdataset_splits_are_those_of_info_json_where_there_is_one(tmp_path):
+def test_webdataset_splits_follow_info_json_if_there_is_one(tmp_path):
     png = fake.image(tmp_path / 'x.png').read_bytes()
     for i in range(2):
         tar_of(tmp_path / f'train-{i}.tar', {'a.png': png, 'a.cls': b'%d' % i})
@@ -432,7 +432,7 @@ def test_webdataset_splits_are_those_of_info_json_where_there_is_one(tmp_path):
     denied('wds/set', 'train', tmp_path, words=('_info.json',))
 
 
-def test_torchvision_sets_are_taken_by_timms_names(tmp_path, monkeypatch):
+def test_torchvision_sets_load_by_timms_names(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     denied('torch/cifar10', 'train', words=('needs a root',))
@@ -448,7 +448,7 @@ def test_torchvision_sets_are_taken_by_timms_names(tmp_path, monkeypatch):
     denied('torch/cifar10', 'validation', tmp_path, words=("has no split 'validation'", 'train'))
 
 
-def test_torchvision_sets_without_a_list_of_labels_are_refused_and_folders_are_not(tmp_path, monkeypatch):
+def test_torchvision_sets_without_labels_are_refused_but_folders_are_not(tmp_path, monkeypatch):
     fake.class_folders(tmp_path / 'train', ('a', 'b'))
     dataset = load_dataset('torch/folder', 'train', tmp_path)
     assert dataset.labels.tolist() == [0, 0, 1, 1]
@@ -465,7 +465,7 @@ def test_hub_sets_need_the_package_datasets(monkeypatch):
     denied('hfds/uoft-cs/cifar10', words=('pip install datasets',))
 
 
-def test_hub_sets_are_read_by_timm_with_the_columns_they_have(tmp_path, monkeypatch):
+def test_hub_sets_are_read_by_timm_with_their_own_columns(tmp_path, monkeypatch):
     import timm.data
 
     files = [fake.image(tmp_path / f'{i}.png', seed=i) for i in range(3)]

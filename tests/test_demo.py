@@ -1,4 +1,4 @@
-"""The demo: its pictures, a shortened run, its independence of the network and of foreign packages."""
+"""The demo: its images, a shortened run, its independence of the network and of unrelated packages."""
 
 import csv
 import http.server
@@ -14,12 +14,12 @@ import timm
 import torch
 from PIL import Image
 
-from tinyvit_zoo.downstream.demo.comparison import pictures_to_compare_on
-from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_pictures
+from tinyvit_zoo.downstream.demo.comparison import comparison_images
+from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_images
 
 
-def test_training_and_held_out_pictures_have_nothing_in_common():
-    training, held_out = load_pictures()
+def test_training_and_held_out_images_are_disjoint():
+    training, held_out = load_images()
     assert not {p.tobytes() for p in training.images} & {p.tobytes() for p in held_out.images}
     assert training.targets.unique().tolist() == held_out.targets.unique().tolist() == list(range(len(CLASSES)))
     assert {p.size for p in training.images + held_out.images} == {(SIZE, SIZE)}
@@ -35,19 +35,19 @@ def test_crops_come_from_different_halves(monkeypatch):
     half = Image.new('RGB', (640, 427), 'red')
     half.paste('blue', (0, 427 // 2, 640, 427))
     monkeypatch.setattr(digits, 'load_photos', lambda: dict.fromkeys(digits.PHOTOS, half))
-    training, held_out = load_pictures(limit=200)
-    for pictures, expected in ((training, 2), (held_out, 0)):  # blue below, red above
-        crops = [p for p, digit in zip(pictures.images, pictures.is_digit.tolist(), strict=True) if not digit]
+    training, held_out = load_images(limit=200)
+    for images, expected in ((training, 2), (held_out, 0)):  # blue below, red above
+        crops = [p for p, digit in zip(images.images, images.is_digit.tolist(), strict=True) if not digit]
         assert {max(range(3), key=p.getpixel((SIZE // 2, SIZE // 2)).__getitem__) for p in crops} == {expected}
 
 
-def test_the_split_is_repeatable_and_follows_the_seed():
-    one, two, other = (load_pictures(seed, limit=200)[1] for seed in (0, 0, 1))
+def test_the_split_is_repeatable_and_depends_on_the_seed():
+    one, two, other = (load_images(seed, limit=200)[1] for seed in (0, 0, 1))
     assert [p.tobytes() for p in one.images] == [p.tobytes() for p in two.images]
     assert [p.tobytes() for p in one.images] != [p.tobytes() for p in other.images]
 
 
-def test_shifting_moves_pictures_and_keeps_channels():
+def test_shifting_moves_images_and_keeps_channels():
     from tinyvit_zoo.downstream.demo.run import MAX_SHIFT, shift
 
     image = torch.arange(3.0)[:, None, None] + torch.zeros(3, SIZE, SIZE)
@@ -62,11 +62,13 @@ def test_shifting_moves_pictures_and_keeps_channels():
         assert places.max() == 16 + MAX_SHIFT
 
 
-def test_a_shortened_demo_writes_everything(tmp_path):
+@pytest.mark.parametrize('photographs', [False, True])
+def test_a_shortened_demo_writes_everything(tmp_path, photographs):
     from tinyvit_zoo.downstream.demo.run import run_demo
 
     said = []
-    results = run_demo(tmp_path / 'out', epochs=1, limit=100, say=said.append)
+    results = run_demo(tmp_path / 'out', epochs=1, limit=100, photographs=photographs, say=said.append)
+    names = ('digits', 'textures') if photographs else ('digits',)
     written = tmp_path / 'out'
     assert json.loads((written / 'results.json').read_text()) == results
     assert results['max_difference_after_reload'] < 1e-6
@@ -74,14 +76,15 @@ def test_a_shortened_demo_writes_everything(tmp_path):
     for name in ('contact_sheet.png', 'training.png'):
         with Image.open(written / name) as image:
             assert min(image.size) > 300
-    again = timm.create_model(f'local-dir:{written / "model"}', pretrained=True)
-    assert again.pretrained_cfg['label_names'] == list(CLASSES)
-    assert again.img_size == (SIZE, SIZE)
+    reloaded = timm.create_model(f'local-dir:{written / "model"}', pretrained=True)
+    assert reloaded.pretrained_cfg['label_names'] == list(CLASSES)
+    assert reloaded.img_size == (SIZE, SIZE)
     assert len(list((written / 'held_out').glob('*.png'))) == 2 * len(CLASSES)
     assert any('HF_HUB_OFFLINE' in line for line in said)  # which the tests set
+    assert next(line for line in said if '0_0.png' in line).count('%') == len(CLASSES)
     comparison = results['compared_with_random']
     assert {name: [row['task'] for row in rows][-1] for name, rows in comparison.items()} == dict.fromkeys(
-        ('digits', 'textures'), 'linear probe (ridge)'
+        names, 'linear probe (ridge)'
     )
     for name, rows in comparison.items():
         assert rows[0]['task'] == '5-way 1-shot (cdfsl)'
@@ -92,21 +95,25 @@ def test_a_shortened_demo_writes_everything(tmp_path):
                 assert min(image.size) > 200
     with (written / 'compared_with_random.csv').open() as file:
         assert len(list(csv.DictReader(file))) == sum(map(len, comparison.values()))
+    first = comparison['digits'][0]
+    assert said[-1].startswith('5-way 1-shot')
+    assert f'{first["a"]:.1f} %' in said[-1]
     assert results['data'].keys() == comparison.keys()
     assert results['versions']['timm'] == timm.__version__
 
 
-def test_what_is_compared_on_was_not_trained_on():
-    training, held_out = load_pictures(seed=1)
-    pools = pictures_to_compare_on(seed=1)
-    pictures = {p.tobytes() for p in training.images}
+def test_features_are_compared_on_images_that_were_not_trained_on():
+    training, held_out = load_images(seed=1)
+    assert comparison_images(seed=1).keys() == {'digits'}
+    pools = comparison_images(seed=1, photographs=True)
+    trained_on = {p.tobytes() for p in training.images}
     digits = pools['digits']
-    shown = {digits.pictures[i][0].tobytes() for i in range(len(digits.pictures))}
-    assert not shown & pictures
+    shown = {digits.images.image(i).tobytes() for i in range(len(digits.images))}
+    assert not shown & trained_on
     assert shown == {p.tobytes() for p, digit in zip(held_out.images, held_out.is_digit, strict=True) if digit}
-    assert sorted([*digits.train, *digits.test]) == digits.episodes.tolist() == list(range(len(digits.pictures)))
+    assert sorted([*digits.train, *digits.test]) == digits.episodes.tolist() == list(range(len(digits.images)))
     textures = pools['textures']
-    names = {textures.pictures.classes[label] for label in textures.pictures.labels}
+    names = {textures.images.classes[label] for label in textures.images.labels}
     assert len(names) == 19
     assert not names & set(PHOTOS)
     assert not set(textures.train) & set(textures.test)
@@ -139,7 +146,7 @@ def test_the_demo_learns_the_digits(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Points the probe at an address; gives what `weights_at_hand` says, as `.answer`."""
+    """Calls `weights_at_hand` with another address of the Hub; its result is `.answer`."""
     from huggingface_hub import constants
 
     from tinyvit_zoo.downstream.demo.hub_probe import weights_at_hand
@@ -161,7 +168,7 @@ def test_a_refused_connection_is_one_short_line(hub):
 
 
 @pytest.mark.parametrize(('status', 'reachable'), [(206, True), (404, False), (403, False)])
-def test_only_a_hub_that_gives_the_file_out_counts(hub, status, reachable):
+def test_only_a_hub_that_provides_the_file_counts(hub, status, reachable):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
@@ -178,13 +185,13 @@ def test_only_a_hub_that_gives_the_file_out_counts(hub, status, reachable):
     assert (said.answer is None) == reachable
 
 
-def test_a_silent_hub_is_given_up(hub):
+def test_a_silent_hub_is_abandoned(hub):
     with socket.create_server(('127.0.0.1', 0)) as silent:  # accepts and never answers
         said = hub(f'http://127.0.0.1:{silent.getsockname()[1]}', limit_s=0.5)
     assert said.answer
 
 
-def test_a_name_lookup_that_hangs_is_given_up_while_it_hangs(hub, monkeypatch):
+def test_a_hanging_name_lookup_is_abandoned(hub, monkeypatch):
     hanging, release, done = threading.Event(), threading.Event(), threading.Event()
 
     def look_up(*args, **kwargs):
@@ -230,7 +237,7 @@ def forget_downstream(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_demo_starts_from_a_folder_with_a_foreign_downstream(tmp_path):
+def test_the_demo_starts_in_a_folder_with_an_unrelated_downstream(tmp_path):
     (tmp_path / 'downstream').mkdir()
     (tmp_path / 'downstream' / '__init__.py').write_text('raise SystemExit("hostile")')
     (tmp_path / 'out').write_text('a file where the output folder should be')

@@ -78,7 +78,7 @@ def test_images_of_other_sizes(form):
 
 
 def test_the_map_is_that_of_forward_intermediates():
-    """Pruning and stopping early change nothing in the maps."""
+    """Pruning and stopping early do not change the maps."""
     vit = fill_by_rule(timm.create_model('vit_tiny_patch16_224', img_size=64, embed_dim=32, num_heads=2, depth=6))
     x = images(64, 64)
     expected = vit.forward_intermediates(x, indices=[1, 2, 3, 4], norm=True, intermediates_only=True)
@@ -186,7 +186,7 @@ def test_drop_path_grows_from_zero_and_drops_whole_images():
     assert isinstance(vitdet_like().net.blocks[-1].drop_path, torch.nn.Identity)
 
 
-def test_state_dicts_go_round(form):
+def test_state_dicts_are_loaded_again(form):
     other = copy.deepcopy(form)
     for p in other.parameters():
         p.data.normal_()
@@ -195,7 +195,7 @@ def test_state_dicts_go_round(form):
     torch.testing.assert_close(other(x), form(x), rtol=0, atol=0)
 
 
-def test_start_values():
+def test_initial_values():
     """Residual branches of block l start smaller by sqrt(2 (l + 1)); tables and the distillation token at zero."""
     net = TinyMimTrunk(32, embed_dim=96, num_heads=2, depth=8, distilled=True)
     torch.testing.assert_close(net.blocks[7].mlp.fc2.weight.std(), torch.tensor(0.02 / 4), rtol=0.05, atol=0)
@@ -212,7 +212,7 @@ def test_device_and_dtype_reach_every_parameter(make):
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.bfloat16)}
 
 
-def test_a_default_pyramid_is_where_the_vit_is():
+def test_a_default_pyramid_is_on_the_device_of_the_vit():
     model = DenseBackbone(timm.create_model('vit_tiny_patch16_224', depth=1, device='meta', dtype=torch.bfloat16))
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.bfloat16)}
 
@@ -267,7 +267,7 @@ def test_intermediate_outputs_as_tokens():
 
 
 @pytest.mark.parametrize('trunk', [TinyMimTrunk, VitDetTrunk])
-def test_a_trunk_is_not_laid_out_for_images_that_whole_patches_do_not_fill(trunk):
+def test_a_trunk_refuses_image_sizes_that_whole_patches_do_not_fill(trunk):
     with pytest.raises(ValueError, match='a multiple of the patch'):
         trunk((64, 90), embed_dim=32, num_heads=2, depth=1)
 
@@ -275,7 +275,7 @@ def test_a_trunk_is_not_laid_out_for_images_that_whole_patches_do_not_fill(trunk
 @pytest.mark.slow
 @pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
 def test_compiled_in_one_graph(make):
-    """Also at another size than the model is laid out for, where tables and positions are resized on the way."""
+    """Also at another size than the laid-out one, where tables and positions are resized in the forward pass."""
     model = fill_by_rule(make())
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     for size in ((64, 96), (96, 64)):
@@ -295,7 +295,7 @@ def test_compiled_training(make):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_vitdet_is_exported_with_open_sizes_its_own_among_them():
+def test_vitdet_is_exported_with_dynamic_sizes_including_its_own():
     trunk = VitDetTrunk((96, 128), embed_dim=16, num_heads=2, depth=2, window_size=3, global_blocks=(1,))
     model = fill_by_rule(DenseBackbone(trunk, SimpleFeaturePyramid(16, 8))).eval()
     sides = {axis: 16 * torch.export.Dim(name, min=4, max=32) for axis, name in ((2, 'h'), (3, 'w'))}

@@ -66,7 +66,7 @@ def test_released_weights_give_the_released_maps(name):
 
 @pytest.mark.parametrize('name', ['tinymim_base_seg224', 'tinymimstar_tiny_seg224', 'maelite_vitdet_tiny_224'])
 def test_weights_go_back_to_the_released_names(name):
-    """Every entry of the manifest is taken and given back, shape, type and value."""
+    """Every entry of the manifest is loaded and written again with the same shape, type and value."""
     make, img_size, _ = CASES[name]
     model, released = make(img_size), released_dense(name)
     load_dense(model, released)
@@ -150,7 +150,7 @@ def test_tinymim_trunk_is_a_plain_vit_with_tables(distilled):
 
 
 def offsets_by_hand(table, size):
-    """Embedding of offset a - b of every pair of cells, the table resized linearly where it has another length."""
+    """Embedding of offset a - b of every pair of cells, the table resized linearly if its length differs."""
     length = 2 * size - 1
     if len(table) != length:
         places = ((np.arange(length) + 0.5) * len(table) / length - 0.5).clip(0, len(table) - 1)

@@ -47,7 +47,7 @@ def bicubic(pos_embed: torch.Tensor, prefix_tokens: int, grid: tuple[int, int]) 
     return torch.cat([pos_embed[:, :prefix_tokens], patches], 1)
 
 
-def test_vitdet_takes_the_encoder_of_a_whole_pretraining_file(caplog):
+def test_vitdet_loads_the_encoder_of_a_whole_pretraining_file(caplog):
     encoder = weights_of('mae_lite_vit_tiny_encoder_patch16_224')
     file = {f'module.model.{k}': v for k, v in encoder.items()}
     file['module.model.mask_token'] = torch.zeros(1, 1, 96)
@@ -69,7 +69,7 @@ def test_vitdet_takes_the_encoder_of_a_whole_pretraining_file(caplog):
     assert 'left out: cls_token (1), norm (2), mask_token (1), decoder_embed (1)' in line
 
 
-def test_vitdet_takes_a_fine_tuned_classifier_from_a_file(tmp_path):
+def test_vitdet_loads_a_fine_tuned_classifier_from_a_file(tmp_path):
     classifier = weights_of('mae_lite_vit_tiny_patch16_224', num_classes=7)
     torch.save({'model': {f'module.model.{k}': v for k, v in classifier.items()}}, tmp_path / 'ft.pth.tar')
     model = vitdet()
@@ -78,7 +78,7 @@ def test_vitdet_takes_a_fine_tuned_classifier_from_a_file(tmp_path):
     assert_same({'it': model.net.pos_embed}, {'it': classifier['pos_embed']})
 
 
-def test_tinymim_star_takes_its_classifier_and_the_widening_layer_with_it():
+def test_tinymim_star_loads_its_classifier_including_the_widening_layer():
     classifier = weights_of('tinymim_vit_tiny_star_patch16_224')
     model = tinymim_star_tiny_seg((160, 256))
     start = start_of(model)
@@ -108,7 +108,7 @@ def test_a_name_of_the_zoo_gives_its_weights():
     assert_same({'it': model.net.blocks[3].attn.qkv.weight}, {'it': encoder['blocks.3.attn.qkv.weight']})
 
 
-def test_weights_of_a_model_with_other_heads_are_a_start_for_training_only():
+def test_weights_of_a_model_with_other_heads_only_initialise_a_training():
     students = weights_of('tinymim_vit_tiny_student_patch16_224')
     file = {'model': students, 'args': {'model': 'tinymim_vit_tiny_patch16'}}
     model = vitdet()
@@ -119,8 +119,8 @@ def test_weights_of_a_model_with_other_heads_are_a_start_for_training_only():
     assert_same({'it': model.net.blocks[0].attn.qkv.weight}, {'it': students['blocks.0.attn.qkv.weight']})
 
 
-def test_dense_checkpoints_move_to_another_size(caplog):
-    """Released segmentor at 224 -> a rectangular form: positions bicubic, tables by splines, the rest as it is."""
+def test_dense_checkpoints_are_resized(caplog):
+    """Released segmentor at 224 -> a rectangular form: positions bicubic, tables by splines, the rest unchanged."""
     released = released_dense('tinymimstar_tiny_seg224')
     segmentor = {f'backbone.{k}': v for k, v in released.items()} | {'decode_head.conv_seg.weight': torch.zeros(1)}
     model = tinymim_star_tiny_seg((160, 256))
@@ -140,7 +140,7 @@ def test_dense_checkpoints_move_to_another_size(caplog):
     assert_same(again.state_dict(), loaded)
 
 
-def test_detectors_move_to_another_size():
+def test_detectors_are_resized():
     released = released_dense('maelite_vitdet_tiny_224')
     model = mae_lite_vitdet_tiny((320, 160))
     load_dense(model, released)
@@ -199,13 +199,13 @@ def test_a_table_of_another_order_is_refused():
     refused(lambda: load_dense(tinymim_star_tiny_seg(224), released), name, 'another order')
 
 
-def test_a_table_of_a_grid_that_cannot_be_told_has_a_wrong_shape():
-    """It is neither the model's nor a square; its stored index is not called that of another order."""
+def test_a_table_of_an_unknown_grid_has_a_wrong_shape():
+    """The grid is neither the model's nor square; the message does not blame the order of its stored index."""
     rectangular = official_state_dict(tinymim_star_tiny_seg((64, 96)))
     refused(lambda: load_dense(tinymim_star_tiny_seg(32), rectangular), '13 of a wrong shape', 'net.pos_embed')
 
 
-def test_a_file_of_another_width_is_not_said_to_have_other_heads():
+def test_the_message_for_another_width_does_not_blame_heads():
     file = {'model': weights_of('tinymim_vit_small_patch16_224'), 'args': {'model': 'vit_small_patch16'}}
     with pytest.raises(CheckpointError) as error:
         load_dense(vitdet(), file)

@@ -146,7 +146,7 @@ def test_a_norm_that_trains_keeps_its_statistics(grad):
 def test_evaluation_equals_convolution_then_norm():
     layer, x = conv_norm(), torch.randn(4, 8, 5, 5)
     torch.testing.assert_close(layer(x), layer.bn(layer.conv(x)), rtol=1e-4, atol=1e-5)
-    layer.bn = nn.Identity()  # whatever stands in for the norm is used
+    layer.bn = nn.Identity()  # any replacement of the norm is used
     torch.testing.assert_close(layer(x), layer.conv(x))
 
 

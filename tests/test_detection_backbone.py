@@ -1,4 +1,4 @@
-"""`ZooBackbone`: the maps are timm's, whatever the size; training leaves nothing out."""
+"""`ZooBackbone`: the maps are timm's, whatever the size; every parameter is trained."""
 
 import copy
 import pickle
@@ -6,10 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, assert_same, images_for
+from conftest import ARCHITECTURES, GRAPHS, assert_same, few_blocks, images_for, rest_is_full
 from golden_rule import fill_by_rule
 from torch import nn
-from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
+from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, images, mmdet_swin
 
 from tinyvit_zoo.downstream.detection import ZooBackbone
 from tinyvit_zoo.downstream.detection.backbone_weights import mmdet_swin_to_timm
@@ -23,11 +23,20 @@ def train_step(backbone: nn.Module, x: torch.Tensor) -> None:
 # --- maps
 
 
-@pytest.mark.parametrize('name', [heavy(name) for name in ARCHITECTURES])
+@pytest.mark.parametrize('name', rest_is_full(ARCHITECTURES, GRAPHS))
 def test_maps_are_those_of_timm(name):
     """Of every released architecture at its own size; Mini-Swin's before the norms that detectors put on them."""
-    whole = fill_by_rule(timm.create_model(name))
-    backbone = ZooBackbone(name, out_norm=False)
+    assert_maps_are_those_of_timm(name)
+
+
+@pytest.mark.parametrize('name', [name for name in ARCHITECTURES if name not in GRAPHS])
+def test_maps_of_every_width_are_those_of_timm(name):
+    assert_maps_are_those_of_timm(name, **few_blocks(name))
+
+
+def assert_maps_are_those_of_timm(name: str, **kwargs) -> None:
+    whole = fill_by_rule(timm.create_model(name, **kwargs))
+    backbone = ZooBackbone(name, out_norm=False, **kwargs)
     backbone.net.load_state_dict({k: v for k, v in whole.state_dict().items() if k in backbone.net.state_dict()})
     x = images_for(whole, batch=1)
     with torch.no_grad():
@@ -45,7 +54,7 @@ def test_maps_are_those_of_timm(name):
 @pytest.mark.parametrize('size', [(64, 96), (61, 83), (33, 40), (1, 90), (75, 1), (5, 3)])
 @pytest.mark.parametrize('kind', [*DYNAMIC, 'swin'])
 def test_images_of_any_size(kind, size):
-    """Down to one row of pixels: every map has a cell for each begun stride."""
+    """Down to one row of pixels: every map has a cell for each stride begun."""
     backbone = backbone_of(kind)
     with torch.no_grad():
         maps = backbone(images(*size, batch=1))
@@ -108,7 +117,7 @@ def test_windows_and_size_can_be_chosen():
     assert backbone_of('mini_swin', window_sizes=8).net.window_sizes == ((8, 8),) * 4
 
 
-def test_many_sizes_leave_nothing_behind():
+def test_many_sizes_leave_no_buffers_behind():
     """Multi-scale training sees thousands of sizes: masks and tables are not kept."""
 
     def tensors(module: nn.Module) -> int:
@@ -163,7 +172,7 @@ def test_norms_of_maps_follow_the_recipe_of_the_family_or_the_caller():
 @pytest.mark.parametrize('indices', [None, (0, 1), (1,)])
 @pytest.mark.parametrize('kind', [*KINDS, 'swin'])
 def test_every_parameter_gets_a_gradient(kind, indices):
-    """So DistributedDataParallel needs no search for unused ones."""
+    """So DistributedDataParallel need not search for unused ones."""
     size = {'img_size': (64, 96)} if kind == 'mae_lite_rpe' else {}
     backbone = backbone_of(kind, out_indices=indices, **size).train()
     train_step(backbone, images())
@@ -178,8 +187,8 @@ def test_every_parameter_of_a_dense_form_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize('kind', [*KINDS, 'swin'])
-def test_checkpointing_changes_memory_and_nothing_else(kind):
-    """Same maps, gradients and running statistics, random depth included; blocks run twice and keep less."""
+def test_checkpointing_changes_only_memory(kind):
+    """Same maps, gradients and running statistics, stochastic depth included; blocks run twice and store less."""
     size = {'img_size': (64, 96)} if kind == 'mae_lite_rpe' else {}
     results = []
     for with_cp in (False, True):
@@ -209,7 +218,7 @@ def test_checkpointing_changes_memory_and_nothing_else(kind):
 
 @pytest.mark.parametrize('stages', [0, 1, 2])
 @pytest.mark.parametrize('kind', ['tinyvit', 'mini_swin', 'swin', 'mini_deit', 'tinymim'])
-def test_frozen_stages_stay_as_they_are(kind, stages):
+def test_frozen_stages_do_not_change(kind, stages):
     depth = dict(depth=8) if kind == 'mini_deit' else {}  # four blocks that run twice
     backbone = backbone_of(kind, frozen_stages=stages, drop_path_rate=0.5, **depth)
     part = 'layers' if kind == 'swin' else 'stages' if kind in ('tinyvit', 'mini_swin') else 'blocks'

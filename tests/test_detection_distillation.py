@@ -1,4 +1,4 @@
-"""DistilledCascadeRCNN: what the teacher is, what it teaches, and what a checkpoint holds of it."""
+"""DistilledCascadeRCNN: its teacher, its loss and gradients, and its checkpoints."""
 
 import copy
 import re
@@ -25,7 +25,7 @@ TEACHER = dict(type='ZooBackbone', **SMALL_SWIN)
 
 def student_config(**model):
     config = read(DETECTION, 'ci/ci_distilled_cascade_mini_swin_tiny')
-    # As small as a hierarchy of four maps gets here.
+    # The smallest hierarchy of four maps.
     config.model.backbone.model_name = 'tinyvit_5m_224'
     config.model.neck.in_channels = [64, 128, 160, 320]
     config.model.teacher_config = dict(backbone=TEACHER, neck=dict(in_channels=[24, 48, 96, 192]))
@@ -117,7 +117,7 @@ def test_testing_needs_no_teacher(batch):
 
 
 @pytest.mark.parametrize('checkpoint', [None, 'nowhere.pth'])
-def test_training_without_the_file_of_the_teacher_ends_before_it_begins(checkpoint):
+def test_training_without_the_teachers_file_fails_before_it_starts(checkpoint):
     detector = build(student_config(teacher_checkpoint=checkpoint))
     refused(detector.init_weights, 'teacher_checkpoint')
 
@@ -131,7 +131,7 @@ def test_the_teacher_is_the_backbone_of_its_detector(tmp_path):
 
 
 def test_the_teacher_is_read_from_the_released_files_of_swin(tmp_path):
-    """Their layout: `backbone.` before Swin's names, patches merged at the end of a stage, a norm a map, buffers."""
+    """Their layout: prefix `backbone.`, patches merged at the end of a stage, one norm per map, buffers."""
     backbone = ZooBackbone(**SMALL_SWIN)
     want = {k: torch.randn_like(v) for k, v in backbone.state_dict().items()}
     released = {}
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_architecture_is_no_teacher(tmp_path):
     refused(lambda: load_teacher(TEACHER, tmp_path / 'other.pth'), 'other.pth')
 
 
-def test_a_student_starts_the_same_with_and_without_a_teacher():
+def test_a_student_is_initialised_the_same_with_and_without_a_teacher():
     states = []
     for checkpoint in ('random', None):
         torch.manual_seed(5)
@@ -193,14 +193,14 @@ def test_processes_that_train_together_average_the_student_alone(detector, batch
     assert len(list(wrapped.parameters())) == len(list(detector.parameters()))
 
 
-def test_a_config_that_is_not_there_and_maps_that_do_not_match_are_refused():
+def test_missing_configs_and_maps_that_do_not_match_are_refused():
     missing = student_config(teacher_config='no_such_detector')
     refused(lambda: build(missing), 'no_such_detector', kind=FileNotFoundError)
     three = student_config(teacher_config=read(DETECTION, 'ci/ci_retinanet_tinyvit_5m').model)
     refused(lambda: build(three), '4 maps', '3', kind=ValueError)
 
 
-def test_the_packaged_teachers_have_the_widths_that_the_projections_lead_to():
+def test_projections_lead_to_the_widths_of_the_packaged_teachers():
     for name in ('distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco', 'ci/ci_distilled_cascade_mini_swin_tiny'):
         detector = build(read(DETECTION, name), 'meta')
         with torch.device('meta'):

@@ -1,4 +1,4 @@
-"""The hooks: a toy run resumed from anywhere equals the run that never stopped; files are whole; curves."""
+"""The hooks: a toy run that is stopped anywhere and resumed equals one that never stopped; whole files; curves."""
 
 import csv
 import multiprocessing
@@ -56,7 +56,7 @@ class Dropping(BaseModel):
 
 @HOOKS.register_module()
 class Watch(Hook):
-    """What every iteration saw and lost; stops the process's run after an iteration as a kill would."""
+    """Records inputs and losses of every iteration; stops the run after an iteration as a kill would."""
 
     seen: list = []  # noqa: RUF012  one run at a time
 
@@ -113,16 +113,16 @@ def run(folder, loop, *, workers=0, until=10**9, resume=False, seed=3, hook=True
 
 @pytest.mark.parametrize('loop', [EPOCHS, ITERATIONS, RESTARTED], ids=['epochs', 'iterations', 'restarted'])
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_run_that_is_resumed_sees_and_loses_the_same(tmp_path, loop, workers):
+def test_a_resumed_run_has_the_same_inputs_and_losses(tmp_path, loop, workers):
     whole = run(tmp_path / 'whole', loop, workers=workers)
     killed = run(tmp_path / 'killed', loop, workers=workers, until=13)
     assert killed == whole[:13]
     resumed = run(tmp_path / 'killed', loop, workers=workers, resume=True)
-    last = 10 if loop is EPOCHS else 12  # iterations that the last checkpoint has had
+    last = 10 if loop is EPOCHS else 12  # iteration of the last checkpoint
     assert resumed == whole[last:]
 
 
-def test_the_toy_would_tell(tmp_path):
+def test_without_the_hook_a_resumed_run_differs(tmp_path):
     whole = run(tmp_path / 'whole', ITERATIONS, hook=False)
     run(tmp_path / 'killed', ITERATIONS, hook=False, until=13)
     resumed = run(tmp_path / 'killed', ITERATIONS, hook=False, resume=True)
@@ -136,7 +136,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path, loop):
     assert run(tmp_path / 'persistent', loop, workers=2, persistent=True) == alone
 
 
-def test_a_seed_that_nobody_gave_is_that_of_the_checkpoint(tmp_path):
+def test_without_a_seed_in_the_config_that_of_the_checkpoint_is_used(tmp_path):
     whole = run(tmp_path / 'run', ITERATIONS, seed=None)
     os.remove(tmp_path / 'run' / 'iter_16.pth')
     (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'iter_12.pth'))
@@ -156,12 +156,12 @@ def test_augmentations_differ_between_epochs_and_places(tmp_path):
     assert len(set(drawn)) == len(drawn) == 40
 
 
-def test_nothing_to_train_on_is_said_and_does_not_hang(tmp_path):
+def test_an_empty_data_set_is_reported_and_does_not_hang(tmp_path):
     with pytest.raises(EvaluationError, match='No image is left to train on'):
         run(tmp_path / 'run', ITERATIONS, length=0)
 
 
-def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     run(tmp_path / 'run', ITERATIONS, until=7)
     before = (tmp_path / 'run' / 'iter_6.pth').read_bytes()
 
@@ -199,7 +199,7 @@ def test_the_newest_whole_checkpoint_is_resumed(tmp_path):
     assert latest_checkpoint(tmp_path) is None
 
 
-def test_curves_go_on_after_resuming(tmp_path):
+def test_curves_continue_after_resuming(tmp_path):
     folder = tmp_path / 'run'
     run(folder, ITERATIONS, until=13)
     run(folder, ITERATIONS, resume=True)

@@ -1,4 +1,4 @@
-"""Which mmcv is found, and what becomes of it: mmcv-lite, a compiled one, the fork, somebody else's file, or none.
+"""How an installed mmcv is found and handled: mmcv-lite, a compiled one, the fork, a third party's file, or none.
 
 Fast tests look at made-up folders and import nothing. Slow ones run Python in an environment without site-packages
 of its own, whose packages are links to the real ones, and so can lack one or have another mmcv.
@@ -27,7 +27,7 @@ SOMEBODY_ELSES = b'def nms(boxes, scores, iou_threshold, offset): ...\n'
 
 @pytest.fixture
 def no_mmcv(tmp_path, monkeypatch) -> Path:
-    """A folder, the only one that Python imports from."""
+    """The only folder that Python imports from."""
     monkeypatch.delitem(sys.modules, 'mmcv', raising=False)
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
@@ -67,7 +67,7 @@ def test_a_compiled_one_is_left_alone(suffix, mmcv):
 
 
 def test_a_compiled_one_comes_before_our_file_and_the_file_can_go(mmcv):
-    """Someone has installed ops first and compiled mmcv later."""
+    """A user installed the ops first and compiled mmcv later."""
     ops.write_file()
     (mmcv / f'_ext{EXTENSION_SUFFIXES[0]}').write_bytes(b'compiled')
     assert ops.find_mmcv().extension == 'compiled'
@@ -76,7 +76,7 @@ def test_a_compiled_one_comes_before_our_file_and_the_file_can_go(mmcv):
     assert names(mmcv) == {f'_ext{EXTENSION_SUFFIXES[0]}'}
 
 
-def test_somebody_elses_file_is_left_alone(mmcv):
+def test_a_third_partys_file_is_left_alone(mmcv):
     (mmcv / '_ext.py').write_bytes(SOMEBODY_ELSES)
     assert ops.find_mmcv().extension == 'other'
     assert not ops.install()
@@ -87,14 +87,14 @@ def test_somebody_elses_file_is_left_alone(mmcv):
     assert (mmcv / '_ext.py').read_bytes() == SOMEBODY_ELSES
 
 
-def test_an_extension_that_is_imported_already_stays(mmcv, monkeypatch):
+def test_an_extension_that_is_already_imported_stays(mmcv, monkeypatch):
     there = type(sys)('mmcv._ext')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', there)
     assert not ops.install()
     assert sys.modules['mmcv._ext'] is there
 
 
-def test_the_file_is_written_updated_and_taken_away(mmcv):
+def test_the_file_is_written_updated_and_removed(mmcv):
     path = mmcv / '_ext.py'
     assert ops.write_file() == (path, 'written')
     assert path.read_bytes() == OURS
@@ -111,7 +111,7 @@ def test_the_file_is_written_updated_and_taken_away(mmcv):
 
 
 @pytest.mark.parametrize('before', [None, OURS + b'# of an older version\n'], ids=['none', 'older'])
-def test_a_disk_that_fails_leaves_what_was_there(before, mmcv, monkeypatch):
+def test_a_full_disk_leaves_the_existing_file(before, mmcv, monkeypatch):
     if before:
         (mmcv / '_ext.py').write_bytes(before)
 
@@ -129,14 +129,14 @@ def test_a_disk_that_fails_leaves_what_was_there(before, mmcv, monkeypatch):
 
 
 @pytest.mark.parametrize('change', [ops.write_file, ops.remove_file])
-def test_a_folder_without_the_right_to_write(change, mmcv, monkeypatch):
+def test_a_folder_without_write_permission(change, mmcv, monkeypatch):
     (mmcv / '_ext.py').write_bytes(OURS + b'#\n')
 
     def refuse(*args, **kwargs):
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(Path, 'unlink', refuse)
-    monkeypatch.setattr('tempfile.mkstemp', refuse)
+    monkeypatch.setattr(Path, 'touch', refuse)
     with pytest.raises(EvaluationError) as e:
         change()
     assert 'cannot be changed (Permission denied): run the command as the owner' in str(e.value)
@@ -146,7 +146,7 @@ def test_a_folder_without_the_right_to_write(change, mmcv, monkeypatch):
 @pytest.mark.parametrize('left_over', [False, True])
 @pytest.mark.parametrize('function', [ops.find_mmcv, ops.install, ops.write_file, ops.remove_file])
 def test_no_mmcv(function, left_over, no_mmcv):
-    """Also where pip has taken mmcv away and left the file that is not its own."""
+    """Also after pip has uninstalled mmcv and left our file."""
     if left_over:
         (no_mmcv / 'mmcv').mkdir()
         (no_mmcv / 'mmcv' / '_ext.py').write_bytes(OURS)
@@ -173,7 +173,7 @@ def test_no_mmcv(function, left_over, no_mmcv):
         ),
     ],
 )
-def test_what_is_missing_or_does_not_fit_is_said(package, content, says, no_mmcv, monkeypatch):
+def test_missing_and_unfit_packages_are_reported(package, content, says, no_mmcv, monkeypatch):
     monkeypatch.delitem(sys.modules, package, raising=False)
     (no_mmcv / f'{package}.py').write_text(content)
     with pytest.raises(EvaluationError) as e:
@@ -244,7 +244,7 @@ def test_an_mmcv_that_is_too_new_for_mmdet(environment):
 
 
 @pytest.mark.slow
-def test_a_really_compiled_extension_is_what_mmdet_calls(environment):
+def test_mmdet_calls_a_compiled_extension(environment):
     compile_extension(environment / 'mmcv')
     done = run(
         environment,
@@ -260,7 +260,7 @@ def test_a_really_compiled_extension_is_what_mmdet_calls(environment):
 
 
 def compile_extension(folder: Path) -> None:
-    """An `_ext` in C, each of whose ops exists and fails in its own words."""
+    """An `_ext` in C, each of whose ops exists and fails with its own message."""
     linker = shlex.split(sysconfig.get_config_var('LDSHARED') or '')
     if not linker or not shutil.which(linker[0]):
         pytest.skip('needs a C compiler')
@@ -288,7 +288,7 @@ def compile_extension(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_mmdets_stock_tools_start_with_the_file_in_place(environment, monkeypatch):
-    """That for testing imports `mmcv.ops` before it reads the config."""
+    """The tool for testing imports `mmcv.ops` before it reads the config."""
     train, test = (str(environment / 'mmdet' / '.mim' / 'tools' / tool) for tool in ('train.py', 'test.py'))
     without = run(environment, test, '--help')
     assert without.returncode == 1

@@ -63,7 +63,7 @@ def test_the_released_rules_of_tinymim_are_reproduced():
 
 @pytest.mark.parametrize('kind', ['tinyvit', 'mini_swin', 'tinymim', 'mini_deit', 'mae_lite_rpe'])
 def test_layers_and_exceptions_are_those_of_timm(kind):
-    """With one layer more, for all that follows the backbone."""
+    """With one more layer for all parameters after the backbone."""
     model = small_detector(kind)
     net = model.backbone.net
     groups = param_groups_layer_decay(net, WD, net.no_weight_decay(), layer_decay=0.5)
@@ -79,7 +79,7 @@ def test_layers_and_exceptions_are_those_of_timm(kind):
     assert ('backbone.norm0.weight' in others) == (kind == 'mini_swin')
 
 
-def test_without_layer_decay_all_learn_alike():
+def test_without_layer_decay_all_rates_are_equal():
     model = small_detector('tinyvit')
     pairs = pairs_of(model, layer_decay_rate=1.0)
     assert pairs.keys() == {name for name, _ in model.named_parameters()}
@@ -102,7 +102,7 @@ def test_frozen_parameters_are_in_no_group():
     assert not any(name.startswith(('backbone.net.patch_embed', 'backbone.net.stages.0.')) for name in pairs)
 
 
-def test_a_wrapped_model_is_looked_into():
+def test_a_wrapped_model_is_unwrapped():
     model = small_detector('tinyvit')
     wrapped = nn.Module()
     wrapped.module = model
@@ -118,7 +118,7 @@ def test_an_optimizer_without_weight_decay_keeps_none():
     assert 'SGD' in OPTIMIZERS
 
 
-def test_what_it_cannot_do_is_told():
+def test_unsupported_cases_are_refused():
     with pytest.raises(ValueError, match=r'knows layer_decay_rate, .*, not layer_decay\.'):
         pairs_of(small_detector('tinyvit'), layer_decay=0.5)
     other = nn.Module()

@@ -15,7 +15,7 @@ import torchvision
 from tinyvit_zoo.downstream.detection import mmcv_ext
 
 # isort: split
-import mmcv.ops as mmcv_ops  # the import above has put the stand-in in place
+import mmcv.ops as mmcv_ops  # the import above has installed the stand-in
 
 
 def slow_roi_align(features, rois, size, scale, sampling_ratio, aligned):
@@ -39,7 +39,7 @@ def slow_roi_align(features, rois, size, scale, sampling_ratio, aligned):
 
 
 def slow_bilinear(features, y, x, H, W):
-    """(C,); nothing beyond a pixel outside of the map, the edge's value up to there."""
+    """(C,); 0 more than a pixel outside the map, the edge's value up to there."""
     if not (-1 <= y <= H and -1 <= x <= W):
         return features[:, 0, 0] * 0
     y, x = min(max(y, 0.0), H - 1.0), min(max(x, 0.0), W - 1.0)
@@ -158,7 +158,7 @@ def test_autocast_keeps_the_dtype_of_the_features():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_nms(dtype, threshold, offset):
     boxes, scores = some_boxes(80)
-    if offset:  # so small that a pixel more decides
+    if offset:  # so small that one more pixel decides
         boxes = boxes / 8
     dets, kept = mmcv_ops.nms(boxes.to(dtype), scores.to(dtype), threshold, offset=offset)
     assert kept.tolist() == slow_nms(boxes, scores, threshold, offset)
@@ -168,7 +168,7 @@ def test_nms(dtype, threshold, offset):
     assert len(kept) < len(boxes)
 
 
-def test_nms_takes_the_better_scores_and_at_most_so_many():
+def test_nms_keeps_the_better_scores_and_at_most_a_given_number():
     boxes, scores = some_boxes(60)
     _, kept = mmcv_ops.nms(boxes, scores, 0.5, score_threshold=0.4, max_num=7)
     good = torch.where(scores > 0.4)[0]
@@ -211,7 +211,7 @@ def test_batched_nms(split_thr, offset):
     assert (dets[:-1, 4] >= dets[1:, 4]).all()
     if not offset:
         assert kept.tolist() == torchvision.ops.batched_nms(boxes, scores, classes, 0.4).tolist()
-    if split_thr > 80:  # else mmcv asks class by class all the same
+    if split_thr > 80:  # otherwise mmcv calls NMS class by class anyway
         everything, _ = mmcv_ops.batched_nms(boxes, scores, classes, config, class_agnostic=True)
         assert len(everything) < len(dets)
 
@@ -244,7 +244,7 @@ def test_sigmoid_focal_loss(gamma, weighted):
 
 
 def test_the_focal_loss_on_a_gpu_is_that_on_the_cpu():
-    """There mmdet takes mmcv's op, here its own arithmetic; the op itself is the same on both."""
+    """On a GPU mmdet uses mmcv's op, on a CPU its own arithmetic; the op itself is the same on both."""
     from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss, sigmoid_focal_loss
 
     torch.manual_seed(0)
@@ -338,7 +338,7 @@ def test_mmdets_fpn_is_torchvisions():
     'name', ['mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py']
 )
 def test_mmdets_roi_heads_over_its_own_demo_inputs(name, boxes):
-    """As mmdet's unit tests do: a loss per head, also where there is nothing to learn from, and gradients."""
+    """As in mmdet's unit tests: a loss per head, also without any object, and gradients."""
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
     from mmengine.hub import get_config

@@ -1,5 +1,5 @@
-"""Detectors and a segmenter learn within minutes of one CPU thread, from random weights, on sets that the tests make;
-one is killed, resumed, reloaded and used. Metrics are those of mmdet and mmseg on pictures that were not trained on."""
+"""Detectors and a segmenter learn within minutes of one CPU thread, from random weights, on generated data;
+one is killed, resumed, reloaded and used. Metrics are those of mmdet and mmseg on images that were not trained on."""
 
 import json
 import os
@@ -34,9 +34,9 @@ BOX, MASK = 'coco/bbox_mAP_50', 'coco/segm_mAP_50'
 
 @HOOKS.register_module()
 class ValidateFirst(Hook):
-    """What the metrics of the random model are."""
+    """Records the metrics of the random model."""
 
-    priority = 'LOWEST'  # CurvesHook begins first
+    priority = 'LOWEST'  # CurvesHook runs first
 
     def before_train(self, runner):
         runner.val_loop.run()
@@ -64,8 +64,8 @@ def train(name, root, work_dir, *options) -> tuple[list[float], dict[str, float]
     coco = dict(train_annotations=Path('train.json'), validation_annotations=Path('val.json'))
     use_custom_data(config, CustomData(root, **({} if config.default_scope == 'mmseg' else coco)))
     engine.train(config, engine.Run(work_dir))
-    for picture in ('losses.png', 'metrics.png'):
-        with Image.open(work_dir / picture) as image:
+    for figure in ('losses.png', 'metrics.png'):
+        with Image.open(work_dir / figure) as image:
             assert min(image.size) > 300
     points = read_points(work_dir / 'curves.csv', until=10**9)
     losses = [value for _, name, value in points if name == 'train/loss']
@@ -86,7 +86,7 @@ def test_cascade_learns_textured_objects(data, tmp_path):
     assert len(losses) == 60
     assert_halved(losses)
     for metric in (BOX, MASK):
-        assert before.get(metric, 0) < 0.1  # mmdet reports nothing where nothing is found
+        assert before.get(metric, 0) < 0.1  # mmdet reports no metric if nothing is found
         assert after[metric] > 0.5
 
 
@@ -103,7 +103,7 @@ def test_detectors_learn(data, tmp_path, name, metrics, options):
     losses, before, after = train(name, data['shapes'], tmp_path / 'run', *options)
     assert_halved(losses)
     for metric in metrics:
-        assert after[metric] > before.get(metric, 0) + 0.2  # mmdet reports nothing where nothing is found
+        assert after[metric] > before.get(metric, 0) + 0.2  # mmdet reports no metric if nothing is found
 
 
 def test_upernet_learns(data, tmp_path):
@@ -125,7 +125,7 @@ def start(work_dir: Path, root: Path, *more: str) -> subprocess.Popen:
 
 
 def logged(work_dir: Path) -> list[dict]:
-    """What mmengine wrote of each iteration, oldest run first."""
+    """mmengine's record of each iteration, oldest run first."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json'))
     entries = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith('}')]
     return [entry for entry in entries if 'loss' in entry]
@@ -146,7 +146,7 @@ def resumed(data, tmp_path_factory) -> tuple[Path, list[dict]]:
     return work_dir, killed
 
 
-def test_a_killed_training_goes_on_with_the_same_losses(resumed):
+def test_a_killed_training_resumes_with_the_same_losses(resumed):
     work_dir, killed = resumed
     before = {entry['step']: entry for entry in killed}
     after = {entry['step']: entry for entry in logged(work_dir)[len(killed) :]}
@@ -187,9 +187,9 @@ def test_the_written_config_and_checkpoint_test_and_predict(resumed, data, cli, 
     assert code == 0, err
     truth = json.loads((data['shapes'] / 'val.json').read_text())
     for image in truth['images']:
-        picture = data['shapes'] / 'val' / image['file_name']
-        record = json.loads((tmp_path / 'drawn' / f'{picture.stem}.json').read_text())
-        with Image.open(picture) as before, Image.open(tmp_path / 'drawn' / picture.name) as after:
+        file = data['shapes'] / 'val' / image['file_name']
+        record = json.loads((tmp_path / 'drawn' / f'{file.stem}.json').read_text())
+        with Image.open(file) as before, Image.open(tmp_path / 'drawn' / file.name) as after:
             assert after.size == before.size == (record['width'], record['height'])
             changed = np.asarray(after) != np.asarray(before.convert('RGB'))
         sure = [found for found in record['objects'] if found['score'] > 0.5]

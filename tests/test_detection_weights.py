@@ -1,4 +1,4 @@
-"""Weights of a `ZooBackbone`: from classifiers and detectors, and back; nothing is loaded by half."""
+"""Weights of a `ZooBackbone`: from classifiers and detectors, and back; nothing is loaded in part."""
 
 import copy
 import logging
@@ -13,7 +13,7 @@ from golden_case import SINGLE, assert_close
 from golden_rule import fill_by_rule, golden
 from zoo_backbones import DYNAMIC, SWIN, args_of, backbone_of, heavy, images, mmdet_swin
 
-from tinyvit_zoo.downstream.detection import (  # before mmdet, whose operators it puts in place
+from tinyvit_zoo.downstream.detection import (  # before mmdet, whose operators it installs
     SimpleFeaturePyramid,
     ZooBackbone,
 )
@@ -30,7 +30,7 @@ from tinyvit_zoo.layers import pyramid
 
 
 class Detector(BaseModel):
-    """What mmengine trains and saves, with something beside the backbone."""
+    """A model that mmengine trains and saves, with parameters outside the backbone."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Detector(BaseModel):
 
 
 def history() -> dict:
-    """What mmengine saves beside the weights: arrays, and an object whose methods are named."""
+    """State that mmengine saves along with the weights: arrays, and an object with named methods."""
     from mmengine.logging import HistoryBuffer
 
     return {'log_scalars': {'train/loss': HistoryBuffer([1.0, 0.5], [1, 1])}, 'palette': np.zeros((2, 3), np.uint8)}
@@ -81,7 +81,7 @@ def test_files_in_the_released_layout(file, way, official_file):
 
 
 def test_weights_given_to_the_constructor_outlive_init_weights(official_file):
-    """mmengine would start every layer afresh that has a method for it, as timm's models have."""
+    """mmengine would reinitialise every layer that has a method for it, as timm's models have."""
     backbone = ZooBackbone('tinyvit_5m_224', pretrained=str(official_file('tiny_vit_5m_224')))
     before = copy.deepcopy(backbone.state_dict())
     detector = Detector(backbone)
@@ -141,7 +141,7 @@ def assert_maps_of(case: str, backbone: nn.Module) -> None:
 
 
 def test_the_neck_gives_the_released_levels():
-    """The form of MAE-Lite taken apart: its trunk gives the map, the neck the five levels."""
+    """MAE-Lite's form in two parts: its trunk gives the map, the neck the five levels."""
     form = ZooBackbone('mae_lite_vitdet_tiny', img_size=224)
     from tinyvit_zoo.dense import load_dense
 
@@ -171,8 +171,8 @@ def test_the_neck_behind_a_plain_backbone():
 
 
 @pytest.mark.slow
-def test_a_pretraining_file_starts_the_segmentor_of_tinymim(tmp_path):
-    """Its model had other heads in the last block, as the released recipe knows: `as_init=True`."""
+def test_a_pretraining_file_initialises_the_segmentor_of_tinymim(tmp_path):
+    """Its model had other heads in the last block, which the released recipe accepts: `as_init=True`."""
     encoder = small_file('tinymim_vit_base_student_patch16_224', tmp_path, trained_as='tinymim_vit_base_patch16')
     refused(lambda: ZooBackbone('tinymim_base_seg', img_size=64, pretrained=encoder), 'as_init=True')
     backbone = ZooBackbone('tinymim_base_seg', img_size=64, pretrained=encoder, as_init=True)
@@ -188,7 +188,7 @@ def small_file(name: str, folder, trained_as: str) -> str:
 
 
 @pytest.mark.parametrize('kind', [*DYNAMIC, 'swin'])
-def test_the_backbone_of_a_detector_comes_back(kind, tmp_path, caplog):
+def test_the_backbone_of_a_detector_is_loaded_again(kind, tmp_path, caplog):
     backbone = backbone_of(kind)
     path = save_detector(backbone, tmp_path / 'detector.pth')
     name, arguments = args_of(kind)
@@ -205,7 +205,7 @@ def test_the_backbone_of_a_detector_comes_back(kind, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('kind', ['tinyvit', 'mini_swin', 'mini_deit', 'tinymim', 'mae_lite_rpe'])
-def test_and_becomes_a_timm_model_again(kind, tmp_path, cli, caplog):
+def test_the_backbone_of_a_detector_becomes_a_timm_model_again(kind, tmp_path, cli, caplog):
     """Straight from the detector's file, and by `tinyvit-zoo convert`, which says what it leaves out."""
     backbone = backbone_of(kind)
     path = save_detector(backbone, tmp_path / 'detector.pth')
@@ -236,11 +236,11 @@ def test_convert_reads_over_what_mmengine_saves(tmp_path):
     path = save_detector(backbone_of('tinyvit'), tmp_path / 'detector.pth')
     checkpoint = open_checkpoint(path)
     assert checkpoint.key_map.family == 'TinyViT'
-    assert sorted(checkpoint.beside) == ['neck.bias', 'neck.weight']
+    assert sorted(checkpoint.detector_keys) == ['neck.bias', 'neck.weight']
 
 
-def test_detectors_of_mmdet_start_the_baselines(tmp_path, official_file):
-    """Their Swin under its own names, the released Swin under its, and a ResNet, whose names all share."""
+def test_detectors_of_mmdet_initialise_the_baselines(tmp_path, official_file):
+    """mmdet's Swin and the released Swin under their own names, and a ResNet, whose names are the same everywhere."""
     theirs = mmdet_swin()
     backbone = ZooBackbone(SWIN[0], **SWIN[1], pretrained=save_detector(theirs, tmp_path / 'swin.pth')).eval()
     x = images(224, 224, batch=1)
@@ -310,7 +310,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(way, tmp_path, officia
     refused(start('tinyvit_5m_224', str(tmp_path / 'headless.pth')), 'no TinyViT weights')
 
 
-def test_missing_files_and_other_init_cfgs_are_told(tmp_path):
+def test_missing_files_and_other_init_cfgs_are_refused(tmp_path):
     from tinyvit_zoo.checkpoints import WeightsNotFoundError
 
     missing = str(tmp_path / 'missing.pth')
@@ -322,7 +322,7 @@ def test_missing_files_and_other_init_cfgs_are_told(tmp_path):
         backbone.init_weights()
 
 
-def test_a_norm_of_a_map_that_the_file_lacks_is_missed(tmp_path):
+def test_a_missing_norm_of_a_map_is_reported(tmp_path):
     backbone = backbone_of('mini_swin')
     state_dict = {k: v for k, v in backbone.state_dict().items() if k != 'norm2.bias'}
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in state_dict.items()}}, tmp_path / 'detector.pth')

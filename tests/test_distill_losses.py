@@ -30,7 +30,7 @@ LAYERS = 3  # of the golden file: widths 4, 8, 8 of the student, 6, 12, 12 of th
 
 @pytest.fixture(scope='module')
 def official() -> dict[str, torch.Tensor]:
-    """What the released code was given and gave, in float64 (it computed in float32)."""
+    """Inputs and results of the released code, in float64 (it computed in float32)."""
     return {name: torch.from_numpy(array).double() for name, array in golden('minivit_distill_losses').items()}
 
 
@@ -147,7 +147,7 @@ def equation_11(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('chunk_elements', [1, 50, 10**6])
-def test_hidden_relations_are_equation_11_however_they_are_cut(chunk_elements):
+def test_hidden_relations_are_equation_11_for_every_chunk_size(chunk_elements):
     student, teacher = torch.randn(2, 13, 8, dtype=torch.float64), torch.randn(2, 13, 12, dtype=torch.float64)
     ours, direct = leaf(student), leaf(student)
     loss, expected = hidden_relation_ce_loss([ours], [teacher], chunk_elements), equation_11(direct, teacher)
@@ -180,7 +180,7 @@ def test_the_two_soft_predictions_have_proportional_gradients_at_temperature_1()
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation gives."""
+    """Records the number of elements of the largest tensor that any operation returns."""
 
     largest = 0
 
@@ -203,11 +203,11 @@ def test_no_token_by_token_matrix_exists_forward_or_backward(loss):
     assert seen.largest <= max(teacher.numel(), B * 16 * L)
     with LargestTensor() as direct:
         equation_11(leaf(student.detach()), teacher).backward()
-    assert direct.largest == B * L * L  # the yardstick sees what it should
+    assert direct.largest == B * L * L  # the measurement itself works
 
 
 @pytest.mark.parametrize('loss', [hidden_relation_loss, hidden_relation_ce_loss])
-def test_what_waits_for_the_backward_pass_grows_with_the_tokens_not_with_their_square(loss):
+def test_memory_for_the_backward_pass_grows_with_the_tokens_not_with_their_square(loss):
     def saved(L: int) -> int:
         kept = {}
 
@@ -390,7 +390,7 @@ def test_empty_batches_are_refused():
         qkv_relation_loss([qkv_like(0, 4, 8)], [qkv_like(0, 4, 8)])
 
 
-def test_a_recipe_says_what_it_misses():
+def test_a_recipe_reports_missing_inputs():
     logits = torch.zeros(2, 10)
     with pytest.raises(ValueError, match='Relations of q, k and v: no layer given'):
         MINI_SWIN(logits, logits)

@@ -1,9 +1,10 @@
-"""Exported files compute what PyTorch does, run without this package, and say what they are."""
+"""Exported files compute what PyTorch does, run without this package, and hold their labels and preprocessing."""
 
 import importlib.util
 import json
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,6 +19,16 @@ from tinyvit_zoo.export import FORMATS, TOLERANCE, check_output, export_model, m
 from tinyvit_zoo.hub import save_folder
 
 SIZE = (64, 96)
+
+
+FAMILIES_AND_FORMATS = list(product(SMALL_OF, FORMATS))
+IN_TURN = [(family, FORMATS[i % len(FORMATS)]) for i, family in enumerate(SMALL_OF)]
+
+
+def only(usual: list[tuple[str, str]]):
+    """A test of these pairs of a family and a format; the others are left to `make test-all`."""
+    parameters = rest_is_full(FAMILIES_AND_FORMATS, usual)
+    return pytest.mark.parametrize(('family', 'format'), parameters, indirect=['format'])
 
 
 @pytest.fixture(params=FORMATS)
@@ -90,7 +101,7 @@ def assert_is_exported_as_released(model, format, folder):
 
 
 @pytest.mark.slow
-def test_an_open_batch_takes_any_number_of_images(any_small, format, tmp_path):
+def test_a_dynamic_batch_takes_any_number_of_images(any_small, format, tmp_path):
     model = any_small(img_size=SIZE)
     done = export_model(model, tmp_path / f'model.{format}', dynamic_batch=True)
     assert done.input_shape == ('batch', 3, *SIZE)
@@ -108,7 +119,7 @@ OPEN_SIZES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', OPEN_SIZES)
-def test_an_open_size_takes_other_images(family, format, tmp_path):
+def test_a_dynamic_size_takes_other_images(family, format, tmp_path):
     kwargs, sizes = OPEN_SIZES[family]
     model = small_of(family, img_size=SIZE, **kwargs)
     done = export_model(model, tmp_path / f'model.{format}', dynamic_batch=True, dynamic_size=True)
@@ -117,7 +128,7 @@ def test_an_open_size_takes_other_images(family, format, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_calls_open_sides_by_name(tmp_path):
+def test_onnx_names_dynamic_dimensions(tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     done = export_model(
         small_of('tinymim', img_size=SIZE, dynamic_img_size=True), tmp_path / 'm.onnx', None, True, True
@@ -128,7 +139,7 @@ def test_onnx_calls_open_sides_by_name(tmp_path):
 
 
 @pytest.mark.parametrize('family', [f for f in SMALL_OF if f not in OPEN_SIZES])
-def test_where_the_graph_is_for_one_size_a_sentence_says_so(family, tmp_path):
+def test_a_graph_for_one_size_is_reported_in_one_sentence(family, tmp_path):
     architecture = SMALL_OF[family][0]
     for action in (
         lambda: export_model(small_of(family), tmp_path / 'model.pt2', dynamic_size=True),
@@ -143,6 +154,7 @@ def test_a_plain_vit_made_for_one_size_is_not_exported_for_others(tmp_path):
 
 
 @pytest.mark.slow
+@only(IN_TURN)
 def test_half_precision_stays_within_its_tolerance(any_small, format, tmp_path):
     model = any_small(img_size=SIZE)
     done = export_model(model, tmp_path / f'model.{format}', dtype='fp16')
@@ -152,7 +164,7 @@ def test_half_precision_stays_within_its_tolerance(any_small, format, tmp_path):
 
 
 @pytest.mark.slow
-def test_metadata_tells_labels_and_preprocessing(small, format, tmp_path):
+def test_metadata_holds_labels_and_preprocessing(small, format, tmp_path):
     labels = [f'Größe {i}' for i in range(11)]
     folder = save_folder(small(img_size=SIZE), tmp_path / 'page', labels, data_config=dict(crop_pct=0.8))
     model = model_to_export(f'local-dir:{folder}')
@@ -167,6 +179,7 @@ def test_metadata_tells_labels_and_preprocessing(small, format, tmp_path):
 
 
 @pytest.mark.slow
+@only(IN_TURN)
 def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
     model = any_small(img_size=SIZE, in_chans=1, num_classes=2)
     target = tmp_path / f'model.{format}'
@@ -175,13 +188,14 @@ def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
     assert_agrees(target, model, torch.randn(1, 1, *SIZE))
 
 
-def test_random_weights_are_not_said_to_be_released_ones():
+def test_random_weights_do_not_claim_to_be_released():
     cfg = model_to_export('tinyvit_5m_224', random=True, img_size=(32, 32)).pretrained_cfg
     assert cfg['tag'] == 'random'
     assert 'license' not in cfg
 
 
 @pytest.mark.slow
+@only(IN_TURN[:2])
 def test_the_snippet_runs_in_a_process_without_this_package(any_small, format, tmp_path):
     model = any_small(img_size=64)
     done = export_model(model, tmp_path / f'model.{format}')
@@ -209,7 +223,7 @@ def test_a_multiplexed_model_is_exported_from_its_folder(format, tmp_path):
 
 
 def broken(monkeypatch) -> None:
-    """The program that is written is that of another model."""
+    """Write the program of another model."""
     from tinyvit_zoo import export
 
     trace, other = export._trace, torch.nn.Sequential
@@ -253,7 +267,7 @@ def test_a_full_disk_leaves_nothing(small, format, tmp_path, full_disk):
 
 
 @pytest.mark.slow
-def test_a_model_is_left_as_it_was(small, tmp_path):
+def test_export_does_not_change_the_model(small, tmp_path):
     model = small(img_size=32).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     export_model(model, tmp_path / 'model.pt2', dtype='fp16')
@@ -282,7 +296,7 @@ def test_the_command_exports(cli, format, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'said'), [('tinyvit_5m_224', ('own', None)), ('tinyvit_5m_224.in1k', ('in1k', 'mit'))]
 )
-def test_a_file_of_weights_is_a_release_only_if_it_is_called_so(name, said, tmp_path):
+def test_a_file_of_weights_is_a_release_only_under_its_tag(name, said, tmp_path):
     weights = tmp_path / 'weights.pth'
     torch.save(timm.create_model('tinyvit_5m_224').state_dict(), weights)
     cfg = model_to_export(name, weights).pretrained_cfg
@@ -334,7 +348,7 @@ def test_a_bad_argument_is_one_sentence(cli, args, words, code, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_packages_for_onnx_a_sentence_says_what_to_install(monkeypatch):
+def test_without_the_packages_for_onnx_the_error_says_what_to_install(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name.startswith('onnx') else found(name))
     words = ('ONNX needs onnx and onnxscript and onnxruntime', "pip install 'tinyvit-zoo[export]'")
@@ -342,7 +356,7 @@ def test_without_the_packages_for_onnx_a_sentence_says_what_to_install(monkeypat
     assert check_output('model.pt2') == 'pt2'
 
 
-def test_what_is_no_timm_model_is_refused(tmp_path):
+def test_a_model_that_is_not_of_timm_is_refused(tmp_path):
     words = ('Linear cannot be exported', 'not a whole timm model')
     refused(lambda: export_model(torch.nn.Linear(2, 2), tmp_path / 'model.pt2'), *words, kind=ModelError)
     refused(lambda: export_model(small_of('tinyvit'), tmp_path / 'm.pt2', dtype='fp8'), 'fp8', kind=ModelError)

@@ -1,4 +1,4 @@
-"""Features: each image through the backbone once, the same bytes however the work is done, kept whole or not at all."""
+"""Features: one pass per image, the same bytes however the work is shared, and files that are whole or absent."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def small_model(name: str = 'resnet10t', **kwargs) -> torch.nn.Module:
     return timm.create_model(name, num_classes=7, **kwargs)
 
 
-def pictures(images: int = 10) -> ImageDataset:
+def noise_images(images: int = 10) -> ImageDataset:
     """Images of noise, three classes."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8)
     return ImageDataset('noise', 'all', 'abc', np.arange(images) % 3, Arrays(pixels, 'noise'))
@@ -62,19 +62,19 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize('views', [1, 3])
-def test_every_image_passes_the_backbone_once_a_view(views, tmp_path):
+def test_every_image_passes_the_backbone_once_per_view(views, tmp_path):
     model, seen = small_model(), []
     model.conv1.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     kwargs = dict(views=views, batch_size=4, transform=RANDOM, cache=tmp_path)
-    first = extract(model, pictures(), **kwargs)
+    first = extract(model, noise_images(), **kwargs)
     assert sum(seen) == 10 * views
-    again = extract(model, pictures(), **kwargs)
+    again = extract(model, noise_images(), **kwargs)
     assert sum(seen) == 10 * views  # all from the cache
     assert torch.equal(first.values, again.values)
 
 
 def test_values_are_those_of_the_model_in_eval_mode_image_by_image():
-    model, dataset = small_model(), pictures()
+    model, dataset = small_model(), noise_images()
     result = extract(model, dataset, **SMALL)
     model.eval()
     with torch.no_grad():
@@ -87,28 +87,28 @@ def test_values_are_those_of_the_model_in_eval_mode_image_by_image():
     assert not result.values.is_inference()
 
 
-def test_the_backbone_is_left_as_it_was_and_so_are_the_callers_random_numbers():
+def test_the_backbone_and_the_callers_random_state_are_unchanged():
     model = small_model().train()
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
     before, state = state_hash(model), torch.get_rng_state()
-    extract(model, pictures(), transform=RANDOM, views=2, batch_size=4)
+    extract(model, noise_images(), transform=RANDOM, views=2, batch_size=4)
     assert state_hash(model) == before
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_that_changes_itself_is_found_out():
+def test_a_model_that_changes_itself_is_detected():
     model = small_model()
 
     def drift(module, args, output):
         module.running_mean += 1
 
     model.bn1.register_forward_hook(drift)
-    refused(lambda: extract(model, pictures(), **SMALL), 'changed its own weights', kind=EvaluationError)
+    refused(lambda: extract(model, noise_images(), **SMALL), 'changed its own weights', kind=EvaluationError)
 
 
-def test_the_hash_is_of_names_dtypes_shapes_and_bytes():
+def test_the_hash_covers_names_dtypes_shapes_and_bytes():
     model = small_model()
     before, settings = state_hash(model), settings_of(model)
     model.bn1.running_mean[3] += 1e-6
@@ -124,7 +124,7 @@ def test_the_hash_is_of_names_dtypes_shapes_and_bytes():
 
 
 def test_workers_threads_and_interruptions_do_not_change_a_bit():
-    model, dataset = small_model('tinyvit_5m_224', img_size=SIZE), pictures(22)
+    model, dataset = small_model('tinyvit_5m_224', img_size=SIZE), noise_images(22)
     kwargs = dict(transform=RANDOM, views=2, batch_size=4)
     expected = extract(model, dataset, **kwargs).values
     assert torch.equal(extract(model, dataset, **kwargs, workers=2).values, expected)
@@ -138,7 +138,7 @@ def test_workers_threads_and_interruptions_do_not_change_a_bit():
 
 
 def test_a_view_depends_on_seed_position_and_number_alone():
-    model, dataset = small_model(), pictures()
+    model, dataset = small_model(), noise_images()
     two, three = (extract(model, dataset, transform=RANDOM, views=n, batch_size=4).values for n in (2, 3))
     assert torch.equal(three[:2], two)
     assert not torch.equal(two[0], two[1])
@@ -146,9 +146,9 @@ def test_a_view_depends_on_seed_position_and_number_alone():
     assert not torch.equal(other, two)
 
 
-def test_a_killed_run_computes_only_the_shards_that_are_missing(tmp_path, small_shards):
+def test_a_killed_run_computes_only_the_missing_shards(tmp_path, small_shards):
     model, seen = small_model(), []
-    whole = extract(model, pictures(), **SMALL, cache=tmp_path / 'whole')
+    whole = extract(model, noise_images(), **SMALL, cache=tmp_path / 'whole')
     model.conv1.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     assert [path.name for path in sorted(whole.folder.iterdir())] == [
         'key.json',
@@ -156,56 +156,55 @@ def test_a_killed_run_computes_only_the_shards_that_are_missing(tmp_path, small_
     ]
     expected = files_of(whole.folder)
     (whole.folder / 'view0-00001.safetensors').unlink()
-    (whole.folder / f'.view0-00001.safetensors.{files._this_machine()}.4194305.0a1b2c3d.part.safetensors').write_bytes(
-        b'half'
-    )
-    again = extract(model, pictures(), **SMALL, cache=tmp_path / 'whole')
+    left = whole.folder / f'.view0-00001.safetensors.{files._this_machine()}.4194305.0a1b2c3d.part.safetensors'
+    left.write_bytes(b'half')
+    again = extract(model, noise_images(), **SMALL, cache=tmp_path / 'whole')
     assert seen == [4]
     assert torch.equal(again.values, whole.values)
     assert files_of(whole.folder) == expected
 
 
 def test_a_complete_cache_is_only_read(tmp_path, monkeypatch):
-    first = extract(small_model(), pictures(), **SMALL, cache=tmp_path)
+    first = extract(small_model(), noise_images(), **SMALL, cache=tmp_path)
     monkeypatch.setattr(cache, 'write_whole', lambda path, data: pytest.fail(f'{path} was written'))
-    assert torch.equal(extract(small_model(), pictures(), **SMALL, cache=tmp_path).values, first.values)
+    assert torch.equal(extract(small_model(), noise_images(), **SMALL, cache=tmp_path).values, first.values)
 
 
 @pytest.mark.parametrize('where', [-3, 12, 200])
-def test_a_flipped_bit_is_noticed_and_the_shard_computed_again(where, tmp_path, small_shards, caplog):
-    first = extract(small_model(), pictures(), **SMALL, cache=tmp_path)
+def test_a_flipped_bit_is_detected_and_the_shard_computed_again(where, tmp_path, small_shards, caplog):
+    first = extract(small_model(), noise_images(), **SMALL, cache=tmp_path)
     expected = files_of(first.folder)
     path = first.folder / 'view0-00002.safetensors'
     content = bytearray(path.read_bytes())
     content[where] ^= 4
     path.write_bytes(content)
-    again = extract(small_model(), pictures(), **SMALL, cache=tmp_path)
+    again = extract(small_model(), noise_images(), **SMALL, cache=tmp_path)
     assert torch.equal(again.values, first.values)
     assert files_of(first.folder) == expected
     assert 'damaged' in caplog.text
 
 
-def test_shards_are_not_taken_for_those_of_other_images(tmp_path, small_shards):
-    first = extract(small_model(), pictures(12), **SMALL, cache=tmp_path)
+def test_shards_of_other_images_are_not_used(tmp_path, small_shards):
+    first = extract(small_model(), noise_images(12), **SMALL, cache=tmp_path)
     expected = files_of(first.folder)
     shard = first.folder / 'view0-00001.safetensors'
     shard.write_bytes((first.folder / 'view0-00002.safetensors').read_bytes())
-    again = extract(small_model(), pictures(12), **SMALL, cache=tmp_path)
+    again = extract(small_model(), noise_images(12), **SMALL, cache=tmp_path)
     assert torch.equal(again.values, first.values)
     assert files_of(first.folder) == expected
 
 
-def test_whatever_changes_the_values_changes_the_key(tmp_path):
+def test_everything_that_changes_the_values_changes_the_key(tmp_path):
     def key(model=None, dataset=None, **kwargs):
-        return extract(model or small_model(), dataset or pictures(), **{**SMALL, **kwargs}).key
+        return extract(model or small_model(), dataset or noise_images(), **{**SMALL, **kwargs}).key
 
     changed = small_model()
     changed.conv1[0].weight.data[0] += 1
     keys = [
         key(),
         key(changed),
-        key(dataset=pictures(9)),
-        key(dataset=pictures().subset([*range(8), 9, 8])),
+        key(dataset=noise_images(9)),
+        key(dataset=noise_images().subset([*range(8), 9, 8])),
         key(layers='last:1'),
         key(dtype=torch.bfloat16),
         key(batch_size=5),
@@ -219,10 +218,10 @@ def test_whatever_changes_the_values_changes_the_key(tmp_path):
     assert key(seed=1) == keys[0]  # nothing is drawn by that transform
 
 
-def test_bfloat16_takes_half_the_room_and_is_the_same_from_the_cache(tmp_path):
-    fp32 = extract(small_model(), pictures(), **SMALL, cache=tmp_path)
-    bf16 = extract(small_model(), pictures(), **SMALL, cache=tmp_path, dtype=torch.bfloat16)
-    again = extract(small_model(), pictures(), **SMALL, dtype=torch.bfloat16)
+def test_bfloat16_halves_the_cache_and_reads_back_equal(tmp_path):
+    fp32 = extract(small_model(), noise_images(), **SMALL, cache=tmp_path)
+    bf16 = extract(small_model(), noise_images(), **SMALL, cache=tmp_path, dtype=torch.bfloat16)
+    again = extract(small_model(), noise_images(), **SMALL, dtype=torch.bfloat16)
     assert bf16.values.dtype == torch.float32
     assert torch.equal(bf16.values, bf16.values.bfloat16().float())
     assert torch.equal(bf16.values, again.values)
@@ -231,7 +230,7 @@ def test_bfloat16_takes_half_the_room_and_is_the_same_from_the_cache(tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_on_cuda_the_batch_size_is_tried_once_and_then_taken_from_the_cache(tmp_path, monkeypatch):
+def test_on_cuda_the_batch_size_is_found_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
     tried = []
 
     def fits(forward, shape, device):
@@ -242,7 +241,7 @@ def test_on_cuda_the_batch_size_is_tried_once_and_then_taken_from_the_cache(tmp_
     monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: None)
     parts = dict(weights='w', layers='pooled')
     cuda = torch.device('cuda')
-    single = batches.ImageBatches(pictures(), TRANSFORM, None, batch_size=1, workers=0)
+    single = batches.ImageBatches(noise_images(), TRANSFORM, None, batch_size=1, workers=0)
     find = features._find_batch_size
     assert find(None, single, torch.device('cpu'), tmp_path, parts) == features.CPU_BATCH_SIZE
     assert find(None, single, cuda, tmp_path, parts) == 64
@@ -257,9 +256,9 @@ def test_on_cuda_the_batch_size_is_tried_once_and_then_taken_from_the_cache(tmp_
 
 def test_an_image_whose_features_are_not_finite_is_named():
     model = small_model()
-    transform = transforms.Compose([TRANSFORM, NaNAt(pictures()[6][0])])
+    transform = transforms.Compose([TRANSFORM, NaNAt(noise_images()[6][0])])
     refused(
-        lambda: extract(model, pictures(), transform=transform, batch_size=4),
+        lambda: extract(model, noise_images(), transform=transform, batch_size=4),
         'noise[6]',
         'finite',
         kind=EvaluationError,
@@ -294,20 +293,20 @@ def test_an_image_that_cannot_be_read_is_named_without_a_traceback(workers, tmp_
     assert len(extract(small_model(), kept, **SMALL)) == 5
 
 
-def test_a_transform_that_does_not_print_its_settings_is_told_from_the_same_with_others(tmp_path):
+def test_transforms_with_hidden_settings_are_distinguished(tmp_path):
     def key(border: int) -> str:
         transform = transforms.Compose([TrimBorder(border), TRANSFORM])
-        return extract(small_model(), pictures(), transform=transform, batch_size=4, cache=tmp_path).key
+        return extract(small_model(), noise_images(), transform=transform, batch_size=4, cache=tmp_path).key
 
     assert repr(TrimBorder(1)) == repr(TrimBorder(2))
     assert key(1) != key(2)
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path):
-    model, dataset = small_model(), pictures()
+    model, dataset = small_model(), noise_images()
     for kwargs, word in (
-        (dict(layers='all'), "called 'all'"),
-        (dict(layers='last:0'), "called 'last:0'"),
+        (dict(layers='all'), "named 'all'"),
+        (dict(layers='last:0'), "named 'last:0'"),
         (dict(layers='last:9'), '5 blocks or stages'),
         (dict(views=0), 'at least 1'),
         (dict(batch_size=0), 'at least 1'),
@@ -321,7 +320,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     refused(lambda: extract(model, dataset.subset([]), **SMALL), 'at least 1', kind=EvaluationError)
 
 
-def test_a_full_disk_leaves_nothing_half_written_and_what_was_there(tmp_path, small_shards, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file_and_keeps_existing_ones(tmp_path, small_shards, monkeypatch):
     written = []
     fsync = os.fsync
 
@@ -333,7 +332,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_what_was_there(tmp_path, sm
 
     monkeypatch.setattr(os, 'fsync', full)
     refused(
-        lambda: extract(small_model(), pictures(), **SMALL, cache=tmp_path),
+        lambda: extract(small_model(), noise_images(), **SMALL, cache=tmp_path),
         'view0-00002',
         'No space left',
         'make room',
@@ -346,14 +345,16 @@ def test_a_full_disk_leaves_nothing_half_written_and_what_was_there(tmp_path, sm
 def test_a_cache_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     refused(
-        lambda: extract(small_model(), pictures(), **SMALL, cache=tmp_path / 'file'), 'cannot be', kind=EvaluationError
+        lambda: extract(small_model(), noise_images(), **SMALL, cache=tmp_path / 'file'),
+        'cannot be',
+        kind=EvaluationError,
     )
 
 
 # Which numbers are features
 
 
-def test_last_blocks_of_a_vit_are_class_token_and_mean_of_patches_each():
+def test_last_blocks_of_a_vit_give_class_token_and_mean_of_patches():
     model = timm.create_model('vit_tiny_patch16_224', img_size=SIZE, depth=3, embed_dim=48, num_heads=3).eval()
     x = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -366,7 +367,7 @@ def test_last_blocks_of_a_vit_are_class_token_and_mean_of_patches_each():
     torch.testing.assert_close(found, torch.cat(expected[-4:], dim=1))
 
 
-def test_pooled_is_what_the_classifier_gets_unless_the_head_has_hidden_layers():
+def test_pooled_is_the_input_of_the_classifier_unless_the_head_has_hidden_layers():
     x = torch.randn(2, 3, SIZE, SIZE)
     for name, hidden in (
         ('tinyvit_5m_224', False),
@@ -386,7 +387,7 @@ def test_pooled_is_what_the_classifier_gets_unless_the_head_has_hidden_layers():
 
 
 @pytest.mark.parametrize('family', SMALL_OF)
-def test_every_family_gives_every_kind(family):
+def test_every_family_provides_every_kind_of_features(family):
     name, kwargs = SMALL_OF[family]
     model = timm.create_model(name, **kwargs).eval()
     x = torch.randn(2, *data_config(model)['input_size'])
@@ -409,7 +410,7 @@ def test_the_benchmarks_transform_squashes_to_257_and_crops_224():
     assert cdfsl_transform(model)(Image.new('RGB', (600, 300))).shape == (3, 224, 224)
 
 
-def test_the_size_is_the_one_the_model_was_built_for():
+def test_the_size_is_that_of_the_model_as_built():
     model = timm.create_model('vit_tiny_patch16_224', img_size=64)
     assert data_config(model)['input_size'] == (3, 64, 64)
     assert augmentation(model)(Image.new('RGB', (90, 70))).shape == (3, 64, 64)
@@ -419,9 +420,9 @@ def test_the_size_is_the_one_the_model_was_built_for():
     ('transform', 'random'),
     [(TRANSFORM, False), (RANDOM, True), (transforms.RandomHorizontalFlip(), True), (augmentation, True)],
 )
-def test_a_transform_that_draws_is_told_from_one_that_does_not(transform, random):
+def test_random_transforms_are_distinguished_from_fixed_ones(transform, random):
     transform = augmentation(small_model()) if transform is augmentation else transform
-    assert batches.draws(transform, pictures()[0][0]) is random
+    assert batches.draws(transform, noise_images()[0][0]) is random
 
 
 # Real processes
@@ -454,7 +455,7 @@ def start(script: str, *args: object, launcher: tuple[str, ...] = ()) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_ends_in_the_same_bytes(tmp_path):
+def test_a_run_killed_at_twenty_random_moments_gives_the_same_bytes(tmp_path):
     # One process imports everything and forks each run: what is killed is a whole process, at any point of its work.
     start(
         """
@@ -499,7 +500,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_in_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_end_in_the_bytes_of_one(tmp_path):
+def test_two_processes_of_torchrun_give_the_bytes_of_one(tmp_path):
     body = """
         result = run(sys.argv[1])
         plain = run(None)
@@ -516,7 +517,7 @@ def test_two_processes_of_torchrun_end_in_the_bytes_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_on_one_cache_do_not_disturb_each_other(tmp_path):
+def test_two_concurrent_runs_on_one_cache_do_not_interfere(tmp_path):
     start(
         """
         import os

@@ -1,4 +1,4 @@
-"""Few-shot: what episodes depend on, the benchmark's classifier against its plain loop, statistics, errors."""
+"""Few-shot: episodes, the benchmark's classifier against its plain loop, statistics, errors."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ PINNED = '51589522725e87e1549d5eeaf914214c44d8b79710d2543e744e4ed05c8330c2'
 
 
 def clusters(D: int = 24, spread: float = 0.3) -> torch.Tensor:
-    """Features (N, D) around a centre of each class, hard enough to be mistaken."""
+    """Features (N, D) around a center of each class, with some overlap."""
     return torch.randn(len(LABELS), D) + spread * torch.randn(CLASSES, D)[LABELS]
 
 
@@ -54,7 +54,7 @@ def plain_loop(features: torch.Tensor, episodes: Episodes, e: int) -> torch.Tens
 # episodes
 
 
-def test_episodes_are_made_of_different_classes_and_of_images_of_them_that_are_all_different():
+def test_episodes_have_distinct_classes_and_distinct_images_of_these():
     episodes = sample_episodes(LABELS, ways=5, shots=3, queries=4, episodes=50)
     assert episodes.classes.shape == (50, 5)
     assert episodes.support.shape == (50, 5, 3)
@@ -75,7 +75,7 @@ def test_every_class_and_image_is_drawn_about_as_often():
         assert abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_episodes_depend_on_their_arguments_alone_and_stay_the_same_for_ever():
+def test_episodes_depend_on_their_arguments_alone_and_never_change():
     episodes = sample_episodes(LABELS, episodes=20)
     assert episodes.sha256 == PINNED
     np.random.seed(5)
@@ -95,7 +95,7 @@ def test_another_process_with_other_threads_draws_the_same_episodes():
     assert done.stdout.strip() == PINNED
 
 
-def test_an_episode_is_the_same_however_many_there_are_and_its_queries_with_any_shots():
+def test_an_episode_does_not_depend_on_their_number_nor_its_queries_on_the_shots():
     few, many = (sample_episodes(LABELS, episodes=n, shots=2) for n in (3, 10))
     assert np.array_equal(few.support, many.support[:3])
     assert np.array_equal(few.seeds, many.seeds[:3])
@@ -104,7 +104,7 @@ def test_an_episode_is_the_same_however_many_there_are_and_its_queries_with_any_
     assert np.array_equal(few.support, more.support[..., :2])
 
 
-def test_the_hash_follows_every_array():
+def test_the_hash_depends_on_every_array():
     one = sample_episodes(LABELS, episodes=4)
     arrays = dict(classes=one.classes, support=one.support, query=one.query)
     assert Episodes(**arrays, seeds=one.seeds + np.uint64(1)).sha256 == one.sha256  # the same images
@@ -112,7 +112,7 @@ def test_the_hash_follows_every_array():
         assert Episodes(**{**arrays, name: arrays[name][::-1]}, seeds=one.seeds).sha256 != one.sha256
 
 
-def test_draws_are_uniform_and_of_every_place_their_own():
+def test_draws_are_uniform_and_independent_for_every_path():
     assert permutations(child_key(0), 1).tolist() == [0]
     keys = child_key(3, np.arange(6000))
     orders = permutations(keys, 4)
@@ -156,7 +156,7 @@ def test_wide_features_and_more_shots_give_the_logits_of_the_plain_loop(shots, d
         assert torch.equal(ours[e].argmax(dim=1), theirs.argmax(dim=1))
 
 
-def test_without_a_compiler_pytorch_gives_the_same_after_one_line_in_the_log(monkeypatch, caplog, tmp_path):
+def test_without_a_compiler_pytorch_gives_the_same_result_after_one_log_line(monkeypatch, caplog, tmp_path):
     features, episodes = clusters().double(), sample_episodes(LABELS, shots=3, queries=3, episodes=20)
     arguments = (features, episodes.support, episodes.query, episodes.seeds)
     compiled = cdfsl.logits(*arguments)
@@ -175,7 +175,7 @@ def test_without_a_compiler_pytorch_gives_the_same_after_one_line_in_the_log(mon
 
 
 @pytest.mark.parametrize(('ways', 'shots', 'threads'), [(5, 5, 1), (2, 1, 2), (3, 7, 3), (8, 3, 1)])
-def test_compiled_steps_are_those_of_pytorch(ways, shots, threads, monkeypatch):
+def test_compiled_steps_equal_those_of_pytorch(ways, shots, threads, monkeypatch):
     N, E = ways * shots, 5
     x = torch.randn(E, N, 20, dtype=torch.float64)
     products = torch.cat([x @ x.mT + 1, torch.randn(E, N, ways, dtype=torch.float64)], dim=2)
@@ -187,7 +187,7 @@ def test_compiled_steps_are_those_of_pytorch(ways, shots, threads, monkeypatch):
     assert (compiled - cdfsl._train(products, orders, ways)).abs().max() < 1e-12
 
 
-def test_start_weights_follow_the_rule_of_nn_linear():
+def test_initial_weights_follow_the_rule_of_nn_linear():
     start, orders = cdfsl.draw(child_key(0, np.arange(40)), 5, 2, 100)
     default = nn.Linear(100, 5)
     assert abs(start).max() <= 0.1
@@ -198,7 +198,7 @@ def test_start_weights_follow_the_rule_of_nn_linear():
 
 
 @pytest.mark.parametrize('solver', few_shot.SOLVERS)
-def test_no_bit_depends_on_the_chunks(solver, steps):
+def test_chunks_do_not_change_a_bit(solver, steps):
     features, episodes = clusters(), sample_episodes(LABELS, shots=3, queries=3, episodes=37)
     whole = run(features, LABELS, episodes, solver)
     for chunk in (1, 20, 1000):
@@ -219,19 +219,19 @@ def test_logits_of_whole_groups_are_equal_bit_by_bit(steps):
 
 @pytest.mark.parametrize('solver', few_shot.SOLVERS)
 @pytest.mark.parametrize('ways', [2, 5])
-def test_every_solver_learns_what_is_easy_and_guesses_what_is_not_there(solver, ways):
+def test_every_solver_learns_easy_classes_and_guesses_on_noise(solver, ways):
     episodes = sample_episodes(LABELS, ways=ways, shots=5, queries=5, episodes=20)
     assert run(clusters(spread=3), LABELS, episodes, solver).mean > 95
     assert abs(run(clusters(spread=0), LABELS, episodes, solver).mean - 100 / ways) < 10
 
 
-def test_class_means_are_told_apart_far_from_the_origin():
+def test_class_means_are_distinguished_far_from_the_origin():
     features, episodes = clusters(spread=1), sample_episodes(LABELS, queries=3, episodes=10)
     near, far = (run(features + offset, LABELS, episodes, 'prototype').mean for offset in (0, 1e4))
     assert far == pytest.approx(near, abs=1)
 
 
-def test_features_of_any_kind_of_array_and_precision_are_taken():
+def test_features_of_any_array_type_and_precision_are_accepted():
     features, episodes = clusters(), sample_episodes(LABELS, queries=3, episodes=4)
     expected = run(features, LABELS, episodes).accuracy
     assert np.array_equal(run(features.numpy(), LABELS, episodes).accuracy, expected)
@@ -285,13 +285,13 @@ def test_data_without_enough_classes_or_images_are_refused(labels, words):
     refused(lambda: sample_episodes(labels), *words, kind=EvaluationError)
 
 
-def test_a_class_too_small_is_called_by_its_name():
+def test_a_class_with_too_few_images_is_named():
     names = [*'abcdefgh', 'fox']
     refused(lambda: sample_episodes(np.append(LABELS, 8), names=names), 'fox', kind=EvaluationError)
 
 
 @pytest.mark.parametrize('settings', [dict(shots=0), dict(queries=0), dict(episodes=0), dict(ways=1)])
-def test_episodes_of_nothing_are_refused(settings):
+def test_empty_episodes_are_refused(settings):
     refused(lambda: sample_episodes(LABELS, **settings), 'at least', kind=EvaluationError)
 
 

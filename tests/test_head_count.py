@@ -1,4 +1,4 @@
-"""What a checkpoint tells of its model's attention heads, and what a user reads when it is the wrong model.
+"""Evidence in a checkpoint for its model's attention heads, and the errors for a wrong model.
 
 The files here carry no numbers that matter; `test_plain_vit_loading.py` has those of released layouts.
 """
@@ -24,18 +24,18 @@ def fine_tuned() -> dict[str, torch.Tensor]:
     return timm.create_model(FINE_TUNED).state_dict()
 
 
-def saved(path: Path, state_dict: dict[str, torch.Tensor], **beside) -> Path:
-    torch.save({'model': state_dict, **beside}, path)
+def saved(path: Path, state_dict: dict[str, torch.Tensor], **others) -> Path:
+    torch.save({'model': state_dict, **others}, path)
     return path
 
 
-def test_a_file_of_another_width_is_no_matter_of_heads(tmp_path, fine_tuned):
+def test_the_error_for_another_width_does_not_mention_heads(tmp_path, fine_tuned):
     path = saved(tmp_path / 'w.pth', fine_tuned, args=Namespace(model='vit_tiny_patch16'))
     message = refused(lambda: load('tinymim_vit_small_patch16_224', path), 'wrong shape', '(384,')
     assert 'would load' not in message
 
 
-# --- what tells the heads
+# --- evidence for the heads
 
 
 def test_tinymim_star_is_known_by_its_tensors_whatever_name_it_was_trained_under(tmp_path):
@@ -45,7 +45,7 @@ def test_tinymim_star_is_known_by_its_tensors_whatever_name_it_was_trained_under
 
 
 @pytest.mark.parametrize(('width', 'heads'), [(192, 12), (384, 12), (768, 12), (1024, 16)])
-def test_a_decoder_of_mae_tells_the_heads_of_every_released_width(width, heads):
+def test_a_decoder_of_mae_shows_the_heads_of_every_released_width(width, heads):
     state_dict = {
         'cls_token': torch.zeros(1, 1, width),
         'blocks.0.norm1.weight': torch.zeros(width),
@@ -55,7 +55,7 @@ def test_a_decoder_of_mae_tells_the_heads_of_every_released_width(width, heads):
 
 
 @pytest.mark.parametrize(('name', 'heads'), [('deit_tiny_patch16_224', 3), ('mae_lite_vit_tiny_patch16_224', 12)])
-def test_a_name_of_timm_in_the_saved_arguments_tells_the_heads(name, heads, fine_tuned):
+def test_a_name_of_timm_in_the_saved_arguments_shows_the_heads(name, heads, fine_tuned):
     assert find_heads(Clues(trained_as=name), fine_tuned).heads == (heads,) * 12
 
 
@@ -67,11 +67,11 @@ def test_a_released_file_is_known_by_its_name_also_as_a_copy_or_converted(file, 
 
 
 @pytest.mark.parametrize('file', ['', 'mae_tiny.pth', 'mae_tiny_400e_ft_300e_2.pth', 'resnet50.pth'])
-def test_a_name_that_is_no_releases_tells_nothing(file, fine_tuned):
+def test_an_unknown_name_is_no_evidence(file, fine_tuned):
     assert find_heads(Clues(file=file, trained_as='resnet50'), fine_tuned) is None
 
 
-# --- files of equal shapes, told apart by their names alone
+# --- files of equal shapes, distinguished by their names alone
 
 
 @pytest.mark.parametrize(
@@ -88,23 +88,23 @@ def test_a_file_that_is_known_to_be_another_is_not_imported(file, name, tmp_path
     assert not (tmp_path / 'store').exists()
 
 
-def test_a_folder_hides_no_name_of_a_file(tmp_path, monkeypatch):
+def test_the_name_of_a_file_counts_inside_a_folder_too(tmp_path, monkeypatch):
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / 'store'))
     name = 'mae_lite_vit_tiny_encoder_patch16_224.dmae_in1k'
     saved(tmp_path / 'mae_tiny_400e.pth.tar', timm.create_model(name).state_dict())
     refused(lambda: import_weights(tmp_path, name), 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k')
 
 
-# --- what a user reads when the classes differ
+# --- errors when the classes differ
 
 
-def test_an_encoder_in_the_place_of_a_classifier_is_told_without_talk_of_22k_heads(tmp_path):
+def test_the_error_for_an_encoder_in_place_of_a_classifier_does_not_mention_22k_heads(tmp_path):
     path = saved(tmp_path / 'w.pth', timm.create_model('tinymim_vit_tiny_student_patch16_224').state_dict())
     for action in (lambda: load(FINE_TUNED, path), lambda: import_weights(path, FINE_TUNED)):
         assert '22k' not in refused(action, 'no classes', 'as_init=True')
 
 
-def test_a_classifier_in_the_place_of_an_encoder_is_told_without_talk_of_22k_heads(tmp_path, fine_tuned):
+def test_the_error_for_a_classifier_in_place_of_an_encoder_does_not_mention_22k_heads(tmp_path, fine_tuned):
     path, encoder = saved(tmp_path / 'w.pth', fine_tuned), 'tinymim_vit_tiny_student_patch16_224'
     for action in (lambda: load(encoder, path), lambda: import_weights(path, encoder)):
         message = refused(action, '1000 classes', 'none', 'Is it the file of another')

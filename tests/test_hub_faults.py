@@ -1,4 +1,4 @@
-"""Whatever goes wrong between us and the Hub: one sentence or success, nothing half-written, and the retry succeeds.
+"""Faults between us and the Hub: one sentence or success, no partial files, and a retry that succeeds.
 
 The client is huggingface_hub's own, over loopback, in processes of their own. Xet, which real pushes and downloads use
 where it is installed, is off: the server here does not speak it, so files travel by plain HTTP and git-LFS.
@@ -42,7 +42,7 @@ def other_page(tmp_path_factory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault that lasts, and what the user reads."""
+    """A fault that lasts, and words of the message."""
 
     what: str
     fault: Fault | None
@@ -58,7 +58,7 @@ ANYWHERE = [
     Case('401', Fault('', 401, BAD_TOKEN), ('hf auth login', 'HF_TOKEN', '401')),
     Case('403', Fault('', 403), ('does not allow it (403)', 'token')),
     Case('429', Fault('', 429), ('slow down (429)', 'Nothing is lost')),
-    Case('500', Fault('', 500), ('a fault of its own (500)', 'Nothing is lost')),
+    Case('500', Fault('', 500), ('an error of its own (500)', 'Nothing is lost')),
 ]
 DOWNLOADING = [
     *ANYWHERE,
@@ -131,7 +131,7 @@ def test_an_upload_that_fails(hub, client, page, other_page, case, kind):
 # --- faults that need no retry
 
 
-def test_a_download_that_is_cut_goes_on_where_it_stopped(hub, client, page):
+def test_an_interrupted_download_resumes_where_it_stopped(hub, client, page):
     hub.pages[REPO] = Page(contents(page))
     hub.faults = [Fault(f'GET .*{WEIGHTS}', cut=100_000, times=2)]
     code, _, err = client.run('verify', REPO)
@@ -140,7 +140,7 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(hub, client, page):
     assert_cache_is_whole(client)
 
 
-def test_an_upload_that_is_cut_once_is_sent_again(hub, client, page):
+def test_an_interrupted_upload_is_sent_again(hub, client, page):
     hub.faults = [Fault('PUT /blob/', cut=1000, times=1)]
     code, _, err = client.run('push', page, '--to', REPO)
     assert code == 0, err

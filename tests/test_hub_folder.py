@@ -1,4 +1,4 @@
-"""A saved folder makes the same model again, appears whole or not at all, and the committed pages are up to date."""
+"""A saved folder rebuilds the same model, appears whole or not at all, and the committed pages are up to date."""
 
 import json
 
@@ -137,7 +137,7 @@ def test_own_weights_do_not_carry_the_facts_of_released_ones(tmp_path, small):
 
 
 @pytest.mark.parametrize('saved_by', [save_folder, timm.models.save_for_hf], ids=['us', 'timm'])
-def test_what_was_trained_from_a_start_is_no_start_when_it_is_made_again(tmp_path, any_small, saved_by):
+def test_a_model_trained_from_initial_weights_is_rebuilt_without_as_init(tmp_path, any_small, saved_by):
     start = save_folder(any_small(), tmp_path / 'start')
     trained = fill_by_rule(timm.create_model(f'local-dir:{start}', pretrained=True, as_init=True, num_classes=5))
     saved_by(trained, tmp_path / 'trained')
@@ -194,6 +194,7 @@ def test_a_new_folder_has_ordinary_rights(tmp_path):
     assert (tmp_path / 'swapped').stat().st_mode == (tmp_path / 'ordinary').stat().st_mode
 
 
+@pytest.mark.slow
 @for_each('release', all_releases())
 def test_a_page_makes_the_model_of_its_release(release):
     model = timm.create_model(f'local-dir:{configs_folder() / release.name}', device='meta')
@@ -207,7 +208,7 @@ def test_a_page_makes_the_model_of_its_release(release):
 
 
 def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):
-    """Whoever shares or serves the folder would else find weights that only their owner can read."""
+    """Otherwise, weights in a shared or served folder could be read by their owner alone."""
     (tmp_path / 'ordinary').touch()
     folder = save_folder(small(), tmp_path / 'model')
     assert {f.stat().st_mode for f in folder.iterdir()} == {(tmp_path / 'ordinary').stat().st_mode}

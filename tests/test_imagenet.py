@@ -1,4 +1,4 @@
-"""Evaluation of classifiers on small trees that are called like ImageNet's, with a model whose answers are known."""
+"""Evaluation of classifiers on small trees with the names of ImageNet's, with a model whose outputs are known."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ INFO = Path(timm.data.__file__).parent / '_info'
 
 
 class Oracle(nn.Module):
-    """Gives the row of a table that the colour of a picture names."""
+    """Returns the row of a table that the color of an image encodes."""
 
     def __init__(self, table: torch.Tensor, **cfg) -> None:
         super().__init__()
@@ -49,17 +49,17 @@ class Oracle(nn.Module):
         return self.table[256 * green + red]
 
 
-def picture(row: int) -> Image.Image:
-    """Asks an oracle for a row of its table."""
+def image_of(row: int) -> Image.Image:
+    """An image that makes an oracle return a row of its table."""
     return Image.new('RGB', (4, 4), (row % 256, row // 256, 0))
 
 
 def tree(root: Path, rows: dict[str, list[int]]) -> Path:
-    """A folder of class folders, the pictures of which ask for these rows."""
+    """A folder of class folders whose images encode these rows."""
     for name, asked in rows.items():
         (root / name).mkdir(parents=True)
         for i, row in enumerate(asked):
-            picture(row).save(root / name / f'{i:03}.png')
+            image_of(row).save(root / name / f'{i:03}.png')
     return root
 
 
@@ -74,7 +74,7 @@ def indices(name: str) -> list[int]:
 # top-1, top-5, classes
 
 
-def test_accuracy_per_class_and_confusion_are_those_counted_by_hand(tmp_path):
+def test_accuracy_per_class_and_confusion_match_manual_counts(tmp_path):
     # Rows 0 and 1 answer class 0, row 2 answers 1, row 3 answers 2, and the second best is always class 6.
     table = 2 * one_hot([0, 0, 1, 2], 7) + one_hot([6] * 4, 7)
     data = read_folder(tree(tmp_path / 'd', dict(a=[0, 1, 2], b=[2], c=[3, 0], d=[3], e=[0], f=[0], g=[0, 1])), 'all')
@@ -121,14 +121,14 @@ def test_five_classes_have_no_top5_and_a_class_without_images_no_accuracy():
     assert scores.summary()['mean_per_class'] == 50
 
 
-def test_of_equal_scores_the_first_class_is_the_better_one():
+def test_among_equal_scores_the_first_class_ranks_higher():
     data = ImageDataset('d', 'test', WNIDS, [0, 7, 999], Arrays(np.zeros((3, 4, 4, 3), np.uint8), 'd'))
     scores = evaluate(Oracle(torch.zeros(1, 1000)), data)
     assert scores.predictions.tolist() == [0, 0, 0]
     assert scores.ranks.tolist() == [0, 7, 999]
 
 
-def test_a_model_in_bfloat16_takes_images_and_one_for_grey_images_is_told(tmp_path):
+def test_a_model_in_bfloat16_works_and_one_for_grey_images_is_refused(tmp_path):
     dataset = load_dataset('digits', 'test').subset(range(3))
     model = timm.create_model('test_resnet', num_classes=10, in_chans=1)
     refused(lambda: evaluate(model, dataset, progress=False), '1 channels', 'in_chans=3', kind=EvaluationError)
@@ -148,7 +148,7 @@ def test_only_images_that_papers_report_on_are_for_a_card(split, tmp_path):
 
 
 def test_cropping_is_the_models_own_or_the_users(tmp_path):
-    image = picture(1).resize((8, 8))
+    image = image_of(1).resize((8, 8))
     image.paste((0, 0, 0), (2, 2, 6, 6))  # asks for row 0 in the middle, 1 at the border
     (tmp_path / 'd' / 'a').mkdir(parents=True)
     (tmp_path / 'd' / 'b').mkdir()
@@ -168,10 +168,10 @@ def test_cropping_is_the_models_own_or_the_users(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['a', 'r'])
-def test_of_200_classes_only_their_outputs_compete(tmp_path, name):
+def test_only_the_outputs_of_the_200_classes_compete(tmp_path, name):
     chosen = indices(name)
     other = next(i for i in range(1000) if i not in chosen)
-    # Every picture is taken for a class outside the 200, the true one is second best.
+    # Every image is predicted as a class outside the 200; the true one is second best.
     table = 2 * one_hot([other] * 200, 1000) + one_hot(chosen, 1000)
     rows = {WNIDS[index]: [row] for row, index in enumerate(chosen)}
     scores = evaluate(Oracle(table), read_folder(tree(tmp_path / 'd', rows), 'all'))
@@ -183,7 +183,7 @@ def test_of_200_classes_only_their_outputs_compete(tmp_path, name):
 
 
 @pytest.mark.parametrize('as_text', [True, False])
-def test_folders_called_by_numbers_are_not_taken_in_the_order_of_text(tmp_path, as_text):
+def test_numbered_folders_are_not_sorted_as_text(tmp_path, as_text):
     rows = {str(i): [i] for i in range(1000)}
     data = read_folder(tree(tmp_path / 'd', rows), 'all')
     assert data.classes == tuple(map(str, range(1000)))
@@ -197,7 +197,7 @@ def test_folders_called_by_numbers_are_not_taken_in_the_order_of_text(tmp_path, 
     assert evaluate(Oracle(table), data).top1 == 99.9  # all but the class that 22k lacks
 
 
-def test_a_22k_head_scores_as_its_conversion_to_1k_does(tmp_path, small):
+def test_a_22k_head_scores_like_its_conversion_to_1k(tmp_path, small):
     model = small(num_classes=CLASSES_22K, img_size=32)
     converted = small(num_classes=1000, img_size=32)
     converted.load_state_dict(head_22k_to_1k(model.state_dict()))
@@ -217,7 +217,7 @@ def test_a_22k_head_scores_as_its_conversion_to_1k_does(tmp_path, small):
 
 
 @pytest.mark.parametrize('outputs', [11221, 11821, CLASSES_22K, 21842, 21843])
-def test_every_large_head_that_timm_knows_finds_its_outputs_of_1k(outputs):
+def test_every_large_head_of_timm_finds_its_1k_outputs(outputs):
     columns = map_classes(Oracle(torch.zeros(1, outputs)), WNIDS).columns
     names = ImageNetInfo(timm.data.infer_imagenet_subset(dict(num_classes=outputs))).label_names()
     assert all(column < 0 or names[column] == wnid for column, wnid in zip(columns.tolist(), WNIDS, strict=True))
@@ -228,7 +228,7 @@ def test_real_labels_are_counted_as_timm_counts_them(tmp_path):
     rng = np.random.default_rng(0)
     table = torch.from_numpy(rng.random((40, 1000))).float()
     real = [sorted({int(table[i].topk(9).indices[j]) for j in rng.integers(0, 9, i % 4)}) for i in range(40)]
-    pixels = np.stack([np.asarray(picture(i)) for i in range(40)])
+    pixels = np.stack([np.asarray(image_of(i)) for i in range(40)])
     data = ImageDataset('real', 'validation', WNIDS, rng.integers(0, 1000, 40), Arrays(pixels, 'real'), real)
     scores = evaluate(Oracle(table), data, batch_size=7)
     (tmp_path / 'real.json').write_text(json.dumps(real))
@@ -240,10 +240,10 @@ def test_real_labels_are_counted_as_timm_counts_them(tmp_path):
     assert scores.summary()['real_images'] == 30
 
 
-def test_a_model_with_label_names_is_scored_on_the_classes_that_it_shares():
+def test_a_model_with_label_names_is_scored_on_the_shared_classes():
     names = ['cat', 'dog', '0', '1']
     model = Oracle(2 * one_hot([0, 1], 4) + one_hot([2, 3], 4), label_names=names)
-    pixels = np.stack([np.asarray(picture(i)) for i in range(2)])
+    pixels = np.stack([np.asarray(image_of(i)) for i in range(2)])
     data = ImageDataset('digits', 'test', ['1', '0'], [1, 0], Arrays(pixels, 'digits'))
     scores = evaluate(model, data)
     assert scores.top1 == 100
@@ -265,13 +265,13 @@ def test_other_classes_than_the_models_are_refused():
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
     data = read_folder(tree(tmp_path / 'd', dict(a=[0], b=[0, 0])), 'all')
-    (tmp_path / 'd' / 'b' / '001.png').write_bytes(b'no picture')
+    (tmp_path / 'd' / 'b' / '001.png').write_bytes(b'no image')
     model = Oracle(torch.zeros(1, 2))
     message = refused(lambda: evaluate(model, data, workers=workers), 'b/001.png', kind=EvaluationError)
     assert message.startswith(str(tmp_path))
 
 
-def test_nan_is_refused_with_the_image_that_gave_it(tmp_path):
+def test_nan_is_refused_with_the_name_of_its_image(tmp_path):
     table = torch.zeros(2, 3)
     table[1, 2] = float('nan')
     data = read_folder(tree(tmp_path / 'd', dict(a=[0], b=[0], c=[0, 1])), 'all')
@@ -288,7 +288,7 @@ def test_no_image_is_refused():
 
 @pytest.fixture
 def corrupted(tmp_path):
-    """All 75 sets, of four pictures of class a and one of b, and how many of a are taken for b in each."""
+    """All 75 sets, with four images of class a and one of b, and the number of a predicted as b in each."""
     rng = np.random.default_rng(0)
     wrong = {name: rng.integers(0, 5, 5).tolist() for name in ALEXNET_ERRORS}
     for name in ALEXNET_ERRORS:
@@ -298,7 +298,7 @@ def corrupted(tmp_path):
 
 
 def as_in_imagenet(root: Path) -> None:
-    """Call both classes of every set what ImageNet calls two of its own."""
+    """Rename both classes of every set to two of ImageNet's."""
     for folder in root.glob('*/*'):
         (folder / 'a').rename(folder / WNIDS[7])
         (folder / 'b').rename(folder / WNIDS[9])
@@ -331,14 +331,14 @@ def test_alexnet_itself_has_an_mce_of_100():
     assert (alexnet.mce, alexnet.relative_mce) == pytest.approx((100, 100))
 
 
-def test_stored_crops_are_not_cropped_once_more(corrupted):
+def test_stored_crops_are_not_cropped_again(corrupted):
     model = either()
     model.pretrained_cfg['crop_pct'] = 0.875
     assert quiet(corrupted[0], model).preprocessing['crop_pct'] == 1.0
     assert quiet(corrupted[0], model, overrides=dict(crop_pct=0.5)).preprocessing['crop_pct'] == 0.5
 
 
-def test_one_corruption_alone_is_scored_as_among_all(corrupted):
+def test_a_single_corruption_is_scored_as_in_the_whole_set(corrupted):
     root, _ = corrupted
     as_in_imagenet(root)
     model = Oracle(one_hot([7, 9], 1000))
@@ -352,7 +352,7 @@ def test_one_corruption_alone_is_scored_as_among_all(corrupted):
     assert evaluate(model, alone, overrides=dict(crop_pct=0.9), progress=False).preprocessing['crop_pct'] == 0.9
 
 
-def test_the_folders_of_the_archives_may_lie_in_between(corrupted):
+def test_the_archives_folders_may_be_in_between(corrupted):
     root, _ = corrupted
     expected = quiet(root)
     (root / 'noise').mkdir()
@@ -368,7 +368,7 @@ def test_all_classes_of_imagenet_compete_even_if_folders_are_missing(corrupted):
     assert {error for errors in result.errors.values() for error in errors} == {80.0}
 
 
-def test_what_is_finished_is_kept_and_not_done_again(corrupted, tmp_path):
+def test_finished_sets_are_saved_and_skipped_by_the_next_run(corrupted, tmp_path):
     root, _ = corrupted
     expected = quiet(root)
     keep, forwards = tmp_path / 'out' / 'kept.json', []
@@ -401,7 +401,7 @@ def test_a_missing_set_and_a_damaged_file_are_one_sentence(corrupted, tmp_path):
     refused(lambda: quiet(root), '1 of the 75', 'fog/3', kind=EvaluationError)
 
 
-def test_the_command_measures_all_sets_and_keeps_them_beside_the_results(cli, corrupted, tmp_path):
+def test_the_command_measures_all_sets_and_saves_them_with_the_results(cli, corrupted, tmp_path):
     root, _ = corrupted
     as_in_imagenet(root)
     line = ('evaluate', 'test_vit', '--random', '--data', 'imagenet-c', '--root', root, '--img-size', 32)

@@ -38,9 +38,9 @@ def store(tmp_path, monkeypatch) -> Path:
 # --- files as the authors' training code saves them
 
 
-def mae_lite_file(path: Path, state_dict: dict, prefix: str = 'module.model.', **beside: torch.Tensor) -> Path:
+def mae_lite_file(path: Path, state_dict: dict, prefix: str = 'module.model.', **others: torch.Tensor) -> Path:
     """A training wrapper saved whole, under DDP; no arguments are saved."""
-    model = {prefix + k: v for k, v in state_dict.items()} | beside
+    model = {prefix + k: v for k, v in state_dict.items()} | others
     torch.save({'start_epoch': 300, 'model': model, 'best_top1': 0.0, 'optimizer': {'state': {}}}, path)
     return path
 
@@ -58,7 +58,7 @@ def plain_file(path: Path, state_dict: dict) -> Path:
 
 
 def rpe_file(path: Path, state_dict: dict) -> Path:
-    """With the index that the released code stores beside every table."""
+    """With the index that the released code stores with every table."""
     index = torch.from_numpy(golden('maelite_relpos_index14')['index'])
     return mae_lite_file(path, state_dict | {k: index for k in state_dict if k.endswith('relative_position_index')})
 
@@ -68,7 +68,7 @@ def without(state_dict: dict, *starts: str) -> dict:
 
 
 def logits_of(name: str) -> torch.Tensor:
-    """What `pretrained=True` computes in double precision on the images of the golden outputs."""
+    """Outputs with `pretrained=True` in double precision on the images of the golden outputs."""
     model = timm.create_model(name, pretrained=True).eval().double()
     with torch.no_grad():
         return model(noise(224, 224).double())
@@ -101,15 +101,15 @@ def test_an_imported_classifier_computes_what_the_authors_code_does(cli, tmp_pat
     assert_close(logits_of(name), expected['logits_f64' if exact else 'logits'], EXACT if exact else SINGLE)
 
 
-def mae_beside() -> dict[str, torch.Tensor]:
-    """What D-MAE saves beside the student: a teacher of another width, and adapters of the heads."""
+def mae_other_tensors() -> dict[str, torch.Tensor]:
+    """Tensors that D-MAE saves with the student: a teacher of another width, and adapters of the heads."""
     teacher = {'cls_token': torch.ones(1, 1, 768), 'blocks.0.norm1.weight': torch.ones(768)}
     adapter = {'module.attn_adapter.adapter11.weight': torch.ones(12, 12, 1, 1)}
     return {f'module.tch_model.{k}': v for k, v in teacher.items()} | adapter
 
 
 def moco_state_dict() -> dict[str, torch.Tensor]:
-    """MoCo v3's wrapper: the encoder by the rule, and everything beside it other than that."""
+    """MoCo v3's wrapper: the encoder filled by the rule, and everything else filled differently."""
     return {
         k: v if k.startswith('base_encoder.') else torch.full_like(v, 7)
         for k, v in official_state_dict('maelite_mocov3_tiny').items()
@@ -120,7 +120,7 @@ ENCODERS = {
     MAE_LITE_ENCODER: ('maelite_mae_tiny', mae_lite_file),
     'mae_lite_vit_tiny_encoder_patch16_224.dmae_in1k': (
         'maelite_mae_tiny',
-        lambda p, s: mae_lite_file(p, s, **mae_beside()),
+        lambda p, s: mae_lite_file(p, s, **mae_other_tensors()),
     ),
     'mae_lite_vit_small_encoder_patch16_224.mae_in1k': ('maelite_mae_small', mae_lite_file),
     STUDENT: ('tinymim_student_tiny', lambda p, s: tinymim_file(p, s, 'tinymim_vit_tiny_patch16')),
@@ -173,7 +173,7 @@ def test_the_files_of_vit_base_are_imported_too(tmp_path, manifest, trained_as, 
         assert_close(logits_of(name), golden(manifest)['logits'], SINGLE)
 
 
-def test_the_index_beside_the_tables_must_be_the_one_of_beit(tmp_path, store):
+def test_the_index_of_the_tables_must_be_that_of_beit(tmp_path, store):
     """A file whose index is another numbering of the same table would load and compute nonsense."""
     name = 'mae_lite_vit_tiny_rpe_patch16_224.mae_in1k_ft_in1k_1000e'
     file = rpe_file(tmp_path / 'file.pth', official_state_dict('maelite_vit_tiny_patch16_rpe'))
@@ -193,7 +193,7 @@ def tiny_classifier() -> dict:
 
 
 def wrong_files() -> dict[str, tuple[Callable[[Path], Path], str, tuple[str, ...]]]:
-    """What is wrong -> (writer of the file into a folder, tag, words of the message)."""
+    """Defect -> (writer of the file into a folder, tag, words of the message)."""
     return {
         '12 heads into 3': (
             lambda p: mae_lite_file(p / 'f.pth', tiny_classifier()),
@@ -293,7 +293,7 @@ def test_the_wrong_file_is_refused_and_nothing_is_stored(tmp_path, store, wrong)
         pytest.param('12 heads into a student of 6', marks=pytest.mark.slow),
     ],
 )
-def test_other_heads_are_refused_wherever_a_file_is_loaded(cli, tmp_path, wrong):
+def test_another_number_of_heads_is_refused_wherever_a_file_is_loaded(cli, tmp_path, wrong):
     save, name, words = wrong_files()[wrong]
     file = save(tmp_path)
     refused(lambda: load_model(name, str(file)), *words)
@@ -304,7 +304,7 @@ def test_other_heads_are_refused_wherever_a_file_is_loaded(cli, tmp_path, wrong)
     assert all(word in err for word in words)
 
 
-def test_a_file_that_does_not_tell_its_heads_is_imported_with_a_warning(cli, tmp_path, caplog):
+def test_a_file_of_unknown_heads_is_imported_with_a_warning(cli, tmp_path, caplog):
     file = plain_file(tmp_path / 'mine.pth', tiny_classifier())
     import_weights(file, MAE_LITE)
     assert 'number of attention heads' in caplog.text
@@ -326,7 +326,7 @@ def student_file(tmp_path) -> Path:
 FRESH = ('norm.', 'fc_norm.', 'head.')
 
 
-def test_as_init_takes_the_encoder_and_leaves_the_rest_fresh(cli, student_file, tmp_path):
+def test_as_init_takes_the_encoder_and_initializes_the_rest(cli, student_file, tmp_path):
     """TinyMIM's own recipe: 3 heads are fine-tuned from a file of 6."""
     folder = tmp_path / 'start'
     code, out, _ = cli('convert', student_file, folder, '--name', 'tinymim_vit_tiny_patch16_224', '--as-init')
@@ -343,7 +343,7 @@ def test_as_init_takes_the_encoder_and_leaves_the_rest_fresh(cli, student_file, 
     assert model.head.weight.std() > 0
 
 
-def test_a_start_is_nobodys_release(student_file, tmp_path):
+def test_initial_weights_are_not_a_release(student_file, tmp_path):
     _, folder = convert(student_file, tmp_path / 'start', name=TINYMIM, as_init=True, num_classes=5)
     cfg = timm.create_model(f'local-dir:{folder}').pretrained_cfg
     assert (cfg['tag'], cfg['num_classes']) == ('init', 5)
@@ -351,7 +351,7 @@ def test_a_start_is_nobodys_release(student_file, tmp_path):
     assert not cfg.get('notes')
 
 
-def test_a_start_is_written_as_a_file_too(student_file, tmp_path):
+def test_initial_weights_are_written_as_a_file_too(student_file, tmp_path):
     for name in ('start.safetensors', 'start.pth'):
         _, file = convert(student_file, tmp_path / name, name='tinymim_vit_tiny_patch16_224', as_init=True)
         model = load_model('tinymim_vit_tiny_patch16_224', str(file))
@@ -383,6 +383,6 @@ def test_as_init_refuses_what_makes_no_sense(student_file, tmp_path, arguments, 
     assert not (tmp_path / 'start.safetensors').exists()
 
 
-def test_as_init_is_of_plain_vits_only(official_file, tmp_path):
+def test_as_init_is_for_plain_vits_only(official_file, tmp_path):
     with pytest.raises(ModelError, match='as_init'):
         convert(official_file('tiny_vit_5m_224'), tmp_path / 'start', name='tinyvit_5m_224', as_init=True)

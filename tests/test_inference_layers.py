@@ -1,4 +1,4 @@
-"""What plain inference does differently must show nowhere but in memory and time."""
+"""The shortcuts of plain inference must change nothing but memory and time."""
 
 import pytest
 import timm
@@ -23,7 +23,7 @@ def test_gelu_overwrites_a_fresh_input_in_plain_inference_only():
 
 
 def watched(model, images, names):
-    """What forward hooks on these modules see, with autograd and without."""
+    """Tensors that forward hooks on these modules see, with autograd and without."""
     seen = []
     hooks = [model.get_submodule(n).register_forward_hook(lambda m, i, out: seen.append(out)) for n in names]
     model(images)

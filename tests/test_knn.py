@@ -1,4 +1,4 @@
-"""kNN against the plain one-hot vote, its blocks, what is in memory, errors."""
+"""kNN against the plain one-hot vote; blocks, memory, errors."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ CLASSES, D = 12, 16
 
 
 def make(N: int, Q: int, spread: float = 1.0) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, np.ndarray]:
-    """Features and labels of a bank and of queries, around a centre of each class."""
+    """Features and labels of a bank and of queries, around a center of each class."""
     labels = torch.randint(CLASSES, (N + Q,))
     features = torch.randn(N + Q, D) + spread * torch.randn(CLASSES, D)[labels]
     return features[:N], labels[:N].numpy(), features[N:], labels[N:].numpy()
 
 
 def one_hot_vote(bank, labels, queries, ks, T=0.07) -> dict[int, np.ndarray]:
-    """The plain vote: a row of all classes for each neighbour."""
+    """The plain vote: a row of all classes for each neighbor."""
     similarity, at = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(max(ks), dim=1)
     votes = F.one_hot(torch.from_numpy(labels)[at], CLASSES) * (similarity / T).exp()[:, :, None]
     return {k: votes[:, :k].sum(dim=1).argmax(dim=1).numpy() for k in ks}
@@ -34,7 +34,7 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize('ks', [(10, 20, 100, 200), (5,), (200, 1), (330,)])
-def test_predictions_are_those_of_the_one_hot_vote(ks, small_blocks):
+def test_predictions_equal_those_of_the_one_hot_vote(ks, small_blocks):
     bank, labels, queries, truth = make(330, 45)
     result = knn.run(bank, labels, queries, truth, ks)
     expected = one_hot_vote(bank, labels, queries, ks)
@@ -45,7 +45,7 @@ def test_predictions_are_those_of_the_one_hot_vote(ks, small_blocks):
     assert result.accuracy[ks[0]] > 60
 
 
-def test_large_blocks_find_the_same_neighbours(monkeypatch):
+def test_large_blocks_find_the_same_neighbors(monkeypatch):
     bank, labels, queries, truth = make(7003, 30)
     expected = one_hot_vote(bank, labels, queries, knn.KS)
     for block in (7003, 3505, 500):
@@ -63,7 +63,7 @@ def test_the_largest_of_a_row_are_found_by_strips(n):
     assert torch.equal(values.gather(1, at), found)
 
 
-def test_a_neighbour_weighs_by_its_similarity():
+def test_a_neighbor_is_weighted_by_its_similarity():
     similarity = torch.tensor([[0.9, 0.8, 0.8], [0.5, 0.49, 0.49]])
     labels = torch.tensor([[0, 1, 1], [0, 1, 1]])
     answers = knn.vote(similarity, labels, 2, (3, 1, 2))
@@ -80,7 +80,7 @@ def test_the_length_of_features_does_not_matter():
     assert np.array_equal(scaled, expected)
 
 
-def test_features_in_half_precision_and_labels_of_any_integers_are_taken():
+def test_half_precision_features_and_labels_of_any_integer_type_are_accepted():
     bank, labels, queries, truth = make(200, 30)
     bank = (5000 * bank.abs()).half()  # the sums of their rows are beyond float16
     expected = knn.run(bank.float(), labels, queries, truth, (10,)).predictions[10]
@@ -89,7 +89,7 @@ def test_features_in_half_precision_and_labels_of_any_integers_are_taken():
         assert np.array_equal(found, expected)
 
 
-def test_nothing_as_large_as_neighbours_by_classes_is_made():
+def test_no_array_of_neighbors_by_classes_is_allocated():
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused():
         ((bank, labels, queries[:0], truth[:0], (5,)), ['queries']),
         ((bank[None], labels, queries, truth, (5,)), ['(1, 50, 16)']),
         ((bank[:, :8], labels, queries, truth, (5,)), ['8', '16']),
-        ((bank, labels - 5, queries, truth, (5,)), ['from 0']),
+        ((bank, labels - 5, queries, truth, (5,)), ['at 0']),
         ((bank, labels * 0, queries, truth, (5,)), ['one class']),
     ):
         refused(lambda a=arguments: knn.run(*a), *words, kind=EvaluationError)

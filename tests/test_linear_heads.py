@@ -1,4 +1,4 @@
-"""Linear heads trained together are what each is alone; ridge and logistic paths are what direct solvers give."""
+"""Linear heads trained together equal heads trained alone; ridge and logistic paths equal direct solvers."""
 
 import math
 import warnings
@@ -65,7 +65,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.square().mean().sqrt()).item()
 
 
-def test_every_head_of_a_grid_is_its_solo_run():
+def test_every_head_of_a_grid_equals_its_solo_run():
     settings = grid([0.01, 0.1, 0.5, 2.0], [0, 1e-3], WIDTHS)
     start, heads = LinearHeads(settings, WIDTHS, CLASSES), train_together(settings, 5)
     assert len(settings) >= 8
@@ -76,7 +76,7 @@ def test_every_head_of_a_grid_is_its_solo_run():
         assert difference(bias, solo.bias.detach()) <= 1e-5
 
 
-def test_a_head_does_not_depend_on_its_company():
+def test_a_head_does_not_depend_on_the_other_heads():
     together = train_together(grid([0.1, 1e38], [0, 1e-3], WIDTHS), 3)
     alone = train_together([Setting(0.1, 0, 'last:4')], 3)
     place = together.settings.index(Setting(0.1, 0, 'last:4'))
@@ -88,7 +88,7 @@ def test_a_head_does_not_depend_on_its_company():
     assert torch.equal(loss.isnan(), diverged)
 
 
-def test_start_weights_are_those_of_moco_v3():
+def test_initial_weights_are_those_of_moco_v3():
     weight, bias = LinearHeads([Setting(1, 0, 'a')], {'a': 1000}, 100).head(0)
     assert weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not bias.any()
@@ -96,7 +96,7 @@ def test_start_weights_are_those_of_moco_v3():
     assert not torch.equal(weight, other)
 
 
-def test_scores_do_not_depend_on_how_many_rows_are_taken_at_once(monkeypatch):
+def test_scores_do_not_depend_on_the_number_of_rows_at_a_time(monkeypatch):
     heads, (x, y) = train_together(grid([0.1, 1], [0], ['pooled']), 1), map(torch.from_numpy, blobs())
     accuracy, loss = heads.score({'pooled': x}, y)
     monkeypatch.setattr('tinyvit_zoo.downstream.classifiers.linear_heads.LOGITS_AT_ONCE', 100)
@@ -109,14 +109,14 @@ def test_scores_do_not_depend_on_how_many_rows_are_taken_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize(('lrs', 'wds', 'word'), [([], [0], 'no head'), ([0], [0], 'learning'), ([1], [-1], 'decay')])
-def test_a_grid_that_makes_no_sense_is_refused(lrs, wds, word):
+def test_an_invalid_grid_is_refused(lrs, wds, word):
     refused(lambda: grid(lrs, wds, ['pooled']), word, kind=EvaluationError)
 
 
 # the held-out part
 
 
-def test_the_held_out_part_is_stratified_and_follows_the_seed():
+def test_the_held_out_part_is_stratified_and_depends_on_the_seed():
     labels = np.repeat([0, 1, 2, 3], [100, 30, 4, 1])
     train, held = stratified_split(labels, 0.1, seed=3)
     assert sorted([*train, *held]) == list(range(len(labels)))
@@ -145,7 +145,7 @@ def test_bad_features_are_one_clear_error_each():
 
 
 @pytest.mark.parametrize(('images', 'width'), [(300, 24), (30, 80)], ids=['primal', 'dual'])
-def test_the_ridge_path_is_the_direct_solution_at_every_penalty(images, width):
+def test_the_ridge_path_equals_the_direct_solution_at_every_penalty(images, width):
     x, y = blobs(images, width)
     penalties = ridge.default_penalties(x)
     path = ridge.ridge_path(x, y, penalties, CLASSES)
@@ -181,7 +181,7 @@ def sklearn_fit(x: np.ndarray, y: np.ndarray, C: float) -> LogisticRegression:
         return LogisticRegression(C=C, tol=1e-8, max_iter=2000).fit(x.astype(np.float64), y)
 
 
-def test_the_logistic_path_is_what_scikit_learn_converges_to():
+def test_the_logistic_path_equals_the_solution_of_scikit_learn():
     (x, y), (held_x, _) = blobs(noise=2), blobs(2000, seed=1, noise=2)
     cs = (1e-5, 1e-3, 1e-1, 1e1)
     for C, fit in zip(cs, logistic.logistic_path(x, y, cs, tolerance=1e-5, progress=False), strict=True):
@@ -191,7 +191,7 @@ def test_the_logistic_path_is_what_scikit_learn_converges_to():
         assert (fit.predict(held_x) == theirs.predict(held_x)).mean() >= 0.999
 
 
-def test_the_fit_of_two_classes_is_that_of_scikit_learn_too():
+def test_the_fit_of_two_classes_equals_that_of_scikit_learn():
     x, y = blobs(noise=2)
     y = y % 2
     for C, fit in zip(
@@ -202,7 +202,7 @@ def test_the_fit_of_two_classes_is_that_of_scikit_learn_too():
         assert abs(fit.weight[1] - fit.weight[0] - theirs.coef_[0]).max() <= 2e-3 * abs(theirs.coef_).max()
 
 
-def test_a_fit_from_zero_at_a_large_c_is_followed_to_its_end():
+def test_a_fit_from_zero_at_a_large_c_converges():
     x, y = blobs(1000, noise=0.6)
     x *= np.logspace(0, -2, x.shape[1], dtype=np.float32)
     (fit,) = logistic.logistic_path(x, y, [1e5], progress=False)
@@ -210,7 +210,7 @@ def test_a_fit_from_zero_at_a_large_c_is_followed_to_its_end():
     assert fit.iterations > 100
 
 
-def test_separable_classes_are_followed_to_the_largest_c():
+def test_separable_classes_converge_up_to_the_largest_c():
     x, y = blobs(noise=0.1)
     for fit in logistic.logistic_path(x, y, logistic.CS, progress=False):
         assert np.isfinite(fit.weight).all()
@@ -218,7 +218,7 @@ def test_separable_classes_are_followed_to_the_largest_c():
     assert len(logistic.CS) == 45
 
 
-def test_a_c_costs_two_products_with_the_features_a_step_and_two_more(monkeypatch):
+def test_a_fit_takes_two_products_with_the_features_per_step_plus_two(monkeypatch):
     class Counted(torch.Tensor):
         """A matrix that counts the products that it enters; `.T` of it does, too."""
 
@@ -239,7 +239,7 @@ def test_a_c_costs_two_products_with_the_features_a_step_and_two_more(monkeypatc
     assert 0 < Counted.products <= 2 * sum(fit.iterations for fit in fits) + 2 * len(fits)
 
 
-def test_fits_come_in_the_order_of_the_cs():
+def test_fits_are_in_the_order_of_the_cs():
     x, y = blobs()
     fits = logistic.logistic_path(x, y, [1.0, 0.01, 100.0], progress=False)
     assert [fit.C for fit in fits] == [1.0, 0.01, 100.0]
@@ -255,7 +255,7 @@ def test_the_logistic_probe_fits_again_on_all_training_images():
     assert done.test == pytest.approx(100 * (done.predictions == test_y).mean())
 
 
-def test_penalties_that_make_no_sense_are_refused():
+def test_invalid_penalties_are_refused():
     x, y = blobs()
     refused(lambda: logistic.logistic_path(x, y, [0.0]), 'above 0', kind=EvaluationError)
     refused(lambda: ridge.ridge_path(x, y, []), 'above 0', kind=EvaluationError)

@@ -1,4 +1,4 @@
-"""The linear probe: one pass for a grid, equal to solo runs; choice, resume, processes, bad input, the command line."""
+"""The linear probe: one pass for a grid, equal to solo runs; choice, resume, processes, bad input, command line."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def digits():
-    """80 images to train on, 30 to choose with, 40 to test on."""
+    """80 training images, 30 held-out images, 40 test images."""
     train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
     return train.subset(range(80)), train.subset(range(80, 110)), test.subset(range(40))
 
@@ -79,7 +79,7 @@ def same_result(a, b, exactly: bool = True) -> None:
     assert a.test == b.test
 
 
-def test_the_chosen_head_of_a_sweep_is_its_solo_run(model, digits, run):
+def test_the_chosen_head_of_a_sweep_equals_its_solo_run(model, digits, run):
     done = run()
     setting = done.heads[done.chosen].setting
     order = partial(linear_probe._order, 0, images=80)
@@ -88,7 +88,7 @@ def test_the_chosen_head_of_a_sweep_is_its_solo_run(model, digits, run):
     assert (torch.from_numpy(done.weight) - solo.weight).abs().max() / rms <= 1e-5
 
 
-def test_each_head_of_a_sweep_is_what_it_is_alone(run):
+def test_each_head_of_a_sweep_equals_its_own_run(run):
     together = run(layers=['pooled', 'last:2'])
     assert len(together.heads) > 1
     for i, head in enumerate(together.heads):
@@ -100,14 +100,14 @@ def test_each_head_of_a_sweep_is_what_it_is_alone(run):
 
 
 @pytest.mark.parametrize('grid', [dict(lrs=[1.0]), dict(lrs=LRS, weight_decays=[0, 1e-3], layers=['pooled', 'last:2'])])
-def test_each_image_passes_once_an_epoch_whatever_the_grid(model, run, grid):
+def test_each_image_passes_once_per_epoch_for_any_grid(model, run, grid):
     passed = []
     model.patch_embed.register_forward_hook(lambda module, args, out: passed.append(len(args[0])))
     done = run(**grid)
     assert sum(passed) == done.passes == 2 * 80 + 30 + 40
 
 
-def test_the_backbone_stays_as_it_was(model, run):
+def test_the_backbone_is_unchanged(model, run):
     before = state_hash(model)
     model.train()
     run()
@@ -126,7 +126,7 @@ def test_a_backbone_that_changes_itself_is_caught(model, run):
     refused(run, 'changed its own weights', kind=EvaluationError)
 
 
-def test_live_epochs_are_cached_views(model, digits, run):
+def test_live_epochs_equal_cached_views(model, digits, run):
     train, held_out, test = digits
     cropped, plain = probe_transforms(model)
     features = [
@@ -138,7 +138,7 @@ def test_live_epochs_are_cached_views(model, digits, run):
     same_result(done, run(), exactly=False)
 
 
-def test_crops_and_order_depend_on_nothing_but_the_seed(run):
+def test_crops_and_order_depend_on_the_seed_alone(run):
     first = run()
     same_result(first, run(workers=2))
     same_result(first, run(chunk=7), exactly=False)
@@ -160,7 +160,7 @@ def probe_made_up(**kwargs):
     return cached(*pairs, **dict(dict(num_classes=3, lrs=LRS, epochs=5, batch_size=16, progress=False), **kwargs))
 
 
-def test_last_and_best_epoch_are_told_apart():
+def test_last_and_best_epoch_are_distinguished():
     done = probe_made_up(lrs=[0.01, 1, 300])
     for i, head in enumerate(done.heads):
         assert head.last == done.history[-1, i]
@@ -184,7 +184,7 @@ def test_the_test_images_pass_only_for_the_chosen_head(model, digits, run, monke
     assert asked == [(30, ['pooled', 'last:2']), (40, [done.heads[done.chosen].setting.layer])]
 
 
-def test_a_diverged_head_is_said_to_be_and_cannot_win():
+def test_a_diverged_head_is_reported_and_cannot_be_chosen():
     done = probe_made_up(lrs=[1e38, 0.1], weight_decays=[1e-3])
     assert [head.diverged for head in done.heads] == [True, False]
     assert done.chosen == 1
@@ -192,7 +192,7 @@ def test_a_diverged_head_is_said_to_be_and_cannot_win():
     np.testing.assert_allclose(done.weight, probe_made_up(lrs=[0.1], weight_decays=[1e-3]).weight, rtol=1e-5)
 
 
-def test_of_equally_accurate_heads_the_one_with_the_lower_loss_wins():
+def test_among_equally_accurate_heads_the_lowest_loss_is_chosen():
     done = probe_made_up(lrs=[1e-9, 1e-8, 1e-7], epochs=1)
     assert len({head.last for head in done.heads}) == 1
     assert done.chosen == 2
@@ -202,7 +202,7 @@ def test_of_equally_accurate_heads_the_one_with_the_lower_loss_wins():
 
 
 @pytest.mark.parametrize('epoch', [0, 1, 2])
-def test_a_run_that_was_killed_goes_on_to_the_same_numbers(run, tmp_path, monkeypatch, epoch):
+def test_a_killed_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, epoch):
     path, whole = tmp_path / 'probe.pt', run(epochs=3)
     original, seen = linear_probe.LinearHeads.score, []
 
@@ -283,7 +283,7 @@ def test_bad_features_are_one_clear_error_each():
     ('name', 'kwargs'),
     [('tinyvit_5m_224', dict(img_size=32)), ('vit_tiny_patch16_224', dict(img_size=32)), ('resnet10t', {})],
 )
-def test_layers_of_one_pass_are_what_each_is_alone(name, kwargs):
+def test_layers_of_one_pass_equal_separate_passes(name, kwargs):
     backbone = timm.create_model(name, **kwargs).eval()
     passed = []
     next(backbone.children()).register_forward_hook(lambda *_: passed.append(1))
@@ -360,7 +360,7 @@ def test_the_command_refuses_what_it_cannot_do_in_one_sentence(cli, folder, tmp_
         (['--data', tmp_path / 'nothing'], 1, ''),
         (['--data', tmp_path / 'one'], 1, ''),
         (['--data', 'digits', '--lrs', 'fast'], 2, 'numbers between commas'),
-        (['--data', 'digits', '--lrs', '-1'], 1, 'makes no sense'),
+        (['--data', 'digits', '--lrs', '-1'], 1, 'learning rate is -1'),
         (['--data', 'digits', '--mode', 'ridge', '--layers', 'pooled,last:1'], 2, 'one layer'),
         (['--data', 'digits', '--layers', 'first'], 1, 'first'),
         (['--data', 'digits', '--output', one_class / '0.png'], 1, 'choose another --output'),
@@ -415,7 +415,7 @@ def start(tmp_path: Path, name: str, epochs: int, launcher: list[str]) -> subpro
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tmp_path):
+def test_two_processes_give_the_result_of_one(tmp_path):
     torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     assert start(tmp_path, 'one', 2, []).wait(200) == 0
     assert start(tmp_path, 'two', 2, torchrun).wait(300) == 0
@@ -427,7 +427,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_goes_on_to_the_same_weights(tmp_path):
+def test_a_run_killed_repeatedly_resumes_to_the_same_weights(tmp_path):
     assert start(tmp_path, 'whole', 3, []).wait(200) == 0
     path, killed = tmp_path / 'torn.pt', 0
     while not (tmp_path / 'torn.npz').exists():

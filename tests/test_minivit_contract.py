@@ -1,4 +1,4 @@
-"""What is special to Mini-DeiT and Mini-Swin: shared weights, repeats without memory, quirks and their flags."""
+"""Special to Mini-DeiT and Mini-Swin: shared weights, stateless repeats, quirks and their flags."""
 
 import copy
 import io
@@ -120,11 +120,11 @@ def test_no_weight_decay_is_that_of_the_released_recipe(family):
     assert model.no_weight_decay() == {k for k, _ in model.named_parameters() if k.endswith(ending)}
 
 
-# --- repeats without memory
+# --- stateless repeats
 
 
 def attributes(model: nn.Module) -> dict[str, dict]:
-    """Everything that the modules hold besides their weights."""
+    """All attributes of the modules except the weights."""
     return {name: {k: v for k, v in vars(m).items() if not k.startswith('_')} for name, m in model.named_modules()}
 
 
@@ -146,7 +146,7 @@ def test_a_forward_leaves_no_trace_in_the_modules(family, training):
 
 @each_mini
 def test_repeats_may_run_in_any_order(family):
-    """What a block computes depends on the repeat that it is asked for, not on the calls before."""
+    """The output of a block depends on the requested repeat, not on earlier calls."""
     model = small_of(family, img_size=SIZE)
     block = blocks_of(model)[0]
     if family == 'mini_deit':
@@ -163,7 +163,7 @@ def test_repeats_may_run_in_any_order(family):
 
 @pytest.mark.parametrize('repeat', [2, -1])
 @each_mini
-def test_a_repeat_that_does_not_exist_is_told(family, repeat):
+def test_a_repeat_that_does_not_exist_is_refused(family, repeat):
     norms = blocks_of(small_of(family))[0].norm1
     with pytest.raises(IndexError, match='no such repeat'):
         norms(torch.zeros(1, 1, norms[0].weight.numel()), repeat)
@@ -172,7 +172,7 @@ def test_a_repeat_that_does_not_exist_is_told(family, repeat):
 @each_mini
 @torch.no_grad()
 def test_large_batches_change_nothing(family):
-    """In plain inference large batches are treated in parts; gradients and hooks see them whole."""
+    """In plain inference large batches are processed in parts; gradients and hooks see them whole."""
     model = small_of(family, img_size=SIZE).double()
     x = images_for(model, batch=71, dtype=torch.float64)
     with torch.enable_grad():
@@ -225,7 +225,7 @@ def test_every_quirk_of_released_weights_can_be_switched_off(family, flag):
 
 
 @torch.no_grad()
-def test_masking_unshifted_layers_is_nothing_where_a_stage_is_one_window():
+def test_masking_unshifted_layers_has_no_effect_in_a_stage_of_one_window():
     whole = {'window_size': ((24, 16), (12, 8), (6, 4), (3, 2)), 'img_size': SIZE}
     quirky, plain = (small_of('mini_swin', mask_unshifted=flag, **whole) for flag in (True, False))
     x = images_for(quirky)
@@ -237,7 +237,7 @@ def test_norms_have_the_eps_of_their_family():
         assert {m.eps for m in small_of(family).modules() if isinstance(m, nn.LayerNorm)} == {eps}
 
 
-# --- what released files carry beside the weights
+# --- buffers that released files store with the weights
 
 
 @pytest.fixture
@@ -254,12 +254,12 @@ INDEX, MASK = 'layers.3.blocks.0.attn.relative_position_index', 'layers.1.blocks
 
 @pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(features_only=True)], ids=str)
 @pytest.mark.parametrize('key', [INDEX, MASK])
-def test_a_stored_buffer_that_disagrees_with_the_model_is_told(key, kwargs, released):
+def test_a_stored_buffer_that_disagrees_with_the_model_is_refused(key, kwargs, released):
     released[key].view(-1)[17] += 1
     refused(lambda: load_swin(released, **kwargs), key, 'does not hold what the released code computes')
 
 
-def test_what_was_stored_for_other_windows_says_nothing(released):
+def test_buffers_for_other_windows_are_ignored(released):
     expected = load_swin(released, img_size=384)
     released[MASK].fill_(3)
     released[INDEX].fill_(3)
@@ -338,7 +338,7 @@ def test_masks_follow_the_size_as_in_the_released_code(size, window):
         assert model.stages[3].attn_mask is None
 
 
-def test_a_smaller_model_names_the_weights_that_it_has_no_place_for(released):
+def test_a_smaller_model_names_the_weights_that_it_cannot_hold(released):
     arguments = dict(depths=(2, 2), num_heads=(3, 6), repeats=2)
     refused(lambda: load_swin(released, num_classes=7, **arguments), 'layers.2.blocks.0')
 
@@ -418,7 +418,7 @@ def test_a_size_that_cannot_work_is_refused_and_changes_nothing(family, size):
 
 
 @each_mini
-def test_images_of_another_size_are_refused_with_the_ways_out(family):
+def test_images_of_another_size_are_refused_with_advice(family):
     model = small_of(family, img_size=SIZE)
     for size in [(64, 96), (96, 96), (97, 64)]:
         with pytest.raises(AssertionError, match=r'96 x 64 .*set_input_size.*dynamic_img_size'):
@@ -436,12 +436,12 @@ def test_a_model_says_whether_its_size_is_fixed(family):
     ('family', 'fixed'),
     [
         ('mini_deit', {}),
-        # Windows stay as they are; they shift where the model was laid out with several of them.
+        # Windows keep their size; they shift where the model is laid out with several of them.
         ('mini_swin', dict(window_size=2)),
     ],
 )
 @torch.no_grad()
-def test_a_dynamic_model_takes_every_size_as_a_resized_one_does(family, fixed):
+def test_a_dynamic_model_accepts_every_size_and_equals_a_resized_one(family, fixed):
     start = (128, 96)
     dynamic = small_of(family, img_size=start, dynamic_img_size=True, **fixed)
     for size in [start, (96, 128), (160, 128), (96, 192)]:
@@ -454,13 +454,13 @@ def test_a_dynamic_model_takes_every_size_as_a_resized_one_does(family, fixed):
 
 
 @torch.no_grad()
-def test_a_dynamic_mini_swin_takes_any_number_of_pixels():
+def test_a_dynamic_mini_swin_accepts_any_number_of_pixels():
     model = small_of('mini_swin', dynamic_img_size=True)
     for size in [(33, 47), (64, 200), (201, 199), (225, 223)]:
         assert model(torch.randn(2, 3, *size)).isfinite().all()
 
 
-def test_a_dynamic_mini_deit_wants_whole_patches():
+def test_a_dynamic_mini_deit_needs_whole_patches():
     model = small_of('mini_deit', dynamic_img_size=True)
     with pytest.raises(AssertionError):
         model(torch.zeros(1, 3, 100, 100))
@@ -469,7 +469,7 @@ def test_a_dynamic_mini_deit_wants_whole_patches():
 @pytest.mark.slow
 @each_mini
 @torch.no_grad()
-def test_one_exported_program_of_a_dynamic_model_takes_many_sizes(family):
+def test_one_exported_program_of_a_dynamic_model_accepts_many_sizes(family):
     model = small_of(family, img_size=SIZE, dynamic_img_size=True)
     step = {'mini_deit': 16, 'mini_swin': 32}[family]
     height, width = (step * torch.export.Dim(name, min=2, max=16) for name in ('rows', 'columns'))
@@ -514,7 +514,7 @@ def test_mini_swin_ends_after_a_stage():
 
 
 @torch.no_grad()
-def test_mini_deit_gives_tokens_as_timms_vit():
+def test_mini_deit_returns_tokens_as_timms_vit():
     model = small_of('mini_deit', img_size=SIZE)
     x = images_for(model)
     final, layers = model.forward_intermediates(x, norm=True, output_fmt='NLC')
@@ -529,11 +529,11 @@ def test_mini_deit_gives_tokens_as_timms_vit():
             model.reset_classifier(3, pool)
 
 
-# --- start values and recipes
+# --- initial values and recipes
 
 
-def test_start_values_are_the_released_ones():
-    """Head mixing does not start at identity but at almost nothing, as released."""
+def test_initial_values_are_the_released_ones():
+    """Head mixing is initialised near zero, not as the identity, as released."""
     for family, arguments in (('mini_deit', dict(embed_dim=192)), ('mini_swin', dict(embed_dim=64))):
         name, small = SMALL_OF[family]
         model = timm.create_model(name, **{**small, **arguments})

@@ -96,7 +96,7 @@ def test_mini_swin_equals_the_released_code(case, official_file):
             hooks.append(block.attn.qkv.register_forward_hook(lambda module, args, out: projections.append(out)))
     image = noise(size, size).double()
     final, stages = model.forward_intermediates(image)
-    for hook in hooks:  # what follows may take the shortcuts of a model to which nobody listens
+    for hook in hooks:  # from here on the shortcuts of a model without hooks are allowed
         hook.remove()
 
     assert_close(model.forward_head(final), expected['logits_f64'], case.atol)
@@ -125,6 +125,7 @@ def test_the_resized_tables_equal_the_released_code(official_file):
         assert_close(official[key], table, RESIZED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'case',
     [

@@ -1,4 +1,4 @@
-"""What Mini-DeiT and Mini-Swin share or add: head mixing, signed bias tables, shifted windows, sub-batches."""
+"""Layers of Mini-DeiT and Mini-Swin: head mixing, signed bias tables, shifted windows, sub-batches."""
 
 import pytest
 import timm
@@ -29,7 +29,7 @@ def test_head_mixing_is_a_linear_layer_over_the_heads(bias):
 
 
 @pytest.mark.parametrize('bias', [False, True])
-def test_head_mixing_can_start_as_no_mixing(bias):
+def test_head_mixing_can_be_initialised_as_the_identity(bias):
     mix = HeadMix(4, bias=bias)
     mix.init_identity()
     x = torch.randn(2, 4, 5, 5)
@@ -62,7 +62,7 @@ def test_signed_biases_are_those_of_the_index(window):
 @pytest.mark.parametrize(
     ('size', 'window', 'shift'), [((14, 21), (7, 7), (3, 3)), ((14, 7), (7, 7), (3, 0)), ((10, 9), (4, 6), (2, 3))]
 )
-def test_shifted_windows_keep_apart_what_the_shift_brought_together(size, window, shift):
+def test_shifted_windows_separate_cells_that_the_shift_joined(size, window, shift):
     """Label every cell of the padded map before the shift with the side of the seam it is on; roll; compare pairs."""
     padded = [-(-n // w) * w for n, w in zip(size, window, strict=True)]
     labels = torch.zeros(padded)
@@ -117,7 +117,7 @@ def test_plain_inference_treats_a_few_images_at_a_time():
 
 
 @pytest.mark.parametrize('where', ['inside', 'everywhere'])
-def test_whoever_listens_hears_the_whole_batch(where):
+def test_a_hook_sees_the_whole_batch(where):
     model, x, heard = _Rows().eval(), torch.randn(5, SUB_BATCH_TOKENS, 8), []
 
     def listen(module: nn.Module, args: tuple, out: torch.Tensor) -> None:

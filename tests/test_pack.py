@@ -1,4 +1,4 @@
-"""A page is packed whole or not at all, and `verify` notices whatever is not as it was packed."""
+"""A page is packed whole or not at all, and `verify` notices every change."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def packed_once(model_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def page(packed_once, tmp_path) -> Path:
-    """A packed page that may be spoilt."""
+    """A packed page that a test may damage."""
     return Path(shutil.copytree(packed_once, tmp_path / 'page'))
 
 
@@ -103,13 +103,13 @@ def test_a_missing_file_is_named(page, file):
     refused(lambda: verify(page), file, 'missing')
 
 
-def test_without_a_manifest_the_output_still_tells(page):
+def test_without_a_manifest_the_output_still_shows_a_change(page):
     (page / 'manifest.json').unlink()
     assert verify(page).listed == 0
     weights = load_file(page / 'model.safetensors')
     weights['stages.3.blocks.0.mlp.fc1.weight'][0] *= 1.5
     save_file(weights, page / 'model.safetensors')
-    refused(lambda: verify(page), 'does not give the output it should')
+    refused(lambda: verify(page), 'does not give the expected output')
 
 
 @pytest.mark.parametrize('spoil', [0, 0.002, 1])
@@ -127,15 +127,15 @@ def test_a_configuration_of_another_model_is_refused(page):
         verify(page)
 
 
-def test_not_a_number_is_no_proof(page):
+def test_an_output_of_nan_fails(page):
     (page / 'manifest.json').unlink()
     weights = load_file(page / 'model.safetensors')
     weights['head.fc.bias'][0] = float('nan')
     save_file(weights, page / 'model.safetensors')
-    refused(lambda: verify(page), 'does not give the output it should')
+    refused(lambda: verify(page), 'does not give the expected output')
 
 
-def test_a_folder_without_test_tensors_proves_nothing(model_folder):
+def test_a_folder_without_test_tensors_fails(model_folder):
     refused(lambda: verify(model_folder), 'test/rand_tensors.safetensors')
 
 
@@ -144,13 +144,13 @@ def test_a_folder_without_test_tensors_proves_nothing(model_folder):
     ['', '[]', '{"sha256": 3}', '{"sha256": {"../secret": "%064d"}}', '{"sha256": {"/etc/passwd": "%064d"}}',
      '{"sha256": {"config.json": "short"}}'],
 )  # fmt: skip
-def test_a_manifest_that_is_none_is_refused(page, content):
+def test_an_invalid_manifest_is_refused(page, content):
     (page / 'manifest.json').write_text(content % 0 if '%' in content else content)
     refused(lambda: verify(page), 'manifest.json is no list')
 
 
 @pytest.mark.parametrize('file', [None, 'config.json', 'model.safetensors', 'test/rand_tensors.safetensors'])
-def test_a_manifest_that_leaves_out_what_proves_the_model_is_refused(page, file):
+def test_a_manifest_without_the_needed_files_is_refused(page, file):
     listed = read_manifest(page / 'manifest.json')
     kept = {name: sha256 for name, sha256 in listed.items() if file and name != file}
     (page / 'manifest.json').write_text(json.dumps({'sha256': kept}))
@@ -170,7 +170,7 @@ def test_a_manifest_that_leaves_out_what_proves_the_model_is_refused(page, file)
     ids=str,
 )
 @pytest.mark.filterwarnings('ignore')  # of torch, of a model without values
-def test_a_configuration_that_makes_no_model_is_told_in_a_sentence(page, changes):
+def test_a_configuration_that_makes_no_model_is_reported_in_one_sentence(page, changes):
     (page / 'manifest.json').unlink()
     edit_config(page, **changes)
     with pytest.raises((CheckpointError, ModelError), match='page'):
@@ -178,7 +178,7 @@ def test_a_configuration_that_makes_no_model_is_told_in_a_sentence(page, changes
 
 
 @pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32), (1, 0, 32, 32)])
-def test_test_tensors_that_the_model_does_not_take_are_told_in_a_sentence(page, shape):
+def test_test_tensors_that_do_not_fit_the_model_are_reported_in_one_sentence(page, shape):
     (page / 'manifest.json').unlink()
     pair = load_file(page / 'test/rand_tensors.safetensors')
     save_file(pair | {'input': torch.zeros(shape)}, page / 'test/rand_tensors.safetensors')
@@ -187,7 +187,7 @@ def test_test_tensors_that_the_model_does_not_take_are_told_in_a_sentence(page, 
     refused(lambda: verify(page), 'no numbers to compare with')
 
 
-def test_what_is_no_place_is_told(tmp_path):
+def test_a_place_that_is_neither_folder_nor_page_is_reported(tmp_path):
     refused(lambda: verify(tmp_path / 'nothing'), 'neither a folder nor the name of a page')
 
 
@@ -204,7 +204,7 @@ def test_own_weights_carry_no_facts_of_a_release(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kwargs', [dict(num_classes=3), dict(img_size=64), dict(in_chans=1)], ids=str)
-def test_what_was_trained_from_a_release_and_saved_without_a_tag_is_no_release(tmp_path, kwargs):
+def test_weights_trained_from_a_release_and_saved_without_a_tag_are_not_a_release(tmp_path, kwargs):
     model = timm.create_model(NAME, **kwargs)
     assert model.pretrained_cfg['tag'] == 'in1k'
     page = pack(str(save_folder(model, tmp_path / 'model')), tmp_path / 'page')
@@ -230,11 +230,11 @@ def test_weights_of_a_release_take_no_facts_of_others(tmp_path, facts):
     refused(lambda: pack(NAME, tmp_path / 'page', 'file', **facts), NAME, '--tag', kind=ModelError)
 
 
-def test_a_license_beside_a_card_that_is_kept_is_not_ignored_in_silence(page, tmp_path):
+def test_a_license_for_a_card_that_is_kept_is_refused(page, tmp_path):
     refused(lambda: pack(str(page), tmp_path / 'new', license='mit'), 'write the license there', kind=ModelError)
 
 
-def test_the_card_of_ones_own_weights_tells_whose_class_loads_them_and_what_they_take(tmp_path):
+def test_the_card_of_own_weights_names_the_class_that_loads_them_and_their_input(tmp_path):
     model = timm.create_model('tinyvit_5m_224', num_classes=3, in_chans=1)
     ours = render_own_card(model)
     assert 'Image: 1 channels, 224x224' in ours
@@ -249,13 +249,13 @@ def test_the_card_of_ones_own_weights_tells_whose_class_loads_them_and_what_they
 
 @pytest.mark.slow
 @pytest.mark.parametrize('classes', [11, 0])
-def test_the_program_of_ones_own_card_runs_as_pasted(classes, tmp_path, monkeypatch, capsys):
+def test_the_program_of_an_own_card_runs_as_pasted(classes, tmp_path, monkeypatch, capsys):
     model = small_of('tinyvit', img_size=32, num_classes=classes)
     labels = [f'label {i}' for i in range(classes)] or None
     page = pack(str(save_folder(model, tmp_path / 'model', labels)), tmp_path / 'page', tag='mine', repo='me/x')
     (program,) = re.findall(r'```python\n(.*?)```', (page / 'README.md').read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    Image.new('L', (50, 40), 99).save('picture.jpg')
+    Image.new('L', (50, 40), 99).save('image.jpg')
     exec(compile(program.replace('hf-hub:me/x', f'local-dir:{page}'), 'README.md', 'exec'), {})
     shape, *lines = capsys.readouterr().out.splitlines()
     assert shape == str((1, classes or model.num_features))
@@ -264,25 +264,25 @@ def test_the_program_of_ones_own_card_runs_as_pasted(classes, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_page_that_a_card_is_for_can_be_named_later(model_folder, tmp_path):
+def test_a_card_can_be_given_the_name_of_its_page_later(model_folder, tmp_path):
     page = pack(str(model_folder), tmp_path / 'page')
     assert "'hf-hub:OWNER/NAME'" in (page / 'README.md').read_text()
     pack(str(page), page, repo='me/x')
     assert "'hf-hub:me/x'" in (page / 'README.md').read_text()
     assert verify(page).listed == len(FILES)
-    refused(lambda: pack(str(page), page, repo='x'), "'x' is no name of a page", kind=ModelError)
+    refused(lambda: pack(str(page), page, repo='x'), "'x' is not the name of a page", kind=ModelError)
 
 
 @pytest.mark.parametrize('license', ['MIT', 'mit\ntags: x', 'a: b', ''])
-def test_what_cannot_be_a_license_of_the_hub_is_refused(model_folder, tmp_path, license):
-    refused(lambda: pack(str(model_folder), tmp_path / 'page', license=license), 'no license id', kind=ModelError)
+def test_an_invalid_license_id_is_refused(model_folder, tmp_path, license):
+    refused(lambda: pack(str(model_folder), tmp_path / 'page', license=license), 'is not a license id', kind=ModelError)
 
 
 @pytest.mark.slow
-def test_the_expectation_is_not_computed_where_the_page_is_packed(
+def test_the_expected_output_is_computed_in_another_process(
     model_folder, tmp_path, monkeypatch, pack_by_another_process
 ):
-    """Its process knows nothing but the files: what is broken here does not reach it."""
+    """That process knows only the files: a model that is broken here does not affect it."""
     monkeypatch.setattr('tinyvit_zoo.models.tinyvit.TinyViT.forward', lambda *_: pytest.fail('computed here'))
     pair = load_file(pack(str(model_folder), tmp_path / 'page') / 'test/rand_tensors.safetensors')
     monkeypatch.undo()
@@ -303,7 +303,7 @@ GOLDEN = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'file', 'reference'), GOLDEN)
-def test_the_expectation_can_be_what_the_authors_code_computes(name, file, reference, official_file, tmp_path, cli):
+def test_the_expected_output_can_come_from_the_authors_code(name, file, reference, official_file, tmp_path, cli):
     output = torch.from_numpy(golden(reference)['logits_f64'])
     save_file(dict(input=noise(224, 224), output=output), tmp_path / 'pair.safetensors')
     arguments = (name, '--weights', official_file(file), '--test-tensors', tmp_path / 'pair.safetensors')
@@ -314,14 +314,16 @@ def test_the_expectation_can_be_what_the_authors_code_computes(name, file, refer
     assert verify(tmp_path / 'page').difference < 1e-6
 
 
-def test_an_expectation_that_the_model_does_not_meet_is_refused(packed_once, tmp_path):
+def test_an_expected_output_that_the_model_does_not_give_is_refused(packed_once, tmp_path):
     pair = load_file(packed_once / 'test/rand_tensors.safetensors')
     file = tmp_path / 'pair.safetensors'
     save_file(pair, file)
     pack(str(packed_once), tmp_path / 'page', tensors=file)
     save_file(pair | dict(output=pair['output'] + 1e-4), file)
     message = refused(
-        lambda: pack(str(packed_once), tmp_path / 'new', tensors=file), 'pair.safetensors', 'does not give the output'
+        lambda: pack(str(packed_once), tmp_path / 'new', tensors=file),
+        'pair.safetensors',
+        'does not give the expected output',
     )
     assert '/.new.' not in message
     save_file(dict(input=pair['input']), file)
@@ -330,15 +332,15 @@ def test_an_expectation_that_the_model_does_not_meet_is_refused(packed_once, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ['page', 'pair.safetensors']
 
 
-def test_a_page_that_would_not_make_its_model_again_is_not_written(
+def test_a_page_that_would_not_rebuild_its_model_is_not_written(
     model_folder, tmp_path, monkeypatch, pack_by_another_process
 ):
     monkeypatch.setattr(sys, 'executable', shutil.which('false'))
-    refused(lambda: pack(str(model_folder), tmp_path / 'page'), 'does not make its model again')
+    refused(lambda: pack(str(model_folder), tmp_path / 'page'), 'does not rebuild its model')
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packing_again_replaces_the_page_and_keeps_a_card_written_by_hand(page):
+def test_packing_again_replaces_the_page_and_keeps_an_edited_card(page):
     (page / 'README.md').write_text('# Mine\n')
     refused(lambda: verify(page), 'README.md', '`tinyvit-zoo pack`')
     weights = (page / 'model.safetensors').read_bytes()
@@ -349,7 +351,7 @@ def test_packing_again_replaces_the_page_and_keeps_a_card_written_by_hand(page):
     assert [p.name for p in page.parent.iterdir()] == ['page']
 
 
-def test_what_was_written_into_a_page_by_hand_is_not_lost_to_another(page, model_folder):
+def test_an_edited_page_is_not_replaced_by_another(page, model_folder):
     (page / 'README.md').write_text('# Mine\n')
     refused(lambda: pack(str(model_folder), page), 'README.md was changed since', kind=FileExistsError)
     assert (page / 'README.md').read_text() == '# Mine\n'
@@ -359,7 +361,7 @@ def test_what_was_written_into_a_page_by_hand_is_not_lost_to_another(page, model
 
 
 @pytest.mark.slow
-def test_a_kept_card_comes_with_the_results_beside_it_and_random_weights_with_neither(page, tmp_path):
+def test_a_kept_card_keeps_its_results_and_random_weights_get_neither(page, tmp_path):
     results = page / '.eval_results/imagenet-1k.yaml'
     results.parent.mkdir()
     results.write_text('- value: 1\n')
@@ -384,11 +386,11 @@ def test_a_folder_with_other_files_is_never_replaced(page, model_folder):
         (NAME, dict(weights='x', random_seed=1), ('either',)),
         ('tinyvit_5m', dict(random_seed=1), ('Unknown model', 'Did you mean')),
         ('tinyvit_5m_224.mine', dict(random_seed=1), ("no weights called 'mine'",)),
-        ('local-dir:x', dict(random_seed=1), ('without a prefix',)),
-        ('some/where', {}, ('no folder of a model', 'config.json')),
+        ('local-dir:x', dict(random_seed=1), ('without it',)),
+        ('some/where', {}, ('not the folder of a model', 'config.json')),
     ],
 )
-def test_wrong_arguments_are_told(tmp_path, name, kwargs, words):
+def test_wrong_arguments_are_reported(tmp_path, name, kwargs, words):
     refused(lambda: pack(name, tmp_path / 'page', **kwargs), *words, kind=ModelError)
     assert list(tmp_path.iterdir()) == []
 
@@ -403,7 +405,7 @@ def test_a_wrong_number_of_labels_is_refused(model_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_labels_are_a_text_in_utf8_whatever_wrote_it(model_folder, tmp_path, cli):
+def test_labels_are_read_as_utf8_with_or_without_a_byte_order_mark(model_folder, tmp_path, cli):
     labels = tmp_path / 'labels.txt'
     labels.write_bytes('größe\n'.encode('latin-1'))
     code, _, err = cli('pack', model_folder, '--labels', labels, '-o', tmp_path / 'page')
@@ -414,10 +416,10 @@ def test_labels_are_a_text_in_utf8_whatever_wrote_it(model_folder, tmp_path, cli
     assert names == [f'größe {i}' for i in range(11)]
 
 
-def test_the_name_of_a_page_is_looked_at_before_anything_is_packed(cli, monkeypatch):
+def test_the_name_of_a_page_is_checked_before_anything_is_packed(cli, monkeypatch):
     monkeypatch.setattr('tinyvit_zoo.hub.pack.pack', None)
     code, _, err = cli('push', NAME, '--random', '--seed', 1, '--to', 'small')
-    assert (code, err) == (1, "'small' is no name of a page: it is written owner/name.\n")
+    assert (code, err) == (1, "'small' is not the name of a page: write owner/name.\n")
 
 
 @pytest.mark.slow
@@ -479,7 +481,7 @@ MULTIPLEXED: dict[str, Callable[[], torch.nn.Module]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', MULTIPLEXED)
-def test_a_multiplexed_model_is_packed_and_proved(tmp_path, kind):
+def test_a_multiplexed_model_is_packed_and_verified(tmp_path, kind):
     model = multiplex(MULTIPLEXED[kind](), 2).eval()
     page = pack(str(save_folder(model, tmp_path / 'model')), tmp_path / 'page')
     assert verify(page).listed >= 4

@@ -51,10 +51,20 @@ ENCODERS = [name for name in EXPECTED if '_student_' in name or '_encoder_' in n
 UNRELEASED = {'multiplexed'}
 
 
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+IMPORT = """
+import json, sys, timm
+found = dict(stock=timm.list_models(), before=list(sys.modules))
+import tinyvit_zoo
+print(json.dumps(dict(found, after=list(sys.modules))))
+"""
+
+
+@pytest.fixture(scope='module')
+def imported() -> dict[str, list[str]]:
+    """By another process: timm's own models, and the modules before and after this package is imported."""
+    done = subprocess.run([sys.executable, '-c', IMPORT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 # --- names
@@ -67,9 +77,8 @@ def test_the_registered_names_are_those_of_the_readme():
     assert set(TAGGED) == {f'{name}.{tag}' for name, tags in EXPECTED.items() for tag in tags}
 
 
-def test_no_name_of_timms_own_is_taken():
-    code = 'import json, timm; before = timm.list_models(); import tinyvit_zoo; print(json.dumps(before))'
-    stock = set(json.loads(python(code)))
+def test_no_name_of_timms_own_is_taken(imported):
+    stock = set(imported['stock'])
     assert stock
     assert not stock & set(ARCHITECTURES)
     modules = {timm.model_entrypoint(name).__module__.rpartition('.')[2] for name in ARCHITECTURES}
@@ -154,17 +163,11 @@ def test_the_package_is_typed():
 # --- what importing costs
 
 
-NEW_MODULES = """
-import json, sys, timm
-before = set(sys.modules)
-import tinyvit_zoo
-print(json.dumps(sorted(set(sys.modules) - before)))
-"""
 ROOMS = ('checkpoints', 'common', 'layers', 'models', 'releases', 'version')  # what registering the models needs
 
 
-def test_importing_brings_nothing_that_timm_has_not_brought():
-    new = json.loads(python(NEW_MODULES))
+def test_importing_brings_nothing_that_timm_has_not_brought(imported):
+    new = set(imported['after']) - set(imported['before'])
     others = [m for m in new if m.partition('.')[0] != 'tinyvit_zoo']
     assert [m for m in others if m.partition('.')[0] not in sys.stdlib_module_names] == []
     assert len(others) < 10
@@ -172,9 +175,9 @@ def test_importing_brings_nothing_that_timm_has_not_brought():
     assert rooms == set(ROOMS)
 
 
-def test_importing_brings_no_heavy_package():
-    code = 'import json, sys, tinyvit_zoo; print(json.dumps([m for m in sys.modules if "." not in m]))'
-    loaded = set(json.loads(python(code)))
+def test_importing_brings_no_heavy_package(imported):
+    loaded = set(imported['after'])
+    assert 'timm' in loaded
     heavy = {'transformers', 'mmdet', 'mmengine', 'sklearn', 'skimage', 'matplotlib', 'scipy', 'pandas'}
     heavy |= {'typer', 'rich', 'onnx', 'onnxruntime'}
     assert not loaded & heavy

@@ -47,8 +47,8 @@ DISTILLED = case('maelite_vit_tiny_patch16_ft_distilled', TINY, distilled=True)
 
 
 def heavy(case: Case):
-    """As a parameter; the large model takes long in double precision."""
-    return pytest.param(case, marks=[pytest.mark.slow] if 'base' in case.reference else [])
+    """As a parameter; all but the tiny ones take long in double precision."""
+    return pytest.param(case, marks=[] if 'tiny' in case.reference else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize('case', [heavy(case) for case in [*TINYMIM, *MAE_LITE]], ids=str)
@@ -60,7 +60,7 @@ def test_logits_and_pooled_features_equal_the_released_code(case, official_file)
     assert_close(model.forward_head(features, pre_logits=True), expected['pooled'], case.atol)
 
 
-@pytest.mark.parametrize('case', [*TINYMIM, *MAE_LITE[:3]], ids=str)
+@pytest.mark.parametrize('case', [heavy(case) for case in [*TINYMIM, *MAE_LITE[:3]]], ids=str)
 @torch.no_grad()
 def test_every_block_equals_the_released_code(case, official_file):
     expected, model = golden(case.reference), case.build(official_file).double()
@@ -88,7 +88,7 @@ def test_two_classifiers_equal_the_released_code(official_file):
 
 
 def test_the_files_of_equal_weights_differ_by_their_heads_only(official_file):
-    """What a wrong number of heads would cost: the references of 3 and 12 heads share all their weights."""
+    """A wrong number of heads would matter: the references of 3 and 12 heads share all their weights."""
     three, twelve = golden('tinymim_vit_tiny_patch16_ft')['logits'], golden('maelite_vit_tiny_patch16_ft')['logits']
     assert np.abs(three - twelve).max() > 0.1
     model = MAE_LITE[0]

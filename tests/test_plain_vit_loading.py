@@ -1,4 +1,4 @@
-"""Files of TinyMIM and MAE-Lite, which look alike: what is dropped on purpose, and how wrong heads are noticed."""
+"""Files of TinyMIM and MAE-Lite, which look alike: parts dropped on purpose, and detection of wrong heads."""
 
 import argparse
 import logging
@@ -59,7 +59,7 @@ def prefixed(prefix: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torc
     return {prefix + key: value for key, value in state_dict.items()}
 
 
-# --- what belongs to training is left out by name
+# --- parts that only training needs are left out by name
 
 
 def test_the_encoder_of_a_pre_training_file_loads_without_its_decoder(mae, save):
@@ -69,7 +69,7 @@ def test_the_encoder_of_a_pre_training_file_loads_without_its_decoder(mae, save)
 
 
 def test_a_mask_token_makes_no_dinov2_of_a_file(mae, save):
-    """timm's filter takes it for one, drops the token and stumbles over the decoder."""
+    """timm's filter mistakes it for one, drops the token and fails on the decoder."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     stock = timm.create_model('vit_tiny_patch16_224', num_heads=12, num_classes=0)
@@ -78,7 +78,7 @@ def test_a_mask_token_makes_no_dinov2_of_a_file(mae, save):
     load(ENCODER, save(mae))
 
 
-def test_of_d_mae_the_student_is_taken_not_the_teacher_beside_it(mae, save):
+def test_the_student_is_taken_from_d_mae_and_not_its_teacher(mae, save):
     teacher = {k: v + 1 for k, v in mae.items()}
     whole = prefixed('module.model.', mae) | prefixed('module.tch_model.', teacher)
     whole['module.attn_adapter.adapter11.weight'] = torch.zeros(12, 12, 1, 1)
@@ -87,7 +87,7 @@ def test_of_d_mae_the_student_is_taken_not_the_teacher_beside_it(mae, save):
     torch.testing.assert_close(load(ENCODER, path).cls_token.detach(), mae['cls_token'])
 
 
-def test_of_moco_v3_the_trained_encoder_is_taken_without_its_projector(save):
+def test_the_trained_encoder_is_taken_from_moco_v3_without_its_projector(save):
     whole = official_state_dict('maelite_mocov3_tiny')
     path = save({'model': prefixed('module.', whole)})
     model = load(f'{ENCODER}.mocov3_in1k', path)
@@ -95,30 +95,30 @@ def test_of_moco_v3_the_trained_encoder_is_taken_without_its_projector(save):
     assert_same(model.state_dict(), {k: v for k, v in encoder.items() if not k.startswith('head.')})
 
 
-def test_the_whole_of_a_training_wrapper_can_be_had(save):
+def test_a_training_wrapper_can_be_read_whole(save):
     whole = official_state_dict('maelite_mocov3_tiny')
     assert_same(read_checkpoint(save({'model': prefixed('module.', whole)}), whole=True), whole)
 
 
-def test_what_stands_beside_the_model_is_left_out_only_if_its_name_is_known(mae):
+def test_other_parts_of_a_wrapper_are_left_out_only_under_known_names(mae):
     both = prefixed('model.', mae) | {'projector.weight': torch.zeros(1)}
     assert unwrap(both).keys() == both.keys()
 
 
 @pytest.mark.parametrize('key', ['decoder.weight', 'teacher.blocks.0.norm1.weight', 'mask_tokens', 'head.weight_g'])
-def test_a_name_that_is_not_known_is_refused(key, mae, save):
+def test_an_unknown_name_is_refused(key, mae, save):
     refused(lambda: load(ENCODER, save({**mae, key: torch.zeros(1)})), key)
 
 
-# --- an encoder is no classifier, unless a training starts from it
+# --- an encoder is no classifier, except as initial values of a training
 
 
-def test_an_encoder_for_a_classifier_is_told_with_the_way_out(mae, student, save):
+def test_an_encoder_for_a_classifier_is_refused_with_advice(mae, student, save):
     refused(lambda: load(MAE_LITE, save(mae), num_classes=1000), 'encoder', 'as_init=True')
     refused(lambda: load(TINYMIM, save(student), num_classes=1000, num_heads=3), 'encoder', 'as_init=True')
 
 
-def test_a_fine_tuned_file_for_an_encoder_is_told(fine_tuned, save):
+def test_a_fine_tuned_file_for_an_encoder_is_refused(fine_tuned, save):
     refused(lambda: load(ENCODER, save(fine_tuned), num_heads=12), '1000 classes', 'none')
 
 
@@ -136,20 +136,20 @@ def test_a_three_head_training_starts_from_a_six_head_student_if_asked(classes, 
     assert 'norm.weight' not in state
 
 
-def test_a_start_keeps_no_trace_of_the_checkpoint_in_the_configuration(student, save):
+def test_as_init_leaves_no_trace_of_the_checkpoint_in_the_configuration(student, save):
     model = load(TINYMIM, save(student), as_init=True)
     assert 'state_dict' not in model.pretrained_cfg
     assert model.pretrained_cfg['num_classes'] == 1000
     assert 'as_init' not in model.pretrained_cfg
 
 
-def test_a_start_from_a_damaged_file_is_refused_all_the_same(student, save):
+def test_as_init_still_refuses_a_damaged_file(student, save):
     damaged = {k: v for k, v in student.items() if k != 'blocks.3.mlp.fc1.weight'}
     refused(lambda: load(TINYMIM, save(damaged), as_init=True), 'blocks.3.mlp.fc1.weight', '1 missing')
 
 
 @torch.no_grad()
-def test_a_model_with_tables_starts_from_a_plain_encoder_and_computes_what_it_did(mae, save):
+def test_a_model_with_tables_initialised_from_a_plain_encoder_computes_the_same(mae, save):
     path = save({'model': prefixed('module.model.', mae)})
     model = load(RPE, path, as_init=True, init_values=1.0).double()  # LayerScale 1 and tables 0 change nothing
     encoder = load(ENCODER, path).double()
@@ -168,7 +168,7 @@ def test_any_family_can_start_from_a_file_with_a_classifier_of_its_own(tmp_path)
     torch.testing.assert_close(model.head.norm.weight, source.head.norm.weight)
 
 
-# --- heads: what a file tells
+# --- heads: evidence in a file
 
 
 TOLD = {
@@ -199,7 +199,7 @@ def test_heads_are_found_in_a_file(make, name, heads, fine_tuned, mae, student, 
 
 
 @pytest.mark.parametrize('kind', ['tinymim', 'tinymim_student'])
-def test_a_folder_of_ours_tells_the_heads_of_its_model(kind, tmp_path):
+def test_a_folder_of_ours_shows_the_heads_of_its_model(kind, tmp_path):
     saved = small_of(kind, num_heads=6, num_classes=0)
     save_for_hf(saved, tmp_path, safe_serialization=True)
     refused(
@@ -218,11 +218,11 @@ def test_a_folder_of_ours_tells_the_heads_of_its_model(kind, tmp_path):
     assert heads_of(again) == heads_of(saved)
 
 
-def test_tables_tell_the_heads_of_a_file():
+def test_tables_show_the_heads_of_a_file():
     assert find_heads(Clues(), small_of('mae_lite_rpe').state_dict()).heads == (6,) * 4
 
 
-def test_a_bare_file_tells_nothing(fine_tuned, student):
+def test_a_bare_file_has_no_evidence(fine_tuned, student):
     assert find_heads(Clues(file='weights.pth'), fine_tuned) is None
     assert find_heads(Clues(), student) is None
 
@@ -238,7 +238,7 @@ def test_hostile_clues_are_no_clues(fine_tuned):
         assert clues_of({'model': fine_tuned, 'args': args}).trained_as is None
 
 
-# --- heads: what follows from it
+# --- heads: consequences
 
 
 @pytest.fixture
@@ -247,41 +247,41 @@ def warnings(caplog):
     return lambda: [r.getMessage() for r in caplog.records if 'heads' in r.getMessage()]
 
 
-def test_a_twelve_head_file_does_not_get_into_a_three_head_model(fine_tuned, save):
+def test_a_three_head_model_refuses_a_twelve_head_file(fine_tuned, save):
     path = save({'model': prefixed('module.model.', fine_tuned)})
     refused(lambda: load(TINYMIM, path), 'has 12 heads', 'has 3 heads', "begin with 'module.model.'", MAE_LITE)
     load(MAE_LITE, path)
 
 
-def test_a_six_head_student_does_not_get_into_another_encoder(student, save):
+def test_another_encoder_refuses_a_six_head_student(student, save):
     path = save({'model': student, 'args': argparse.Namespace(model='tinymim_vit_tiny_patch16')})
     refused(lambda: load(ENCODER, path), '6 heads, 12 in the last block', STUDENT)
     load(STUDENT, path)
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(features_only=True)], ids=str)
-def test_a_file_that_tells_nothing_gets_one_warning(kwargs, fine_tuned, save, warnings):
+def test_a_file_without_evidence_gets_one_warning(kwargs, fine_tuned, save, warnings):
     load(TINYMIM, save(fine_tuned), **kwargs)
     assert len(warnings()) == 1
     assert '3 heads' in warnings()[0]
     assert 'num_heads=' in warnings()[0]
 
 
-def test_who_names_the_heads_is_not_warned(fine_tuned, save, warnings):
+def test_naming_the_heads_avoids_the_warning(fine_tuned, save, warnings):
     model = load(TINYMIM, save({'model': prefixed('module.model.', fine_tuned)}), num_heads=12)
     assert heads_of(model) == (12,) * 12
     assert warnings() == []
 
 
-def test_a_state_dict_in_memory_is_held_against_the_same_clues(fine_tuned, warnings):
+def test_a_state_dict_in_memory_is_checked_by_the_same_clues(fine_tuned, warnings):
     overlay = dict(state_dict=prefixed('module.model.', fine_tuned))
     refused(lambda: timm.create_model(TINYMIM, pretrained=True, pretrained_cfg_overlay=overlay), '12 heads')
     timm.create_model(TINYMIM, pretrained=True, pretrained_cfg_overlay=dict(state_dict=fine_tuned))
     assert len(warnings()) == 1
 
 
-def test_every_release_of_one_name_has_the_heads_that_its_notes_tell():
-    """The records say it in words, for cards; the models have the numbers."""
+def test_every_release_of_one_name_has_the_heads_that_its_notes_state():
+    """The records state it in words, for cards; the models have the numbers."""
     plain = [release for release in all_releases() if '_vit_' in release.architecture]
     assert len(plain) == 20
     for release in plain:

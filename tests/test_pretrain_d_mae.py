@@ -17,7 +17,7 @@ ENCODER = dict(img_size=(32, 48), patch_size=16, depth=3, num_classes=0)
 
 
 def build(**kwargs) -> DMae:
-    """A student of 2 heads under a teacher of 4 on 2 x 3 patches, float64."""
+    """A student with 2 heads and a teacher with 4 on 2 x 3 patches, float64."""
     student = MaskedAutoencoder(
         img_size=(32, 48), embed_dim=16, depth=3, num_heads=2, decoder_embed_dim=8, decoder_num_heads=2
     )
@@ -177,7 +177,7 @@ def test_half_precision_gives_a_loss_in_single():
     assert model.attn_adapter['adapter2'].weight.grad.isfinite().all()
 
 
-# what it refuses
+# refusals
 
 
 @pytest.mark.parametrize(
@@ -194,6 +194,6 @@ def test_a_teacher_that_cannot_be_compared_is_refused(changed, word):
     refused(lambda: DMae(build().model, teacher, attention_blocks=(2,)), word, kind=ValueError)
 
 
-def test_blocks_that_are_not_there_are_refused():
+def test_nonexistent_blocks_are_refused():
     refused(lambda: build(attention_blocks=(0,)), 'from 1 to 3', kind=ValueError)
     refused(lambda: build(hidden_layers=(4,)), 'from 0 to 3', kind=ValueError)

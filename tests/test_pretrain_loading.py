@@ -1,4 +1,4 @@
-"""Released pre-training files in their pre-training forms: every tensor accounted for, nothing left out in silence."""
+"""Released pre-training files in their pre-training forms: every tensor accounted for, nothing left out silently."""
 
 from argparse import Namespace
 
@@ -103,7 +103,7 @@ def test_a_student_saved_by_its_own_names_loads(tmp_path):
 
 
 def test_a_loaded_checkpoint_is_as_good_as_its_file():
-    """Its wrapping is opened, and its saved arguments tell the heads."""
+    """It is unwrapped, and its saved arguments give the number of heads."""
     weights = official_state_dict('tinymim_student_tiny')
     checkpoint = {'model': weights, 'args': Namespace(model='tinymim_vit_tiny_patch16')}
     student = tinymim_student('tiny')
@@ -113,19 +113,19 @@ def test_a_loaded_checkpoint_is_as_good_as_its_file():
 
 
 @pytest.mark.parametrize('known', [False, True])
-def test_heads_that_nothing_tells_are_warned_about(known, caplog):
+def test_an_unknown_number_of_heads_gives_a_warning(known, caplog):
     weights = official_state_dict('tinymim_student_tiny')
     args = Namespace(model='tinymim_vit_tiny_patch16') if known else None
     load_pretraining(tinymim_student('tiny'), {'model': weights, 'args': args})
     assert ['heads' in r.getMessage() for r in caplog.records if r.levelname == 'WARNING'] == [True] * (not known)
 
 
-# what is refused
+# refusals
 
 
 @pytest.mark.parametrize('form', [MaskedAutoencoder(**ENCODER), dmae()], ids=['mae', 'd-mae'])
 @pytest.mark.parametrize('what', ['missing', 'unknown', 'of a wrong shape'])
-def test_whatever_does_not_fit_is_named(tmp_path, form, what):
+def test_keys_that_do_not_fit_are_named(tmp_path, form, what):
     weights = dict(form.state_dict())
     prefix = 'model.' if isinstance(form, DMae) else ''
     key = f'{prefix}decoder_norm.weight'
@@ -159,14 +159,14 @@ def test_a_file_of_other_heads_is_refused(tmp_path):
     refused(lambda: load_pretraining(encoder, path), '6', '3', 'heads')
 
 
-def test_another_depth_or_width_is_not_taken_for_other_heads(tmp_path):
+def test_another_depth_or_width_is_not_mistaken_for_other_heads(tmp_path):
     path = saved(tmp_path / 'mae.pth', MaskedAutoencoder(**ENCODER).state_dict(), 'module.model.')
     refused(lambda: load_pretraining(MaskedAutoencoder(**{**ENCODER, 'depth': 2}), path), 'missing', 'blocks.1.')
     narrow = MaskedAutoencoder(**{**ENCODER, 'embed_dim': 48, 'num_heads': 3})
     refused(lambda: load_pretraining(narrow, path), 'wrong shape')
 
 
-def test_positions_of_another_size_are_refused_and_can_follow_later(tmp_path):
+def test_positions_of_another_size_are_refused_and_can_be_resized_later(tmp_path):
     path = saved(tmp_path / 'mae.pth', fill_by_rule(MaskedAutoencoder(**ENCODER)).state_dict())
     larger = MaskedAutoencoder(**{**ENCODER, 'img_size': 48})
     refused(lambda: load_pretraining(larger, path), 'wrong shape', 'pos_embed')
@@ -176,5 +176,5 @@ def test_positions_of_another_size_are_refused_and_can_follow_later(tmp_path):
     assert model(torch.randn(1, 3, 48, 48)).loss.isfinite()
 
 
-def test_a_file_that_is_not_there_is_said_so(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     refused(lambda: load_pretraining(mae_lite_tiny(), tmp_path / 'none.pth'), 'none.pth', kind=WeightsNotFoundError)

@@ -17,12 +17,12 @@ GRID = (3, 5)
 
 
 def filled(size: str) -> MaskedAutoencoder:
-    """With the weights behind the reference outputs, in float64."""
+    """With the weights of the reference outputs, in float64."""
     return fill_by_rule(BUILD[size]()).double()
 
 
 def small(**kwargs) -> MaskedAutoencoder:
-    """On images of 3 x 5 patches, each 4 high and 2 wide; float64, weights far from their start."""
+    """On images of 3 x 5 patches, each 4 high and 2 wide; float64, weights far from their initial values."""
     args = dict(img_size=(12, 10), patch_size=(4, 2), embed_dim=24, depth=2, num_heads=3)
     model = MaskedAutoencoder(**{**args, 'decoder_embed_dim': 16, 'decoder_num_heads': 2, **kwargs}).double()
     for parameter in model.parameters():
@@ -183,7 +183,7 @@ def test_without_noise_other_patches_are_hidden_each_time_in_each_image():
     assert not torch.equal(first[0], first[1])
 
 
-def test_inputs_of_blocks_come_with_the_encoding():
+def test_inputs_of_blocks_are_returned_with_the_encoding():
     model, x = small(), images()
     ids_keep = torch.arange(4).expand(2, -1)
     latent, inputs = model.forward_encoder(x, ids_keep, inputs_of=(1, 2))
@@ -195,7 +195,7 @@ def test_inputs_of_blocks_come_with_the_encoding():
 # as a module
 
 
-def test_it_starts_as_released():
+def test_it_is_initialised_as_released():
     model = mae_lite_tiny(img_size=(64, 96))
     for pos_embed, width in ((model.pos_embed, 192), (model.decoder_pos_embed, 96)):
         assert torch.equal(pos_embed, sincos_position(width, (4, 6)))
@@ -206,7 +206,7 @@ def test_it_starts_as_released():
         assert token.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-def test_it_can_be_made_without_memory_and_started_later():
+def test_it_can_be_made_on_the_meta_device_and_initialised_later():
     model = small(device='meta').to_empty(device='cpu')
     model.init_weights()
     assert torch.equal(model.decoder_pos_embed, sincos_position(16, GRID, dtype=torch.float64))
@@ -262,7 +262,7 @@ def test_half_precision_gives_a_loss_in_single(whole):
     assert model.mask_token.grad.isfinite().all()
 
 
-# what it refuses
+# refusals
 
 
 @pytest.mark.parametrize('mask_ratio', [0.0, 0.99, 1.0, -0.1])
@@ -270,7 +270,7 @@ def test_a_ratio_that_hides_nothing_or_everything_is_refused(mask_ratio):
     refused(lambda: small()(images(), mask_ratio), '15', str(mask_ratio), kind=ValueError)
 
 
-def test_noise_and_permutation_at_once_are_refused():
+def test_noise_and_permutation_together_are_refused():
     drawn = torch.rand(2, 15)
     refused(lambda: small()(images(), noise=drawn, ids_shuffle=drawn.argsort(1)), 'not both', kind=ValueError)
 

@@ -98,7 +98,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_together_compute_what_one_does(tmp_path):
+def test_two_processes_compute_the_same_as_one(tmp_path):
     command = [sys.executable, '-c', RANK]
     store = str(tmp_path / 'store')
     ranks = [subprocess.Popen([*command, str(rank), store], stdout=subprocess.PIPE, text=True) for rank in range(2)]
@@ -114,11 +114,11 @@ def test_two_processes_together_compute_what_one_does(tmp_path):
 # the module
 
 
-def test_each_views_queries_meet_the_other_views_keys():
+def test_each_views_queries_are_compared_with_the_other_views_keys():
     model = small().train()
     first, second = views()
     with torch.no_grad():
-        # In training mode BatchNorm reads the batch alone, so that these are what the model will compute.
+        # In training mode BatchNorm uses the statistics of the batch alone, so the model will compute the same.
         queries = [model.predictor(model.base_encoder(view)) for view in (first, second)]
         keys = [model.momentum_encoder(view) for view in (first, second)]
         expected = info_nce_loss(queries[0], keys[1]) + info_nce_loss(queries[1], keys[0])
@@ -133,7 +133,7 @@ def test_the_projector_reads_the_normalised_class_token():
     torch.testing.assert_close(model.base_encoder(image), model.base_encoder.head(token))
 
 
-def test_the_momentum_encoder_follows_before_it_gives_keys():
+def test_the_momentum_encoder_is_updated_before_it_computes_keys():
     model = small()
     with torch.no_grad():
         for parameter in model.base_encoder.parameters():
@@ -157,26 +157,26 @@ def test_only_encoder_and_predictor_learn():
     assert not model.base_encoder.pos_embed.requires_grad
 
 
-def test_both_encoders_start_alike_and_as_released():
+def test_both_encoders_are_initialised_alike_and_as_released():
     model = mocov3_tiny(img_size=(64, 96), mlp_dim=8, dim=4)
     for name, tensor in model.base_encoder.state_dict().items():
         assert torch.equal(tensor, model.momentum_encoder.state_dict()[name]), name
     vit = model.base_encoder
     assert torch.equal(vit.pos_embed, moco_position(192, (4, 6)))
-    for part in vit.blocks[1].attn.qkv.weight.chunk(3):  # each a matrix of its own
+    for part in vit.blocks[1].attn.qkv.weight.chunk(3):  # each a separate matrix
         assert part.std().item() == pytest.approx(math.sqrt(2 / (192 + 192)), rel=0.02)
     assert vit.patch_embed.proj.weight.std().item() == pytest.approx(math.sqrt(2 / (768 + 192)), rel=0.02)
     assert not any(m.bias.any() for m in vit.blocks.modules() if isinstance(m, nn.Linear))
     assert vit.cls_token.abs().max() < 1e-5
 
 
-def test_a_vit_without_some_bias_starts_as_well():
+def test_a_vit_without_some_biases_is_initialised_too():
     model = small(qkv_bias=False)
     assert model.base_encoder.blocks[0].attn.qkv.bias is None
     assert model(*views(), 0.99).isfinite()
 
 
-def test_positions_of_a_rectangle_tell_the_row_first():
+def test_positions_of_a_rectangle_encode_the_row_first():
     grid = moco_position(8, (2, 3))[0, 1:].view(2, 3, 8)
     assert torch.equal(grid[1, 0, :4], grid[1, 2, :4])
     assert torch.equal(grid[0, 1, 4:], grid[1, 1, 4:])

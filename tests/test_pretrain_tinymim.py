@@ -1,4 +1,4 @@
-"""TinyMIM's student and teacher: the released relations, losses and gradients; head counts; nothing run in vain."""
+"""TinyMIM's student and teacher: the released relations, losses and gradients; head counts; no unused computation."""
 
 import json
 import math
@@ -29,7 +29,7 @@ OFFICIAL = [
 
 
 def filled(build, size: str, **kwargs) -> RelationEncoder:
-    """With the weights behind the reference outputs, in eval mode, float32."""
+    """With the weights of the reference outputs, in evaluation mode, float32."""
     encoder = build(size, **kwargs).eval()
     fill_by_rule(encoder.vit)
     return encoder
@@ -93,7 +93,7 @@ def test_loss_and_gradients_of_a_pair_are_the_released_ones(student, teacher):
 
 def test_the_papers_own_pair_works_with_the_heads_that_the_teacher_was_trained_with():
     official = json.loads((GOLDEN / 'tinymim_relation_loss_e2e.json').read_text())['tiny<-small']
-    assert '6' in official['error']  # the released code stops
+    assert '6' in official['error']  # the released code fails
     student = filled(tinymim_student, 'tiny', img_size=64)
     without, repaired = (
         filled(tinymim_teacher, 'small', img_size=64, last_heads=last_heads) for last_heads in (None, 12)
@@ -193,7 +193,7 @@ def test_a_teacher_has_the_released_heads_and_target_block(size, heads, block):
     assert (teacher.heads, teacher.block) == (heads, block)
 
 
-def test_a_student_starts_as_released():
+def test_a_student_is_initialised_as_released():
     vit = tinymim_student('tiny', img_size=(64, 96)).vit
     table = vit.pos_embed.detach()
     vit_again = timm.create_model('tinymim_vit_tiny_student_patch16_224', img_size=(64, 96))
@@ -224,11 +224,11 @@ def test_student_and_teacher_see_rectangular_images_alike():
     assert loss.total.isfinite()
 
 
-# what it refuses
+# refusals
 
 
 @pytest.mark.parametrize('block', [0, 5])
-def test_a_block_that_is_not_there_is_refused(block):
+def test_a_nonexistent_block_is_refused(block):
     refused(lambda: RelationEncoder(small(), block), '4', str(block), kind=ValueError)
     refused(lambda: tinymim_teacher('small', block, depth=4), '4', str(block), kind=ValueError)
 

@@ -164,11 +164,11 @@ def test_describe_says_nothing_of_a_release_about_a_folder(tmp_path, small):
         ('hf-hub:nobody/nothing', 'nobody/nothing'),
     ],
 )
-def test_a_wrong_name_is_explained(name, message):
+def test_a_wrong_name_is_reported_with_a_hint(name, message):
     with pytest.raises(ModelError, match=message):
         build_model(name, device='meta')
 
 
-def test_an_impossible_size_is_explained():
+def test_an_impossible_size_is_reported():
     with pytest.raises(ModelError, match='at least 32'):
         describe('tinyvit_5m_224', (16, 16))

@@ -1,4 +1,4 @@
-"""What is pushed was proved, arrives whole, overwrites nothing unknown, and is the same model when it is fetched.
+"""A pushed page was verified, arrives whole, overwrites nothing unknown, and is the same model when it is downloaded.
 
 huggingface_hub's own client, over loopback, in processes of their own; Xet is off there (see test_hub_faults.py).
 """
@@ -74,7 +74,7 @@ def test_a_page_is_pushed_once_and_can_be_loaded(hub, client, page):
 
 @pytest.mark.slow
 def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
-    """By the command alone; the same again makes no commit."""
+    """By the command alone; pushing the same again makes no commit."""
     for _ in range(2):
         code, out, err = client.run('push', 'tinyvit_5m_224.in1k', '--random', '--seed', 1, '--to', REPO)
         assert code == 0, err
@@ -83,7 +83,7 @@ def test_a_name_with_random_weights_is_packed_and_pushed(hub, client):
     assert client.run('verify', REPO)[0] == 0
 
 
-def test_a_page_without_a_manifest_is_proved_by_its_output(hub, client, page):
+def test_a_page_without_a_manifest_is_verified_by_its_output(hub, client, page):
     files = {k: v for k, v in contents(page).items() if k != 'manifest.json'}
     hub.pages[REPO] = Page(files)
     code, out, err = client.run('verify', REPO)
@@ -104,7 +104,7 @@ run_app()
 
 
 @pytest.mark.parametrize('args', [('verify', REPO), ('verify', 'me/none'), ('push', '{page}', '--to', 'me/none')])
-def test_who_is_not_logged_in_sees_no_private_page_and_pushes_nothing(hub, client, page, args):
+def test_without_a_login_no_private_page_is_visible_and_nothing_is_pushed(hub, client, page, args):
     hub.pages[REPO] = Page(contents(page), private=True)
     assert client.run('verify', REPO)[0] == 0  # with the token of HF_TOKEN
     shutil.rmtree(client.home)
@@ -114,7 +114,7 @@ def test_who_is_not_logged_in_sees_no_private_page_and_pushes_nothing(hub, clien
 
 
 @pytest.mark.slow
-def test_a_revision_is_proved_by_name_and_one_that_is_not_there_is_told(hub, client, page, new_page):
+def test_a_revision_is_verified_by_name_and_a_missing_one_is_reported(hub, client, page, new_page):
     hub.pages[REPO] = Page(contents(page))
     first = hub.pages[REPO].commit
     hub.pages[REPO].change(contents(new_page))
@@ -129,7 +129,7 @@ def test_a_revision_is_proved_by_name_and_one_that_is_not_there_is_told(hub, cli
 def test_a_card_that_does_not_name_its_page_is_not_pushed(hub, client, page, tmp_path):
     nameless = pack(str(page.parent / 'model'), tmp_path / 'page', tag='small')
     _, _, err = refusal = client.run('push', nameless, '--to', REPO)
-    assert_refused(refusal, 'OWNER/NAME', 'which nobody could paste')
+    assert_refused(refusal, 'OWNER/NAME', 'instead of the name of the page')
     assert hub.log == []
     _, command, _ = err.split('`')
     assert client.run(*command.split()[1:])[0] == 0
@@ -152,7 +152,7 @@ def test_a_dry_run_changes_nothing(hub, client, page):
     assert {method for method, _ in hub.log} == {'GET'}
 
 
-def test_only_what_changed_is_uploaded_and_what_is_gone_is_deleted(hub, client, page, new_page):
+def test_only_changed_files_are_uploaded_and_removed_ones_are_deleted(hub, client, page, new_page):
     old = contents(page)
     listed = json.loads(old['manifest.json'])
     listed['sha256']['notes.txt'] = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
@@ -186,7 +186,7 @@ def test_a_page_of_unknown_content_is_not_overwritten(hub, client, page, new_pag
     ],
     ids=['public', 'other files'],
 )
-def test_a_page_that_somebody_makes_meanwhile_is_looked_at_again(hub, client, page, options, files, words):
+def test_a_page_that_somebody_creates_meanwhile_is_read_again(hub, client, page, options, files, words):
     hub.faults = [Fault('POST .*/repos/create', hold=True)]
     run = client.start('push', page, '--to', REPO, *options)
     assert hub.stalled.wait(60)
@@ -200,13 +200,13 @@ def test_the_owners_default_decides_whether_a_page_is_private(page, monkeypatch)
     asked = []
     monkeypatch.setattr('huggingface_hub.constants.is_offline_mode', lambda: False)
     monkeypatch.setattr('huggingface_hub.HfApi.create_repo', lambda self, repo, **kwargs: asked.append(kwargs))
-    monkeypatch.setattr('tinyvit_zoo.hub.push.look_at', lambda repo: None)
+    monkeypatch.setattr('tinyvit_zoo.hub.push.find_page', lambda repo: None)
     for private in (False, True):
         refused(lambda private=private: push(page, REPO, private=private), 'may not see it', kind=HubError)
     assert [kwargs['private'] for kwargs in asked] == [None, True]
 
 
-def test_nothing_is_asked_of_the_hub_before_the_folder_is_proved(hub, client, page, tmp_path):
+def test_the_hub_is_not_asked_before_the_folder_is_verified(hub, client, page, tmp_path):
     spoilt = Path(shutil.copytree(page, tmp_path / 'spoilt'))
     data = bytearray((spoilt / 'model.safetensors').read_bytes())
     data[-1] ^= 1
@@ -216,7 +216,7 @@ def test_nothing_is_asked_of_the_hub_before_the_folder_is_proved(hub, client, pa
 
 
 @pytest.mark.parametrize('repo', ['small', 'me/', 'me/small/deep', 'https://me/small', '../small'])
-def test_what_is_no_name_of_a_page_is_told(hub, client, page, repo):
+def test_an_invalid_name_of_a_page_is_reported(hub, client, page, repo):
     assert_refused(client.run('push', page, '--to', repo), 'owner/name')
     assert hub.log == []
 
@@ -298,7 +298,7 @@ print(type(loaded.timm_model).__name__, type(loaded).__module__.split('.')[0])
 
 
 def assert_the_hub_gives_it_back(hub: MiniHub, client: HubClient, page: Path, model: torch.nn.Module) -> None:
-    """Pushed, proved in another cache, and the same in timm and transformers, with our class in both."""
+    """Pushed, verified in another cache, and the same in timm and transformers, with our class in both."""
     pushed(client, page)
     assert hub.pages[REPO].files == contents(page)
     code, _, err = client.run('verify', REPO)
@@ -309,7 +309,7 @@ def assert_the_hub_gives_it_back(hub: MiniHub, client: HubClient, page: Path, mo
 
 
 def assert_the_page_is_the_model(model: torch.nn.Module, root: Path) -> Path:
-    """Packed, proved, and the same from its folder in timm and in transformers. Gives the page."""
+    """Packed, verified, and the same from its folder in timm and in transformers. Returns the page."""
     transformers = pytest.importorskip('transformers')
     auto = transformers.AutoModelForImageClassification if model.num_classes else transformers.AutoModel
     image = images_for(model, 1)
@@ -328,7 +328,7 @@ def assert_the_page_is_the_model(model: torch.nn.Module, root: Path) -> Path:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A folder that is gone at once: pages of all models are gigabytes."""
+    """A folder that is removed right after its test: pages of all models are gigabytes."""
     with tempfile.TemporaryDirectory(prefix='page-') as folder:
         yield Path(folder)
 

@@ -78,7 +78,7 @@ PYRAMIDS = (
 
 
 @pytest.mark.parametrize('pyramid', PYRAMIDS, ids=lambda p: f'{type(p).__name__}-{len(p.levels)}')
-def test_channels_and_scales_are_what_the_pyramid_says(pyramid):
+def test_channels_and_scales_are_those_declared(pyramid):
     levels = pyramid([torch.randn(1, 8, 8, 12) for _ in range(pyramid.num_maps)])
     assert [tuple(level.shape[1:]) for level in levels] == [
         (chans, 8 * scale, 12 * scale) for chans, scale in zip(pyramid.out_channels, pyramid.scales, strict=True)
@@ -101,7 +101,7 @@ def test_device_and_dtype_reach_every_parameter(make):
     assert {(p.device.type, p.dtype) for p in pyramid.parameters()} == {('meta', torch.bfloat16)}
 
 
-def test_the_batch_norm_can_be_synchronised_without_a_change_of_names():
+def test_converting_to_sync_batch_norm_keeps_the_names():
     neck = TinyMimNeck(8)
     names = list(neck.state_dict())
     synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(neck)

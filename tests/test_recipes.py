@@ -231,7 +231,7 @@ def test_images_are_of_the_size_that_a_stock_model_was_made_for():
     for transform in create_transforms(model, find_recipe('tinymim')):
         assert model(transform(Image.new('RGB', (40, 40)))[None]).shape == (1, 1000)
     grey = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, in_chans=1)
-    with pytest.raises(EvaluationError, match='takes images of 1 channels'):
+    with pytest.raises(EvaluationError, match='takes images with 1 channels'):
         create_transforms(grey, find_recipe('tinymim'))
 
 

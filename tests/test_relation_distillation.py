@@ -17,7 +17,7 @@ SINGLE = 5e-6  # the reference is single precision
 
 @pytest.fixture(scope='module')
 def official() -> dict[str, torch.Tensor]:
-    """What the released code was given and gave, in float64 (it computed in float32)."""
+    """Inputs and results of the released code, in float64 (it computed in float32)."""
     return {name: torch.from_numpy(array).double() for name, array in golden('tinymim_relation_unit').items()}
 
 
@@ -104,7 +104,7 @@ def test_the_loss_is_the_papers_whatever_the_widths(width, teacher_width):
     assert loss.total.item() == pytest.approx(qk + vv, abs=1e-12)
 
 
-def test_nothing_is_left_to_learn_where_the_relations_agree():
+def test_the_loss_is_0_where_the_relations_agree():
     same = draw()
     assert relation_distillation_loss(same, same).total.item() == pytest.approx(0, abs=1e-12)
 
@@ -159,10 +159,10 @@ def test_no_gradient_goes_into_the_teacher():
     assert all(x.grad is None for x in teacher)
 
 
-# what cannot be compared
+# refusals
 
 
-def test_other_heads_are_refused_with_the_way_out():
+def test_other_heads_are_refused_with_advice():
     words = ('12', '6', 'last_heads')
     refused(lambda: relation_distillation_loss(draw(heads=12), draw(heads=6)), *words, kind=ValueError)
 

@@ -1,5 +1,6 @@
-"""The facts of the releases: what exists, where it comes from, who measured what, and what `info` makes of it."""
+"""The facts of the releases: weights, their origin, published results, and `info` as a view of them."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tinyvit_zoo.hub import configs_folder, save_folder
 from tinyvit_zoo.info import describe, list_releases, token_lines
 from tinyvit_zoo.releases import FAMILIES, all_releases, find_family, find_release, record
 
+facts_of = functools.cache(describe)  # builds the model
 PLAIN = FAMILIES['tinymim'] + FAMILIES['mae_lite']
 FINE_TUNED = [release for release in PLAIN if release.num_classes]
 
@@ -83,13 +85,13 @@ def test_names_are_unique_and_found():
 @for_each('name', names(all_releases()))
 def test_every_release_says_where_its_weights_are(name):
     release = find_release(name)
-    assert (release.url is None) == (release.by_hand is not None)
+    assert (release.url is None) == (release.manual_download is not None)
     assert (release.url or release.download_page).startswith('https://')
     if release.url:
         assert release.url.endswith(f'/{release.file}')
     else:
-        assert f' from {release.download_page}' in release.by_hand
-        assert (release.file or 'its name is not known') in release.by_hand
+        assert f' from {release.download_page}' in release.manual_download
+        assert (release.file or 'its name is not known') in release.manual_download
 
 
 @for_each('name', names(all_releases()))
@@ -128,8 +130,8 @@ def test_the_cfg_of_timm_is_a_view_of_the_release(name):
     assert (cfg.url, cfg.hf_hub_id, cfg.num_classes) == (release.url, release.hf_hub_id, release.num_classes)
     assert (cfg.license, cfg.origin_url) == (release.license.spdx, release.origin_url)
     assert set(release.notes) <= set(cfg.notes or ())
-    if release.by_hand:
-        assert release.by_hand in cfg.notes[-1]
+    if release.manual_download:
+        assert release.manual_download in cfg.notes[-1]
 
 
 # --- TinyMIM and MAE-Lite
@@ -145,7 +147,7 @@ def test_architectures_and_tags_are_those_released():
 @pytest.mark.parametrize('architecture', PLAIN_VITS)
 def test_heads_tokens_and_classes_of_a_model_are_those_of_its_weights(architecture):
     _, (first, last), prefix = PLAIN_VITS[architecture]
-    model = describe(architecture)['model']
+    model = facts_of(architecture)['model']
     assert model['heads'] == [first] * 11 + [last]
     assert (model['prefix_tokens'], model['patches']) == (prefix, [14, 14])
     assert bool(model['num_classes']) == any(r.num_classes for r in PLAIN if r.architecture == architecture)
@@ -153,21 +155,21 @@ def test_heads_tokens_and_classes_of_a_model_are_those_of_its_weights(architectu
 
 @for_each('name', names(PLAIN))
 def test_the_notes_give_the_heads_that_the_model_has(name):
-    heads = describe(name)['model']['heads']
+    heads = facts_of(name)['model']['heads']
     first, *last = map(int, re.findall(r'(\d+)(?: heads|(?= in the last block))', find_release(name).notes[0])[:2])
     assert (first, *last[:1]) == ((heads[0], heads[-1]) if heads[0] != heads[-1] else (heads[0],))
 
 
 @pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
 def test_the_features_of_a_student_end_before_what_was_never_trained(size):
-    facts = describe(f'tinymim_vit_{size}_student_patch16_224')
+    facts = facts_of(f'tinymim_vit_{size}_student_patch16_224')
     assert facts['model']['blocks_run'] == 11
     assert any(note.startswith('never trained: ') for note in facts['release']['notes'])
-    assert describe(f'tinymim_vit_{size}_patch16_224')['model']['blocks_run'] == 12
+    assert facts_of(f'tinymim_vit_{size}_patch16_224')['model']['blocks_run'] == 12
 
 
 def test_classifiers_pool_the_patches_and_norm_afterwards():
-    pooling = {release.architecture: describe(release.name)['model']['pooling'] for release in FINE_TUNED}
+    pooling = {release.architecture: facts_of(release.name)['model']['pooling'] for release in FINE_TUNED}
     star = pooling.pop('tinymim_vit_tiny_star_patch16_224')
     assert set(pooling.values()) == {'mean of the patch tokens, fc_norm'}
     assert star == (
@@ -177,7 +179,7 @@ def test_classifiers_pool_the_patches_and_norm_afterwards():
 
 def test_a_distilled_mae_lite_says_that_its_class_token_is_classified_too(tmp_path):
     model = timm.create_model('mae_lite_vit_tiny_patch16_224', distilled=True)
-    facts = describe(f'local-dir:{save_folder(model, tmp_path / "model")}')['model']
+    facts = facts_of(f'local-dir:{save_folder(model, tmp_path / "model")}')['model']
     assert facts['prefix_tokens'] == ['cls']
     assert facts['pooling'] == (
         'mean of the patch tokens, fc_norm; dist_norm of the cls token to a classifier of its own'
@@ -185,8 +187,8 @@ def test_a_distilled_mae_lite_says_that_its_class_token_is_classified_too(tmp_pa
 
 
 def test_encoders_pool_what_their_features_end_in():
-    """MAE-Lite's final norm was trained, and stands before the mean; a student's was not, and has no part in it."""
-    pooling = {release.architecture: describe(release.name)['model']['pooling'] for release in PLAIN}
+    """MAE-Lite's final norm was trained and comes before the mean; a student's was not and is left out."""
+    pooling = {release.architecture: facts_of(release.name)['model']['pooling'] for release in PLAIN}
     assert {p for name, p in pooling.items() if '_encoder_' in name} == {'norm, mean of the patch tokens'}
     assert {p for name, p in pooling.items() if '_student_' in name} == {'mean of the patch tokens'}
 
@@ -211,7 +213,7 @@ def test_results_of_the_released_files_come_first():
     assert [(r.top1, 'paper' in r.source) for r in moco] == [(76.8, False), (73.7, True)]
 
 
-def test_licenses_are_told_as_they_are():
+def test_licenses_are_those_stated():
     for release in PLAIN:
         assert any('CC-BY-NC 4.0' in note for note in release.notes)
         assert release.license.given == (find_family(release.name) == 'mae_lite')
@@ -230,7 +232,7 @@ def test_names_of_files_that_nobody_confirmed_are_marked():
     assert 'missing' in find_release('tinymim_vit_tiny_student_patch16_224').file_doubt
 
 
-# --- what timm and `info` make of them
+# --- views of them in timm and `info`
 
 
 def test_timm_lists_weights_that_it_could_download_and_we_list_all():
@@ -251,7 +253,7 @@ def test_timm_lists_weights_that_it_could_download_and_we_list_all():
     ],
 )
 def test_info_knows_the_tokens_of_other_models_too(name, expected):
-    facts = describe(name)['model']
+    facts = facts_of(name)['model']
     heads, prefix, pooling = expected
     assert set(facts['heads']) == {heads}
     assert facts['prefix_tokens'] == prefix
@@ -260,15 +262,15 @@ def test_info_knows_the_tokens_of_other_models_too(name, expected):
 
 @pytest.mark.parametrize('name', ['tinyvit_5m_224', 'mini_swin_tiny_patch4_window7_224', 'resnet18'])
 def test_models_without_tokens_have_no_such_facts(name):
-    facts = describe(name)['model']
+    facts = facts_of(name)['model']
     assert [facts[k] for k in ('heads', 'prefix_tokens', 'patches', 'pooling', 'blocks_run')] == [None] * 5
 
 
 def test_patches_follow_the_size():
-    assert describe('deit_tiny_patch16_224', (192, 320))['model']['patches'] == [12, 20]
+    assert facts_of('deit_tiny_patch16_224', (192, 320))['model']['patches'] == [12, 20]
 
 
-def test_heads_and_tokens_are_told_in_words():
+def test_heads_and_tokens_in_words():
     facts = dict(heads=[3] * 12, prefix_tokens=['cls', 'dist'], patches=[14, 20], pooling='norm, none', blocks_run=12)
     assert token_lines(facts) == {
         'attention heads': '3 in every block',
@@ -283,12 +285,12 @@ def test_heads_and_tokens_are_told_in_words():
 
 
 @for_each('name', names(all_releases()))
-def test_a_card_tells_what_info_does(name):
-    release, facts = find_release(name), describe(name)
+def test_a_card_states_the_facts_of_info(name):
+    release, facts = find_release(name), facts_of(name)
     card = (configs_folder() / name / 'README.md').read_text()
     front, _, text = card.removeprefix('---\n').partition('---\n')
     assert f'license: {release.license.spdx if release.license.given else "unknown"}\n' in front
-    for part in (name, release.url or release.by_hand, release.paper.url, *release.notes):
+    for part in (name, release.url or release.manual_download, release.paper.url, *release.notes):
         assert part in text
     for label, value in token_lines(facts['model']).items():
         assert f'- {label.capitalize()}: {value}\n' in text

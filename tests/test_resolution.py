@@ -1,16 +1,17 @@
 """One resolution, one layout, of every family: at creation, on load, in `set_input_size`, and in a saved folder."""
 
 import copy
+from itertools import product
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for, load, size_of
+from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for, load, rest_is_full, size_of
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
-# By family: the ending of the parameters that an image size decides on.
+# By family: the ending of the parameters that depend on the image size.
 SIZED = {
     'tinyvit': 'attention_biases',
     'mini_deit': 'pos_embed',
@@ -18,18 +19,18 @@ SIZED = {
     **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star'), 'pos_embed'),
     'mae_lite_rpe': ('pos_embed', 'relative_position_bias_table'),
 }
-# Kinds whose position embedding is one row a patch: as many patches in another shape look alike in a bare file.
+# Kinds whose position embedding has one row per patch: as many patches in another shape look the same in a bare file.
 TOKENS = [family for family, ending in SIZED.items() if 'pos_embed' in ending]
 SIZES = [64, (128, 96)]
 
 
 def sized(model: torch.nn.Module, family: str) -> dict[str, torch.Tensor]:
-    """Parameters that an image size decides on."""
+    """Parameters that depend on the image size."""
     return {k: p for k, p in model.named_parameters() if k.endswith(SIZED[family])}
 
 
 def grid_of(model: torch.nn.Module, key: str) -> tuple[int, int]:
-    """Cells (rows, columns) that such a parameter holds numbers for."""
+    """Cells (rows, columns) that such a parameter has entries for."""
     if key == 'pos_embed':
         return model.patch_embed.grid_size
     h, w = model.window_sizes[int(key.split('.')[1])]
@@ -39,7 +40,7 @@ def grid_of(model: torch.nn.Module, key: str) -> tuple[int, int]:
 def as_maps(value: torch.Tensor, grid: tuple[int, int], key: str) -> torch.Tensor:
     """The parameter as (1, maps, rows, columns)."""
     value = value.detach()
-    if key == 'pos_embed':  # rows of class and distillation token stand before the patches
+    if key == 'pos_embed':  # rows of class and distillation token come before the patches
         value = value[0, value.shape[1] - grid[0] * grid[1] :].T
     elif key.endswith('relative_position_bias_table'):
         value = value.T
@@ -160,7 +161,7 @@ def test_a_resized_model_is_independent_of_its_copy(any_small):
 
 
 @pytest.mark.parametrize('size', [(224, 224, 3), (224,)], ids=str)
-def test_a_size_that_is_none_is_refused(size, any_small):
+def test_an_impossible_size_is_refused(size, any_small):
     with pytest.raises(ValueError, match='img_size must be'):
         any_small(img_size=size)
 
@@ -168,11 +169,16 @@ def test_a_size_that_is_none_is_refused(size, any_small):
 # --- checkpoints of other sizes
 
 
-@pytest.mark.parametrize('size', [(112, 448), (448, 112), (128, 288), 384, 96], ids=str)
-@pytest.mark.parametrize('way', ['file', 'hub-folder', 'file-with-input-size'])
+SAVED_AT = [(112, 448), (448, 112), (128, 288), 384, 96]
+WAYS = ['file', 'hub-folder', 'file-with-input-size']
+# Where tokens are rows, as many patches in another shape are the hard case: every way meets that.
+IN_TURN = [(SAVED_AT[0], way) for way in WAYS] + [(size, WAYS[i % len(WAYS)]) for i, size in enumerate(SAVED_AT)]
+
+
+@pytest.mark.parametrize(('size', 'way'), rest_is_full(product(SAVED_AT, WAYS), IN_TURN), ids=str)
 def test_a_checkpoint_reloads_unchanged_at_the_size_it_was_saved_at(size, way, family, any_small, tmp_path):
     if family in TOKENS and way == 'file' and size in ((112, 448), (448, 112)):
-        size = (112, 432)  # as many patches as 224 x 224 has: a file alone cannot say whether it was resized
+        size = (112, 432)  # as many patches as 224 x 224 has: a file alone does not show whether it was resized
     saved = any_small(img_size=size)
     name, arguments = SMALL_OF[family]
     if way == 'hub-folder':
@@ -194,7 +200,7 @@ def test_a_checkpoint_reloads_unchanged_at_the_size_it_was_saved_at(size, way, f
     ('family', 'key'), [('tinyvit', 'stages.2.blocks.0.attn.attention_biases'), ('mini_deit', 'pos_embed')]
 )
 def test_equal_counts_of_entries_do_not_hide_a_resize(key, any_small, loaded):
-    """14x14 and 7x28 both have 196 entries: they must be resized for (112, 448) all the same."""
+    """14x14 and 7x28 both have 196 entries: they must still be resized for (112, 448)."""
     old, model = any_small().state_dict()[key], loaded(img_size=(112, 448))
     new = model.state_dict()[key]
     assert new.shape == old.shape
@@ -202,7 +208,7 @@ def test_equal_counts_of_entries_do_not_hide_a_resize(key, any_small, loaded):
     torch.testing.assert_close(as_maps(new, (7, 28), key), expected, rtol=0, atol=0)
 
 
-def test_a_folder_saved_non_square_moves_on_from_its_real_grid(any_small, tmp_path):
+def test_a_folder_saved_non_square_is_resized_from_its_real_grid(any_small, tmp_path):
     saved = any_small(img_size=(112, 448))
     save_for_hf(saved, tmp_path, safe_serialization=True)
     moved = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=224)
@@ -211,7 +217,7 @@ def test_a_folder_saved_non_square_moves_on_from_its_real_grid(any_small, tmp_pa
     assert_same(moved.state_dict(), expected.state_dict())
 
 
-# --- the rest of the world follows
+# --- timm and the Hub follow the size
 
 
 def input_size(model: torch.nn.Module, **kwargs) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: plain results, whole files, figures of every size."""
+"""Results of an evaluation: plain values, whole files, figures of every size."""
 
 import csv
 import json
@@ -17,8 +17,8 @@ from PIL import Image
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.offline import digits
-from tinyvit_zoo.downstream import results as report
 from tinyvit_zoo.downstream.reports import plots
+from tinyvit_zoo.downstream.results import eval_results_entry, plain, record, write
 
 
 @pytest.fixture(scope='module')
@@ -26,32 +26,32 @@ def model():
     return timm.create_model('test_vit', num_classes=10)
 
 
-def test_a_record_says_what_was_run_on_what_with_what(model, monkeypatch):
+def test_a_record_describes_model_data_and_environment(model, monkeypatch):
     monkeypatch.setattr('sys.argv', ['tinyvit-zoo', 'evaluate', 'a model', '--seed', '3'])
     data = digits('test')
-    record = report.record('knn', model=model, dataset=data, seed=3, name='my name', k=[10, 20])
-    assert json.loads(json.dumps(record)) == record
-    assert record['model'] == dict(
+    made = record('knn', model=model, dataset=data, seed=3, name='my name', k=[10, 20])
+    assert json.loads(json.dumps(made)) == made
+    assert made['model'] == dict(
         name='my name',
         architecture='test_vit',
         parameters=sum(p.numel() for p in model.parameters()),
         weights_sha256=state_hash(model),
     )
-    assert record['data'] == dict(
+    assert made['data'] == dict(
         name='digits', split='test', images=len(data), classes=10, complete=True, unreadable_left_out=[],
         sha256=data.fingerprint(),
     )  # fmt: skip
-    assert record['command'] == "tinyvit-zoo evaluate 'a model' --seed 3"
-    assert record['versions']['torch'] == torch.__version__
-    assert record['versions']['timm'] == timm.__version__
-    assert (record['evaluator'], record['seed'], record['k']) == ('knn', 3, [10, 20])
+    assert made['command'] == "tinyvit-zoo evaluate 'a model' --seed 3"
+    assert made['versions']['torch'] == torch.__version__
+    assert made['versions']['timm'] == timm.__version__
+    assert (made['evaluator'], made['seed'], made['k']) == ('knn', 3, [10, 20])
 
 
-def test_a_record_takes_several_data_sets_or_none(model):
-    record = report.record('probe', model=None, dataset=dict(train=digits('train'), test=digits('test')), seed=None)
-    assert [record['data'][key]['split'] for key in ('train', 'test')] == ['train', 'test']
-    assert record['model'] is None
-    assert report.record('probe', model=model, dataset=None, seed=0)['data'] is None
+def test_a_record_accepts_several_data_sets_or_none(model):
+    made = record('probe', model=None, dataset=dict(train=digits('train'), test=digits('test')), seed=None)
+    assert [made['data'][key]['split'] for key in ('train', 'test')] == ['train', 'test']
+    assert made['model'] is None
+    assert record('probe', model=model, dataset=None, seed=0)['data'] is None
 
 
 def test_results_of_any_numeric_kind_become_plain():
@@ -64,16 +64,16 @@ def test_results_of_any_numeric_kind_become_plain():
         a=Result(np.float32(0.5), np.array([1, 2])), b=torch.tensor([1.5, float('nan')]), c=(Path('x'), torch.float32),
         d=np.int64(3), e={1: float('inf')}, f=np.bool_(True),
     )  # fmt: skip
-    assert report.plain(values) == dict(
+    assert plain(values) == dict(
         a=dict(mean=0.5, per_class=[1, 2]), b=[1.5, None], c=['x', 'torch.float32'], d=3, e={'1': None}, f=True
     )
     with pytest.raises(TypeError, match='object'):
-        report.plain([object()])
+        plain([object()])
 
 
-def test_everything_is_written_and_said(tmp_path):
+def test_everything_is_written_and_reported(tmp_path):
     said = []
-    path = report.write(
+    path = write(
         tmp_path / 'new' / 'folder',
         dict(accuracy=np.float64(91.5)),
         tables=dict(classes=[dict(name='tench, a fish', top1=1.0), dict(name='cock', images=2)]),
@@ -93,34 +93,34 @@ def test_everything_is_written_and_said(tmp_path):
     assert all(name in said[0] for name in (*files, str(path.parent)))
 
 
-def test_a_file_that_fails_leaves_the_old_ones_and_no_other(tmp_path):
+def test_a_failing_file_keeps_the_old_ones_and_leaves_no_other(tmp_path):
     class Broken(Figure):
         def savefig(self, *args, **kwargs):
             raise OSError('No space left on device')
 
-    report.write(tmp_path, dict(old=1), say=lambda line: None)
+    write(tmp_path, dict(old=1), say=lambda line: None)
     refused(
-        lambda: report.write(tmp_path, dict(new=1), figures=dict(f=Broken())),
+        lambda: write(tmp_path, dict(new=1), figures=dict(f=Broken())),
         str(tmp_path), 'No space left', kind=EvaluationError,
     )  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ['results.json']
     assert json.loads((tmp_path / 'results.json').read_text()) == dict(old=1)
 
 
-def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused_in_one_sentence(tmp_path):
     (tmp_path / 'out').write_text('')
-    refused(lambda: report.write(tmp_path / 'out', {}), 'out', kind=EvaluationError)
+    refused(lambda: write(tmp_path / 'out', {}), 'out', kind=EvaluationError)
 
 
-def test_an_entry_for_the_card_names_the_page_the_number_and_its_maker():
-    (entry,) = yaml.safe_load(report.eval_results_entry('imagenet-v2', 70.12345, notes='top-1 accuracy, %; 224 px'))
+def test_an_entry_for_the_card_names_the_page_the_accuracy_and_this_package():
+    (entry,) = yaml.safe_load(eval_results_entry('imagenet-v2', 70.12345, notes='top-1 accuracy, %; 224 px'))
     assert entry['dataset'] == dict(id='vaishaal/ImageNetV2', task_id='default')
     assert entry['value'] == 70.1235
     assert 'top-1 accuracy, %; 224 px; measured with tinyvit-zoo' in entry['notes']
-    assert report.eval_results_entry('digits', 90.0, notes='') is None
-    (entry,) = yaml.safe_load(report.eval_results_entry('eurosat', 90.0, notes='', hub_id='timm/eurosat-rgb'))
+    assert eval_results_entry('digits', 90.0, notes='') is None
+    (entry,) = yaml.safe_load(eval_results_entry('eurosat', 90.0, notes='', hub_id='timm/eurosat-rgb'))
     assert entry['dataset']['id'] == 'timm/eurosat-rgb'
-    (entry,) = yaml.safe_load(report.eval_results_entry('cifar100', 90.0, notes=''))  # from the registry
+    (entry,) = yaml.safe_load(eval_results_entry('cifar100', 90.0, notes=''))  # from the registry
     assert entry['dataset']['id'] == 'uoft-cs/cifar100'
 
 
@@ -138,14 +138,14 @@ def test_accuracy_over_shots_shows_means_and_intervals():
     assert {'60.0 ± 0.8', '58.0 ± 0.5', 'trained', 'random', 'chance, 20 %', 'few-shot'} <= set(shown)
 
 
-def test_differences_are_signed_and_have_their_intervals():
+def test_differences_have_signs_and_intervals():
     figure = plots.differences(['few-shot', 'kNN'], [1.25, -3.0], [0.5, -4.0], [2.0, 0.5], title='a minus b')
     assert {'+1.2', '-3.0', 'few-shot', 'kNN', 'a minus b'} <= set(texts(figure))
     (lines,) = figure.axes[0].collections
     assert [segment[:, 0].tolist() for segment in lines.get_segments()] == [[0.5, 2.0], [-4.0, 0.5]]
 
 
-def test_a_heat_map_names_its_rows_and_leaves_what_is_missing_empty():
+def test_a_heat_map_names_its_rows_and_leaves_missing_cells_empty():
     values = np.array([[91.25, np.nan, 30.0], [1.0, 2.0, 3.0]])
     shown = texts(
         plots.heat_map(
@@ -157,7 +157,7 @@ def test_a_heat_map_names_its_rows_and_leaves_what_is_missing_empty():
 
 
 @pytest.mark.parametrize('classes', [1, 10, 40, 41, 1000])
-def test_class_figures_stay_readable_at_any_number_of_classes(classes):
+def test_class_figures_are_readable_for_any_number_of_classes(classes):
     rng = np.random.default_rng(0)
     names = [f'class {i}, and another name' for i in range(classes)]
     accuracy = 100 * rng.random(classes)
@@ -183,7 +183,7 @@ def test_a_class_without_images_is_left_out_of_the_bars():
     assert 't (mean 60.0 %)' in shown
 
 
-def test_tsne_repeats_itself_and_says_what_it_left_out():
+def test_tsne_is_repeatable_and_reports_what_it_left_out():
     rng = np.random.default_rng(0)
     labels = np.arange(180) % 45
     features = rng.normal(size=(45, 8))[labels] + 0.1 * rng.normal(size=(180, 8))
@@ -199,11 +199,11 @@ def test_tsne_repeats_itself_and_says_what_it_left_out():
     refused(lambda: plots.tsne(features[:3], labels[:3], names, title='t'), 'at least 4', kind=EvaluationError)
 
 
-def test_learning_curves_end_in_the_legend():
+def test_the_legend_shows_the_last_value_of_learning_curves():
     assert 'lr 0.1: 0.25' in texts(plots.learning_curves({'lr 0.1': [1.0, 0.25]}, title='t', y_label='loss'))
 
 
-def test_no_figure_needs_a_screen_or_stays_in_memory():
+def test_figures_need_no_display_and_do_not_stay_in_memory():
     import sys
 
     plots.learning_curves({'a': [1.0]}, title='t')

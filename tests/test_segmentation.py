@@ -29,7 +29,7 @@ def samples(count: int, size: int, classes: int) -> dict:
     return dict(inputs=[torch.randint(256, (3, size, size), dtype=torch.uint8) for _ in data], data_samples=data)
 
 
-def test_all_segmentors_are_there():
+def test_there_is_a_config_for_every_segmentor():
     assert FULL == [
         'upernet_tinymim_base_160k_ade20k',
         'upernet_tinymim_star_tiny_160k_ade20k',
@@ -89,7 +89,7 @@ def test_a_ci_config_trains_and_tests_a_step(name):
     ],
 )
 def test_a_released_segmentation_checkpoint_gives_the_released_maps(name, case, tmp_path):
-    """A whole segmentor as mmseg 0.11 wrote it: the backbone with its prefix, the heads beside it."""
+    """A whole segmentor as saved by mmseg 0.11: the backbone with its prefix, and the heads."""
     whole = {f'backbone.{k}': v for k, v in released_dense(case).items()}
     whole['decode_head.conv_seg.weight'] = torch.zeros(150, 768, 1, 1)
     torch.save(dict(meta=dict(iter=160000), state_dict=whole), tmp_path / 'iter_160000.pth')

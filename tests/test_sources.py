@@ -1,4 +1,4 @@
-"""Where weights come from: what the caller gave, imported by hand, the Hub, the release's address; in that order."""
+"""Where weights come from: the caller, an import, the Hub, the release's address; in that order."""
 
 import errno
 import hashlib
@@ -97,7 +97,7 @@ def at(url: str, **changes) -> PretrainedCfg:
 
 
 def cached(tmp_path: Path) -> list[str]:
-    """Names of the files that downloads left."""
+    """Names of the files that downloads left behind."""
     folder = tmp_path / 'torch/hub/checkpoints'
     return sorted(p.name for p in folder.rglob('*') if p.is_file() and p.suffix != '.lock')
 
@@ -126,7 +126,7 @@ def test_files_of_one_name_from_two_addresses_are_two_files(server):
             assert find_weights(at(f'{server.url}/{folder}/model.pth')).state_dict['w'][0] == value
 
 
-def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path):
+def test_a_download_that_was_cut_off_is_resumed(server, tmp_path):
     server.files['/w.pth'] = data = encoded()
     server.cut['/w.pth'] = len(data) // 2
     with pytest.raises(WeightsNotFoundError, match=f'cut off after {len(data) // 2} of {len(data)} bytes'):
@@ -179,7 +179,7 @@ def test_a_part_of_another_file_does_not_poison_the_cache(server, tmp_path):
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'Git LFS pointer'),
     ],
 )
-def test_what_is_no_checkpoint_is_not_kept(page, words, server, tmp_path):
+def test_a_download_that_is_no_checkpoint_is_not_kept(page, words, server, tmp_path):
     server.files['/w.pth'] = page
     for _ in range(2):  # asked for again, not found in the cache
         with pytest.raises(CheckpointError, match=words) as caught:
@@ -191,7 +191,7 @@ def test_what_is_no_checkpoint_is_not_kept(page, words, server, tmp_path):
     assert find_weights(at(f'{server.url}/w.pth')).state_dict['w'].sum() == 50_000
 
 
-def test_a_wrong_checksum_is_told_and_the_file_is_not_kept(server, tmp_path, monkeypatch):
+def test_a_wrong_checksum_is_reported_and_the_file_is_not_kept(server, tmp_path, monkeypatch):
     good = encoded()
     server.files[f'/{FILE}'] = encoded(2.0)
     release = replace(find_release(NAME), url=f'{server.url}/{FILE}', sha256=hashlib.sha256(good).hexdigest())
@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_clear_error(server, tmp_path, monkeypatch):
     assert find_weights(at(f'{server.url}/w.pth')).state_dict['w'].sum() == 50_000
 
 
-def test_a_cache_that_cannot_be_written_is_told(server, tmp_path):
+def test_a_cache_that_cannot_be_written_is_reported(server, tmp_path):
     (tmp_path / 'torch').write_text('a file where the folder should be')
     server.files['/w.pth'] = encoded()
     with pytest.raises(CheckpointError, match='Cannot save'):
@@ -240,13 +240,13 @@ def test_many_at_once_download_once(server):
 
 
 @pytest.mark.parametrize('url', ['http://127.0.0.1:9/w.pth', 'nonsense://x/w.pth', 'not an address', 'http://'])
-def test_an_address_that_cannot_be_reached_is_told(url):
+def test_an_address_that_cannot_be_reached_is_reported(url):
     with pytest.raises(WeightsNotFoundError) as caught:
         find_weights(at(url))
     assert url in str(caught.value)
 
 
-def test_a_missing_file_is_told_with_its_status(server):
+def test_a_missing_file_is_reported_with_its_status(server):
     with pytest.raises(WeightsNotFoundError, match=r'gone\.pth: HTTP Error 404'):
         find_weights(at(f'{server.url}/gone.pth'))
 
@@ -284,10 +284,10 @@ def store(value: float, name: str = NAME) -> None:
     safetensors.torch.save_file({'w': torch.full((3,), value)}, folder / 'model.safetensors')
 
 
-# --- releases whose file only a person at a browser can fetch
+# --- releases whose file can only be fetched with a browser
 
 
-BY_HAND = [release.name for release in all_releases() if release.by_hand]
+BY_HAND = [release.name for release in all_releases() if release.manual_download]
 
 
 def by_hand(name: str) -> PretrainedCfg:
@@ -346,7 +346,7 @@ def test_imported_weights_are_of_one_tag():
         find_weights(replace(timm.get_pretrained_cfg(NAME), url='http://127.0.0.1:9/w.pth'))
 
 
-def test_what_the_caller_gives_wins_over_imported_weights(server, tmp_path):
+def test_weights_given_by_the_caller_win_over_imported_ones(server, tmp_path):
     store(7.0)
     cfg = timm.get_pretrained_cfg(NAME)
     assert find_weights(replace(cfg, state_dict={'w': torch.zeros(1)})).state_dict['w'][0] == 0
@@ -356,7 +356,7 @@ def test_what_the_caller_gives_wins_over_imported_weights(server, tmp_path):
     assert find_weights(replace(cfg, url=f'{server.url}/w.pth')).state_dict['w'][0] == 2
 
 
-def test_a_damaged_import_is_told_and_not_passed_over():
+def test_a_damaged_import_is_reported_and_not_skipped():
     store(7.0)
     (imported_path(NAME) / 'model.safetensors').write_bytes(b'')
     with pytest.raises(CheckpointError, match='empty'):
@@ -373,7 +373,7 @@ def test_a_local_folder_is_used_alone(small, tmp_path):
         timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True)
 
 
-# --- the Hub, which a process knows from its environment
+# --- the Hub, which a process finds by its environment
 
 
 CLIENT = """
@@ -395,7 +395,7 @@ def hub() -> Iterator[MiniHub]:
 
 @pytest.fixture
 def client(hub, tmp_path):
-    """Runs calls of create_model in a process of its own; gives the first bias of each model, or its error."""
+    """Runs calls of create_model in a process of its own; returns the first bias of each model, or its error."""
 
     def run(*calls: dict, **environment: str) -> list:
         calls = [dict(model_name='tinyvit_5m_224') | SMALL | call for call in calls]
@@ -410,7 +410,7 @@ def client(hub, tmp_path):
 
 @pytest.fixture
 def weights(small):
-    """A small model's file in either format, told apart by its first bias."""
+    """A small model's file in either format, identified by its first bias."""
 
     def make(value: float, kind: str) -> bytes:
         state_dict = small().state_dict()
@@ -434,7 +434,7 @@ def test_the_hub_gives_safetensors_once_and_then_the_cache_does(hub, client, wei
     assert client({}, HF_HUB_OFFLINE='1') == [1.0]
     assert len(hub.log) == asked
     hub.close()
-    assert client({}) == [1.0]  # online as far as it knows, but nobody answers
+    assert client({}) == [1.0]  # online, but there is no answer
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Features of logical layers by hooks: which layers, which tensors, and that nothing stays behind."""
+"""Features of logical layers by hooks: which layers, which tensors, and that no hook stays behind."""
 
 import threading
 
@@ -55,7 +55,7 @@ def num_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-# what is taken
+# features taken
 
 
 def test_a_vit_gives_its_projections_and_block_outputs():
@@ -114,7 +114,7 @@ def test_kinds_of_vit(name):
     assert {tuple(part.shape) for qkv in features.qkv for part in qkv} == {(2, 16, 32)}
 
 
-def test_layers_come_ascending_and_once_whatever_the_order_asked_for():
+def test_layers_are_returned_ascending_and_once_in_whatever_order_they_are_requested():
     model, x = vit(), images()
     with FeatureTap(model) as tap:
         _, everything = tap(x)
@@ -125,7 +125,7 @@ def test_layers_come_ascending_and_once_whatever_the_order_asked_for():
     torch.testing.assert_close(features.qkv, [everything.qkv[1], everything.qkv[3]], rtol=0, atol=0)
 
 
-def test_only_what_is_wanted_is_taken():
+def test_only_the_requested_features_are_taken():
     with FeatureTap(vit(), qkv=False) as tap:
         _, features = tap(images())
     assert (len(features.qkv), len(features.hidden)) == (0, 4)
@@ -134,7 +134,7 @@ def test_only_what_is_wanted_is_taken():
     assert (len(features.qkv), len(features.hidden)) == (4, 0)
 
 
-def test_prefix_tokens_are_kept_unless_told_otherwise():
+def test_prefix_tokens_are_kept_by_default():
     model, x = vit(reg_tokens=2), images()
     with FeatureTap(model, [0]) as kept, FeatureTap(model, [0], drop_prefix_tokens=True) as dropped:
         (_, whole), (_, patches) = kept(x), dropped(x)
@@ -143,7 +143,7 @@ def test_prefix_tokens_are_kept_unless_told_otherwise():
     torch.testing.assert_close(patches.qkv[0].k, whole.qkv[0].k[:, 3:], rtol=0, atol=0)
 
 
-# shared weights: one layer a call
+# shared weights: one layer per call
 
 
 def test_a_block_that_runs_twice_gives_two_layers():
@@ -175,7 +175,7 @@ def test_mini_swin_gives_what_the_released_code_distils(official_file):
 
 
 @pytest.mark.parametrize(('build', 'size'), [(mini_deit, 32), (mini_swin, 64)])
-def test_a_batch_that_plain_inference_would_cut_is_taken_whole(build, size):
+def test_a_batch_that_plain_inference_would_split_is_taken_whole(build, size):
     model, x = build(), torch.randn(60, 3, size, size)
     with FeatureTap(model) as tap, FeatureTap(model, grad=False) as frozen:
         (logits, features), (expected, taken) = tap(x), frozen(x)
@@ -187,7 +187,7 @@ def test_a_batch_that_plain_inference_would_cut_is_taken_whole(build, size):
 
 @pytest.mark.parametrize('transform', [False, True])
 @pytest.mark.parametrize(('build', 'size'), [(vit, 32), (swin, 64)])
-def test_blocks_that_share_weights_give_a_layer_each(build, size, transform):
+def test_blocks_that_share_weights_give_one_layer_each(build, size, transform):
     model = multiplex(build(), 2, transform, init='first')
     x = images(size)
     blocks = [m for m in model.modules() if hasattr(m, 'attn') and hasattr(m, 'mlp')]
@@ -206,7 +206,7 @@ def test_blocks_that_share_weights_give_a_layer_each(build, size, transform):
 # gradients
 
 
-def test_the_whole_recipe_trains_a_student_under_a_wider_teacher_with_other_heads():
+def test_the_whole_recipe_trains_a_student_with_a_wider_teacher_with_other_heads():
     teacher, student, x = vit(embed_dim=48, num_heads=3), mini_deit().train(), images()
     with (
         FeatureTap(student, (1, 3)) as student_tap,
@@ -280,7 +280,7 @@ def test_reentrant_checkpointing_of_the_whole_model_is_refused():
 
 
 @pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad')
-def test_frozen_layers_lose_nothing_by_reentrant_checkpointing(reentrant):
+def test_reentrant_checkpointing_of_frozen_layers_is_harmless(reentrant):
     model = vit().train()
     model.set_grad_checkpointing(True)
     model.requires_grad_(False)
@@ -327,7 +327,7 @@ def test_a_shared_projection_gets_one_hook():
         assert len(model.blocks[0].attn.qkv._forward_hooks) == 1
 
 
-def test_a_tap_records_its_own_calls_only():
+def test_a_tap_records_only_its_own_calls():
     model, x = vit(), images()
     with FeatureTap(model) as tap:
         model(x)
@@ -337,7 +337,7 @@ def test_a_tap_records_its_own_calls_only():
         assert len(features.hidden) == 4
 
 
-def test_a_failed_call_leaves_nothing_for_the_next():
+def test_a_failed_call_does_not_affect_the_next():
     model = vit()
     with FeatureTap(model) as tap:
         with pytest.raises(AssertionError):
@@ -383,7 +383,7 @@ def test_a_convnet_is_refused_with_advice(name):
 
 
 @pytest.mark.parametrize('name', ['tinyvit_5m_224', 'levit_128s'])
-def test_attention_that_orders_its_projection_otherwise_is_refused(name):
+def test_attention_with_another_order_of_projections_is_refused(name):
     with pytest.raises(ValueError, match='Attention'):
         FeatureTap(timm.create_model(name))
 
@@ -398,7 +398,7 @@ def test_a_projection_that_no_hook_can_see_is_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('layers', [None, [1]])
-def test_a_compiled_model_that_was_called_before_is_refused(layers):
+def test_a_compiled_model_that_was_already_called_is_refused(layers):
     model = vit()
     compiled = torch.compile(model, backend='eager')
     compiled(images())
@@ -408,7 +408,7 @@ def test_a_compiled_model_that_was_called_before_is_refused(layers):
         assert tap(images())[1].layers
 
 
-def test_a_projection_that_is_not_three_of_one_width_is_refused():
+def test_a_projection_other_than_three_of_one_width_is_refused():
     model = GlobalContextVit(img_size=64, window_size=2, embed_dim=16, depths=(1, 2), num_heads=(1, 2)).eval()
     # The second block of a stage takes its queries from elsewhere: its projection gives keys and values only.
     with FeatureTap(model) as tap, pytest.raises(ValueError, match=r'Layer 2: .* projects to width 64'):
@@ -425,7 +425,7 @@ def test_maps_with_channels_first_are_refused():
         assert tap(images())[1].qkv[0].q.shape == (8, 16, 16)
 
 
-def test_a_layer_that_is_not_there_is_refused():
+def test_a_nonexistent_layer_is_refused():
     with FeatureTap(vit(), [1, 4]) as tap, pytest.raises(ValueError, match='Layer 4 was requested, but the model'):
         tap(images())
     with pytest.raises(ValueError, match='counted from 0'):
@@ -449,14 +449,14 @@ class OverwritingAttention(nn.Module):
         return v
 
 
-def test_features_that_the_model_overwrites_are_not_given_out():
+def test_features_that_the_model_overwrites_are_not_returned():
     model = vit()
     model.blocks[1].attn = OverwritingAttention()
     with FeatureTap(model, grad=False) as tap, pytest.raises(RuntimeError, match='in place'):
         tap(images())
 
 
-# which layers
+# choice of layers
 
 
 def test_stage_depths_count_logical_layers():
@@ -469,7 +469,7 @@ def test_stage_depths_count_logical_layers():
 @pytest.mark.parametrize(
     ('student', 'teacher', 'expected'),
     [
-        # As released: Mini-Swin-T, -S and -B under a teacher of 24 layers.
+        # As released: Mini-Swin-T, -S and -B with a teacher of 24 layers.
         ((2, 2, 6, 2), (2, 2, 18, 2), ((1, 3, 5, 7, 9, 11), (1, 3, 9, 15, 21, 23))),
         ((2, 2, 18, 2), (2, 2, 18, 2), ((1, 3, 9, 15, 21, 23), (1, 3, 9, 15, 21, 23))),
         # By the same rule.
@@ -480,7 +480,7 @@ def test_stage_depths_count_logical_layers():
         ((1,), (3,), ((0,), (2,))),
     ],
 )
-def test_layers_are_matched_as_released_and_by_the_same_rule_elsewhere(student, teacher, expected):
+def test_layers_are_matched_as_released_and_by_the_same_rule_for_other_depths(student, teacher, expected):
     assert match_layers(student, teacher) == expected
 
 

@@ -1,4 +1,4 @@
-"""What is special to the plain ViTs: TinyMIM's students and TinyMIM*, MAE-Lite's distilled form and its tables."""
+"""Special to the plain ViTs: TinyMIM's students and TinyMIM*, MAE-Lite's distilled form and its tables."""
 
 import copy
 
@@ -60,7 +60,7 @@ def test_a_students_tail_gets_no_gradient_by_default():
 
 
 @torch.no_grad()
-def test_a_students_features_do_not_depend_on_what_was_never_trained():
+def test_a_students_features_do_not_depend_on_untrained_weights():
     model, x = student(), images()
     y = model(x)
     for key, p in model.named_parameters():
@@ -98,7 +98,7 @@ def test_a_pruned_student_gives_the_same_maps():
 
 
 @pytest.mark.parametrize('forward_depth', [0, 6])
-def test_a_depth_that_is_none_is_refused(forward_depth):
+def test_an_impossible_depth_is_refused(forward_depth):
     refused(lambda: student(forward_depth=forward_depth), '1 ... 5', str(forward_depth), kind=ValueError)
 
 
@@ -108,7 +108,7 @@ def test_a_student_drops_paths_at_one_rate_and_none_in_its_last_block():
 
 
 @torch.no_grad()
-def test_what_distillation_sees_of_a_student_ends_with_its_last_trained_block():
+def test_distillation_taps_of_a_student_end_with_its_last_trained_block():
     with FeatureTap(student()) as tap:
         _, features = tap(images())
     assert features.layers == (0, 1, 2, 3)
@@ -145,7 +145,7 @@ def test_both_prefix_rows_survive_a_resize():
 
 @pytest.mark.parametrize('make', [star, distilled])
 @torch.no_grad()
-def test_two_classifiers_are_averaged_or_given_as_a_pair_in_distilled_training(make):
+def test_two_classifiers_are_averaged_or_returned_as_a_pair_in_distilled_training(make):
     model, x = make(), images()
     mean = model(x)
     model.set_distilled_training(True)
@@ -202,6 +202,37 @@ def test_the_expansion_of_tinymim_star_is_pruned_with_its_head():
         model.forward_intermediates(x, indices=[1], intermediates_only=True), expected, rtol=0, atol=0
     )
     assert model(x).shape == (2, 10, 48)
+
+
+# --- arguments that timm's ViT also has
+
+
+@pytest.mark.parametrize('make', [student, star])
+@torch.no_grad()
+def test_a_dictionary_of_features_holds_the_same_as_the_tuple(make):
+    model, x = make(), images()
+    final, pairs = model.forward_intermediates(x, return_prefix_tokens=True)
+    found = model.forward_intermediates(x, return_prefix_tokens=True, output_dict=True)
+    assert sorted(found) == ['image_features', 'image_intermediates', 'image_intermediates_prefix']
+    assert torch.equal(found['image_features'], final)
+    for i, pair in enumerate(pairs):
+        assert torch.equal(found['image_intermediates'][i], pair[0])
+        assert torch.equal(found['image_intermediates_prefix'][i], pair[1])
+    alone = model.forward_intermediates(x, intermediates_only=True, output_dict=True)
+    assert list(alone) == ['image_intermediates']
+
+
+@pytest.mark.parametrize('make', [student, star])
+@torch.no_grad()
+def test_causal_attention_is_that_of_a_triangular_mask(make):
+    model, x = make(), images()
+    tokens = model.num_prefix_tokens + 8
+    mask = torch.zeros(tokens, tokens).masked_fill(torch.ones(tokens, tokens).triu(1).bool(), float('-inf'))
+    causal = model.forward_features(x, is_causal=True)
+    torch.testing.assert_close(causal, model.forward_features(x, attn_mask=mask), rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.forward_intermediates(x, is_causal=True)[0], causal)
+    assert torch.equal(model(x, is_causal=True), model.forward_head(causal))
+    assert (causal - model.forward_features(x)).abs().max() > 1e-3
 
 
 # --- MAE-Lite with two classifiers, which no tag has
@@ -271,7 +302,7 @@ def test_tables_follow_the_size_by_the_released_spline(shared):
 
 @torch.no_grad()
 def test_a_model_with_tables_can_be_resized_before_it_has_memory():
-    """What no file holds is computed again for the new grid."""
+    """Buffers that no file holds are recomputed for the new grid."""
     expected = small_of('mae_lite_rpe', img_size=(96, 80))
     with torch.device('meta'):
         model = timm.create_model(
@@ -286,7 +317,7 @@ def test_a_model_with_tables_can_be_resized_before_it_has_memory():
 
 
 def test_queries_of_a_model_with_tables_pass_no_module_to_tap():
-    """timm adds their biases outside the projection; distillation says so and does not give something else."""
+    """timm adds their biases outside the projection; distillation raises an error instead of omitting them."""
     model = small_of('mae_lite_rpe', img_size=SIZE)
     with FeatureTap(model) as tap, pytest.raises(RuntimeError, match='without calling its projection'):
         tap(images())
@@ -315,7 +346,7 @@ def test_queries_of_a_model_with_tables_pass_no_module_to_tap():
     ],
     ids=str,
 )
-def test_a_plain_vit_computes_what_timms_does_at_its_own_size(kwargs):
+def test_a_plain_vit_equals_timms_at_its_own_size(kwargs):
     ours = fill_by_rule(PlainVit(**SMALL, **kwargs))
     theirs = VisionTransformer(**SMALL, **kwargs)
     theirs.load_state_dict(ours.state_dict())
@@ -330,7 +361,7 @@ def test_a_plain_vit_computes_what_timms_does_at_its_own_size(kwargs):
 
 @pytest.mark.parametrize('kwargs', [{}, dict(reg_tokens=2, no_embed_class=True)], ids=str)
 @torch.no_grad()
-def test_images_of_any_size_give_what_a_model_of_that_size_gives(kwargs):
+def test_images_of_any_size_give_the_output_of_a_model_of_that_size(kwargs):
     model = fill_by_rule(PlainVit(**SMALL, **kwargs, dynamic_img_size=True)).eval()
     x = images(size=(96, 80))
     y = model(x)
@@ -341,7 +372,7 @@ def test_images_of_any_size_give_what_a_model_of_that_size_gives(kwargs):
 
 
 @torch.no_grad()
-def test_smaller_patches_move_the_positions_to_their_grid():
+def test_smaller_patches_resize_the_positions_to_their_grid():
     model = fill_by_rule(PlainVit(**SMALL)).eval()
     model.set_input_size(patch_size=8)
     assert model.pos_embed.shape == (1, 1 + 8 * 4, 48)

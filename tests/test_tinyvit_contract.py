@@ -1,4 +1,4 @@
-"""What is special to TinyViT: one model for every size, folded BatchNorm, the fused attention kernel, its head.
+"""Special to TinyViT: one model for every size, folded BatchNorm, the fused attention kernel, its head.
 
 Sizes, folding and the kernel are among the defects of timm's own TinyViT that ours must not have; the others
 (gradients in evaluation mode, stale bias caches, copies and pickles that fail or grow) are in `test_contract.py`.
@@ -30,7 +30,7 @@ def operators(run) -> set[str]:
     return {event.key for event in profiler.key_averages()}
 
 
-# --- what timm's own TinyViT cannot do
+# --- beyond timm's own TinyViT
 
 
 def test_the_size_can_be_chosen_and_changed(small):
@@ -43,9 +43,9 @@ def test_the_size_can_be_chosen_and_changed(small):
 @pytest.mark.slow
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
 @torch.no_grad()
-def test_one_exported_program_takes_every_size(form, small):
+def test_one_exported_program_accepts_every_size(form, small):
     model = small() if form == 'plain' else reparameterize_model(small())
-    # At 32 the last map is one cell, and torch.export keeps sizes of 1 apart from all others.
+    # At 32 the last map is one cell, and torch.export treats a size of 1 differently from all others.
     height, width = torch.export.Dim('height', min=33, max=1024), torch.export.Dim('width', min=33, max=1024)
     dynamic = dict(x={0: torch.export.Dim('batch', max=64), 2: height, 3: width})
     program = torch.export.export(model, (images(200, 232),), dynamic_shapes=dynamic).module()
@@ -191,7 +191,7 @@ def test_default_drop_path_is_the_released_one(name, rate):
     assert getattr(last, 'drop_prob', 0.0) == pytest.approx(rate)
 
 
-def test_start_values_are_the_released_ones():
+def test_initial_values_are_the_released_ones():
     model = timm.create_model('tinyvit_5m_224')
     for key, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -207,7 +207,7 @@ def test_start_values_are_the_released_ones():
             assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15), key
             assert module.bias is None, key
         elif isinstance(module, nn.BatchNorm2d):
-            zero = '.conv3.' in key and '.blocks.' in key  # the last of an MBConv starts as nothing
+            zero = '.conv3.' in key and '.blocks.' in key  # the last of an MBConv is initialised to zero
             assert module.weight.unique().tolist() == [0.0 if zero else 1.0], key
             assert (module.eps, module.momentum) == (1e-5, 0.1), key
     tables = [p for key, p in model.named_parameters() if key.endswith('attention_biases')]
@@ -262,7 +262,7 @@ def compiled(model: nn.Module, **kwargs) -> nn.Module:
 @pytest.mark.parametrize('form', ['plain', 'deploy'])
 @torch.no_grad()
 def test_it_is_one_graph_for_inference_at_every_size(form, small):
-    """Traced as torch.compile does, without generating code: that is the next test's matter."""
+    """Traced as torch.compile does, without generating code, which the next test does."""
     model = small() if form == 'plain' else reparameterize_model(small())
     fast = compiled(model, backend='eager', dynamic=False)
     for size in SIZES:

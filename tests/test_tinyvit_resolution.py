@@ -1,4 +1,4 @@
-"""Windows of TinyViT: from a size, given by hand, in files; and any H, W >= 32. More in `test_resolution.py`."""
+"""Windows of TinyViT: from a size, given explicitly, in files; and any H, W >= 32. More in `test_resolution.py`."""
 
 import copy
 
@@ -97,7 +97,7 @@ def test_a_size_that_cannot_work_is_refused(img_size, small):
     assert model.img_size == (224, 224)
 
 
-# --- windows given by hand
+# --- windows given explicitly
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_new_size_without_windows_returns_to_the_rule(small):
     assert windows_in_use(model) == WINDOWS[384]
 
 
-# --- how tables are resized
+# --- resizing of tables
 
 
 @pytest.mark.parametrize('mode', ['bicubic', 'bilinear'])
@@ -184,11 +184,11 @@ def test_half_precision_tables_are_interpolated_in_single(dtype):
     assert resize_grid(grid, (7, 7)) is grid
 
 
-# --- which grid a table of L entries is
+# --- the grid of a table of L entries
 
 
 def test_an_official_384_file_loads_into_every_architecture_of_its_size(official_file):
-    """Square tables tell their own size, whatever the name says."""
+    """The size of a square table follows from its length, whatever the name."""
     state_dict = official_state_dict('tiny_vit_21m_384')
     model = load('tinyvit_21m_224', official_file('tiny_vit_21m_384'), img_size=384)
     assert tables(model)
@@ -242,7 +242,7 @@ def test_a_window_larger_than_the_map_is_padding_as_released(small):
     assert model(x).isfinite().all()
 
 
-# --- the rest of the world follows
+# --- timm and the Hub follow the size
 
 
 @pytest.mark.parametrize('safe', [True, False])
@@ -277,7 +277,7 @@ def test_a_pruned_model_can_be_resized(small):
 
 
 def test_an_official_file_is_square_even_where_the_model_has_as_many_cells(official_file):
-    """9 x 16 cells are as many as 12 x 12: the released 384 tables must be resized, not read as they lie."""
+    """9 x 16 cells are as many as 12 x 12: the released 384 tables must be resized, not read unchanged."""
     kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=official_file('tiny_vit_21m_384')))
     square = timm.create_model('tinyvit_21m_384', **kwargs)
     wide = timm.create_model('tinyvit_21m_224', img_size=(288, 512), **kwargs)

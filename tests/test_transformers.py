@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import SMALL_OF, images_for, size_of, small_of
+from conftest import SMALL_OF, images_for, rest_is_full, size_of, small_of
 from minihub import MiniHub, Page
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -47,6 +47,10 @@ def folder(model, tmp_path):
 
 def auto(name: str, folder: Path, **kwargs):
     return getattr(transformers, name).from_pretrained(folder, **kwargs)
+
+
+def batch_norms(model: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -124,6 +128,22 @@ def test_a_backbone_gives_maps(folder, model, auto_class):
         assert_equal(actual, expected)
 
 
+@pytest.mark.parametrize('num_maps', [1, 4])
+def test_a_backbone_keeps_its_batch_norm_statistics(num_maps, tmp_path):
+    """See `keep_statistics_in_transformers`, without which transformers resets them."""
+    model = small_of('tinyvit', img_size=64)
+    for norm in batch_norms(model):
+        norm.running_mean.fill_(3.0)
+        norm.running_var.fill_(5.0)
+        norm.num_batches_tracked.fill_(7)
+    folder = save_folder(model, tmp_path / 'page')
+    backbone = transformers.TimmBackbone.from_pretrained(f'local-dir:{folder}', out_indices=range(num_maps))
+    kept = batch_norms(backbone)
+    assert len(kept) > num_maps
+    assert all((norm.running_mean == 3.0).all() and (norm.running_var == 5.0).all() for norm in kept)
+    assert {norm.num_batches_tracked.item() for norm in kept} == {7}
+
+
 @pytest.mark.parametrize('name', AUTO_CLASSES)
 @torch.no_grad()
 def test_what_transformers_saves_is_loaded_by_both(model, folder, tmp_path, name):
@@ -139,6 +159,7 @@ def test_what_transformers_saves_is_loaded_by_both(model, folder, tmp_path, name
         assert_equal(again(x), expected)
 
 
+@pytest.mark.parametrize('family', rest_is_full(SMALL_OF, ('tinyvit', 'mini_swin')))
 def test_trainer_trains_it(folder, tmp_path):
     pytest.importorskip('accelerate')
     model = auto(
@@ -221,7 +242,8 @@ def ramp(side: int) -> torch.Tensor:
     return torch.linspace(-1, 1, 2 * 3 * side**2).view(2, 3, side, side)
 
 
-def test_remote_code_brings_our_class_into_a_process_that_does_not_know_us(model, folder):
+@pytest.mark.parametrize('family', rest_is_full(SMALL_OF, ('tinyvit', 'tinymim')))
+def test_remote_code_imports_our_class_in_a_process_without_it(model, folder):
     done = in_new_process(LOAD, folder, True, 64)
     assert done.returncode == 0, done.stderr[-2000:]
     class_name, imported, logits = json.loads(done.stdout)
@@ -272,7 +294,7 @@ def test_written_for_timm_it_loads_without_us_as_timms_own_class(for_timm):
 
 
 @torch.no_grad()
-def test_written_for_timm_it_is_timms_class_also_beside_us(for_timm):
+def test_written_for_timm_it_is_timms_class_with_our_package_imported_too(for_timm):
     model, folder = for_timm
     assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'model.safetensors']
     config = json.loads((folder / 'config.json').read_text())
@@ -302,7 +324,7 @@ def test_every_released_tinyvit_can_be_written_for_timm(name, tmp_path):
         *((family, {}, 'only TinyViT can be written for timm') for family in SMALL_OF if family != 'tinyvit'),
     ],
 )
-def test_what_timm_has_no_class_for_is_not_written_for_it(family, kwargs, words, tmp_path):
+def test_models_without_a_class_in_timm_are_not_written_for_it(family, kwargs, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         save_folder(small_of(family, **kwargs), tmp_path / 'page', for_timm=True)
     assert list(tmp_path.iterdir()) == []
@@ -321,14 +343,13 @@ def test_timms_own_folders_still_collide_with_transformers(tmp_path):
 
 
 def test_backbones_of_timms_own_models_still_lose_their_statistics(tmp_path):
-    """When this fails, `models._create` need no longer mark the batch norms of ours as initialised."""
+    """When this fails, `models._create.keep_statistics_in_transformers` is no longer needed."""
     model = timm.create_model('test_resnet', num_classes=5)
-    batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in batch_norms:
+    for norm in batch_norms(model):
         norm.running_mean.fill_(3.0)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     backbone = transformers.TimmBackbone.from_pretrained(f'local-dir:{tmp_path}')
-    assert not any(m.running_mean.any() for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert not any(norm.running_mean.any() for norm in batch_norms(backbone))
 
 
 def test_folders_of_timms_own_models_carry_no_code(tmp_path):

@@ -1,4 +1,4 @@
-"""The benchmark of weight multiplexing: it runs, goes on after a kill, and says what came out, whatever that is."""
+"""The benchmark of weight multiplexing: it runs, resumes after a kill, and reports the result, whatever it is."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def benchmark():
 @pytest.fixture
 def tiny(benchmark):
     return benchmark.Settings(
-        teacher_pictures=40, student_pictures=20, teacher_epochs=1, student_epochs=1, batch=20, embed_dim=16, depth=4,
+        teacher_images=40, student_images=20, teacher_epochs=1, student_epochs=1, batch=20, embed_dim=16, depth=4,
         num_heads=2, share_every=2,
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_a_small_run_trains_everything_and_writes_everything(benchmark, tiny, tm
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_after_a_kill_it_goes_on_with_the_next_seed(benchmark, tiny, tmp_path, monkeypatch):
+def test_after_a_kill_it_resumes_with_the_next_seed(benchmark, tiny, tmp_path, monkeypatch):
     run_seed, asked = benchmark.run_seed, []
 
     def killed_in_the_second(seed, *args):
@@ -85,14 +85,14 @@ def test_after_a_kill_it_goes_on_with_the_next_seed(benchmark, tiny, tmp_path, m
     assert again['accuracy'] == first['accuracy']  # nothing depends on what ran before
 
 
-def test_results_of_other_settings_are_not_mixed_in(benchmark, tiny, tmp_path):
+def test_results_of_other_settings_are_refused(benchmark, tiny, tmp_path):
     path = benchmark.seed_file(tmp_path, 0)
     benchmark.write_json(path, dict(settings=dict(batch=1)))
     with pytest.raises(SystemExit, match='other settings'):
         benchmark.run(2, tiny, tmp_path)
 
 
-def test_an_order_that_holds_is_reported_with_how_sure_it_is(benchmark):
+def test_an_order_that_holds_is_reported_with_its_certainty(benchmark):
     results = made_up(benchmark, (98, 90, 91.0, 93, 93.1), (98, 91, 92.1, 94, 93.9), (98, 92, 92.9, 95, 95.6))
     summary = benchmark.summarise(results)
     assert summary['order_holds']

@@ -1,11 +1,11 @@
-"""What the tests of `ZooBackbone` share: small ones of every kind, and mmdet's Swin of the same size."""
+"""Shared by the tests of `ZooBackbone`: small ones of every kind, and mmdet's Swin of the same size."""
 
 import pytest
 import torch
 from conftest import SMALL_OF
 from golden_rule import fill_by_rule
 
-from tinyvit_zoo.downstream.detection import ZooBackbone  # before mmdet, whose operators it puts in place
+from tinyvit_zoo.downstream.detection import ZooBackbone  # before mmdet, whose operators it installs
 
 # isort: split
 from mmdet.models.backbones import SwinTransformer
@@ -24,7 +24,7 @@ def args_of(kind: str) -> tuple[str, dict]:
 
 
 def backbone_of(kind: str, **kwargs) -> ZooBackbone:
-    """A small backbone with weights far from their start values, in eval mode."""
+    """A small backbone with weights far from their initial values, in eval mode."""
     name, arguments = args_of(kind)
     return fill_by_rule(MODELS.build(dict(type='ZooBackbone', model_name=name, **{**arguments, **kwargs})))
 
@@ -35,7 +35,7 @@ def images(height: int = 64, width: int = 96, batch: int = 2) -> torch.Tensor:
 
 def mmdet_swin() -> SwinTransformer:
     theirs = SwinTransformer(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4))
-    fill_by_rule(theirs)  # mmdet's .eval() gives nothing back
+    fill_by_rule(theirs)  # mmdet's .eval() returns nothing
     return theirs
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .checkpoints import CheckpointError, find_key_map, read_checkpoint
 from .common.errors import ModelError
+from .common.text import reason
 from .releases import all_releases, find_release
 
 __all__ = ['build_model', 'check_name', 'load_model']
@@ -19,7 +20,7 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     """The model of that name, in eval mode.
 
     Args:
-        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any timm name.
+        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any name of timm.
         **kwargs: As in `timm.create_model`.
 
     Raises:
@@ -27,21 +28,20 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
         CheckpointError: If weights were asked for and cannot be found, read or matched.
     """
     source = check_name(name)
-    # The Hub client raises errors of several libraries, which share no base.
+    # The Hub client raises errors of several libraries, which have no common base class.
     expected = Exception if source == 'hf-hub' else (OSError, ValueError, RuntimeError, KeyError, TypeError)
     try:
         return timm.create_model(name, **kwargs).eval()
     except CheckpointError:
         raise
     except json.JSONDecodeError as e:
-        raise ModelError(f'{name}: config.json is no valid JSON ({e}).') from e
+        raise ModelError(f'{name}: config.json is not valid JSON ({e}).') from e
     except expected as e:
-        reason = ' '.join(str(e).split()) or type(e).__name__
-        raise ModelError(f'{name}: {reason}') from e
+        raise ModelError(f'{name}: {reason(e, longest=1000)}') from e
 
 
 def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Module:
-    """The model with its pretrained weights, or with those of a file, which also decides on the number of classes.
+    """The model with its pretrained weights, or with those of a file, which then determines the number of classes.
 
     Args:
         name: As in `build_model`.
@@ -60,7 +60,7 @@ def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Modul
     classes = key_map and key_map.head_classes(state_dict)
     if classes is not None:
         kwargs.setdefault('num_classes', classes)
-    # Not the state dict: the file's name and its other contents tell more of the model than its tensors do.
+    # Not the state dict: the file's name and its other contents show more about the model than its tensors do.
     return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(weights)), **kwargs)
 
 
@@ -68,7 +68,7 @@ def check_name(name: str) -> str | None:
     """The source of a name: 'hf-hub', 'local-dir' or None.
 
     Raises:
-        ModelError: If timm would not know the name.
+        ModelError: If timm does not know the name.
     """
     try:
         source, model_id = parse_model_name(name)
@@ -81,7 +81,7 @@ def check_name(name: str) -> str | None:
         known = [r.name for r in all_releases()] + list({r.architecture: None for r in all_releases()})
         close = difflib.get_close_matches(name, known, n=1)
         hint = f'Did you mean {close[0]}? ' if close else ''
-        raise ModelError(f"Unknown model '{name}'. {hint}`tinyvit-zoo list` shows what there is.")
+        raise ModelError(f"Unknown model '{name}'. {hint}`tinyvit-zoo list` shows all models.")
     if find_release(architecture) and find_release(model_id) is None:
         tags = ', '.join(r.tag for r in all_releases() if r.architecture == architecture)
         raise ModelError(f"{architecture} has no weights called '{tag}', it has: {tags}.")

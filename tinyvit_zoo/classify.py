@@ -1,4 +1,4 @@
-"""From pictures to class names: the model's own preprocessing, and the names of its own classes."""
+"""From images to class names: the model's own preprocessing and class names."""
 
 import csv
 import io
@@ -8,23 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
-from .common.errors import ModelError
+from .common.errors import ImageError, ModelError
 from .common.files import write_whole
+from .data.image_file import load_image
 
 __all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image', 'write_predictions']
 
-# The label sets of released heads; other counts of timm's table are more likely someone's own classes.
+# The label sets of released heads. Other class counts in timm's table are more likely a user's own classes.
 LABEL_SETS = (1000, 21841)
-
-
-class ImageError(ValueError):
-    """A picture cannot be read; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -36,52 +32,29 @@ class Prediction:
     probability: float
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """The picture in RGB, turned upright as its EXIF orientation says.
-
-    Raises:
-        ImageError: If there is no such file or it is no picture that can be read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f'No image at {path}.')
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I;16'):  # Pillow would clip 16 bits at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert('RGB')
-    except UnidentifiedImageError as e:
-        raise ImageError(f'{path} is no image of a known format.') from e
-    # Damaged files raise almost anything, depending on the format.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as e:
-        reason = ' '.join(str(e).split()) or type(e).__name__
-        raise ImageError(f'{path} cannot be read as an image ({reason}).') from e
-
-
 def class_names(model: nn.Module) -> list[str]:
     """Name of every class of a model.
 
-    Its own label names (from the config.json of a folder or Hub page) with their descriptions if there are; else
-    ImageNet's by the number of classes; else 'class i'.
+    These are its own label names (from the config.json of a folder or Hub page), with their descriptions if it has
+    any; otherwise ImageNet's, by the number of classes; otherwise 'class i'.
     """
     cfg = getattr(model, 'pretrained_cfg', {})
-    count = model.num_classes
+    count: Any = model.num_classes
     names = cfg.get('label_names')
-    if isinstance(names, dict):  # by index, where indices have gaps; JSON turns them into strings
+    if isinstance(names, dict):  # by index if indices have gaps; JSON turns them into strings
         names = [names.get(str(i), names.get(i, f'class {i}')) for i in range(count)]
-    if names and len(names) == count:  # a model that got a new head keeps the cfg of the old one
+    if names and len(names) == count:  # a model with a new head keeps the cfg of the old one
         descriptions = cfg.get('label_descriptions') or {}
         return [str(descriptions.get(name, name)) for name in names]
     subset = infer_imagenet_subset(model) if count in LABEL_SETS else None
-    return ImageNetInfo(subset).label_descriptions() if subset else [f'class {i}' for i in range(count)]
+    return list(ImageNetInfo(subset).label_descriptions()) if subset else [f'class {i}' for i in range(count)]
 
 
 class Classifier:
     """A model with its preprocessing and class names.
 
     Args:
-        model: In eval mode, with a classifier, for RGB pictures.
+        model: In eval mode, with a classifier, for RGB images.
 
     Raises:
         ModelError: If the model has no classifier or does not take RGB.
@@ -93,14 +66,14 @@ class Classifier:
             raise ModelError('This model has no classifier (0 classes): it gives features only.')
         channels = getattr(model, 'in_chans', 3)
         if channels != 3:
-            raise ModelError(f'This model takes {channels} channels, pictures are read as RGB.')
+            raise ModelError(f'This model takes {channels} channels, but images are read as RGB.')
         self.model = model
         self.transform = create_transform(**data_config, is_training=False)
         self.names = class_names(model)
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, topk: int = 5) -> list[Prediction]:
-        """The `topk` most probable classes of an RGB picture, best first (fewer if the model has fewer)."""
+        """The `topk` most probable classes of an RGB image, best first (fewer if the model has fewer)."""
         parameter = next(self.model.parameters())
         batch = self.transform(image)[None].to(device=parameter.device, dtype=parameter.dtype)
         probabilities = self.model(batch)[0].float().softmax(dim=0)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import resolve_model_data_config
@@ -70,7 +70,7 @@ def _count(architecture: str, num_classes: int) -> Profile:
 
 
 def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Everything known of a model, for printing or as JSON.
+    """All known facts about a model, for printing or as JSON.
 
     Args:
         name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'.
@@ -78,18 +78,18 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
 
     Returns:
         'release' (None unless the name is that of a release), 'protocols', 'model' (parameters, MACs, the window of
-        every stage that has attention, and `_token_facts`, all at the real size) and 'preprocessing' (what timm's
-        `resolve_model_data_config` gives at the real size).
+        every stage that has attention, and `_token_facts`, all at the real size) and 'preprocessing' (timm's
+        `resolve_model_data_config` at the real size).
 
     Raises:
         ModelError: On an unknown name or an impossible size.
     """
     model = build_model(name, device='meta', **({'img_size': img_size} if img_size else {}))
-    # A folder or page may hold anyone's training: the accuracies of a release say nothing about it.
+    # A folder or page may hold anyone's weights: the accuracies of a release do not hold for them.
     release = find_release(name) if parse_model_name(name)[0] is None else None
     return dict(
         name=release.name if release else name,
-        architecture=model.pretrained_cfg['architecture'],
+        architecture=cast(Any, model).pretrained_cfg['architecture'],
         release=release and _release_facts(release),
         protocols=[_protocol_facts(p, p is release.protocol) for p in release.protocols] if release else [],
         measured=MEASURED_BY_OTHERS if release else None,
@@ -100,7 +100,7 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
 
 def _release_facts(release: Release) -> dict[str, Any]:
     facts = (
-        *('name', 'tag', 'url', 'download_page', 'file', 'file_doubt', 'by_hand', 'sha256', 'hf_hub_id'),
+        *('name', 'tag', 'url', 'download_page', 'file', 'file_doubt', 'manual_download', 'sha256', 'hf_hub_id'),
         *('num_classes', 'labels', 'training', 'origin_url', 'parent', 'datasets'),
     )
     imported = imported_path(release.name)
@@ -121,7 +121,7 @@ def _protocol_facts(protocol: Protocol, default: bool) -> dict[str, Any]:
 
 def _model_facts(model: nn.Module) -> dict[str, Any]:
     profile = profile_model(model)
-    cfg = model.pretrained_cfg
+    cfg = cast(Any, model).pretrained_cfg
     return dict(
         params=profile.params,
         gmacs=round(profile.macs / 1e9, 3),
@@ -137,11 +137,11 @@ def _model_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _windows(model: nn.Module) -> list[list[int] | None] | None:
-    """Window (h, w) of every stage, None for one without attention; None for a model without windows."""
+    """Window (h, w) of every stage, None for a stage without attention; None for a model without windows."""
     sizes = getattr(model, 'window_sizes', None)
     if sizes is None:
         return None
-    attends = [any(hasattr(block, 'attn') for block in stage.blocks) for stage in model.stages]
+    attends = [any(hasattr(block, 'attn') for block in stage.blocks) for stage in cast(Any, model).stages]
     return [list(size) if has else None for size, has in zip(sizes, attends, strict=True)]
 
 
@@ -154,14 +154,15 @@ POOLINGS = {
 }
 
 
-def _token_facts(model: nn.Module) -> dict[str, Any]:
-    """What no state dict shows of a model of tokens, by timm's names of a ViT's parts.
+def _token_facts(module: nn.Module) -> dict[str, Any]:
+    """Facts about a model of tokens that no state dict shows, under timm's names for the parts of a ViT.
 
     Returns:
         'heads' (number per block), 'prefix_tokens' (names in their order), 'patches' (grid of the patch tokens),
         'pooling' (in words) and 'blocks_run' (how many blocks the features went through). None for each in a model
         without tokens.
     """
+    model = cast(Any, module)
     if not hasattr(model, 'num_prefix_tokens'):
         return dict.fromkeys(('heads', 'prefix_tokens', 'patches', 'pooling', 'blocks_run'))
     heads = [block.attn.num_heads for block in model.blocks if hasattr(getattr(block, 'attn', None), 'num_heads')]
@@ -182,12 +183,13 @@ def _prefix_tokens(model: nn.Module) -> list[str]:
 
 
 def _pooling(model: nn.Module, whole: bool) -> str:
-    """In words; the final norm comes into it only where the features went through the whole model."""
+    """Pooling in words; with the final norm only where the features went through the whole model."""
 
     def runs(layer: str) -> bool:
         return not isinstance(getattr(model, layer, nn.Identity()), nn.Identity)
 
-    steps = [POOLINGS.get(model.global_pool, model.global_pool or 'none')]
+    pool = cast(Any, model).global_pool
+    steps = [POOLINGS.get(pool, pool or 'none')]
     if runs('conv1x1'):
         steps.insert(0, f'conv1x1 to {model.num_features} channels')
     if whole and runs('norm'):
@@ -201,7 +203,7 @@ def _pooling(model: nn.Module, whole: bool) -> str:
 
 
 def token_lines(model: dict[str, Any]) -> dict[str, str]:
-    """What `describe` found out about the tokens of a model, in words; empty for a model without tokens."""
+    """The facts of `describe` about the tokens of a model, in words; empty for a model without tokens."""
     if model['heads'] is None:
         return {}
     lines = {

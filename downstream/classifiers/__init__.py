@@ -1,1 +1,1 @@
-"""What learns from features: the classifiers of few-shot episodes and linear probes."""
+"""Classifiers on features: those of few-shot episodes and of linear probes."""

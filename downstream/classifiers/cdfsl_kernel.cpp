@@ -1,5 +1,5 @@
-// SGD of the CD-FSL classifier in its dual form, one episode after the other: an episode's products, factors and
-// velocities fit into the processor's cache, where PyTorch's operations over all episodes go through memory each step.
+// SGD of the CD-FSL classifier in its dual form, one episode at a time: an episode's products, factors and velocities
+// fit into the processor cache, while PyTorch's operations over all episodes go through memory in every step.
 // The arithmetic is that of `cdfsl._train_plain`, the shapes are those of `cdfsl._train`.
 
 #include <algorithm>
@@ -15,9 +15,9 @@ struct Settings {
 };
 
 constexpr int64_t ROWS = 4;    // images of a batch
-constexpr int64_t LANES = 16;  // the width of all rows is a multiple of it, so that loops over them have no rest
+constexpr int64_t LANES = 16;  // the width of all rows is a multiple of it, so loops over them have no remainder
 
-// Products of A rows of factors with four others: enough sums at a time that none waits for the one before.
+// Products of A rows of factors with four others: enough independent sums that none waits for the previous one.
 template <int A, typename T>
 void dots(const T* factors, const T* const* rows, int64_t M, T (*out)[ROWS]) {
     const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3], *a = factors, *b = factors + (A - 1) * M;
@@ -31,7 +31,7 @@ void dots(const T* factors, const T* const* rows, int64_t M, T (*out)[ROWS]) {
     if (A == 2) out[1][0] = b0, out[1][1] = b1, out[1][2] = b2, out[1][3] = b3;
 }
 
-// Over C classes, of four images at a time.
+// Over C classes, for four images at a time.
 template <typename T>
 void softmax(T (*z)[ROWS], int64_t C) {
     T largest[ROWS], sum[ROWS] = {0, 0, 0, 0};

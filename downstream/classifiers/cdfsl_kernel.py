@@ -1,4 +1,4 @@
-"""The steps of `cdfsl` as compiled code, where there is a C++ compiler; made once for each machine and kept."""
+"""The steps of `cdfsl` in C++, compiled once per machine and cached, if there is a compiler."""
 
 import ctypes
 import functools
@@ -14,23 +14,24 @@ from pathlib import Path
 
 import torch
 
-from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.files import home, new_file
+from tinyvit_zoo.common.text import reason
 
 __all__ = ['Settings', 'load']
 
 SOURCE = Path(__file__).with_suffix('.cpp')
 FLAGS = ('-std=c++17', '-O3', '-march=native', '-fopenmp-simd', '-fPIC', '-shared')
 COMPILERS = ('c++', 'g++', 'clang++')
-STARTS = ('model', 'flags', 'CPU', 'Features')  # of the lines of /proc/cpuinfo that tell processors apart
+CPU_FIELDS = ('model', 'flags', 'CPU', 'Features')  # beginnings of the lines of /proc/cpuinfo that identify a processor
 NAMES = {torch.float32: 'train_float32', torch.float64: 'train_float64'}
 _log = logging.getLogger(__name__)
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, 'Settings'], None]
-"""Takes products (E, N, M), orders (E, EPOCHS, N), factors (E, C, M), which it changes in place, and settings."""
+"""Takes products (E, N, M), orders (E, EPOCHS, N), factors (E, C, M) to change in place, and settings."""
 
 
 class Settings(ctypes.Structure):
-    """Of the optimizer and the loop, as the code in C++ reads them."""
+    """Settings of the optimizer and the loop in the layout of the C++ code."""
 
     _fields_ = (
         ('learning_rate', ctypes.c_double),
@@ -43,12 +44,12 @@ class Settings(ctypes.Structure):
 
 @functools.cache
 def load() -> Kernel | None:
-    """The compiled code, or None where it cannot be made; then one line of the log says why."""
+    """The compiled code, or None if it cannot be built; one log line then gives the reason."""
     try:
         library = ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError) as e:
-        reason = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()[0]
-        _log.warning('Few-shot is computed in PyTorch alone, which takes longer: %s', reason)
+        first, *_ = str(getattr(e, 'stderr', None) or e).strip().splitlines() or [reason(e)]
+        _log.warning('Few-shot is computed in PyTorch alone, which takes longer: %s', first)
         return None
     return functools.partial(_train, library)
 
@@ -61,7 +62,7 @@ def _train(
     E, C, M = factors.shape
     N = products.shape[1]
 
-    def part(start: int, stop: int) -> None:  # ctypes lets other threads run meanwhile
+    def part(start: int, stop: int) -> None:  # ctypes releases the GIL
         function(
             products[start].data_ptr(), orders[start].data_ptr(), stop - start, N, C, M, ctypes.addressof(settings),
             factors[start].data_ptr(),
@@ -77,12 +78,12 @@ def _train(
 
 
 def _built() -> Path:
-    """Path of the library, built if it is not there: of this source, compiler and processor."""
+    """Path of the library for this source, compiler and processor; built if it is missing."""
     compiler = os.environ.get('CXX') or next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError('there is no C++ compiler.')
     key = hashlib.sha256(repr((SOURCE.read_bytes(), compiler, FLAGS, _processor())).encode()).hexdigest()[:16]
-    path = _home() / 'kernels' / f'cdfsl-{key}.so'
+    path = home() / 'kernels' / f'cdfsl-{key}.so'
     if not path.exists():
         with new_file(path) as new:
             command = [compiler, *FLAGS, str(SOURCE), '-o', str(new)]
@@ -91,13 +92,7 @@ def _built() -> Path:
 
 
 def _processor() -> str:
-    """What a program for this very processor depends on: a home may be shared by machines."""
+    """A description of the processor that the code is compiled for: several machines may share a cache."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    return repr((platform.platform(), platform.processor(), sorted({x for x in lines if x.startswith(STARTS)})))
-
-
-def _home() -> Path:
-    """As for imported weights, see `tinyvit_zoo.checkpoints.imported_path`."""
-    home = os.environ.get('TINYVIT_ZOO_HOME')
-    return Path(home) if home else Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'tinyvit_zoo'
+    return repr((platform.platform(), platform.processor(), sorted({x for x in lines if x.startswith(CPU_FIELDS)})))

@@ -1,7 +1,7 @@
-"""Classifiers for few-shot episodes that are NOT the benchmark's own: for comparison, never instead of `cdfsl`.
+"""Classifiers for few-shot episodes other than the benchmark's own: for comparison with `cdfsl`, not in its place.
 
-Each takes features (N, D), rows of them as support (E, ways, shots) and query (E, ways, queries), and seeds (E,), which
-they have no use for, and gives logits (E, ways, queries, ways).
+Each takes features (N, D), their rows as support (E, ways, shots) and query (E, ways, queries), and seeds (E,), which
+it ignores, and returns logits (E, ways, queries, ways).
 """
 
 import numpy as np
@@ -12,25 +12,25 @@ from tinyvit_zoo.common.extras import needs_extra
 __all__ = ['logreg', 'prototype', 'ridge']
 
 RIDGE = 0.1
-"""Relative to the mean squared length of the centred features: theirs to choose, no paper's."""
+"""Penalty relative to the mean squared length of the centered features; our choice, not from a paper."""
 
 
 def prototype(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
     """Nearest class mean by squared Euclidean distance (Snell et al. 2017, "Prototypical networks")."""
     means, q = features[support].mean(dim=2), features[query].flatten(1, 2)
-    centre = means.mean(dim=1, keepdim=True)  # far from the origin nothing would be left of the differences
-    means, q = means - centre, q - centre
+    center = means.mean(dim=1, keepdim=True)  # far from the origin the differences would cancel out
+    means, q = means - center, q - center
     # |q - m|^2 without |q|^2, which all classes share
     products = q @ means.mT
     return (2 * products - means.square().sum(dim=-1)[:, None]).unflatten(1, query.shape[1:])
 
 
 def ridge(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
-    """Ridge regression onto -1 and 1 in closed form, with a constant that is not penalised."""
+    """Ridge regression onto -1 and 1 in closed form, with an unpenalized intercept."""
     E, ways, shots = support.shape
     x, q = features[support].flatten(1, 2), features[query].flatten(1, 2)
-    centre = x.mean(dim=1, keepdim=True)
-    x, q = x - centre, q - centre
+    center = x.mean(dim=1, keepdim=True)
+    x, q = x - center, q - center
     gram = x @ x.mT
     penalty = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
     target = 2 * torch.eye(ways, dtype=x.dtype, device=x.device).repeat_interleave(shots, dim=0) - 1
@@ -40,7 +40,7 @@ def ridge(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds:
 
 
 def logreg(features: torch.Tensor, support: np.ndarray, query: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
-    """scikit-learn's logistic regression with its own penalty (C=1), one episode after the other."""
+    """scikit-learn's logistic regression with its default penalty (C=1), one episode at a time."""
     with needs_extra('eval'):
         from sklearn.linear_model import LogisticRegression
 

@@ -1,9 +1,9 @@
-"""Many linear classifiers trained at once, each as it would be alone.
+"""Many linear classifiers trained at once, with the same result as each one alone.
 
-Heads that read the same layer share one matrix product, forwards and backwards, whatever their learning rates and
-weight decays. A head that diverges disturbs no other: no number of one head enters those of another.
+Heads on the same layer share one matrix product in the forward and backward pass, whatever their learning rates and
+weight decays. A head that diverges does not affect others: no value of one head enters another.
 
-Shape legend: `B` images of a batch, `H` heads on a layer, `K` classes, `D` width of the layer.
+Shape legend: `B` batch, `H` heads on a layer, `K` classes, `D` width of the layer.
 """
 
 import math
@@ -24,7 +24,7 @@ LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 @dataclass(frozen=True)
 class Setting:
-    """What tells one head from another: its learning rate is for a batch of 256."""
+    """The settings of a head; the learning rate is for a batch of 256."""
 
     lr: float
     weight_decay: float
@@ -35,16 +35,16 @@ def grid(lrs: Iterable[float], weight_decays: Iterable[float], layers: Iterable[
     """Every combination once: by layer, then weight decay, then learning rate.
 
     Raises:
-        EvaluationError: If there is none, or a learning rate or weight decay makes no sense.
+        EvaluationError: If there is no combination, or a learning rate or weight decay is out of range.
     """
     lrs, weight_decays = list(dict.fromkeys(lrs)), list(dict.fromkeys(weight_decays))
     settings = tuple(Setting(lr, wd, layer) for layer in dict.fromkeys(layers) for wd in weight_decays for lr in lrs)
     if not settings:
-        raise EvaluationError('There is no head to train: give a learning rate, a weight decay and a layer or more.')
+        raise EvaluationError('There is no head to train: give at least one learning rate, weight decay and layer.')
     for name, values, lowest in (('learning rate', lrs, 'above 0'), ('weight decay', weight_decays, '0 or above')):
         for value in values:
             if not (math.isfinite(value) and (value > 0 or (value == 0 and lowest != 'above 0'))):
-                raise EvaluationError(f'A {name} of {value:g} makes no sense: give numbers {lowest}.')
+                raise EvaluationError(f'The {name} is {value:g}: give numbers {lowest}.')
     return settings
 
 
@@ -52,7 +52,7 @@ def grid(lrs: Iterable[float], weight_decays: Iterable[float], layers: Iterable[
 class _Group:
     """The heads on one layer: `weight` and its momentum (H, K, D), `bias` and its momentum (H, K)."""
 
-    where: list[int]  # places of its heads among all settings
+    where: list[int]  # indices of its heads among all settings
     lr: torch.Tensor  # (H,), for a batch of 256
     weight_decay: torch.Tensor  # (H,)
     weight: torch.Tensor
@@ -67,16 +67,17 @@ class _Group:
 
 
 class LinearHeads:
-    """Linear classifiers under SGD with momentum, as MoCo v3 trains its probe (main_lincls.py).
+    """Linear classifiers under SGD with momentum, as in MoCo v3's probe (main_lincls.py).
 
-    Weights start from N(0, .01), biases from 0. All heads on a layer start alike, as runs with the same seed do.
+    Initial weights are drawn from N(0, .01), biases are 0. All heads on a layer have the same initial values, like runs
+    with the same seed.
 
     Args:
         settings: One for each head.
         widths: Width `D` of each layer.
         num_classes: `K`.
-        seed: Of the start weights.
-        device: Where they are.
+        seed: Of the initial weights.
+        device: Of the heads.
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class LinearHeads:
         for layer in dict.fromkeys(s.layer for s in settings):
             where = [i for i, s in enumerate(settings) if s.layer == layer]
             generator = torch.Generator().manual_seed(seed)
-            start = torch.empty(num_classes, widths[layer]).normal_(0, INIT_STD, generator=generator)
-            weight = start.expand(len(where), -1, -1).contiguous().to(device)
+            initial = torch.empty(num_classes, widths[layer]).normal_(0, INIT_STD, generator=generator)
+            weight = initial.expand(len(where), -1, -1).contiguous().to(device)
             bias = weight.new_zeros(weight.shape[:2])
             self._groups[layer] = _Group(
                 where,
@@ -109,13 +110,13 @@ class LinearHeads:
     def step(
         self, features: Mapping[str, torch.Tensor], targets: torch.Tensor, batch_size: int, lr_factor: float
     ) -> None:
-        """One step of every head down the mean cross-entropy of a batch.
+        """One step of every head on the mean cross-entropy of a batch.
 
         Args:
-            features: (B, D) of each layer, float32; in a group of processes this one's part of the batch.
+            features: (B, D) of each layer, float32; with several processes, this one's part of the batch.
             targets: (B,) int64.
             batch_size: Images in the whole batch, over all processes.
-            lr_factor: What the schedule makes of every learning rate, times (nominal batch size) / 256.
+            lr_factor: The schedule's factor for every learning rate, times (nominal batch size) / 256.
         """
         for layer, group in self._groups.items():
             x = features[layer].float()
@@ -140,7 +141,7 @@ class LinearHeads:
     def score(self, features: Mapping[str, torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Accuracy in % and mean cross-entropy of every head, both (number of heads,) float64.
 
-        Of a head whose numbers are not finite any more both are NaN.
+        Both are NaN for a head whose values are no longer finite.
         """
         right = torch.zeros(len(self.settings), dtype=torch.float64)
         loss = torch.zeros_like(right)
@@ -163,15 +164,15 @@ class LinearHeads:
         return group.weight[place].to('cpu', copy=True), group.bias[place].to('cpu', copy=True)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights and momenta by name; the tensors themselves, not copies."""
+        """Weights and momentum by name; the tensors themselves, not copies."""
         names = ('weight', 'bias', 'weight_momentum', 'bias_momentum')
         return {f'{layer}.{name}': getattr(group, name) for layer, group in self._groups.items() for name in names}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take weights and momenta over.
+        """Load weights and momentum.
 
         Raises:
-            KeyError, RuntimeError: If they are those of other heads.
+            KeyError, RuntimeError: If they belong to other heads.
         """
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
@@ -180,7 +181,7 @@ class LinearHeads:
 def _descend(
     value: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor, group: _Group, lr_factor: float
 ) -> None:
-    """torch.optim.SGD, with a learning rate and weight decay for each row of `value`."""
+    """torch.optim.SGD with its own learning rate and weight decay for each row of `value`."""
     shape = (-1,) + (1,) * (value.ndim - 1)
     gradient.addcmul_(value, group.weight_decay.view(shape))
     momentum.mul_(MOMENTUM).add_(gradient)

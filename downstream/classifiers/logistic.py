@@ -1,13 +1,13 @@
-"""Multinomial logistic regression for many penalties, each fit starting where the last two point to.
+"""Multinomial logistic regression for many penalties, each fit started from an extrapolation of the last two.
 
 The problem is scikit-learn's `LogisticRegression(C)`: C * (sum of cross-entropies) + (sum of squared weights) / 2, with
-a bias that is not penalised; for two classes, where it has one vector of weights, the penalty is on the difference of
-ours. DINOv2 (eval/log_regression.py) solves it for 45 C one by one, from zero each.
+an unpenalized bias; for two classes, where it has one weight vector, the penalty is on the difference of our two.
+DINOv2 (eval/log_regression.py) solves it for 45 values of C separately, each from zero.
 
-Here the features are turned into the eigenbasis of their Gram matrix once. There the Hessian is nearly diagonal for
-every C (Böhning 1992 bounds it by such a matrix), so limited-memory BFGS starts from a good guess of it; its memory of
-the cross-entropy's curvature holds for every C, too. As logits are linear in the weights, a step needs two products
-with the features however often its length is tried.
+Here the features are rotated into the eigenbasis of their Gram matrix once. In it the Hessian is nearly diagonal for
+every C (Böhning 1992 bounds it by such a matrix), so limited-memory BFGS starts from a good estimate of it; its memory
+of the cross-entropy's curvature is valid for every C, too. As logits are linear in the weights, a step takes two
+products with the features, however many lengths the line search tries.
 
 Shape legend: `N` images, `D` width, `K` classes.
 """
@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +30,13 @@ from .ridge import gram
 __all__ = ['CS', 'Fit', 'LogisticResult', 'logistic_path', 'probe']
 
 CS = tuple(float(c) for c in np.logspace(-6, 5, 45))
-"""The C that DINOv2 tries."""
+"""DINOv2's values of C."""
 
 TOLERANCE = 0.0005
 MAX_ITERATIONS = 1000  # as DINOv2
-MEMORY = 20  # steps that tell of the curvature
-TRIES = 12  # lengths of a step
-PRECISION = 1e-6  # of a value, relative
+MEMORY = 20  # steps from which the curvature is estimated
+TRIES = 12  # step lengths of the line search
+PRECISION = 1e-6  # of a function value, relative
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Fit:
         C: Inverse of the penalty.
         weight: (K, D) float32.
         bias: (K,) float32.
-        iterations: Steps from the start that the smaller C gave.
+        iterations: Steps from the initial weights that the smaller C gave.
         converged: Whether the next step would have moved the logits by less than the tolerance.
     """
 
@@ -77,36 +78,36 @@ def logistic_path(
         features: (N, D) float; a copy in float32 is made.
         labels: (N,) int64, from 0.
         cs: Above 0.
-        num_classes: Default: one more than the largest label.
-        tolerance: A fit is done when its next step would move the logits by less than this share of their root mean
+        num_classes: Default: the largest label plus one.
+        tolerance: A fit ends when its next step would move the logits by less than this share of their root mean
             square. Predictions depend on ratios of logits only.
-        device: Where to compute.
+        device: Of the computation.
         progress: Show a bar.
 
     Returns:
-        One fit for each C, in the order given.
+        One fit for each C, in the order of `cs`.
 
     Raises:
         EvaluationError: If features, labels or a C cannot be used.
     """
     num_classes = check_features(features, labels, num_classes)
-    cs = _checked(cs)
+    checked = _checked(cs)
     solver = _Solver(_Basis.of(features), features, labels, num_classes, tolerance, device)
-    share = 0.5 if num_classes == 2 else 1.0  # the squares of w and -w are half of that of their difference
-    with tqdm(sorted(set(cs)), desc='C', disable=None if progress else True) as bar:
+    share = 0.5 if num_classes == 2 else 1.0  # the squares of w and -w sum to half the square of their difference
+    with tqdm(sorted(set(checked)), desc='C', disable=None if progress else True) as bar:
         fits = {C: replace(solver.fit(share * C), C=C) for C in bar}
-    return [fits[C] for C in cs]
+    return [fits[C] for C in checked]
 
 
 def _checked(cs: Sequence[float]) -> list[float]:
     if not len(cs) or not all(math.isfinite(C) and C > 0 for C in cs):
-        raise EvaluationError('Give one C or more, all of them above 0.')
+        raise EvaluationError('Give at least one C, all of them above 0.')
     return [float(C) for C in cs]
 
 
 @dataclass(frozen=True)
 class _Basis:
-    """Eigenvectors (D, D) of the centred Gram matrix, its eigenvalues (D,) per image, and the features' mean (D,)."""
+    """Eigenvectors (D, D) of the centered Gram matrix, its eigenvalues (D,) per image, and the features' mean (D,)."""
 
     vectors: np.ndarray
     spectrum: np.ndarray
@@ -120,7 +121,7 @@ class _Basis:
 
 
 class _Solver:
-    """The fits of one set of images; each starts from the one before."""
+    """Fits on one set of images, each started from the one before."""
 
     def __init__(
         self,
@@ -136,11 +137,12 @@ class _Solver:
         self.x = (x - x.new_tensor(basis.mean)) @ x.new_tensor(basis.vectors)
         self.targets = torch.from_numpy(labels).to(device)
         self.rows = torch.arange(len(x), device=device)
-        # Of each row of `w`: the weights in the eigenbasis, then the bias.
+        # One value per row of `w`: the weights in the eigenbasis, then the bias.
         self.spectrum = x.new_tensor([*basis.spectrum, 1.0])[:, None]
-        self.penalised = x.new_tensor([1.0] * x.shape[1] + [0.0])[:, None]
+        self.penalized = x.new_tensor([1.0] * x.shape[1] + [0.0])[:, None]
         self.w = x.new_zeros(x.shape[1] + 1, num_classes)
-        self.before: tuple[float, torch.Tensor, torch.Tensor] | None = None  # last C, its `w` and logits
+        self.C: float | None = None  # of the last fit
+        self.before: tuple[float, torch.Tensor, torch.Tensor] | None = None  # C, `w` and logits of the fit before it
         self.logits = x.new_zeros(len(x), num_classes)
         self.loss, self.residual = self.measure(self.logits)
         self.memory: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=MEMORY)
@@ -148,8 +150,7 @@ class _Solver:
     def measure(self, logits: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Sum of cross-entropies, and probabilities minus one-hot targets (N, K).
 
-        Without a difference of nearly equal numbers where an image is classified well: for a large C nothing else is
-        left.
+        It avoids differences of nearly equal numbers for well-classified images: with a large C nothing else is left.
         """
         residual = logits - logits.amax(dim=1, keepdim=True)
         gap = residual[self.rows, self.targets]
@@ -163,48 +164,50 @@ class _Solver:
         return loss.sum(dtype=torch.float64).item(), residual
 
     def gradient(self, residual: torch.Tensor) -> torch.Tensor:
-        """Of the cross-entropy, in `w`."""
+        """Gradient of the cross-entropy with respect to `w`."""
         return torch.cat([self.x.T @ residual, residual.sum(dim=0, keepdim=True)])
 
     def penalty(self, w: torch.Tensor, C: float) -> float:
-        return (self.penalised * w * w).sum(dtype=torch.float64).item() / (2 * C)
+        """Sum of the penalized squares of `w` over 2 C."""
+        return (self.penalized * w * w).sum(dtype=torch.float64).item() / (2 * C)
 
     def spread(self, w: torch.Tensor) -> float:
-        """Root mean square of the logits (over images and classes) that `w` makes; without a product."""
+        """Root mean square of the logits of `w` over images and classes, without a product with the features."""
         return (self.spectrum * w * w).sum().div(w.shape[1]).sqrt().item()
 
     def extrapolate(self, C: float) -> None:
-        """Start where the last two fits point to on a scale of log C, if that is better than the last one."""
+        """Extrapolate the last two fits on a scale of log C, and start there if it is better than the last fit."""
         w, logits = self.w, self.logits
-        if self.before is not None:
+        if self.before is not None and self.C is not None:
             last, w_before, logits_before = self.before
             ratio = math.log(C / self.C) / math.log(self.C / last)
             w_new, logits_new = w + ratio * (w - w_before), logits + ratio * (logits - logits_before)
             loss, residual = self.measure(logits_new)
             if loss + self.penalty(w_new, C) < self.loss + self.penalty(w, C):
                 self.w, self.logits, self.loss, self.residual = w_new, logits_new, loss, residual
-        if hasattr(self, 'C'):
+        if self.C is not None:
             self.before = self.C, w, logits
         self.C = C
 
     def fit(self, C: float) -> Fit:
+        """Minimize for one C."""
         self.extrapolate(C)
         gradient = self.gradient(self.residual)
-        # Mean of p (1 - p) by class: what the curvature of the cross-entropy is, times the spectrum, on average.
+        # Mean of p (1 - p) by class: times the spectrum, the average curvature of the cross-entropy.
         curvature = (self.residual.abs() * (1 - self.residual.abs())).mean(dim=0)
         guess = len(self.x) * self.spectrum * curvature
-        guess = guess.clamp_min(1e-8 * guess.max()) + self.penalised / C
+        guess = guess.clamp_min(1e-8 * guess.max()) + self.penalized / C
         iterations, converged = 0, False
         while iterations < MAX_ITERATIONS:
-            total = gradient + self.penalised * self.w / C
+            total = gradient + self.penalized * self.w / C
             direction = self.direction(total, guess, C)
-            converged = self.spread(direction) <= self.tolerance * self.spread(self.penalised * self.w)
+            converged = self.spread(direction) <= self.tolerance * self.spread(self.penalized * self.w)
             if converged:
                 break
             new_gradient = self.step(direction, (direction * total).sum().item(), gradient, C)
             if new_gradient is None:
                 if not self.memory:
-                    break  # float32 has no lower value here
+                    break  # float32 resolves no lower value
                 self.memory.clear()
                 continue
             gradient = new_gradient
@@ -214,8 +217,8 @@ class _Solver:
         return Fit(C, weight.T.astype(np.float32), bias.astype(np.float32), iterations, converged)
 
     def direction(self, total: torch.Tensor, guess: torch.Tensor, C: float) -> torch.Tensor:
-        """Limited-memory BFGS (Nocedal and Wright, algorithm 7.4), from `guess` of the Hessian's diagonal."""
-        pairs = [(s, y + self.penalised * s / C) for s, y in self.memory]
+        """Limited-memory BFGS (Nocedal and Wright, algorithm 7.4); `guess` estimates the Hessian's diagonal."""
+        pairs = [(s, y + self.penalized * s / C) for s, y in self.memory]
         rho = [1 / (s * y).sum() for s, y in pairs]
         q, alphas = total.clone(), []
         for (s, y), r in zip(reversed(pairs), reversed(rho), strict=True):
@@ -227,10 +230,10 @@ class _Solver:
             q *= (s * y).sum() / (y * y / guess).sum()
         for (s, y), r, alpha in zip(pairs, rho, reversed(alphas), strict=True):
             q += s * (alpha - r * (y * q).sum())
-        return q.mean(dim=1, keepdim=True) - q  # what all classes share changes no probability
+        return q.mean(dim=1, keepdim=True) - q  # a part common to all classes changes no probability
 
     def step(self, direction: torch.Tensor, slope: float, gradient: torch.Tensor, C: float) -> torch.Tensor | None:
-        """Go along a direction until the value is lower; the new gradient of the cross-entropy, None if it never is."""
+        """Line search; the new gradient of the cross-entropy, or None if no tried length lowers the function."""
         change = torch.addmm(direction[-1], self.x, direction[:-1])
         value, length = self.loss + self.penalty(self.w, C), 1.0
         for _ in range(TRIES if slope < 0 else 0):
@@ -238,8 +241,8 @@ class _Solver:
             loss, residual = self.measure(logits)
             difference = loss + self.penalty(w, C) - value
             accepted = difference < 1e-4 * length * slope
-            if not accepted and abs(difference) < PRECISION * value:  # too little to tell by values
-                new_slope = (residual * change).sum() + (self.penalised * w * direction).sum() / C
+            if not accepted and abs(difference) < PRECISION * value:  # too small to judge by values
+                new_slope = (residual * change).sum() + (self.penalized * w * direction).sum() / C
                 accepted = new_slope.abs().item() < -0.9 * slope
             if accepted:
                 new_gradient = self.gradient(residual)
@@ -257,12 +260,12 @@ class LogisticResult:
     """A logistic probe.
 
     Attributes:
-        cs: The C that were tried.
+        cs: The tried values of C.
         held_out: Accuracy in % on the held-out images at every C.
         iterations: Steps of every fit.
-        converged: By fit.
-        chosen: Place of the chosen C: the most accurate one, of equal ones the smallest.
-        test: Accuracy in % on the test images, at the chosen C after a fit on training and held-out images.
+        converged: Whether each fit converged.
+        chosen: Index of the chosen C: the most accurate one, the smallest of equal ones.
+        test: Accuracy in % on the test images with the chosen C, after a fit on training and held-out images.
         predictions: (number of test images,) int64.
         fit: On training and held-out images.
     """
@@ -295,29 +298,29 @@ def probe(
     Args:
         features: (N, D) float, of the training images.
         labels: (N,) int64.
-        held_features: Of the images that choose.
+        held_features: Of the held-out images.
         held_labels: int64.
         test_features: Of the test images.
         test_labels: int64.
         cs: See `logistic_path`.
-        num_classes: Default: one more than the largest label of the training images.
-        device: Where to compute.
+        num_classes: Default: the largest label of the training images plus one.
+        device: Of the computation.
         progress: Show a bar.
 
     Raises:
         EvaluationError: If features, labels or a C cannot be used.
     """
     num_classes = check_parts(features, labels, held_features, held_labels, test_features, test_labels, num_classes)
-    cs = sorted(set(_checked(cs)))
-    options = dict(num_classes=num_classes, device=device)
-    fits = logistic_path(features, labels, cs, progress=progress, **options)
+    tried = sorted(set(_checked(cs)))
+    options: dict[str, Any] = dict(num_classes=num_classes, device=device)
+    fits = logistic_path(features, labels, tried, progress=progress, **options)
     accuracies = [100 * float((fit.predict(held_features) == held_labels).mean()) for fit in fits]
     chosen = int(np.argmax(accuracies))
     both = np.concatenate([features, held_features]), np.concatenate([labels, held_labels])
-    last = logistic_path(*both, [cs[chosen]], progress=False, **options)[0]
+    last = logistic_path(*both, [tried[chosen]], progress=False, **options)[0]
     predictions = last.predict(test_features)
     return LogisticResult(
-        cs=tuple(cs),
+        cs=tuple(tried),
         held_out=tuple(accuracies),
         iterations=tuple(fit.iterations for fit in fits),
         converged=tuple(fit.converged for fit in fits),

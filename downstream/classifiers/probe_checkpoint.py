@@ -1,4 +1,4 @@
-"""Where a linear probe that was killed goes on."""
+"""Checkpoints from which a killed linear probe is resumed."""
 
 import pickle
 from collections.abc import Mapping
@@ -9,34 +9,34 @@ import torch
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.hashes import json_hash
 from tinyvit_zoo.common.processes import Processes
 
-from ..features.cache import key_of
 from .linear_heads import LinearHeads
 
 __all__ = ['Checkpoint']
 
 
 class Checkpoint:
-    """Heads, momenta and scores after an epoch, in a file that appears whole or not at all.
+    """Heads, momentum and scores after an epoch, in a file that is written whole or not at all.
 
-    Order, crops and start weights follow from the seed and the epoch, so there is no state of a generator to keep.
+    Order, crops and initial weights follow from the seed and the epoch, so no state of a generator is saved.
 
     Args:
-        path: The file.
-        run: All that the numbers depend on, as plain values. A file of another run is refused.
+        path: Of the file.
+        run: Everything that the results depend on, as JSON values. A file of another run is refused.
     """
 
     def __init__(self, path: str | Path, run: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.key = key_of(dict(run))
+        self.key = json_hash(run)
         self.processes = Processes()
 
     def load(self, heads: LinearHeads) -> list[torch.Tensor]:
-        """Put the heads where the file left them.
+        """Restore the heads from the file.
 
         Returns:
-            Accuracy and loss (2, H) after every epoch so far; nothing if there is no file.
+            Accuracy and loss (2, H) after every epoch so far; an empty list if there is no file.
 
         Raises:
             EvaluationError: If the file is of another run, or damaged.
@@ -50,7 +50,7 @@ class Checkpoint:
         return list(state['history'])
 
     def _read(self) -> tuple[dict[str, Any] | None, str | None]:
-        """Contents and what is wrong with them: every process must come to hear of it."""
+        """The content, and what is wrong with it: an error must reach every process."""
         if not self.path.exists():
             return None, None
         try:

@@ -1,7 +1,7 @@
 """Ridge regression onto one-hot targets for many penalties from one eigendecomposition.
 
-As in big_vision's few-shot evaluator (`fewshot_lsr`), a change of the penalty costs two thin products and no new
-decomposition. The intercept is not penalised here, so scikit-learn's `Ridge(alpha)` gives the same numbers.
+As in big_vision's few-shot evaluator (`fewshot_lsr`), another penalty costs two thin products and no new
+decomposition. The intercept is not penalized here, so scikit-learn's `Ridge(alpha)` gives the same results.
 
 Shape legend: `N` images, `D` width, `K` classes, `L` penalties.
 """
@@ -17,7 +17,7 @@ from tinyvit_zoo.data.split import check_features, check_parts
 __all__ = ['RidgePath', 'RidgeResult', 'default_penalties', 'gram', 'probe', 'ridge_path']
 
 ROWS_AT_ONCE = 4096
-LOW, HIGH = -1.0, 1.0  # targets of the wrong classes and of the right one, as in big_vision
+LOW, HIGH = -1.0, 1.0  # targets of the wrong classes and of the true one, as in big_vision
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class RidgePath:
 
     Attributes:
         penalties: (L,) float64.
-        basis: (D, R), R = min(N, D) directions of the features, float64.
-        spectrum: (R,) eigenvalues of the centred Gram matrix, float64.
-        targets: (R, K) the targets in that basis, float64.
+        basis: (D, R) float64, R = min(N, D) directions of the features.
+        spectrum: (R,) float64, eigenvalues of the centered Gram matrix.
+        targets: (R, K) float64, the targets in that basis.
         mean: (D,) of the features, float64.
         mean_target: (K,) float64.
     """
@@ -62,23 +62,23 @@ class RidgePath:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Sums over images, in float64: they add up over parts of a data set."""
+    """Sums over images in float64; those of parts of a data set add up."""
 
-    gram: np.ndarray  # (D, D) of features from `origin`
-    total: np.ndarray  # (D,) of features from `origin`
+    gram: np.ndarray  # (D, D) of features minus `origin`
+    total: np.ndarray  # (D,) of features minus `origin`
     by_class: np.ndarray  # (K, D) the same by class
     counts: np.ndarray  # (K,)
-    origin: np.ndarray  # (D,) a point near the mean, so that little is lost in the differences
+    origin: np.ndarray  # (D,) a point near the mean, so that differences lose little precision
 
     def __add__(self, other: '_Moments') -> '_Moments':
-        sums = (getattr(self, name) + getattr(other, name) for name in ('gram', 'total', 'by_class', 'counts'))
-        return _Moments(*sums, self.origin)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ('gram', 'total', 'by_class', 'counts')}
+        return _Moments(**sums, origin=self.origin)
 
     def path(self, penalties: np.ndarray) -> RidgePath:
         N = self.counts.sum()
         mean = self.total / N
         spectrum, basis = np.linalg.eigh(self.gram - N * np.outer(mean, mean))
-        # One-hot targets minus their mean, times centred features.
+        # One-hot targets minus their mean, times centered features.
         products = (HIGH - LOW) * (self.by_class - np.outer(self.counts, mean))
         return RidgePath(
             penalties, basis, spectrum.clip(0), basis.T @ products.T, mean + self.origin, _mean_target(self.counts)
@@ -94,26 +94,26 @@ def ridge_path(
         features: (N, D) float.
         labels: (N,) int64, from 0.
         penalties: Of the squared weights, above 0, on the scale of scikit-learn's `alpha`.
-        num_classes: Default: one more than the largest label.
+        num_classes: Default: the largest label plus one.
 
     Returns:
-        The classifiers; through the Gram matrix of features (D, D) or of images (N, N), whichever is smaller.
+        The classifiers, computed from the Gram matrix of features (D, D) or of images (N, N), whichever is smaller.
 
     Raises:
         EvaluationError: If features or labels cannot be used, or a penalty is not above 0.
     """
-    penalties = _checked(penalties)
+    checked = _checked(penalties)
     num_classes = check_features(features, labels, num_classes)
     if len(features) < features.shape[1]:
-        return _dual(features, labels, num_classes, penalties)
-    return _moments(features, labels, num_classes, _origin(features)).path(penalties)
+        return _dual(features, labels, num_classes, checked)
+    return _moments(features, labels, num_classes, _origin(features)).path(checked)
 
 
-def _checked(penalties: Sequence[float]) -> np.ndarray:
-    penalties = np.asarray(penalties, dtype=np.float64)
-    if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties) & (penalties > 0)).all():
-        raise EvaluationError('Give one penalty or more, all of them above 0.')
-    return penalties
+def _checked(penalties: Sequence[float] | np.ndarray) -> np.ndarray:
+    checked = np.asarray(penalties, dtype=np.float64)
+    if checked.ndim != 1 or not len(checked) or not (np.isfinite(checked) & (checked > 0)).all():
+        raise EvaluationError('Give at least one penalty, all of them above 0.')
+    return checked
 
 
 def _mean_target(counts: np.ndarray) -> np.ndarray:
@@ -125,11 +125,11 @@ def _origin(features: np.ndarray) -> np.ndarray:
 
 
 def gram(features: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Sum of outer products (D, D) float64 of features (N, D) from a point (D,), without a copy of them in float64."""
+    """Gram matrix (D, D) float64 of features (N, D) minus a point (D,), without copying all of them to float64."""
     total = np.zeros((features.shape[1],) * 2)
     for start in range(0, len(features), ROWS_AT_ONCE):
         x = features[start : start + ROWS_AT_ONCE] - origin  # float64
-        total += x.T @ x  # numpy computes half of it, as it sees the symmetry
+        total += x.T @ x  # NumPy recognizes the symmetry and computes half of it
     return total
 
 
@@ -153,15 +153,15 @@ def _dual(features: np.ndarray, labels: np.ndarray, num_classes: int, penalties:
 
 
 def default_penalties(features: np.ndarray) -> np.ndarray:
-    """23 penalties (float64), from 1e-6 to 1e5 times the mean eigenvalue of the centred Gram matrix of features (N, D).
+    """23 penalties (float64), from 1e-6 to 1e5 times the mean eigenvalue of the centered Gram matrix of (N, D).
 
-    So the same grid fits features of any scale and any number of images.
+    This makes the same grid suitable for features of any scale and any number of images.
 
     Raises:
         EvaluationError: If all images have the same features.
     """
     if not np.ptp(features, axis=0).any():
-        raise EvaluationError('All images have the same features: look at the weights of the model and at the layer.')
+        raise EvaluationError('All images have the same features: check the weights of the model and the layer.')
     return features.var(axis=0, dtype=np.float64).sum() * len(features) / features.shape[1] * np.logspace(-6, 5, 23)
 
 
@@ -171,9 +171,9 @@ class RidgeResult:
 
     Attributes:
         penalties: (L,) float64.
-        held_out: Accuracy in % on the held-out images at every penalty, (L,).
-        chosen: Place of the chosen penalty: the most accurate one, of equal ones the largest.
-        test: Accuracy in % on the test images, at the chosen penalty after a fit on training and held-out images.
+        held_out: (L,) accuracy in % on the held-out images at every penalty.
+        chosen: Index of the chosen penalty: the most accurate one, the largest of equal ones.
+        test: Accuracy in % on the test images with the chosen penalty, after a fit on training and held-out images.
         predictions: (number of test images,) int64.
         weight: (K, D) float32 of the chosen classifier.
         bias: (K,) float32.
@@ -204,31 +204,31 @@ def probe(
     Args:
         features: (N, D) float, of the training images.
         labels: (N,) int64.
-        held_features: Of the images that choose.
+        held_features: Of the held-out images.
         held_labels: int64.
         test_features: Of the test images.
         test_labels: int64.
         penalties: See `ridge_path`; None for `default_penalties`.
-        num_classes: Default: one more than the largest label of the training images.
+        num_classes: Default: the largest label of the training images plus one.
 
     Raises:
-        EvaluationError: If features, labels or penalties cannot be used, or see `default_penalties`.
+        EvaluationError: If features, labels or penalties cannot be used, or as in `default_penalties`.
     """
     num_classes = check_parts(features, labels, held_features, held_labels, test_features, test_labels, num_classes)
-    penalties = default_penalties(features) if penalties is None else _checked(penalties)
+    tried = default_penalties(features) if penalties is None else _checked(penalties)
     primal = len(features) >= features.shape[1]
     origin = _origin(features)
     moments = _moments(features, labels, num_classes, origin) if primal else None
-    path = moments.path(penalties) if primal else _dual(features, labels, num_classes, penalties)
+    path = moments.path(tried) if moments else _dual(features, labels, num_classes, tried)
     accuracies = path.accuracies(held_features, held_labels)
     best = np.flatnonzero(accuracies == accuracies.max())
-    chosen = int(best[penalties[best].argmax()])
-    if primal:  # sums add up
-        final = (moments + _moments(held_features, held_labels, num_classes, origin)).path(penalties[[chosen]])
+    chosen = int(best[tried[best].argmax()])
+    if moments:  # sums add up
+        final = (moments + _moments(held_features, held_labels, num_classes, origin)).path(tried[[chosen]])
     else:
         both = np.concatenate([features, held_features]), np.concatenate([labels, held_labels])
-        final = ridge_path(*both, penalties[[chosen]], num_classes)
+        final = ridge_path(both[0], both[1], tried[[chosen]].tolist(), num_classes)
     weight, bias = final.weight(0).T.astype(np.float32), final.bias(0).astype(np.float32)
     predictions = (test_features.astype(np.float32, copy=False) @ weight.T + bias).argmax(axis=1)
     test = 100 * float((predictions == test_labels).mean())
-    return RidgeResult(penalties, accuracies, chosen, test, predictions, weight, bias)
+    return RidgeResult(tried, accuracies, chosen, test, predictions, weight, bias)

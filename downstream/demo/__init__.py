@@ -1,4 +1,4 @@
-"""The demo: what the package does, shown on real images that installed packages carry."""
+"""The demo: the package at work on real images that come with scikit-learn and scikit-image."""
 
 from tinyvit_zoo.common.extras import needs_extra
 

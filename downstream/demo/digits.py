@@ -1,7 +1,7 @@
-"""The demo's pictures, all of them real and all of them in scikit-learn: handwritten digits, and crops of two photos.
+"""The demo's images, real ones from scikit-learn: handwritten digits, and crops of two photos.
 
-Digits: those of the data set `digits`, split as it is: what other evaluators call its test images is held out here too.
-Photos: china.jpg and flower.jpg. Training crops are of the lower half of a photo, held-out crops of the upper half.
+Digits: those of the data set `digits` with its split, so the test images of other evaluators are held out here, too.
+Photos: china.jpg and flower.jpg. Training crops are from the lower half of a photo, held-out crops from the upper half.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from sklearn.datasets import load_sample_images
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.offline import DIGIT_SIZE, digits
 
-__all__ = ['CLASSES', 'NUM_DIGITS', 'PHOTOS', 'SIZE', 'Pictures', 'load_photos', 'load_pictures']
+__all__ = ['CLASSES', 'NUM_DIGITS', 'PHOTOS', 'SIZE', 'DemoImages', 'load_images', 'load_photos']
 
-SIZE = DIGIT_SIZE  # the smallest picture that TinyViT takes
+SIZE = DIGIT_SIZE  # pixels per side; the smallest image that TinyViT takes
 PHOTOS = ('china', 'flower')
 CLASSES = (*(str(i) for i in range(10)), *PHOTOS)
 NUM_DIGITS = 10
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures of SIZE x SIZE, and the index of each one's class in CLASSES."""
+class DemoImages:
+    """Images of SIZE x SIZE, and the index of each one's class in CLASSES."""
 
     images: list[Image.Image]
     targets: torch.Tensor
@@ -34,7 +34,7 @@ class Pictures:
 
     @property
     def is_digit(self) -> torch.Tensor:
-        """Boolean mask of the digits; the others are crops of photos."""
+        """Boolean mask of the digits; the other images are crops of photos."""
         return self.targets < NUM_DIGITS
 
 
@@ -45,42 +45,42 @@ def load_photos() -> dict[str, Image.Image]:
     return {name: Image.fromarray(pixels) for name, pixels in zip(names, bunch.images, strict=True)}
 
 
-def load_pictures(seed: int = 0, limit: int | None = None) -> tuple[Pictures, Pictures]:
-    """Training and held-out pictures, without a common one.
+def load_images(seed: int = 0, limit: int | None = None) -> tuple[DemoImages, DemoImages]:
+    """Disjoint training and held-out images.
 
     Args:
         seed: Of the split and the crops.
-        limit: Use only about so many digits, and crops in proportion; for a quick look.
+        limit: Approximate number of digits, with crops in proportion, for a quick look.
 
     Returns:
-        Training (three quarters of the digits) and held-out pictures (one quarter), all 12 classes in each.
+        Training images (three quarters of the digits) and held-out images (one quarter), all 12 classes in each.
     """
     photos = load_photos()
     rng = np.random.default_rng(seed)
     train, held = digits('train', seed), digits('test', seed)
     share = 1.0 if limit is None else limit / (len(train) + len(held))
-    return _pictures(_part(train, share), photos, 'lower', rng), _pictures(_part(held, share), photos, 'upper', rng)
+    return _with_crops(_part(train, share), photos, 'lower', rng), _with_crops(_part(held, share), photos, 'upper', rng)
 
 
 def _part(dataset: ImageDataset, share: float) -> ImageDataset:
-    """The first images of each class."""
+    """The first images of each class, a share of them."""
     members = [np.flatnonzero(dataset.labels == label) for label in range(NUM_DIGITS)]
     return dataset.subset(np.sort(np.concatenate([m[: round(share * len(m))] for m in members])))
 
 
-def _pictures(scans: ImageDataset, photos: dict[str, Image.Image], half: str, rng: np.random.Generator) -> Pictures:
-    """The digits, and as many crops of a photo as there are pictures of a digit."""
-    images = [scans[i][0] for i in range(len(scans))]
+def _with_crops(scans: ImageDataset, photos: dict[str, Image.Image], half: str, rng: np.random.Generator) -> DemoImages:
+    """The digits, and as many crops of each photo as there are images of a digit."""
+    images = [scans.image(i) for i in range(len(scans))]
     labels = scans.labels.tolist()
     crops = len(scans) // NUM_DIGITS
     for name in PHOTOS:
         images += [_crop(photos[name], half, rng) for _ in range(crops)]
         labels += [CLASSES.index(name)] * crops
-    return Pictures(images, torch.tensor(labels))
+    return DemoImages(images, torch.tensor(labels))
 
 
 def _crop(photo: Image.Image, half: str, rng: np.random.Generator) -> Image.Image:
-    """A square of random side and place within one half of a photo, scaled to SIZE x SIZE."""
+    """A square of random size and position in one half of a photo, scaled to SIZE x SIZE."""
     width, height = photo.size
     first, last = (0, height // 2) if half == 'upper' else (height // 2, height)
     side = int(rng.integers(80, 181))

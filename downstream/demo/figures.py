@@ -1,4 +1,4 @@
-"""The demo's two figures: pictures with what the model made of them, and the course of the training."""
+"""The demo's own figures: images with the model's predictions, and training curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .digits import CLASSES, Pictures
+from .digits import CLASSES, DemoImages
 
 __all__ = ['Epoch', 'contact_sheet', 'training_curves']
 
@@ -20,24 +22,24 @@ RIGHT, WRONG, QUIET = '#1a7f37', '#d1242f', '#59636e'
 
 @dataclass(frozen=True)
 class Epoch:
-    """Mean training loss of an epoch, and the accuracies on held-out pictures (0..1) after it."""
+    """Mean training loss of an epoch, and the accuracies (0..1) on held-out images after it."""
 
     loss: float
     digits: float
     crops: float
 
 
-def contact_sheet(pictures: Pictures, probabilities: torch.Tensor, path: Path, seed: int = 0) -> None:
-    """Draw a random choice of held-out digits and crops, and then all mistakes, as far as there is room.
+def contact_sheet(held_out: DemoImages, probabilities: torch.Tensor, path: Path, seed: int = 0) -> None:
+    """Draw random held-out digits and crops with their predictions, then as many mistakes as there is room for.
 
     Args:
-        pictures: Held-out pictures.
+        held_out: N held-out images.
         probabilities: (N, K).
         path: PNG file.
         seed: Of the choice.
     """
-    answers = probabilities.argmax(dim=1)
-    sections = _sections(pictures, answers, np.random.default_rng(seed))
+    predictions = probabilities.argmax(dim=1)
+    sections = _sections(held_out, predictions, np.random.default_rng(seed))
     heights = [_rows(chosen) * CELL_HEIGHT + TITLE_HEIGHT for _, chosen in sections]
     figure = Figure(figsize=(COLUMNS * CELL_WIDTH, sum(heights)), dpi=110, facecolor='white')
     parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -50,23 +52,24 @@ def contact_sheet(pictures: Pictures, probabilities: torch.Tensor, path: Path, s
         for axis in axes.flat:
             axis.axis('off')
         for axis, i in zip(axes.flat, chosen, strict=False):
-            _cell(axis, pictures.images[i], int(pictures.targets[i]), int(answers[i]), float(probabilities[i].max()))
+            label, predicted = int(held_out.targets[i]), int(predictions[i])
+            _cell(axis, held_out.images[i], label, predicted, float(probabilities[i].max()))
     figure.savefig(path)
 
 
-def _sections(pictures: Pictures, answers: torch.Tensor, rng: np.random.Generator) -> list[tuple[str, list[int]]]:
-    """Title and picture indices of each part of the sheet."""
-    digits = pictures.is_digit.nonzero()[:, 0].numpy()
-    crops = (~pictures.is_digit).nonzero()[:, 0].numpy()
+def _sections(held_out: DemoImages, predictions: torch.Tensor, rng: np.random.Generator) -> list[tuple[str, list[int]]]:
+    """Title and image indices of each part of the sheet."""
+    digits = held_out.is_digit.nonzero()[:, 0].numpy()
+    crops = (~held_out.is_digit).nonzero()[:, 0].numpy()
     sections = [
-        ('Held-out digits, chosen at random', _choose(rng, digits, 3 * COLUMNS)),
-        ('Held-out photo crops, chosen at random', _choose(rng, crops, 2 * COLUMNS)),
+        ('Random held-out digits', _choose(rng, digits, 3 * COLUMNS)),
+        ('Random held-out photo crops', _choose(rng, crops, 2 * COLUMNS)),
     ]
-    wrong = (answers != pictures.targets).nonzero()[:, 0].tolist()
+    wrong = (predictions != held_out.targets).nonzero()[:, 0].tolist()
     if wrong:
         shown = wrong[: 3 * COLUMNS]
         which = f'All {len(wrong)}' if len(shown) == len(wrong) else f'The first {len(shown)} of {len(wrong)}'
-        sections.append((f'{which} wrong answers among {len(pictures)} held-out pictures', shown))
+        sections.append((f'{which} mistakes among {len(held_out)} held-out images', shown))
     return sections
 
 
@@ -78,11 +81,12 @@ def _choose(rng: np.random.Generator, indices: np.ndarray, most: int) -> list[in
     return sorted(rng.choice(indices, size=min(most, len(indices)), replace=False).tolist())
 
 
-def _cell(axis, image: Image.Image, target: int, answer: int, probability: float) -> None:
+def _cell(axis: Axes, image: Image.Image, target: int, predicted: int, probability: float) -> None:
+    """One image with its predicted and true class."""
     axis.imshow(image.resize((128, 128), Image.Resampling.BICUBIC))
-    right = target == answer
+    right = target == predicted
     axis.text(
-        0.5, -0.05, f'{CLASSES[answer]}  {probability:.0%}', transform=axis.transAxes, ha='center', va='top',
+        0.5, -0.05, f'{CLASSES[predicted]}  {probability:.0%}', transform=axis.transAxes, ha='center', va='top',
         fontsize=8.5, color=RIGHT if right else WRONG, fontweight='bold',
     )  # fmt: skip
     axis.text(
@@ -92,7 +96,7 @@ def _cell(axis, image: Image.Image, target: int, answer: int, probability: float
 
 
 def training_curves(history: Sequence[Epoch], path: Path) -> None:
-    """Draw training loss and held-out accuracies over the epochs."""
+    """Draw the training loss and the held-out accuracies by epoch."""
     figure = Figure(figsize=(9, 3.6), dpi=110, facecolor='white', layout='constrained')
     left, right = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
@@ -108,5 +112,5 @@ def training_curves(history: Sequence[Epoch], path: Path) -> None:
     for axis in (left, right):
         axis.spines[['top', 'right']].set_visible(False)
         axis.grid(alpha=0.25)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator('auto', steps=[1, 2, 5, 10], integer=True))
     figure.savefig(path)

@@ -1,15 +1,14 @@
-"""The demo: train a small-input TinyViT on real pictures, save it, make it again from the folder, classify, and compare
-what it learned with random weights.
+"""The demo: train a TinyViT on small real images, save it, reload it, classify image files, and use its features.
 
-Everything is measured on pictures that were not trained on, and the number of epochs is fixed beforehand: the held-out
-pictures decide nothing.
+All measurements are on held-out images, and the number of epochs is fixed in advance: held-out images affect no choice.
 
-Shape legend: `B` pictures of a batch, `S` = 32 pixels a side, `K` = 12 classes.
+Shape legend: `B` batch, `S` = 32 pixels per side, `K` = 12 classes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,11 +21,12 @@ from tqdm import tqdm
 from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.common.determinism import one_thread
+from tinyvit_zoo.data.image_file import load_image
 from tinyvit_zoo.hub import save_folder
 
 from ..results import record, write
-from .comparison import EPISODES, compare_with_random, pictures_to_compare_on
-from .digits import CLASSES, SIZE, Pictures, load_photos, load_pictures
+from .comparison import EPISODES, NAMES, Comparison, compare_with_random, comparison_images
+from .digits import CLASSES, SIZE, DemoImages, load_images, load_photos
 from .figures import Epoch, contact_sheet, training_curves
 from .hub_probe import weights_at_hand
 
@@ -46,31 +46,33 @@ def run_demo(
     epochs: int = EPOCHS,
     seed: int = 0,
     limit: int | None = None,
+    photographs: bool = False,
     say: Callable[[str], None] = print,
-) -> dict:
-    """Train, save, make again, classify, compare with random weights, and write what came of it.
+) -> dict[str, Any]:
+    """Train, save, reload, classify, compare the features with those of random weights, and write the results.
 
     Args:
-        output: Folder for the saved model, the figures, some held-out pictures and results.json.
-        epochs: Passes over the training pictures.
-        seed: Of the split, the start weights, the order and the augmentation.
-        limit: Use only so many digits, and about as many textures and episodes; for a quick look.
+        output: Folder for the saved model, figures, some held-out images and results.json.
+        epochs: Passes over the training images.
+        seed: Of the split, the initial weights, the order and the augmentation.
+        limit: Approximate number of digits, and of textures and episodes, for a quick look.
+        photographs: Also compare the features on crops of photographs, a kind of image the model was not trained on.
         say: Prints a line.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
-        RuntimeError: If the model made again from its folder gives other outputs.
+        RuntimeError: If the reloaded model gives different outputs.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    training, held_out = load_pictures(seed, limit)
+    training, held_out = load_images(seed, limit)
     say(
-        f'Real pictures from scikit-learn: {len(training)} to train on, {len(held_out)} held out '
-        f'({int(held_out.is_digit.sum())} digits; {int((~held_out.is_digit).sum())} crops from those halves of two '
-        'photos that training never sees).'
+        f'Real images from scikit-learn: {len(training)} to train on, {len(held_out)} held out '
+        f'({int(held_out.is_digit.sum())} digits, {int((~held_out.is_digit).sum())} crops of the halves of two photos '
+        'that are not used for training).'
     )
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
@@ -82,32 +84,31 @@ def run_demo(
         f'{history[-1].crops:.1%} ({seconds:.0f} s).'
     )
 
-    again, difference = save_and_reload(model, output / 'model', held_out, say)
-    probabilities = predict(again, held_out)
+    reloaded, difference = save_and_reload(model, output / 'model', held_out, say)
+    probabilities = predict(reloaded, held_out)
     contact_sheet(held_out, probabilities, output / 'contact_sheet.png', seed)
     training_curves(history, output / 'training.png')
-    some = save_some(held_out, output / 'held_out')
-    say(f'In {output}: model/ (Hub-ready), contact_sheet.png, training.png, held_out/ ({some} pictures).')
-    say(f'Try: tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model --topk 2')
+    files = save_some(held_out, output / 'held_out')
+    say(f'In {output}: model/ (Hub-ready), contact_sheet.png, training.png, held_out/ ({len(files)} images).')
+    say(f'tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model gives:')
+    classify_files(reloaded, files[::2], say)
     classify_photos(say)
-    pools = pictures_to_compare_on(seed, limit)
-    say(
-        'Its features beside those of random weights (trained | random | difference and its 95 % interval). It was '
-        'trained on other digits than these, and on nothing of the 19 photographs that the textures are of.'
-    )
+    pools = comparison_images(seed, limit, photographs)
+    say('Accuracy with its features and with those of random weights, and the difference with its 95 % interval,')
+    say('on digits that it has not seen' + (', and on photographs that it has not seen:' if photographs else ':'))
     with one_thread():
         comparison, figures = compare_with_random(
-            output / 'model', again, pools, seed, EPISODES if limit is None else limit, say
+            output / 'model', reloaded, pools, seed, EPISODES if limit is None else limit, say
         )
     results = record(
         'demo',
-        model=again,
-        dataset={name: pool.pictures for name, pool in pools.items()},
+        model=reloaded,
+        dataset={name: pool.images for name, pool in pools.items()},
         seed=seed,
         name=f'local-dir:{output / "model"}',
         epochs=epochs,
-        training_pictures=len(training),
-        held_out_pictures=len(held_out),
+        training_images=len(training),
+        held_out_images=len(held_out),
         **accuracies(probabilities, held_out),
         max_difference_after_reload=difference,
         training_seconds=round(seconds, 1),
@@ -117,48 +118,62 @@ def run_demo(
     )
     rows = [dict(data=name, **row) for name, rows in comparison.items() for row in rows]
     write(output, results, tables=dict(compared_with_random=rows), figures=figures, say=say)
+    say(summary(comparison))
     return results
 
 
+def summary(comparison: Comparison) -> str:
+    """One sentence on the first row of the digits: few-shot with the fewest images per class."""
+    row = comparison['digits'][0]
+    return (
+        f'{row["task"]} on unseen digits: {row["a"]:.1f} % with the features of {NAMES[0]}, '
+        f'{row["b"]:.1f} % with those of {NAMES[1]}.'
+    )
+
+
 def save_and_reload(
-    model: nn.Module, folder: Path, pictures: Pictures, say: Callable[[str], None] = print
+    model: nn.Module, folder: Path, images: DemoImages, say: Callable[[str], None] = print
 ) -> tuple[nn.Module, float]:
-    """Save a model, make it again from the folder, and give it with the largest difference of the logits.
+    """Save a model and create it again from the folder.
+
+    Returns:
+        The new model, and the largest difference of the logits.
 
     Raises:
         RuntimeError: If the outputs differ.
     """
-    # The pictures already have the model's size: nothing to crop.
+    # The images already have the model's size: nothing to crop.
     save_folder(model, folder, label_names=CLASSES, tag='sklearn_digits_and_photos', data_config=dict(crop_pct=1.0))
-    again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    difference = max_difference(model, again, pictures)
+    reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    difference = max_difference(model, reloaded, images)
     if difference >= 1e-6:
-        raise RuntimeError(f'The model made again from {folder} gives other outputs (max difference {difference:g}).')
+        raise RuntimeError(f'The model reloaded from {folder} gives other outputs (max difference {difference:g}).')
     say(
         f"timm.create_model('local-dir:{folder}', pretrained=True) gives the same outputs "
         f'(max difference {difference:g}).'
     )
-    return again, difference
+    return reloaded, difference
 
 
 def train(
-    model: nn.Module, training: Pictures, held_out: Pictures, epochs: int, say: Callable[[str], None] = print
+    model: nn.Module, training: DemoImages, held_out: DemoImages, epochs: int, say: Callable[[str], None] = print
 ) -> list[Epoch]:
     """Train with AdamW and a one-cycle learning rate; leaves the model in eval mode.
 
     Args:
-        model: Takes (B, 3, S, S), gives (B, K).
-        training: Pictures to learn from, shifted a little at random each time.
-        held_out: Pictures to measure on after every epoch.
+        model: (B, 3, S, S) -> (B, K), with timm's `no_weight_decay`.
+        training: Training images, each shifted slightly at random every time.
+        held_out: Images to measure the accuracy on after every epoch.
         epochs: Passes over `training`.
-        say: Prints a line per epoch where there is no terminal for a progress bar.
+        say: Prints a line per epoch if there is no terminal for a progress bar.
 
     Returns:
-        One record an epoch.
+        One record per epoch.
     """
     images = to_tensor(model, training)
     steps = len(images) // BATCH
-    groups = param_groups_weight_decay(model, WEIGHT_DECAY, model.no_weight_decay())
+    no_weight_decay: Any = model.no_weight_decay
+    groups = param_groups_weight_decay(model, WEIGHT_DECAY, no_weight_decay())
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * steps, pct_start=0.2)
     history = []
@@ -184,14 +199,14 @@ def train(
     return history
 
 
-def to_tensor(model: nn.Module, pictures: Pictures) -> torch.Tensor:
-    """Pictures (N, 3, S, S), through the model's own preprocessing."""
+def to_tensor(model: nn.Module, images: DemoImages) -> torch.Tensor:
+    """Images (N, 3, S, S) after the model's own preprocessing."""
     transform = create_transform(**dict(resolve_model_data_config(model), crop_pct=1.0), is_training=False)
-    return torch.stack([transform(image) for image in pictures.images])
+    return torch.stack([transform(image) for image in images.images])
 
 
 def shift(images: torch.Tensor) -> torch.Tensor:
-    """Each picture (B, 3, S, S) moved by up to MAX_SHIFT pixels each way; edges are repeated."""
+    """Images (B, 3, S, S), each moved by up to MAX_SHIFT pixels in each direction; edges are repeated."""
     B, _, H, W = images.shape
     padded = F.pad(images, [MAX_SHIFT] * 4, mode='replicate')
     rows = torch.randint(2 * MAX_SHIFT + 1, (B, 1)) + torch.arange(H)
@@ -201,41 +216,48 @@ def shift(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, pictures: Pictures) -> torch.Tensor:
+def predict(model: nn.Module, images: DemoImages) -> torch.Tensor:
     """Probabilities (N, K)."""
     model.eval()
-    return torch.cat([model(batch).softmax(dim=1) for batch in to_tensor(model, pictures).split(256)])
+    return torch.cat([model(batch).softmax(dim=1) for batch in to_tensor(model, images).split(256)])
 
 
 @torch.inference_mode()
-def max_difference(model: nn.Module, again: nn.Module, pictures: Pictures) -> float:
-    """Largest absolute difference of the logits of two models over all pictures."""
-    batches = to_tensor(model, pictures).split(256)
-    return max((model(batch) - again(batch)).abs().max().item() for batch in batches)
+def max_difference(model: nn.Module, other: nn.Module, images: DemoImages) -> float:
+    """Largest absolute difference of the logits of two models over all images."""
+    batches = to_tensor(model, images).split(256)
+    return max((model(batch) - other(batch)).abs().max().item() for batch in batches)
 
 
-def accuracies(probabilities: torch.Tensor, pictures: Pictures) -> dict[str, float]:
-    """Share of right answers (0..1) among the digits and, apart from them, among the crops."""
-    right = probabilities.argmax(dim=1) == pictures.targets
+def accuracies(probabilities: torch.Tensor, images: DemoImages) -> dict[str, float]:
+    """Accuracy (0..1) on the digits and on the crops."""
+    right = probabilities.argmax(dim=1) == images.targets
     return dict(
-        digits_accuracy=right[pictures.is_digit].float().mean().item(),
-        crops_accuracy=right[~pictures.is_digit].float().mean().item(),
+        digits_accuracy=right[images.is_digit].float().mean().item(),
+        crops_accuracy=right[~images.is_digit].float().mean().item(),
     )
 
 
-def save_some(pictures: Pictures, folder: Path) -> int:
-    """Two held-out pictures of each class as PNG, to try the command line on. Returns how many."""
+def save_some(images: DemoImages, folder: Path) -> list[Path]:
+    """Save two images of each class as PNG; their paths, class by class."""
     folder.mkdir(exist_ok=True)
-    saved = 0
+    files = []
     for index, name in enumerate(CLASSES):
-        for number, i in enumerate((pictures.targets == index).nonzero()[:2, 0].tolist()):
-            pictures.images[i].save(folder / f'{name}_{number}.png')
-            saved += 1
-    return saved
+        for number, i in enumerate((images.targets == index).nonzero()[:2, 0].tolist()):
+            files.append(folder / f'{name}_{number}.png')
+            images.images[i].save(files[-1])
+    return files
+
+
+def classify_files(model: nn.Module, files: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Print the most probable class of each image file, as `tinyvit-zoo classify` does, in one line."""
+    classifier = Classifier(model)
+    best = [classifier(load_image(file), topk=1)[0] for file in files]
+    say('  ' + ', '.join(f'{file.name} {p.label} {p.probability:.0%}' for file, p in zip(files, best, strict=True)))
 
 
 def classify_photos(say: Callable[[str], None]) -> None:
-    """The two whole photos under ImageNet's 1000 classes, if the pretrained weights can be had; else one line."""
+    """Classify the two whole photos among ImageNet's 1000 classes, or say why pretrained weights are unavailable."""
     missing = weights_at_hand(PRETRAINED)
     if missing:
         say(f'Skipped the photos with pretrained {PRETRAINED}: {missing}.')
@@ -246,5 +268,5 @@ def classify_photos(say: Callable[[str], None]) -> None:
         say(f'Skipped the photos with pretrained {PRETRAINED}: {e}')
         return
     for name, photo in load_photos().items():
-        answers = ', '.join(f'{p.label.split(",")[0]} {p.probability:.1%}' for p in classifier(photo))
-        say(f'{PRETRAINED} on {name}.jpg: {answers}')
+        best = ', '.join(f'{p.label.split(",")[0]} {p.probability:.1%}' for p in classifier(photo))
+        say(f'{PRETRAINED} on {name}.jpg: {best}')

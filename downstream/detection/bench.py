@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -46,7 +46,7 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, name: str, with_cp: bool = False, **kwargs: Any) -> None:
         super().__init__()
-        self.net: Any = timm.create_model(name, features_only=True, **kwargs)
+        self.net = cast(Any, timm.create_model(name, features_only=True, **kwargs))
         if with_cp:
             self.net.set_grad_checkpointing(True)
         self.channels = tuple(self.net.feature_info.channels())

@@ -1,7 +1,7 @@
-"""Exact resuming, whole checkpoints and curves for long runs of mmengine's runner on machines that stop.
+"""Hooks that mmengine's runner lacks for long runs on machines that fail: exact resuming, whole checkpoints, curves.
 
 mmengine's checkpoints hold weights, optimizer and schedulers, but no random states; a resumed run of iterations reads
-every image again that it has seen, and one that was killed while it wrote leaves half a file under the final name.
+all images again that it has already seen, and a run killed while writing leaves a truncated file under the final name.
 Each hook here works with mmdet's stock tools: name it in the config.
 """
 
@@ -38,8 +38,8 @@ class NumberedBatches(Sampler[list[Draw]]):
     Args:
         batches: Batch sampler; those of torch and mmengine have `sampler` and `batch_size`.
         key: Of the seeds of all draws, before the numbers of epoch, batch and place in the batch.
-        endless: Begin again at the end, as a loop over iterations does.
-        skip: Batches to leave out at first; nothing of them is read.
+        endless: Start again at the end, as a loop over iterations does.
+        skip: Number of batches to skip at first, without reading them.
     """
 
     def __init__(self, batches: Any, key: tuple[int, ...], endless: bool, skip: int) -> None:
@@ -76,13 +76,13 @@ class NumberedBatches(Sampler[list[Draw]]):
         return self.batches.batch_size
 
 
-class _AlreadyThere:
-    """An iterator over the remaining batches, for a loop that first takes those it has had already."""
+class _RemainingBatches:
+    """Iterator over the remaining batches, for a loop that first skips those it has had: it yields None for each."""
 
     def __init__(self, loader: DataLoader, had: int) -> None:
         self.iterator, self.had = iter(loader), had
 
-    def __iter__(self) -> '_AlreadyThere':
+    def __iter__(self) -> '_RemainingBatches':
         return self
 
     def __next__(self) -> Any:
@@ -94,16 +94,16 @@ class _AlreadyThere:
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Makes a run that was killed and resumed equal to one that was never stopped.
+    """Makes a run that was killed and resumed continue exactly as without the interruption.
 
-    Nothing has to be stored for it beyond the seed, which mmengine stores: every iteration draws from random states
-    that are a function of (seed, process, iteration), every image is augmented by a function of (seed, process,
-    epoch, number of the batch, place in it). Checkpoints are written by the first process alone and could not hold
-    the states of the others. The loader starts where the run had stopped, without reading what was seen, and with the
-    order of the seed of the checkpoint.
+    Nothing is stored for it but the seed, which mmengine stores: the random states of an iteration are a function of
+    (seed, process, iteration), the augmentation of an image is a function of (seed, process, epoch, number of the
+    batch, place in it). Checkpoints are written by the first process alone and could not hold the states of the others.
+    The loader starts where the run had stopped, without reading earlier images, and in the order given by the seed of
+    the checkpoint.
 
     Not covered: gradients that were being accumulated over iterations when the checkpoint was written, and a resumed
-    run with another number of processes or images a batch, which continues in an order of its own.
+    run with another number of processes or images per batch, which continues in a different order.
     """
 
     priority = 'VERY_HIGH'
@@ -137,10 +137,10 @@ class RandomStateHook(Hook):
             persistent_workers=old.persistent_workers,
         )
         if endless:
-            loop.dataloader_iterator = _AlreadyThere(loop.dataloader, had)
+            loop.dataloader_iterator = _RemainingBatches(loop.dataloader, had)
 
     def after_train(self, runner: Runner) -> None:
-        """Release the workers: the garbage collector would find them later and wait 5 seconds for each."""
+        """Stop the workers now: stopped later by the garbage collector, each would take a timeout of 5 seconds."""
         loop, old = runner.train_loop, runner.train_loop.dataloader
         if self.batches.endless:
             loop.dataloader_iterator = iter(())
@@ -154,13 +154,13 @@ class RandomStateHook(Hook):
         seed_generators(Seeds.spawned(*self.key, 0, runner.iter), device=True)
 
     def _fresh_batches(self, runner: Runner, old: DataLoader) -> Any:
-        """A new batch sampler like the loop's: that one has been read from, and has the seed of before resuming."""
+        """A new batch sampler: the loop's own has already been read from, and has the seed from before resuming."""
         config, seed = runner.cfg.get('train_dataloader'), runner.seed
         if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
             print_log('The loader was not built from the config: its order is not resumed.', 'current', logging.WARNING)
             return old.batch_sampler
         if runner.cfg.get('randomness', {}).get('diff_rank_seed', False):
-            seed -= get_rank()  # all processes take their images from one order
+            seed -= get_rank()  # all processes take their images from the same order
         sampler = DATA_SAMPLERS.build(config['sampler'], default_args=dict(dataset=old.dataset, seed=seed))
         batches = cast(BatchSampler, old.batch_sampler)  # mmengine always gives its loaders one
         if not config.get('batch_sampler'):
@@ -180,7 +180,7 @@ class AtomicLocalBackend(LocalBackend):
         """Write a file whole or not at all.
 
         Raises:
-            EvaluationError: If it cannot be written; what was there before is kept.
+            EvaluationError: If it cannot be written; an existing file is kept.
         """
         write_whole(Path(filepath), obj)
 
@@ -195,9 +195,9 @@ class AtomicCheckpointHook(CheckpointHook):
     Its files are complete or absent. The oldest one is removed before the next is written, so at least two are kept.
 
     Args:
-        max_keep_ckpts: As there, and 2 instead of 1.
-        backend_args: As there; the default writes files as `AtomicLocalBackend`.
-        **kwargs: As there.
+        max_keep_ckpts: As in `CheckpointHook`, but 2 instead of 1.
+        backend_args: As in `CheckpointHook`; the default writes files as `AtomicLocalBackend`.
+        **kwargs: Of `CheckpointHook`.
     """
 
     def __init__(self, *, max_keep_ckpts: int = -1, backend_args: dict | None = None, **kwargs: Any) -> None:
@@ -214,13 +214,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Keeps losses and metrics of validation as `curves.csv`, `losses.png` and `metrics.png` in the work dir.
+    """Records losses and validation metrics as `curves.csv`, `losses.png` and `metrics.png` in the work dir.
 
     The files are written with every checkpoint, after every validation and at the end; a resumed run continues them
     from its checkpoint.
 
     Args:
-        interval: Iterations that a point of the losses is the mean of.
+        interval: Number of iterations over which a point of the losses is averaged.
     """
 
     priority = 'BELOW_NORMAL'
@@ -253,9 +253,7 @@ class CurvesHook(Hook):
     def after_train(self, runner: Runner) -> None:
         self._write(runner)
         if is_main_process():
-            runner.logger.info(
-                f'Curves are in {Path(runner.work_dir) / "curves.csv"} and the figures in the same folder.'
-            )
+            runner.logger.info(f'Curves: {Path(runner.work_dir) / "curves.csv"}, and the figures in the same folder.')
 
     def _add_point(self, iteration: int) -> None:
         names = dict.fromkeys(name for values in self.recent for name in values)

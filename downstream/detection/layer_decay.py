@@ -110,7 +110,7 @@ def _layer_scales(net: Any, rate: float) -> dict[str, float]:
         return {}
     if not hasattr(net, 'group_matcher'):
         raise ValueError(f'{type(net).__name__} has no group_matcher: layer_decay_rate must be 1.')
-    after = 'what follows the backbone'  # a layer of its own, which no pattern matches
+    after = '(after the backbone)'  # a layer of its own, which no pattern matches
     names = [*((name, None) for name, _ in net.named_parameters()), (after, None)]
     layer_of = group_with_matcher(iter(names), net.group_matcher(coarse=False), reverse=True)
     last = layer_of.pop(after)

@@ -1,4 +1,4 @@
-"""What a trained detector or segmenter sees in a user's pictures: drawn on them, and as JSON."""
+"""Predictions of a trained detector or segmenter for a user's images: drawn on them, and as JSON."""
 
 import io
 import json
@@ -13,17 +13,18 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import nn
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.data.image_file import load_image
 
 from .custom_data import classes_of, colors, datasets_of
 from .detector_checkpoint import load_detector
 
-__all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_pictures', 'in_words', 'write_predictions']
+__all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_images', 'in_words', 'write_predictions']
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 FILL = 0.45  # opacity of masks
@@ -31,13 +32,13 @@ FILL = 0.45  # opacity of masks
 
 @dataclass(frozen=True)
 class Found:
-    """Objects in one picture, the surest first.
+    """Objects in one image, by descending score.
 
     Attributes:
-        boxes: (N, 4) left, top, right, bottom in pixels of the picture.
+        boxes: (N, 4) left, top, right, bottom in pixels of the image.
         scores: (N,) from 0 to 1.
         labels: (N,) indices of classes.
-        masks: bool (N, H, W), None of a detector without masks.
+        masks: bool (N, H, W), None for a detector without masks.
     """
 
     boxes: np.ndarray
@@ -48,7 +49,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Segments:
-    """Class of every pixel of one picture.
+    """Class of every pixel of one image.
 
     Attributes:
         labels: int (H, W) indices of classes.
@@ -58,7 +59,7 @@ class Segments:
 
 
 class Predictor:
-    """A detector or segmenter of a config with the weights of a checkpoint.
+    """The detector or segmenter of a config with the weights of a checkpoint.
 
     Args:
         config: Of mmdet or mmseg.
@@ -71,7 +72,7 @@ class Predictor:
 
     Raises:
         CheckpointError: If the checkpoint does not fit.
-        EvaluationError: If the config has no test data, whose steps prepare a picture.
+        EvaluationError: If the config has no test data, whose pipeline prepares an image.
     """
 
     def __init__(
@@ -82,25 +83,28 @@ class Predictor:
         init_default_scope(self.scope)
         dataset = next(datasets_of(config.get('test_dataloader')), None)
         if dataset is None:
-            raise EvaluationError('The config has no test_dataloader, whose pipeline prepares the pictures.')
+            raise EvaluationError(
+                'The config has no test_dataloader, whose pipeline prepares the images: give a config for testing.'
+            )
         self.classes = classes_of(dataset)
         self.prepare = Compose(_for_arrays(dataset['pipeline']))
         model = dict(config.model, train_cfg=None) if 'train_cfg' in config.model else config.model
-        self.model: nn.Module = revert_sync_batchnorm(MODELS.build(model)).to(device).eval()
+        self.model: Any = revert_sync_batchnorm(MODELS.build(model)).to(device).eval()  # mmengine's interface
         load_detector(self.model, checkpoint)
 
-    def __call__(self, picture: Image.Image) -> Found | Segments:
-        """What is in an RGB picture, in its own pixels.
+    def __call__(self, image: Image.Image) -> Found | Segments:
+        """Predictions for an RGB image, in its own pixels.
 
         Raises:
-            EvaluationError: If the picture cannot be resized as the config says.
+            EvaluationError: If the image cannot be resized as the config says.
         """
-        array = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])  # mmdet reads pictures as BGR
+        array = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # mmdet reads images as BGR
         with DefaultScope.overwrite_default_scope(self.scope), torch.inference_mode():
             try:
                 data = self.prepare(dict(img=array, img_id=0, img_path='', ori_shape=array.shape[:2]))
             except Exception as e:  # OpenCV's own
-                raise EvaluationError(f'A picture of {picture.width}x{picture.height} cannot be resized ({e}).') from e
+                size = f'{image.width}x{image.height}'
+                raise EvaluationError(f'An image of {size} pixels cannot be resized ({reason(e)}).') from e
             result = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
         if 'pred_sem_seg' in result:
             return Segments(result.pred_sem_seg.data[0].cpu().numpy())
@@ -108,7 +112,7 @@ class Predictor:
 
 
 def _for_arrays(pipeline: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps of a test pipeline, for a picture that is in memory and has no annotations."""
+    """The steps of a test pipeline for an image that is in memory and has no annotations."""
     return [
         step for step in pipeline if step['type'].rpartition('.')[2] not in ('LoadImageFromFile', 'LoadAnnotations')
     ]
@@ -121,74 +125,62 @@ def _found(instances: Any, threshold: float) -> Found:
     return Found(kept.bboxes[order], kept.scores[order], kept.labels[order], masks)
 
 
-# ---- pictures
+# ---- images
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Picture files, those of folders included.
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Image files, those in folders included.
 
     Raises:
-        EvaluationError: If a path is not there, a folder has no pictures, or two have one name.
+        EvaluationError: If a path does not exist, a folder has no images, or two have the same name.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
             if not inside:
-                raise EvaluationError(f'{path} holds no pictures ({", ".join(ENDINGS)}).')
+                raise EvaluationError(f'{path} holds no images ({", ".join(ENDINGS)}).')
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise EvaluationError(f'There is no picture {path}.')
+            raise EvaluationError(f'There is no image {path}.')
     stems = [file.stem for file in files]
     twice = next((file for file in files if stems.count(file.stem) > 1), None)
     if twice:
         raise EvaluationError(
-            f"Several pictures are called '{twice.stem}', and the output would hold one: rename them."
+            f"Several images are called '{twice.stem}', and the output would hold only one: rename them."
         )
     return files
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, turned as its camera says.
-
-    Raises:
-        EvaluationError: If it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert('RGB')
-    except Exception as e:  # Pillow's plugins raise nearly everything on damaged bytes
-        raise EvaluationError(f'{path} cannot be read as a picture ({str(e) or type(e).__name__}).') from e
-
-
 def write_predictions(
-    predictor: Predictor, pictures: Sequence[Path], output: Path, progress: bool = False
+    predictor: Predictor, paths: Sequence[Path], output: Path, progress: bool = False
 ) -> Iterator[tuple[Path, Found | Segments]]:
-    """Write NAME.png, the picture with what was found in it, and NAME.json, for each picture.
+    """Write NAME.png, the image with the predictions drawn on it, and NAME.json, for each image.
 
     Args:
         predictor: Of a detector or segmenter.
-        pictures: Files.
-        output: Folder, made if it is missing.
+        paths: Image files.
+        output: Folder, created if it is missing.
         progress: Show a bar.
 
     Yields:
-        The drawn picture's file, and what was found.
+        The file of the drawn image, and the predictions.
 
     Raises:
-        EvaluationError: If a picture cannot be read or the folder not be written to.
+        ImageError: If an image cannot be read.
+        EvaluationError: If the folder cannot be written to, or a drawing would replace an image.
     """
-    for path in tqdm(pictures, unit='image', disable=None if progress and len(pictures) > 1 else True):
-        picture = read_picture(path)
-        result = predictor(picture)
-        record = dict(image=str(path), width=picture.width, height=picture.height, **_plain(result, predictor.classes))
+    for path in tqdm(paths, unit='image', disable=None if progress and len(paths) > 1 else True):
+        image = load_image(path)
+        result = predictor(image)
+        record = dict(image=str(path), width=image.width, height=image.height, **_plain(result, predictor.classes))
         drawn = output / f'{path.stem}.png'
         if drawn.resolve() == path.resolve():
-            raise EvaluationError(f'{path} would be replaced by the drawn picture: choose another --output.')
+            raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
         data = io.BytesIO()
-        draw(picture, result, predictor.classes).save(data, format='PNG')
+        draw(image, result, predictor.classes).save(data, format='PNG')
         write_whole(drawn, data.getvalue())
         write_whole(drawn.with_suffix('.json'), json.dumps(record, indent=2).encode())
         yield drawn, result
@@ -214,28 +206,28 @@ def _plain(result: Found | Segments, classes: Sequence[str]) -> dict[str, Any]:
 # ---- drawing
 
 
-def draw(picture: Image.Image, result: Found | Segments, classes: Sequence[str]) -> Image.Image:
-    """A copy of a picture with what was found in it.
+def draw(image: Image.Image, result: Found | Segments, classes: Sequence[str]) -> Image.Image:
+    """A copy of an image with the predictions drawn on it.
 
     Args:
-        picture: RGB.
+        image: RGB.
         result: Of a `Predictor`.
         classes: Names of its outputs.
     """
     palette = colors(len(classes))
     if isinstance(result, Segments):
-        return _draw_segments(picture, result, classes, palette)
-    array = np.asarray(picture).astype(np.float32)
+        return _draw_segments(image, result, classes, palette)
+    array = np.asarray(image).astype(np.float32)
     if result.masks is not None:
         for mask, label in zip(result.masks[::-1], result.labels[::-1], strict=True):
             array[mask] = (1 - FILL) * array[mask] + FILL * np.array(palette[label], np.float32)
             array[_edge(mask)] = palette[label]
     drawn = Image.fromarray(array.round().astype(np.uint8))
-    canvas, font, width = ImageDraw.Draw(drawn), _font(picture.size), max(1, round(min(picture.size) / 250))
+    canvas, font, width = ImageDraw.Draw(drawn), _font(image.size), max(1, round(min(image.size) / 250))
     for box, label in zip(result.boxes[::-1], result.labels[::-1], strict=True):
         canvas.rectangle([tuple(box[:2]), tuple(box[2:])], outline=palette[label], width=width)
     for box, score, label in zip(result.boxes[::-1], result.scores[::-1], result.labels[::-1], strict=True):
-        _write_label(canvas, f'{classes[label]} {score:.2f}', box, palette[label], font, picture.size)
+        _write_label(canvas, f'{classes[label]} {score:.2f}', box, palette[label], font, image.size)
     return drawn
 
 
@@ -258,7 +250,7 @@ def _write_label(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     size: tuple[int, int],
 ) -> None:
-    """Above the box where there is room, else inside it; within the picture in any case."""
+    """Write above the box if there is room, else inside it; always within the image."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     w, h = right - left + 6, bottom - top + 6
     x = max(0, min(box[0], size[0] - w))
@@ -269,16 +261,16 @@ def _write_label(
 
 
 def _draw_segments(
-    picture: Image.Image, result: Segments, classes: Sequence[str], palette: list[tuple[int, int, int]]
+    image: Image.Image, result: Segments, classes: Sequence[str], palette: list[tuple[int, int, int]]
 ) -> Image.Image:
-    """The picture under the colours of its classes, and below it what they mean, the largest first."""
+    """The image tinted with the colours of its classes, and below it a legend, the largest class first."""
     tint = np.array(palette, np.float32)[result.labels]
-    array = (1 - FILL) * np.asarray(picture).astype(np.float32) + FILL * tint
+    array = (1 - FILL) * np.asarray(image).astype(np.float32) + FILL * tint
     shares = np.bincount(result.labels.ravel(), minlength=len(classes)) / result.labels.size
     shown = [i for i in np.argsort(-shares) if shares[i]][:12]
     font = ImageFont.load_default(size=14)
     entries = [(f'{classes[i]} {100 * shares[i]:.0f} %', palette[i]) for i in shown]
-    width = max(picture.width, max(round(font.getlength(text)) for text, _ in entries) + 30)
+    width = max(image.width, max(round(font.getlength(text)) for text, _ in entries) + 30)
     places, x, y = [], 6, 6
     for text, _ in entries:
         w = round(font.getlength(text)) + 34
@@ -286,11 +278,11 @@ def _draw_segments(
             x, y = 6, y + 20
         places.append((x, y))
         x += w
-    drawn = Image.new('RGB', (width, picture.height + y + 22), 'white')
+    drawn = Image.new('RGB', (width, image.height + y + 22), 'white')
     drawn.paste(Image.fromarray(array.round().astype(np.uint8)))
     canvas = ImageDraw.Draw(drawn)
     for (text, color), (x, y) in zip(entries, places, strict=True):
-        top = picture.height + y
+        top = image.height + y
         canvas.rectangle([x, top, x + 14, top + 12], fill=color)
         canvas.text((x + 20, top - 2), text, fill='black', font=font)
     return drawn

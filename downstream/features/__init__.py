@@ -1,4 +1,4 @@
-"""Features of a data set: a backbone over its images, once for each, with the same bytes whoever computes them."""
+"""Features of a data set: each image passes the backbone once, with the same bytes however the work is shared."""
 
 from .extraction import Features, extract
 

@@ -1,6 +1,7 @@
-"""Batches of images by position, the same whoever reads them."""
+"""Batches of images by position, the same for any number of reading processes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,13 +11,13 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.seeding import Seeds, generator_states, same_states, seeded
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
-from .cache import Shard
+from .shards import Shard
 
-__all__ = ['ImageBatches', 'draws', 'load']
+__all__ = ['ImageBatches', 'check_finite', 'draws', 'load']
 
 
 def draws(transform: Callable, image: Image.Image) -> bool:
-    """Whether a transform takes random numbers for this image."""
+    """Whether a transform draws random numbers for this image."""
     with seeded(Seeds.hashed('draws')):
         before = generator_states()
         transform(image)
@@ -30,8 +31,8 @@ class ImageBatches:
         dataset: N images.
         transform: PIL image -> tensor.
         seed: Of the transform, or None if it draws nothing.
-        batch_size: Images of a batch; a shard's last may have fewer.
-        workers: Processes that read; 0 for this one.
+        batch_size: Images of a batch; the last of a shard may have fewer.
+        workers: Processes that read; 0 to read in this one.
     """
 
     def __init__(
@@ -40,18 +41,13 @@ class ImageBatches:
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self.batch_size, self.workers = batch_size, workers
 
-    def of(self, shard: Shard) -> Iterator[range]:
-        """Positions of each batch of a shard."""
-        for start in range(shard.start, shard.stop, self.batch_size):
-            yield range(start, min(start + self.batch_size, shard.stop))
-
     def load(self, shards: list[Shard]) -> Iterator[torch.Tensor]:
         """Images (B, C, H, W) of each batch of each shard.
 
         Raises:
             EvaluationError: If an image cannot be read or transformed.
         """
-        order = [[(shard.view, i) for i in positions] for shard in shards for positions in self.of(shard)]
+        order = [[(shard.view, i) for i in batch] for shard in shards for batch in shard.batches(self.batch_size)]
         return load(self.dataset, self.transform, self.seed, order, self.workers)
 
 
@@ -67,19 +63,20 @@ def load(
     Args:
         dataset: N images.
         transform: PIL image -> tensor.
-        seed: What the transform draws depends on (seed, position, view) alone; None if it draws nothing.
+        seed: Random numbers of the transform depend on (seed, position, view) alone; None if it draws none.
         order: Batches of (view, position).
-        workers: Processes that read; 0 for this one.
+        workers: Processes that read; 0 to read in this one.
 
     Raises:
         EvaluationError: If an image cannot be read or transformed.
     """
+    batches: Any = order  # torch's type asks for lists
     loader = DataLoader(
-        _Items(dataset.with_transform(None), transform, seed),
-        batch_sampler=order,
+        _Items(dataset, transform, seed),
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_stack,
-        generator=torch.Generator().manual_seed(0),  # the caller's draws go on undisturbed
+        generator=torch.Generator().manual_seed(0),  # leaves the global generator alone
     )
     for batch in loader:
         if isinstance(batch, EvaluationError):
@@ -94,7 +91,7 @@ class _Items(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | EvaluationError:
         view, position = item
         try:
-            image, _ = self.dataset[position]
+            image = self.dataset.image(position)
             if self.seed is None:
                 return self.transform(image)
             with seeded(Seeds.hashed(self.seed, position, view)):
@@ -107,6 +104,22 @@ def _stack(items: list[torch.Tensor | EvaluationError]) -> torch.Tensor | Evalua
     errors = [item for item in items if isinstance(item, EvaluationError)]
     if errors:
         return errors[0]
-    if any(not isinstance(item, torch.Tensor) or item.shape != items[0].shape for item in items):
-        return EvaluationError('The transform has to give a tensor of the same shape for every image.')
-    return torch.stack(items)
+    images = [item for item in items if isinstance(item, torch.Tensor)]
+    if len(images) < len(items) or len({image.shape for image in images}) > 1:
+        return EvaluationError('The transform must return a tensor of the same shape for every image.')
+    return torch.stack(images)
+
+
+def check_finite(values: torch.Tensor, dataset: ImageDataset, positions: Sequence[int]) -> None:
+    """Refuse features (B, D) of the images at `positions` that are not finite.
+
+    Raises:
+        EvaluationError: With the first such image.
+    """
+    finite = values.isfinite().all(dim=1)
+    if not finite.all():
+        position = positions[int((~finite).nonzero()[0, 0])]
+        raise EvaluationError(
+            f'The features of {dataset.describe(position)} are not finite: check the weights of the model, or use '
+            'float32.'
+        )

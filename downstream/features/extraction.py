@@ -1,6 +1,6 @@
-"""Features of images, each image having passed the backbone exactly once per view, kept on disk if wanted.
+"""Features of images: each image passes the backbone exactly once per view, and features are cached on request.
 
-Shape legend: `N` images, `D` features of an image, `B` images of a batch.
+Shape legend: `N` images, `D` features of an image, `B` batch.
 """
 
 import json
@@ -19,33 +19,34 @@ from tqdm import tqdm
 import tinyvit_zoo
 from tinyvit_zoo.common.determinism import exact_cudnn, in_order
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.hashes import described, settings_of, state_hash
+from tinyvit_zoo.common.hashes import described, json_hash, settings_of, state_hash
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import augmentation, eval_transform, own_dtype
 
-from .batches import ImageBatches, draws
-from .cache import Cache, Shard, key_of
+from .batches import ImageBatches, check_finite, draws
+from .cache import Cache
 from .layers import feature_function
+from .shards import Shard, cut
 
 __all__ = ['Features', 'extract', 'untouched']
 
 CPU_BATCH_SIZE = 32
 LARGEST_BATCH_SIZE = 1024
-IMAGES_PER_SHARD = 256  # about: a shard is whole batches
+IMAGES_PER_SHARD = 256  # approximately: a shard is a number of whole batches
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of a data set.
+    """Features of a data set.
 
     Attributes:
-        values: (N, D), or (views, N, D) where there are several; float32 on the CPU, whatever they were computed in.
+        values: (N, D), or (views, N, D) for several views; float32 on the CPU, whatever dtype they were computed in.
         labels: (N,) int64, indices into `classes`.
         classes: Names.
-        key: sha256 of all that the values depend on.
-        folder: Where they are kept, or None.
+        key: sha256 of everything the values depend on.
+        folder: Of the cache, or None.
     """
 
     values: torch.Tensor
@@ -79,38 +80,36 @@ def extract(
 ) -> Features:
     """Pass every image through the backbone, once per view.
 
-    Batches are cut by position in the data set, so that the values depend neither on workers nor on how many processes
-    share the work, nor on where a run was interrupted. Processes started by `torchrun` or `accelerate launch` share
-    whole shards of about 256 images.
+    Batches follow the position in the data set, so the values do not depend on workers, on the number of processes, or
+    on interruptions. Processes started by `torchrun` or `accelerate launch` share whole shards of about 256 images.
 
     Args:
-        model: Any timm model. It is moved to `device`, and otherwise left as it was, which its hash proves.
-        dataset: With its own transform, or without one.
-        views: 1 for one view by evaluation; more for that many augmented ones.
+        model: Any timm model. It is moved to `device` and otherwise left unchanged, which its hash proves.
+        dataset: With or without a transform.
+        views: 1 for one view by evaluation, or the number of augmented views.
         layers: 'pooled', 'pre_logits' or 'last:N'; see `layers.feature_function`.
         dtype: float32, or bfloat16 by autocast, which also halves the cache.
         batch_size: None for 32 on the CPU and, on CUDA, the largest power of two up to 1024 that takes at most half of
-            the memory, found by trying on blank images.
-        cache: Folder to keep features in. A run that was killed is resumed from its last whole shard.
-        device: None for where the model is.
+            the memory, found with blank images.
+        cache: Folder for features. A killed run is resumed from its last whole shard.
+        device: None for the model's.
         workers: Processes that read images.
-        transform: Instead of that of the data set; None for the data set's or, where it has none, the model's own
-            (views=1) or `transforms.augmentation` (more views). One that takes random numbers (of torch, NumPy's
-            global generator or `random`) for the first image is given a seed of its own for each (seed, position,
-            view).
+        transform: Replaces that of the data set. None for the data set's or, if it has none, the model's own (views=1)
+            or `transforms.augmentation` (more views). A transform that draws random numbers (from torch, NumPy's global
+            generator or `random`) for the first image gets its own seed for each (seed, position, view).
         seed: Of random transforms.
         progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        EvaluationError: On settings that do not fit, an image that cannot be read or whose features are not finite, or
-            a cache that cannot be written.
+        EvaluationError: If settings do not fit, an image cannot be read, its features are not finite, or the cache
+            cannot be written.
     """
     if dtype not in DTYPES or views < 1 or not len(dataset) or (batch_size is not None and batch_size < 1):
         raise EvaluationError('Features need an image, a view and a batch size of at least 1, and float32 or bfloat16.')
     processes = Processes()
     device = processes.own_device(device, model)
     transform = transform or dataset.transform or (augmentation(model) if views > 1 else eval_transform(model))
-    drawn = seed if draws(transform, dataset.with_transform(None)[0][0]) else None
+    drawn = seed if draws(transform, dataset.image(0)) else None
     if cache is not None:
         _check_repr(transform)
     with untouched(model.to(device)) as weights, exact_cudnn():
@@ -122,8 +121,8 @@ def extract(
         )
         store = None if cache is None else Cache(cache, parts)
         batches = ImageBatches(dataset, transform, drawn, parts['batch_size'], workers)
-        shards = cut(len(dataset), parts['batch_size'], views)
-        # By one process for all: another may have written a shard before the next one looks.
+        shards = cut(len(dataset), _shard_size(parts['batch_size']), views)
+        # One process decides for all: between two looks at the cache, another run may write a shard.
         missing = processes.from_first(lambda: [s for s in shards if store is None or store.read(s) is None])
         mine = missing[processes.rank :: processes.number]
         made = _make(forward, batches, mine, store, device, progress and processes.rank == 0)
@@ -132,17 +131,17 @@ def extract(
         values=values[0] if views == 1 else values,
         labels=torch.from_numpy(dataset.labels.copy()),
         classes=dataset.classes,
-        key=key_of({**parts, 'views': views}),
-        folder=store and store.folder,
+        key=json_hash({**parts, 'views': views}),
+        folder=None if store is None else store.folder,
     )
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[str]:
-    """A block with the model in eval mode, which ends as it was: same modes, same hash. Gives the hash.
+    """A block with the model in eval mode, unchanged at the end: same modes, same hash. Yields the hash.
 
     Raises:
-        EvaluationError: If weights or statistics of the model are others when the block ends without an error.
+        EvaluationError: If weights or statistics of the model differ when the block ends without an error.
     """
     modes = {module: module.training for module in model.modules()}
     before = state_hash(model)
@@ -159,15 +158,9 @@ def untouched(model: nn.Module) -> Iterator[str]:
             module.training = training
 
 
-def cut(images: int, batch_size: int, views: int) -> list[Shard]:
-    """Shards of whole batches, view after view."""
-    size = max(1, IMAGES_PER_SHARD // batch_size) * batch_size
-    starts = range(0, images, size)
-    return [
-        Shard(view, number, start, min(start + size, images))
-        for view in range(views)
-        for number, start in enumerate(starts)
-    ]
+def _shard_size(batch_size: int) -> int:
+    """Images of a shard: whole batches."""
+    return max(1, IMAGES_PER_SHARD // batch_size) * batch_size
 
 
 def _key_parts(
@@ -180,7 +173,7 @@ def _key_parts(
     device: torch.device,
     seed: int | None,
 ) -> dict[str, Any]:
-    """Everything but the batch size that the values depend on."""
+    """Everything that the values depend on, except the batch size."""
     versions = {package.__name__: package.__version__ for package in (torch, timm, tinyvit_zoo, PIL)}
     return dict(
         weights=weights,
@@ -196,10 +189,11 @@ def _key_parts(
 
 
 def _check_repr(transform: Callable) -> None:
-    said = described(transform)
-    if ' at 0x' in said or 'Lambda()' in said:
+    """Refuse a transform whose text would be the same for other settings, or differ between runs."""
+    text = described(transform)
+    if ' at 0x' in text or 'Lambda()' in text:
         raise EvaluationError(
-            'Features cannot be kept, as the repr of the transform does not say what it does: give it one, or use '
+            'Features cannot be cached, as the repr of the transform does not show its settings: define one, or use '
             "torchvision's or timm's classes instead of functions."
         )
 
@@ -207,7 +201,7 @@ def _check_repr(transform: Callable) -> None:
 def _forward(
     model: nn.Module, layers: str, dtype: torch.dtype, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images (B, C, H, W) -> features (B, D) of `dtype`."""
+    """The function from images (B, C, H, W) to features (B, D) of `dtype`."""
     features = feature_function(model, layers)
     own = own_dtype(model)
 
@@ -227,7 +221,7 @@ def _make(
     device: torch.device,
     progress: bool,
 ) -> dict[Shard, torch.Tensor]:
-    """Compute shards, (images, D) each; those that went to the store are not among what is given back."""
+    """Compute shards, (images, D) each; they go to the store if there is one, and are returned otherwise."""
     made = {}
     total = sum(shard.stop - shard.start for shard in shards)
     with (
@@ -236,9 +230,9 @@ def _make(
     ):
         for shard in shards:
             values = []
-            for positions in batches.of(shard):
+            for positions in shard.batches(batches.batch_size):
                 values.append(next(results))
-                _check_finite(values[-1], batches.dataset, positions)
+                check_finite(values[-1], batches.dataset, positions)
                 bar.update(len(positions))
             if store is None:
                 made[shard] = torch.cat(values)
@@ -247,32 +241,23 @@ def _make(
     return made
 
 
-def _check_finite(values: torch.Tensor, dataset: ImageDataset, positions: range) -> None:
-    finite = values.isfinite().all(dim=1)
-    if not finite.all():
-        position = positions[int((~finite).nonzero()[0, 0])]
-        raise EvaluationError(
-            f'The features of {dataset.describe(position)} are not finite: check the weights of the model, or compute '
-            'in float32.'
-        )
-
-
 def _collect(
     shards: list[Shard], made: dict[Shard, torch.Tensor], store: Cache | None, processes: Processes
 ) -> torch.Tensor:
-    """Values of all shards in their order, on every process."""
+    """Values of all shards in order, on every process."""
     if store is None:
         made = processes.gather(made)
         return torch.cat([made[shard] for shard in shards])
     processes.wait()
     values = []
     for shard in shards:
-        values.append(store.read(shard))
-        if values[-1] is None:
+        found = store.read(shard)
+        if found is None:
             raise EvaluationError(
-                f'{store.folder / shard.file_name} is gone or damaged: keep the cache on a disk that every process '
-                'sees, and run again.'
+                f'{store.path(shard)} is missing or damaged: keep the cache on a disk that every process sees, and run '
+                'again.'
             )
+        values.append(found)
     return torch.cat(values)
 
 
@@ -283,7 +268,7 @@ def _find_batch_size(
     cache: str | Path | None,
     parts: dict[str, Any],
 ) -> int:
-    """What an earlier run with this cache found, or else what fits now; `single` tells the shape of an image."""
+    """The batch size of an earlier run with this cache, or else the largest that fits; `single` loads one image."""
     if device.type != 'cuda':
         return CPU_BATCH_SIZE
     if cache is not None:
@@ -299,7 +284,7 @@ def _find_batch_size(
 
 
 def _fits(forward: Callable, shape: tuple[int, ...], device: torch.device) -> bool:
-    """Whether a batch of that shape takes at most half of the memory."""
+    """Whether a batch of this shape takes at most half of the memory."""
     torch.cuda.reset_peak_memory_stats(device)
     try:
         forward(torch.zeros(shape))

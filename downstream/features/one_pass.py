@@ -13,27 +13,27 @@ __all__ = ['features_of_layers']
 
 
 def features_of_layers(model: nn.Module, layers: Sequence[str]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """What turns images into the features of every layer, with one pass through the backbone for all of them.
+    """The function from images to the features of every layer, with one pass through the backbone for all of them.
 
     Args:
         model: Any timm model, in eval mode.
         layers: See `layers.feature_function`.
 
     Returns:
-        A function of images (B, C, H, W) to a list of features (B, D), in the order of `layers`.
+        A function of images (B, C, H, W) that returns a list of features (B, D), in the order of `layers`.
 
     Raises:
         EvaluationError: See `layers.feature_function`.
     """
-    alone = [feature_function(model, layer) for layer in layers]  # refuses what is not there
+    alone = [feature_function(model, layer) for layer in layers]  # refuses missing layers
     if len(layers) == 1:
         return lambda images: [alone[0](images)]
     blocks = max((int(layer.removeprefix('last:')) for layer in layers if layer.startswith('last:')), default=0)
 
     def features(images: torch.Tensor) -> list[torch.Tensor]:
-        passed = _Passed(model, blocks)
-        # Blocks first: a pass that gives them gives what `forward_features` does, too (of 73 timm models that were
-        # looked at, one a family, all do so).
+        passed: Any = _Passed(model, blocks)
+        # Blocks first: a pass that returns them also returns the result of `forward_features` (true of all 73 timm
+        # models that were examined, one per family).
         blocks_first = sorted(layers, key=lambda layer: not layer.startswith('last:'))
         found = {layer: feature_function(passed, layer)(images) for layer in blocks_first}
         return [found[layer] for layer in layers]
@@ -42,13 +42,13 @@ def features_of_layers(model: nn.Module, layers: Sequence[str]) -> Callable[[tor
 
 
 class _Passed:
-    """A model that passes its images once: what it made of them is handed out instead of made again."""
+    """A model whose images pass once: later calls return the results of the first."""
 
-    def __init__(self, model: nn.Module, blocks: int) -> None:
+    def __init__(self, model: Any, blocks: int) -> None:
         self._model, self._blocks = model, blocks
         self._last: torch.Tensor | None = None
         self._intermediates: list[Any] = []
-        if blocks:  # its signature is asked for
+        if blocks:  # `feature_function` inspects the signature
             self.forward_intermediates = functools.wraps(model.forward_intermediates)(
                 functools.partial(self._forward_intermediates)
             )

@@ -1,4 +1,4 @@
-"""Images through a frozen backbone as a linear probe sees them: augmented anew in every epoch, or plain."""
+"""A frozen backbone over images as a linear probe needs them: with new crops in every epoch, or plain."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,12 +8,11 @@ from torch import nn
 from torchvision import transforms
 
 from tinyvit_zoo.common.determinism import in_order
-from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import data_config, own_dtype
 
-from .batches import load
+from .batches import check_finite, load
 from .one_pass import features_of_layers
 
 __all__ = ['Backbone', 'probe_transforms']
@@ -22,10 +21,10 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def probe_transforms(model: nn.Module, scale: tuple[float, float] = (0.08, 1.0)) -> tuple[Transform, Transform]:
-    """MoCo v3's (main_lincls.py) for training and for testing, with the size, mean and standard deviation of the model.
+    """MoCo v3's transforms (main_lincls.py) for training and testing, with the model's size, mean and std.
 
-    Both are bilinear. To train: random resized crop and horizontal flip. To test: the shorter side to 256 / 224 of the
-    model's, and the centre.
+    Both are bilinear. Training: random resized crop and horizontal flip. Testing: the shorter side is resized to
+    256 / 224 of the model's size, and the center is cropped.
 
     Args:
         model: Any timm model.
@@ -40,19 +39,19 @@ def probe_transforms(model: nn.Module, scale: tuple[float, float] = (0.08, 1.0))
 
 
 class Backbone:
-    """A frozen model that turns images into features of several layers, each image passing it once.
+    """A frozen model that turns images into features of several layers, with one pass per image.
 
     Args:
         model: Any timm model, in eval mode.
         layers: See `layers.feature_function`.
         dtype: float32, or bfloat16 by autocast.
-        device: Where model and features are.
-        chunk: Images that pass at once.
+        device: Of the model and the features.
+        chunk: Images of a forward pass.
         workers: Processes that read images.
-        processes: Those that share the work.
+        processes: The group that shares the work.
 
     Attributes:
-        passes: Images that this process has passed through so far.
+        passes: Images that this process has passed through the model so far.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Backbone:
         self.layers, self.device, self.chunk, self.workers = list(layers), device, chunk, workers
         self.processes = processes
         self.passes = 0
-        self._widths: list[int] | None = None
+        self._widths: list[int] = []  # of the layers, known after a pass
         features = features_of_layers(model, layers)
         own = own_dtype(model)
 
@@ -82,7 +81,7 @@ class Backbone:
         self._forward = forward
 
     def features(self, dataset: ImageDataset, transform: Transform) -> dict[str, torch.Tensor]:
-        """Of all images, in their order and on every process: by layer (N, D) float32."""
+        """Features of all images in their order, on every process: by layer (N, D) float32."""
         starts = range(0, len(dataset), self.chunk)
         chunks = {s: [(0, i) for i in range(s, min(s + self.chunk, len(dataset)))] for s in starts}
         mine = dict(list(chunks.items())[self.processes.rank :: self.processes.number])
@@ -90,18 +89,18 @@ class Backbone:
         found = self.processes.gather({start: x.cpu() for start, x in done})
         x = torch.cat([found[start] for start in chunks]).to(self.device)
         widths = self.processes.gather({self.processes.rank: self._widths})
-        self._widths = next(filter(None, widths.values()))  # with more processes than chunks, some have passed none
+        self._widths = next(filter(None, widths.values()))  # processes without a chunk do not know them
         return self._by_layer(x)
 
     def views(
         self, dataset: ImageDataset, transform: Transform, seed: int, batches: Sequence[Sequence[tuple[int, int]]]
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Of augmented images: by layer (B, D) float32 for every batch.
+        """Features of augmented images: by layer (B, D) float32 for every batch.
 
         Args:
             dataset: N images.
-            transform: What it draws depends on (seed, position, view) alone.
-            seed: See there.
+            transform: Its random numbers depend on (seed, position, view) alone.
+            seed: Of the transform.
             batches: Each a list of (view, position).
         """
         cuts = [[batch[i : i + self.chunk] for i in range(0, len(batch), self.chunk)] for batch in batches]
@@ -119,12 +118,6 @@ class Backbone:
     ) -> Iterator[torch.Tensor]:
         images = load(dataset, transform, seed, chunks, self.workers)
         for chunk, x in zip(chunks, in_order(self._forward, images, self.device), strict=True):
-            finite = x.isfinite().all(dim=1)
-            if not finite.all():
-                position = chunk[int((~finite).nonzero()[0, 0])][1]
-                raise EvaluationError(
-                    f'The features of {dataset.describe(position)} are not finite: check the weights of the model, or '
-                    'compute in float32.'
-                )
+            check_finite(x, dataset, [position for _, position in chunk])
             self.passes += len(chunk)
             yield x

@@ -1,4 +1,4 @@
-"""Figures and tables of what evaluators found."""
+"""Printed and written results of evaluators: text, tables, and figures."""
 
 from tinyvit_zoo.common.extras import needs_extra
 

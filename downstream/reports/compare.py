@@ -1,4 +1,4 @@
-"""What two models gave on the same images: a table to read, tables and figures."""
+"""Text, tables and figures of two models on the same images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

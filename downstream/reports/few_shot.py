@@ -1,4 +1,4 @@
-"""What few-shot episodes gave: lines to read, tables and a figure."""
+"""Text, tables and a figure of few-shot episodes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from . import plots
 __all__ = ['print_few_shot', 'write_few_shot']
 
 Results = Mapping[int, FewShotResult]
-"""By the number of shots."""
+"""Results by the number of shots."""
 
 
 def _title(head: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `evaluate` prints and writes of its numbers."""
+"""Text, tables and figures of `evaluate`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,9 +9,9 @@ import numpy as np
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
-from .. import results as report
 from ..imagenet import Scores
 from ..imagenet_c import SEVERITIES, Corruptions
+from ..results import eval_results_entry, record, write
 from . import plots
 
 __all__ = ['print_corruptions', 'print_scores', 'write_corruptions', 'write_scores']
@@ -20,11 +20,11 @@ Say = Callable[[str], None]
 
 
 def print_scores(scores: Scores, dataset: ImageDataset, head: Mapping[str, Any], say: Say) -> None:
-    """Print the numbers, which outputs competed, and the preprocessing.
+    """Print the accuracies, the competing outputs, and the preprocessing.
 
     Args:
         scores: Of a classifier.
-        dataset: What it was measured on.
+        dataset: The evaluated images.
         head: `name` and `weights` of the model, in words.
         say: Prints a line.
     """
@@ -40,14 +40,16 @@ def print_scores(scores: Scores, dataset: ImageDataset, head: Mapping[str, Any],
 
 
 def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapping[str, Any], say: Say) -> None:
-    """Write results.json, the classes and the pairs of true class and answer as CSV, their figures, and an entry for
-    the card where the weights are released ones and the images all of those that papers report on.
+    """Write results.json, accuracies by class and pairs of true class and prediction as CSV, and their figures.
+
+    There is also an entry for the model card if the weights are released ones and the images are all those that papers
+    report on.
 
     Args:
         folder: Made if it is missing.
         scores: Of a classifier.
-        dataset: What it was measured on.
-        head: For `report.record`: `model`, `name`, `weights`, `seed` and settings.
+        dataset: The evaluated images.
+        head: For `results.record`: `model`, `name`, `weights`, `seed` and settings.
         say: Prints a line.
     """
     names, images, counts = readable(scores.classes), scores.confusion.sum(axis=1), scores.confusion
@@ -62,10 +64,10 @@ def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapp
     note = f'top-1 accuracy, %; {_preprocessing(scores.preprocessing)}'
     whole = dataset.split in ('validation', 'test') and dataset.complete
     is_for_card = head['weights'] == 'pretrained' and whole
-    entry = report.eval_results_entry(dataset.name, scores.top1, notes=note)
-    report.write(
+    entry = eval_results_entry(dataset.name, scores.top1, notes=note)
+    write(
         folder,
-        report.record('evaluate', dataset=dataset, **head, **scores.summary()),
+        record('evaluate', dataset=dataset, **head, **scores.summary()),
         tables=dict(per_class=classes, confusion=pairs),
         figures=dict(
             per_class=plots.per_class_bars(scores.per_class, names, title=title),
@@ -77,7 +79,7 @@ def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapp
 
 
 def print_corruptions(result: Corruptions, head: Mapping[str, Any], say: Say) -> None:
-    """Print mCE, the corruption errors behind it, and how they were measured; see `print_scores`."""
+    """Print mCE, its corruption errors, the competing outputs, and the preprocessing; see `print_scores`."""
     relative = '' if result.relative_mce is None else f', relative mCE {result.relative_mce:.2f}'
     mean = np.mean(list(result.errors.values()))
     say(f'{head["name"]} ({head["weights"]}) on ImageNet-C:')
@@ -90,7 +92,7 @@ def print_corruptions(result: Corruptions, head: Mapping[str, Any], say: Say) ->
 def write_corruptions(
     folder: Path, result: Corruptions, head: Mapping[str, Any], clean: ImageDataset | None, say: Say
 ) -> None:
-    """Write results.json, the errors as CSV and as a heat map; see `write_scores`."""
+    """Write results.json, and the errors as CSV and as a heat map; see `write_scores`."""
     rows = []
     for name, errors in result.errors.items():
         of_severity = {f'error_{s}': round(e, 4) for s, e in zip(SEVERITIES, errors, strict=True)}
@@ -100,9 +102,9 @@ def write_corruptions(
         title=f'{head["name"]} ({head["weights"]}) on ImageNet-C', row_label='corruption', column_label='severity',
         unit='top-1 error, %',
     )  # fmt: skip
-    report.write(
+    write(
         folder,
-        report.record('evaluate', dataset=clean, **head, **result.summary()),
+        record('evaluate', dataset=clean, **head, **result.summary()),
         tables=dict(corruptions=rows),
         figures=dict(corruptions=figure),
         say=say,

@@ -1,4 +1,4 @@
-"""What the nearest neighbours gave: lines to read, tables and figures."""
+"""Text, tables and figures of nearest neighbors."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The figures of the evaluators. Each takes plain numbers and gives a matplotlib Figure; `report.write` saves it.
+"""Figures of the evaluators: functions of plain numbers that return a matplotlib Figure, saved by `results.write`.
 
-Never pyplot: it keeps every figure in memory and looks for a screen.
+They do not use pyplot, which keeps every figure in memory and looks for a display.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from tinyvit_zoo.common.errors import EvaluationError
 
@@ -30,7 +31,7 @@ MARKERS = 'osD^vX'
 QUIET = '#59636e'
 DPI = 120
 MOST_BARS = 40
-MOST_CELLS = 16  # confusion matrices of up to so many classes say their numbers
+MOST_CELLS = 16  # classes up to which a confusion matrix shows its numbers
 MOST_TICKS = 40
 MOST_POINTS = 2000
 MOST_COLORS = 40
@@ -43,7 +44,7 @@ def accuracy_over_shots(
     """Accuracy over the number of shots, with confidence intervals.
 
     Args:
-        series: By name of the model: shots -> (mean, half width of the 95 % interval), both in %.
+        series: By name of the model: shots -> (mean, half-width of the 95 % interval), both in %.
         title: Of the figure.
         chance: Accuracy of guessing in %, drawn as a dashed line.
     """
@@ -51,7 +52,7 @@ def accuracy_over_shots(
     shots = sorted({k for values in series.values() for k in values})
     for i, (name, values) in enumerate(series.items()):
         at = sorted(values)
-        # Intervals of several models at one number of shots would hide each other.
+        # Shifted, as intervals of several models at the same number of shots would overlap.
         x = np.array([shots.index(k) for k in at]) + 0.06 * (i - (len(series) - 1) / 2)
         mean, ci = np.array([values[k] for k in at]).T
         axis.errorbar(
@@ -75,10 +76,10 @@ def accuracy_over_shots(
 def differences(
     names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float], *, title: str
 ) -> Figure:
-    """Differences with their 95 % intervals, one below the other.
+    """Differences with their 95 % intervals, one row each.
 
     Args:
-        names: Of what was compared.
+        names: Of the rows.
         values: In percentage points.
         low: Lower ends of the intervals.
         high: Upper ends.
@@ -86,9 +87,8 @@ def differences(
     """
     figure, axis = _one_axis((6.4, 1.4 + 0.4 * len(names)), title)
     places = np.arange(len(names))
-    values, low, high = (np.asarray(v, dtype=float) for v in (values, low, high))
-    # The interval of a proportion is not centred on it and may, in the extreme, leave it out.
-    axis.hlines(places, low, high, color=COLORS[0], linewidth=2)
+    # The interval of a proportion is not centered on it and, at the extremes, may not contain it.
+    axis.hlines(places, np.asarray(low, dtype=float), np.asarray(high, dtype=float), color=COLORS[0], linewidth=2)
     axis.plot(values, places, 'o', color=COLORS[0])
     for y, value in zip(places, values, strict=True):
         axis.annotate(f'{value:+.1f}', (value, y), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=8)
@@ -110,16 +110,16 @@ def heat_map(
     unit: str = 'accuracy, %',
     chosen: tuple[int, int] | None = None,
 ) -> Figure:
-    """A table of numbers in colour, such as accuracy over learning rate and weight decay.
+    """A table of numbers in color, such as accuracy by learning rate and weight decay.
 
     Args:
         values: (R, C) numbers; NaN cells stay white.
         rows: Their R names.
         columns: Their C names.
         title: Of the figure.
-        row_label: What the rows are.
-        column_label: What the columns are.
-        unit: What the numbers are.
+        row_label: Meaning of the rows.
+        column_label: Meaning of the columns.
+        unit: Meaning and unit of the numbers.
         chosen: Row and column of the cell to frame.
     """
     values = np.asarray(values, dtype=float)
@@ -140,7 +140,7 @@ def heat_map(
 
 
 def per_class_bars(accuracy: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
-    """Accuracy of each class, the worst first; of many classes, the worst and best 20, and all of them as a curve.
+    """Accuracy of each class, the worst first; for many classes the worst and best 20, and a curve of all.
 
     Args:
         accuracy: (K,) in %; NaN for a class without images, which is left out.
@@ -171,7 +171,7 @@ def per_class_bars(accuracy: np.ndarray, classes: Sequence[str], *, title: str) 
 def _bars(axis: Axes, accuracy: np.ndarray, classes: Sequence[str], order: np.ndarray) -> None:
     places = np.arange(len(order))
     axis.barh(places, accuracy[order], color=COLORS[0], height=0.72)
-    for y, value in zip(places, accuracy[order], strict=True):
+    for y, value in enumerate(accuracy[order].tolist()):
         axis.text(value + 1, y, f'{value:.0f}', va='center', fontsize=7, color=QUIET)
     axis.set_yticks(places, [_short(classes[i]) for i in order], fontsize=7.5)
     axis.set(xlabel='accuracy, %', xlim=(0, 108), ylim=(len(order) - 0.5, -0.5))
@@ -180,11 +180,11 @@ def _bars(axis: Axes, accuracy: np.ndarray, classes: Sequence[str], order: np.nd
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
-    """How often images of one class (rows) were taken for another (columns), in % of the row.
+    """Confusion matrix, true class by row and prediction by column, in % of the row.
 
     Args:
-        counts: (K, K) numbers of images, true class by row.
-        classes: K names. Beyond 40 the axes are numbered, and the most frequent mistakes are listed instead.
+        counts: (K, K) numbers of images.
+        classes: K names. Beyond 40 the axes are numbered, and the most frequent mistakes are listed.
         title: Of the figure.
     """
     counts = np.asarray(counts, dtype=float)
@@ -199,7 +199,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
         figure.suptitle(title, fontsize=11)
         axis, mistakes = figure.subplots(1, 2, width_ratios=(3, 2))
         _mistakes(mistakes, counts, classes)
-    # Mistakes are rare: on a linear scale they would all be white.
+    # Mistakes are rare: on a linear scale all would be white.
     image = axis.imshow(np.sqrt(share), cmap='Blues', vmin=0, vmax=10, interpolation='nearest')
     if K <= MOST_CELLS:
         _write_cells(axis, share, image, scale=np.sqrt)
@@ -207,15 +207,15 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
         names = [_short(c) for c in classes]
         axis.set_xticks(range(K), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=7.5)
         axis.set_yticks(range(K), names, fontsize=7.5)
-    axis.set(xlabel='answer', ylabel='true class')
+    axis.set(xlabel='prediction', ylabel='true class')
     axis.grid(False)
     bar = figure.colorbar(image, ax=axis, label='% of the true class', shrink=0.8)
-    bar.set_ticks(np.sqrt([0, 1, 5, 20, 50, 100]), labels=['0', '1', '5', '20', '50', '100'])
+    bar.set_ticks(np.sqrt([0, 1, 5, 20, 50, 100]).tolist(), labels=['0', '1', '5', '20', '50', '100'])
     return figure
 
 
 def _mistakes(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Bars of the most frequent pairs (true class, answer)."""
+    """Bars of the most frequent pairs of true class and prediction."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     most = np.argsort(-wrong, axis=None, kind='stable')[:25]
@@ -225,21 +225,21 @@ def _mistakes(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
     names = [f'{_short(classes[r], 24)} → {_short(classes[c], 24)}' for r, c in zip(rows, columns, strict=True)]
     axis.set_yticks(range(len(most)), names, fontsize=7)
     axis.set(xlabel='images', ylim=(max(len(most), 1) - 0.5, -0.5))
-    axis.set_title('most frequent mistakes (true → answer)', fontsize=9)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_title('most frequent mistakes (true → predicted)', fontsize=9)
+    _whole_numbers(axis)
     _quiet(axis)
     axis.grid(False, axis='y')
 
 
 def tsne(features: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, title: str, seed: int = 0) -> Figure:
-    """Features in two dimensions (van der Maaten & Hinton 2008, scikit-learn), with the name of each class.
+    """t-SNE of features in two dimensions (van der Maaten & Hinton 2008, scikit-learn), with the name of each class.
 
     Args:
-        features: (N, D). At most 2000 rows, chosen at random, are drawn, of at most the 40 most frequent classes.
+        features: (N, D). At most 2000 random rows are drawn, from the 40 most frequent classes.
         labels: (N,) integers.
         classes: Their names.
         title: Of the figure.
-        seed: Of the choice and the embedding.
+        seed: Of the random rows and the embedding.
 
     Raises:
         EvaluationError: If there are fewer than 4 rows.
@@ -250,23 +250,23 @@ def tsne(features: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, ti
     if len(features) < 4:
         raise EvaluationError(f't-SNE needs at least 4 images, there are {len(features)}.')
     counts = np.bincount(labels, minlength=len(classes))
-    shown = np.sort(np.argsort(-counts, kind='stable')[:MOST_COLORS])
-    at = np.flatnonzero(np.isin(labels, shown))
+    frequent = np.sort(np.argsort(-counts, kind='stable')[:MOST_COLORS])
+    at = np.flatnonzero(np.isin(labels, frequent))
     if len(at) > MOST_POINTS:
         at = np.sort(np.random.default_rng(seed).choice(at, MOST_POINTS, replace=False))
     perplexity = min(30.0, (len(at) - 1) / 3)
     points = TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(features[at])
     some = f', {len(at)} of {len(labels)} images' if len(at) < len(labels) else ''
     figure, axis = _one_axis((7, 6.4), title + some)
-    shown = [k for k in shown if (labels[at] == k).any()]
+    shown = [k for k in frequent.tolist() if (labels[at] == k).any()]
     for i, k in enumerate(shown):
         own = points[labels[at] == k]
         color = colormaps['hsv'](i / len(shown)) if len(shown) > 10 else colormaps['tab10'](i)
-        axis.scatter(*own.T, s=9, color=color, alpha=0.75, linewidths=0)
+        axis.scatter(own[:, 0], own[:, 1], s=9, color=color, alpha=0.75, linewidths=0)
         x, y = np.median(own, axis=0)
         axis.text(
             x, y, _short(classes[k], 18), fontsize=10 if len(shown) <= 12 else 6.5, ha='center', va='bottom',
-            path_effects=OUTLINE, weight='bold', color=[0.7 * part for part in color[:3]],  # which dots it names
+            path_effects=OUTLINE, weight='bold', color=[0.7 * part for part in color[:3]],  # the color of its dots
         )  # fmt: skip
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
@@ -276,20 +276,20 @@ def tsne(features: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, ti
 def learning_curves(
     series: Mapping[str, Sequence[float]], *, title: str, y_label: str = 'accuracy, %', x_label: str = 'epoch'
 ) -> Figure:
-    """Curves over the epochs, counted from 1; each one's last value stands in the legend.
+    """Curves over the epochs, counted from 1; the legend shows the last value of each.
 
     Args:
-        series: By name; of one curve or a few.
+        series: Curves by name.
         title: Of the figure.
-        y_label: What the values are.
-        x_label: What they are counted by.
+        y_label: Meaning of the values.
+        x_label: Meaning of their index.
     """
     figure, axis = _one_axis((6.4, 3.8), title)
     for i, (name, values) in enumerate(series.items()):
         last = f': {values[-1]:.4g}' if len(values) else ''
         axis.plot(range(1, len(values) + 1), values, color=COLORS[i % len(COLORS)], marker='.', label=f'{name}{last}')
     axis.set(xlabel=x_label, ylabel=y_label)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axis)
     axis.legend(frameon=False, fontsize=9)
     return figure
 
@@ -302,6 +302,11 @@ def _one_axis(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
     return figure, axis
 
 
+def _whole_numbers(axis: Axes) -> None:
+    """Ticks of the x axis at whole numbers, otherwise where matplotlib puts them."""
+    axis.xaxis.set_major_locator(MaxNLocator('auto', steps=[1, 2, 2.5, 5, 10], integer=True))
+
+
 def _quiet(axis: Axes) -> None:
     axis.spines[['top', 'right']].set_visible(False)
     axis.grid(alpha=0.25)
@@ -309,7 +314,7 @@ def _quiet(axis: Axes) -> None:
 
 
 def _write_cells(axis: Axes, values: np.ndarray, image: AxesImage, scale: Callable = np.asarray) -> None:
-    """The numbers in the cells, black or white by what they stand on; as many digits as there is room for."""
+    """Write the numbers into the cells, black or white by background; columns decide the number of digits."""
     R, C = values.shape
     digits = 1 if C <= 16 and np.nanmax(np.abs(values), initial=0) < 1000 else 0
     for r in range(R):
@@ -324,7 +329,7 @@ def _write_cells(axis: Axes, values: np.ndarray, image: AxesImage, scale: Callab
 
 
 def _short(name: object, length: int = 28) -> str:
-    """Numbers in few digits; the first of several names, cut where it is long."""
+    """A number with few digits, or the first of several names, truncated if it is long."""
     if isinstance(name, float | np.floating):
         return f'{name:.3g}'
     text = str(name).split(',')[0]

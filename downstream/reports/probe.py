@@ -1,4 +1,4 @@
-"""What a linear, ridge or logistic probe found: a summary, tables and figures."""
+"""Summary, tables and figures of a linear, ridge or logistic probe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ TITLES = dict(
 
 
 def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
-    """The numbers of a probe, as results.json has them; accuracies in %."""
+    """The numbers of a probe for results.json; accuracies in %."""
     numbers: dict[str, Any] = dict(
         test_images=len(test),
         test_accuracy=result.test,
@@ -182,11 +182,9 @@ def _grid_rows(result: Result) -> Sequence[dict[str, Any]]:
 
 
 def _grid_figures(result: Result, title: str) -> dict[str, Figure]:
-    """Accuracy on the held-out images: over learning rate and weight decay for each layer, and over the epochs; or over
-    the penalties.
-    """
+    """Held-out accuracy by learning rate and weight decay for each layer, and by epoch; or by penalty."""
     if not isinstance(result, ProbeResult):
-        label = 'place in the grid of ' + ('penalties' if isinstance(result, RidgeResult) else 'C')
+        label = 'index in the grid of ' + ('penalties' if isinstance(result, RidgeResult) else 'C')
         curve = {'held out': [float(value) for value in result.held_out]}
         return dict(grid=plots.learning_curves(curve, title=title, x_label=label))
     figures, chosen = {}, result.heads[result.chosen].setting

@@ -1,6 +1,6 @@
-"""Checkpoints: where weights come from (`source`), what is in a file (`read`), whose names it uses (`keymap`),
-what its tables were laid out for (`tables`), how many heads its model had (`heads`), and which part of a detector it
-is (`detector`)."""
+"""Checkpoints: where weights come from (`source`), reading a file safely (`read`), translating its names (`keymap`),
+the sizes its tables were made for (`tables`), the number of heads of its model (`head_count`), classifiers of 22k
+classes (`head_22k`), and the backbone inside a detector (`detector`)."""
 
 from ..common.errors import CheckpointError, WeightsNotFoundError
 from .beit_buffers import check_beit_buffers

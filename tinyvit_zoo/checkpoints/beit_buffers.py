@@ -1,4 +1,4 @@
-"""The index that BEiT-like code stores beside each relative-position table, though it follows from the grid."""
+"""The index that BEiT-like code stores with each relative-position table, although it follows from the grid."""
 
 from collections.abc import Mapping
 from math import isqrt
@@ -26,11 +26,11 @@ def table_grid(table: torch.Tensor) -> tuple[int, int] | None:
 def beit_buffers(
     state_dict: Mapping[str, torch.Tensor], img_size: tuple[int, int] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Index of every table.
+    """The index of every table.
 
     Args:
         state_dict: Weights under official names.
-        img_size: (H, W) of the images, in patches of 16. Default: a square grid, of the size that the table tells.
+        img_size: (H, W) of the images, in patches of 16. Default: square, by the size of the table.
 
     Raises:
         CheckpointError: If a table is not of that grid.
@@ -50,7 +50,7 @@ def check_beit_buffers(state_dict: Mapping[str, torch.Tensor]) -> None:
     """Compare the indices of an official state dict with what they must be.
 
     Raises:
-        CheckpointError: Naming the first that differs: the weights were made for another order of the table.
+        CheckpointError: If one differs, that is, if the table has another order; the message names the first.
     """
     for key, index in state_dict.items():
         table = state_dict.get(key.removesuffix(INDEX) + TABLE) if key.endswith(INDEX) else None
@@ -58,6 +58,6 @@ def check_beit_buffers(state_dict: Mapping[str, torch.Tensor]) -> None:
             continue
         if not torch.equal(index, beit_offset_index(grid, prefix_tokens=1)):
             raise CheckpointError(
-                f'{key} is not the index of a {grid[0]} x {grid[1]} grid with a class token: the table beside it has '
+                f'{key} is not the index of a {grid[0]} x {grid[1]} grid with a class token: its table has '
                 'another order than the released one.'
             )

@@ -14,13 +14,13 @@ NET, MAP_NORM = 'net.', re.compile(r'norm\d+\.')
 
 
 def backbone_part(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The timm model in a detector, or in a `ZooBackbone` alone; everything where there is neither.
+    """The timm model inside a detector or a `ZooBackbone`; everything if it is neither.
 
     Args:
         state_dict: Already unwrapped (`read_checkpoint`).
 
     Returns:
-        State dict under the model's own names, and the names in the file of what lies beside it.
+        State dict under the model's own names, and the names in the file of all other tensors.
     """
     names = {k: k.removeprefix(BACKBONE) for k in state_dict if k.startswith(BACKBONE)} or {k: k for k in state_dict}
     if all(name.startswith(NET) or MAP_NORM.match(name) for name in names.values()):

@@ -15,7 +15,7 @@ CLASSES_22K = 21841
 
 @cache
 def in1k_classes_in_22k() -> tuple[int, ...]:
-    """Index of each ImageNet-1k class in the 22k head, -1 for the one that is absent (850).
+    """Index of each ImageNet-1k class in the 22k head, -1 for the only absent one (850).
 
     Regenerated from timm's synset lists: both heads are sorted by WordNet id. Equal to Cream's
     `imagenet_1kto22k.txt`.
@@ -27,7 +27,7 @@ def in1k_classes_in_22k() -> tuple[int, ...]:
 
 
 def head_22k_to_1k(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State dict with the 21841-class head turned into a 1000-class one, as the released loaders do.
+    """State dict with the 21841-class head converted to a 1000-class one, as the released loaders do.
 
     Rows are picked by class; the row of the absent class 850 is the mean of the 999 others (Cream
     `utils.load_pretrained`). Works on the official and on our key layout.

@@ -1,20 +1,21 @@
-"""Key maps: the names of a released checkpoint and ours, both ways, apart from the models.
+"""Key maps: translation between the names of released checkpoints and ours, in both directions.
 
-A map is a table of prefixes and leaf names; reading it left to right or right to left gives the two directions.
-`check_keys` then compares with the model, so that no key is lost in silence.
+A map is a table of prefixes and leaf names, read left to right or right to left. `check_keys` then compares the result
+with the model, so that no key is lost silently.
 """
 
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..common.errors import CheckpointError
+from ..common.text import first_few
 from .beit_buffers import beit_buffers, check_beit_buffers
-from .read import _name
 from .swin_buffers import check_swin_buffers, swin_buffers
 
 __all__ = [
@@ -41,18 +42,18 @@ class KeyMap:
         family: Name for messages.
         prefixes: Pairs (official, ours); the longest match applies.
         leaves: Pairs (official, ours) of a module name inside a key, e.g. ('.c.', '.conv.').
-        ignored: Pairs (leaf, beside): leaves that some files carry beside another one, and no model needs.
+        ignored: Pairs (leaf, owner): leaves that some files store along with the leaf `owner`, and no model needs.
         head: Our name of the classifier.
-        tail: Our prefixes of what lies between the last block and the classifier, which backbones of detectors lack.
-        more_heads: Our names of further classifiers that some models of the family have beside it.
+        tail: Our prefixes of the modules between the last block and the classifier, which backbones of detectors lack.
+        more_heads: Our names of the second classifiers that some models of the family have.
         leftovers: Patterns of official keys that belong to training (decoder, projector) and to no model of the
             family.
         first_conv: Our name of the first convolution.
-        signature: Pair (official, ours) of a key that no other family has, and every file of this one.
+        signature: Pair (official, ours) of a key that every file of this family has, and no file of another one.
         pointwise: Parts of our names of the matrices (out, in) that the released code keeps as 1x1 convolutions.
-        buffers: Buffers that the released code stores beside the weights, computed from an official state dict and
-            the image size (None: as released).
-        check_buffers: Raises CheckpointError if those of an official state dict are not what they must be.
+        buffers: Function from an official state dict and the image size (None: as released) to the buffers that the
+            released code stores with the weights.
+        check_buffers: Raises CheckpointError if those of an official state dict have other values.
     """
 
     family: str
@@ -79,7 +80,7 @@ class KeyMap:
         return key.startswith(tuple(f'{head}.' for head in (self.head, *self.more_heads)))
 
     def layout(self, keys: Sequence[str]) -> str:
-        """'official', 'ours', or 'unknown': whose prefixes most keys have, where the two differ.
+        """'official', 'ours' or 'unknown', by the prefixes of most keys, where the two differ.
 
         'ours' where our names are the released ones.
         """
@@ -111,8 +112,8 @@ class KeyMap:
         return key
 
     def _is_ignored(self, key: str, state_dict: Mapping[str, torch.Tensor]) -> bool:
-        """Whether a key is a known left-over: it stands beside the parameter that it belongs to."""
-        return any(key.endswith(old) and key.removesuffix(old) + beside in state_dict for old, beside in self.ignored)
+        """Whether a key is a known leftover: the parameter that it belongs to is there too."""
+        return any(key.endswith(old) and key.removesuffix(old) + owner in state_dict for old, owner in self.ignored)
 
     def official_name(self, key: str) -> str | None:
         """Official name of one of our keys, None if it has none."""
@@ -136,9 +137,9 @@ class KeyMap:
         return next(iter(rows.values()), None)
 
     def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-        """State dict under our names, and the layout it had.
+        """State dict under our names, and its original layout.
 
-        Keys that fit no rule keep their name, for `check_keys` to report.
+        Keys that fit no rule keep their name, and `check_keys` reports them.
 
         Raises:
             CheckpointError: If the layout is of another model family, or two keys have the same meaning.
@@ -148,19 +149,19 @@ class KeyMap:
             raise CheckpointError(f'These are {family.family} weights, not {self.family} weights.')
         kept = {k: v for k, v in state_dict.items() if not self._is_ignored(k, state_dict)}
         if leftovers := [k for k in kept if any(re.match(pattern, k) for pattern in self.leftovers)]:
-            _logger.info('Left out %d tensors that served training only: %s.', len(leftovers), _name(leftovers))
+            _logger.info('Left out %d tensors that only training needs: %s.', len(leftovers), first_few(leftovers))
             kept = {k: v for k, v in kept.items() if k not in leftovers}
         layout = self.layout(list(kept))
         if layout == 'unknown':
             raise CheckpointError(
-                f'These are no {self.family} weights: the layout is unknown (first keys: {_name(list(state_dict))}).'
+                f'These are no {self.family} weights: the layout is unknown (first keys: {first_few(state_dict)}).'
             )
         if layout == 'ours':
             return kept, layout
         ours = {self._rename(k, 0) or k: v for k, v in kept.items()}
         if len(ours) < len(kept):
             twice = [k for k in kept if (self._rename(k, 0) or k) != k and self._rename(k, 0) in kept]
-            raise CheckpointError(f'The checkpoint has {_name(twice)} in the official and in our layout at once.')
+            raise CheckpointError(f'The checkpoint has {first_few(twice)} in the official and in our layout at once.')
         return {k: v.flatten(1) if self._is_pointwise(k, v, 4) else v for k, v in ours.items()}, layout
 
     def _is_pointwise(self, key: str, value: torch.Tensor, ndim: int) -> bool:
@@ -169,7 +170,7 @@ class KeyMap:
     def to_official(
         self, state_dict: Mapping[str, torch.Tensor], img_size: tuple[int, int] | None = None
     ) -> dict[str, torch.Tensor]:
-        """State dict under the released code's names; the inverse of `to_ours`.
+        """State dict under the names of the released code; the inverse of `to_ours`.
 
         Args:
             state_dict: Under our names.
@@ -180,10 +181,9 @@ class KeyMap:
         """
         if self.layout(list(state_dict)) == 'official':
             return dict(state_dict)
-        renamed = {k: self.official_name(k) for k in state_dict}
-        unknown = [k for k, v in renamed.items() if v is None]
-        if unknown:
-            raise CheckpointError(f'No official {self.family} name for {_name(unknown)}.')
+        renamed = {k: name for k in state_dict if (name := self.official_name(k)) is not None}
+        if unknown := [k for k in state_dict if k not in renamed]:
+            raise CheckpointError(f'No official {self.family} name for {first_few(unknown)}.')
         official = {renamed[k]: v[..., None, None] if self._is_pointwise(k, v, 2) else v for k, v in state_dict.items()}
         return official if self.buffers is None else official | self.buffers(official, img_size)
 
@@ -200,7 +200,7 @@ TINYVIT_KEYS = KeyMap(
         ('head.', 'head.fc.'),
     ),
     leaves=(('.c.', '.conv.'),),
-    # Index buffers of the bias tables, which old files still carry.
+    # Index buffers of the bias tables, which old files still have.
     ignored=(('.attention_bias_idxs', '.attention_biases'),),
     head='head.fc',
     first_conv='patch_embed.conv1.conv',
@@ -247,7 +247,7 @@ MINI_SWIN_KEYS = KeyMap(
         ('.local_norm_list.', '.local_norm.'),
         ('.local_conv_list.', '.local_conv.'),
     ),
-    # What follows from window and image size.
+    # Buffers that follow from window and image size.
     ignored=(('.relative_position_index', '.relative_position_bias_table'), ('.attn_mask', '.attn.qkv.weight')),
     head='head.fc',
     first_conv='patch_embed.proj',
@@ -259,7 +259,7 @@ MINI_SWIN_KEYS = KeyMap(
 
 PLAIN_VIT_KEYS = KeyMap(
     family='plain ViT (TinyMIM, MAE-Lite)',
-    # Names as in timm's ViT and BEiT, so they are kept. Nothing in them tells the two families apart, see `heads`.
+    # Names as in timm's ViT and BEiT, so they are kept. They do not distinguish the two families, see `head_count`.
     prefixes=tuple(
         (name, name)
         for name in (
@@ -274,7 +274,7 @@ PLAIN_VIT_KEYS = KeyMap(
     first_conv='patch_embed.proj',
     signature=('blocks.0.norm1.weight', 'blocks.0.norm1.weight'),
     tail=('norm.', 'fc_norm.', 'dist_norm.', 'conv1x1.'),
-    # The decoder of MAE; the projector of MoCo v3, numbered layers in the place of the classifier.
+    # The decoder of MAE; the projector of MoCo v3, which has numbered layers in place of the classifier.
     leftovers=(r'mask_token$', r'decoder_', r'head\.\d+\.'),
     buffers=beit_buffers,
     check_buffers=check_beit_buffers,
@@ -291,7 +291,7 @@ KEY_MAPS = {
 
 
 def find_key_map(state_dict: Mapping[str, torch.Tensor]) -> KeyMap | None:
-    """The map of the family that a state dict belongs to, in either layout; None if it is of none."""
+    """The map of the family that a state dict of either layout belongs to; None if it belongs to none."""
     return next((m for m in KEY_MAPS.values() if any(key in state_dict for key in m.signature)), None)
 
 
@@ -301,16 +301,16 @@ def drop_head(state_dict: Mapping[str, torch.Tensor], head: str, width: int) -> 
     Args:
         state_dict: Under our names.
         head: Name of the classifier.
-        width: Features that the classifier takes.
+        width: Input features of the classifier.
 
     Raises:
         CheckpointError: If there is half a classifier, or one of another width.
     """
-    parts = {leaf: state_dict.get(f'{head}.{leaf}') for leaf in ('weight', 'bias')}
-    missing = [f'{head}.{leaf}' for leaf, part in parts.items() if part is None]
-    if len(missing) == 1:
-        raise CheckpointError(f'The checkpoint has half a classifier: {missing[0]} is missing.')
-    if not missing and tuple(parts['weight'].shape[:2]) != (parts['bias'].numel(), width):
+    parts = {leaf: state_dict[f'{head}.{leaf}'] for leaf in ('weight', 'bias') if f'{head}.{leaf}' in state_dict}
+    if len(parts) == 1:
+        missing = 'bias' if 'weight' in parts else 'weight'
+        raise CheckpointError(f'The checkpoint has half a classifier: {head}.{missing} is missing.')
+    if parts and tuple(parts['weight'].shape[:2]) != (parts['bias'].numel(), width):
         shapes = ' and '.join(f'{leaf} {tuple(part.shape)}' for leaf, part in parts.items())
         raise CheckpointError(f'The classifier {head} has a wrong shape: {shapes}, for {width} features.')
     return {k: v for k, v in state_dict.items() if not k.startswith(head + '.')}
@@ -326,18 +326,18 @@ def check_keys(
 ) -> None:
     """Compare a mapped checkpoint with the model that will load it.
 
-    timm stops checking as soon as `num_classes` or `features_only` differ; this does not.
+    timm stops checking as soon as `num_classes` or `features_only` differ; this function does not.
 
     Args:
         state_dict: Mapped checkpoint.
         target: The model's state dict.
         key_map: The map that was used, for messages in the file's own names.
-        layout: Layout the checkpoint had.
-        source_chans: Input channels of the first convolution, which timm adapts to the model's.
-        fresh_head: The model keeps its own classifier: it may be absent.
+        layout: Original layout of the checkpoint.
+        source_chans: Input channels of the checkpoint's first convolution, which timm adapts to the model's.
+        fresh_head: The model keeps its own classifier, so that of the checkpoint may be absent.
 
     Raises:
-        CheckpointError: Naming the first few keys that are unknown, missing or of a wrong shape.
+        CheckpointError: If keys are unknown, missing or of a wrong shape; the message names the first few.
     """
     expected = {k: v for k, v in target.items() if not (fresh_head and key_map.is_head(k))}
     unknown = [k for k in state_dict if k not in expected]
@@ -362,8 +362,8 @@ def check_keys(
         return f'{named(key)} is {state_dict[key].dtype}, not {target[key].dtype}'
 
     problems = [
-        f'{len(keys)} {what}: {_name([tell(k) for k in sorted(keys)])}'
-        for what, keys, tell in (
+        f'{len(keys)} {what}: {first_few(describe(k) for k in sorted(keys))}'
+        for what, keys, describe in (
             ('unknown', unknown, named),
             ('missing', missing, named),
             ('of a wrong shape', wrong, shaped),
@@ -388,14 +388,14 @@ def fit_to_model(
 ) -> dict[str, torch.Tensor]:
     """The last step of every `checkpoint_filter_fn`: account for each key, leave the classifier out if asked.
 
-    A file that ends with the last block is the backbone of a detector: where the model needs no classifier of it, the
-    norm after the last block starts afresh.
+    A file that ends with the last block is the backbone of a detector. If the model needs no classifier from it, the
+    norm after the last block keeps its initial values.
 
     Args:
         state_dict: Under our names, resized.
         model: The model that will load the result.
         key_map: Its family's.
-        layout: Layout the checkpoint had.
+        layout: Original layout of the checkpoint.
         fresh_head: The model keeps its own classifier.
 
     Raises:
@@ -406,7 +406,7 @@ def fit_to_model(
     ):
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(key_map.tail)}
         if fresh:
-            _logger.warning('The checkpoint ends with the last block: %s start afresh.', _name(list(fresh)))
+            _logger.warning('The checkpoint ends with the last block: %s keep their initial values.', first_few(fresh))
         state_dict = state_dict | fresh
     check_keys(
         {k: v for k, v in state_dict.items() if not (fresh_head and key_map.is_head(k))},
@@ -418,5 +418,5 @@ def fit_to_model(
     )
     if fresh_head:
         for head in (key_map.head, *key_map.more_heads):
-            state_dict = drop_head(state_dict, head, model.num_features)
+            state_dict = drop_head(state_dict, head, cast(int, model.num_features))
     return state_dict

@@ -1,4 +1,4 @@
-"""What files should be: the sha256 list of a page, and the sha256 that the Hub itself gives for a large file."""
+"""Checksums: the sha256 list of a page, and the sha256 that the Hub itself gives for a large file."""
 
 import hashlib
 import json
@@ -26,10 +26,10 @@ def read_manifest(path: Path, downloaded: bool = False) -> dict[str, str]:
 
     Args:
         path: The manifest.
-        downloaded: It lies in the Hub's cache, and is removed from there if it cannot be read.
+        downloaded: It is in the Hub's cache, and is removed from there if it cannot be read.
 
     Raises:
-        CheckpointError: If it is no such list, or names files outside its folder.
+        CheckpointError: If it is not such a list, or names files outside its folder.
     """
     try:
         files = json.loads(path.read_text())['sha256']
@@ -39,7 +39,7 @@ def read_manifest(path: Path, downloaded: bool = False) -> dict[str, str]:
     if not readable:
         if downloaded:
             _forget(path)
-        raise CheckpointError(f'{path} is no list of the files of its folder with their sha256.')
+        raise CheckpointError(f'{path} is not a list of the files of its folder with their sha256.')
     return files
 
 
@@ -49,15 +49,15 @@ def _inside(name: str) -> bool:
 
 
 def check_download(path: Path) -> None:
-    """Compare a large file in the Hub's cache with the sha256 that the Hub gave for it; the client compares lengths.
+    """Compare a large file in the Hub's cache with the sha256 that the Hub gave; the client compares only lengths.
 
-    The cache calls such a file by that sha256. Small files have names of another kind and are passed over.
+    In the cache, the name of such a file is that sha256. Small files have names of another kind and are skipped.
 
     Args:
         path: In the cache, as `hf_hub_download` returned it.
 
     Raises:
-        CheckpointError: If it differs. It is removed from the cache then.
+        CheckpointError: If it differs; it is then removed from the cache.
     """
     blob = path.resolve()
     if not SHA256.fullmatch(blob.name) or file_sha256(blob) == blob.name:
@@ -74,9 +74,9 @@ def check_listed(folder: Path, listed: Mapping[str, str], downloaded: bool = Fal
 
     Args:
         folder: The page, or its copy in the Hub's cache.
-        listed: sha256 by path, of those that are to be compared.
-        downloaded: The folder is a copy in the cache: what differs, and the manifest, are removed from it, since
-            either may have been damaged on the way.
+        listed: sha256 by path, of the files to compare.
+        downloaded: The folder is a copy in the cache: a file that differs is removed from it together with the
+            manifest, since either may have been damaged on the way.
 
     Raises:
         CheckpointError: If one is missing or differs.

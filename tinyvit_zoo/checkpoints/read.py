@@ -1,7 +1,7 @@
-"""Read a checkpoint file, whatever saved it, without running anything that is in it.
+"""Read a checkpoint file, whatever saved it, without running any code in it.
 
-File -> object (safetensors or a pickle restricted to tensors) -> state dict (unwrapped, prefixes stripped). Names stay
-those of the file's layout; `keymap` translates them.
+File -> object (safetensors or a pickle restricted to tensors) -> state dict (unwrapped, prefixes stripped). Names are
+still those of the file; `keymap` translates them.
 """
 
 import json
@@ -12,6 +12,7 @@ import re
 import threading
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import safetensors.torch
 import torch
 
 from ..common.errors import CheckpointError, WeightsNotFoundError
+from ..common.text import first_few
 
 __all__ = ['Clues', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
 
@@ -27,13 +29,13 @@ _logger = logging.getLogger(__name__)
 
 # Keys under which training scripts keep a state dict; averaged weights first, as timm's own loader prefers them.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model', 'module')
-# A key of the released Mini-DeiT's weights. That training code keeps averaged weights beside them, but evaluated, and
-# published the accuracy of, the plain ones.
+# A key of the released Mini-DeiT's weights. Its training code also saves averaged weights, but evaluated the plain ones
+# and published their accuracy.
 PLAIN_WEIGHTS_COUNT = 'blocks.0.block.norm1.instances.0.weight'
 # Prefixes of wrapping modules, in any order and number: DDP, torch.compile, timm's and torch's weight averaging.
 PREFIXES = ('module.', '_orig_mod.', 'model_ema.', 'ema.', 'model.')
-# Training wrappers that are saved whole: the model that is meant, and what stands beside it. D-MAE saves its teacher
-# and head adapters, MoCo v3 the momentum copy and the predictor.
+# Training wrappers that are saved whole: prefixes of the trained model, and of everything else. D-MAE also saves its
+# teacher and head adapters, MoCo v3 the momentum copy and the predictor.
 WHOLE_WRAPPERS = {
     'model.': ('tch_model.', 'attn_adapter.', 'hidden_adapter.'),
     'base_encoder.': ('momentum_encoder.', 'predictor.'),
@@ -46,13 +48,13 @@ CHECKPOINT_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth
 
 @dataclass(frozen=True)
 class Clues:
-    """What a checkpoint tells beside its tensors about the model that it is of.
+    """What a checkpoint reveals about its model apart from the tensors.
 
     Attributes:
         file: Name of the file, '' if there is none.
-        prefix: What all names of the model's tensors began with.
-        trained_as: Name that the training script knew the model by (its saved `args.model`), None if not saved.
-        config: The config.json beside it, None without one.
+        prefix: Common prefix of all names of the model's tensors.
+        trained_as: Name of the model in the training script (its saved `args.model`); None if not saved.
+        config: The config.json in the same folder; None without one.
     """
 
     file: str = ''
@@ -62,7 +64,7 @@ class Clues:
 
 
 class _Inert:
-    """Takes the place of a number, dtype or path in a pickle; what it was is not needed."""
+    """Replaces a number, dtype or path in a pickle, the value of which is not needed."""
 
     def __init__(self, *args: Any) -> None: ...
 
@@ -70,15 +72,15 @@ class _Inert:
 
 
 class _Settings:
-    """Takes the place of a configuration object in a pickle: becomes a plain mapping, runs none of its code."""
+    """Replaces a configuration object in a pickle by a plain mapping; runs none of its code."""
 
-    def __new__(cls, *args: Any) -> OrderedDict:
-        return OrderedDict()  # the restricted unpickler fills no other kind
+    def __new__(cls, *args: Any) -> OrderedDict:  # type: ignore[misc]  # the restricted unpickler fills no other class
+        return OrderedDict()
 
 
-# The only names beyond tensors that a checkpoint may hold: configurations and numbers that training code saves beside
-# the weights (Cream's `config`, argparse's `args` with its paths, an accuracy). None of the real classes is built.
-_STAND_INS = [
+# The only names beyond tensors that a checkpoint may hold: configurations and numbers that training code saves with the
+# weights (Cream's `config`, argparse's `args` with its paths, an accuracy). None of the real classes is built.
+_STAND_INS: tuple[tuple[type, str], ...] = (
     (_Settings, 'yacs.config.CfgNode'),
     (_Settings, 'argparse.Namespace'),
     *((_Inert, f'pathlib{module}.{kind}Path') for module in ('', '._local') for kind in ('Posix', 'Windows')),
@@ -87,20 +89,20 @@ _STAND_INS = [
     (_Inert, 'numpy._core.multiarray.scalar'),
     *((_Inert, f'numpy.{module}._reconstruct') for module in ('core.multiarray', '_core.multiarray')),
     (_Inert, 'numpy.ndarray'),
-]
+)
 
-# The losses of a training by mmengine, which names the statistics of a history by `getattr`. Only files with such a
-# history get away with that name, and with the stand-in for it.
+# The losses of a training by mmengine, whose pickled history refers to `getattr`. Only files with such a history may
+# use that name, and get a stand-in for it.
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
-_HISTORY_STAND_INS = [(_Inert, _HISTORY), (_Inert, 'builtins.getattr')]
+_HISTORY_STAND_INS: tuple[tuple[type, str], ...] = ((_Inert, _HISTORY), (_Inert, 'builtins.getattr'))
 
 
-# torch's allow-list belongs to the whole process: one reader at a time may extend it.
+# torch's allow-list is global to the process: one reader at a time may extend it.
 _ALLOW_LIST = threading.Lock()
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The checkpoint in a folder: a known name, or the only file of a known kind.
+    """The checkpoint in a folder: the file with a known name, or the only file of a known kind.
 
     Raises:
         WeightsNotFoundError: If there is none, or several and none has a known name.
@@ -115,7 +117,7 @@ def find_checkpoint(folder: str | Path) -> Path:
             return files[0]
         if files:
             raise WeightsNotFoundError(
-                f'{folder} holds several checkpoints ({", ".join(f.name for f in files[:5])}): name one.'
+                f'{folder} holds several checkpoints ({first_few(f.name for f in files)}): name one.'
             )
     raise WeightsNotFoundError(f'{folder} holds no checkpoint (looked for {", ".join(CHECKPOINT_NAMES)}).')
 
@@ -125,12 +127,12 @@ def read_checkpoint(path: str | Path, whole: bool = False) -> dict[str, torch.Te
 
     Reads safetensors and torch files (zip and legacy), bare or wrapped (`model`, `state_dict`, `state_dict_ema`, ...),
     with DDP / EMA / torch.compile prefixes. Pickles are loaded with `weights_only=True`; a yacs `CfgNode` or argparse
-    `Namespace` beside the weights is replaced by an inert stand-in.
+    `Namespace` saved with the weights is replaced by an inert stand-in.
 
     Args:
         path: File or folder.
-        whole: Of a training wrapper that was saved whole (MoCo v3's two encoders, D-MAE's student and teacher) give
-            everything under its own names, instead of the trained model alone.
+        whole: Return everything in a training wrapper that was saved whole (MoCo v3's two encoders, D-MAE's student
+            and teacher), under its own names, instead of the trained model alone.
 
     Raises:
         WeightsNotFoundError: If there is no such file.
@@ -141,13 +143,13 @@ def read_checkpoint(path: str | Path, whole: bool = False) -> dict[str, torch.Te
 
 
 def read_with_clues(path: str | Path) -> tuple[dict[str, torch.Tensor], Clues]:
-    """As `read_checkpoint`, and what the file tells beside the tensors."""
+    """As `read_checkpoint`, with the clues in and around the file."""
     path, checkpoint = _open(path)
     return unwrap(checkpoint, str(path)), clues_of(checkpoint, path)
 
 
 def clues_of(checkpoint: Any, path: Path | None = None) -> Clues:
-    """Clues of a loaded checkpoint; nothing in it is trusted to be well formed."""
+    """Clues of a loaded checkpoint, nothing in which is trusted to be well formed."""
     args = checkpoint.get('args') if isinstance(checkpoint, dict) else None
     # A Namespace has become an empty mapping with attributes, see `_Settings`.
     trained_as = getattr(args, 'model', None) or (args.get('model') if isinstance(args, dict) else None)
@@ -156,11 +158,11 @@ def clues_of(checkpoint: Any, path: Path | None = None) -> Clues:
         file=path.name if path else '',
         prefix=_prefix([k for k in inner if isinstance(k, str)] if isinstance(inner, dict) else []),
         trained_as=trained_as if isinstance(trained_as, str) else None,
-        config=_config_beside(path) if path else None,
+        config=_adjacent_config(path) if path else None,
     )
 
 
-def _config_beside(path: Path) -> dict[str, Any] | None:
+def _adjacent_config(path: Path) -> dict[str, Any] | None:
     config = path.with_name('config.json')
     if path.name not in CHECKPOINT_NAMES or not config.is_file():
         return None
@@ -172,14 +174,14 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
 
 
 def _prefix(keys: list[str]) -> str:
-    """What stands before 'blocks.0.norm1.weight', a key of every plain transformer; '' if it is not there."""
+    """The prefix of 'blocks.0.norm1.weight', a key of every plain transformer; '' if it is not there."""
     ending = 'blocks.0.norm1.weight'
     found = [k.removesuffix(ending) for k in keys if k.endswith(ending) and not k.endswith(f'decoder_{ending}')]
     return min(found, key=len) if found else ''
 
 
 def _open(path: str | Path) -> tuple[Path, Any]:
-    """The file of a path, and what it holds."""
+    """The file of a path, and the object in it."""
     path = Path(path).expanduser()
     if path.is_dir():
         path = find_checkpoint(path)
@@ -190,7 +192,7 @@ def _open(path: str | Path) -> tuple[Path, Any]:
         checkpoint = safetensors.torch.load_file(path) if kind == 'safetensors' else _load_pickle(path)
     except pickle.UnpicklingError as e:
         raise CheckpointError(_refused(path, e)) from e
-    except Exception as e:  # on damaged bytes both readers raise nearly everything, struct.error included
+    except Exception as e:  # for damaged bytes both readers raise nearly anything, struct.error included
         raise CheckpointError(
             f'{path} is damaged or cut short ({path.stat().st_size} bytes; {_first_line(e)}). '
             'Download or copy it again.'
@@ -203,7 +205,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _sniff(path: Path) -> str:
-    """'safetensors' or 'torch' from the first bytes; raises on what is neither, naming it."""
+    """'safetensors' or 'torch', from the first bytes.
+
+    Raises:
+        CheckpointError: If it is neither; the message says what it is instead.
+    """
     size = path.stat().st_size
     with path.open('rb') as f:
         head = f.read(512)
@@ -234,9 +240,9 @@ def _load_pickle(path: Path) -> Any:
         return _unpickle(path, _STAND_INS + _HISTORY_STAND_INS)
 
 
-def _unpickle(path: Path, stand_ins: list[tuple[type, str]]) -> Any:
-    # An open file, not a path: torch would go by the ending. The allow-list is global to the process, hence the lock.
-    with _ALLOW_LIST, torch.serialization.safe_globals(stand_ins), path.open('rb') as f:
+def _unpickle(path: Path, stand_ins: Iterable[tuple[type, str]]) -> Any:
+    # An open file, not a path, since torch judges a path by its ending. The allow-list is global, hence the lock.
+    with _ALLOW_LIST, torch.serialization.safe_globals(list(stand_ins)), path.open('rb') as f:
         return torch.load(f, map_location='cpu', weights_only=True)
 
 
@@ -245,7 +251,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> str:
     name = found[1] if found else _first_foreign_name(path)
     if name is None:
         return (
-            f"{path} is no checkpoint that torch's restricted reader accepts; nothing in it was run. "
+            f"{path} is not a checkpoint that torch's restricted reader accepts; nothing in it was run. "
             'Save the state dict as safetensors, or download the file again if it should be one.'
         )
     name = name if '.' in name else f'builtins.{name}'  # torch leaves `builtins` out
@@ -266,7 +272,7 @@ def _first_foreign_name(path: Path) -> str | None:
                 data = archive.read(next(n for n in archive.namelist() if n.endswith('data.pkl')))
         else:
             data = path.read_bytes()
-        strings = []
+        strings: list[str] = []
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == 'STACK_GLOBAL' and len(strings) > 1:
                 module, name = strings[-2:]
@@ -274,7 +280,7 @@ def _first_foreign_name(path: Path) -> str | None:
                     return f'{module}.{name}'
             elif isinstance(argument, str):
                 strings.append(argument)
-    except Exception:  # damaged bytes raise nearly everything
+    except Exception:  # damaged bytes raise nearly anything
         return None
     return None
 
@@ -283,8 +289,8 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint', whole: bool = False) 
     """The state dict inside a loaded checkpoint: wrappers opened, prefixes of wrapping modules removed.
 
     Args:
-        checkpoint: What the file held.
-        where: How error messages call it.
+        checkpoint: The object in the file.
+        where: Its name in error messages.
         whole: See `read_checkpoint`.
 
     Raises:
@@ -299,7 +305,7 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint', whole: bool = False) 
     others = [str(k) for k, v in checkpoint.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
     if others:
         raise CheckpointError(
-            f'{where} is no state dict: {_name(others)} are not named tensors. '
+            f'{where} is not a state dict: {first_few(others)} are not named tensors. '
             f'A state dict is looked for at the top or under {", ".join(WRAPPERS)}.'
         )
     odd = [
@@ -307,13 +313,13 @@ def unwrap(checkpoint: Any, where: str = 'the checkpoint', whole: bool = False) 
     ]
     if odd:
         raise CheckpointError(
-            f'{where} holds {_name(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
+            f'{where} holds {first_few(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
         )
     return _strip_prefixes(checkpoint, whole)
 
 
 def _open_wrappers(checkpoint: Any) -> tuple[Any, str]:
-    """What lies inside all wrappers, and where, such as 'model.state_dict'."""
+    """The object inside all wrappers, and the keys that lead to it, such as 'model.state_dict'."""
     opened = []
     while isinstance(checkpoint, dict):
         inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), dict) and checkpoint[k]), None)
@@ -329,7 +335,7 @@ def _open_wrappers(checkpoint: Any) -> tuple[Any, str]:
 def _strip_prefixes(state_dict: dict[str, torch.Tensor], whole: bool) -> dict[str, torch.Tensor]:
     state_dict = {k: v for k, v in state_dict.items() if k not in WRAPPER_BUFFERS}
     averaged = {k: v for k, v in state_dict.items() if k.startswith('model_ema.')}
-    if averaged:  # beside the plain ones, in one dict: the averaged weights win, as with WRAPPERS
+    if averaged:  # and plain ones in the same dict: the averaged weights win, as with WRAPPERS
         state_dict = averaged
     while True:
         prefix = next((p for p in PREFIXES if state_dict and all(k.startswith(p) for k in state_dict)), None)
@@ -339,17 +345,11 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor], whole: bool) -> dict[st
 
 
 def _trained_model(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The trained model alone, where a training wrapper was saved whole."""
-    for prefix, beside in WHOLE_WRAPPERS.items():
-        if any(k.startswith(prefix) for k in state_dict) and all(k.startswith((prefix, *beside)) for k in state_dict):
+    """The trained model alone, if a training wrapper was saved whole."""
+    for prefix, others in WHOLE_WRAPPERS.items():
+        if any(k.startswith(prefix) for k in state_dict) and all(k.startswith((prefix, *others)) for k in state_dict):
             kept = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
             if len(kept) < len(state_dict):
-                _logger.info('Using %r alone, without %d tensors beside it.', prefix, len(state_dict) - len(kept))
+                _logger.info('Using %r alone, without the %d other tensors.', prefix, len(state_dict) - len(kept))
             return kept
     return state_dict
-
-
-def _name(keys: list[str], most: int = 3) -> str:
-    """The first few of many names."""
-    more = f' and {len(keys) - most} more' if len(keys) > most else ''
-    return ', '.join(keys[:most]) + more

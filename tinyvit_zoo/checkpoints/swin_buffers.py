@@ -1,4 +1,4 @@
-"""Indices and masks that the released Swin code stores beside its weights, though they follow from the geometry."""
+"""Indices and masks that the released Swin code stores with its weights, although they follow from the geometry."""
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
@@ -22,7 +22,7 @@ def _window(table: torch.Tensor | None) -> int | None:
 
 
 def _mask(windows: tuple[int, int], window: int) -> torch.Tensor | None:
-    """Mask of (nH, nW) windows; None where one axis has one window: the released code then shifts neither."""
+    """Mask of (nH, nW) windows; None if one axis has a single window, since the released code then shifts neither."""
     if min(windows) < 2:
         return None
     size = (windows[0] * window, windows[1] * window)
@@ -68,31 +68,34 @@ def check_swin_buffers(
 ) -> None:
     """Compare stored indices and masks with what the released code computes.
 
-    An index must be that of its own table, a mask that of as many windows in some arrangement. Where the table is
-    missing or odd, nothing is said here.
+    An index must fit its own table, a mask some arrangement of as many windows. Buffers without a table, or with one
+    of another shape, are skipped; others report those.
 
     Args:
         state_dict: Under official names.
-        window_sizes: Windows (h, w) of the stages of the model that will load it: where the file's are others, its
-            buffers say nothing about this model, which makes its own. Default: compare all.
+        window_sizes: Windows (h, w) of the stages of the model that will load it. Stages with other windows in the
+            file are skipped, since the model computes its own buffers. Default: compare all.
 
     Raises:
-        CheckpointError: If they disagree: the file is damaged, or was made by other code.
+        CheckpointError: If they differ: the file is damaged, or was made by other code.
     """
     for key, value in state_dict.items():
         leaf = next((leaf for leaf in (INDEX, MASK) if key.endswith(leaf)), None)
-        window = leaf and _window(state_dict.get(key.removesuffix(leaf) + TABLE))
-        if window is None or value.is_meta:
+        if leaf is None or value.is_meta:
+            continue
+        window = _window(state_dict.get(key.removesuffix(leaf) + TABLE))
+        if window is None:
             continue
         if window_sizes is not None and (window, window) not in window_sizes[int(key.split('.')[1]) :][:1]:
             continue
+        candidates: list[torch.Tensor | None]
         if leaf == INDEX:
             candidates = [signed_offset_index((window, window))]
         else:
             count = value.shape[0] if value.ndim == 3 else 0
             arrangements = [(count // n, n) for n in range(2, count // 2 + 1) if count % n == 0]
             candidates = [_mask(windows, window) for windows in arrangements]
-        if not any(c.shape == value.shape and torch.equal(value.to(c.dtype), c) for c in candidates):
+        if not any(c is not None and c.shape == value.shape and torch.equal(value.to(c.dtype), c) for c in candidates):
             raise CheckpointError(
                 f'{key} does not hold what the released code computes for windows of {window}: the file is damaged, '
                 'or was made by code that attends differently.'

@@ -1,22 +1,44 @@
-"""For which windows or grids the tables of a checkpoint were laid out: their length alone does not tell."""
+"""The windows or grids that the tables of a checkpoint were made for, which their length alone does not determine."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isqrt
+from typing import Any, Protocol
 
 import torch
 from timm.layers import to_2tuple
-from torch import nn
 
 __all__ = ['source_grid', 'source_windows', 'stage_tables']
 
 Size = tuple[int, int]
 
 
-def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -> dict[int, tuple[int, int]]:
-    """Windows (h, w) that a checkpoint's bias tables were laid out for.
+class HasPatches(Protocol):
+    """A plain ViT, as far as its grid of patches is concerned."""
 
-    A table of L entries does not say its own (h, w), so the first candidate layout with the right L in every stage
-    is taken, and square windows if none has.
+    patch_embed: Any
+
+
+class HasWindows(Protocol):
+    """A hierarchical model, as far as its windows are concerned.
+
+    Attributes:
+        window_sizes: (h, w) of every stage.
+    """
+
+    window_sizes: tuple[Size, ...]
+
+    @staticmethod
+    def _layout(img_size: Size, window_sizes: Any, num_stages: int) -> tuple[Size, tuple[Size, ...]]:
+        """Image size and the windows of every stage at that size."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+
+def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -> dict[int, tuple[int, int]]:
+    """Windows (h, w) that a checkpoint's bias tables were made for.
+
+    L entries do not determine (h, w), so the result is the first candidate layout with the right L in every stage, and
+    square windows if there is none.
 
     Args:
         lengths: Entries L of the tables, by stage.
@@ -27,29 +49,29 @@ def source_windows(lengths: Mapping[int, int], candidates: Sequence[Sequence]) -
     """
     for windows in candidates:
         if all(stage < len(windows) and windows[stage][0] * windows[stage][1] == n for stage, n in lengths.items()):
-            return {stage: tuple(windows[stage]) for stage in lengths}
+            return {stage: (windows[stage][0], windows[stage][1]) for stage in lengths}
     return {stage: (isqrt(n), isqrt(n)) for stage, n in lengths.items() if isqrt(n) ** 2 == n}
 
 
 def source_grid(
     entries: int,
-    model: nn.Module,
+    model: HasPatches,
     layout: str,
     source_img_size: Size | int | None,
     grid_of: Callable[[Size], Size] = lambda patches: patches,
 ) -> Size | None:
-    """Grid that a plain ViT's position embedding or table over offsets was laid out for.
+    """Grid that a plain ViT's position embedding or table over offsets was made for.
 
     Args:
         entries: Its number of entries.
-        model: With a `patch_embed`.
+        model: The model that will load it.
         layout: 'official' (square unless `source_img_size` says otherwise) or 'ours'.
         source_img_size: Image size that the checkpoint was saved at, where known.
         grid_of: Grid of the entries by that of the patches (h, w): the same for a position embedding.
 
     Returns:
-        None where the number is neither square nor known; the entries then have the wrong number for the model, and
-        `fit_to_model` will say so.
+        None if the number is neither square nor known; the entries then do not fit the model, and `fit_to_model`
+        reports them.
     """
     if entries < 1:  # fewer than the prefix tokens alone
         return None
@@ -66,7 +88,7 @@ def source_grid(
 
 def stage_tables(
     state_dict: Mapping[str, torch.Tensor],
-    model: nn.Module,
+    model: HasWindows,
     layout: str,
     source_img_size: Size | None,
     leaf: str,
@@ -74,21 +96,21 @@ def stage_tables(
     windows_arg: str,
     grid_of: Callable[[Size], Size] = lambda window: window,
 ) -> Iterator[tuple[str, Size, Size]]:
-    """Position-bias tables of a hierarchical model, each with the grid it was laid out for and the model's.
+    """Position-bias tables of a hierarchical model, each with its own grid and the model's.
 
     Args:
         state_dict: Under our names, 'stages.<i>. ... .<leaf>'.
-        model: With `window_sizes` of its stages, and `_layout(img_size, windows, stages)` to find those of a size.
+        model: The model that will load them.
         layout: 'official' or 'ours'.
         source_img_size: Image size that the checkpoint was saved at, where known.
         leaf: Name of a table.
-        axis: Axis of a table, of two, that runs over its grid.
+        axis: The axis of a table (of two) that runs over its grid.
         windows_arg: Constructor argument that overrides the windows of a size.
-        grid_of: Grid that a table of a window has.
+        grid_of: Grid of the table of a window.
 
     Yields:
-        Key, grid of the checkpoint's table, grid of the model's. Tables of which nothing is known are left out: they
-        have the wrong shape, and `fit_to_model` will say so.
+        Key, grid of the checkpoint's table, grid of the model's. Tables of unknown grids are left out: they have
+        the wrong shape, and `fit_to_model` reports them.
     """
     by_stage: dict[int, list[str]] = {}
     for key in model.state_dict():
@@ -99,8 +121,8 @@ def stage_tables(
     found = {stage: {state_dict[key].shape[axis] for key in keys} for stage, keys in by_stage.items()}
     lengths = {stage: lengths.pop() for stage, lengths in found.items() if len(lengths) == 1}
 
-    # A model reloaded from its own config.json knows the sizes it was saved with; the released code knows square
-    # windows only; one of ours may have been saved at this model's size, whatever that is.
+    # A model reloaded from its own config.json knows the sizes it was saved with; the released code has only square
+    # windows; a checkpoint of ours may have been saved at this model's size, whatever that is.
     stages = len(model.window_sizes)
     saved = getattr(model, 'pretrained_model_args', {})
     candidates = [] if layout == 'official' else [model.window_sizes]

@@ -19,9 +19,15 @@ def demo(
     ] = Path('demo_output'),
     epochs: Annotated[int | None, typer.Option(min=1, help='Passes over the training images.')] = None,
     seed: Annotated[int, typer.Option(help='Of the split, the initial weights and the order.')] = 0,
+    photographs: Annotated[
+        bool,
+        typer.Option(
+            '--photographs', help='Also compare the features on crops of photographs, which it was not trained on.'
+        ),
+    ] = False,
 ) -> None:
-    """Train a small TinyViT on real digits and photo crops, save it, load it, classify, and compare its features with
-    those of random weights (no network needed)."""
-    from ..downstream.demo.run import run_demo
+    """Train a small TinyViT on real digits and photo crops, save it, load it, classify, and compare its features on
+    unseen digits with those of random weights (no network needed)."""
+    from ..downstream.demo.run import EPOCHS, run_demo
 
-    run_demo(output, seed=seed, say=printer(), **({} if epochs is None else {'epochs': epochs}))
+    run_demo(output, EPOCHS if epochs is None else epochs, seed, photographs=photographs, say=printer())

@@ -180,9 +180,9 @@ def predict(
 ) -> None:
     """Find objects in images, and draw their boxes and masks (of a segmenter: the class of every pixel)."""
     config = _read(name, None, cfg_options)
-    from ..downstream.detection.predict import Predictor, find_pictures, in_words, write_predictions
+    from ..downstream.detection.predict import Predictor, find_images, in_words, write_predictions
 
-    found = find_pictures(images)
+    found = find_images(images)
     make_output(output)
     predictor = Predictor(config, checkpoint, find_device(device), threshold)
     for drawn, result in write_predictions(predictor, found, output, progress=True):

@@ -1,8 +1,8 @@
-"""Random numbers that no version of a library, device, order or number of processes changes.
+"""Random numbers that do not depend on library versions, device, order of use or number of processes.
 
-numpy promises the same stream for its bit generators only, not for `permutation` or `choice` (NEP 19), and torch
-promises none. Here every number is a hash of where it is used: the output function of SplitMix64 (Steele, Lea and Flood
-2014, "Fast splittable pseudorandom number generators") over a key and a counter.
+NumPy guarantees the same stream for its bit generators only, not for `permutation` or `choice` (NEP 19), and torch
+guarantees none. Here every number is a hash of the place where it is used: the output function of SplitMix64 (Steele,
+Lea and Flood 2014, "Fast splittable pseudorandom number generators") over a key and a counter.
 """
 
 import numpy as np
@@ -11,22 +11,22 @@ __all__ = ['child_key', 'permutations', 'uniform']
 
 GAMMA = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
-IN_CACHE = 2**14  # numbers that are worked on at a time
+IN_CACHE = 2**14  # numbers computed at a time, few enough for the processor cache
 
 
 def child_key(key: int | np.ndarray, *path: int | np.ndarray) -> np.ndarray:
-    """Key(s) of a place under `key`, such as (episode, class); broadcasts.
+    """Derive key(s) for a path under `key`, such as (episode, class); broadcasts.
 
     Args:
         key: Seed, or uint64 key(s).
-        *path: Places from the outermost to the innermost, at least 0.
+        *path: Indices from the outermost to the innermost level, at least 0.
 
     Returns:
         uint64 array, 0-dimensional for plain numbers.
     """
     keys = _mix(_uint64(key))
     for place in path:
-        with np.errstate(over='ignore'):  # numpy warns of numbers, though not of arrays, that wrap around
+        with np.errstate(over='ignore'):  # NumPy warns when scalars wrap around, though not arrays
             keys = _mix(np.asarray(keys + (_uint64(place) + np.uint64(1)) * np.uint64(GAMMA)))
     return keys
 
@@ -36,7 +36,7 @@ def permutations(keys: np.ndarray, n: int) -> np.ndarray:
 
     Args:
         keys: uint64 of any shape.
-        n: How many things, below 2^31.
+        n: Length of a permutation, below 2^31.
 
     Returns:
         int64 (*keys.shape, n).
@@ -49,7 +49,7 @@ def permutations(keys: np.ndarray, n: int) -> np.ndarray:
     for start in range(0, len(flat), rows):
         bits = _bits(flat[start : start + rows], n)
         bits &= ~low
-        bits |= places  # no two are equal, so that every way of sorting gives the same order
+        bits |= places  # no two are equal, so every sorting algorithm gives the same order
         bits.sort(axis=-1)
         bits &= low
         orders[start : start + rows] = bits
@@ -57,7 +57,7 @@ def permutations(keys: np.ndarray, n: int) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, n: int) -> np.ndarray:
-    """n numbers in [0, 1) with 53 bits for every key: float64 (*keys.shape, n)."""
+    """n numbers in [0, 1) with 53 random bits for every key: float64 (*keys.shape, n)."""
     return (_bits(keys, n) >> np.uint64(11)) * 2.0**-53
 
 
@@ -67,7 +67,7 @@ def _bits(keys: np.ndarray, n: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function, in place; products wrap around as they should."""
+    """SplitMix64's output function, in place; products wrap around by design."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

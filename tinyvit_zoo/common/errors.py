@@ -1,6 +1,13 @@
 """Errors that a user can cause. Every message is one sentence that says what to do."""
 
-__all__ = ['CheckpointError', 'EvaluationError', 'MissingSplitError', 'ModelError', 'WeightsNotFoundError']
+__all__ = [
+    'CheckpointError',
+    'EvaluationError',
+    'ImageError',
+    'MissingSplitError',
+    'ModelError',
+    'WeightsNotFoundError',
+]
 
 
 class ModelError(ValueError):
@@ -22,9 +29,13 @@ class EvaluationError(ModelError):
     """Data, settings or a cache cannot be used; the message is one sentence that says what to do."""
 
     def __init__(self, message: str) -> None:
-        # torch hands on what a worker raised with the worker's traceback before it.
+        # torch puts the traceback of the worker before the message that the worker raised.
         super().__init__(message.rpartition('EvaluationError: ')[2].strip())
 
 
 class MissingSplitError(EvaluationError):
     """A data set does not have the split, or has its images without labels."""
+
+
+class ImageError(EvaluationError):
+    """An image file cannot be read; the message names it and says why."""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from .errors import EvaluationError
 
-__all__ = ['home', 'new_file', 'remove_leftovers', 'swap_in', 'write_whole']
+__all__ = ['home', 'new_file', 'remove_leftovers', 'resumed_file', 'swap_in', 'write_whole']
 
 
 def home() -> Path:
-    """Where imported weights and compiled kernels are kept: `TINYVIT_ZOO_HOME`, or a folder in the user's cache."""
+    """The folder of imported weights and compiled kernels: `TINYVIT_ZOO_HOME`, or one in the user's cache."""
     folder = os.environ.get('TINYVIT_ZOO_HOME')
     return Path(folder) if folder else Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'tinyvit_zoo'
 
@@ -38,13 +38,33 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         new.touch()
         yield new
-        with new.open('rb') as file:
-            os.fsync(file.fileno())
         give_ordinary_rights(new)
-        new.replace(path)
+        _rename_whole(new, path)
     finally:
         with suppress(OSError):
             new.unlink()
+
+
+@contextmanager
+def resumed_file(path: Path) -> Iterator[Path]:
+    """A file to append to, which takes the place of `path` when the block ends without an error.
+
+    After an error it stays, and the next call yields it again, with what it holds by then. One writer at a time: the
+    caller holds a lock.
+
+    Raises:
+        OSError: If it cannot be written; `path` is then as before.
+    """
+    part = path.with_name(path.name + '.part')
+    yield part
+    _rename_whole(part, path)
+
+
+def _rename_whole(new: Path, path: Path) -> None:
+    """Give a file its final name once it is on the disk."""
+    with new.open('rb') as file:
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -1,22 +1,25 @@
-"""Measuring variants in turn in one process, and the ratios between them."""
+"""Times of variants measured in turn in one process, and the ratios between them."""
 
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['cpu_name', 'cuda_ms', 'measure', 'ratio', 'same']
+__all__ = ['cpu_name', 'cuda_ms', 'measure', 'ratio', 'same', 'timed']
+
+T = TypeVar('T')
 
 
 def measure(
-    variants: dict[str, Callable[[], object]], rounds: int, reference: torch.Tensor | None = None
+    variants: Mapping[str, Callable[[], Any]], rounds: int, reference: torch.Tensor | None = None
 ) -> dict[str, list[float]]:
     """CPU seconds of each variant in each round; the order is reversed every other round.
 
-    One warm-up first, whose output must agree with `reference`.
+    Each variant runs once beforehand as a warm-up. With a `reference`, that output must agree with it.
     """
     for name, call in variants.items():
         out = call()
@@ -25,24 +28,31 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(rounds):
         for name in list(variants)[:: 1 if i % 2 == 0 else -1]:
-            start = time.process_time()
-            variants[name]()
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(timed(variants[name])[0])
     return seconds
 
 
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """CPU seconds of this process during a call, and the result of the call."""
+    start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
+
+
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median over the rounds of their time over ours: above 1, ours is faster."""
+    """Median over the rounds of their time divided by ours: above 1, ours is faster."""
     return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    """Exit with a message if the relative error of two outputs is not below the tolerance."""
     error = ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
     if not error < tolerance:
         raise SystemExit(f'The two models disagree: relative error {error:.2e}, allowed {tolerance:.0e}.')
 
 
 def cpu_name() -> str:
+    """The processor's model name, or its architecture where the system does not give one."""
     info = Path('/proc/cpuinfo')
     names = (
         [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
@@ -53,6 +63,7 @@ def cpu_name() -> str:
 
 
 def cuda_ms(call: Callable[[], object], rounds: int, calls: int = 10) -> float:
+    """Median over the rounds of the milliseconds that one of `calls` calls takes on the GPU."""
     for _ in range(5):
         call()
     times = []

@@ -1,4 +1,4 @@
-"""Processes that share a piece of work: those that `torchrun` or `accelerate launch` started, or this one alone."""
+"""Processes that share work: those started by `torchrun` or `accelerate launch`, or this one alone."""
 
 import os
 from collections.abc import Callable
@@ -14,11 +14,11 @@ T = TypeVar('T')
 
 
 class Processes:
-    """This process among all; joins the others if it was started by a launcher and nobody has joined them yet.
+    """The group of processes; joins it if a launcher started this process and nothing has joined it yet.
 
     Attributes:
-        rank: Number of this process.
-        number: How many there are.
+        rank: Index of this process.
+        number: Number of processes.
     """
 
     def __init__(self) -> None:
@@ -28,8 +28,8 @@ class Processes:
         self.number = dist.get_world_size() if dist.is_initialized() else 1
 
     def own_device(self, device: torch.device | str | None, model: nn.Module) -> torch.device:
-        """That device, or the model's; plain 'cuda' is another card for each process of a machine, as long as
-        there are enough.
+        """The given device, or the model's for None. Plain 'cuda' is a different GPU for each process of a machine, as
+        long as there are enough.
         """
         if device is None:
             return next((p.device for p in model.parameters()), torch.device('cpu'))
@@ -39,15 +39,15 @@ class Processes:
         return device
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the first process, on every process."""
+        """The value that `make` returns on the first process, on every process."""
         if self.number == 1:
             return make()
-        values = [make() if self.rank == 0 else None]
+        values: list[Any] = [make() if self.rank == 0 else None]
         dist.broadcast_object_list(values)
         return values[0]
 
     def gather(self, values: dict[Any, T]) -> dict[Any, T]:
-        """The dictionaries of all processes as one, on every process."""
+        """The dictionaries of all processes merged into one, on every process."""
         if self.number == 1:
             return values
         everyone: list[dict[Any, T]] = [{}] * self.number
@@ -55,6 +55,6 @@ class Processes:
         return {key: value for part in everyone for key, value in part.items()}
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has arrived here."""
         if self.number > 1:
             dist.barrier()

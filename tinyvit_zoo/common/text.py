@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import islice
 
-__all__ = ['first_few', 'reason']
+__all__ = ['first_few', 'join_numbers', 'reason']
 
 
 def first_few(names: Iterable[object], most: int = 3) -> str:
@@ -13,6 +13,11 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
     return ', '.join([*shown[:most], '...'] if len(shown) > most else shown)
 
 
+def join_numbers(values: Iterable[float]) -> str:
+    """'0.485, 0.456, 0.406', without trailing zeros."""
+    return ', '.join(f'{value:g}' for value in values)
+
+
 def reason(error: object, longest: int = 200) -> str:
-    """What an error says, in one line of at most `longest` characters; its class where it says nothing."""
+    """The message of an error in one line of at most `longest` characters, or its class if it has no message."""
     return ' '.join(str(error).split())[:longest] or type(error).__name__

@@ -1,8 +1,8 @@
-"""timm's transforms, with a posterize that Pillow 13 does not stop.
+"""timm's transforms, with a posterize that works under Pillow 13.
 
-RandAugment and AutoAugment posterize to as few as 0 bits. Up to Pillow 12 that was a black picture; since Pillow 13
-`ImageOps.posterize` refuses it (ValueError), and with it the whole batch. 'rand-m9-mstd0.5-inc1' asked for it at 94 of
-60,000 pictures: a batch of 1024 gets through with a probability of 1 in 5.
+RandAugment and AutoAugment posterize to as few as 0 bits. Up to Pillow 12 the result was a black image; since Pillow 13
+`ImageOps.posterize` raises a ValueError, which ends the whole batch. 'rand-m9-mstd0.5-inc1' asked for 0 bits in 94 of
+60,000 images: a batch of 1024 survives with a probability of 1 in 5.
 """
 
 from collections.abc import Callable
@@ -17,49 +17,50 @@ __all__ = ['create_transform', 'mend_posterize']
 T = TypeVar('T')
 
 CONTAINERS = ('transforms', 'transform', 'ops', 'policy')
-"""Attributes by which torchvision, timm and the code of TinyViT hold the steps of a transform."""
+"""Attributes in which torchvision, timm and TinyViT's code keep the steps of a transform."""
 
 
 def create_transform(*args: Any, **kwargs: Any) -> Any:
-    """`timm.data.create_transform`, mended: the same random numbers, and the same pictures with any Pillow.
+    """`timm.data.create_transform` with `mend_posterize`: the same random numbers and images with any Pillow.
 
     Args:
         *args: As in timm.
         **kwargs: As in timm.
 
     Returns:
-        What timm gives: a Compose, or three of them for `separate=True`. It pickles, for workers of a DataLoader.
+        A Compose, or three of them for `separate=True`. It can be pickled for the workers of a DataLoader.
     """
     return mend_posterize(timm.data.create_transform(*args, **kwargs))
 
 
 def mend_posterize(transform: T) -> T:
-    """Let every posterize within a transform give a black picture for 0 bits.
+    """Make every posterize step of a transform return a black image for 0 bits.
 
-    Works on timm's transforms, on those of TinyViT's and other code that has timm's `AugmentOp` (a step with `name` and
-    `aug_fn`), and on any nesting of them. Only this transform changes: timm's own tables, and so the transforms of
-    everybody else in the process, stay as they are. A second time changes nothing.
+    It finds them in timm's transforms, in those of TinyViT's and other code with timm's `AugmentOp` (a step with `name`
+    and `aug_fn`), at any nesting. Only this transform changes; timm's own tables, and so other transforms of the
+    process, stay as they are. A second call changes nothing.
 
     Args:
-        transform: A step, a list or tuple of steps, or something that holds them. Changed in place.
+        transform: A step, a list or tuple of steps, or an object that holds them. Changed in place.
 
     Returns:
         The same object.
     """
     if isinstance(transform, list | tuple):
-        for step in transform:
-            mend_posterize(step)
+        for part in transform:
+            mend_posterize(part)
         return transform
-    function = getattr(transform, 'aug_fn', None)
-    if getattr(function, '__name__', None) == 'posterize':  # a partial of ours has no name
-        transform.aug_fn = partial(_posterize, function)
+    step: Any = transform
+    function = getattr(step, 'aug_fn', None)
+    if function is not None and getattr(function, '__name__', None) == 'posterize':  # our partial has no name
+        step.aug_fn = partial(_posterize, function)
     for name in CONTAINERS:
         mend_posterize(getattr(transform, name, ()))
     return transform
 
 
 def _posterize(function: Callable[..., Image.Image], img: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
-    """What `function` gives, or for 0 bits and less what Pillow <= 12 gave: black in 'L' and 'RGB', else OSError."""
+    """`function`, or the result of Pillow <= 12 for 0 bits and fewer: black in 'L' and 'RGB', else an OSError."""
     if bits_to_keep > 0:
         return function(img, bits_to_keep, **kwargs)
     if img.mode not in ('L', 'RGB'):

@@ -1,8 +1,8 @@
-"""Which outputs of a classifier stand for the classes of a data set.
+"""Match the outputs of a classifier to the classes of a data set.
 
-A set of 200 of ImageNet's classes (A, R) scored among all 1000 outputs, or with the folder's own numbering, gives
-numbers near zero; and folders called 0 to 999 (V2) sorted as text are in a wrong order. Here classes are found by what
-they are called, or the evaluation is refused.
+A set of 200 of ImageNet's classes (A, R) scored among all 1000 outputs, or by the folder's own numbering, gives
+accuracies near zero; folders named 0 to 999 (V2) are in the wrong order when sorted as text. Classes are matched by
+name here, or the evaluation is refused.
 """
 
 import re
@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from ..common.errors import EvaluationError
+from ..common.text import first_few
 
 __all__ = ['ClassMap', 'map_classes', 'readable', 'synsets']
 
@@ -24,14 +25,14 @@ IMAGENET = 'imagenet-1k'
 
 @dataclass(frozen=True)
 class ClassMap:
-    """How to score a data set of K classes with a classifier of M outputs.
+    """Scores of a data set's K classes from a classifier's M outputs.
 
     Attributes:
-        columns: (K,) int64: the output of each class, -1 for a class that the classifier lacks. The class is then
-            given the mean of the outputs of the other classes of ImageNet-1k, as the released loaders do when they
-            turn a 22k head into a 1k one (Cream `utils.load_pretrained`).
+        columns: (K,) int64, the output of each class, -1 for a class that the classifier lacks. Such a class gets the
+            mean of the outputs of the other classes of ImageNet-1k, as in the released loaders when they turn a 22k
+            head into a 1k head (Cream `utils.load_pretrained`).
         present: Outputs of all classes of ImageNet-1k that the classifier has, for that mean.
-        how: In words, for the results.
+        how: The matching in words, for the results.
     """
 
     columns: torch.Tensor
@@ -39,7 +40,7 @@ class ClassMap:
     how: str
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B, M) -> (B, K): what the classes of the data set compete with."""
+        """Logits (B, M) -> scores of the data set's classes (B, K)."""
         scores = logits[:, self.columns.clamp(min=0).to(logits.device)]
         absent = (self.columns < 0).to(logits.device)
         if absent.any():
@@ -49,12 +50,12 @@ class ClassMap:
 
 @cache
 def synsets(subset: str = IMAGENET) -> tuple[str, ...]:
-    """WordNet ids of the outputs of a classifier of ImageNet-1k, or of another set that timm knows."""
+    """WordNet ids of the outputs of a classifier for ImageNet-1k, or for another set that timm knows."""
     return tuple(ImageNetInfo(subset).label_names())
 
 
 def readable(classes: Sequence[str]) -> list[str]:
-    """The classes' names for people: of a WordNet id, and of 0 to 999, what ImageNet calls it."""
+    """Readable class names: WordNet ids, and the numbers 0 to 999, become ImageNet's names."""
     info = ImageNetInfo(IMAGENET)
     if len(classes) == 1000 and sorted(classes) == sorted(map(str, range(1000))):
         classes = [synsets()[int(name)] for name in classes]
@@ -65,13 +66,13 @@ def readable(classes: Sequence[str]) -> list[str]:
 def map_classes(model: nn.Module, classes: Sequence[str]) -> ClassMap:
     """Find the outputs of a model that stand for the classes of a data set.
 
-    In this order: by the label names saved with the model; by WordNet ids, where the model has the outputs of
-    ImageNet-1k, 12k, 21k or 22k; folders called 0, 1, 2, ... by their number; and any classes in their order, where
-    there are as many as outputs.
+    Classes are matched by the first of these that applies: the label names saved with the model; WordNet ids, if the
+    model has the outputs of ImageNet-1k, 12k, 21k or 22k; the numbers that folders named 0, 1, 2, ... have as names;
+    their order, if there are as many classes as outputs.
 
     Args:
-        model: A timm model; `num_classes` of it counts.
-        classes: Names of the classes, a label being an index into them.
+        model: A timm model with `num_classes`.
+        classes: Names of the classes; a label is an index into them.
 
     Raises:
         EvaluationError: If the model has no classifier, or one that cannot know these classes.
@@ -85,19 +86,19 @@ def map_classes(model: nn.Module, classes: Sequence[str]) -> ClassMap:
     subset = infer_imagenet_subset(model)
     if classes and all(WNID.fullmatch(name) for name in classes):
         known = synsets(subset) if subset else ()
-        if set(classes) & set(known):
+        if subset and set(classes) & set(known):
             return _by_wnid(known, subset, classes)
     elif sorted(classes) == sorted(map(str, range(len(classes)))):
         if len(classes) == outputs:
             columns = torch.tensor([int(name) for name in classes])
-            return ClassMap(columns, columns, f'{outputs} classes by the numbers that they are called')
+            return ClassMap(columns, columns, f'{outputs} classes by the numbers that are their names')
         if len(classes) == 1000 and subset:
             return _by_wnid(synsets(subset), subset, [synsets()[int(name)] for name in classes])
     if len(classes) == outputs:
         columns = torch.arange(outputs)
         return ClassMap(columns, columns, f'{outputs} classes in the order of the data set')
     raise EvaluationError(
-        f'The model has {outputs} outputs, the data {len(classes)} classes ({_some(classes)}), and nothing tells '
+        f'The model has {outputs} outputs, the data {len(classes)} classes ({first_few(classes)}), and nothing says '
         'which output stands for which class: take a model with a classifier for these classes, or use probe, '
         'fewshot or knn.'
     )
@@ -114,16 +115,12 @@ def _by_wnid(known: Sequence[str], subset: str, classes: Sequence[str]) -> Class
     foreign = sorted(set(classes) - set(known) - set(synsets()))
     if foreign:
         raise EvaluationError(
-            f'{len(foreign)} of the {len(classes)} classes ({_some(foreign)}) are not among the {len(known)} of '
+            f'{len(foreign)} of the {len(classes)} classes ({first_few(foreign)}) are not among the {len(known)} of '
             f"{subset}, which the model's outputs stand for: leave their folders out, or use probe, fewshot or knn."
         )
     columns = torch.tensor([index.get(name, -1) for name in classes])
     present = torch.tensor([index[name] for name in synsets() if name in index])
     among = 'all of them' if len(classes) == len(known) else f'{len(classes)} of {len(known)} outputs compete'
     absent = [name for name in classes if name not in index]
-    lacks = f'; {_some(absent)} is not among them and gets the mean of the others' if absent else ''
+    lacks = f'; {first_few(absent)} is not among them and gets the mean of the others' if absent else ''
     return ClassMap(columns, present, f'by WordNet id in {subset}, {among}{lacks}')
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')

@@ -1,16 +1,17 @@
-"""Data sets by name: the registered ones, any folder of class folders, and what timm takes."""
+"""Data sets by name: registered ones, any folder of class folders, and timm's names."""
 
 import difflib
 import logging
 from pathlib import Path
 
 from ..common.errors import EvaluationError, MissingSplitError
+from ..common.text import reason
 from .folders import read_folder
 from .image_dataset import ImageDataset, join
 from .registry import REGISTRY, Entry, find_entry
 from .timm_datasets import PREFIXES, read_timm
 
-__all__ = ['SPLITS', 'ImageDataset', 'load_dataset']
+__all__ = ['SPLITS', 'load_dataset']
 
 _log = logging.getLogger(__name__)
 SPLITS = ('train', 'validation', 'test', 'all')
@@ -28,21 +29,23 @@ def load_dataset(
     """One split of a data set.
 
     Args:
-        name: Of `REGISTRY`; 'imagenet-c/CORRUPTION/SEVERITY'; a folder of class folders (or of folders train, val and
-            test of such); 'folder' for that at the root; or timm's 'hfds/...', 'wds/...', 'torch/...'.
-        split: 'train', 'validation', 'test' or 'all'; each as the protocols need it, see `REGISTRY`.
-        root: Folder that holds the data, where the data set does not come with a library.
-        seed: Of the splits of digits and the crops of textures; the others have splits of their own.
-        skip_unreadable: Decode every image once beforehand and leave out those that cannot be; `skipped` names them.
-        check_counts: Whether other numbers of images or classes than the registered ones are an error; else they are a
-            warning, and `complete` is False.
+        name: A name of `REGISTRY`; 'imagenet-c/CORRUPTION/SEVERITY'; a folder of class folders, or of the folders
+            train, val and test with class folders in them; 'folder' if `root` is such a folder; or timm's 'hfds/...',
+            'wds/...', 'torch/...'.
+        split: 'train', 'validation', 'test' or 'all', as the protocols define them; see `REGISTRY`.
+        root: Folder that holds the data, unless the data set comes with a library.
+        seed: Of the splits of digits and the crops of textures; other data sets have splits of their own.
+        skip_unreadable: Decode every image once beforehand and leave out unreadable ones; `skipped` lists them.
+        check_counts: Whether a number of images or classes other than the registered one is an error. Otherwise it is
+            a warning, and `complete` is False.
 
     Returns:
-        Images as PIL in RGB, in an order that is the same on every machine.
+        PIL images in RGB, in the same order on every machine.
 
     Raises:
-        MissingSplitError: On a split that is not there, or whose labels were never published.
-        EvaluationError: On an unknown name, missing, empty, damaged or incomplete data, labels of no class.
+        MissingSplitError: If the split does not exist, or its labels were never published.
+        EvaluationError: If the name is unknown, the data is missing, empty, damaged or incomplete, or a label is of no
+            class.
     """
     if split not in SPLITS:
         raise EvaluationError(f"There is no split '{split}': take one of {', '.join(SPLITS)}.")
@@ -63,7 +66,7 @@ def load_dataset(
         kind = MissingSplitError if dataset.labels.min() < 0 else EvaluationError
         raise kind(
             f'{name} ({split}) has labels from {dataset.labels.min()} to {dataset.labels.max()} for '
-            f'{len(dataset.classes)} classes: labels of -1 mean that they were never published, so take another split.'
+            f'{len(dataset.classes)} classes: labels of -1 were never published, so take another split.'
         )
     return dataset
 
@@ -91,7 +94,7 @@ def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, che
     for problem in filter(None, problems):
         if check_counts:
             raise EvaluationError(
-                f'{problem}: complete the data or, if it is meant to be so, pass check_counts=False (--any-counts).'
+                f'{problem}: complete the data or, if this is intended, pass check_counts=False (--any-counts).'
             )
         _log.warning('%s.', problem)
         dataset.complete = False
@@ -100,13 +103,12 @@ def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, che
 
 def _read_part(entry: Entry, root: Path | None, part: str, seed: int) -> ImageDataset:
     try:
-        return entry.read(root, part, seed)
+        return entry.read(root or Path(), part, seed)
     except EvaluationError:
         raise
-    except (LookupError, TypeError, ValueError) as e:  # a list that can be opened, but has other things in it
-        reason = ' '.join(str(e).split())[:200] or type(e).__name__
+    except (LookupError, TypeError, ValueError) as e:  # a list that can be opened, with unexpected content
         raise EvaluationError(
-            f'The lists of {entry.name} ({part}) in {root} are damaged ({reason}): {entry.how_to_get}'
+            f'The lists of {entry.name} ({part}) in {root} are damaged ({reason(e)}): {entry.how_to_get}'
         ) from e
 
 
@@ -116,5 +118,5 @@ def _other_counts(entry: Entry, part: str, dataset: ImageDataset) -> str | None:
         ('classes', len(dataset.classes), entry.classes),
     ):
         if found != expected:
-            return f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} by {entry.figures}'
+            return f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} according to {entry.figures}'
     return None

@@ -1,4 +1,4 @@
-"""Folders of class folders, the layout that torchvision calls ImageFolder."""
+"""Folders with one folder per class, the layout that torchvision calls ImageFolder."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +26,21 @@ EXTENSIONS = frozenset(
 )  # torchvision's, and GIF
 
 SPLIT_FOLDERS = dict(train=('train', 'training'), validation=('val', 'valid', 'validation'), test=('test', 'testing'))
-"""What the folder of a split may be called."""
+"""Accepted names of the folder of a split."""
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in a folder, hidden ones left out, in timm's order: a classifier that timm's scripts have
-    trained on such a folder has its outputs so. Numbers count as numbers ('2' before '10'), capitals as small letters.
+    """Names of the folders in a folder without hidden ones, in timm's order.
+
+    A classifier that timm's scripts trained on such a folder has its outputs in this order: numbers sort as numbers
+    ('2' before '10'), and case is ignored.
     """
     names = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.'))
     return tuple(sorted(names, key=lambda name: (natural_key(name), name)))
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folder of each split that there is; one without class folders is no split, but a class of that name."""
+    """The folder of each split that exists; one without class folders is a class of that name, not a split."""
     parts = {}
     for split, names in SPLIT_FOLDERS.items():
         there = [folder / name for name in names if (folder / name).is_dir()]
@@ -48,13 +50,13 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def read_folder(folder: Path, split: str) -> ImageDataset:
-    """A folder with one folder a class, or with a folder a split that has them.
+    """A folder with one folder per class, or with one folder per split that has these.
 
-    Without folders for splits there is only the split 'all'. The classes of train are those of every split.
+    Without folders of splits, the only split is 'all'. All splits have the classes of train.
 
     Raises:
         MissingSplitError: If the split is missing.
-        EvaluationError: If there is no image, or a split has a class that train has not.
+        EvaluationError: If there is no image, or a split has a class that train lacks.
     """
     if not folder.is_dir():
         raise EvaluationError(f'{folder} is no folder.')
@@ -67,7 +69,8 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
         )
     classes = class_folders(parts.get('train') or next(iter(parts.values())))
     chosen = parts.values() if split == 'all' else [parts[split]]
-    return join([read_class_folders(part, str(folder), classes, root=folder) for part in chosen], split)
+    # As `classify` and `detect predict` read the same photographs.
+    return join([read_class_folders(part, str(folder), classes, root=folder, upright=True) for part in chosen], split)
 
 
 def read_class_folders(
@@ -77,16 +80,20 @@ def read_class_folders(
     *,
     root: Path | None = None,
     prepare: Callable[[Image.Image], Image.Image] | None = None,
+    upright: bool = False,
 ) -> ImageDataset:
-    """Every image below the folders of the classes, sorted by class and path. Hidden files and folders are left out
-    (what systems and editors leave: `._1.jpg`, `.ipynb_checkpoints`); links are followed.
+    """Every image below the class folders, sorted by class and path.
+
+    Hidden files and folders, which systems and editors leave behind (`._1.jpg`, `.ipynb_checkpoints`), are skipped;
+    links are followed.
 
     Args:
-        folder: Has one folder a class.
+        folder: Has one folder per class.
         name: Of the data set.
-        classes: Names of the class folders in the order of their labels; None for all there are, see `class_folders`.
-        root: What paths are relative to in the fingerprint; None for `folder`.
+        classes: Names of the class folders in the order of their labels; None for all of them, see `class_folders`.
+        root: Folder to which paths are relative in the fingerprint; None for `folder`.
         prepare: See `Files`.
+        upright: See `Files`.
 
     Raises:
         EvaluationError: If there is no such folder, no image in it, or a class folder that is not in `classes`.
@@ -109,11 +116,11 @@ def read_class_folders(
         labels += [index[c]] * len(files)
     if not paths:
         raise EvaluationError(_no_images(folder))
-    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare))
+    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare, upright=upright))
 
 
 def _no_images(folder: Path) -> str:
-    return f'{folder} holds no images: it needs one folder a class with image files in it.'
+    return f'{folder} holds no images: it needs one folder per class with image files in it.'
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Labelled images that are read one by one. Where they lie is the business of a source; there are few kinds."""
+"""Labelled images, read one by one from a source: files, arrays, or the items of another library's data set."""
 
 import copy
 import hashlib
@@ -13,35 +13,38 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..common.errors import EvaluationError
+from ..common.text import reason
+from .image_file import open_image, to_rgb
 
 __all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join']
 
 END = 1 << 16  # bytes at either end of a file that its identity covers
-UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # may change in the middle alone
+UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # a change may affect the middle alone
 
 
 class Source(Protocol):
-    """Images by number, before any transform."""
+    """Images by index, before any transform."""
 
     def __len__(self) -> int: ...
 
     def open(self, i: int) -> Image.Image:
-        """Image `i`; any exception means that it cannot be read."""
+        """Decode image `i`; any exception means that it is unreadable."""
 
     def describe(self, i: int) -> str:
-        """What to call image `i` in a message: its path where it has one."""
+        """The name of image `i` in messages: its path if it has one."""
 
     def identity(self, i: int) -> bytes:
-        """Bytes that differ where the image does."""
+        """Bytes that differ if the image differs."""
 
 
 class Files:
     """Image files.
 
     Args:
-        paths: One an image.
-        root: Folder that all of them lie below; where it is does not matter to the identity of the images.
-        prepare: Done to each image once it is open, before it becomes RGB.
+        paths: One per image.
+        root: Folder above all of them; its own place does not affect the identity of the images.
+        prepare: Done to each decoded image before it becomes RGB.
+        upright: Turn images as their EXIF orientation says. Published results are on images as stored.
     """
 
     def __init__(
@@ -49,11 +52,14 @@ class Files:
         paths: Sequence[Path],
         root: Path,
         prepare: Callable[[Image.Image], Image.Image] | None = None,
+        *,
+        upright: bool = False,
     ) -> None:
-        # One array: every process that reads would get its own copy of a million strings as it counts references.
+        # One array: counting references to a million strings would copy all of them into every reading process.
         self.names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
         self.root = root
         self.prepare = prepare
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,26 +68,26 @@ class Files:
         return self.root / os.fsdecode(self.names[i].item())
 
     def open(self, i: int) -> Image.Image:
-        with Image.open(self.path(i)) as image:
-            image.load()
-            return image if self.prepare is None else self.prepare(image)
+        image = open_image(self.path(i), upright=self.upright)
+        return image if self.prepare is None else self.prepare(image)
 
     def describe(self, i: int) -> str:
         return str(self.path(i))
 
     def identity(self, i: int) -> bytes:
-        """Path below the root, size, and the first and last 64 KiB, where checksums are: to hash whole files would be
-        to read ImageNet once more. Files that are not compressed are hashed whole.
+        """Path below the root, size, and the first and last 64 KiB, which include checksums.
+
+        Hashing whole files would mean reading ImageNet once more. Uncompressed files are hashed whole.
         """
         path = self.path(i)
         name = path.relative_to(self.root).as_posix().encode(errors='surrogateescape')
         with path.open('rb') as file:
             content = file.read() if path.suffix.lower() in UNCOMPRESSED else ends_of(file)
-        return b'\0'.join([name, content])
+        return b'\0'.join([name, content, b'upright'] if self.upright else [name, content])
 
 
 def ends_of(file: IO[bytes]) -> bytes:
-    """Size, and the first and last 64 KiB, of a file or what behaves like one."""
+    """Size, first and last 64 KiB of a file or file-like object."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(END)
@@ -90,7 +96,7 @@ def ends_of(file: IO[bytes]) -> bytes:
 
 
 class Arrays:
-    """Images in memory: uint8, (N, H, W, 3)."""
+    """Images in memory: uint8 (N, H, W, 3)."""
 
     def __init__(self, pixels: np.ndarray, name: str) -> None:
         self.pixels = pixels
@@ -110,7 +116,7 @@ class Arrays:
 
 
 class Joined:
-    """Sources, one after the other."""
+    """Several sources, one after the other."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = tuple(sources)
@@ -137,7 +143,7 @@ class Joined:
 
 
 class Wrapped:
-    """Images of a data set of another library, whose items begin with a PIL image; decoded to know them apart."""
+    """Images of another library's data set, whose items start with a PIL image; their identity needs decoding."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset = dataset
@@ -158,17 +164,17 @@ class Wrapped:
 
 
 class ImageDataset(Dataset):
-    """Images with one label each; `dataset[i]` is (image, int label), the image PIL in RGB unless there is a transform.
+    """Images with one label each: `dataset[i]` is (image, int label), a PIL image in RGB unless there is a transform.
 
     Attributes:
-        name: As it was asked for.
+        name: The name it was loaded by.
         split: 'train', 'validation', 'test' or 'all'.
         classes: Names; a label is an index into them.
         labels: (N,) int64.
         transform: Applied to every PIL image, or None.
-        skipped: Images that were left out because they cannot be read, where that was asked for.
-        complete: False if some were left out, or there are other numbers of images or classes than the registered ones.
-        label_sets: All labels that count as right, one tuple an image (ImageNet-ReaL), or None.
+        skipped: Unreadable images that were left out on request.
+        complete: False if images were left out, or the number of images or classes is not the registered one.
+        label_sets: All labels that count as right, one tuple per image (ImageNet-ReaL), or None.
     """
 
     def __init__(
@@ -195,31 +201,42 @@ class ImageDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        """Raises: EvaluationError: If the image cannot be read."""
+        """The transformed image and its label.
+
+        Raises:
+            EvaluationError: If the image cannot be read.
+        """
+        image = self.image(i)
+        return (image if self.transform is None else self.transform(image)), int(self.labels[i])
+
+    def image(self, i: int) -> Image.Image:
+        """Image `i` as RGB, without the transform.
+
+        Raises:
+            EvaluationError: If the image cannot be read.
+        """
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         try:
-            image = _rgb(self._source.open(int(self._indices[i])))
-        except Exception as e:  # decoders raise whatever they like on damaged files
-            reason = ' '.join(str(e).split()) or type(e).__name__
+            return to_rgb(self._source.open(int(self._indices[i])))
+        except Exception as e:  # decoders raise almost anything on damaged files
             raise EvaluationError(
-                f'{self.describe(i)} is no readable image ({reason[:200]}): put it right, or leave unreadable images '
-                'out with skip_unreadable=True (--skip-unreadable).'
+                f'{self.describe(i)} is no readable image ({reason(e)}): repair it, or leave out unreadable images '
+                'with skip_unreadable=True (--skip-unreadable).'
             ) from e
-        return (image if self.transform is None else self.transform(image)), int(self.labels[i])
 
     def describe(self, i: int) -> str:
-        """The path of image `i`, or 'digits[17]' where it has none."""
+        """The path of image `i`, or a name such as 'digits[17]'."""
         return self._source.describe(int(self._indices[i]))
 
     def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> 'ImageDataset':
-        """A copy whose images go through `transform`; the images themselves are shared."""
+        """A copy whose images go through `transform`; the images are shared."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> 'ImageDataset':
-        """A copy with images `indices` only, in that order; classes stay all of them."""
+        """A copy with only the images `indices`, in that order, and with all classes."""
         other = copy.copy(self)
         other.__dict__.pop('_fingerprint', None)
         indices = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -229,12 +246,11 @@ class ImageDataset(Dataset):
         return other
 
     def without_unreadable(self) -> 'ImageDataset':
-        """A copy without the images that cannot be decoded; `skipped` names them. Decodes every image once."""
-        plain = self.with_transform(None)
+        """A copy without unreadable images, which `skipped` lists. Decodes every image once."""
         readable, skipped = [], []
         for i in _shown(range(len(self)), 'reading every image'):
             try:
-                plain[i]
+                self.image(i)
             except EvaluationError:
                 skipped.append(self.describe(i))
             else:
@@ -245,9 +261,9 @@ class ImageDataset(Dataset):
         return other
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of classes, labels and images, in their order; the same on every machine.
+        """sha256 (hex) of classes, labels and images in their order; the same on every machine.
 
-        Of a file it covers the path below the root, the size and 64 KiB at either end. Computed once.
+        For a file it covers the path below the root, the size and 64 KiB at either end. It is computed once.
         """
         return self._fingerprint
 
@@ -264,25 +280,20 @@ class ImageDataset(Dataset):
         return digest.hexdigest()
 
 
-def _shown(places: range, what: str, delay: float = 0) -> Iterable[int]:
-    """The places, with a progress bar on a terminal if it takes longer than `delay` seconds."""
+def _shown(indices: range, what: str, delay: float = 0) -> Iterable[int]:
+    """The indices, with a progress bar on a terminal if the loop takes longer than `delay` seconds."""
     from tqdm import tqdm
 
-    return tqdm(places, desc=what, unit='image', disable=None, leave=False, delay=delay)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits become 8; Pillow alone would make white of everything above 255."""
-    if image.mode.startswith('I;16'):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert('RGB')
+    return tqdm(indices, desc=what, unit='image', disable=None, leave=False, delay=delay)
 
 
 def join(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
-    """Whole data sets of the same classes as one, in that order; where classes are numbers, the last may lack in some.
+    """Whole data sets with the same classes as one, in that order.
+
+    The last classes may be missing in some parts: a part whose labels are numbers has only those up to its largest.
 
     Raises:
-        EvaluationError: If a label means another class in one part than in another.
+        EvaluationError: If a label stands for different classes in two parts.
     """
     first = parts[0]
     if len(parts) == 1:

@@ -1,8 +1,8 @@
-"""ImageNet-1k and its relatives: what their folders are called, and which of the 1000 classes they stand for."""
+"""ImageNet-1k and related sets: the names of their folders, and the classes among the 1000 that these stand for."""
 
 import json
-import pkgutil
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 from timm.data import ImageNetInfo
@@ -27,7 +27,7 @@ CORRUPTIONS = (
     'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',
     'speckle_noise', 'gaussian_blur', 'spatter', 'saturate',
 )  # fmt: skip
-"""The fifteen of the benchmark, and the four that its authors added for validation."""
+"""The fifteen corruptions of the benchmark, and the four that its authors added for validation."""
 
 
 @cache
@@ -36,23 +36,24 @@ def _wnids() -> tuple[str, ...]:
 
 
 def imagenet(root: Path, part: str) -> ImageDataset:
-    """ImageNet-1k, one folder a WordNet id; `part` is 'train' or 'validation'."""
+    """ImageNet-1k, one folder per WordNet id; `part` is 'train' or 'validation'."""
     folder = find_folder(root, SPLIT_FOLDERS[part], 'imagenet-1k')
     return read_class_folders(folder, 'imagenet-1k', _wnids(), root=root)
 
 
 def imagenet_real(root: Path) -> ImageDataset:
-    """The validation images with all labels that count as right (Beyer et al. 2020), found by the files' names; some
-    images have none. `labels` are the original ones.
+    """The validation images with all labels that count as right (Beyer et al. 2020), found by file name.
+
+    Some images have no such label. `labels` are the original ones.
     """
     dataset = imagenet(root, 'validation')
-    real = json.loads(pkgutil.get_data('timm.data', '_info/imagenet_real_labels.json'))
+    real = json.loads(_timm_info('imagenet_real_labels.json'))
     names = {f'ILSVRC2012_val_{i + 1:08d}': labels for i, labels in enumerate(real)}
     try:
         dataset.label_sets = tuple(tuple(names[Path(dataset.describe(i)).stem]) for i in range(len(dataset)))
     except KeyError as e:
         raise EvaluationError(
-            f'{root} has an image called {e.args[0]}: the labels of ReaL go by the original file names, such as '
+            f'{root} has an image named {e.args[0]}: the labels of ReaL belong to the original file names, such as '
             'ILSVRC2012_val_00000001.JPEG.'
         ) from e
     dataset.name = 'imagenet-real'
@@ -60,7 +61,7 @@ def imagenet_real(root: Path) -> ImageDataset:
 
 
 def imagenet_v2(root: Path) -> ImageDataset:
-    """ImageNet-V2, matched frequency. Its folders are called 0 to 999: these are numbers, so '10' comes after '9'."""
+    """ImageNet-V2, matched frequency. Its folders 0 to 999 are sorted as numbers: '10' comes after '9'."""
     folder = find_folder(
         root, ('imagenetv2-matched-frequency-format-val', 'imagenetv2-matched-frequency', '.'), 'imagenet-v2'
     )
@@ -70,9 +71,14 @@ def imagenet_v2(root: Path) -> ImageDataset:
 
 
 def imagenet_subset(root: Path, name: str) -> ImageDataset:
-    """ImageNet-A or -R: 200 of the 1000 classes; labels count these 200."""
-    listed = pkgutil.get_data('timm.data', f'_info/{name.replace("-", "_")}_synsets.txt')
-    return read_class_folders(find_folder(root, (name, '.'), name), name, listed.decode().split(), root=root)
+    """ImageNet-A or -R: 200 of the 1000 classes; labels are indices into these 200."""
+    listed = _timm_info(f'{name.replace("-", "_")}_synsets.txt').split()
+    return read_class_folders(find_folder(root, (name, '.'), name), name, listed, root=root)
+
+
+def _timm_info(file: str) -> str:
+    """Text of one of the lists about ImageNet that timm ships."""
+    return resources.files('timm.data').joinpath('_info', file).read_text()
 
 
 def imagenet_c(root: Path, name: str, corruption: str, severity: str) -> ImageDataset:
@@ -87,8 +93,10 @@ def imagenet_c(root: Path, name: str, corruption: str, severity: str) -> ImageDa
 
 
 def corruption_folder(root: Path, corruption: str) -> Path:
-    """Where the severities of a corruption lie: at the root, or in a folder in between (noise, blur, weather, digital
-    and extra of the archives, or one of the benchmark's name). The first of these if there is none.
+    """The folder with the severities of a corruption; the first candidate if none exists.
+
+    It is at the root, or one or two folders below it: the archives have folders noise, blur, weather, digital and
+    extra, some copies one with the benchmark's name.
     """
     places = [root / corruption, *sorted(root.glob(f'*/{corruption}')), *sorted(root.glob(f'*/*/{corruption}'))]
     return next((place for place in places if place.is_dir()), places[0])

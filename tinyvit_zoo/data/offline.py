@@ -1,6 +1,6 @@
-"""Two data sets of real images that lie in the wheels of scikit-learn and scikit-image: no network, no folder.
+"""Two data sets of real images from the wheels of scikit-learn and scikit-image, without network or folder.
 
-Which image goes where is drawn by sha256, not by a random generator: the streams of generators change with versions.
+Splits and crops are drawn with sha256, not with a random generator, whose stream may change between versions.
 """
 
 import hashlib
@@ -14,25 +14,25 @@ from .image_dataset import Arrays, ImageDataset
 
 __all__ = ['PHOTOGRAPHS', 'digits', 'textures']
 
-DIGIT_SIZE, CROP_SIZE = 32, 64  # pixels a side
+DIGIT_SIZE, CROP_SIZE = 32, 64  # pixels per side
 TRAIN_SHARE = 0.75  # of the digits of each class
 CROPS = dict(train=80, test=40)  # of each photograph
 TRAIN_SIDE = 0.6  # of the longer side of each photograph; test crops come from the rest
 SMALLEST_CROP, LARGEST_CROP = 32, 112  # pixels of the photograph
-LEAST_CONTRAST, ATTEMPTS = 16, 100  # grey levels between darkest and lightest pixel
+LEAST_CONTRAST, ATTEMPTS = 16, 100  # least grey levels between the darkest and lightest pixel of a crop
 
 PHOTOGRAPHS = (
     'astronaut.png', 'brick.png', 'camera.png', 'cell.png', 'chelsea.png', 'clock_motion.png', 'coffee.png',
     'coins.png', 'grass.png', 'gravel.png', 'hubble_deep_field.jpg', 'ihc.png', 'microaneurysms.png', 'moon.png',
     'motorcycle_left.png', 'page.png', 'retina.jpg', 'rocket.jpg', 'text.png',
 )  # fmt: skip
-"""Photographs in the wheel of scikit-image; drawings, and the second view of the motorcycle, left out."""
+"""Photographs in the wheel of scikit-image, without its drawings and the second view of the motorcycle."""
 
 FROM_SKLEARN = ('china.jpg', 'flower.jpg')
 
 
 def draw(bound: int, *what: object) -> int:
-    """A number below `bound` that depends on nothing but `what`."""
+    """A number from 0 to `bound` - 1 that depends on `what` alone."""
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little') % bound
 
 
@@ -64,14 +64,14 @@ def _enlarge(scan: np.ndarray) -> np.ndarray:
 
 
 def textures(part: str, seed: int = 0) -> ImageDataset:
-    """Square crops of 21 photographs, each photograph a class, 64x64 RGB; grey photographs have three equal channels.
+    """Square crops of 21 photographs as 64x64 RGB, one class per photograph; grey ones have three equal channels.
 
-    Training crops come from the first 60 % of the longer side of a photograph, test crops from the rest: they share no
-    pixel.
+    Training crops come from the first 60 % of the longer side of a photograph, test crops from the rest, so they share
+    no pixel.
 
     Args:
-        part: 'train' (80 crops a class) or 'test' (40).
-        seed: Of size and place of the crops.
+        part: 'train' (80 crops per class) or 'test' (40).
+        seed: Of the size and position of the crops.
     """
     pixels, labels, classes = [], [], []
     for label, (name, photo) in enumerate(_photographs().items()):
@@ -82,10 +82,13 @@ def textures(part: str, seed: int = 0) -> ImageDataset:
 
 
 def _crop(photo: Image.Image, part: str, name: str, number: int, seed: int) -> np.ndarray:
-    """One of about a single colour (the black corners of the retina) shows nothing and is drawn again."""
+    """Crop `number` of a photograph: uint8 (CROP_SIZE, CROP_SIZE, 3).
+
+    A crop of nearly one color, such as the black corners of the retina, is drawn again.
+    """
     for attempt in range(ATTEMPTS):
         crop = photo.crop(crop_box(photo.size, part, name, number, seed, attempt))
-        if max(high - low for low, high in crop.getextrema()) >= LEAST_CONTRAST:
+        if np.ptp(np.asarray(crop), axis=(0, 1)).max() >= LEAST_CONTRAST:
             break
     return np.asarray(crop.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC))
 
@@ -93,7 +96,7 @@ def _crop(photo: Image.Image, part: str, name: str, number: int, seed: int) -> n
 def crop_box(
     size: tuple[int, int], part: str, name: str, number: int, seed: int, attempt: int = 0
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels of crop `number` of a photograph of `size` (width, height)."""
+    """(left, top, right, bottom) in pixels of crop `number` of a photograph with `size` (width, height)."""
     longer = int(size[1] > size[0])
     cut = int(TRAIN_SIDE * size[longer])
     first, last = [0, 0], list(size)

@@ -1,6 +1,6 @@
-"""How each registered data set lies on disk: one function each, (root, part) -> images.
+"""Readers of the registered data sets, one function each: (root, part) -> images.
 
-Layouts are those that torchvision's own downloads, the official archives, or the benchmark that uses the data leave.
+Layouts are those of torchvision's downloads, of the official archives, or of the benchmark that uses the data.
 """
 
 import csv
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 CHESTX_CLASSES = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumothorax')
-"""What datasets/Chest_few_shot.py of the CD-FSL benchmark keeps; Pneumonia is left out there, too."""
+"""Classes in datasets/Chest_few_shot.py of the CD-FSL benchmark, which leaves out Pneumonia."""
 
 
 def find_folder(root: Path, names: Sequence[str], name: str) -> Path:
-    """The first of the folders below the root that there is; '.' is the root itself.
+    """The first of the folders below the root that exists; '.' is the root itself.
 
     Raises:
-        EvaluationError: If there is none.
+        EvaluationError: If none exists.
     """
     for folder in names:
         if (root / folder).is_dir():
@@ -46,15 +46,16 @@ def find_folder(root: Path, names: Sequence[str], name: str) -> Path:
 
 
 def class_folders_at(root: Path, name: str, names: Sequence[str], classes: Sequence[str] | None = None) -> ImageDataset:
-    """A folder of class folders, at the first of several places below the root."""
+    """A folder of class folders at the first of several places below the root."""
     return read_class_folders(find_folder(root, names, name), name, classes, root=root)
 
 
 def cifar(root: Path, name: str, part: str) -> ImageDataset:
-    """CIFAR-10 or CIFAR-100 in the Python version, by torchvision, which checks the files' MD5 before it unpickles."""
+    """CIFAR-10 or CIFAR-100, Python version, read by torchvision, which checks MD5 sums before it unpickles."""
     from torchvision import datasets
 
-    kind = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)[name]
+    kinds: dict[str, type[datasets.CIFAR10]] = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)
+    kind = kinds[name]
     try:
         data = kind(root, train=part == 'train')
     except (RuntimeError, OSError) as e:
@@ -111,9 +112,9 @@ def aircraft(root: Path, part: str) -> ImageDataset:
 
 
 def inaturalist(root: Path, part: str) -> ImageDataset:
-    """iNaturalist 2018 by the competition's own lists; `part` is 'train' or 'val'.
+    """iNaturalist 2018 by the competition's lists; `part` is 'train' or 'val'.
 
-    One archive holds the images of both, so a folder alone does not tell them apart.
+    One archive holds the images of both parts, so only the lists separate them.
     """
     path = root / f'{part}2018.json'
     try:
@@ -123,7 +124,7 @@ def inaturalist(root: Path, part: str) -> ImageDataset:
         labels = [category[row['id']] for row in content['images']]
         paths = [root / row['file_name'] for row in content['images']]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise EvaluationError(f'{path} cannot be read: it is the list of images that the archive leaves out.') from e
+        raise EvaluationError(f'{path} cannot be read: this list of images is not part of the archive.') from e
     return _listed('inat2018', part, classes, labels, paths, root)
 
 
@@ -137,7 +138,7 @@ def isic(root: Path) -> ImageDataset:
 
 
 def chestx(root: Path) -> ImageDataset:
-    """Images of ChestX-ray14 with exactly one label, one of CHESTX_CLASSES; first scaled to 256x256.
+    """Images of ChestX-ray14 whose only label is one of CHESTX_CLASSES, scaled to 256x256.
 
     The benchmark scales with Pillow's default, which is bicubic since Pillow 7.
     """
@@ -162,7 +163,7 @@ def _listed(
     root: Path,
     prepare: Any = None,
 ) -> ImageDataset:
-    """Images that a list names; that the first is there is checked at once, the others when they are read."""
+    """Images named in a list. Only the first is checked at once, the others when they are read."""
     if paths and not paths[0].is_file():
         raise EvaluationError(f'{name}: {paths[0]} is in the list of images but not on disk.')
     return ImageDataset(name, part, classes, labels, Files(paths, root, prepare))

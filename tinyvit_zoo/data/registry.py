@@ -1,4 +1,4 @@
-"""What is known of every data set: one entry each, asserted when the data is there."""
+"""The known facts of every data set, one entry each, checked when the data is loaded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ['REGISTRY', 'Entry', 'find_entry']
 
 TRAIN_TEST = dict(train=('train',), test=('test',), all=('train', 'test'))
 TEST = dict(test=('test',))
-UNVERIFIED = 'what is known of it without having seen the data (not verified here)'
+UNVERIFIED = 'descriptions of it (not verified here)'
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class Entry:
     """A data set.
 
     Attributes:
-        name: As `load_dataset` takes it.
-        read: (root, part, seed) -> one part of it; imports what it needs by itself. Root is None if `layout` is empty.
-        splits: The parts that make up each split, as the protocols need them.
+        name: The name for `load_dataset`.
+        read: (root, part, seed) -> one part; imports its own dependencies. The root is not used if `layout` is empty.
+        splits: The parts that make up each split, as the protocols define it.
         counts: Images of each part.
         classes: Number of classes.
-        source: Where it comes from.
-        license: As far as known; what the source says decides.
-        layout: What the root has to hold; empty if no root is needed.
-        if_dead: What to do when the source does not answer.
-        figures: Where counts and classes are from.
-        hub_id: Page on the Hub with the same images, for an entry of a card; empty if none is known.
+        source: Where to get it.
+        license: As far as known; the source decides.
+        layout: Required content of the root; empty if no root is needed.
+        if_dead: What to do if the source does not respond.
+        figures: Source of counts and classes.
+        hub_id: Page on the Hub with the same images, for an entry of a model card; empty if none is known.
     """
 
     name: str
-    read: Callable[[Path | None, str, int], ImageDataset]
+    read: Callable[[Path, str, int], ImageDataset]
     splits: Mapping[str, tuple[str, ...]]
     counts: Mapping[str, int]
     classes: int
@@ -47,8 +47,8 @@ class Entry:
 
     @property
     def how_to_get(self) -> str:
-        """The end of a message."""
-        return f'it has to hold {self.layout}, from {self.source}; if that is dead: {self.if_dead}'
+        """Layout and sources, for the end of a message."""
+        return f'it has to hold {self.layout}, from {self.source}; if that does not respond: {self.if_dead}'
 
 
 OFFLINE = (
@@ -69,7 +69,7 @@ OFFLINE = (
         counts=dict(train=21 * 80, test=21 * 40),
         classes=21,
         source='crops of the photographs that scikit-image and scikit-learn ship',
-        license='one for each photograph, all free to use: README.txt in the data folder of scikit-image',
+        license='a separate one for each photograph, all free to use: README.txt in the data folder of scikit-image',
         figures='this package',
     ),
 )
@@ -102,14 +102,14 @@ TRANSFER = (
     Entry(
         'flowers102',
         lambda root, part, seed: readers.flowers(root, part),
-        # MoCo v3's transfer and what follows it train on both: 2040 images.
+        # MoCo v3 and later papers train on both for transfer: 2040 images.
         splits=dict(train=('train', 'val'), test=('test',), all=('train', 'val', 'test')),
         counts=dict(train=1020, val=1020, test=6149),
         classes=102,
         source='torchvision.datasets.Flowers102(ROOT, download=True)',
         license='none stated',
         layout='flowers-102/ with jpg/, setid.mat and imagelabels.mat',
-        if_dead='robots.ox.ac.uk often answers after some hours; mirrors on the Hub have splits of their own, so take '
+        if_dead='robots.ox.ac.uk often responds again after some hours; mirrors on the Hub have other splits, so take '
         'images from them, but setid.mat from Oxford.',
     ),
     Entry(
@@ -118,7 +118,7 @@ TRANSFER = (
         splits=TRAIN_TEST,
         counts=dict(train=8144, test=8041),
         classes=196,
-        source='a mirror, named in issue 7545 of github.com/pytorch/vision, as the original page is gone',
+        source='a mirror named in issue 7545 of github.com/pytorch/vision, as the original page is gone',
         license='research only',
         layout='stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat',
         if_dead='hfds/tanganke/stanford_cars has the images of both splits.',
@@ -145,7 +145,7 @@ TRANSFER = (
         source='torchvision.datasets.FGVCAircraft(ROOT, download=True)',
         license='research only',
         layout='fgvc-aircraft-2013b/data/',
-        if_dead='robots.ox.ac.uk often answers after some hours.',
+        if_dead='robots.ox.ac.uk often responds again after some hours.',
     ),
     Entry(
         'inat2018',
@@ -228,7 +228,7 @@ IMAGENET = (
         classes=1000,
         source='image-net.org/download',
         license=TERMS,
-        layout='train/ and val/ with 1000 folders each, called by WordNet id',
+        layout='train/ and val/ with 1000 folders each, named by WordNet id',
         if_dead='hfds/ILSVRC/imagenet-1k, after the terms are accepted there.',
     ),
     Entry(
@@ -261,7 +261,7 @@ IMAGENET = (
         classes=200,
         source='github.com/hendrycks/natural-adv-examples',
         license='MIT',
-        layout='imagenet-a/ with 200 folders called by WordNet id',
+        layout='imagenet-a/ with 200 folders named by WordNet id',
         if_dead='hfds/barkermrl/imagenet-a has the same images, as its split train.',
     ),
     Entry(
@@ -272,7 +272,7 @@ IMAGENET = (
         classes=200,
         source='github.com/hendrycks/imagenet-r',
         license='MIT',
-        layout='imagenet-r/ with 200 folders called by WordNet id',
+        layout='imagenet-r/ with 200 folders named by WordNet id',
         if_dead='the dataset axiong/imagenet-r of the Hub holds the same archive.',
     ),
 )
@@ -281,7 +281,7 @@ REGISTRY = {entry.name: entry for entry in (*OFFLINE, *TRANSFER, *FEW_SHOT, *IMA
 
 
 def find_entry(name: str) -> Entry | None:
-    """The entry of a name, also of 'imagenet-c/CORRUPTION/SEVERITY'; None if there is none."""
+    """The entry of a name, including 'imagenet-c/CORRUPTION/SEVERITY'; None if it is unknown."""
     family, _, rest = name.partition('/')
     if family != 'imagenet-c':
         return REGISTRY.get(name)
@@ -294,7 +294,7 @@ def find_entry(name: str) -> Entry | None:
         classes=1000,
         source='zenodo.org/records/2235448',
         license='CC BY 4.0',
-        layout=f'{corruption}/{severity}/ with 1000 folders called by WordNet id',
-        if_dead='github.com/hendrycks/robustness makes the images again from those of ImageNet, though not the same '
+        layout=f'{corruption}/{severity}/ with 1000 folders named by WordNet id',
+        if_dead='github.com/hendrycks/robustness generates the images from those of ImageNet, though not with the same '
         'bytes.',
     )

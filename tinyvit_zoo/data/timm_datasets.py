@@ -1,4 +1,4 @@
-"""Data sets by the names that timm takes: 'hfds/OWNER/NAME' (Hub, or a local folder), 'wds/...', 'torch/...'."""
+"""Data sets by timm's names: 'hfds/OWNER/NAME' (Hub or local folder), 'wds/...', 'torch/...'."""
 
 import io
 import json
@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ..common.errors import EvaluationError, MissingSplitError
+from ..common.text import reason
 from .folders import EXTENSIONS, SPLIT_FOLDERS
-from .image_dataset import Arrays, ImageDataset, Wrapped, ends_of, join
+from .image_dataset import Arrays, ImageDataset, Source, Wrapped, ends_of, join
+from .image_file import open_image
 
 __all__ = ['PREFIXES', 'read_timm']
 
@@ -21,12 +23,12 @@ IMAGE_KEYS, LABEL_KEYS = ('image', 'img'), ('label', 'fine_label', 'labels')
 
 
 def read_timm(name: str, split: str, root: Path | None) -> ImageDataset:
-    """A split of a data set by timm's name for it.
+    """A split of a data set by timm's name.
 
     Args:
-        name: With one of PREFIXES. 'hfds/' needs the package datasets; 'wds/' reads tar files of the root.
+        name: With one of PREFIXES. 'hfds/' needs the package datasets; 'wds/' reads the tar files of the root.
         split: 'train', 'validation', 'test' or 'all'.
-        root: Where the data lies, or is kept.
+        root: Folder of the data, or for downloads.
 
     Raises:
         MissingSplitError: If the split is missing.
@@ -37,7 +39,7 @@ def read_timm(name: str, split: str, root: Path | None) -> ImageDataset:
 
 
 def _choose(name: str, there: Sequence[str], split: str) -> list[str]:
-    """What the data set calls the split; several for 'all'."""
+    """The data set's own names of the split; several for 'all'."""
     if split == 'all':
         return list(there)
     for candidate in SPLIT_FOLDERS[split]:
@@ -58,7 +60,8 @@ def _hub(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
         for part in _choose(name, datasets.get_dataset_split_names(rest), split):
             features = datasets.load_dataset(rest, split=part, cache_dir=root and str(root)).features
             image, label = _key(features, IMAGE_KEYS, name, 'images'), _key(features, LABEL_KEYS, name, 'labels')
-            data = create_dataset(name, root and str(root), split=part, input_key=image, target_key=label)
+            folder = None if root is None else str(root)
+            data = create_dataset(name, folder, split=part, input_key=image, target_key=label)
             classes = getattr(features[label], 'names', None)
             labels = np.fromiter(data.reader.iter_targets(), dtype=np.int64, count=len(data))
             classes = classes or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
@@ -66,8 +69,7 @@ def _hub(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
     except EvaluationError:
         raise
     except Exception as e:  # the Hub's client and datasets raise errors of several libraries
-        reason = ' '.join(str(e).split())[:300] or type(e).__name__
-        raise EvaluationError(f'{name} cannot be loaded: {reason}') from e
+        raise EvaluationError(f'{name} cannot be loaded: {reason(e, 300)}') from e
     return join(parts, split)
 
 
@@ -76,7 +78,7 @@ def _key(features: Any, candidates: Sequence[str], name: str, what: str) -> str:
         if key in features:
             return key
     raise EvaluationError(
-        f'{name} has no column of {what} called {" or ".join(candidates)}, but: {", ".join(features)}.'
+        f'{name} has no column of {what} named {" or ".join(candidates)}, but: {", ".join(features)}.'
     )
 
 
@@ -92,24 +94,24 @@ def _torchvision(name: str, rest: str, split: str, root: Path | None) -> ImageDa
         try:
             data = create_dataset(name, str(root), split=part)
         except (AssertionError, RuntimeError, OSError, ValueError) as e:
-            reason = ' '.join(str(e).split())[:300] or type(e).__name__
-            raise EvaluationError(f'{name} cannot be loaded from {root}: {reason}') from e
+            raise EvaluationError(f'{name} cannot be loaded from {root}: {reason(e, 300)}') from e
         if not hasattr(data, 'targets') or not hasattr(data, 'classes'):
             raise EvaluationError(f'{name} does not list its labels: take a registered name or a folder instead.')
         pixels = getattr(data, 'data', None)
-        is_rgb = isinstance(pixels, np.ndarray) and pixels.ndim == 4
-        source = Arrays(pixels, f'{name}/{part}') if is_rgb else Wrapped(data, f'{name}/{part}')
+        source: Source = Wrapped(data, f'{name}/{part}')
+        if isinstance(pixels, np.ndarray) and pixels.ndim == 4:  # RGB
+            source = Arrays(pixels, f'{name}/{part}')
         classes = [c if isinstance(c, str) else ', '.join(c) for c in data.classes]  # ImageNet's have several names
-        labels = np.asarray(data.targets).reshape(len(data), -1)[:, 0]  # QMNIST's are the first of eight numbers
+        labels = np.asarray(data.targets).reshape(len(data), -1)[:, 0]  # QMNIST's targets have eight numbers
         parts.append(ImageDataset(name, part, classes, labels, source))
     return join(parts, split)
 
 
 def _web(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
-    """Tar files of the layout of webdataset: KEY.jpg beside KEY.cls (or KEY.json with 'label'), read where they lie."""
+    """Tar files in webdataset's layout, KEY.jpg with KEY.cls (or KEY.json with 'label'), read without unpacking."""
     folder = root or Path(rest)
     if not folder.is_dir():
-        raise EvaluationError(f'{name} needs a root: the folder that its tar files lie in.')
+        raise EvaluationError(f'{name} needs a root: the folder with its tar files.')
     shards = _shards(folder)
     members, labels = [], []
     for part in _choose(name, list(shards), split):
@@ -118,13 +120,13 @@ def _web(name: str, rest: str, split: str, root: Path | None) -> ImageDataset:
                 members.append((str(path), *member))
                 labels.append(label)
     if not labels:
-        raise EvaluationError(f'The tar files of {folder} hold no image with a label beside it (KEY.jpg and KEY.cls).')
+        raise EvaluationError(f'The tar files of {folder} hold no image with a label (KEY.jpg with KEY.cls).')
     classes = [str(i) for i in range(max(labels) + 1)]
     return ImageDataset(name, split, classes, labels, TarMembers(members, folder))
 
 
 def _shards(folder: Path) -> dict[str, list[Path]]:
-    """Tar files of each split, by _info.json or, without one, by what the files are called."""
+    """Tar files of each split, by _info.json or, without one, by file name."""
     for info in (folder / '_info.json', folder / 'info.json'):
         if info.is_file():
             try:
@@ -150,12 +152,17 @@ def _members(path: Path) -> list[tuple[tuple[str, int, int], int]]:
                 if f'.{extension.lower()}' in EXTENSIONS:
                     images[stem] = (member.name, member.offset_data, member.size)
                 elif extension == 'cls':
-                    labels[stem] = int(tar.extractfile(member).read())
+                    labels[stem] = int(_content(tar, member))
                 elif extension == 'json':
-                    labels.setdefault(stem, json.loads(tar.extractfile(member).read()).get('label'))
+                    labels.setdefault(stem, json.loads(_content(tar, member)).get('label'))
         return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
     except (tarfile.TarError, OSError, ValueError, TypeError, AttributeError) as e:
         raise EvaluationError(f'{path} is no readable tar file of images and labels ({e}).') from e
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b'' if file is None else file.read()  # None is no regular file
 
 
 class ReaderFiles:
@@ -169,9 +176,8 @@ class ReaderFiles:
         return len(self.reader)
 
     def open(self, i: int) -> Image.Image:
-        with self.reader[i][0] as file, Image.open(file) as image:
-            image.load()
-            return image
+        with self.reader[i][0] as file:
+            return open_image(file, upright=False)
 
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
@@ -182,7 +188,7 @@ class ReaderFiles:
 
 
 class TarMembers:
-    """Image files within tar files, read without unpacking them."""
+    """Image files inside tar files, read without unpacking."""
 
     def __init__(self, members: Sequence[tuple[str, str, int, int]], root: Path) -> None:
         self.members = list(members)
@@ -198,7 +204,7 @@ class TarMembers:
             return io.BytesIO(file.read(size))
 
     def open(self, i: int) -> Image.Image:
-        return Image.open(self._read(i))
+        return open_image(self._read(i), upright=False)
 
     def describe(self, i: int) -> str:
         path, name, *_ = self.members[i]

@@ -54,7 +54,7 @@ class DenseTrunk(nn.Module):
     """
 
     official_names: tuple[tuple[str, str], ...] = ()
-    """Pairs (released, ours) of prefixes of a `DenseBackbone` around this trunk; the first that fits applies."""
+    """Pairs (released, ours) of prefixes of a `DenseBackbone` with this trunk; the first match applies."""
 
     def __init__(
         self,

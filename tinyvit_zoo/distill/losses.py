@@ -125,11 +125,11 @@ def prediction_hard_loss(student_logits: torch.Tensor, teacher_logits: torch.Ten
 # Relations among queries, keys and values
 
 
-def _check_layers(student: Sequence, teacher: Sequence, what: str) -> None:
+def _check_layers(student: Sequence, teacher: Sequence, kind: str) -> None:
     if len(student) != len(teacher):
-        raise ValueError(f'{what}: {len(student)} layers of the student, {len(teacher)} of the teacher.')
+        raise ValueError(f'{kind}: {len(student)} layers of the student, {len(teacher)} of the teacher.')
     if not student:
-        raise ValueError(f'{what}: no layer given.')
+        raise ValueError(f'{kind}: no layer given.')
 
 
 def _check_qkv(layer: int, student: QKV, teacher: QKV, relation_heads: int) -> None:

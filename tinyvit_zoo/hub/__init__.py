@@ -1,4 +1,7 @@
-"""What leaves the house for the Hub: Hub-ready folders (`folder`) and the rendered pages of releases (`configs`)."""
+"""Models as Hub pages: folders that timm and transformers load (`folder`, `pack`), cards, `push` and `verify`.
+
+`configs` renders the pages of all releases; `convert` turns checkpoints into files, folders and imported weights.
+"""
 
 from .card import render_card, render_eval_results
 from .configs import configs_folder, render_config, render_page

@@ -1,13 +1,14 @@
-"""The page of a release: its model card, and its published numbers in the two forms that the Hub reads.
+"""Model card of a release, and its published results in the two forms that the Hub reads.
 
-All of it is a view of `releases`, and of the model on the meta device: nothing is downloaded, nothing written twice.
+All of it is a view of `releases` and of the model on the meta device: nothing is downloaded, no fact stands twice.
 """
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from ..info import markdown_table, token_lines
-from ..releases import Protocol, Release, Result, find_family, find_release
+from ..common.text import join_numbers
+from ..info import token_lines
+from ..releases import FAMILY_TITLES, Protocol, Release, Result, family_of, get_release, markdown_table
 from .sizes import SIDES, family_rows, model_facts, shapes_of, sizes_of
 from .snippets import render_overlay, render_snippets
 
@@ -15,13 +16,6 @@ __all__ = ['EVAL_RESULTS', 'render_card', 'render_eval_results']
 
 EVAL_RESULTS = '.eval_results'
 
-TITLES = {
-    'tinyvit': 'TinyViT',
-    'mini_deit': 'Mini-DeiT',
-    'mini_swin': 'Mini-Swin',
-    'tinymim': 'TinyMIM',
-    'mae_lite': 'MAE-Lite',
-}
 # Data sets by the names of `releases` -> (title, id on the Hub). ReaL is another set of labels for the same images as
 # ImageNet-1k, and no data set of its own there.
 DATASETS = {
@@ -36,8 +30,12 @@ NOT_MEASURED = 'None of it was measured by tinyvit-zoo.'
 
 
 def render_card(name: str) -> str:
-    """Text of the README.md beside the config.json of a release, 'architecture.tag'; no weights are needed."""
-    release = find_release(name)
+    """Text of the README.md in the page of a release, 'architecture.tag'; no weights are needed.
+
+    Raises:
+        KeyError: If there is no such release.
+    """
+    release = get_release(name)
     parts = (
         f'---\n{_front_matter(release).to_yaml()}\n---',
         f'# {release.name}',
@@ -62,7 +60,7 @@ def render_eval_results(name: str) -> dict[str, str]:
     data sets whose tasks have names, so every entry is of the task 'default'.
     """
     entries: dict[str, list[EvalResultEntry]] = {}
-    release = find_release(name)
+    release = get_release(name)
     for protocol, result in _results(release):
         dataset_id = DATASETS[result.dataset][1]
         if dataset_id is not None:
@@ -102,7 +100,7 @@ def _front_matter(release: Release) -> ModelCardData:
 
 def _model_index(release: Release) -> list[EvalResult]:
     """The first published result of every data set: the legacy format has room for one source of each."""
-    first = {}
+    first: dict[str, tuple[Protocol, Result]] = {}
     for protocol, result in _results(release):
         first.setdefault(result.dataset, (protocol, result))
     return [
@@ -126,7 +124,7 @@ def _model_index(release: Release) -> list[EvalResult]:
 def _introduction(release: Release) -> str:
     kind = 'image classification model' if release.num_classes else 'image feature encoder'
     return (
-        f'A {TITLES[find_family(release.name)]} {kind}. Trained by the authors of the paper ({release.training}). Runs '
+        f'A {FAMILY_TITLES[family_of(release)]} {kind}. Trained by the authors of the paper ({release.training}). Runs '
         'in [timm](https://github.com/huggingface/pytorch-image-models) with the package tinyvit-zoo: '
         '`pip install tinyvit-zoo`.'
     )
@@ -143,7 +141,7 @@ def _details(release: Release) -> str:
         *(f'{label.capitalize()}: {value}' for label, value in token_lines(model).items()),
     ]
     stats.append(f'Throughput: {_throughput(release)}')
-    weights = release.url or f'with a browser, {release.by_hand}'
+    weights = release.url or f'with a browser, {release.manual_download}'
     lines = [
         f'**Model Type:** {"Image classification" if release.num_classes else "Image feature encoder"} / backbone',
         '**Model Stats:**' + ''.join(f'\n  - {line}' for line in stats),
@@ -186,12 +184,12 @@ def _list(lines: list[str] | tuple[str, ...]) -> str:
 
 def _usage(release: Release) -> str:
     first = []
-    if release.by_hand:
+    if release.manual_download:
         first.append(
-            f'No program can fetch these weights. Get {release.by_hand} with a browser; then, once, in a shell: '
-            f'`tinyvit-zoo import FILE --name {release.name}`'
+            f'No program can fetch these weights. Get {release.manual_download} with a browser; then, once, in '
+            f'a shell: `tinyvit-zoo import FILE --name {release.name}`'
         )
-    channels_last = find_family(release.name) == 'mini_swin'
+    channels_last = family_of(release) == 'mini_swin'
     snippets = render_snippets(release, shapes_of(release.architecture, release.num_classes), channels_last)
     return '\n\n'.join(first + [f'### {title}\n\n```python\n{code}\n```' for title, code in snippets.items()])
 
@@ -210,8 +208,8 @@ def _accuracy(release: Release) -> str:
         f'| {_preprocessing(protocol)} | {result.by}: [{result.source}]({result.source_url}) |'
         for protocol, result in _results(release)
     ]
-    normalised = f'normalised with mean {_numbers(release.mean)} and std {_numbers(release.std)}'
-    default = f'`pretrained=True` comes with {_preprocessing(release.protocol)}, {normalised}'
+    normalization = f'normalized with mean {join_numbers(release.mean)} and std {join_numbers(release.std)}'
+    default = f'`pretrained=True` comes with {_preprocessing(release.protocol)}, {normalization}'
     if not rows:
         return f'No accuracy of these weights without further training was published. {default}.'
     head = ('| data | top-1 | top-5 | preprocessing | measured by |', '| --- | ---: | ---: | --- | --- |')
@@ -221,10 +219,6 @@ def _accuracy(release: Release) -> str:
             code = render_overlay(release, protocol)
             parts.append(f'For {_preprocessing(protocol)} ({protocol.source}):\n\n```python\n{code}\n```')
     return '\n\n'.join(parts)
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ', '.join(f'{value:g}' for value in values)
 
 
 def _resolutions(release: Release) -> str:
@@ -251,7 +245,7 @@ def _transfers(release: Release) -> str:
 
 
 def _comparison(release: Release) -> str:
-    table = markdown_table(family_rows(find_family(release.name)))
+    table = markdown_table(family_rows(family_of(release)))
     return f'{table}\n\nTop-1 is that on ImageNet-1k with the preprocessing that each model comes with. {NOT_MEASURED}'
 
 
@@ -263,21 +257,21 @@ def _power(value: float) -> str:
 def _verified(release: Release) -> str:
     golden = release.golden
     if golden is None:
-        held = (
-            "The authors' code holds no classification forward of this model: its outputs could not be held against "
+        compared = (
+            "The authors' code has no classification forward of this model: its outputs could not be compared with "
             'theirs.'
         )
     else:
-        held = (
-            f"Held against what the authors' code computes from the same weights, filled by a rule: {golden.what}. "
+        compared = (
+            f"Compared with what the authors' code computes from the same weights, filled by a rule: {golden.what}. "
             f'They differ by less than {_power(golden.atol)} in double precision '
             f'(`tests/golden/{golden.reference}.npz` of tinyvit-zoo'
             f'{"; its numbers are in single precision" if golden.atol > 1e-7 else ""}).'
         )
     return _list(
         [
-            held,
-            'The released file was not at hand where tinyvit-zoo was made: its weights were not run, and no accuracy '
-            'was measured.',
+            compared,
+            'The released file was not available where tinyvit-zoo was developed: its weights were not run, and no '
+            'accuracy was measured.',
         ]
     )

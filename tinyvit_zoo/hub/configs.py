@@ -32,7 +32,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def configs_folder() -> Path:
-    """`hub_configs/`: inside an installed package, beside the package in a checkout.
+    """`hub_configs/`: inside an installed package, or next to the package in a checkout.
 
     Raises:
         FileNotFoundError: If there is neither.
@@ -40,7 +40,7 @@ def configs_folder() -> Path:
     for folder in (PACKAGE / 'hub_configs', PACKAGE.parent / 'hub_configs'):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError('hub_configs/ is missing: neither inside the package nor beside it.')
+    raise FileNotFoundError('hub_configs/ is missing: neither inside the package nor next to it.')
 
 
 def render_config(name: str) -> str:
@@ -65,7 +65,7 @@ def build_configs() -> list[Path]:
     folders = []
     for release in all_releases():
         folder = configs_folder() / release.name
-        shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)  # of a data set that has no results any more
+        shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)  # may hold a data set without results now
         for file, text in render_page(release.name).items():
             path = folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def build_configs() -> list[Path]:
 
 
 def drifted_configs() -> list[str]:
-    """Names whose committed files differ from what `releases` says now, are missing or too many, or have no release.
+    """Names of pages whose files differ from what `releases` says, are missing or extra, or that have no release.
 
-    Also the name of the file of profiles, if the models have other ones.
+    Includes the name of the file of profiles if it differs from those counted on the models.
     """
     root = configs_folder()
     names = {release.name for release in all_releases()}

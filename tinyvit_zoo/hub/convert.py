@@ -1,9 +1,9 @@
-"""From any checkpoint to the file or folder that is wanted, and into the local store of weights."""
+"""Convert checkpoints between layouts and formats, and import them into the local store of weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,35 +26,44 @@ from ..checkpoints import (
 )
 from ..common.errors import ModelError
 from ..common.files import new_file
+from ..common.text import first_few
 from ..releases import Release, all_releases, find_family, find_release, same_file
-from .folder import save_folder, unwritten, write_safetensors
+from .folder import save_folder, write_error, write_safetensors
 
 __all__ = [
     'Checkpoint',
+    'check_file_name',
     'convert',
     'import_weights',
+    'init_model',
     'open_checkpoint',
-    'refuse_name_of_another',
-    'start_model',
     'verified_model',
 ]
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
-START_TAG = 'init'
-"""Tag of weights that a training starts from: nobody's license, labels and numbers go with them."""
+INIT_TAG = 'init'
+"""Tag of initial weights for training: license, labels and results of the encoder do not hold for them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict under our names, the names of its family, and what it was like in its file."""
+    """A state dict under our names, and facts about the file it was read from.
+
+    Attributes:
+        path: The file.
+        state_dict: Tensors under our names.
+        key_map: Names of its family.
+        layout: Layout of the keys in the file, 'ours' or 'official'.
+        num_keys: Number of keys in the file.
+        detector_keys: Names that were left out because they belong to a detector, not to its backbone.
+    """
 
     path: Path
     state_dict: dict[str, torch.Tensor]
     key_map: KeyMap
     layout: str
     num_keys: int
-    beside: tuple[str, ...] = ()
-    """Names of what was left out because it is of a detector, not of its backbone."""
+    detector_keys: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -69,31 +78,32 @@ class Checkpoint:
     def __str__(self) -> str:
         classes = f'{self.classes} classes' if self.classes else 'no classifier'
         layout = f'{self.key_map.family} in {self.layout} layout'
-        told = f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
-        return f'{told}; left out of a detector: {counted_by_part(self.beside)}' if self.beside else told
+        text = f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
+        if not self.detector_keys:
+            return text
+        return f'{text}; left out of a detector: {counted_by_part(self.detector_keys)}'
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read any file that `checkpoints.read_checkpoint` reads, under our names; of a detector its backbone.
+    """Read any file that `checkpoints.read_checkpoint` reads, under our names; of a detector, the backbone alone.
 
     Raises:
-        CheckpointError: If it cannot be read, is of no known family, or holds buffers that disagree with its weights.
+        CheckpointError: If it cannot be read, belongs to no known family, or holds buffers that contradict its weights.
     """
     path = Path(path).expanduser()
-    path = find_checkpoint(path) if path.is_dir() else path  # its name tells what the folder's does not
-    state_dict, beside = backbone_part(read_checkpoint(path))
+    path = find_checkpoint(path) if path.is_dir() else path  # its name identifies the weights, the folder's does not
+    state_dict, detector_keys = backbone_part(read_checkpoint(path))
     key_map = find_key_map(state_dict)
     if key_map is None:
         families = ', '.join(dict.fromkeys(known.family for known in KEY_MAPS.values()))
-        first = ', '.join(list(state_dict)[:3])
-        raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first}.')
+        raise CheckpointError(f'{path} is of no known family ({families}). Its first keys: {first_few(state_dict)}.')
     ours, layout = key_map.to_ours(state_dict)
     if key_map.check_buffers and (layout == 'official' or key_map.same_names):
         try:
             key_map.check_buffers(state_dict)
         except CheckpointError as e:
             raise CheckpointError(f'{path}: {e}') from e
-    return Checkpoint(path, ours, key_map, layout, len(state_dict), tuple(beside))
+    return Checkpoint(path, ours, key_map, layout, len(state_dict), tuple(detector_keys))
 
 
 def verified_model(
@@ -101,14 +111,14 @@ def verified_model(
 ) -> nn.Module:
     """The model of that name with the checkpoint loaded: every key used, every shape equal, nothing resized.
 
-    A resized load would store other numbers than the file has under the name of the file's weights, so a file of
-    another size is refused here although `create_model` could adapt it.
+    A resized load would store values that the file does not have under the name of its weights, so a file of another
+    size is refused here although `create_model` could adapt it.
 
     Args:
         checkpoint: Under our names.
         name: 'architecture' or 'architecture.tag'.
-        num_classes: Classes the file must have; default: as the tag was released.
-        img_size: (H, W) that its tables are laid out for; default: the architecture's.
+        num_classes: Number of classes the file must have; default: that of the released tag.
+        img_size: (H, W) that its tables are for; default: the architecture's.
 
     Returns:
         The model in eval mode, in the dtype of the checkpoint.
@@ -123,7 +133,7 @@ def verified_model(
     if expected is not None and checkpoint.classes != expected:
         hint = ''
         if checkpoint.key_map is PLAIN_VIT_KEYS and not checkpoint.classes:
-            hint = '; an encoder that a training is to start from is converted with --as-init (as_init=True)'
+            hint = '; an encoder becomes the initial weights of a training with --as-init (as_init=True)'
         elif checkpoint.classes == CLASSES_22K:
             hint = '; a 22k head can be converted (--head in1k)'
         raise CheckpointError(
@@ -132,7 +142,7 @@ def verified_model(
             f'{hint}.'
         )
     arguments = _arguments(checkpoint, img_size) | dict(num_classes=checkpoint.classes)
-    if checkpoint.key_map is PLAIN_VIT_KEYS:  # loaded from the file, which tells more of its model than its tensors do
+    if checkpoint.key_map is PLAIN_VIT_KEYS:  # from the file, which holds more about its model than its tensors
         arguments |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(checkpoint.path)))
     model = build_model(name, **arguments)
     try:
@@ -141,7 +151,7 @@ def verified_model(
             model.state_dict(),
             checkpoint.key_map,
             checkpoint.layout,
-            source_chans=model.in_chans,
+            source_chans=cast(Any, model).in_chans,
         )
     except CheckpointError as e:
         raise CheckpointError(f'{checkpoint.path} is not {name}: {e}') from e
@@ -158,7 +168,7 @@ def _check_family(checkpoint: Checkpoint, name: str) -> None:
 
 
 def _arguments(checkpoint: Checkpoint, img_size: tuple[int, int] | None) -> dict[str, Any]:
-    """What `create_model` has to know to make a model that the checkpoint fits as it is."""
+    """Arguments of `create_model` for a model that the checkpoint fits unchanged."""
     dtypes = {v.dtype for v in checkpoint.state_dict.values() if v.is_floating_point()}
     stem = checkpoint.state_dict.get(f'{checkpoint.key_map.first_conv}.weight')
     return dict(
@@ -168,17 +178,17 @@ def _arguments(checkpoint: Checkpoint, img_size: tuple[int, int] | None) -> dict
     )
 
 
-def start_model(
+def init_model(
     checkpoint: Checkpoint, name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None
 ) -> nn.Module:
-    """The model of that name as a training starts it from an encoder: classifier and norms behind the blocks fresh.
+    """The model of that name, initialized for training from an encoder: new classifier and norms after the blocks.
 
-    TinyMIM's recipe starts a model of 3 heads from a file of 6, so heads are not compared; positions are resized.
+    TinyMIM's recipe initializes a model of 3 heads from a file of 6, so heads are not compared; positions are resized.
 
     Args:
         checkpoint: Of a plain ViT (TinyMIM, MAE-Lite).
         name: 'architecture' or 'architecture.tag'.
-        num_classes: Classes of the fresh classifier; default: the architecture's.
+        num_classes: Classes of the new classifier; default: the architecture's.
         img_size: (H, W); default: the architecture's.
 
     Returns:
@@ -186,11 +196,13 @@ def start_model(
 
     Raises:
         CheckpointError: If its blocks do not fit, or it is of another family.
-        ModelError: On an unknown name, or one of a family without such starts.
+        ModelError: On an unknown name, or one of a family that has no `as_init`.
     """
     _check_family(checkpoint, name)
     if checkpoint.key_map is not PLAIN_VIT_KEYS:
-        raise ModelError(f'{name} has no as_init (plain ViTs have): it takes a fresh classifier by num_classes alone.')
+        raise ModelError(
+            f'{name} has no as_init, which only plain ViTs have: num_classes alone gives it a new classifier.'
+        )
     return build_model(
         name,
         pretrained=True,
@@ -211,7 +223,7 @@ def convert(
     img_size: tuple[int, int] | None = None,
     as_init: bool = False,
 ) -> tuple[Checkpoint, Path]:
-    """Convert a checkpoint. The target appears whole or not at all; an existing one stays until then.
+    """Convert a checkpoint. The target appears whole or not at all; an existing one is kept until then.
 
     Args:
         source: Any file or folder that `read_checkpoint` reads.
@@ -222,11 +234,11 @@ def convert(
         name: Model to check the result against, by loading it.
         num_classes: See `verified_model`; 0 leaves the classifier out.
         img_size: See `verified_model`.
-        as_init: Not the same weights in another form, but the start of a training of `name` from them, see
-            `start_model`.
+        as_init: Write initial weights for training `name`, see `init_model`, instead of the same weights in another
+            form.
 
     Returns:
-        What was read, and where the result lies.
+        The checkpoint that was read, and the path of the result.
 
     Raises:
         CheckpointError: If the file cannot be read, converted or does not fit `name`.
@@ -236,21 +248,21 @@ def convert(
     is_file = target.suffix in ('.safetensors', *TORCH_SUFFIXES)
     if not is_file and (name is None or layout == 'official'):
         need = 'the name of the model (--name ARCHITECTURE.TAG)' if name is None else 'our layout'
-        raise ModelError(f'{target} will be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
+        raise ModelError(f'{target} would be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
     if as_init and (name is None or head is not None):
         raise ModelError('as_init needs the name of the model to be trained (--name ARCHITECTURE) and takes no head.')
     read = open_checkpoint(source)
-    if as_init:
-        model = start_model(read, name, num_classes, img_size)
+    if as_init and name is not None:
+        initial = init_model(read, name, num_classes, img_size)
         if not is_file:
-            return read, save_folder(model, target, tag=START_TAG)
-        return read, _write_layout(model.state_dict(), read.key_map, target, layout, img_size)
+            return read, save_folder(initial, target, tag=INIT_TAG)
+        return read, _write_layout(initial.state_dict(), read.key_map, target, layout, img_size)
     state_dict = head_22k_to_1k(read.state_dict) if head == 'in1k' else read.state_dict
     if num_classes == 0:
         state_dict = {k: v for k, v in state_dict.items() if not read.key_map.is_head(k)}
     result = replace(read, state_dict=state_dict)
     model = verified_model(result, name, num_classes, img_size) if name else None
-    if not is_file:
+    if not is_file and model is not None:
         return read, save_folder(model, target)
     return read, _write_layout(state_dict, read.key_map, target, layout, img_size)
 
@@ -268,7 +280,7 @@ def _write_layout(
 
 
 def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> None:
-    # Tensors of a read file may be views of one storage: each gets its own.
+    # Tensors that were read may be views of one storage: give each its own.
     tensors = {k: v.contiguous().clone() for k, v in state_dict.items()}
     with new_file(path) as new:
         if path.suffix == '.safetensors':
@@ -276,8 +288,8 @@ def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> N
             return
         try:
             torch.save({'model': tensors} if layout == 'official' else tensors, new)
-        except RuntimeError as e:  # torch's own writer does not raise OSError
-            raise unwritten(e) from e
+        except RuntimeError as e:  # torch's writer raises no OSError
+            raise write_error(e) from e
 
 
 def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
@@ -288,7 +300,7 @@ def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
         name: 'architecture.tag', or 'architecture' for its default tag.
 
     Returns:
-        What was read, and the folder it was stored in.
+        The checkpoint that was read, and the folder it was stored in.
 
     Raises:
         CheckpointError: If the file is not that model; nothing is stored then.
@@ -299,12 +311,17 @@ def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
         raise CheckpointError(f"There is no release called '{name}'. There are: {known}.")
     checkpoint = open_checkpoint(source)
     model = verified_model(checkpoint, release.name)
-    refuse_name_of_another(checkpoint.path, release)
+    check_file_name(checkpoint.path, release)
     return checkpoint, save_folder(model, imported_path(release.name))
 
 
-def refuse_name_of_another(path: Path, release: Release) -> None:
-    """Tags of one architecture are told apart by nothing but the names of their files."""
+def check_file_name(path: Path, release: Release) -> None:
+    """Raise CheckpointError if a file has the name of other weights, which is all that distinguishes tags.
+
+    Args:
+        path: The file.
+        release: Release that it is said to be.
+    """
     others = [f'the file of {r.name}' for r in all_releases() if r.has_file(path.name) and r is not release]
     others += ['a file of another model' for name in release.other_files if same_file(path.name, name)]
     if others:

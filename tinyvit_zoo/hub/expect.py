@@ -1,4 +1,4 @@
-"""The test tensors of a page, computed from its files alone: `pack` runs this file in a process of its own.
+"""Test tensors of a page, computed from its files alone: `pack` runs this file in a process of its own.
 
 timm keeps such tensors under `test/` of its pages: an input, and the output that the model should give for it.
 """
@@ -32,7 +32,7 @@ def double_model(folder: Path) -> nn.Module:
 def write_tensors(folder: Path) -> None:
     """Write `test/rand_tensors.safetensors`: 'input' (1, C, H, W) at the model's own size, and 'output'.
 
-    The output is computed in double precision, with attention written out, and rounded to float32.
+    The output is computed in double precision, with unfused attention, and rounded to float32.
     """
     set_fused_attn(False)
     model = double_model(folder)
@@ -41,7 +41,7 @@ def write_tensors(folder: Path) -> None:
 
 
 def copy_tensors(file: Path, folder: Path) -> None:
-    """Write `test/rand_tensors.safetensors` with input and output of another file, which another program computed.
+    """Write `test/rand_tensors.safetensors` with the input and output in another file, computed by another program.
 
     Raises:
         CheckpointError: See `read_tensors`.
@@ -53,7 +53,7 @@ def read_tensors(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Input and output among the test tensors of a file.
 
     Raises:
-        CheckpointError: If it cannot be read, lacks one of them, or holds no numbers to compare with.
+        CheckpointError: If it cannot be read, lacks one of them, or its output is empty.
     """
     try:
         pair = load_file(file)

@@ -1,13 +1,13 @@
-"""The figure of the README: accuracy over GMACs of every released classifier, beside models of timm."""
+"""The figure of the README: accuracy over GMACs of every released classifier and of models of timm."""
 
 import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import ModelError
-from ..releases import find_release, list_releases
+from ..releases import FAMILY_TITLES, get_release, list_releases
 from ..releases.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -37,13 +37,6 @@ class Point:
     more_data: bool
 
 
-FAMILY_NAMES = {
-    'tinyvit': 'TinyViT',
-    'mini_deit': 'Mini-DeiT',
-    'mini_swin': 'Mini-Swin',
-    'tinymim': 'TinyMIM',
-    'mae_lite': 'MAE-Lite',
-}
 # Series -> color and marker. Rivals are gray.
 GRAY = '#8c959f'
 MARKS = {
@@ -96,12 +89,12 @@ def points() -> list[Point]:
     """Every released classifier with a published top-1 by its default protocol, then the rivals."""
     found = [
         Point(
-            FAMILY_NAMES[row['family']],
+            FAMILY_TITLES[row['family']],
             row['name'],
             row['gmacs'],
             row['top1'],
             row['top1_by'],
-            'imagenet-22k' in find_release(row['name']).datasets,
+            'imagenet-22k' in get_release(row['name']).datasets,
         )
         for row in list_releases()
         if row['top1'] is not None
@@ -113,7 +106,7 @@ def points() -> list[Point]:
 
 
 def description(shown: list[Point]) -> str:
-    """What the figure shows, one line a point; the file carries it, so that it can be checked without drawing."""
+    """Text of the points, one a line; the file holds it, so that it can be checked without drawing."""
     lines = (
         f'{p.series}: {p.name}, {p.gmacs:.3f} GMACs, {p.top1} % ({p.by}{", more data" if p.more_data else ""})'
         for p in shown
@@ -138,8 +131,14 @@ def draw(shown: list[Point], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ModelError("The figure needs matplotlib: pip install 'tinyvit-zoo[eval]'.") from e
-    style = {'svg.hashsalt': 'tinyvit-zoo', 'svg.fonttype': 'path', 'font.family': 'DejaVu Sans', 'font.size': 9}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style, 'backend': 'agg'}):
+    style: dict[str, Any] = {
+        'svg.hashsalt': 'tinyvit-zoo',
+        'svg.fonttype': 'path',
+        'font.family': 'DejaVu Sans',
+        'font.size': 9,
+    }
+    settings: dict[Any, Any] = dict(matplotlib.rcParamsDefault) | style | {'backend': 'agg'}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(8, 5.4), facecolor='white', layout='constrained')
         axis = figure.subplots()
         _scatter(axis, shown)
@@ -154,7 +153,9 @@ def _scatter(axis: 'Axes', shown: list[Point]) -> None:
     """Markers: filled for ImageNet-1k alone, hollow for more data; one line in the legend a series."""
     for series, (color, marker) in MARKS.items():
         of_zoo = color != GRAY
-        style = dict(marker=marker, edgecolors=color, s=34 if of_zoo else 20, linewidths=1.3, zorder=3 if of_zoo else 2)
+        style: dict[str, Any] = dict(
+            marker=marker, edgecolors=color, s=34 if of_zoo else 20, linewidths=1.3, zorder=3 if of_zoo else 2
+        )
         for more_data in (False, True):
             own = [p for p in shown if p.series == series and p.more_data == more_data]
             face = 'white' if more_data else color
@@ -192,5 +193,5 @@ def _finish(axis: 'Axes') -> None:
     handles, labels = axis.get_legend_handles_labels()
     split = sum(color != GRAY for color, _ in MARKS.values())
     for title, own, right in (('the zoo', slice(split), 0.74), ('timm', slice(split, None), 1.0)):
-        place = dict(loc='lower right', bbox_to_anchor=(right, 0.0), alignment='left')
+        place: dict[str, Any] = dict(loc='lower right', bbox_to_anchor=(right, 0.0), alignment='left')
         axis.add_artist(Legend(axis, handles[own], labels[own], title=title, frameon=False, fontsize=8.5, **place))

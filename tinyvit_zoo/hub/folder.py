@@ -7,7 +7,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -20,14 +20,14 @@ from torch import nn
 
 from ..common.files import give_ordinary_rights, swap_in
 from ..releases import find_release
-from .bridge import CODE, as_timms_own, auto_map, is_of_zoo, write_code
+from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
 
 __all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors']
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
-# What a pretrained cfg says of the weights that it came with, and of nobody else's.
-FACTS_OF_WEIGHTS = ('license', 'origin_url', 'description', 'notes', 'label_names', 'label_descriptions')
+# Entries of a pretrained cfg that hold for the weights it came with, and for no others.
+WEIGHT_FACTS = ('license', 'origin_url', 'description', 'notes', 'label_names', 'label_descriptions')
 
 
 def save_folder(
@@ -43,21 +43,21 @@ def save_folder(
 
     Args:
         model: A timm model, as `timm.create_model` made it, at any size and with any head.
-        folder: Where to. An existing folder is replaced after everything was written, and only if it holds nothing
+        folder: Destination. An existing folder is replaced after everything was written, and only if it holds nothing
             but the files of an earlier call.
         label_names: Name of every class, in order. Default: those the model came with.
-        label_descriptions: Label name -> description.
-        tag: Name of these weights. Give one to weights that you trained: the folder then no longer carries license,
-            address and labels of those the model started from.
+        label_descriptions: Descriptions by label name.
+        tag: Name of these weights. Give one to weights that you trained: license, address and labels of the weights
+            that training started from are then left out.
         data_config: Evaluation preprocessing where it differs from the model's, e.g. `dict(crop_pct=1.0)`.
-        for_timm: Name timm's own class of the same function, so that the folder loads without this package: TinyViT
-            at its released size only.
+        for_timm: Name timm's own class of the same function, so that the folder loads without this package; only
+            for a TinyViT at its released size.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the model cannot be made again from its configuration (folded by `reparameterize_model`,
+        ValueError: If the model cannot be rebuilt from its configuration (folded by `reparameterize_model`,
             pruned, features only) or written `for_timm`, or the number of labels is wrong.
         FileExistsError: If the folder holds other files.
     """
@@ -66,7 +66,7 @@ def save_folder(
         raise ValueError(f'{type(model).__name__} cannot be saved: it is not a whole timm model.')
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f'{len(label_names)} label names for {model.num_classes} classes.')
-    config = {}
+    config: dict[str, Any] = {}
     if label_names is not None:
         config['label_names'] = list(label_names)
     if label_descriptions is not None:
@@ -92,11 +92,11 @@ def save_config(
 ) -> None:
     """Write config.json: timm's, with the model's real input size, and readable by transformers 5.
 
-    Of our own architectures it also names the code that transformers loads them with, see `bridge.write_code`.
+    For our own architectures it also names the code that transformers loads them with, see `bridge.write_code`.
 
     Args:
         model: A timm model; may be on the meta device.
-        path: The file.
+        path: Destination.
         model_config: Further top-level entries, see `timm.models.save_config_for_hf`.
         tag: See `save_folder`.
         data_config: See `save_folder`.
@@ -105,48 +105,50 @@ def save_config(
     Raises:
         ValueError: See `save_folder`.
     """
-    source = model.pretrained_cfg
+    timm_model = cast(Any, model)
+    source = timm_model.pretrained_cfg
     try:
         if tag is not None:
-            kept = {k: v for k, v in source.items() if k not in FACTS_OF_WEIGHTS}
-            model.pretrained_cfg = dict(kept, tag=tag)
+            kept = {k: v for k, v in source.items() if k not in WEIGHT_FACTS}
+            timm_model.pretrained_cfg = dict(kept, tag=tag)
         save_config_for_hf(
             model,
             str(path),
             model_config=model_config,
-            # Without this a resized model would be exported with the size it once had.
+            # Without this, a resized model would be saved with the size it had before.
             data_config=dict(input_size=get_model_input_config(model)['input_size'], **(data_config or {})),
         )
     finally:
-        model.pretrained_cfg = source
+        timm_model.pretrained_cfg = source
     config = json.loads(path.read_text())
-    # transformers passes num_classes by itself and stumbles over a second one; timm takes the top-level entry.
+    # transformers passes num_classes itself and fails on a second one; timm reads the top-level entry.
     config['model_args'].pop('num_classes', None)
-    config['model_args'].pop('as_init', None)  # of the call that made the model, not of the model
+    config['model_args'].pop('as_init', None)  # an argument of the call that made the model, not of the model
     label_set = _label_set(config) if tag is None else None
     if label_set:
         config['label_set'] = label_set
     if for_timm:
-        config = as_timms_own(config, model)
-    elif is_of_zoo(config['architecture']):
+        config = timm_config(config, model)
+    elif is_zoo_architecture(config['architecture']):
         config['auto_map'] = auto_map()
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 
 def _label_set(config: dict[str, Any]) -> str | None:
-    """Labels of a release by their name in `timm.data.ImageNetInfo`: written out, they are up to 21841."""
+    """Name of the label set of a release in `timm.data.ImageNetInfo`: written out, it has up to 21841 labels."""
     release = find_release(f'{config["architecture"]}.{config["pretrained_cfg"].get("tag") or "-"}')
-    same_head = release is not None and release.num_classes == config['num_classes']
-    return release.labels if same_head and 'label_names' not in config else None
+    if release is None or release.num_classes != config['num_classes'] or 'label_names' in config:
+        return None
+    return release.labels
 
 
 def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Make the model again from its config.json, on the meta device, and compare names and shapes."""
-    again = timm.create_model(f'local-dir:{folder}', device='meta').state_dict()
-    differ = shapes.items() ^ {k: tuple(v.shape) for k, v in again.items()}.items()
+    """Rebuild the model from its config.json on the meta device, and compare names and shapes."""
+    rebuilt = timm.create_model(f'local-dir:{folder}', device='meta').state_dict()
+    differ = shapes.items() ^ {k: tuple(v.shape) for k, v in rebuilt.items()}.items()
     if differ:
         raise ValueError(
-            f'config.json would not make this model again ({len({k for k, _ in differ})} entries differ, '
+            f'config.json would not rebuild this model ({len({k for k, _ in differ})} entries differ, '
             f'such as {min(differ)[0]}). Save the model before it is folded, pruned or otherwise rebuilt.'
         )
 
@@ -154,13 +156,13 @@ def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write contiguous tensors. Raises OSError if that fails, such as on a full disk."""
     try:
-        # transformers looks for the mark that these are torch's tensors.
+        # transformers requires the entry that says that these are torch's tensors.
         save_file(dict(tensors), path, metadata={'format': 'pt'})
     except SafetensorError as e:
-        raise unwritten(e) from e
+        raise write_error(e) from e
     give_ordinary_rights(path)  # safetensors gives them to the owner alone
 
 
-def unwritten(reason: Exception) -> OSError:
-    """The error of weights whose writer raises another one; it names no file, which has a temporary name then."""
-    return OSError(f'The weights could not be written ({reason}). Nothing half-written was kept: make room, try again.')
+def write_error(error: Exception) -> OSError:
+    """OSError in place of what a writer of weights raised; without the file's name, which is a temporary one."""
+    return OSError(f'The weights could not be written ({error}). No partial file was kept: make room and try again.')

@@ -1,21 +1,24 @@
-"""The model card of weights that are no release: what the model says of itself, and nothing that it cannot know."""
+"""Model card of weights that are not a release: facts about the model, and none about its training."""
+
+from typing import Any, cast
 
 from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
 from torch import nn
 
-from .bridge import is_of_zoo, timms_name
+from ..common.text import join_numbers
+from .bridge import is_zoo_architecture, timm_name
 
 __all__ = ['NAMELESS', 'render_own_card']
 
 NAMELESS = 'OWNER/NAME'
-"""Stands in a card for the page that it is for, where that is not known yet."""
+"""Placeholder for the name of the page in a card, where it is not known yet."""
 
 USAGE = """import timm
 {imports}import torch
 from PIL import Image
 
-image = Image.open('picture.jpg').convert('RGB')
+image = Image.open('image.jpg').convert('RGB')
 model = timm.create_model('hf-hub:{repo}', pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 with torch.inference_mode():
@@ -35,19 +38,19 @@ def render_own_card(
     random_seed: int | None = None,
     for_timm: bool = False,
 ) -> str:
-    """Text of the README.md of a model of one's own.
+    """Text of the README.md for weights that the user trained.
 
     Args:
         model: Any timm model.
         license: License id of the Hub, such as 'mit'; None leaves the field out.
-        repo: Page that it is for, 'OWNER/NAME'.
-        random_seed: Of weights that are random.
-        for_timm: It is written under the name of timm's own class.
+        repo: Its page, 'OWNER/NAME'.
+        random_seed: Seed of random weights; None if they were trained.
+        for_timm: Whether the page names timm's own class.
     """
-    architecture = model.pretrained_cfg['architecture']
+    architecture: str = cast(Any, model).pretrained_cfg['architecture']
     if for_timm:
-        architecture = timms_name(architecture)
-    of_zoo = is_of_zoo(architecture)
+        architecture = timm_name(architecture)
+    of_zoo = is_zoo_architecture(architecture)
     origin = 'Data, training and accuracy of these weights are known to whoever trained them and not stated here.'
     if random_seed is not None:
         origin = f'**The weights of this page are random (seed {random_seed}), made for tests.**'
@@ -85,19 +88,15 @@ def _facts(model: nn.Module, architecture: str) -> str:
         f'- Architecture: {architecture}',
         f'- Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M',
         f'- Image: {channels} channels, {height}x{width}, crop {data["crop_pct"]:g} ({data["crop_mode"]}), '
-        f'{data["interpolation"]}, mean {_numbers(data["mean"])}, std {_numbers(data["std"])}',
+        f'{data["interpolation"]}, mean {join_numbers(data["mean"])}, std {join_numbers(data["std"])}',
         f'- Classes: {model.num_classes or "none, an encoder"}',
     )
     return '\n'.join(lines)
 
 
 def _usage(model: nn.Module, repo: str, of_zoo: bool) -> str:
-    """A program to paste, which needs nothing but a picture; no picture of other channels than three is read alike."""
+    """A program to paste that needs only an image; without reading one where the model does not take 3 channels."""
     imports = 'import tinyvit_zoo  # registers the model\n' if of_zoo else ''
     if get_model_input_config(model)['input_size'][0] != 3:
         return f"import timm\n{imports}\nmodel = timm.create_model('hf-hub:{repo}', pretrained=True).eval()"
     return USAGE.format(imports=imports, repo=repo) + (NAMES if model.num_classes else '')
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ', '.join(f'{value:g}' for value in values)

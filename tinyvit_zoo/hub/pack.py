@@ -1,4 +1,4 @@
-"""A whole page of the Hub in a folder: weights, configuration, card, test tensors, and the sha256 of all of them."""
+"""Write a complete page of the Hub into a folder: weights, configuration, card, test tensors, and their checksums."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import split_model_name_tag
@@ -20,10 +20,11 @@ from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..common.errors import ModelError
 from ..common.files import swap_in
+from ..common.text import first_few
 from ..releases import Release, find_release
 from .bridge import CODE
 from .card import EVAL_RESULTS, render_card, render_eval_results
-from .convert import open_checkpoint, refuse_name_of_another, verified_model
+from .convert import check_file_name, open_checkpoint, verified_model
 from .expect import copy_tensors
 from .folder import CARD, CONFIG, WEIGHTS, save_folder
 from .own_card import NAMELESS, render_own_card
@@ -33,7 +34,7 @@ from .verify import verify
 __all__ = ['OWN_TAG', 'is_page', 'pack', 'packed']
 
 OWN_TAG = 'own'
-"""Tag of weights that are no release: nobody's license, labels and numbers go with them."""
+"""Tag of weights that are not a release: license, labels and results of a release do not hold for them."""
 
 
 def pack(
@@ -49,24 +50,24 @@ def pack(
     for_timm: bool = False,
     tensors: str | Path | None = None,
 ) -> Path:
-    """Write a page: what `save_folder` writes, README.md, test/rand_tensors.safetensors and manifest.json.
+    """Write a page: the files of `save_folder`, README.md, test/rand_tensors.safetensors and manifest.json.
 
-    With the weights of a release come its card and its published results. The page appears whole or not at all. The
-    output among the test tensors is computed by another process from the files written, in double precision.
+    The weights of a release get its card and its published results. The page appears whole or not at all. Another
+    process computes the output among the test tensors from the files written, in double precision.
 
     Args:
         name: 'architecture.tag' for the weights of a release; 'architecture' for your own; or a folder that
-            `save_folder` or `tinyvit-zoo compress` wrote, whose README.md, if it has one, is kept with the published
-            results beside it; `repo` takes the place of 'OWNER/NAME' in it.
-        folder: Where to. An existing page is replaced if it holds nothing but what was packed, or is the folder that
-            is packed again.
-        weights: Checkpoint in any known layout, with a name that is no folder.
-        random_seed: Random weights instead, for tests; the card says so, and no more of the release.
-        tag: Name of your own weights; default 'own'. The page then carries no facts of a release.
+            `save_folder` or `tinyvit-zoo compress` wrote. The README.md of such a folder is kept, with its published
+            results; `repo` replaces 'OWNER/NAME' in it.
+        folder: Destination. An existing page is replaced if it holds only packed files, or if it is the folder that is
+            being packed.
+        weights: Checkpoint in any known layout, where `name` is not a folder.
+        random_seed: Seed of random weights instead, for tests; the card then says so and states no facts of a release.
+        tag: Name of your own weights; default 'own'. The page then states no facts of a release.
         labels: Name of every class, in order, for weights of your own; default: those of the folder that is packed.
         license: License id for the card of your own weights, such as 'mit'.
         img_size: (H, W) that the weights are for, if not the architecture's.
-        repo: Page that it is for, 'OWNER/NAME'; the card of your own weights names it.
+        repo: The page, 'OWNER/NAME'; the card of your own weights names it.
         for_timm: See `save_folder`.
         tensors: File of test tensors from elsewhere, such as the authors' code, instead of those computed here:
             safetensors with 'input' (B, C, H, W) and the 'output' (B, classes) of these weights, in double precision.
@@ -77,7 +78,7 @@ def pack(
 
     Raises:
         ModelError: On an unknown name, or arguments that contradict each other.
-        CheckpointError: If the weights cannot be read or are not those of the model.
+        CheckpointError: If the weights cannot be read or do not fit the model.
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
@@ -87,7 +88,7 @@ def pack(
     if random_seed is None:
         _refuse_other_facts(source, release, labels, license, img_size)
     model = _make(name, source, weights, random_seed, release, img_size)
-    own_tag = tag if release or (source and not _says_released(model.pretrained_cfg)) else tag or OWN_TAG
+    own_tag = tag if release or (source and not _names_release(cast(Any, model).pretrained_cfg)) else tag or OWN_TAG
     texts = _texts(source, model, release if random_seed is None else None, random_seed, license, repo, for_timm)
     folder = Path(folder).expanduser().resolve()
     with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
@@ -132,20 +133,23 @@ def _check_arguments(
     if repo is not None:
         check_repo(repo)
     if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
-        raise ModelError(f'{license!r} is no license id of the Hub, which are written like mit, apache-2.0 or other.')
+        raise ModelError(f'{license!r} is not a license id of the Hub, such as mit, apache-2.0 or other.')
     if source is None:
         if '/' in name and ':' not in name:
-            raise ModelError(f'{name} is no folder of a model: it has no {CONFIG}.')
+            raise ModelError(f'{name} is not the folder of a model: it has no {CONFIG}.')
         if check_name(name) is not None:
-            raise ModelError(f"'{name}' names a folder or page of timm's: give the folder itself, without a prefix.")
+            raise ModelError(f"'{name}' has a prefix of timm's: give the folder itself, without it.")
         if (weights is None) == (random_seed is None):
             raise ModelError(f'{name} needs either a file of weights (--weights) or random ones (--random).')
     elif weights is not None or img_size is not None:
-        raise ModelError(f'{name} is a folder with weights and a size of its own: give no others, or name a model.')
+        raise ModelError(
+            f'{name} is a folder with weights and a size of its own: leave out --weights and --img-size, or name '
+            'a model.'
+        )
 
 
 def _release_of(name: str, source: Path | None, weights: str | Path | None) -> Release | None:
-    """The release that the weights are said to be, or random ones stand in for."""
+    """The release that the name claims, None for weights of one's own."""
     if source is None:
         return find_release(name) if weights is None or split_model_name_tag(name)[1] else None
     try:
@@ -153,16 +157,16 @@ def _release_of(name: str, source: Path | None, weights: str | Path | None) -> R
         release = find_release(f'{config["architecture"]}.{config["pretrained_cfg"]["tag"]}')
         input_size = config['pretrained_cfg']['input_size']
     except (ValueError, KeyError, TypeError):
-        return None  # of timm's or multiplexed; if it is no configuration at all, making the model says so
+        return None  # a timm model or a multiplexed one; building the model reports an invalid configuration
     if release is None or (config.get('num_classes'), input_size) != (
         release.num_classes,
         [3, release.img_size, release.img_size],
     ):
-        return None  # trained from a release, and saved without a tag of its own
+        return None  # trained from a release and saved without a tag of its own
     return release
 
 
-def _says_released(cfg: Mapping[str, Any]) -> bool:
+def _names_release(cfg: Mapping[str, Any]) -> bool:
     tag = cfg.get('tag')
     return bool(tag) and find_release(f'{cfg["architecture"]}.{tag}') is not None
 
@@ -174,15 +178,15 @@ def _refuse_other_facts(
     license: str | None,
     img_size: tuple[int, int] | None,
 ) -> None:
-    """Raise ModelError on facts that would be ignored, or contradict those of a release."""
+    """Raise ModelError on facts that would be ignored or contradict those of a release."""
     size = None if release is None or img_size == (release.img_size, release.img_size) else img_size
     if release and (labels is not None or license or size):
         raise ModelError(
-            f'{release.name} is a release, whose labels, license and size are known. Weights of your own get a name '
-            f'(--tag mine){"" if source else f", or that of the architecture alone ({release.architecture})"}.'
+            f'{release.name} is a release, whose labels, license and size are known. Name weights of your own '
+            f'(--tag mine){"" if source else f", or give the architecture alone ({release.architecture})"}.'
         )
     if license and source and (source / CARD).is_file():
-        raise ModelError(f'{source / CARD} is kept as it is: write the license there, instead of giving one.')
+        raise ModelError(f'{source / CARD} is kept as it is: write the license there instead of giving one.')
 
 
 def _make(
@@ -197,13 +201,13 @@ def _make(
     known = f'local-dir:{source}' if source else name
     if random_seed is not None:
         return _random_model(known, random_seed, **size)
-    if source:
+    if source or weights is None:
         return build_model(known, pretrained=True)
     checkpoint = open_checkpoint(weights)
     if release is None:
         return verified_model(checkpoint, name, checkpoint.classes, img_size)
     model = verified_model(checkpoint, release.name, img_size=img_size)
-    refuse_name_of_another(checkpoint.path, release)
+    check_file_name(checkpoint.path, release)
     if release.sha256 and checkpoint.path.name == release.file and file_sha256(checkpoint.path) != release.sha256:
         raise CheckpointError(f'{checkpoint.path} does not have the released sha256 {release.sha256}.')
     return model
@@ -212,15 +216,16 @@ def _make(
 def _labels(
     source: Path | None, model: nn.Module, labels: Sequence[str] | None
 ) -> tuple[Sequence[str] | None, Mapping[str, str] | None]:
-    """Names of the classes and their descriptions: those given, or those of the folder, whatever tag it gets."""
-    names = model.pretrained_cfg.get('label_names')
+    """Names of the classes and their descriptions: those given, or those of the folder, whatever its new tag."""
+    cfg = cast(Any, model).pretrained_cfg
+    names = cfg.get('label_names')
     if labels is not None or source is None or not isinstance(names, list) or len(names) != model.num_classes:
         return labels, None
-    return names, model.pretrained_cfg.get('label_descriptions')
+    return names, cfg.get('label_descriptions')
 
 
 def _random_model(name: str, seed: int, **kwargs) -> nn.Module:
-    """A model with random weights, none of them the zeros that many layers start from: they would prove nothing."""
+    """A model with random weights, without the initial zeros of many layers, which would verify nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(name, **kwargs)
@@ -239,7 +244,7 @@ def _texts(
     repo: str | None,
     for_timm: bool,
 ) -> dict[str, str]:
-    """Card and published results by their path in the page; of a release only with its weights."""
+    """Card and published results by their path in the page; those of a release only with its weights."""
     if source and random_seed is None and (source / CARD).is_file():
         results = sorted(source.glob(f'{EVAL_RESULTS}/*.yaml'))
         card = (source / CARD).read_text().replace(NAMELESS, repo or NAMELESS)
@@ -250,11 +255,14 @@ def _texts(
 
 
 def _replaceable(folder: Path, again: bool) -> tuple[str, ...]:
-    """What may be lost with an existing folder: files that were packed or saved by us, if there is nothing else.
+    """Names in an existing folder that may be replaced: all of them, if only we wrote to it.
 
     Args:
         folder: The folder.
-        again: It is packed again itself, so that what was changed in it by hand is kept.
+        again: Whether it is being packed again itself, which keeps edits in it.
+
+    Raises:
+        FileExistsError: If it holds other files, or files that were edited since.
     """
     if not folder.is_dir():
         return ()
@@ -267,8 +275,8 @@ def _replaceable(folder: Path, again: bool) -> tuple[str, ...]:
     others = sorted({_path_in(folder, p) for p in folder.rglob('*') if p.is_file()} - listed)
     if others:
         raise FileExistsError(
-            f'{folder} holds files that were not packed ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""}), '
-            'which would be lost: choose a new folder.'
+            f'{folder} holds files that were not packed ({first_few(others)}), which would be lost: choose a '
+            'new folder.'
         )
     return tuple(p.name for p in folder.iterdir())
 
@@ -287,22 +295,22 @@ def _path_in(folder: Path, path: Path) -> str:
 
 
 def _compute_tensors(folder: Path) -> None:
-    """Have another process compute the test tensors from the files written, which has seen nothing of the model here.
+    """Compute the test tensors from the written files, in another process that knows nothing of the model here.
 
     Raises:
-        CheckpointError: If it fails: the page would not make the model again.
+        CheckpointError: If it fails: the page would not rebuild the model.
     """
     done = subprocess.run(
         [sys.executable, '-m', 'tinyvit_zoo.hub.expect', str(folder)],
-        cwd=Path(__file__).parents[2],  # finds this package also where it is not installed
+        cwd=Path(__file__).parents[2],  # so that the package is found where it is not installed
         env=os.environ | dict(HF_HUB_OFFLINE='1'),
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
-        raise CheckpointError(f'The page packed does not make its model again ({reason}).')
+        line = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
+        raise CheckpointError(f'The packed page does not rebuild its model ({line}).')
 
 
 def _prove(folder: Path, tensors: str | Path) -> None:

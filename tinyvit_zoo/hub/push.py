@@ -1,4 +1,4 @@
-"""Publish a folder that `pack` wrote: proved first, uploaded in one commit, and only over what is known."""
+"""Publish a folder that `pack` wrote: verified first, uploaded in one commit, and never over unknown files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,27 +8,28 @@ from typing import Any
 
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
+from ..common.text import first_few
 from .folder import CARD
 from .own_card import NAMELESS
-from .remote import HubError, RemotePage, check_repo, look_at, said_plainly
+from .remote import HubError, RemotePage, check_repo, find_page, hub_errors
 from .verify import verify
 
 __all__ = ['Push', 'push']
 
-# What the Hub itself puts into a new page.
-OF_THE_HUB = ('.gitattributes',)
+# Files that the Hub itself puts into a new page.
+HUB_FILES = ('.gitattributes',)
 
 
 @dataclass(frozen=True)
 class Push:
-    """What a push did, or would do.
+    """Changes that a push made, or would make.
 
     Attributes:
         url: Address of the page.
-        commit: The page's commit afterwards; None if it was only planned for a page that is not there yet.
+        commit: The page's commit afterwards; None in a dry run for a page that does not exist yet.
         created: Whether the page is new.
-        uploaded: Files that were other ones before, or not there.
-        deleted: Files of an earlier push that this page no longer has.
+        uploaded: Files that were new or different.
+        deleted: Files of an earlier push that the folder no longer has.
     """
 
     url: str
@@ -39,23 +40,23 @@ class Push:
 
 
 def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = False, force: bool = False) -> Push:
-    """Upload a page. It changes in one commit or not at all, and the same again makes no commit.
+    """Upload a page. It changes in one commit or not at all; pushing the same folder again makes no commit.
 
-    A push that was cut off is taken up by calling it again: what the Hub has of the large files is not sent twice.
+    Calling it again resumes an interrupted push: large files that the Hub already has are not sent twice.
 
     Args:
-        folder: As `pack` wrote it.
+        folder: Folder that `pack` wrote.
         repo: 'OWNER/NAME'.
-        private: Make a new page private; else the owner's default decides, which is public unless it was changed.
-        dry_run: Say what would be done, after looking at the page.
-        force: Overwrite files that neither this page nor an earlier push of its kind has.
+        private: Make a new page private; otherwise the owner's default decides, which is public unless changed.
+        dry_run: Compare with the page and return the plan without changing anything.
+        force: Overwrite files that no earlier push wrote.
 
     Returns:
-        What was done.
+        The changes.
 
     Raises:
-        ModelError: On a name that no page can have.
-        CheckpointError: If the folder does not pass `verify`, or the page holds what is not known.
+        ModelError: If no page can have the name.
+        CheckpointError: If the folder does not pass `verify`, or the page holds unknown files.
         HubError: If the Hub cannot be reached or refuses.
     """
     check_repo(repo)
@@ -66,27 +67,29 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
     local = {**read_manifest(folder / MANIFEST), MANIFEST: file_sha256(folder / MANIFEST)}
     if CARD in local and NAMELESS in (folder / CARD).read_text():
         raise CheckpointError(
-            f'{folder / CARD} says {NAMELESS}, which nobody could paste: `tinyvit-zoo pack {folder} -o {folder} --repo '
-            f'{repo}` names the page in it.'
+            f'{folder / CARD} has {NAMELESS} instead of the name of the page: `tinyvit-zoo pack {folder} -o {folder} '
+            f'--repo {repo}` puts it there.'
         )
 
     from huggingface_hub import HfApi, constants
 
-    doing = f'Pushing to {repo}'
-    with said_plainly(doing):
+    action = f'Pushing to {repo}'
+    with hub_errors(action):
         if constants.is_offline_mode():
-            raise HubError(f'{doing}: HF_HUB_OFFLINE is set, and nothing can be uploaded without the Hub.')
-        page = look_at(repo)
+            raise HubError(f'{action}: HF_HUB_OFFLINE is set, and nothing can be uploaded without the Hub.')
+        page = find_page(repo)
         plan = _plan(folder, local, repo, page, private, force)
-        if page is None and not dry_run:
-            # Without a word on it, the owner's default decides whether the page is private.
+        if dry_run:
+            return plan
+        if page is None:
+            # None: the owner's default decides whether the page is private.
             HfApi().create_repo(repo, private=private or None, exist_ok=True)
-            page = look_at(repo)
+            page = find_page(repo)
             if page is None:
-                raise HubError(f'{doing}: the page was made, and the token may not see it.')
-            # Somebody else may have made it first, public or with other files.
+                raise HubError(f'{action}: the page was created, but the token may not see it.')
+            # Somebody else may have created it first, public or with other files.
             plan = replace(_plan(folder, local, repo, page, private, force), created=True)
-        if dry_run or not (plan.uploaded or plan.deleted):
+        if not (plan.uploaded or plan.deleted):
             return plan
         return _commit(folder, local, repo, page, plan)
 
@@ -102,13 +105,13 @@ def _plan(
     if page is None:
         return Push(url, None, True, sorted(local), [])
     same = {path for path in local if path in page.files and _is_file(page.files[path], folder / path, local[path])}
-    rest = page.files.keys() - same - set(OF_THE_HUB)
+    rest = page.files.keys() - same - set(HUB_FILES)
     pushed_before = _unchanged_since_push(repo, page, rest) if rest else set()
     unknown = sorted(rest - pushed_before)
     if unknown and not force:
         raise CheckpointError(
-            f'{url} holds what no push from here put there ({", ".join(unknown[:3])}'
-            f'{", ..." if len(unknown) > 3 else ""}). Nothing was changed; --force overwrites files of the same names.'
+            f'{url} holds files that no push of tinyvit-zoo wrote ({first_few(unknown)}). Nothing was changed; --force '
+            'overwrites files of the same names.'
         )
     return Push(url, page.commit, False, sorted(local.keys() - same), sorted(pushed_before - local.keys()))
 
@@ -121,13 +124,13 @@ def _is_file(remote: Any, path: Path, sha256: str) -> bool:
 
 
 def _git_id(path: Path) -> str:
-    """Name that git gives a file's content, by which the Hub tells small files apart."""
+    """Id that git gives a file's content, by which the Hub identifies small files."""
     data = path.read_bytes()
     return hashlib.sha1(b'blob %d\0' % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _unchanged_since_push(repo: str, page: RemotePage, paths: set[str]) -> set[str]:
-    """Those of the page's files that are as its own manifest lists them: an earlier push, which nobody touched."""
+    """Those of the page's files that match its own manifest: written by an earlier push, and unchanged since."""
     from huggingface_hub import hf_hub_download
 
     if MANIFEST not in page.files:
@@ -151,18 +154,20 @@ def _unchanged_since_push(repo: str, page: RemotePage, paths: set[str]) -> set[s
 def _commit(folder: Path, local: Mapping[str, str], repo: str, page: RemotePage, plan: Push) -> Push:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    operations = [CommitOperationAdd(path, folder / path) for path in plan.uploaded]
-    operations += [CommitOperationDelete(path) for path in plan.deleted]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(path, folder / path) for path in plan.uploaded),
+        *(CommitOperationDelete(path) for path in plan.deleted),
+    ]
     try:
         done = HfApi().create_commit(
             repo,
             operations,
             commit_message='Upload with tinyvit-zoo',
-            parent_commit=page.commit,  # of two pushes at once, one is refused
+            parent_commit=page.commit,  # the Hub refuses one of two pushes at once
         )
     except Exception:
-        # The answer may have been lost, or somebody pushed the same: what counts is what the page is now.
-        now = _look_again(repo)
+        # The answer may have been lost, or somebody pushed the same: the page as it is now decides.
+        now = _page_or_none(repo)
         if now is None or any(
             path not in now.files or not _is_file(now.files[path], folder / path, sha256)
             for path, sha256 in local.items()
@@ -172,8 +177,8 @@ def _commit(folder: Path, local: Mapping[str, str], repo: str, page: RemotePage,
     return Push(plan.url, done.oid, plan.created, plan.uploaded, plan.deleted)
 
 
-def _look_again(repo: str) -> RemotePage | None:
+def _page_or_none(repo: str) -> RemotePage | None:
     try:
-        return look_at(repo)
-    except Exception:  # whatever went wrong first is what the user should read
+        return find_page(repo)
+    except Exception:  # the user should read the first error
         return None

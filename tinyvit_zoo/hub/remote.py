@@ -1,27 +1,28 @@
-"""What talks to the Hub: pages as they are there, and its many errors as one sentence each."""
+"""Access to the Hub: its pages, and its many errors as one sentence each."""
 
 import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..checkpoints import CheckpointError
 from ..common.errors import ModelError
+from ..common.text import reason
 
-__all__ = ['REPO', 'HubError', 'RemotePage', 'check_repo', 'is_missing', 'look_at', 'said_plainly']
+__all__ = ['REPO', 'HubError', 'RemotePage', 'check_repo', 'find_page', 'hub_errors', 'is_missing']
 
 REPO = r'[\w-][\w.-]*/[\w-][\w.-]*'
 
 # Sentences by status; what was under way stands before them.
 STATUSES = {
-    # Who is not logged in is told the same of a page that is private and of one that does not exist.
+    # Without a login, the Hub answers the same for a private page and for one that does not exist.
     401: 'the Hub does not know who asks, or has no such page (401). Check the name; log in with `hf auth login`, or '
     'set HF_TOKEN.',
     403: 'the Hub does not allow it (403): the token needs the right to do that.',
     404: 'there is no such page or file (404), or it is private and the token may not see it.',
-    412: 'somebody changed the page meanwhile (412). Look at it and try again.',
+    412: 'somebody changed the page meanwhile (412). Check it and try again.',
     429: 'the Hub asks to slow down (429). Nothing is lost: try again in a few minutes.',
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,7 +31,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def check_repo(repo: str) -> None:
     """Raise ModelError for what cannot be the name of a page."""
     if not re.fullmatch(REPO, repo):
-        raise ModelError(f"'{repo}' is no name of a page: it is written owner/name.")
+        raise ModelError(f"'{repo}' is not the name of a page: write owner/name.")
 
 
 class HubError(OSError):
@@ -38,14 +39,18 @@ class HubError(OSError):
 
 
 @contextmanager
-def said_plainly(doing: str) -> Iterator[None]:
-    """Turn every error of the Hub's client, which come from several libraries without a common base, into HubError."""
+def hub_errors(action: str) -> Iterator[None]:
+    """Turn every error of the Hub's client into HubError; they come from several libraries without a common base.
+
+    Args:
+        action: What is under way, such as 'Pushing to owner/name'.
+    """
     try:
         yield
     except (CheckpointError, ModelError, HubError):
         raise
     except Exception as e:
-        raise HubError(f'{doing}: {_reason(e)}') from e
+        raise HubError(f'{action}: {_sentence(e)}') from e
 
 
 def is_missing(error: BaseException) -> bool:
@@ -67,25 +72,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _reason(error: Exception) -> str:
+def _sentence(error: Exception) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     causes = list(_chain(error))
     if any(getattr(e, 'errno', None) in FULL for e in causes):
-        return 'the disk is full. Nothing half-written was kept: make room and try again.'
+        return 'the disk is full. No partial file was kept: make room and try again.'
     status = status_of(error)
     if status in STATUSES:
         return STATUSES[status]
     if status and status >= 500:
-        return f'the Hub has a fault of its own ({status}). Nothing is lost: try again later.'
+        return f'the Hub has an error of its own ({status}). Nothing is lost: try again later.'
     if constants.is_offline_mode() or any(isinstance(e, OfflineModeIsEnabled) for e in causes):
         return 'it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub.'
     names = {kind.__name__ for e in causes for kind in type(e).__mro__}
     if names & {'TransportError', 'LocalEntryNotFoundError'}:
-        said = ' '.join(str(causes[-1]).split())[:120] or type(causes[-1]).__name__
-        return f'{constants.ENDPOINT} does not answer, or broke off ({said}). Nothing is lost: try again.'
-    return ' '.join(str(error).split())[:300] or type(error).__name__
+        cause = reason(causes[-1], 120)
+        return f'{constants.ENDPOINT} does not answer, or broke off ({cause}). Nothing is lost: try again.'
+    return reason(error, 300)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class RemotePage:
 
     Attributes:
         commit: Its newest commit.
+        private: Whether only its owner sees it.
         files: By path; `lfs.sha256` of large files, `blob_id` (git) of the others.
     """
 
@@ -102,7 +108,7 @@ class RemotePage:
     files: dict[str, Any]
 
 
-def look_at(repo: str) -> RemotePage | None:
+def find_page(repo: str) -> RemotePage | None:
     """The page as it is now, None if there is none that the token may see.
 
     Raises:
@@ -122,4 +128,5 @@ def look_at(repo: str) -> RemotePage | None:
             raise
         return None
     entries = api.list_repo_tree(repo, recursive=True, revision=info.sha)
-    return RemotePage(info.sha, bool(info.private), {e.path: e for e in entries if isinstance(e, RepoFile)})
+    commit = cast(str, info.sha)  # None only where a caller asks for other fields alone
+    return RemotePage(commit, bool(info.private), {e.path: e for e in entries if isinstance(e, RepoFile)})

@@ -1,16 +1,16 @@
-"""Sizes and shapes of a model, for its card: counted on the meta device, and once for all tags that share them."""
+"""Sizes and shapes of a model for its card, counted on the meta device, once for all tags that share them."""
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models._input import get_model_input_config
 from torch import nn
 
 from ..build import build_model
-from ..info import describe, list_releases, profile_model
-from ..releases import all_releases, find_family
+from ..info import describe, profile_model
+from ..releases import all_releases, find_family, list_releases
 
 __all__ = ['SIDES', 'Shapes', 'Size', 'family_rows', 'model_facts', 'shapes_of', 'sizes_of']
 
@@ -25,8 +25,8 @@ class Size:
     """A model at one image size.
 
     Attributes:
-        windows: (height, width) of the windows of every stage with attention; None for a model of tokens.
-        tokens: Number and layout of the tokens in words; None for a model of windows.
+        windows: (height, width) of the windows of every stage with attention; None for a model without windows.
+        tokens: Number and layout of the tokens in words; None for a model with windows.
     """
 
     side: int
@@ -54,7 +54,7 @@ def family_rows(family: str) -> list[dict[str, Any]]:
 
 @cache
 def model_facts(architecture: str, num_classes: int) -> dict[str, Any]:
-    """What `describe` finds out about the model itself, with a head of so many classes."""
+    """The entry 'model' of `describe` for an architecture with a head of `num_classes` classes."""
     names = (r.name for r in all_releases() if (r.architecture, r.num_classes) == (architecture, num_classes))
     return describe(next(names))['model']
 
@@ -62,7 +62,7 @@ def model_facts(architecture: str, num_classes: int) -> dict[str, Any]:
 @cache
 def shapes_of(architecture: str, num_classes: int) -> Shapes:
     """Shapes of an architecture at its own size."""
-    model = build_model(architecture, device='meta', num_classes=num_classes)
+    model = cast(Any, build_model(architecture, device='meta', num_classes=num_classes))
     image = torch.empty(1, *get_model_input_config(model)['input_size'], device='meta')
     with torch.no_grad():
         maps = build_model(architecture, device='meta', features_only=True)(image)
@@ -74,14 +74,14 @@ def shapes_of(architecture: str, num_classes: int) -> Shapes:
     )
 
 
-# Family and layout at the smallest size -> sizes: architectures that differ in their own size alone share them.
+# Family and layout at the smallest size -> sizes: architectures that differ only in their own size share them.
 _SIZES: dict[tuple, tuple[Size, ...]] = {}
 
 
 @cache
 def sizes_of(architecture: str, num_classes: int) -> tuple[Size, ...]:
     """An architecture at all of `SIDES`."""
-    # Made anew at every size: to resize tables takes longer on the meta device than to make them.
+    # A new model for every size: on the meta device, resizing tables takes longer than making them.
     models = (build_model(architecture, device='meta', num_classes=num_classes, img_size=side) for side in SIDES)
     first = next(models)
     key = (find_family(architecture), tuple((name, tuple(v.shape)) for name, v in first.state_dict().items()))
@@ -100,14 +100,14 @@ def _windows(model: nn.Module) -> tuple[tuple[int, int], ...] | None:
     sizes = getattr(model, 'window_sizes', None)
     if sizes is None:
         return None
-    attends = (any(hasattr(block, 'attn') for block in stage.blocks) for stage in model.stages)
+    attends = (any(hasattr(block, 'attn') for block in stage.blocks) for stage in cast(Any, model).stages)
     return tuple(size for size, has in zip(sizes, attends, strict=True) if has)
 
 
 def _tokens(model: nn.Module) -> str | None:
     if hasattr(model, 'window_sizes'):
         return None
-    height, width = model.patch_embed.grid_size
-    prefix = model.num_prefix_tokens
+    height, width = cast(Any, model).patch_embed.grid_size
+    prefix = cast(Any, model).num_prefix_tokens
     count = f'{height * width + prefix}'
     return f'{count} ({height}x{width} patches{f" and {prefix}" if prefix else ""})'

@@ -1,4 +1,4 @@
-"""Code on a model card: whole programs to paste, which print the shapes that stand beside them."""
+"""Programs on a model card: complete, to paste, with the shapes that they print as comments."""
 
 from ..releases import Protocol, Release
 from .sizes import Shapes
@@ -6,7 +6,7 @@ from .sizes import Shapes
 __all__ = ['IMAGE_URL', 'render_overlay', 'render_snippets']
 
 IMAGE_URL = 'https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/beignets-task-guide.png'
-"""The picture of timm's own cards."""
+"""The image of timm's own cards."""
 
 _START = f"""from urllib.request import urlopen
 
@@ -57,11 +57,11 @@ with torch.inference_mode():
 
 
 def render_snippets(release: Release, shapes: Shapes, channels_last: bool) -> dict[str, str]:
-    """Title -> program. An encoder has none that classifies.
+    """Programs by title. An encoder has none that classifies.
 
     Args:
-        release: Whose card it is.
-        shapes: What the programs print.
+        release: Release that the card is for.
+        shapes: Shapes that the programs print.
         channels_last: Whether feature maps are (batch, height, width, channels).
     """
     snippets = {}
@@ -81,7 +81,7 @@ def render_snippets(release: Release, shapes: Shapes, channels_last: bool) -> di
 
 
 def render_overlay(release: Release, protocol: Protocol) -> str:
-    """A program that makes the model with another preprocessing than its default."""
+    """A program that makes the model with a preprocessing other than its default."""
     return (
         'import timm\n'
         'import tinyvit_zoo  # registers the model\n\n'

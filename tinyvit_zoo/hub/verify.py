@@ -1,4 +1,4 @@
-"""Prove a page or a folder: every file is the one listed, and the model made from them gives the output it should."""
+"""Verify a page or a folder: every file has its listed checksum, and the model gives the expected output."""
 
 import re
 from dataclasses import dataclass
@@ -11,32 +11,33 @@ from torch import nn
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
 from ..common.errors import ModelError
+from ..common.text import reason
 from .expect import TENSORS, double_model, read_tensors
 from .folder import CONFIG, WEIGHTS
-from .remote import REPO, HubError, is_missing, said_plainly
+from .remote import REPO, HubError, hub_errors, is_missing
 
 __all__ = ['Proof', 'verify']
 
 NEEDED = (CONFIG, WEIGHTS, TENSORS)
 
 CODE_SUFFIXES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl', '.pickle')
-"""Files that can run code when they are opened; none is fetched."""
+"""Files that can run code when they are opened; none is downloaded."""
 
-# Of the largest expected output, or of 1 if that is smaller. Pages that others made hold outputs in single precision.
+# Share of the largest expected output, or of 1 if that is smaller. Pages by others hold outputs in single precision.
 TOLERANCE, TOLERANCE_OF_OTHERS = 1e-6, 1e-4
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was proved of a page.
+    """Result of a verification that passed.
 
     Attributes:
-        folder: Where its files lie: the folder given, or their place in the Hub's cache.
-        commit: Of a page on the Hub, else None.
-        listed: Files whose sha256 is that of the manifest; 0 without one.
-        params: Parameters of the model.
-        difference: Largest difference from the expected output, as a share of the largest of it (at least of 1).
-        tolerance: What that may be.
+        folder: Where its files are: the folder given, or their place in the Hub's cache.
+        commit: Commit of a page on the Hub, None for a folder.
+        listed: Number of files whose sha256 matches the manifest; 0 without one.
+        params: Number of parameters of the model.
+        difference: Largest difference from the expected output, relative to its largest value where that is above 1.
+        tolerance: Largest difference allowed.
     """
 
     folder: Path
@@ -48,49 +49,48 @@ class Proof:
 
 
 def verify(place: str | Path) -> Proof:
-    """Prove a folder, or a page of the Hub after downloading it.
+    """Verify a folder, or a page of the Hub after downloading it.
 
-    In this order: the sha256 of every file of the manifest, where there is one, which must list the three files needed;
-    config.json makes a model with exactly the tensors of model.safetensors; in double precision it gives the output of
-    the test tensors.
+    In this order: every file has its sha256 of the manifest, where there is one, which must list the three files
+    needed; config.json makes a model with exactly the tensors of model.safetensors; in double precision, the model
+    gives the output of the test tensors.
 
     Args:
         place: Folder, or 'OWNER/NAME', optionally '@REVISION', of a page.
 
     Raises:
-        CheckpointError: If anything is not as it should be. A file that a download damaged leaves the cache.
+        CheckpointError: If a check fails. A file that was damaged in a download is removed from the cache.
         ModelError: If config.json names no model, or arguments that do not fit.
-        HubError: If the page cannot be had.
+        HubError: If the page cannot be downloaded.
     """
     folder, commit = _fetch(str(place))
     listed = _listed(folder, downloaded=commit is not None)
     for file in NEEDED:
         if not (folder / file).is_file():
-            raise CheckpointError(f'{place} has no {file}, without which nothing can be proved.')
+            raise CheckpointError(f'{place} has no {file}, without which nothing can be verified.')
     tolerance = TOLERANCE if listed else TOLERANCE_OF_OTHERS
     try:
         difference, params = _prove_output(folder)
     except (CheckpointError, ModelError):
         raise
-    except Exception as e:  # what files of others make of a model, and feed to it, fails in any way
-        reason = ' '.join(str(e).split())[:200] or type(e).__name__
-        raise CheckpointError(f'{place}: no model of its {CONFIG} takes its test tensors ({reason}).') from e
+    except Exception as e:  # models and inputs from files of others fail in any way
+        raise CheckpointError(f'{place}: no model of its {CONFIG} takes its test tensors ({reason(e)}).') from e
     if not difference <= tolerance:  # also nan
         raise CheckpointError(
-            f'The model of {place} does not give the output it should: the difference is {difference:.1e} of the '
-            f'largest value, {tolerance:.0e} at most is allowed.'
+            f'The model of {place} does not give the expected output: the difference is {difference:.1e} of the '
+            f'largest value, at most {tolerance:.0e} is allowed.'
         )
     return Proof(folder, commit, len(listed), params, difference, tolerance)
 
 
 def _listed(folder: Path, downloaded: bool) -> dict[str, str]:
-    """The manifest of a folder, whose files are as it says; empty without one."""
+    """The manifest of a folder after checking its files; empty without one."""
     if not (folder / MANIFEST).is_file():
         return {}
     listed = read_manifest(folder / MANIFEST, downloaded)
     unlisted = [file for file in NEEDED if file not in listed]
     if unlisted:
-        raise CheckpointError(f'{folder / MANIFEST} does not list {unlisted[0]}: nothing would tell if it changed.')
+        raise CheckpointError(f'{folder / MANIFEST} does not list {unlisted[0]}: a change in it would go unnoticed.')
     check_listed(folder, listed, downloaded)
     return listed
 
@@ -111,13 +111,13 @@ def download(repo: str, revision: str = '') -> tuple[Path, str]:
 
     Raises:
         CheckpointError: If the manifest lists files that can run code, or a large file was damaged on the way.
-        HubError: If a file cannot be had.
+        HubError: If a file cannot be downloaded.
     """
-    # One by one: a listing of the page is rate-limited far more strictly than its files are.
+    # One by one: the Hub limits listings of a page far more strictly than its files.
     config = Path(_one(repo, CONFIG, revision or None))
     folder, commit = config.parent, config.parent.name
     manifest = _manifest(repo, commit)
-    names = list(read_manifest(manifest, downloaded=True)) if manifest else NEEDED
+    names = list(read_manifest(manifest, downloaded=True)) if manifest else list(NEEDED)
     risky = [name for name in names if name.endswith(CODE_SUFFIXES)]
     if risky:
         raise CheckpointError(f'{repo} lists {risky[0]}, a file that can run code: it was not downloaded.')
@@ -144,7 +144,7 @@ def _manifest(repo: str, commit: str) -> Path | None:
 def _one(repo: str, file: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
-    with said_plainly(f'Downloading {file} of {repo}'):
+    with hub_errors(f'Downloading {file} of {repo}'):
         return hf_hub_download(repo, file, revision=revision)
 
 
@@ -159,14 +159,14 @@ def _make(folder: Path) -> nn.Module:
     differ = stored.items() ^ made.items()
     if differ:
         raise CheckpointError(
-            f'{folder / WEIGHTS} is not of the model of its {CONFIG}: {len({k for k, _ in differ})} tensors differ, '
+            f'{folder / WEIGHTS} does not fit the model of its {CONFIG}: {len({k for k, _ in differ})} tensors differ, '
             f'such as {min(differ)[0]}.'
         )
     return model
 
 
 def _prove_output(folder: Path) -> tuple[float, int]:
-    """How far the model of a folder is from the output expected, and its number of parameters."""
+    """Difference of the model of a folder from the expected output, and its number of parameters."""
     model = _make(folder)
     return _output_difference(model, folder / TENSORS), sum(p.numel() for p in model.parameters())
 

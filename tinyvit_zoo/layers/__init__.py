@@ -1,4 +1,4 @@
-"""Shared maths of the model families: each idea once."""
+"""Layers and functions that the model families share."""
 
 from .beit_table import beit_offset_index, beit_table_rows, expand_beit_bias, resize_beit_table
 from .bias_table import (
@@ -9,7 +9,8 @@ from .bias_table import (
     signed_offset,
     signed_offset_index,
 )
-from .checkpointing import recomputed
+from .checkpointing import checkpoint_block
+from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear, fold_gelu
 from .head_mix import HeadMix
@@ -41,12 +42,15 @@ __all__ = [
     'SimpleFeaturePyramid',
     'TinyMimNeck',
     'TinyMimStarNeck',
+    'TypedModuleList',
+    'TypedSequential',
     'abs_offset_index',
     'activate',
     'beit_offset_index',
     'beit_table_rows',
     'check_image_size',
     'check_patch_grid',
+    'checkpoint_block',
     'conv_act',
     'expand_abs_bias',
     'expand_beit_bias',
@@ -61,7 +65,6 @@ __all__ = [
     'linear_act',
     'per_stage_windows',
     'piecewise_index',
-    'recomputed',
     'resize_beit_table',
     'resize_grid',
     'resize_position',

@@ -1,7 +1,7 @@
 """BEiT's relative-position tables: offsets between patches, and rows of their own for the prefix tokens.
 
-A table has one row per signed offset between two patches of a grid, and behind them three rows per prefix token: the
-token as query and anything as key, anything as query and the token as key, the token with itself.
+A table has one row per signed offset between two patches of a grid, followed by three rows per prefix token: the token
+as query and anything as key, anything as query and the token as key, the token with itself.
 
 Sources: the released code of TinyMIM (`Segmentation/*/backbone/mae.py`, `mmcv_custom/checkpoint.py`) and of MAE-Lite
 (`vit_tiny_patch16_rpe`), both after BEiT, https://arxiv.org/abs/2106.08254.
@@ -60,10 +60,10 @@ def beit_offset_index(grid: Size, prefix_tokens: int = 1, device: torch.device |
 
 
 def expand_beit_bias(table: torch.Tensor, grid: Size, prefix_tokens: int = 1) -> torch.Tensor:
-    """Spread a table to one bias per pair of tokens: bias[k, i, j] = table[beit_offset_index[i, j], k].
+    """Expand a table to one bias per pair of tokens: bias[k, i, j] = table[beit_offset_index[i, j], k].
 
-    A gather of (N, N) entries from each head's column, made contiguous before, so that what comes out is contiguous
-    too. The index is cheap to make and so is not kept: no (N, N) buffer, none that could go stale.
+    A gather of (N, N) entries from each head's column, made contiguous first so that the result is contiguous too. The
+    index is cheap to compute, so it is not stored: there is no (N, N) buffer that could go stale.
 
     Args:
         table: (T, heads), any floating dtype.
@@ -74,7 +74,7 @@ def expand_beit_bias(table: torch.Tensor, grid: Size, prefix_tokens: int = 1) ->
         (heads, N, N) of the table's dtype, to be added to the scaled logits.
 
     Raises:
-        ValueError: If the table has not T rows.
+        ValueError: If the table does not have T rows.
     """
     _check_rows(table, grid, prefix_tokens)
     index = beit_offset_index(grid, prefix_tokens, table.device)
@@ -82,26 +82,26 @@ def expand_beit_bias(table: torch.Tensor, grid: Size, prefix_tokens: int = 1) ->
 
 
 def resize_beit_table(table: torch.Tensor, old: Size, new: Size, prefix_tokens: int = 1) -> torch.Tensor:
-    """Move a table to another grid of patches, as the released loaders do (TinyMIM, after BEiT).
+    """Resize a table to another grid of patches, as the released loaders do (TinyMIM, after BEiT).
 
-    Offsets of the old grid are taken to lie at places that grow geometrically from the centre, so that they reach the
-    outermost offset of the new grid; the table is read at the new integer offsets from a cubic spline through them.
-    Near offsets so keep their meaning, and far ones are stretched. The ratio is at least 1.01, so a smaller grid
-    (almost) keeps the inner part of the table. The rows of prefix tokens are kept.
+    Offsets of the old grid are placed at positions that grow geometrically from the centre, so that they reach the
+    outermost offset of the new grid; a cubic spline through them gives the table at the new integer offsets. Near
+    offsets thus keep their meaning, and far ones are stretched. The ratio is at least 1.01, so a smaller grid (almost)
+    keeps the inner part of the table. The rows of prefix tokens are kept.
 
     The released code calls `scipy.interpolate.interp2d(kind='cubic')`, which SciPy has removed; this is the same
-    spline (`RectBivariateSpline` with s=0: not-a-knot ends, places outside moved to the border), without SciPy.
-    timm's `resize_rel_pos_bias_table` puts the offsets at the same places but interpolates linearly between them.
+    spline (`RectBivariateSpline` with s=0: not-a-knot ends, positions outside clamped to the border), without SciPy.
+    timm's `resize_rel_pos_bias_table` uses the same positions but interpolates linearly between them.
     Unlike both, an axis that keeps its length is not resampled when the other one changes: the released code knows
     square grids only, and there equal sizes are left alone.
 
-    Tables of one or two patches along an axis have too few places for a cubic: there the polynomial through all of
+    Tables of one or two patches along an axis have too few positions for a cubic: there the polynomial through all of
     them is used (a constant through one, a parabola through three).
 
     Args:
         table: ((2 old_h - 1) * (2 old_w - 1) + 3 * prefix, heads), any floating dtype; computed in float64.
         old: (h, w) of the grid that the table is for.
-        new: (h, w) of the grid that it shall be for. The same grid returns `table` itself.
+        new: (h, w) of the grid to resize to. The same grid returns `table` itself.
         prefix_tokens: 1 or 2.
 
     Returns:
@@ -141,9 +141,9 @@ def _centred(size: int) -> torch.Tensor:
 
 
 def _offset_places(old: int, new: int) -> torch.Tensor:
-    """Where the `old` offsets of an axis lie among its `new` ones (both odd): +-(1 + q + q^2 + ...), float64 (old,).
+    """Positions of the `old` offsets of an axis among its `new` ones (both odd): +-(1 + q + q^2 + ...), float64 (old,).
 
-    q is found by halving [1.01, 1.5] until it is known to 1e-6, the released tolerance.
+    q is found by bisecting [1.01, 1.5] until it is known to 1e-6, the released tolerance.
     """
     half, left, right = old // 2, 1.01, 1.5
     while right - left > 1e-6:
@@ -155,14 +155,14 @@ def _offset_places(old: int, new: int) -> torch.Tensor:
 
 
 def _spline_matrix(places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Linear operator from values at `places` to those of the interpolating spline at `targets`.
+    """Linear operator from values at `places` to the values of the interpolating spline at `targets`.
 
     Cubic, with the second and the last but one place left out of the knots ("not a knot"), as FITPACK chooses knots
     when nothing is smoothed; of lower degree where there are fewer than 4 places.
 
     Args:
         places: (n,) increasing, n odd, float64.
-        targets: (m,), float64; those outside are moved to the nearest end.
+        targets: (m,), float64; those outside are clamped to the nearest end.
 
     Returns:
         (m, n), float64.

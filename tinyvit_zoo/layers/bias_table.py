@@ -1,4 +1,4 @@
-"""Relative-position bias tables: what each pair of cells reads, and how a table moves to another grid.
+"""Relative-position bias tables: the entry that each pair of cells reads, and resizing to another grid.
 
 Shape legend: `h w` window height and width in cells, `N` = h * w cells, `heads` attention heads.
 """
@@ -33,14 +33,14 @@ def abs_offset_index(size: int, device: torch.device | str | None = None) -> tor
 
 
 def expand_abs_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """Spread a table over absolute offsets to one bias per pair of cells.
+    """Expand a table over absolute offsets to one bias per pair of cells.
 
     bias[k, (r1, c1), (r2, c2)] = table[k, |r1 - r2| * w + |c1 - c2|], the order of TinyViT's released
     `attention_biases` (Cream `tiny_vit.py`, `Attention`): cells row-major, offsets numbered row-major.
 
-    Columns are spread first and rows second, so that every copy moves whole rows. On CPU this is about ten times
-    faster than one (N, N) gather, forward and backward, and needs no (N, N) index: cheap enough to redo at every
-    forward, hence no cache that could go stale.
+    Columns are expanded first and rows second, so that every copy moves whole rows. On CPU this is about ten times
+    faster than one (N, N) gather, forward and backward, and needs no (N, N) index: cheap enough to repeat in every
+    forward pass, so there is no cache that could go stale.
 
     Args:
         table: (heads, h * w), any floating dtype.
@@ -88,7 +88,7 @@ def signed_offset_index(window: tuple[int, int], device: torch.device | str | No
 
 
 def expand_signed_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """Spread a table over signed offsets to one bias per pair of cells.
+    """Expand a table over signed offsets to one bias per pair of cells.
 
     bias[k, i, j] = table[signed_offset_index[i, j], k], the order of Swin's `relative_position_bias_table`. In two
     steps as in `expand_abs_bias`, and for the same reason.

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves no trace in the model."""
+"""Activation checkpointing that does not change the statistics of BatchNorm."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,23 +9,24 @@ from timm.models import checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['recomputed']
+__all__ = ['checkpoint_block']
 
 
-def recomputed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`module(x)`, whose inner results are computed again in the backward pass instead of kept.
+def checkpoint_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`block(x)`, whose activations are recomputed in the backward pass instead of stored.
 
-    The second run would count the batch twice in the running statistics of BatchNorm: here it leaves them alone, so
-    training goes as without checkpointing. (Not where it is compiled or re-entrant, which allow no such context.)
+    The recomputation would count the batch twice in the running statistics of BatchNorm, so it leaves them untouched:
+    training is the same as without checkpointing. (Compiled and re-entrant checkpointing allow no such context; there
+    the batch counts twice.)
     """
     if torch.compiler.is_compiling() or use_reentrant_ckpt():
-        return checkpoint(module, x)
-    return checkpoint(module, x, context_fn=lambda: (nullcontext(), _statistics_left_alone(module)))
+        return checkpoint(block, x)
+    return checkpoint(block, x, context_fn=lambda: (nullcontext(), _frozen_statistics(block)))
 
 
 @contextmanager
-def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """Whatever runs inside updates no running statistics and counts no batch; the same tensors are computed."""
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, forward passes compute the same tensors but update no running statistics and count no batch."""
     kept = [
         (m, m.momentum, m.num_batches_tracked)
         for m in module.modules()

@@ -1,4 +1,4 @@
-"""Convolution + BatchNorm, the unit that TinyViT's stem, MBConv, merging and local convolution are made of."""
+"""Convolution + BatchNorm, the unit of TinyViT's stem, MBConv, patch merging and local convolution."""
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class ConvNorm(nn.Module):
         nn.init.constant_(self.bn.weight, bn_weight_init)
 
     def reset_parameters(self) -> None:
-        """Start values; called after those of `conv` and `bn` by `init_weights` (children first)."""
+        """Initial values; `init_weights` calls this after the ones of `conv` and `bn` (children first)."""
         nn.init.constant_(self.bn.weight, self.bn_weight_init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,13 +48,13 @@ class ConvNorm(nn.Module):
     def folds(self, x: torch.Tensor) -> bool:
         """Whether to fold now: a product the size of the weights instead of a pass over the whole map.
 
-        Only in plain eager evaluation on a CPU: a GPU would pay more for starting the small kernels than it saves,
+        Only in plain eager evaluation on a CPU: on a GPU, launching the small kernels would cost more than it saves,
         and graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for.
         """
         return is_plain_inference(x) and x.device.type == 'cpu' and not self.bn.training and self._foldable()
 
     def _foldable(self) -> bool:
-        """Whether one convolution can stand for the two layers; not if somebody changed or listens to one of them."""
+        """Whether one convolution can replace the two layers: both plain, without hooks, with running statistics."""
         conv, bn = self.conv, self.bn
         return (
             is_untouched(conv, nn.Conv2d)
@@ -71,6 +71,8 @@ class ConvNorm(nn.Module):
         Computed in at least float32; returned in the weights' dtype.
         """
         weight, bn = self.conv.weight, self.bn
+        assert bn.running_mean is not None  # see `_foldable`
+        assert bn.running_var is not None
         compute = torch.promote_types(weight.dtype, torch.float32)
         scale = bn.weight.to(compute) * (bn.running_var.to(compute) + bn.eps).rsqrt()
         bias = bn.bias.to(compute) - bn.running_mean.to(compute) * scale
@@ -78,7 +80,7 @@ class ConvNorm(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """The folded convolution, for good; same device, dtype and training flag. Itself where it cannot be folded."""
+        """The two layers as one convolution of equal device, dtype and training flag; self if it cannot be folded."""
         if not self._foldable():
             return self
         conv = self.conv
@@ -94,12 +96,13 @@ class ConvNorm(nn.Module):
         )
         weight, bias = self._folded()
         fused.weight.copy_(weight)
+        assert fused.bias is not None  # by default, a convolution has one
         fused.bias.copy_(bias)
         return fused.train(self.training)
 
 
 def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`act(conv(x))`; see `activate`. A folded ConvNorm to which nobody listens gives a fresh result."""
+    """`act(conv(x))`; see `activate`. The output of a folded ConvNorm without hooks is fresh."""
     fresh = is_untouched(conv, ConvNorm) and conv.folds(x)
     return activate(act, conv(x), fresh)
 

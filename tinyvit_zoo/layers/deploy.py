@@ -1,13 +1,13 @@
-"""Layers of the deploy form: a convolution or linear layer with its GELU in one kernel where the CPU has one.
+"""Layers of the deploy form: a convolution or linear layer fused with its GELU where the CPU has such a kernel.
 
-`timm.models.reparameterize_model(model)` puts these in. For inference on a CPU in float32 or bfloat16 they call
+`timm.models.reparameterize_model(model)` inserts them. For inference on a CPU in float32 or bfloat16 they call
 oneDNN's fused kernels: the bias and the exact GELU are applied while the result is still in cache, and float32
 products use AVX-512 also on processors where MKL does not. Everywhere else (autograd, GPU, autocast, torch.export,
 TorchScript, tracing) they are the plain layer followed by `F.gelu`. Both paths compute in the weights' dtype and
 differ by rounding only.
 """
 
-from typing import Final
+from typing import Final, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ __all__ = ['DeployConv2d', 'DeployLinear', 'fold_gelu']
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """Dtypes for which this build of torch and this processor have the two kernels.
 
-    The operators are those that torch's own compiler emits, not public API, so ask whether they are there.
+    torch's own compiler emits these operators, but they are not public API, hence the checks.
     """
     names = ('_convolution_pointwise', '_linear_pointwise')
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
@@ -34,10 +34,13 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 
 ONEDNN_DTYPES = _onednn_dtypes()
 
+M = TypeVar('M', bound=nn.Module)
+L = TypeVar('L', bound=nn.Linear | nn.Conv2d)
+
 
 @torch.jit.unused
 def _use_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether this call may take the fused CPU kernel, which has no autograd formula and no autocast rule."""
+    """Whether this call can use the fused CPU kernel, which has no autograd formula and no autocast rule."""
     return (
         not torch.is_grad_enabled()
         and type(x) is torch.Tensor  # no proxy, no tensor subclass
@@ -55,7 +58,7 @@ def _use_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def _conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     stride: list[int],
     padding: list[int],
     groups: int,
@@ -65,11 +68,11 @@ def _conv2d(
     return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, stride, [1, 1], groups, attr, [], 'none')
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gelu: bool) -> torch.Tensor:
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
 
 
-# For torch.compile the kernels are opaque operators of ours: left to itself, Inductor would take MKL's product.
+# Under torch.compile the kernels are opaque custom operators; otherwise Inductor would choose MKL's product.
 _conv2d_op = torch.library.custom_op('tinyvit_zoo::conv2d_gelu', _conv2d, mutates_args=())
 _linear_op = torch.library.custom_op('tinyvit_zoo::linear_gelu', _linear, mutates_args=())
 _conv2d_op.register_fake(_conv2d)
@@ -88,7 +91,10 @@ class DeployConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and _use_onednn(x, self.weight):
             conv2d = _conv2d_op if torch.compiler.is_compiling() else _conv2d
-            return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups, self.gelu)
+            assert not isinstance(self.padding, str)  # ConvNorm pads by a number
+            return conv2d(
+                x, self.weight, self.bias, list(self.stride), list(self.padding), self.groups, self.gelu
+            )  # fmt: skip
         x = self._conv_forward(x, self.weight, self.bias)
         return F.gelu(x) if self.gelu else x
 
@@ -104,8 +110,8 @@ class DeployLinear(nn.Linear):
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: nn.Module, gelu: bool = False) -> nn.Module:
-        """A deploy layer that shares the parameters of `linear`; `linear` itself if it is no longer a plain one."""
+    def from_linear(cls, linear: M, gelu: bool = False) -> 'M | DeployLinear':
+        """A deploy layer that shares the parameters of `linear`; `linear` itself if it is not a plain nn.Linear."""
         if not is_untouched(linear, nn.Linear):
             return linear
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, gelu=gelu, device='meta')
@@ -120,22 +126,31 @@ class DeployLinear(nn.Linear):
         return F.gelu(x) if self.gelu else x
 
 
-# FX must not look inside: the choice of kernel depends on the tensor at hand.
+# FX must not look inside: the choice of kernel depends on the tensor.
 register_notrace_module(DeployConv2d)
 register_notrace_module(DeployLinear)
 
 
+@overload
+def fold_gelu(layer: L, act: nn.Module) -> tuple[L | DeployLinear, nn.Module]: ...
+
+
+@overload
+def fold_gelu(layer: nn.Module, act: nn.Module) -> tuple[nn.Module, nn.Module]: ...
+
+
 def fold_gelu(layer: nn.Module, act: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Deploy form of `act(layer(x))`: the layer with the activation folded in, and what is left of the activation.
+    """Deploy form of `act(layer(x))`: the layer with the activation folded in, and the activation that remains.
 
     Args:
         layer: A layer with `fuse()` (ConvNorm) or an nn.Linear.
-        act: Its activation. Only an exact nn.GELU can be folded; any other is returned as it is.
+        act: Its activation. Only an exact nn.GELU can be folded; any other is returned unchanged.
     """
-    layer = layer.fuse() if hasattr(layer, 'fuse') else DeployLinear.from_linear(layer)
-    if type(layer) not in (DeployConv2d, DeployLinear):
+    fuse = getattr(layer, 'fuse', None)
+    layer = DeployLinear.from_linear(layer) if fuse is None else fuse()
+    if type(layer) is not DeployConv2d and type(layer) is not DeployLinear:
         return layer, act
     if not is_untouched(act, nn.GELU) or act.approximate != 'none':
         return layer, act
-    layer.gelu = True
+    layer.gelu = True  # type: ignore[misc]  # Final is for TorchScript, where it makes a constant
     return layer, nn.Identity().train(act.training)

@@ -14,7 +14,7 @@ class HeadMix(nn.Module):
     """Every head becomes a weighted sum of all heads. (B, heads, N, M) -> (B, heads, N, M).
 
     out[b, g] = sum_h weight[g, h] * x[b, h] + bias[g], as one batched product over the head axis: the attention maps
-    stay where they are. (The released code permutes to heads-last and back around a Linear, or takes a 1x1
+    are not moved. (The released code permutes to heads-last and back around a Linear, or takes a 1x1
     convolution.)
     """
 
@@ -25,13 +25,13 @@ class HeadMix(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start values of the released code: truncated normal with deviation 0.02, bias 0."""
+        """Initial values of the released code: truncated normal with standard deviation 0.02; the bias is 0."""
         trunc_normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def init_identity(self) -> None:
-        """Start as no transformation at all."""
+        """Initialise as the identity, that is, as no transformation."""
         nn.init.eye_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -21,7 +21,7 @@ def piecewise_index(offset: torch.Tensor, alpha: float = ALPHA) -> torch.Tensor:
 
     Args:
         offset: Cells between two patches, int64, any shape.
-        alpha: Up to here every offset has its own bucket. (Arguments, since TorchScript reads no globals.)
+        alpha: Up to here every offset has its own bucket. (An argument, since TorchScript reads no globals.)
 
     Returns:
         int64 of the same shape, -3 ... 3. (The formula clips to beta = 3.8, and the released code then cuts off the
@@ -57,8 +57,8 @@ class RelativeKeys(nn.Module):
 
     The position part of the logits, out[g, i, j] = q[g, i] . table[:, bucket(i, j)]. Each query meets the 49
     keys once; one copy by a precomputed flat index then spreads its 49 products over the N patches, several times
-    faster than indexing by two dimensions as the released code does. Buckets depend on the grid alone, so there is
-    nothing to interpolate when the image size changes.
+    faster than indexing by two dimensions as the released code does. Buckets depend on the grid alone, so a new
+    image size needs no interpolation.
     """
 
     def __init__(self, head_dim: int, device=None, dtype=None) -> None:
@@ -67,7 +67,7 @@ class RelativeKeys(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start value of the released code: no position part."""
+        """Initial values of the released code: zero, so no position part."""
         nn.init.zeros_(self.table)
 
     def forward(self, q: torch.Tensor, index: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

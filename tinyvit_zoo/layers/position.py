@@ -1,4 +1,4 @@
-"""Absolute position embeddings of plain ViTs: the fixed sine-cosine table, and how any table moves to another grid.
+"""Absolute position embeddings of plain ViTs: the fixed sine-cosine table, and resizing of any table.
 
 Shape legend: `h w` grid of patches, `N` = h * w, `P` prefix tokens (class, distillation), `C` width.
 """
@@ -20,7 +20,7 @@ def sincos_position(
 ) -> torch.Tensor:
     """Fixed 2-D sine-cosine position embedding as MAE has it.
 
-    The first half of the channels tells the column, the second half the row; each half is [sin | cos] over the
+    The first half of the channels encodes the column, the second half the row; each half is [sin | cos] over the
     frequencies 10000^(-k / (C / 4)), k = 0 ... C / 4 - 1. Rows of prefix tokens are zero.
 
     Args:
@@ -54,7 +54,7 @@ def sincos_position(
 def resize_position(
     pos_embed: torch.Tensor, old: tuple[int, int], new: tuple[int, int], prefix_tokens: int
 ) -> torch.Tensor:
-    """Position embedding for another grid: patches bicubic without antialias, prefix tokens as they are.
+    """Position embedding for another grid: patches bicubic without antialias, prefix tokens unchanged.
 
     As in the released code of MAE, TinyMIM and MAE-Lite; timm's own resize is antialiased and differs, see
     `resize_grid`.

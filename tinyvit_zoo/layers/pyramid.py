@@ -1,11 +1,11 @@
-"""Pyramids of feature maps out of a plain ViT, whose own maps all have one stride.
+"""Pyramids of feature maps from a plain ViT, whose own maps all have the same stride.
 
 ViTDet: Exploring Plain Vision Transformer Backbones for Object Detection, https://arxiv.org/abs/2203.16527, section 3
 and its code (detectron2 `modeling/backbone/vit.py`), as MAE-Lite uses it. The necks before UperNet are those of
 TinyMIM's released code (`Segmentation/*/backbone/mae.py`), after BEiT.
 
-A pyramid takes `num_maps` maps, gives one map per entry of `scales` (relative to what it takes), and names the modules
-that make them in `levels`.
+A pyramid takes `num_maps` maps and returns one map per entry of `scales` (relative to the input); `levels` names the
+modules that compute them.
 
 Shape legend: `B` batch, `C` channels, `h w` height and width of the maps taken (stride 16 with patches of 16).
 """
@@ -33,7 +33,7 @@ class NormConv2d(nn.Conv2d):
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """ViTDet's pyramid: every level is made of the last map alone.
+    """ViTDet's pyramid: every level is computed from the last map alone.
 
     Scales 4, 2, 1 and 1/2 by up-convolution, nothing, or max pooling; then a 1x1 and a 3x3 convolution, each followed
     by a LayerNorm over channels (eps 1e-6) and by no activation, as released. Names are those of detectron2 without
@@ -91,12 +91,11 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 class TinyMimNeck(nn.Module):
-    """Neck of TinyMIM-B before UperNet: a level out of each of four maps, all of one width.
+    """Neck of TinyMIM-B before UperNet: one level from each of four maps, all of one width.
 
-    Up-convolutions for the first two, the third map as it is, the fourth pooled. As released there is no
-    normalisation of the maps taken, and one BatchNorm, inside `fpn1`. The released one is a `SyncBatchNorm`, whose
-    entries in a state dict are the same; on several GPUs
-    `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` makes it one.
+    Up-convolutions for the first two, the third map unchanged, the fourth pooled. As released, the input maps are not
+    normalised, and there is one BatchNorm, inside `fpn1`. The released one is a `SyncBatchNorm`, whose entries in a
+    state dict are the same; on several GPUs `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` converts it.
 
     Args:
         dim: C of the maps taken, and of the levels.

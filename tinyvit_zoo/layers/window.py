@@ -1,4 +1,4 @@
-"""Windows: how many cells a stage has, how large its windows are, and cutting a map into them.
+"""Windows: the number of cells and the window size of each stage, and cutting a map into windows.
 
 Shape legend: `B` batch, `H W` map height and width, `C` channels, `h w` window height and width, `nH nW` windows per
 side, `N` = h * w tokens of a window.
@@ -37,9 +37,9 @@ def stage_grids(img_size: Size, num_stages: int = 4, stem_halvings: int = 2) -> 
 
 
 def scaled_windows(grids: Sequence[Size], num_windows: Sequence[int]) -> tuple[Size, ...]:
-    """Windows that cut each stage's map into `num_windows` per side, rounded up.
+    """Windows (h, w) that cut each stage's map into `num_windows` per side, rounded up.
 
-    Keeping the number of windows while the image grows is what the released 384 and 512 models do.
+    The released 384 and 512 models keep the number of windows while the image grows.
     """
     return tuple((-(-H // n), -(-W // n)) for (H, W), n in zip(grids, num_windows, strict=True))
 
@@ -59,6 +59,7 @@ def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4, conv_st
     Raises:
         ValueError: If the specification has another number of entries or an entry below 1.
     """
+    entries: list[int | Sequence[int]]
     if not isinstance(window_sizes, Sequence):
         entries = [window_sizes] * num_stages
     elif len(window_sizes) == num_stages:
@@ -77,7 +78,7 @@ def per_stage_windows(window_sizes: int | Sequence, num_stages: int = 4, conv_st
     for w in windows:
         if not isinstance(w, Sequence) or len(w) != 2 or not all(isinstance(s, int) and s > 0 for s in w):
             raise ValueError(f'Every window must be a positive int or a pair (h, w) of them. Got {window_sizes!r}.')
-    return tuple(tuple(w) for w in windows)
+    return tuple((w[0], w[1]) for w in windows)
 
 
 @torch.jit.unused
@@ -95,7 +96,7 @@ def is_exactly(H: int, W: int, size: tuple[int, int]) -> bool:
 
 
 def _is_open(H: int, W: int, window_size: tuple[int, int]) -> bool:
-    """Whether torch.export is running and H or W may or may not need padding."""
+    """Whether torch.export is running and leaves open whether H or W needs padding."""
     return is_exporting() and not (_known(H % window_size[0] == 0) and _known(W % window_size[1] == 0))
 
 
@@ -149,7 +150,7 @@ def shifted_window_mask(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """What separates cells that a cyclic shift brought into one window: -100 on their pairs (Swin).
+    """Mask with -100 on pairs of cells that only a cyclic shift brought into one window (Swin).
 
     After the shift, the last window of an axis holds cells from both ends of the map. Padding counts as part of the
     map, as in timm.
@@ -177,8 +178,8 @@ def _wrapped(size: int, window: int, shift: int, device: torch.device | None) ->
     return (torch.arange(padded, device=device) >= padded - shift).long()
 
 
-# While torch.export keeps H and W open, nothing may branch on them, and no dimension may be nH or nW, because a
-# dimension that could be 1 is fixed. So the exported graph moves cells by computed indices: a gather each way.
+# While torch.export keeps H and W open, nothing may branch on them, and no dimension may be nH or nW, because export
+# fixes a dimension that could be 1. So the exported graph moves cells by computed indices: a gather each way.
 # The ONNX exporter of torch 2.15 knows no remainder by an open size, hence the products.
 
 
@@ -192,7 +193,7 @@ def _gather_windows(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tens
     row, col = row_of_windows * h + inside // w, (window - row_of_windows * nW) * w + inside % w
     source = torch.where((row < H) & (col < W), row * W + col, H * W)
     x = F.pad(x.flatten(1, 2), (0, 0, 0, 1))  # cell H * W: zeros, for the padding
-    # Via a list of cells: a direct reshape would ask whether there is one window, and fix the answer.
+    # Via a list of cells: a direct reshape would test whether there is one window, and fix the answer.
     return x.index_select(1, source).reshape(-1, C).reshape(-1, h * w, C)
 
 

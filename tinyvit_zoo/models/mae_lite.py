@@ -9,6 +9,8 @@ classify the normalised mean of their patches; encoders normalise all tokens and
 Shape legend: `B` batch, `N` patches, `C` width.
 """
 
+from typing import Any, cast
+
 import torch
 from timm.layers import LayerNorm
 from timm.models import Beit, generate_default_cfgs, register_model
@@ -16,7 +18,15 @@ from torch import nn
 
 from ..layers import beit_offset_index, beit_table_rows, check_patch_grid, resize_beit_table, resize_position
 from ..releases import FAMILIES, Release
-from .plain_vit import PlainVit, TwoHeadVit, checkpoint_filter_fn, create_plain_vit, plain_vit_cfg, set_patch_grid
+from .plain_vit import (
+    PlainVit,
+    TwoHeadVit,
+    WeightInit,
+    checkpoint_filter_fn,
+    create_plain_vit,
+    plain_vit_cfg,
+    set_patch_grid,
+)
 
 __all__ = ['MaeLite', 'MaeLiteDistilled', 'MaeLiteRpe', 'checkpoint_filter_fn']
 
@@ -26,15 +36,15 @@ class MaeLite(PlainVit):
 
 
 class MaeLiteDistilled(TwoHeadVit):
-    """The same with two classifiers and no further token: the class token serves as DeiT's distillation token.
+    """MAE-Lite's plain ViT with two classifiers; the class token serves as DeiT's distillation token.
 
-    As the released code does with `distilled=True`. The mean of the patches and the class token have a norm each.
+    As in the released code with `distilled=True`. The mean of the patches and the class token have a norm each.
     """
 
-    def __init__(self, *args, weight_init: str = '', device=None, dtype=None, **kwargs) -> None:
+    def __init__(self, *args: Any, weight_init: WeightInit = '', device=None, dtype=None, **kwargs) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(*args, weight_init='skip', **dd, **kwargs)
-        self.dist_norm = LayerNorm(self.embed_dim, **dd)
+        self.dist_norm: nn.Module = LayerNorm(self.embed_dim, **dd)
         self._finish(weight_init)
 
     def prune_intermediate_layers(
@@ -65,13 +75,13 @@ class MaeLiteRpe(Beit):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """As in the released training code, which does decay the tables."""
+        """As in the released training code, which applies weight decay to the tables."""
         return {'pos_embed', 'cls_token'}
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Lay the model out for another image (or patch) size; position embedding and tables are resized.
+        """Change the image (or patch) size; position embedding and tables are resized.
 
         Raises:
             ValueError: On a size that is no multiple of the patch; the model is then unchanged.
@@ -83,13 +93,13 @@ class MaeLiteRpe(Beit):
         if self.pos_embed is not None:
             resized = resize_position(self.pos_embed.detach(), old, grid, prefix_tokens=1).contiguous()
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-        for bias in (self.rel_pos_bias, *(block.attn for block in self.blocks)):
+        for bias in (self.rel_pos_bias, *(cast(Any, block).attn for block in self.blocks)):
             if bias is not None and bias.relative_position_bias_table is not None:
                 _set_window(bias, old, grid)
 
 
-def _set_window(bias: nn.Module, old: tuple[int, int], new: tuple[int, int]) -> None:
-    """Lay the table of timm's `Attention` or `RelativePositionBias` out for another grid.
+def _set_window(bias: Any, old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Resize the table of timm's `Attention` or `RelativePositionBias` (of its BEiT) to another grid.
 
     Their own `set_window_size` would interpolate linearly, see `resize_beit_table`.
     """
@@ -110,9 +120,11 @@ default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in
 
 
 def _create_mae_lite(
-    variant: str, pretrained: bool, args: dict, kwargs: dict, distilled: bool = False
+    variant: str, pretrained: bool, args: dict, kwargs: dict, distilled: bool
 ) -> MaeLite | MaeLiteDistilled:
-    return create_plain_vit(MaeLiteDistilled if distilled else MaeLite, variant, pretrained, args, kwargs)
+    if distilled:
+        return create_plain_vit(MaeLiteDistilled, variant, pretrained, args, kwargs)
+    return create_plain_vit(MaeLite, variant, pretrained, args, kwargs)
 
 
 @register_model
@@ -137,14 +149,14 @@ ENCODER = dict(num_heads=12, global_pool='avg', fc_norm=False)
 def mae_lite_vit_tiny_encoder_patch16_224(pretrained: bool = False, **kwargs) -> MaeLite:
     """MAE-Lite's ViT-Tiny, pre-trained. The class token instead of the mean: `global_pool='token'`."""
     args = dict(embed_dim=192, **ENCODER)
-    return _create_mae_lite('mae_lite_vit_tiny_encoder_patch16_224', pretrained, args, kwargs)
+    return create_plain_vit(MaeLite, 'mae_lite_vit_tiny_encoder_patch16_224', pretrained, args, kwargs)
 
 
 @register_model
 def mae_lite_vit_small_encoder_patch16_224(pretrained: bool = False, **kwargs) -> MaeLite:
     """MAE-Lite's ViT-Small, pre-trained. The class token instead of the mean: `global_pool='token'`."""
     args = dict(embed_dim=384, **ENCODER)
-    return _create_mae_lite('mae_lite_vit_small_encoder_patch16_224', pretrained, args, kwargs)
+    return create_plain_vit(MaeLite, 'mae_lite_vit_small_encoder_patch16_224', pretrained, args, kwargs)
 
 
 @register_model

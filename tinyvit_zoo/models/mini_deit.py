@@ -1,4 +1,4 @@
-"""Mini-DeiT: DeiT whose layers share their weights, told apart by head mixing and relative keys of their own.
+"""Mini-DeiT: DeiT whose layers share their weights; each has its own head mixing and relative keys.
 
 Paper: MiniViT: Compressing Vision Transformers with Weight Multiplexing, https://arxiv.org/abs/2204.07154
 Released code and weights: https://github.com/microsoft/Cream/tree/main/MiniViT/Mini-DeiT (Apache-2.0)
@@ -9,8 +9,9 @@ There is no class token; the classifier reads the mean of the normalised tokens.
 Shape legend: `B` batch, `N` = h * w patches, `C` channels, `heads` attention heads, `d` = C / heads (64 as released).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import torch
 from timm.layers import (
@@ -34,6 +35,7 @@ from ..layers import (
     Mlp,
     PerRepeat,
     RelativeKeys,
+    TypedModuleList,
     check_image_size,
     check_patch_grid,
     in_sub_batches,
@@ -42,13 +44,13 @@ from ..layers import (
     resize_position,
 )
 from ..releases import FAMILIES, Release
-from ._create import create_zoo_model, record_input_size
+from ._create import Family, create_zoo_model, record_input_size
 
 __all__ = ['MiniDeit']
 
 
 class MiniAttention(nn.Module):
-    """Attention with shared projections; relative keys and head mixing belong to the repeat (paper Eq. 6-7)."""
+    """Attention with shared projections; each repeat has its own relative keys and head mixing (paper Eq. 6-7)."""
 
     rpe_scaled_q: Final[bool]
 
@@ -73,7 +75,7 @@ class MiniAttention(nn.Module):
         self.rpe_scaled_q = rpe_scaled_q
 
         self.qkv = nn.Linear(dim, dim * 3, **dd)
-        self.rpe_k = nn.ModuleList([RelativeKeys(self.head_dim, **dd) for _ in range(repeats)])
+        self.rpe_k = TypedModuleList([RelativeKeys(self.head_dim, **dd) for _ in range(repeats)])
         self.proj_l = PerRepeat([HeadMix(num_heads, **dd) for _ in range(repeats)])
         self.proj_w = PerRepeat([HeadMix(num_heads, **dd) for _ in range(repeats)])
         self.attn_drop = nn.Dropout(attn_drop)
@@ -97,7 +99,7 @@ class MiniAttention(nn.Module):
         q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * heads, N, d)
         attn = self._relative(q, rpe_index, repeat)
         attn = torch.baddbmm(attn, q, k.transpose(1, 2), alpha=self.scale).view(B, self.num_heads, N, N)
-        # One step a line: each map is freed as soon as the next one is there.
+        # One step per line: each map is freed as soon as the next one exists.
         attn = self.proj_l(attn, repeat)
         attn = attn.softmax(dim=-1)
         attn = self.proj_w(attn, repeat)
@@ -119,7 +121,7 @@ class MiniBlock(nn.Module):
         attn_drop: float,
         proj_drop: float,
         act_layer: type[nn.Module],
-        norm_layer: type[nn.Module],
+        norm_layer: Callable[..., nn.Module],
         device=None,
         dtype=None,
     ) -> None:
@@ -164,7 +166,7 @@ class MiniBlock(nn.Module):
 
 
 def _restore_index(model: 'MiniDeit', incompatible_keys: object) -> None:
-    """After weights were assigned to a model made on the meta device: an index left there would read anything."""
+    """After weights were assigned to a model built on the meta device: fill the index, which no checkpoint holds."""
     if model.rpe_index.is_meta and not model.pos_embed.is_meta:
         model.init_non_persistent_buffers()
 
@@ -172,11 +174,12 @@ def _restore_index(model: 'MiniDeit', incompatible_keys: object) -> None:
 class MiniDeit(nn.Module):
     """Mini-DeiT.
 
-    Images must have the size the model was laid out for, as in timm's ViT, unless `dynamic_img_size` is set. The
-    position embedding is resized with the image (bicubic, as released); relative keys fit every grid as they are.
+    Images must have the size that the model is laid out for, as in timm's ViT, unless `dynamic_img_size` is set. The
+    position embedding is resized with the image (bicubic, as released); relative keys fit every grid unchanged.
     """
 
     dynamic_img_size: Final[bool]
+    rpe_index: torch.Tensor
 
     def __init__(
         self,
@@ -215,16 +218,17 @@ class MiniDeit(nn.Module):
             repeats: Adjacent layers that share their weights: 2 as released; `depth` for the paper's single-layer
                 model (9M parameters at width 768, no released weights); 1 shares nothing.
             mlp_ratio: Hidden width of the MLP over C.
-            rpe_scaled_q: Relative keys meet the queries after these were scaled by d^-0.5, as the released weights
-                need. False: before, as in iRPE's formula.
-            dynamic_img_size: Take images of every size that is a multiple of the patch.
+            rpe_scaled_q: Relative keys are multiplied by queries that are already scaled by d^-0.5, as the released
+                weights need. False: by unscaled queries, as in iRPE's formula.
+            dynamic_img_size: Accept images of every size that is a multiple of the patch.
             drop_rate: Dropout before the classifier.
             pos_drop_rate: Dropout after the position embedding.
             proj_drop_rate: Dropout after the projections of attention and MLP.
             attn_drop_rate: Dropout of the attention maps.
             drop_path_rate: Stochastic depth of the last layer, rising linearly from 0 over the logical layers.
             act_layer: Activation of the MLPs.
-            norm_layer: Norm; default LayerNorm with eps 1e-6, as the released weights need.
+            norm_layer: Norm; default LayerNorm with eps 1e-6, as the released weights need (1e-5 moves their logits by
+                1e-5).
             device: Of the parameters.
             dtype: Of the parameters.
         """
@@ -232,8 +236,8 @@ class MiniDeit(nn.Module):
         super().__init__()
         if repeats < 1 or depth % repeats:
             raise ValueError(f'repeats must divide the depth {depth}, got {repeats}.')
-        act_layer = get_act_layer(act_layer)
-        norm_layer = get_norm_layer(norm_layer) or partial(nn.LayerNorm, eps=1e-6)  # 1e-5 moves released logits by 1e-5
+        act: type[nn.Module] = get_act_layer(act_layer)
+        norm: Callable[..., nn.Module] = get_norm_layer(norm_layer) or partial(nn.LayerNorm, eps=1e-6)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.global_pool = global_pool
@@ -245,13 +249,19 @@ class MiniDeit(nn.Module):
 
         check_patch_grid(img_size, patch_size)
         self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size, output_fmt='NHWC', **dd
+            img_size,
+            to_2tuple(patch_size),
+            in_chans,
+            embed_dim,
+            strict_img_size=not dynamic_img_size,
+            output_fmt='NHWC',
+            **dd,
         )
         self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches, embed_dim, **dd))
         self._register_index(device)
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.ModuleList(
+        rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
+        self.blocks = TypedModuleList(
             [
                 MiniBlock(
                     embed_dim,
@@ -261,17 +271,18 @@ class MiniDeit(nn.Module):
                     rpe_scaled_q,
                     attn_drop_rate,
                     proj_drop_rate,
-                    act_layer,
-                    norm_layer,
+                    act,
+                    norm,
                     **dd,
                 )
                 for first in range(0, depth, repeats)
             ]
         )
-        self.norm = norm_layer(embed_dim, **dd)
+        self.norm = norm(embed_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        # Named after a module of each layer's own, as blocks are not: transformers tells layers apart by these names.
+        # transformers distinguishes layers by these names. Layers share blocks, so each is named after a module that it
+        # does not share.
         modules = [f'blocks.{layer // repeats}.drop_path.{layer % repeats}' for layer in range(depth)]
         reduction = max(self.patch_embed.patch_size)
         self.feature_info = [dict(num_chs=embed_dim, reduction=reduction, module=module) for module in modules]
@@ -285,6 +296,7 @@ class MiniDeit(nn.Module):
             raise ValueError(f"global_pool must be 'avg' or '' (Mini-DeiT has no class token), got {global_pool!r}.")
 
     def _register_index(self, device: torch.device | str | None) -> None:
+        device = None if device is None else torch.device(device)
         self.register_buffer('rpe_index', irpe_index(self.patch_embed.grid_size, device), persistent=False)
 
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -298,8 +310,8 @@ class MiniDeit(nn.Module):
             trunc_normal_(m.weight, std=0.02)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
-        elif needs_reset and hasattr(m, 'reset_parameters'):
-            m.reset_parameters()
+        elif needs_reset and (reset := getattr(m, 'reset_parameters', None)):
+            reset()
 
     def init_non_persistent_buffers(self) -> None:
         """Fill the index of the relative keys, which no checkpoint holds."""
@@ -335,7 +347,7 @@ class MiniDeit(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Lay the model out for another image (or patch) size; the position embedding is resized.
+        """Change the image (or patch) size; the position embedding is resized.
 
         Raises:
             ValueError: On a size that is no multiple of the patch; the model is then unchanged.
@@ -361,7 +373,8 @@ class MiniDeit(nn.Module):
         if not self.dynamic_img_size:
             check_image_size(x, self.patch_embed.img_size)
         x = self.patch_embed(x)
-        pos_embed, index = self.pos_embed, self.rpe_index
+        pos_embed: torch.Tensor = self.pos_embed
+        index = self.rpe_index
         if self.dynamic_img_size:
             grid = (x.shape[1], x.shape[2])
             if not is_exactly(grid[0], grid[1], self.patch_embed.grid_size):
@@ -383,7 +396,7 @@ class MiniDeit(nn.Module):
 
         Args:
             x: Images (B, in_chans, H, W).
-            indices: Layers to take: the last n if int, all if None, else these.
+            indices: Layers to return: the last n if an int, all if None, else those listed.
             return_prefix_tokens: No effect: there are none.
             norm: Apply the final norm to each.
             stop_early: Stop after the last layer asked for.
@@ -426,9 +439,11 @@ class MiniDeit(nn.Module):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> list[torch.Tensor]:
-        """Outputs of the last `n` layers, or of these; the interface of DINO, see `forward_intermediates`."""
+        """Outputs of the last `n` layers, or of those listed; the interface of DINO, see `forward_intermediates`."""
         fmt = 'NCHW' if reshape else 'NLC'
-        return self.forward_intermediates(x, n, norm=norm, output_fmt=fmt, intermediates_only=True)
+        outputs = self.forward_intermediates(x, n, norm=norm, output_fmt=fmt, intermediates_only=True)
+        assert isinstance(outputs, list)
+        return outputs
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -478,14 +493,14 @@ def checkpoint_filter_fn(
     source_img_size: tuple[int, int] | None = None,
     fresh_head: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Official or own layout -> this model's: names mapped, every key accounted for, position embedding resized.
+    """A checkpoint of either layout for this model: names mapped, keys accounted for, position embedding resized.
 
     Args:
         state_dict: Tensors of a checkpoint, already unwrapped (`checkpoints.read_checkpoint`).
         model: The model that will load the result.
-        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to tell apart
-            non-square grids with equal numbers of patches.
-        fresh_head: The model keeps its own classifier: the checkpoint's is left out.
+        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to
+            distinguish non-square grids with equal numbers of patches.
+        fresh_head: Leave the checkpoint's classifier out; the model keeps its own.
 
     Raises:
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
@@ -512,19 +527,20 @@ def _cfg(release: Release) -> dict:
 default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['mini_deit']})
 
 
-def _create_mini_deit(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
+FAMILY = Family(
+    MiniDeit,
+    MINI_DEIT_KEYS,
+    checkpoint_filter_fn,
+    final_grid=lambda img_size: None,
+    out_indices=3,
+    feature_cfg=dict(feature_cls='getter'),
+)
+
+
+def _create_mini_deit(variant: str, pretrained: bool = False, **kwargs) -> MiniDeit:
     if kwargs.get('feature_cls', 'getter') != 'getter':
         raise ValueError("Mini-DeiT's layers share modules, so features are taken by feature_cls='getter' only.")
-    return create_zoo_model(
-        MiniDeit,
-        variant,
-        pretrained,
-        MINI_DEIT_KEYS,
-        checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop('out_indices', 3), feature_cls='getter'),
-        final_grid=lambda img_size: None,
-        **kwargs,
-    )
+    return create_zoo_model(FAMILY, variant, pretrained, **kwargs)
 
 
 @register_model

@@ -1,4 +1,4 @@
-"""Mini-Swin: Swin whose layers share their weights, told apart by head mixing and a local convolution of their own.
+"""Mini-Swin: Swin whose layers share their weights; each has its own head mixing and local convolution.
 
 Paper: MiniViT: Compressing Vision Transformers with Weight Multiplexing, https://arxiv.org/abs/2204.07154
 Released code and weights: https://github.com/microsoft/Cream/tree/main/MiniViT/Mini-Swin (MIT)
@@ -10,9 +10,9 @@ Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w`
 `N` = h * w tokens of a window, `nW` windows of an image, `heads` attention heads, `d` = C / heads (32 as released).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ from ..layers import (
     HeadMix,
     Mlp,
     PerRepeat,
+    TypedModuleList,
+    TypedSequential,
     check_image_size,
     expand_signed_bias,
     in_sub_batches,
@@ -52,7 +54,7 @@ from ..layers import (
     window_reverse,
 )
 from ..releases import FAMILIES, Release
-from ._create import create_zoo_model, record_input_size
+from ._create import Family, create_zoo_model, record_input_size
 
 __all__ = ['MiniSwin']
 
@@ -63,7 +65,7 @@ NUM_WINDOWS = (8, 4, 2, 1)
 class PatchMerging(nn.Module):
     """Join 2x2 neighbours: concatenate, normalise, project. (B, H, W, C) -> (B, H/2, W/2, C')."""
 
-    def __init__(self, dim: int, out_dim: int, norm_layer: type[nn.Module], device=None, dtype=None) -> None:
+    def __init__(self, dim: int, out_dim: int, norm_layer: Callable[..., nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.norm = norm_layer(4 * dim, **dd)
@@ -78,7 +80,10 @@ class PatchMerging(nn.Module):
 
 
 class MiniWindowAttention(nn.Module):
-    """Attention within a window: projections and position bias shared, head mixing one per repeat (paper Eq. 6-7)."""
+    """Attention within a window: projections and position bias shared, one head mixing per repeat (paper Eq. 6-7)."""
+
+    row_offsets: torch.Tensor
+    col_offsets: torch.Tensor
 
     def __init__(
         self,
@@ -116,7 +121,7 @@ class MiniWindowAttention(nn.Module):
         self.register_buffer('col_offsets', signed_offset(w, device), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Start values of the position bias: truncated normal with deviation 0.02 (released code)."""
+        """Initial values of the position bias: truncated normal with standard deviation 0.02 (released code)."""
         trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.init_non_persistent_buffers()
 
@@ -125,7 +130,7 @@ class MiniWindowAttention(nn.Module):
         self._register_offsets(self.relative_position_bias_table.device)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Move to another window; the bias table is resized, see `resize_grid`."""
+        """Change the window size; the bias table is resized, see `resize_grid`."""
         if window_size == self.window_size:
             return
         old = self.relative_position_bias_table
@@ -145,10 +150,10 @@ class MiniWindowAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         attn = (q * self.scale) @ k.transpose(-2, -1)  # (B * nW, heads, N, N)
         attn += expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
-        # One step a line: each map is freed as soon as the next one is there.
+        # One step per line: each map is freed as soon as the next one exists.
         attn = self.proj_l(attn, repeat)
         if mask is not None:
-            # After the mixing: it would spread the -100 over the heads, with any sign.
+            # After the mixing, which would spread the -100 over the heads, with any sign.
             attn = (attn.view(-1, mask.shape[0], self.num_heads, N, N) + mask[:, None]).view(B, self.num_heads, N, N)
         attn = attn.softmax(dim=-1)
         attn = self.proj_w(attn, repeat)
@@ -174,7 +179,7 @@ class MiniSwinBlock(nn.Module):
         attn_drop: float,
         proj_drop: float,
         act_layer: type[nn.Module],
-        norm_layer: type[nn.Module],
+        norm_layer: Callable[..., nn.Module],
         device=None,
         dtype=None,
     ) -> None:
@@ -227,7 +232,7 @@ class MiniSwinBlock(nn.Module):
         x = x + self.drop_path(attended, repeat)
         y = self.local_norm(x, repeat)
         local = self.local_conv(y.permute(0, 3, 1, 2), repeat).permute(0, 2, 3, 1)
-        # The released code goes on with the normalised map: its norm is not in a branch but in the residual stream.
+        # The released code continues with the normalised map: its norm is not in a branch but in the residual stream.
         x = (y if self.replace_residual else x) + local
         return x + self.drop_path(self.mlp(self.norm2(x, repeat)), repeat)
 
@@ -236,6 +241,7 @@ class MiniSwinStage(nn.Module):
     """Downsample, then shared blocks. (B, H, W, C) -> (B, H/2, W/2, C'); the first stage keeps its size."""
 
     mask_unshifted: Final[bool]
+    attn_mask: torch.Tensor | None
 
     def __init__(
         self,
@@ -247,7 +253,7 @@ class MiniSwinStage(nn.Module):
         repeats: int,
         drop_path: Sequence[float],
         mask_unshifted: bool,
-        norm_layer: type[nn.Module],
+        norm_layer: Callable[..., nn.Module],
         device=None,
         dtype=None,
         **block_args,
@@ -257,7 +263,7 @@ class MiniSwinStage(nn.Module):
         self.grad_checkpointing = False
         self.mask_unshifted = mask_unshifted
         self.downsample = PatchMerging(dim, out_dim, norm_layer, **dd) if downsample else nn.Identity()
-        self.blocks = nn.ModuleList(
+        self.blocks = TypedModuleList(
             [
                 MiniSwinBlock(
                     out_dim,
@@ -279,11 +285,12 @@ class MiniSwinStage(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        """Map and windows: sets how far windows shift, and the mask."""
+        """Set the size of map and windows, and from them the shift and the mask."""
         self.grid, self.window_size = grid, window_size
         # As in the released code, and unlike timm's Swin: where one axis has a single window, none is shifted.
         is_split = all(n > w for n, w in zip(grid, window_size, strict=True))
         self.shift = (window_size[0] // 2, window_size[1] // 2) if is_split else (0, 0)
+        device = None if device is None else torch.device(device)
         mask = shifted_window_mask(grid, window_size, self.shift, device, dtype) if any(self.shift) else None
         self.register_buffer('attn_mask', mask, persistent=False)
 
@@ -293,18 +300,18 @@ class MiniSwinStage(nn.Module):
         self._lay_out(self.grid, self.window_size, weight.device, weight.dtype)
 
     def reset_parameters(self) -> None:
-        """The stage's own part of `MiniSwin.init_weights`."""
+        """The stage's part of `MiniSwin.init_weights`."""
         self.init_non_persistent_buffers()
 
     def set_input_size(self, grid: tuple[int, int], window_size: tuple[int, int]) -> None:
-        """Move to another map and other windows."""
+        """Change the size of map and windows."""
         for block in self.blocks:
             block.attn.set_window_size(window_size)
         weight = self.blocks[0].attn.qkv.weight
         self._lay_out(grid, window_size, weight.device, weight.dtype)
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Mask for the map x (B, H, W, C), the one at hand if it fits."""
+        """Mask for the map x (B, H, W, C); the stored one if it fits."""
         if self.shift[0] == 0 and self.shift[1] == 0:
             return None
         H, W = x.shape[1], x.shape[2]
@@ -336,15 +343,28 @@ class MiniSwinStage(nn.Module):
         return x
 
 
-# FX must not look inside: paddings and masks depend on the size at hand.
+# FX must not look inside: padding and masks depend on the size of the input.
 register_notrace_module(MiniSwinStage)
+
+
+def _per_stage(repeats: int | tuple[int, ...], depths: Sequence[int]) -> tuple[int, ...]:
+    """Layers that share their weights, for each stage.
+
+    Raises:
+        ValueError: If they do not divide the depths of the stages.
+    """
+    repeats_of: tuple[int, ...] = to_ntuple(len(depths))(repeats)
+    if len(repeats_of) != len(depths) or any(r < 1 or d % r for d, r in zip(depths, repeats_of, strict=True)):
+        raise ValueError(f'repeats must divide the depths {tuple(depths)}, got {repeats_of}.')
+    return repeats_of
 
 
 class MiniSwin(nn.Module):
     """Mini-Swin.
 
-    Images must have the size the model was laid out for, as in timm's Swin, unless `dynamic_img_size` is set. Windows
-    follow the image size (7 at 224, 12 at 384), and their bias tables are resized with them (bicubic, as released).
+    Images must have the size that the model is laid out for, as in timm's Swin, unless `dynamic_img_size` is set.
+    Windows follow the image size (7 at 224, 12 at 384), and their bias tables are resized with them (bicubic, as
+    released).
     """
 
     dynamic_img_size: Final[bool]
@@ -385,14 +405,14 @@ class MiniSwin(nn.Module):
             num_heads: Attention heads of each stage.
             repeats: Adjacent layers of a stage that share their weights, one number or one per stage: 2, and in
                 Mini-Swin-T all layers of a stage, as released; 1 shares nothing.
-            window_size: Windows instead of those that follow from the size; see `per_stage_windows`.
+            window_size: Windows to use instead of those that follow from the size; see `per_stage_windows`.
             mlp_ratio: Hidden width of the MLP over C.
             local_conv_size: Kernel of the depthwise convolutions, odd. 7 as released, with windows of 12 too.
             mask_unshifted: Keep cells apart in unshifted layers as if windows were shifted, as the released weights
                 need. False: in shifted layers only, as in Swin.
             replace_residual: The local norm replaces the residual stream, as the released weights need. False: it
                 stays in the branch of its convolution.
-            dynamic_img_size: Take images of every size, with masks computed as needed.
+            dynamic_img_size: Accept images of every size; masks are computed as needed.
             drop_rate: Dropout before the classifier.
             proj_drop_rate: Dropout after the projections of attention and MLP.
             attn_drop_rate: Dropout of the attention maps.
@@ -407,10 +427,9 @@ class MiniSwin(nn.Module):
         stages = len(depths)
         if stages != len(num_heads) or stages > len(NUM_WINDOWS):
             raise ValueError(f'depths and num_heads must have one entry per stage, at most 4: {depths}, {num_heads}.')
-        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
-        repeats = to_ntuple(stages)(repeats)
-        if len(repeats) != stages or any(r < 1 or d % r for d, r in zip(depths, repeats, strict=True)):
-            raise ValueError(f'repeats must divide the depths {tuple(depths)}, got {repeats}.')
+        act: type[nn.Module] = get_act_layer(act_layer)
+        norm: Callable[..., nn.Module] = get_norm_layer(norm_layer)
+        repeats_of = _per_stage(repeats, depths)
         if local_conv_size % 2 == 0:
             raise ValueError(f'local_conv_size must be odd, got {local_conv_size}.')
         dims = [embed_dim * 2**i for i in range(stages)]
@@ -429,14 +448,14 @@ class MiniSwin(nn.Module):
             4,
             in_chans,
             embed_dim,
-            norm_layer=norm_layer,
+            norm_layer=norm,
             strict_img_size=not dynamic_img_size,
             dynamic_img_pad=True,
             output_fmt='NHWC',
             **dd,
         )
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        self.stages = nn.Sequential(
+        rates = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
+        self.stages = TypedSequential(
             *[
                 MiniSwinStage(
                     dims[max(i - 1, 0)],
@@ -444,17 +463,17 @@ class MiniSwin(nn.Module):
                     downsample=i > 0,
                     grid=grids[i],
                     window_size=self.window_sizes[i],
-                    repeats=repeats[i],
+                    repeats=repeats_of[i],
                     drop_path=rates[i],
                     mask_unshifted=mask_unshifted,
-                    norm_layer=norm_layer,
+                    norm_layer=norm,
                     num_heads=num_heads[i],
                     mlp_ratio=mlp_ratio,
                     local_conv_size=local_conv_size,
                     replace_residual=replace_residual,
                     attn_drop=attn_drop_rate,
                     proj_drop=proj_drop_rate,
-                    act_layer=act_layer,
+                    act_layer=act,
                     **dd,
                 )
                 for i in range(stages)
@@ -463,7 +482,7 @@ class MiniSwin(nn.Module):
         self.feature_info = [
             dict(num_chs=dim, reduction=4 * 2**i, module=f'stages.{i}') for i, dim in enumerate(dims)
         ]  # fmt: skip
-        self.norm = norm_layer(self.num_features, **dd)
+        self.norm = norm(self.num_features, **dd)
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd
         )
@@ -474,7 +493,7 @@ class MiniSwin(nn.Module):
     def _layout(
         img_size: int | tuple[int, int], window_size: int | Sequence | None, num_stages: int
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-        """Image size and the window (h, w) of every stage: the one place where a resolution becomes windows."""
+        """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
             raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
@@ -491,8 +510,8 @@ class MiniSwin(nn.Module):
             trunc_normal_(m.weight, std=0.02)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
-        elif needs_reset and hasattr(m, 'reset_parameters'):
-            m.reset_parameters()
+        elif needs_reset and (reset := getattr(m, 'reset_parameters', None)):
+            reset()
 
     def init_non_persistent_buffers(self) -> None:
         """Fill masks and indices, which no checkpoint holds."""
@@ -542,11 +561,11 @@ class MiniSwin(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, window_size: int | Sequence | None = None
     ) -> None:
-        """Lay maps and windows out for another image size; bias tables are resized, everything else stays.
+        """Change the image size, and with it maps and windows; bias tables are resized, everything else stays.
 
         Args:
             img_size: New image size, int or (H, W); None keeps the current one.
-            window_size: Windows instead of those that follow from the size; see `per_stage_windows`.
+            window_size: Windows to use instead of those that follow from the size; see `per_stage_windows`.
 
         Raises:
             ValueError: On a bad size or windows; the model is then unchanged.
@@ -581,8 +600,8 @@ class MiniSwin(nn.Module):
 
         Args:
             x: Images (B, in_chans, H, W).
-            indices: Stages to take: the last n if int, all if None, else these.
-            norm: Apply the final norm to the last stage's output, the only one that it fits.
+            indices: Stages to return: the last n if an int, all if None, else those listed.
+            norm: Apply the final norm to the output of the last stage, the only one that it fits.
             stop_early: Stop after the last stage asked for.
             output_fmt: 'NCHW' only.
             intermediates_only: Return the list alone.
@@ -613,7 +632,7 @@ class MiniSwin(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages after the last of `indices`, and norm and head with them or as asked."""
+        """Remove the stages after the last of `indices`; norm and head go with them, or if asked for."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
@@ -653,18 +672,18 @@ def checkpoint_filter_fn(
     source_img_size: tuple[int, int] | None = None,
     fresh_head: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Official or own layout -> this model's: names mapped, every key accounted for, bias tables resized.
+    """A checkpoint of either layout for this model: names mapped, every key accounted for, bias tables resized.
 
     Args:
         state_dict: Tensors of a checkpoint, already unwrapped (`checkpoints.read_checkpoint`).
         model: The model that will load the result.
-        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to tell apart
-            non-square windows with equal numbers of offsets.
-        fresh_head: The model keeps its own classifier: the checkpoint's is left out.
+        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to
+            distinguish non-square windows with equal numbers of offsets.
+        fresh_head: Leave the checkpoint's classifier out; the model keeps its own.
 
     Raises:
-        CheckpointError: On a key that is unknown, missing or of a wrong shape, or a stored index or mask that is not
-            what it must be.
+        CheckpointError: On a key that is unknown, missing or of a wrong shape, or a stored index or mask with other
+            values than the released code computes.
     """
     stored = state_dict
     state_dict, layout = MINI_SWIN_KEYS.to_ours(state_dict)
@@ -691,17 +710,18 @@ def _cfg(release: Release) -> dict:
 default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['mini_swin']})
 
 
-def _create_mini_swin(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
-    return create_zoo_model(
-        MiniSwin,
-        variant,
-        pretrained,
-        MINI_SWIN_KEYS,
-        checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3))),
-        final_grid=lambda img_size: stage_grids(img_size)[-1],
-        **kwargs,
-    )
+FAMILY = Family(
+    MiniSwin,
+    MINI_SWIN_KEYS,
+    checkpoint_filter_fn,
+    final_grid=lambda img_size: stage_grids(img_size)[-1],
+    out_indices=(0, 1, 2, 3),
+    feature_cfg=dict(flatten_sequential=True),
+)
+
+
+def _create_mini_swin(variant: str, pretrained: bool = False, **kwargs) -> MiniSwin:
+    return create_zoo_model(FAMILY, variant, pretrained, **kwargs)
 
 
 @register_model

@@ -1,4 +1,4 @@
-"""Weight-multiplexed models by name: `compress.multiplex` describes its results so that this makes them again.
+"""Weight-multiplexed models by name: rebuilds the results of `compress.multiplex` from their description.
 
 Paper: MiniViT: Compressing Vision Transformers with Weight Multiplexing, https://arxiv.org/abs/2204.07154
 """
@@ -25,7 +25,7 @@ OF_BUILDER = ('cache_dir', 'features_only', 'feature_cls', 'out_indices', 'pretr
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """timm's own filter for the class: position embeddings and bias tables go to the model's size."""
+    """timm's own filter for the class: position embeddings and bias tables are resized to the model's size."""
     return _family(model).checkpoint_filter_fn(state_dict, model)
 
 
@@ -50,16 +50,16 @@ def multiplexed(
     Args:
         pretrained: Load the weights of the folder or Hub page that names this architecture; there are no others.
         base: Architecture of timm, with or without a tag. Its weights are not loaded.
-        share_every: See `multiplex`, as the next three.
-        transform: See there.
-        mlp_transform: See there.
-        mlp_conv_kernel: See there.
+        share_every: See `multiplex`.
+        transform: See `multiplex`.
+        mlp_transform: See `multiplex`.
+        mlp_conv_kernel: See `multiplex`.
         pretrained_cfg: As in `timm.create_model`.
         pretrained_cfg_overlay: As in `timm.create_model`.
         **kwargs: As the base model takes them: `num_classes`, `img_size`, `in_chans`, `features_only`, ...
 
     Raises:
-        ValueError: On an unknown base; else see `multiplex`.
+        ValueError: On an unknown base; see also `multiplex`.
     """
     from ..compress import describe_weights, restructure  # only for those who use it
 

@@ -1,7 +1,7 @@
-"""Plain ViTs as the released lightweight ones need them: timm's `VisionTransformer`, with two things put right.
+"""Plain ViTs as the released lightweight ones need them: timm's `VisionTransformer`, with two corrections.
 
-timm resizes position embeddings with antialias, which the released code does not; and its checkpoint filter takes any
-file with a `mask_token` for one of DINOv2. State-dict names and constructor arguments are timm's, which are the
+timm resizes position embeddings with antialias, which the released code does not; and its checkpoint filter mistakes
+any file with a `mask_token` for one of DINOv2. State-dict names and constructor arguments are timm's, which are the
 released names. TinyMIM (`tinymim`) and MAE-Lite (`mae_lite`) build on this.
 
 Shape legend: `B` batch, `P` prefix tokens (class, distillation), `N` = h * w patches, `C` width.
@@ -9,11 +9,11 @@ Shape legend: `B` batch, `P` prefix tokens (class, distillation), `N` = h * w pa
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from timm.layers import Attention, Mlp, get_device_dtype, to_2tuple
-from timm.models import VisionTransformer, checkpoint
+from timm.models import Beit, VisionTransformer, checkpoint
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -30,14 +30,18 @@ from ..checkpoints import (
 )
 from ..layers import DeployLinear, check_patch_grid, fold_gelu, resize_beit_table, resize_position
 from ..releases import Release
-from ._create import create_zoo_model, record_input_size
+from ._create import Family, create_zoo_model, record_input_size
 
 __all__ = ['PlainBlock', 'PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'create_plain_vit', 'plain_vit_cfg']
 
+M = TypeVar('M', bound=nn.Module)
+PlainModel = VisionTransformer | Beit
+WeightInit = Literal['skip', 'reset', 'jax', 'jax_nlhb', 'moco', '']
+
 FRESH = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
-"""What a training that starts from an encoder does not take over."""
+"""Modules that a training from an encoder does not take from it."""
 BEIT_ONLY = ('relative_position_bias_table', 'gamma_1', 'gamma_2')
-"""What a model with tables and LayerScale has, and a plain encoder has not."""
+"""Parameters that a model with tables and LayerScale has and a plain encoder does not have."""
 
 
 class PlainBlock(Block):
@@ -70,7 +74,7 @@ class PlainVit(VisionTransformer):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Lay the model out for another image (or patch) size; the position embedding is resized.
+        """Change the image (or patch) size; the position embedding is resized.
 
         Raises:
             ValueError: On a size that is no multiple of the patch; the model is then unchanged.
@@ -87,8 +91,12 @@ class PlainVit(VisionTransformer):
         """Images -> tokens with their positions (B, P + N, C)."""
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
 
-    def _run(self, block: nn.Module, x: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
-        return checkpoint(block, x, attn_mask=attn_mask) if self.grad_checkpointing else block(x, attn_mask=attn_mask)
+    def _run(
+        self, block: nn.Module, x: torch.Tensor, attn_mask: torch.Tensor | None, is_causal: bool = False
+    ) -> torch.Tensor:
+        if self.grad_checkpointing:
+            return checkpoint(block, x, attn_mask=attn_mask, is_causal=is_causal)
+        return block(x, attn_mask=attn_mask, is_causal=is_causal)
 
     def _with_prefix(self, x: torch.Tensor) -> torch.Tensor:
         """Patches (B, N, C) -> all tokens (B, P + N, C)."""
@@ -101,7 +109,7 @@ class PlainVit(VisionTransformer):
 
     def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
         """Patches (B, N, C), or (B, h, w, C) with dynamic_img_size -> tokens with positions (B, P + N, C)."""
-        pos_embed = self.pos_embed
+        pos_embed: torch.Tensor | None = self.pos_embed
         if self.dynamic_img_size:
             if pos_embed is not None:
                 pos_embed = self._position(pos_embed, self.patch_embed.grid_size, (x.shape[1], x.shape[2]))
@@ -119,9 +127,9 @@ class TwoHeadVit(PlainVit):
     `set_distilled_training(True)` makes `forward` return the pair of logits in training mode, as in timm's DeiT.
     """
 
-    def __init__(self, *args, weight_init: str = '', device=None, dtype=None, **kwargs) -> None:
+    def __init__(self, *args: Any, weight_init: WeightInit = '', device=None, dtype=None, **kwargs) -> None:
         dd = {'device': device, 'dtype': dtype}
-        super().__init__(*args, weight_init='skip', **dd, **kwargs)
+        super().__init__(*args, weight_init='skip', device=device, dtype=dtype, **kwargs)
         self._check_pool(self.global_pool)
         self.distilled_training = False
         self._build_classifiers(**dd)
@@ -133,8 +141,8 @@ class TwoHeadVit(PlainVit):
         self.head = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
         self.head_dist = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
 
-    def _finish(self, weight_init: str) -> None:
-        """Initialise what `VisionTransformer` was told to leave alone."""
+    def _finish(self, weight_init: WeightInit) -> None:
+        """Initialise the weights, which `VisionTransformer` was asked to skip."""
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
@@ -162,7 +170,7 @@ class TwoHeadVit(PlainVit):
         self.distilled_training = enable
 
     def _pooled(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (B, P + N, C) -> what the two classifiers read, (B, C) each."""
+        """Tokens (B, P + N, C) -> the inputs of the two classifiers, (B, C) each."""
         raise NotImplementedError
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -178,14 +186,14 @@ class TwoHeadVit(PlainVit):
         if not pre_logits:
             x, x_dist = self.head(x), self.head_dist(x_dist)
             if self.distilled_training and self.training and not torch.jit.is_scripting():
-                return x, x_dist
+                return cast(Any, (x, x_dist))  # the declared type is for TorchScript, which never comes here
         return (x + x_dist) / 2
 
 
 def set_patch_grid(
-    model: nn.Module, img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int] | None
+    model: PlainModel, img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Set the size of a plain ViT's patch embedding, record it for timm, and return the grid it had before.
+    """Set the size of a plain ViT's patch embedding, record it for timm, and return the previous grid.
 
     Raises:
         ValueError: On a size that is no multiple of the patch; the model is then unchanged.
@@ -205,23 +213,23 @@ def set_patch_grid(
 
 def checkpoint_filter_fn(
     state_dict: dict[str, torch.Tensor],
-    model: nn.Module,
+    model: PlainModel,
     source_img_size: tuple[int, int] | None = None,
     fresh_head: bool = False,
     as_init: bool = False,
     check: Callable[[tuple[int, ...]], None] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """A released or own checkpoint -> this model's: leftovers of training dropped, every other key accounted for,
-    position embedding and relative-position tables resized.
+    """A checkpoint for this model: leftovers of training dropped, every other key accounted for, position embedding and
+    relative-position tables resized.
 
     Args:
         state_dict: Tensors of a checkpoint, already unwrapped (`checkpoints.read_checkpoint`).
         model: The model that will load the result.
-        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to tell apart
-            non-square grids with equal numbers of patches.
-        fresh_head: The model keeps its own classifier: the checkpoint's is left out.
-        as_init: The model keeps its own norms after the last block as well, as a training does that starts from an
-            encoder with another pooling; and its tables and LayerScale where the checkpoint has none.
+        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to
+            distinguish non-square grids with equal numbers of patches.
+        fresh_head: Leave the checkpoint's classifier out; the model keeps its own.
+        as_init: The model also keeps its own norms after the last block, as a training from an encoder with another
+            pooling does; and its tables and LayerScale where the checkpoint has none.
         check: Raises CheckpointError if the checkpoint cannot be of a model with these heads, see `check_heads`.
 
     Raises:
@@ -240,17 +248,17 @@ def checkpoint_filter_fn(
         )
     _resize(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
     fitted = fit_to_model(state_dict, model, PLAIN_VIT_KEYS, layout, fresh_head)
-    if check is not None:  # of what fits by its shapes; what does not is no matter of heads
+    if check is not None:  # only of what fits by its shapes: other mismatches are not about heads
         check(heads_of(model))
     return fitted
 
 
 def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a training starts from: the checkpoint's encoder, and of the model what it does not take over.
+    """Initial values of a training: the checkpoint's encoder, and the model's own values for everything else.
 
-    A plain encoder also starts a model with tables and LayerScale, whose layers BEiT's code names otherwise. The
-    released code leaves the biases of queries and values behind then; here they are taken over. Those of the keys add
-    the same to all logits of a query, so nothing is lost without them.
+    A plain encoder can also initialise a model with tables and LayerScale, whose layers have other names in BEiT's
+    code. The released code then drops the biases of queries and values; here they are kept. Those of the keys add the
+    same to all logits of a query, so nothing is lost without them.
     """
     started = {k: v for k, v in state_dict.items() if not k.startswith(FRESH)}
     if not any(k.endswith(BEIT_ONLY) for k in started):
@@ -263,9 +271,9 @@ def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) 
 
 
 def _resize(
-    state_dict: dict[str, torch.Tensor], model: nn.Module, source: Callable[..., tuple[int, int] | None]
+    state_dict: dict[str, torch.Tensor], model: PlainModel, source: Callable[..., tuple[int, int] | None]
 ) -> None:
-    """Move position embedding and tables to the model's grid; what has an odd shape is left for `fit_to_model`."""
+    """Resize position embedding and tables to the model's grid; `fit_to_model` reports those of an odd shape."""
     grid = tuple(model.patch_embed.grid_size)
     for key, value in state_dict.items():
         if key == 'pos_embed' and value.ndim == 3 and value.shape[0] == 1 and value.shape[2] > 0:
@@ -293,22 +301,22 @@ def plain_vit_cfg(release: Release, **kwargs) -> dict:
 
 
 def create_plain_vit(
-    model_cls: type[nn.Module],
+    model_cls: type[M],
     variant: str,
     pretrained: bool,
     args: dict[str, Any],
     kwargs: dict[str, Any],
-) -> nn.Module:
-    """A model of these families, its checkpoint held against its number of heads.
+) -> M:
+    """A model of these families, with its checkpoint checked for the number of heads.
 
     Args:
         model_cls: Model class.
         variant: Architecture name.
         pretrained: Load weights.
-        args: What the architecture is.
-        kwargs: What the caller of `timm.create_model` gave; overrides `args`. With num_heads in it the caller
-            vouches for the heads; with as_init=True a training starts from an encoder: classifier and norms after
-            the last block stay fresh, and other heads are no mistake.
+        args: Arguments that define the architecture.
+        kwargs: Arguments of the caller of `timm.create_model`; they override `args`. With num_heads among them the
+            caller vouches for the heads. With as_init=True the checkpoint is an encoder to start a training from:
+            classifier and norms after the last block stay fresh, and other heads are no mistake.
     """
     heads_given = 'num_heads' in kwargs
     kwargs = {**args, **kwargs}
@@ -319,14 +327,12 @@ def create_plain_vit(
             check = partial(check_heads, evidence=find_heads(weights.clues, weights.state_dict), name=variant)
         return dict(as_init=as_init, check=check)
 
-    return create_zoo_model(
+    family = Family(
         model_cls,
-        variant,
-        pretrained,
         PLAIN_VIT_KEYS,
         checkpoint_filter_fn,
         final_grid=lambda img_size: None,
-        filter_args_of=filter_args,
-        feature_cfg=dict(out_indices=kwargs.pop('out_indices', 3), feature_cls='getter'),
-        **kwargs,
+        out_indices=3,
+        feature_cfg=dict(feature_cls='getter'),
     )
+    return create_zoo_model(family, variant, pretrained, filter_args_of=filter_args, **kwargs)

@@ -1,9 +1,9 @@
-"""TinyMIM: small ViTs that learnt the token relations of a masked autoencoder.
+"""TinyMIM: small ViTs that learn the token relations of a masked autoencoder.
 
 Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296
 Released code and weights: https://github.com/OliverRensu/TinyMIM (no license given)
 
-Three kinds of model, whose files cannot be told apart by their shapes:
+Three kinds of model, whose files cannot be distinguished by their shapes:
 
 * `tinymim_vit_*`: fine-tuned, 3 / 6 / 12 heads, the mean of the patches is classified;
 * `tinymim_vit_*_student_*`: pre-trained, 6 / 6 / 12 heads and 12 / 12 / 16 in the last ("adaptive") block, whose second
@@ -14,7 +14,7 @@ Shape legend: `B` batch, `P` prefix tokens, `N` patches, `C` width.
 """
 
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from timm.layers import LayerNorm, trunc_normal_
@@ -23,7 +23,15 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from ..releases import FAMILIES, Release
-from .plain_vit import PlainBlock, PlainVit, TwoHeadVit, checkpoint_filter_fn, create_plain_vit, plain_vit_cfg
+from .plain_vit import (
+    PlainBlock,
+    PlainVit,
+    TwoHeadVit,
+    WeightInit,
+    checkpoint_filter_fn,
+    create_plain_vit,
+    plain_vit_cfg,
+)
 
 __all__ = ['TinyMim', 'TinyMimStar', 'TinyMimStudent', 'checkpoint_filter_fn']
 
@@ -35,7 +43,7 @@ class TinyMim(PlainVit):
 def _student_block(
     num_heads: int, last_heads: int, last: int, depth: int, drop_path: float, rate: float, **kwargs
 ) -> PlainBlock:
-    """Block number `depth` of a student: heads of its own in the last one, drop path the same in all others."""
+    """Block number `depth` of a student: the last one has its own heads, all others the same drop path."""
     is_last = depth == last
     return PlainBlock(
         num_heads=last_heads if is_last else num_heads, drop_path=0.0 if is_last else rate, depth=depth, **kwargs
@@ -46,9 +54,9 @@ class TinyMimStudent(PlainVit):
     """Pre-trained TinyMIM encoder; its features are those of the last block that was trained.
 
     Pre-training compares the queries, keys and values of the last block with the teacher's (`tinyvit_zoo.pretrain`), so
-    of that block only `norm1` and `attn.qkv` learnt anything. Its projection, `norm2`, MLP and the final `norm` are in
-    the released files as they were drawn at random, and the model keeps them for the round trip; `forward` stops
-    before.
+    only `norm1` and `attn.qkv` of that block are trained. Its projection, `norm2`, MLP and the final `norm` have their
+    random initial values in the released files, and the model keeps them for the round trip; `forward` stops before
+    that block.
     """
 
     forward_depth: Final[int]
@@ -89,16 +97,21 @@ class TinyMimStudent(PlainVit):
         """The end of the features: the final norm only behind the whole model, since it was not trained."""
         return x if self.stops_early else self.norm(x)
 
-    def forward_features(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward_features(
+        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
+    ) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, P + N, C) after `forward_depth` blocks, not normalised."""
         x = self._embed(x)
         for i, block in enumerate(self.blocks):
             if i < self.forward_depth:
-                x = block(x, attn_mask=attn_mask) if torch.jit.is_scripting() else self._run(block, x, attn_mask)
+                if torch.jit.is_scripting():
+                    x = block(x, attn_mask=attn_mask, is_causal=is_causal)
+                else:
+                    x = self._run(block, x, attn_mask, is_causal)
         return self._normed(x)
 
-    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x, attn_mask))
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
 
     def forward_intermediates(
         self,
@@ -109,22 +122,26 @@ class TinyMimStudent(PlainVit):
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
+        output_dict: bool = False,
         attn_mask: torch.Tensor | None = None,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Outputs of blocks, as timm's ViT gives them; `indices` count the `forward_depth` blocks that run.
+        is_causal: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]] | dict[str, Any]:
+        """Outputs of blocks, as timm's ViT returns them; `indices` count the `forward_depth` blocks that run.
 
         Args:
             x: Images (B, in_chans, H, W).
-            indices: Blocks to take: the last n if int, all if None, else these.
-            return_prefix_tokens: Give pairs of patches and prefix tokens (B, P, C).
+            indices: Blocks to return: the last n if an int, all if None, else those listed.
+            return_prefix_tokens: Return pairs of patches and prefix tokens (B, P, C).
             norm: Apply the final norm to each; it was not trained.
             stop_early: Stop after the last block asked for.
             output_fmt: 'NCHW' or 'NLC'.
             intermediates_only: Return the list alone.
+            output_dict: Return a dictionary with the keys of timm's ViT instead.
             attn_mask: As in `forward_features`.
+            is_causal: As in `forward_features`.
 
         Returns:
-            The final features and the list of (B, C, h, w) or (B, N, C), or the list alone.
+            The final features and the list of (B, C, h, w) or (B, N, C); the list alone; or a dictionary.
         """
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got '{output_fmt}'.")
@@ -133,15 +150,19 @@ class TinyMimStudent(PlainVit):
         x = self._embed(x)
         taken = []
         for i, block in enumerate(self.blocks[: last + 1 if stop_early else self.forward_depth]):
-            x = self._run(block, x, attn_mask)
+            x = self._run(block, x, attn_mask, is_causal)
             if i in take_indices:
                 taken.append(self.norm(x) if norm else x)
         patches = [y[:, self.num_prefix_tokens :] for y in taken]
         if output_fmt == 'NCHW':
             patches = [y.transpose(1, 2).unflatten(2, (height, width)) for y in patches]
-        if return_prefix_tokens:
-            patches = list(zip(patches, [y[:, : self.num_prefix_tokens] for y in taken], strict=True))
-        return patches if intermediates_only else (self._normed(x), patches)
+        prefix = [y[:, : self.num_prefix_tokens] for y in taken]
+        if output_dict:
+            with_prefix = dict(image_intermediates_prefix=prefix) if return_prefix_tokens else {}
+            features = {} if intermediates_only else dict(image_features=self._normed(x))
+            return dict(image_intermediates=patches, **with_prefix, **features)
+        outputs: list[Any] = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
+        return outputs if intermediates_only else (self._normed(x), outputs)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -149,7 +170,7 @@ class TinyMimStudent(PlainVit):
         """Remove the blocks after the last of `indices`, which count the blocks that run."""
         take_indices, last = feature_take_indices(self.forward_depth, indices)
         self.blocks = self.blocks[: last + 1]
-        self.forward_depth = last + 1
+        self.forward_depth = last + 1  # type: ignore[misc]  # Final is for TorchScript, where it makes a constant
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -162,10 +183,10 @@ class TinyMimStar(TwoHeadVit):
     """TinyMIM*-T: a class and a distillation token, and an expansion of all tokens before two classifiers.
 
     The authors published this model's segmentation backbone, but not how its classifier reads the tokens. That part is
-    inferred from the names and shapes that their training log lists: all tokens are expanded (`conv1x1`), the mean of
-    the patches is normalised and classified, the distillation token (index 1) is classified beside it, and evaluation
-    takes the mean of both. Whether this gives the published accuracy could not be checked without the file; a file
-    whose `fc_norm` has another width than the expansion is refused.
+    inferred from the names and shapes in their training log: all tokens are expanded (`conv1x1`), one classifier reads
+    the normalised mean of the patches, the other the distillation token (index 1), and evaluation takes the mean of
+    both. Whether this gives the published accuracy could not be checked without the file; a file whose `fc_norm` has
+    another width than the expansion is refused.
     """
 
     def __init__(
@@ -173,7 +194,7 @@ class TinyMimStar(TwoHeadVit):
         *args,
         embed_dim: int = 192,
         expand_dim: int = 1280,
-        weight_init: str = '',
+        weight_init: WeightInit = '',
         device=None,
         dtype=None,
         **kwargs,
@@ -194,8 +215,9 @@ class TinyMimStar(TwoHeadVit):
         self.num_prefix_tokens = 2
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
         self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + 2, embed_dim, **dd))
-        # The one norm of the model with torch's default eps of 1e-5, as released.
-        self.conv1x1 = nn.Sequential(nn.LayerNorm(embed_dim, **dd), nn.Linear(embed_dim, expand_dim, **dd), nn.GELU())
+        # The only norm of the model with torch's default eps of 1e-5, as released.
+        expansion = [nn.LayerNorm(embed_dim, **dd), nn.Linear(embed_dim, expand_dim, **dd), nn.GELU()]
+        self.conv1x1: nn.Module = nn.Sequential(*expansion)
         self.fc_norm = LayerNorm(expand_dim, **dd)
         self._build_classifiers(**dd)
         self._finish(weight_init)
@@ -207,7 +229,7 @@ class TinyMimStar(TwoHeadVit):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for layer-wise learning rates; the expansion counts as one with the last block's norm."""
+        """Layers for layer-wise learning rates; the expansion is the last of them."""
         return dict(
             stem=r'^cls_token|dist_token|pos_embed|patch_embed',
             blocks=[(r'^blocks\.(\d+)', None), (r'^conv1x1', (99999,))],
@@ -215,24 +237,34 @@ class TinyMimStar(TwoHeadVit):
 
     def _with_prefix(self, x: torch.Tensor) -> torch.Tensor:
         batch = x.shape[0]
+        assert self.cls_token is not None
         return torch.cat([self.cls_token.expand(batch, -1, -1), self.dist_token.expand(batch, -1, -1), x], dim=1)
 
-    def forward_features(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward_features(
+        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
+    ) -> torch.Tensor:
         """(B, in_chans, H, W) -> all tokens (B, 2 + N, expand_dim)."""
         x = self._embed(x)
         for block in self.blocks:
-            x = block(x, attn_mask=attn_mask) if torch.jit.is_scripting() else self._run(block, x, attn_mask)
+            if torch.jit.is_scripting():
+                x = block(x, attn_mask=attn_mask, is_causal=is_causal)
+            else:
+                x = self._run(block, x, attn_mask, is_causal)
         return self.conv1x1(x)
 
-    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x, attn_mask))
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
 
-    def forward_intermediates(self, x: torch.Tensor, indices: int | list[int] | None = None, **kwargs):
+    def forward_intermediates(
+        self, x: torch.Tensor, indices: int | list[int] | None = None, *args: Any, **kwargs: Any
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]] | dict[str, Any]:
         """As in timm's `VisionTransformer`: blocks give (B, C, h, w), the final features are expanded."""
-        result = super().forward_intermediates(x, indices, **kwargs)
-        if isinstance(result, tuple):
-            return self.conv1x1(result[0]), result[1]
-        return result
+        outputs = super().forward_intermediates(x, indices, *args, **kwargs)
+        if isinstance(outputs, tuple):
+            return self.conv1x1(outputs[0]), outputs[1]
+        if isinstance(outputs, dict) and 'image_features' in outputs:
+            outputs['image_features'] = self.conv1x1(outputs['image_features'])
+        return outputs
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

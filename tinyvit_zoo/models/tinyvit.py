@@ -11,7 +11,7 @@ Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w`
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +38,15 @@ from ..layers import (
     ConvNorm,
     DeployLinear,
     Mlp,
+    TypedSequential,
     abs_offset_index,
     activate,
+    checkpoint_block,
     conv_act,
     expand_abs_bias,
     fold_gelu,
     is_exactly,
     per_stage_windows,
-    recomputed,
     resize_grid,
     scaled_windows,
     stage_grids,
@@ -53,7 +54,7 @@ from ..layers import (
     window_reverse,
 )
 from ..releases import FAMILIES, Release
-from ._create import create_zoo_model, record_input_size
+from ._create import Family, create_zoo_model, record_input_size
 
 __all__ = ['TinyViT']
 
@@ -67,7 +68,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chs: int, out_chs: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1 = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
+        self.conv1: nn.Module = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
         self.act = act_layer()
         self.conv2 = ConvNorm(out_chs // 2, out_chs, 3, stride=2, **dd)
 
@@ -77,7 +78,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
-        # the same memory as B,H,W,C without a copy. (`contiguous(memory_format=...)` would not work under vmap.)
+        # the same memory as B,H,W,C without a copy. (`contiguous(memory_format=...)` does not work under vmap.)
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         x = self.act(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act, x)
         return self.conv2(x)
@@ -98,9 +99,9 @@ class MBConv(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         mid_chs = int(dim * expand_ratio)
-        self.conv1 = ConvNorm(dim, mid_chs, 1, **dd)
+        self.conv1: nn.Module = ConvNorm(dim, mid_chs, 1, **dd)
         self.act1 = act_layer()
-        self.conv2 = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
+        self.conv2: nn.Module = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(mid_chs, dim, 1, bn_weight_init=0.0, **dd)
         self.act3 = act_layer()
@@ -125,9 +126,9 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
+        self.conv1: nn.Module = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
-        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
+        self.conv2: nn.Module = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
 
@@ -161,7 +162,7 @@ class ConvStage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return _recomputed_blocks(self.blocks, x)
+            return _checkpoint_blocks(self.blocks, x)
         return self.blocks(x)
 
 
@@ -169,6 +170,8 @@ class Attention(nn.Module):
     """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.3)."""
 
     fused_attn: Final[bool]
+    row_offsets: torch.Tensor
+    col_offsets: torch.Tensor
 
     def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
@@ -193,7 +196,7 @@ class Attention(nn.Module):
         self.register_buffer('col_offsets', abs_offset_index(w, device), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Start values: no bias (released code)."""
+        """Initial values of the released code: no bias."""
         nn.init.zeros_(self.attention_biases)
         self.init_non_persistent_buffers()
 
@@ -202,7 +205,7 @@ class Attention(nn.Module):
         self._register_offsets(self.attention_biases.device)
 
     def set_window_size(self, window_size: tuple[int, int], mode: str = 'bicubic') -> None:
-        """Move to another window; the bias table is resized, see `resize_grid`."""
+        """Change the window size; the bias table is resized, see `resize_grid`."""
         if window_size == self.window_size:
             return
         old = self.attention_biases
@@ -221,11 +224,11 @@ class Attention(nn.Module):
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
         qkv = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2)
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B * nW, heads, N, d)
-        # Cast before spreading: under autocast SDPA would cast the (N, N) bias instead of the small table.
+        # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
         bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
 
-        # On CPU the fused kernel takes a 4-D bias that needs no gradient; with a gradient torch would decompose it,
-        # slower than the lines below, and in bfloat16 two matrix products on bf16 instructions are faster than it.
+        # On CPU the fused kernel takes a 4-D bias that needs no gradient. With a gradient torch would decompose it into
+        # something slower than the lines below, and in bfloat16 two products on bf16 instructions are faster.
         cpu_prefers_plain = bias.requires_grad or q.dtype == torch.bfloat16
         if self.fused_attn and not (q.device.type == 'cpu' and cpu_prefers_plain):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -265,7 +268,7 @@ class TinyVitBlock(nn.Module):
         if is_exactly(H, W, self.attn.window_size):
             return self.attn(x.reshape(B, H * W, C)).view(B, H, W, C)
         # Padding comes before the attention's norm, so padded cells hold the norm's bias and take part as keys and
-        # values: the released weights were trained so.
+        # values: the released weights were trained that way.
         windows = self.attn(window_partition(x, self.attn.window_size))
         return window_reverse(windows, self.attn.window_size, (B, H, W))
 
@@ -300,7 +303,7 @@ class TinyVitStage(nn.Module):
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = PatchMerging(dim, out_dim, act_layer, **dd)
-        self.blocks = nn.Sequential(
+        self.blocks = TypedSequential(
             *[
                 TinyVitBlock(
                     out_dim, num_heads, window_size, mlp_ratio, local_conv_size, act_layer, proj_drop, rate, **dd
@@ -311,31 +314,32 @@ class TinyVitStage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = recomputed(self.downsample, x).permute(0, 2, 3, 1)
-            return _recomputed_blocks(self.blocks, x).permute(0, 3, 1, 2)
+            x = checkpoint_block(self.downsample, x).permute(0, 2, 3, 1)
+            return _checkpoint_blocks(self.blocks, x).permute(0, 3, 1, 2)
         x = self.downsample(x).permute(0, 2, 3, 1)
         return self.blocks(x).permute(0, 3, 1, 2)
 
 
-def _recomputed_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+def _checkpoint_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     for block in blocks:
-        x = recomputed(block, x)
+        x = checkpoint_block(block, x)
     return x
 
 
 class TinyViT(nn.Module):
-    """TinyViT with timm's model contract.
+    """TinyViT.
 
     Args:
-        img_size: Image size (H, W) that the attention windows are laid out for. The forward takes any H, W >= 32.
+        img_size: Image size, int or (H, W), that the attention windows are laid out for. The forward pass accepts any
+            H, W >= 32.
         in_chans: Input channels.
         num_classes: Classes of the head; 0 for none.
         global_pool: Pooling before the head ('avg', 'max', '' for none).
         embed_dims: Width of each of the four stages.
         depths: Blocks of each stage.
         num_heads: Heads of each stage (stage 0 has no attention).
-        window_sizes: Windows instead of those that follow from `img_size`; see `per_stage_windows`.
-        bias_interpolation: How bias tables move to other windows: 'bicubic' (released code and weights) or
+        window_sizes: Windows to use instead of those that follow from `img_size`; see `per_stage_windows`.
+        bias_interpolation: Mode of resizing bias tables: 'bicubic' (released code and weights) or
             'bilinear' (the paper's sentence).
         mlp_ratio: Hidden width of the MLP over the block's width.
         mbconv_expand_ratio: Hidden width of MBConv over the stage's width.
@@ -381,8 +385,10 @@ class TinyViT(nn.Module):
         self.img_size, self.window_sizes = self._layout(img_size, window_sizes, len(depths))
 
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
-        dpr = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        stages = [ConvStage(embed_dims[0], mbconv_expand_ratio, act_layer, dpr[0], **dd)]
+        dpr = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
+        stages: list[ConvStage | TinyVitStage] = [
+            ConvStage(embed_dims[0], mbconv_expand_ratio, act_layer, dpr[0], **dd)
+        ]
         for i in range(1, len(depths)):
             stages.append(
                 TinyVitStage(
@@ -398,7 +404,7 @@ class TinyViT(nn.Module):
                     **dd,
                 )
             )
-        self.stages = nn.Sequential(*stages)
+        self.stages = TypedSequential(*stages)
         self.feature_info = [
             dict(num_chs=dim, reduction=4 * 2**i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)
         ]
@@ -417,7 +423,7 @@ class TinyViT(nn.Module):
     def _layout(
         img_size: int | tuple[int, int], window_sizes: int | Sequence | None, num_stages: int
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-        """Image size and the window (h, w) of every stage: the one place where a resolution becomes windows."""
+        """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
             raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
@@ -433,8 +439,8 @@ class TinyViT(nn.Module):
         if isinstance(m, nn.Linear):
             trunc_normal_(m.weight, std=0.02)
             nn.init.zeros_(m.bias)
-        elif needs_reset and hasattr(m, 'reset_parameters'):
-            m.reset_parameters()
+        elif needs_reset and (reset := getattr(m, 'reset_parameters', None)):
+            reset()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -445,8 +451,8 @@ class TinyViT(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layers for layer-wise learning rates: the 12 blocks of the released fine-tuning recipe.
 
-        The stem goes with block 0, each downsample with the last block before it (it closes that stage in the
-        released code), the head with the last block.
+        The stem goes with block 0, each downsample with the last block before it (in the released code it closes
+        that stage), the head with the last block.
         """
         if coarse:
             return dict(stem=r'^patch_embed', blocks=r'^stages\.(\d+)')
@@ -488,12 +494,12 @@ class TinyViT(nn.Module):
         window_sizes: int | Sequence | None = None,
         window_size: int | Sequence | None = None,
     ) -> None:
-        """Lay the windows out for another image size; bias tables are resized, everything else stays.
+        """Change the image size, and with it the windows; bias tables are resized, everything else stays.
 
         Args:
             img_size: New image size, int or (H, W); None keeps the current one.
-            window_sizes: Windows instead of those that follow from the size; see `per_stage_windows`.
-            window_size: timm's name for `window_sizes`.
+            window_sizes: Windows to use instead of those that follow from the size; see `per_stage_windows`.
+            window_size: timm's name for `window_sizes`; one of the two.
 
         Raises:
             ValueError: On a bad size or windows; the model is then unchanged.
@@ -507,7 +513,7 @@ class TinyViT(nn.Module):
             self.img_size if img_size is None else img_size, window_sizes, len(self.stages)
         )
         for stage, window in zip(self.stages[1:], self.window_sizes[1:], strict=True):
-            for block in stage.blocks:
+            for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
         grid = stage_grids(self.img_size, len(self.stages))[-1]
         record_input_size(self, self.img_size, grid, window_sizes=window_sizes)
@@ -525,7 +531,7 @@ class TinyViT(nn.Module):
 
         Args:
             x: Images (B, in_chans, H, W).
-            indices: Stages to take: the last n if int, all if None, else these.
+            indices: Stages to return: the last n if an int, all if None, else those listed.
             norm: No effect: TinyViT has no norm before pooling.
             stop_early: Stop after the last stage asked for.
             output_fmt: 'NCHW' only.
@@ -554,12 +560,12 @@ class TinyViT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages after the last of `indices`, and the head with them or by `prune_head`."""
+        """Remove the stages after the last of `indices`; the head goes with them, or if `prune_head` is set."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
         if prune_end:
-            # The features now end at the last kept stage; the head was made for others, so it goes too.
+            # The features now end at the last stage kept; the head was made for wider ones, so it goes too.
             self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         if prune_head or prune_end:
             self.reset_classifier(0, '', reset_other=True)
@@ -583,14 +589,14 @@ def checkpoint_filter_fn(
     source_img_size: tuple[int, int] | None = None,
     fresh_head: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Official or own layout -> this model's: names mapped, every key accounted for, bias tables resized.
+    """A checkpoint of either layout for this model: names mapped, every key accounted for, bias tables resized.
 
     Args:
         state_dict: Tensors of a checkpoint, already unwrapped (`checkpoints.read_checkpoint`).
         model: The model that will load the result.
-        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to tell apart
-            non-square windows with equal numbers of cells.
-        fresh_head: The model keeps its own classifier: the checkpoint's is left out.
+        source_img_size: Image size that the checkpoint was saved at, where known. Needed only to
+            distinguish non-square windows with equal numbers of cells.
+        fresh_head: Leave the checkpoint's classifier out; the model keeps its own.
 
     Raises:
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
@@ -615,17 +621,18 @@ def _cfg(release: Release) -> dict:
 default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['tinyvit']})
 
 
-def _create_tinyvit(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
-    return create_zoo_model(
-        TinyViT,
-        variant,
-        pretrained,
-        TINYVIT_KEYS,
-        checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3))),
-        final_grid=lambda img_size: stage_grids(img_size)[-1],
-        **kwargs,
-    )
+FAMILY = Family(
+    TinyViT,
+    TINYVIT_KEYS,
+    checkpoint_filter_fn,
+    final_grid=lambda img_size: stage_grids(img_size)[-1],
+    out_indices=(0, 1, 2, 3),
+    feature_cfg=dict(flatten_sequential=True),
+)
+
+
+def _create_tinyvit(variant: str, pretrained: bool = False, **kwargs) -> TinyViT:
+    return create_zoo_model(FAMILY, variant, pretrained, **kwargs)
 
 
 @register_model

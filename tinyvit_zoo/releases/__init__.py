@@ -3,13 +3,14 @@
 Nothing here needs torch, timm or another package, so that the command line can list the releases without them.
 """
 
-from .families import FAMILIES, all_releases, find_family, find_release
+from .families import FAMILIES, FAMILY_TITLES, all_releases, family_of, find_family, find_release, get_release
 from .profile import Profile
 from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer, same_file
 from .table import MEASURED_BY_OTHERS, list_releases, markdown_table
 
 __all__ = [
     'FAMILIES',
+    'FAMILY_TITLES',
     'MEASURED_BY_OTHERS',
     'Golden',
     'License',
@@ -21,8 +22,10 @@ __all__ = [
     'Speed',
     'Transfer',
     'all_releases',
+    'family_of',
     'find_family',
     'find_release',
+    'get_release',
     'list_releases',
     'markdown_table',
     'same_file',

@@ -6,7 +6,7 @@ from .record import Release
 from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
-__all__ = ['FAMILIES', 'all_releases', 'find_family', 'find_release']
+__all__ = ['FAMILIES', 'FAMILY_TITLES', 'all_releases', 'family_of', 'find_family', 'find_release', 'get_release']
 
 FAMILIES: dict[str, tuple[Release, ...]] = {
     'tinyvit': TINYVIT,
@@ -15,6 +15,16 @@ FAMILIES: dict[str, tuple[Release, ...]] = {
     'tinymim': TINYMIM,
     'mae_lite': MAE_LITE,
 }
+
+
+FAMILY_TITLES = {
+    'tinyvit': 'TinyViT',
+    'mini_deit': 'Mini-DeiT',
+    'mini_swin': 'Mini-Swin',
+    'tinymim': 'TinyMIM',
+    'mae_lite': 'MAE-Lite',
+}
+"""The families as the papers write them."""
 
 
 def all_releases() -> tuple[Release, ...]:
@@ -26,6 +36,23 @@ def find_release(name: str) -> Release | None:
     """The release called 'architecture.tag', or the default of 'architecture'; None if there is none."""
     architecture, _, tag = name.partition('.')
     return next((r for r in all_releases() if r.architecture == architecture and tag in ('', r.tag)), None)
+
+
+def get_release(name: str) -> Release:
+    """As `find_release`.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    release = find_release(name)
+    if release is None:
+        raise KeyError(f'There is no release called {name}.')
+    return release
+
+
+def family_of(release: Release) -> str:
+    """The family of a release, a key of `FAMILIES`."""
+    return next(family for family, releases in FAMILIES.items() if release in releases)
 
 
 def find_family(name: str) -> str | None:

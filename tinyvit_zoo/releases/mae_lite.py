@@ -2,7 +2,7 @@
 
 Accuracies were measured by the authors. Those of the pages of the released code are of the released files; the paper's
 are given where they differ, and on the test sets that those pages leave out. The paper is the text submitted in 2022,
-older than the files. Each file lies on a Google Drive page of its own, without its name.
+older than the files. Each file is on a Google Drive page of its own, without its name.
 """
 
 from .record import Golden, License, Paper, Protocol, Release, Result, Speed, Transfer
@@ -41,7 +41,7 @@ DERIVED = (
     'CC-BY-NC 4.0; its LICENSE does not mention that'
 )
 HEADS = '12 heads in every block, in ViT-Tiny too'
-RPE = 'BEiT-style relative position tables in every block beside the absolute ones, and LayerScale'
+RPE = 'BEiT-style relative position tables in every block in addition to the absolute ones, and LayerScale'
 
 # Name -> (id on Google Drive, name that the authors' commands give the file or None, results (data, top-1, source)).
 FILES = {
@@ -88,8 +88,8 @@ FILES = {
     'mae_lite_vit_small_encoder_patch16_224.dmae_in1k': ('1-O7uuEnRrgKobETv54Z5T4isdS_WXOmK', None, ()),
 }  # fmt: skip
 
-# Name -> (table of the paper, top-1 after fine-tuning on each of FINE_TUNED_ON, None where the copy of the table that
-# was at hand had no number; COCO of DETECTION.md: box and mask AP).
+# Name -> (table of the paper, top-1 after fine-tuning on each of FINE_TUNED_ON, None where the available copy of
+# the table lacks the number; COCO of DETECTION.md: box and mask AP).
 FINE_TUNED_ON = ('flowers-102', 'oxford-pets', 'fgvc-aircraft', 'stanford-cars', 'cifar-100', 'inat-2018')
 TRANSFERS = {
     'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k': (TABLE_4, (85.8, 76.5, 64.6, 78.8, 78.9, 60.6), (39.9, 35.4)),

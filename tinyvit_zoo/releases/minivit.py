@@ -25,12 +25,12 @@ TABLE_6 = 'Table 6 of the paper'
 ADDRESSES = {README: f'{FILES_AT}/README.md', **dict.fromkeys((TABLE_4, TABLE_5, TABLE_6), PAPER.url)}
 
 PICKLES = (
-    'unknown whether the file holds its training configuration as pickled objects beside the weights; '
+    'unknown whether the file holds its training configuration as pickled objects next to the weights; '
     'it is opened without running any'
 )
 
 # Name -> (file, README (top-1, top-5), the paper's ImageNet-1k top-1 with its source where it is another number,
-# the paper's (ReaL, V2) top-1, None where the copy of the table that was at hand had no number).
+# the paper's (ReaL, V2) top-1, None where the available copy of the table lacks the number).
 DEIT_FILES = {
     'mini_deit_tiny_patch16_224.distill_in1k': (
         'mini_deit_tiny_patch16_224.pth', (73.0, 91.6), (72.8, TABLE_4), (83.5, 61.3),
@@ -77,7 +77,7 @@ PARENTS = {
     'mini_deit_base_patch16_384.distill_in1k': 'mini_deit_base_patch16_224.distill_in1k',
     'mini_swin_base_patch4_window12_384.distill_in1k': 'mini_swin_base_patch4_window7_224.distill_in1k',
 }
-# Architecture of Mini-Swin -> reference outputs; those of Mini-DeiT are called as the architecture is.
+# Architecture of Mini-Swin -> reference outputs; those of Mini-DeiT have the name of the architecture.
 GOLDEN = {
     'mini_swin_tiny_patch4_window7_224': 'mini_swin_tiny',
     'mini_swin_small_patch4_window7_224': 'mini_swin_small',
@@ -99,13 +99,17 @@ FINE_TUNED = 'then fine-tuned at 384 without distillation'
 def _results(
     published: tuple[float, float], paper: tuple[float, str] | None, others: tuple[float, float | None]
 ) -> tuple[Result, ...]:
-    results = [('imagenet-1k', *published, README)]
+    results = [_result('imagenet-1k', *published, README)]
     if paper is not None:
-        results.append(('imagenet-1k', paper[0], None, paper[1]))
+        results.append(_result('imagenet-1k', paper[0], None, paper[1]))
     for dataset, top1 in zip(('imagenet-real', 'imagenet-v2'), others, strict=True):
         if top1 is not None:
-            results.append((dataset, top1, None, TABLE_4))
-    return tuple(Result(*found, 'authors', source, ADDRESSES[source]) for *found, source in results)
+            results.append(_result(dataset, top1, None, TABLE_4))
+    return tuple(results)
+
+
+def _result(dataset: str, top1: float, top5: float | None, source: str) -> Result:
+    return Result(dataset, top1, top5, 'authors', source, ADDRESSES[source])
 
 
 def _release(family: str, license: str, name: str, file: str, *results) -> Release:
@@ -128,7 +132,7 @@ def _release(family: str, license: str, name: str, file: str, *results) -> Relea
                 _results(*results),
             ),
         ),
-        # Of the folder of the released code that names the file; the release page itself states none.
+        # From the folder of the released code that names the file; the release page itself states none.
         license=License(license, f'{FILES_AT}/{family}/LICENSE'),
         paper=PAPER,
         origin_url=f'{ORIGIN}/{family}',

@@ -1,7 +1,7 @@
-"""Size and cost of every released model, as counted and stored beside this file.
+"""Size and cost of every released model, counted once and stored.
 
-Counting needs the models; `profiles.json` needs nothing. `tinyvit-zoo cards build` writes it, `cards check` and a test
-compare it with the models.
+Counting needs the models, reading `profiles.json` needs nothing. `tinyvit-zoo cards build` writes that file;
+`cards check` and a test compare it with the models.
 """
 
 import json
@@ -32,7 +32,7 @@ class Profile:
 
 @cache
 def stored_profiles() -> Mapping[str, Profile]:
-    """What is stored, by 'architecture.tag'; in float32, at the released image size and with the released head."""
+    """Stored profiles by 'architecture.tag': in float32, at the released image size and with the released head."""
     return {name: Profile(**numbers) for name, numbers in json.loads(PROFILES.read_text()).items()}
 
 

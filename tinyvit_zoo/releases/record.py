@@ -1,4 +1,4 @@
-"""What is known of a released checkpoint, in one record."""
+"""One record of everything known about a released checkpoint."""
 
 import re
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Paper:
 
     @property
     def bibtex(self) -> str:
-        """Entry of the version on arXiv; the year is that of its first submission, as its id tells."""
+        """Entry of the version on arXiv, with the year of its first submission, which its id holds."""
         year = f'20{self.arxiv_id[:2]}'
         family_name = self.authors[0].rpartition(' ')[2].lower()
         word = next(word for word in re.findall(r'[a-z]+', self.title.lower()) if len(word) > 1)
@@ -50,11 +50,12 @@ class Paper:
 
 @dataclass(frozen=True)
 class License:
-    """License of the weights, where it is stated, and what a Hub copy's own field says if it differs.
+    """License of the weights, where it is stated, and the license field of a Hub copy if that differs.
 
     Attributes:
         spdx: Its SPDX id in lower case; 'none', SPDX's own word, where the authors give no license at all.
-        source: Where it stands; of 'none', where it was looked for.
+        source: Where it is stated; for 'none', where it was looked for.
+        hub_field: The field of the Hub copy, None where it agrees or there is no copy.
     """
 
     spdx: str
@@ -67,16 +68,17 @@ class License:
 
     @property
     def title(self) -> str:
-        """As SPDX writes it."""
+        """In SPDX's spelling."""
         return {'mit': 'MIT', 'apache-2.0': 'Apache-2.0'}.get(self.spdx, self.spdx)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A measured accuracy in %, by whom ('authors' or 'timm') and where it stands; none was measured here.
+    """A published accuracy in %, measured by others ('authors' or 'timm').
 
     Attributes:
-        source: The place in words.
+        by: Who measured it.
+        source: Where it is published, in words.
         source_url: Its address.
     """
 
@@ -90,12 +92,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What the authors measured after further training on another task; none was measured here.
+    """A result of the authors after further training on another task; none was measured here.
 
     Attributes:
         task: Such as 'linear probe'.
         metric: With its unit, such as 'top-1, %'.
-        setting: What a reader has to know to compare it, may be empty.
+        setting: Conditions that a comparison needs, may be empty.
         source: See `Result`.
     """
 
@@ -120,7 +122,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Golden:
-    """What the tests hold against numbers that the authors' code computed, with weights filled by a rule.
+    """Reference outputs of the authors' code, with weights filled by a rule, that the tests compare with.
 
     Attributes:
         reference: Name of the file in `tests/golden/`, without its ending.
@@ -135,13 +137,13 @@ class Golden:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Evaluation preprocessing and what it gave.
+    """An evaluation preprocessing and its results.
 
     Attributes:
-        name: Who evaluates so: 'paper' (the authors) or 'timm'.
-        img_size: Side of the square image that the model sees.
+        name: Whose it is: 'paper' (the authors) or 'timm'.
+        img_size: Side of the square input image in pixels.
         crop_pct: Share of the resized image that is kept, with `crop_mode` 'center'; 1.0 with 'squash'.
-        source: Where the protocol is written down.
+        source: Where the protocol is documented.
     """
 
     name: str
@@ -153,11 +155,12 @@ class Protocol:
     interpolation: str = 'bicubic'
 
     def result(self, dataset: str = 'imagenet-1k') -> Result | None:
+        """First result on a data set, None if none was published."""
         return next((r for r in self.results if r.dataset == dataset), None)
 
 
 def same_file(one: str, other: str) -> bool:
-    """Whether two names of files differ in no more than their endings and the number that a browser gives a copy."""
+    """Whether two file names differ only in their endings and in the number that a browser adds to a copy."""
     return _stem(one) == _stem(other)
 
 
@@ -168,24 +171,24 @@ def _stem(file: str) -> str:
 
 @dataclass(frozen=True)
 class Release:
-    """One released checkpoint: the only place where its facts stand.
+    """One released checkpoint: the single source of its facts.
 
     Attributes:
         name: 'architecture.tag'.
-        url: The authors' file, None where no address gives it without a person at a browser.
+        url: Address of the authors' file, None where only a person with a browser can download it.
         hf_hub_id: Hub page that holds the weights today, None if there is none.
         num_classes: Classes of the released head, 0 for an encoder without one.
         labels: Label set of that head, a `timm.data.ImageNetInfo` name; None without a head.
-        protocols: Evaluation preprocessings on record; the first is the default, the one with the best measured
+        protocols: Documented evaluation preprocessings; the first is the default, the one with the best published
             result.
         training: Data and teacher, in a few words.
         sha256: Of the authors' file, None where nobody published it.
-        download_page: Where a person gets the file that has no `url`.
+        download_page: Page to download the file from with a browser, where it has no `url`.
         file_name: Name of the authors' file where `url` does not end in it; None where that is unknown.
-        file_doubt: What is uncertain of the file or its name.
+        file_doubt: Uncertainty about the file or its name.
         other_files: Names of files with the same keys and shapes that hold another model's weights.
         parent: Release that these weights were trained from, None if none of ours.
-        golden: What of this architecture was held against the authors' code; None if nothing could be.
+        golden: Which outputs of this architecture were compared with the authors' code; None if none could be.
         transfers: Published results on other tasks.
         speed: Published throughput.
     """
@@ -223,7 +226,7 @@ class Release:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """What the weights were trained on, teachers aside, as timm's way to write tags tells; order of training."""
+        """Training data in order, without that of teachers; read from the tag, which follows timm's rules."""
         known = {'in22k': 'imagenet-22k', 'in1k': 'imagenet-1k'}
         return tuple(known[part] for part in dict.fromkeys(self.tag.split('_')) if part in known)
 
@@ -238,12 +241,12 @@ class Release:
         return self.file_name or (self.url and self.url.rsplit('/', 1)[-1])
 
     def has_file(self, name: str) -> bool:
-        """Whether a file is called as the authors' is, see `same_file`."""
+        """Whether a file has the name of the authors' file, see `same_file`."""
         return self.file is not None and same_file(name, self.file)
 
     @property
-    def by_hand(self) -> str | None:
-        """Which file a person has to fetch, and from where; None where a program can."""
+    def manual_download(self) -> str | None:
+        """File to download with a browser, and from where; None where a program can."""
         if self.download_page is None:
             return None
         file = self.file or 'the file (its name is not known)'
@@ -252,7 +255,7 @@ class Release:
 
     @property
     def img_size(self) -> int:
-        """Side of the square image the weights were made for."""
+        """Side of the square image that the weights are for, in pixels."""
         return self.protocol.img_size
 
     @property
@@ -262,6 +265,7 @@ class Release:
 
     def pretrained_cfg(self) -> dict:
         """The part of timm's pretrained cfg that a release determines; families add their module names."""
+        browser = [f'to be fetched with a browser: {self.manual_download}'] if self.manual_download else []
         return dict(
             url=self.url,
             hf_hub_id=self.hf_hub_id,
@@ -276,5 +280,5 @@ class Release:
             origin_url=self.origin_url,
             paper_name=self.paper.title,
             paper_ids=f'arXiv:{self.paper.arxiv_id}',
-            notes=(*self.notes, *((f'to be fetched with a browser: {self.by_hand}',) if self.by_hand else ())) or None,
+            notes=(*self.notes, *browser) or None,
         )

@@ -8,7 +8,7 @@ from .record import Release
 
 __all__ = ['MEASURED_BY_OTHERS', 'list_releases', 'markdown_table']
 
-MEASURED_BY_OTHERS = 'Accuracies were measured by others, as named beside each one; this project did not measure them.'
+MEASURED_BY_OTHERS = 'Accuracies were measured by others, as stated with each one; this project did not measure them.'
 
 
 def list_releases(pattern: str = '*') -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The seven checkpoints of TinyMIM: four fine-tuned classifiers and three pre-trained encoders.
 
-Accuracies were measured by the authors, the same in the README of the released code and in the paper. All files lie in
-one Google Drive folder whose listing was not at hand: only the names of two of them are confirmed by other pages.
+Accuracies were measured by the authors, the same in the README of the released code and in the paper. All files are in
+one Google Drive folder whose listing was not available: other pages confirm the names of only two of them.
 """
 
 from .record import Golden, License, Paper, Protocol, Release, Result, Transfer
@@ -43,7 +43,7 @@ STAR = (
     'segmentation backbone and the answers of the authors (issues 3 and 6), and no accuracy confirms it',
 )
 
-# Name -> (file, what is not certain of it, top-1 on ImageNet-1k and on (-A, -R), notes).
+# Name -> (file, what is uncertain about it, top-1 on ImageNet-1k and on (-A, -R), notes).
 FINE_TUNED = {
     'tinymim_vit_tiny_patch16_224.ft_in1k': (
         'TinyMIM-FT-T.pth', UNCONFIRMED, (75.8, TABLE_3), (11.0, 39.8),
@@ -57,7 +57,7 @@ FINE_TUNED = {
     ),
     'tinymim_vit_tiny_star_patch16_224.ft_in1k': ('TinyMIM-FT-Tstar.pth', None, (79.6, TABLE_1), None, STAR),
 }  # fmt: skip
-# Name -> (file, what is not certain of it, heads).
+# Name -> (file, what is uncertain about it, heads).
 PRE_TRAINED = {
     'tinymim_vit_tiny_student_patch16_224.mim_in1k': (
         'TinyMIM-PT-T.pth', MISSING, '6 heads, 12 in the last block; the fine-tuned model has 3',

@@ -1,8 +1,8 @@
 """The training loop: any task in timm's form, on one process or many, with its state on disk.
 
 A run that is killed at any moment resumes from its last complete epoch with the same losses to the bit, on the same
-machine with as many threads and processes. Only `loss` is known here of what is learned: the task has model and losses,
-the recipe the numbers, the loader the images.
+machine with as many threads and processes. Model and losses come from the task, numbers from the recipe, images from
+the loader; the loop itself knows nothing but the 'loss' that it minimizes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -134,7 +134,7 @@ class TrainingLoop:
         """Train every epoch that is not done yet. The module ends with the weights that result, in float32.
 
         Args:
-            loader: Of training batches, see `loader`.
+            loader: Of training batches, see `loader`: as many as make whole updates.
             identity: What must be the same for a run to be resumed, besides recipe, seed and initial weights.
             evaluate: Measures the weights that result so far after each epoch, on all processes.
             chosen_by: Which of its measurements chooses the epoch that results, the highest; None for the last epoch.

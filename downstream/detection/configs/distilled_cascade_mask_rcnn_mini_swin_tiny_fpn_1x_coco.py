@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN + FPN, Mini-Swin-T, taught by the backbone of a Swin-B detector, COCO, 12 epochs.
+"""Cascade Mask R-CNN + FPN, Mini-Swin-T, distilled from the backbone of a Swin-B detector, COCO, 12 epochs.
 
 Published: box AP 48.6 (MiniViT, Tab. 6, row 5; without the teacher 47.8); mask AP not published. Not trained here.
 """

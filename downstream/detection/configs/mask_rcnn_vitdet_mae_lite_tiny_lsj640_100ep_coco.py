@@ -6,6 +6,6 @@ Published: box / mask AP 40.4 / 35.5 from DeiT-Tiny, 39.9 / 35.4 from MAE-Tiny, 
 
 _base_ = ['./_base_/mask_rcnn_vitdet.py', './_base_/coco_lsj_100ep.py']
 
-# The start: any of these files of MAE-Lite's (its README links them), given as it was downloaded.
+# Initial weights: any of these files of MAE-Lite (linked in its README), as downloaded.
 start = dict(type='Pretrained', checkpoint='checkpoints/mae_tiny_distill_400e.pth.tar')
 model = dict(backbone=dict(init_cfg=start))

@@ -1,4 +1,4 @@
-"""The recipe for small data sets of one's own."""
+"""The recipe for small data sets of one's own, the default of `tinyvit-zoo finetune`."""
 
 from .record import Recipe
 
@@ -6,16 +6,20 @@ __all__ = ['RECIPES', 'SMALL']
 
 SMALL = Recipe(
     name='small',
-    source='TODO',
-    notes='TODO',
+    source="Layer decay and drop path of TinyViT's 22k-to-1k recipe and its learning rate of 5e-4, there at a batch "
+    'of 1024; weight decay and clipping of its recipe from scratch; all else was chosen here, for small data sets',
+    notes='The batch shrinks to 8 where an epoch would have fewer than 8 updates, at the same learning rate. No Mixup, '
+    'CutMix or erasing, and crops of at least a quarter of the area, for runs that see few images. Not tuned, and '
+    'measured from random weights only: TinyViT-5M at 32 pixels, 640 digits, 30 epochs (one seed): 75.8 % of 450 test '
+    'images.',
     epochs=50,
     warmup_epochs=5,
-    batch_size=64,
+    batch_size=32,
     least_updates=8,
     lr=5e-4,
     min_lr=5e-6,
     warmup_lr=5e-7,
-    lr_batch=64,
+    lr_batch=32,
     scale_all=False,
     cosine_after_warmup=True,
     weight_decay=0.05,

@@ -2,7 +2,7 @@
 
 Source: Swin-Transformer-Object-Detection, configs/swin/*_mstrain_480-800_*adamw_1x_coco.py; its warm-up (500
 iterations from 0.001) and steps (epochs 8 and 11) are those of mmdet's `schedule_1x.py`. Its mixed precision was
-Apex O1: add `--amp` (mmengine's AmpOptimWrapper wants a GPU).
+Apex O1: add `--amp` (mmengine's AmpOptimWrapper needs a GPU).
 
 8 GPUs x 2 images. With another batch the rate must follow: `--auto-scale-lr` of mmdet's `tools/train.py` does it.
 """

@@ -1,10 +1,10 @@
-"""What every detection config runs with: mmdet's runtime, our modules and hooks, TensorBoard."""
+"""Runtime of every detection config: mmdet's, plus our modules and hooks, and TensorBoard."""
 
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['tinyvit_zoo.downstream.detection'], allow_failed_imports=False)
 custom_hooks = [
-    dict(type='RandomStateHook'),  # a run that was killed goes on with the same random numbers
+    dict(type='RandomStateHook'),  # a killed run resumes with the same random numbers
     dict(type='CurvesHook'),  # losses and metrics as PNG
 ]
 # A full-size checkpoint with its optimizer has about 1 GB.

@@ -1,7 +1,7 @@
-"""ADE20K for 160,000 iterations: 512 x 512 crops, AdamW, 1,500 iterations of warm-up, then a line down to 0.
+"""ADE20K for 160,000 iterations: 512 x 512 crops, AdamW, 1,500 iterations of warm-up, then linear decay to 0.
 
 Source: TinyMIM's released configs (Segmentation/*/configs), whose schedule is that of Swin and BEiT in mmseg. 8 GPUs x
-2 images. Their Apex O1: add `--amp` (mmengine's AmpOptimWrapper wants a GPU). The data set is mmseg's as it is.
+2 images. Their Apex O1: add `--amp` (mmengine's AmpOptimWrapper needs a GPU). The data set is mmseg's as it is.
 """
 
 _base_ = [
@@ -12,7 +12,7 @@ _base_ = [
 
 custom_imports = dict(imports=['tinyvit_zoo.downstream.segmentation'], allow_failed_imports=False)
 custom_hooks = [
-    dict(type='RandomStateHook'),  # a run that was killed goes on with the same random numbers
+    dict(type='RandomStateHook'),  # a killed run resumes with the same random numbers
     dict(type='CurvesHook'),  # losses and metrics as PNG
 ]
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', max_keep_ckpts=3))

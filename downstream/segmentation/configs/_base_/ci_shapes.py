@@ -1,4 +1,4 @@
-"""A small set in ADE20K's layout with three classes, 60 iterations on a CPU: for tests and first tries.
+"""A small set in ADE20K's layout with three classes, 60 iterations on a CPU: for tests and first steps.
 
 `--cfg-options` replaces a value only where it stands: another folder is named in `train_dataloader.dataset.data_root`,
 `val_dataloader.dataset.data_root` and `test_dataloader.dataset.data_root`.

@@ -1,4 +1,4 @@
-"""What UperNet has over TinyMIM's released segmentation backbones: four maps of 768 channels, tested by sliding.
+"""UperNet for TinyMIM's released segmentation backbones: four maps of 768 channels, tested with a sliding window.
 
 Source: TinyMIM, Segmentation/TinyMIM and Segmentation/TinyMIMstar-T, configs. The backbones bring their necks and
 relative-position tables. As released no table is trained for another size than 512, so testing slides a window.

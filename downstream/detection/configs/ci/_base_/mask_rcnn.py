@@ -1,4 +1,4 @@
-"""The parts of Mask R-CNN + FPN at a size for a CPU: 64 channels, 100 proposals, 64 regions an image."""
+"""The parts of Mask R-CNN + FPN at a size for a CPU: 64 channels, 100 proposals, 64 regions per image."""
 
 _base_ = '../../_base_/mask_rcnn_fpn.py'
 

@@ -1,4 +1,4 @@
-"""A small COCO-format set of rectangles and circles, 60 iterations on a CPU: for tests and first tries.
+"""A small COCO-format set of rectangles and circles, 60 iterations on a CPU: for tests and first steps.
 
 The folder holds `train.json`, `val.json` and the images in `train/` and `val/`. `--cfg-options` replaces a value only
 where it stands, so another folder than `data/shapes/` is named in `data_root` of the `dataset` of the three loaders and

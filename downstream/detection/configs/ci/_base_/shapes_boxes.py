@@ -1,4 +1,4 @@
-"""The set of shapes for detectors without masks."""
+"""The data set of shapes for detectors without masks."""
 
 _base_ = './shapes.py'
 

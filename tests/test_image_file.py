@@ -1,0 +1,212 @@
+"""The reader of image files: every mode keeps the values of the 8-bit image, or is refused in one sentence."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from conftest import refused
+from PIL import Image
+
+from tinyvit_zoo.common.errors import EvaluationError, ImageError
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.data.image_file import load_image, to_rgb
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+ORIENTATION = 0x0112
+
+WIDE = {
+    '16 bits PNG': ('x.png', GREY.astype(np.uint16) * 257),
+    '16 bits TIFF': ('x.tif', GREY.astype(np.uint16) * 256 + 255),
+    '16 bits TIFF, big-endian': ('x.tif', (GREY.astype(np.uint16) * 257).astype('>u2')),
+    '32 bits of 16': ('x.tif', GREY.astype(np.int32) * 257),
+    '32 bits of 8': ('x.tif', GREY.astype(np.int32)),
+    'floats to 1': ('x.tif', GREY.astype(np.float32) / 255),
+    'floats to 255': ('x.tif', GREY.astype(np.float32)),
+}
+
+
+def grey_of(image: Image.Image) -> np.ndarray:
+    """(H, W) of an RGB image with equal channels."""
+    assert image.mode == 'RGB'
+    pixels = np.asarray(image)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.mark.parametrize('name', WIDE)
+def test_wide_grey_values_are_scaled_to_those_of_the_8_bit_image(name, tmp_path):
+    file, array = WIDE[name]
+    Image.fromarray(array).save(tmp_path / file)
+    assert np.array_equal(grey_of(load_image(tmp_path / file)), GREY)
+
+
+@pytest.mark.parametrize('name', WIDE)
+def test_data_sets_read_like_the_file_reader(name, tmp_path):
+    file, array = WIDE[name]
+    (tmp_path / 'a').mkdir()
+    Image.fromarray(array).save(tmp_path / 'a' / file)
+    assert np.array_equal(grey_of(load_dataset(str(tmp_path), 'all')[0][0]), GREY)
+
+
+def test_a_dark_16_bit_pgm_is_not_taken_for_8_bits(tmp_path):
+    values = (np.arange(16) * 15).astype('>u2').reshape(4, 4)  # none above 255
+    (tmp_path / 'x.pgm').write_bytes(b'P5 4 4 65535\n' + values.tobytes())
+    assert not grey_of(load_image(tmp_path / 'x.pgm')).any()
+
+
+def tiff(path, pixels: bytes, bits: int, photometric: int) -> None:
+    """A minimal little-endian grey TIFF of 4 x 2 pixels."""
+    entries = ((256, 4), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 110), (278, 2), (279, len(pixels)))
+    directory = b''.join(struct.pack('<HHIHH', tag, 3, 1, value, 0) for tag, value in entries)
+    head = struct.pack('<2sHIH', b'II', 42, 8, len(entries)) + directory + struct.pack('<I', 0)
+    path.write_bytes(head.ljust(110, b'\0') + pixels)
+
+
+def test_12_bit_values_fill_the_range(tmp_path):
+    tiff(tmp_path / 'x.tif', bytes.fromhex('000fff800010' * 2), bits=12, photometric=1)  # 0, 4095, 2048, 16
+    assert grey_of(load_image(tmp_path / 'x.tif')).tolist() == [[0, 255, 128, 1]] * 2
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_tiff_files_whose_zero_is_white_are_inverted(bits, tmp_path):
+    values = np.array([[0, 1, 128, 255]] * 2)
+    pixels = values.astype('u1') if bits == 8 else (values * 257).astype('<u2')
+    tiff(tmp_path / 'x.tif', pixels.tobytes(), bits, photometric=0)
+    assert np.array_equal(grey_of(load_image(tmp_path / 'x.tif')), 255 - values)
+
+
+REFUSED = {
+    'negative': np.array([[-1, 5]], dtype=np.int32),
+    'beyond 16 bits': np.array([[0, 70000]], dtype=np.int32),
+    'negative float': np.array([[-0.5, 0.5]], dtype=np.float32),
+    'beyond 255': np.array([[0, 256.5]], dtype=np.float32),
+    'not a number': np.array([[0, np.nan]], dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_values_of_unknown_scale_are_refused_in_a_sentence(name, tmp_path):
+    path = tmp_path / 'a' / 'strange.tif'
+    path.parent.mkdir()
+    Image.fromarray(REFUSED[name]).save(path)
+    refused(lambda: load_image(path), 'strange.tif', 'values go from', '0 to 255', '8 or 16 bits', kind=ImageError)
+    dataset = load_dataset(str(tmp_path), 'all')
+    refused(lambda: dataset[0], 'strange.tif', 'values go from', '--skip-unreadable', kind=EvaluationError)
+
+
+COLOR = (200, 30, 90)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'value', 'extension', 'expected'),
+    [
+        ('1', 1, 'png', (255, 255, 255)),
+        ('L', 77, 'png', (77, 77, 77)),
+        ('LA', (77, 10), 'png', (77, 77, 77)),  # transparency is dropped
+        ('RGBA', (*COLOR, 10), 'png', COLOR),
+        ('RGBA', (*COLOR, 10), 'webp', COLOR),
+        ('CMYK', (55, 225, 165, 0), 'tif', COLOR),
+        ('YCbCr', (80, 128, 128), 'tif', (80, 80, 80)),
+    ],
+)
+def test_other_modes_keep_their_colors(mode, value, extension, expected, tmp_path):
+    path = tmp_path / f'x.{extension}'
+    options = dict(lossless=True, exact=True) if extension == 'webp' else {}
+    Image.new(mode, (4, 3), value).save(path, **options)
+    read = load_image(path)
+    assert (read.mode, read.size) == ('RGB', (4, 3))
+    assert read.getpixel((0, 0)) == expected
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('transparency', [None, 0, bytes([0, 128])])
+def test_palettes_keep_their_colors_with_and_without_transparency(transparency, tmp_path):
+    image = Image.new('P', (4, 3), 1)
+    image.putpalette([9, 9, 9, *COLOR])
+    image.save(tmp_path / 'x.png', **({} if transparency is None else dict(transparency=transparency)))
+    assert load_image(tmp_path / 'x.png').getpixel((0, 0)) == COLOR
+
+
+@pytest.mark.parametrize('extension', ['gif', 'png', 'webp', 'tif'])
+def test_of_an_animation_the_first_frame_is_read(extension, tmp_path):
+    first, second = Image.new('RGB', (8, 8), COLOR), Image.new('RGB', (8, 8), 'blue')
+    options = dict(lossless=True) if extension == 'webp' else {}
+    first.save(tmp_path / f'x.{extension}', save_all=True, append_images=[second], **options)
+    with Image.open(tmp_path / f'x.{extension}') as image:
+        assert image.n_frames == 2
+    assert load_image(tmp_path / f'x.{extension}').getpixel((4, 4)) == COLOR
+
+
+@pytest.mark.parametrize(
+    ('kind', 'extension'), [('RGB', 'png'), ('RGB', 'jpg'), ('RGB', 'tif'), ('16 bits', 'png'), ('16 bits', 'tif')]
+)
+def test_images_are_turned_upright(kind, extension, tmp_path):
+    array = np.full((20, 40), 60000 if kind == '16 bits' else 235, dtype=np.uint16 if kind == '16 bits' else np.uint8)
+    array[:, :20] = 0  # dark on the left
+    image = Image.fromarray(array) if kind == '16 bits' else Image.fromarray(array).convert('RGB')
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # shown after a quarter turn clockwise: dark above
+    path = tmp_path / 'a' / f'x.{extension}'
+    path.parent.mkdir()
+    image.save(path, exif=exif)
+    for read in (load_image(path), load_dataset(str(tmp_path), 'all')[0][0]):
+        assert read.size == (20, 40)
+        assert read.getpixel((10, 5))[0] < 5
+        assert 230 < read.getpixel((10, 35))[0] < 240
+    if extension != 'tif':  # Pillow turns these in any case
+        assert load_image(path, upright=False).size == (40, 20)
+
+
+def test_registered_benchmarks_are_read_as_stored_and_their_features_kept_apart(tmp_path):
+    """The published numbers are of images whose EXIF orientation was ignored."""
+    folder = tmp_path / 'val' / 'n01440764'
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new('RGB', (40, 20)).save(folder / 'x.JPEG', exif=exif)
+    stored = load_dataset('imagenet-1k', 'validation', tmp_path, check_counts=False)
+    turned = load_dataset(str(tmp_path / 'val'), 'all')
+    assert (stored[0][0].size, turned[0][0].size) == ((40, 20), (20, 40))
+    turned.classes = stored.classes
+    turned._source.root = stored._source.root
+    turned._source.names = stored._source.names
+    assert turned.fingerprint() != stored.fingerprint()
+
+
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'webp'])
+def test_damaged_exif_data_do_not_make_an_image_unreadable(extension, tmp_path):
+    Image.new('RGB', (4, 3)).save(tmp_path / f'x.{extension}', exif=b'Exif\0\0garbage')
+    assert load_image(tmp_path / f'x.{extension}').size == (4, 3)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'tif', 'webp', 'gif', 'bmp'])
+def test_a_truncated_file_is_refused_by_name(extension, tmp_path):
+    path = tmp_path / f'cut.{extension}'
+    noise().save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(lambda: load_image(path), f'cut.{extension}', kind=ImageError)
+
+
+def test_a_decompression_bomb_is_refused_by_name(tmp_path, monkeypatch):
+    noise().save(tmp_path / 'bomb.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    refused(lambda: load_image(tmp_path / 'bomb.png'), 'bomb.png', 'decompression bomb', kind=ImageError)
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+    (tmp_path / 'text.png').write_text('no image')
+    refused(lambda: load_image(tmp_path / 'text.png'), 'text.png', 'known format', kind=ImageError)
+    refused(lambda: load_image(tmp_path / 'none.png'), 'none.png', 'No image at', kind=ImageError)
+    refused(lambda: load_image(tmp_path), str(tmp_path), 'No image at', kind=ImageError)
+
+
+def test_images_from_memory_become_rgb_alike():
+    assert np.array_equal(grey_of(to_rgb(Image.fromarray(GREY.astype(np.uint16) * 257))), GREY)
+    file = io.BytesIO()
+    Image.fromarray(GREY.astype(np.float32) / 255).save(file, 'TIFF')
+    assert np.array_equal(grey_of(to_rgb(Image.open(file))), GREY)
