@@ -157,7 +157,7 @@ def test_training_on_own_data_takes_three_commands(cli, own, tmp_path, monkeypat
     code, out, err = cli(*lines[0])
     assert code == 0, err
     assert 'coco/bbox_mAP: ' in out or 'there are no metrics' in out  # two iterations may find nothing
-    code, out, err = cli(*[{'PICTURE': str(own / 'val'), 'FOLDER': 'out'}.get(word, word) for word in lines[1]])
+    code, out, err = cli(*[{'IMAGE': str(own / 'val'), 'FOLDER': 'out'}.get(word, word) for word in lines[1]])
     assert code == 0, err
     assert (tmp_path / 'out' / '0001.json').is_file()
     # A second run neither overwrites it nor trains further.

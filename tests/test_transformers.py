@@ -319,8 +319,8 @@ def test_every_released_tinyvit_can_be_written_for_timm(name, tmp_path):
 @pytest.mark.parametrize(
     ('family', 'kwargs', 'words'),
     [
-        ('tinyvit', dict(img_size=64), 'no other size than 224x224'),
-        ('tinyvit', dict(window_sizes=8), 'no other size than 224x224 with its windows'),
+        ('tinyvit', dict(img_size=64), 'takes only 224x224 with its windows: this model, at 64x64'),
+        ('tinyvit', dict(window_sizes=8), 'takes only 224x224 with its windows: this model, at 224x224'),
         *((family, {}, 'only TinyViT can be written for timm') for family in SMALL_OF if family != 'tinyvit'),
     ],
 )
