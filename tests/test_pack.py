@@ -146,7 +146,7 @@ def test_a_folder_without_test_tensors_fails(model_folder):
 )  # fmt: skip
 def test_an_invalid_manifest_is_refused(page, content):
     (page / 'manifest.json').write_text(content % 0 if '%' in content else content)
-    refused(lambda: verify(page), 'manifest.json is no list')
+    refused(lambda: verify(page), 'manifest.json is not a list')
 
 
 @pytest.mark.parametrize('file', [None, 'config.json', 'model.safetensors', 'test/rand_tensors.safetensors'])
