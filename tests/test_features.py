@@ -431,7 +431,7 @@ SCRIPT = """
 import sys
 import timm, torch
 import tinyvit_zoo
-from tinyvit_zoo.downstream import features
+from tinyvit_zoo.downstream.features import extraction as features
 from tinyvit_zoo.data.datasets import load_dataset
 
 features.IMAGES_PER_SHARD = 4
