@@ -17,7 +17,7 @@ from tinyvit_zoo.cli.app import app
 from tinyvit_zoo.hub import configs as pages
 from tinyvit_zoo.hub import figure
 from tinyvit_zoo.info import profile_model
-from tinyvit_zoo.releases import FAMILIES, find_release, list_releases, markdown_table
+from tinyvit_zoo.releases import FAMILIES, FAMILY_TITLES, find_release, list_releases, markdown_table
 from tinyvit_zoo.releases.rivals import RIVALS
 
 ROOT = Path(__file__).parent.parent
@@ -208,7 +208,7 @@ def test_the_families_of_the_readme_are_those_of_the_releases():
         params, top1 = [row['params'] / 1e6 for row in own], [row['top1'] for row in own if row['top1']]
         ranges = (f'{min(params):.1f}-{max(params):.1f}', f'{min(top1):.1f}-{max(top1):.1f}')
         paper = releases[0].paper
-        expected.append((figure.FAMILY_NAMES[family], paper.url, paper.venue, str(len(own)), *ranges))
+        expected.append((FAMILY_TITLES[family], paper.url, paper.venue, str(len(own)), *ranges))
     assert rows == expected
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
@@ -21,13 +22,14 @@ from tinyvit_zoo.hub import save_folder
 SIZE = (64, 96)
 
 
-FAMILIES_AND_FORMATS = list(product(SMALL_OF, FORMATS))
-IN_TURN = [(family, FORMATS[i % len(FORMATS)]) for i, family in enumerate(SMALL_OF)]
+def in_turn(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Each with one of the formats."""
+    return [(value, FORMATS[i % len(FORMATS)]) for i, value in enumerate(values)]
 
 
-def only(usual: list[tuple[str, str]]):
+def only(usual: list[tuple[str, str]], families: Iterable[str] = SMALL_OF):
     """A test of these pairs of a family and a format; the others are left to `make test-all`."""
-    parameters = rest_is_full(FAMILIES_AND_FORMATS, usual)
+    parameters = rest_is_full(product(families, FORMATS), usual)
     return pytest.mark.parametrize(('family', 'format'), parameters, indirect=['format'])
 
 
@@ -74,6 +76,7 @@ def assert_agrees(path, model, *inputs, tolerance=1e-4):
 
 # One of each kind of graph; the others differ in width, depth and size.
 KINDS = {architecture for architecture, _ in SMALL_OF.values()}
+OTHERS = [name for name in ARCHITECTURES if name not in KINDS]
 
 
 @pytest.mark.slow
@@ -83,7 +86,9 @@ def test_every_architecture_agrees_with_pytorch(name, format, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [name for name in ARCHITECTURES if name not in KINDS])
+@pytest.mark.parametrize(
+    ('name', 'format'), rest_is_full(product(OTHERS, FORMATS), in_turn(OTHERS)), indirect=['format']
+)
 def test_every_width_agrees_with_pytorch_in_few_blocks(name, format, tmp_path):
     assert_is_exported_as_released(shallow(name), format, tmp_path)
 
@@ -118,7 +123,8 @@ OPEN_SIZES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('family', OPEN_SIZES)
+# Both formats of TinyViT and of the first plain ViT.
+@only([*product(['tinyvit', 'mini_deit'], FORMATS), *in_turn(OPEN_SIZES)], OPEN_SIZES)
 def test_a_dynamic_size_takes_other_images(family, format, tmp_path):
     kwargs, sizes = OPEN_SIZES[family]
     model = small_of(family, img_size=SIZE, **kwargs)
@@ -154,7 +160,7 @@ def test_a_plain_vit_made_for_one_size_is_not_exported_for_others(tmp_path):
 
 
 @pytest.mark.slow
-@only(IN_TURN)
+@only(in_turn(SMALL_OF))
 def test_half_precision_stays_within_its_tolerance(any_small, format, tmp_path):
     model = any_small(img_size=SIZE)
     done = export_model(model, tmp_path / f'model.{format}', dtype='fp16')
@@ -179,7 +185,7 @@ def test_metadata_holds_labels_and_preprocessing(small, format, tmp_path):
 
 
 @pytest.mark.slow
-@only(IN_TURN)
+@only(in_turn(SMALL_OF))
 def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
     model = any_small(img_size=SIZE, in_chans=1, num_classes=2)
     target = tmp_path / f'model.{format}'
@@ -195,7 +201,7 @@ def test_random_weights_do_not_claim_to_be_released():
 
 
 @pytest.mark.slow
-@only(IN_TURN[:2])
+@only(in_turn(SMALL_OF)[:2])
 def test_the_snippet_runs_in_a_process_without_this_package(any_small, format, tmp_path):
     model = any_small(img_size=64)
     done = export_model(model, tmp_path / f'model.{format}')

@@ -119,7 +119,7 @@ def test_detectors_are_built_beside_a_foreign_downstream(installed, elsewhere):
 def test_the_wheel_takes_no_top_level_name_of_others(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition('/')[0].removesuffix('.py') for name in names}
-    assert {name for name in top if not name.endswith('.dist-info')} <= {'tinyvit_zoo', '_tinyvit_zoo_cli'}
+    assert {name for name in top if not name.endswith('.dist-info')} == {'tinyvit_zoo', '_tinyvit_zoo_cli'}
     assert 'downstream' not in top
     assert 'tinyvit_zoo/downstream/__init__.py' in names
     assert 'tinyvit_zoo/downstream.py' not in names  # stands for the folder in a checkout

@@ -12,8 +12,8 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.hub import save_folder
 
-from .. import results as report
 from ..finetune import Finetuned
+from ..results import eval_results_entry, record, write
 from ..statistics import confusion_matrix, wilson
 from . import plots
 
@@ -71,12 +71,12 @@ def write_finetuned(
     title = f'{name} ({weights}) on {train.name}, recipe {recipe.name}'
     history = [dict(epoch=i, **asdict(epoch)) for i, epoch in enumerate(result.history, 1)]
     datasets = dict(train=train) if test is None else dict(train=train, test=test)
-    head = report.record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)
+    head = record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)
     run = dict(recipe=recipe, precision=result.precision, processes=result.processes)
     results = {**head, **run, **summary(result)}
     entries = {test.name: _entry(results, test)} if test is not None and test.complete else {}
     figures = _figures(result, train, test, title)
-    report.write(output, results, tables=dict(history=history), figures=figures, eval_results=entries, say=say)
+    write(output, results, tables=dict(history=history), figures=figures, eval_results=entries, say=say)
     crop = {} if recipe.crop_pct is None else dict(crop_pct=recipe.crop_pct)
     tag = 'ft_' + re.sub(r'\W+', '_', Path(train.name).name).strip('_').lower()
     try:
@@ -104,4 +104,4 @@ def _figures(result: Finetuned, train: ImageDataset, test: ImageDataset | None, 
 def _entry(results: dict[str, Any], test: ImageDataset) -> str | None:
     recipe, weights = results['recipe'].name, Path(results['weights']).name
     note = f'top-1 accuracy, %; trained by the recipe {recipe}, from weights: {weights}'
-    return report.eval_results_entry(test.name, results['test_accuracy'], notes=note)
+    return eval_results_entry(test.name, results['test_accuracy'], notes=note)
