@@ -201,9 +201,7 @@ def test_numpy_arrays_are_skipped(kind, round_trip):
 
 def test_the_history_of_mmengine_is_skipped(tmp_path):
     """A class with arrays and with methods by name; the same names without it are refused, see below."""
-    from mmengine.logging import HistoryBuffer
-
-    buffer = HistoryBuffer([1.0, 0.5], [1, 1])
+    buffer = pytest.importorskip('mmengine.logging').HistoryBuffer([1.0, 0.5], [1, 1])
     torch.save({'message_hub': {'train/loss': buffer}, 'state_dict': TINY}, tmp_path / 'training.pth')
     assert_same(read_checkpoint(tmp_path / 'training.pth'), TINY)
 
