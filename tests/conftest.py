@@ -179,7 +179,7 @@ def key_map_of(family: str) -> KeyMap:
 
 
 def small_of(family: str, **kwargs) -> torch.nn.Module:
-    """A small model of a family with weights and statistics far from their start values, in eval mode."""
+    """A small model of a family with weights and statistics far from their initial values, in eval mode."""
     architecture, arguments = SMALL_OF[family]
     return fill_by_rule(timm.create_model(architecture, **{**arguments, **kwargs}))
 

@@ -102,7 +102,7 @@ def test_names_are_those_of_the_hub_copies(tag):
     assert shapes(timm.create_model(tag, device='meta').state_dict()) == shapes(stock)
 
 
-def test_a_name_without_an_official_one_is_told(family, any_small):
+def test_a_name_without_an_official_one_is_reported(family, any_small):
     state_dict = {**any_small().state_dict(), 'extra.weight': torch.zeros(1)}
     refused(lambda: key_map_of(family).to_official(state_dict), 'extra.weight')
 
@@ -115,7 +115,7 @@ def test_a_name_without_an_official_one_is_told(family, any_small):
         ('mini_swin_tiny', 'stages.0.blocks.0.attn.qkv.weight'),
     ],
 )
-def test_an_official_name_beside_ours_for_one_thing_is_told(name, ours):
+def test_an_official_name_beside_ours_for_one_thing_is_reported(name, ours):
     both = {**without_memory(name), ours: torch.zeros(1)}
     key_map = find_key_map(both)
     refused(lambda: key_map.to_ours(both), key_map.official_name(ours), 'at once')
@@ -263,7 +263,7 @@ def test_a_whole_checkpoint_loads(route, checkpoint, create):
 
 
 @pytest.mark.parametrize(('family', 'layout', 'names', 'route', 'defect'), list(wrong_keys()))
-def test_a_wrong_key_is_told_by_its_name_in_the_file(defect, family, names, route, checkpoint, layout, create):
+def test_a_wrong_key_is_reported_by_its_name_in_the_file(defect, family, names, route, checkpoint, layout, create):
     key = names[0] if layout == 'official' else names[1]
     value = checkpoint[key]
     words = [key]
@@ -291,7 +291,7 @@ def test_a_wrong_key_is_told_by_its_name_in_the_file(defect, family, names, rout
     [('tinyvit', 'attention_biases', 36), ('mini_swin', 'relative_position_bias_table', 121)],
 )
 @pytest.mark.parametrize('layout', ['official', 'ours'])
-def test_a_table_of_another_square_in_one_block_is_told(family, table, entries, checkpoint, layout, create):
+def test_a_table_of_another_square_in_one_block_is_reported(family, table, entries, checkpoint, layout, create):
     """36 entries would make a fine grid of 6 x 6, but not in one block of a stage of 14 x 14."""
     key = ('layers' if layout == 'official' else 'stages') + f'.2.blocks.1.attn.{table}'
     shape = (2, entries) if family == 'tinyvit' else (entries, 2)
@@ -302,7 +302,7 @@ def test_a_table_of_another_square_in_one_block_is_told(family, table, entries, 
 @pytest.mark.parametrize('part', ['weight', 'bias'])
 @pytest.mark.parametrize('defect', ['renamed', 'missing', 'wrong shape', 'extra'])
 @in_every_layout
-def test_a_wrong_classifier_is_told(defect, part, family, checkpoint, layout, create):
+def test_a_wrong_classifier_is_reported(defect, part, family, checkpoint, layout, create):
     key = f'head.{part}' if layout == 'official' else f'{key_map_of(family).head}.{part}'
     if defect == 'renamed':
         checkpoint[key + '_x'] = checkpoint.pop(key)
@@ -346,7 +346,7 @@ def weights_of_timms(name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(('other', 'use', 'family'), list(strangers()))
-def test_the_weights_of_another_model_are_told(other, use, family):
+def test_the_weights_of_another_model_are_reported(other, use, family):
     overlay = dict(state_dict=weights_of_timms(other))
     message = refused(
         lambda: timm.create_model(SMALL_OF[family][0], pretrained=True, pretrained_cfg_overlay=overlay, **use),
@@ -389,7 +389,7 @@ def test_own_weights_of_other_input_channels_load_unchanged(any_small, create):
     assert_same(create(source.state_dict(), in_chans=5).state_dict(), source.state_dict())
 
 
-def test_input_channels_of_neither_side_are_told(family, any_small, create):
+def test_input_channels_of_neither_side_are_reported(family, any_small, create):
     weight = any_small(in_chans=5).get_submodule(key_map_of(family).first_conv).weight
     words = f'{key_map_of(family).first_conv}.weight', str(tuple(weight.shape))
     refused(lambda: create(any_small(in_chans=5).state_dict()), *words)
@@ -456,7 +456,7 @@ def test_a_checkpoint_without_classifier_is_the_same_question(family, checkpoint
 
 @pytest.mark.parametrize('kwargs', [dict(num_classes=7), dict(num_classes=0), dict(features_only=True)])
 @pytest.mark.parametrize('damage', ['bias', 'shape'])
-def test_half_a_classifier_is_told_also_where_it_is_not_used(kwargs, damage, family, any_small, create):
+def test_half_a_classifier_is_reported_also_where_it_is_not_used(kwargs, damage, family, any_small, create):
     state_dict, head = dict(any_small().state_dict()), key_map_of(family).head
     if damage == 'shape':
         state_dict[f'{head}.weight'] = torch.zeros(11, 63)
@@ -476,7 +476,7 @@ def test_a_22k_tag_with_another_number_of_classes_is_not_converted(classes, offi
     assert '21841' in log()[0]
 
 
-def test_a_22k_file_under_a_1k_name_is_told(official_file):
+def test_a_22k_file_under_a_1k_name_is_reported(official_file):
     path = official_file('tiny_vit_5m_224_22khead')
     refused(lambda: load('tinyvit_5m_224', path), '21841', '1000', 'convert --head in1k')
 
