@@ -59,6 +59,24 @@ def test_neither_help_nor_usage_errors_nor_list_load_torch(args, code, words, tm
     assert err.count('\n') == 0
 
 
+@pytest.mark.parametrize('args', [('--help',), ('knn', '--help'), ('list', '--json')], ids=str)
+def test_the_module_starts_as_light_as_the_console_script(args):
+    done = subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'tinyvit_zoo.cli', *args], cwd=ROOT, capture_output=True, text=True
+    )
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0, done.stderr
+    assert 'tinyvit_zoo.cli.app' in imported
+    assert imported.isdisjoint({'torch', 'timm', 'numpy', 'tinyvit_zoo.models'})
+
+
+def test_the_package_registers_its_models_whatever_the_program_is_called():
+    """Only `python -m tinyvit_zoo.cli` itself leaves that to the commands."""
+    code = "import sys; sys.argv = ['-m']; import tinyvit_zoo, timm; print(timm.is_model('tinyvit_5m_224'))"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == 'True\n', done.stderr
+
+
 def test_completion_loads_no_torch_either():
     code, out, _, loaded = start(_TINYVIT_ZOO_COMPLETE='complete_bash', COMP_WORDS='tinyvit-zoo few', COMP_CWORD='1')
     assert (code, out.split(), loaded) == (0, ['fewshot'], [])
