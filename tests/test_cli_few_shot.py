@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import fake_datasets as fake
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import rest_is_full
 from PIL import Image
 
 from tinyvit_zoo.cli.options import ModelOptions
@@ -20,6 +22,8 @@ from tinyvit_zoo.downstream.reports import few_shot as reports
 
 SMALL = ('--random', '--img-size', 32)
 MODELS = ('tinyvit_5m_224', 'mini_swin_tiny_patch4_window7_224', 'tinymim_vit_tiny_patch16_224', 'resnet10t')
+DATA = ('digits', 'textures')
+IN_TURN = [(model, DATA[i % len(DATA)]) for i, model in enumerate(MODELS)]
 
 
 def results_of(folder) -> dict:
@@ -187,8 +191,7 @@ def test_a_model_that_gives_nan_is_refused(cli, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('data', ['digits', 'textures'])
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize(('model', 'data'), rest_is_full(product(MODELS, DATA), IN_TURN))
 def test_models_of_every_kind_are_measured(cli, tmp_path, model, data):
     cache = ('--cache', tmp_path / 'cache')
     code, _, err = cli(

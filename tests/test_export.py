@@ -106,6 +106,7 @@ def assert_is_exported_as_released(model, format, folder):
 
 
 @pytest.mark.slow
+@only([*product(['tinyvit', 'mini_deit'], FORMATS), *in_turn(SMALL_OF)])
 def test_a_dynamic_batch_takes_any_number_of_images(any_small, format, tmp_path):
     model = any_small(img_size=SIZE)
     done = export_model(model, tmp_path / f'model.{format}', dynamic_batch=True)
