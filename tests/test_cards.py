@@ -85,6 +85,7 @@ def two_pages(tmp_path, monkeypatch) -> Path:
 TWO = ('mae_lite_vit_tiny_patch16_224.mae_in1k_ft_in1k', 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k')
 
 
+@pytest.mark.slow
 def test_pages_are_built_and_changed_missing_or_extra_files_are_drift(two_pages, cli):
     assert cli('cards', 'check')[0] == 0
     first = two_pages / TWO[0]

@@ -47,6 +47,7 @@ def test_a_config_is_ten_lines_and_says_what_was_published(name):
 ONE_OF_A_MODEL = [name for name in FULL if '_3x_' not in name or name.replace('_3x_', '_1x_') not in FULL]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', rest_is_full(FULL, ONE_OF_A_MODEL))
 def test_a_full_size_config_builds_and_fits_its_fpn(name):
     model = build(read(DETECTION, name), 'meta')

@@ -46,6 +46,7 @@ def test_every_block_is_of_a_language_that_is_tested():
 # --- Python
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block', fenced('python'))
 def test_python_blocks_run_as_printed(block, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write folders

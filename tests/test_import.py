@@ -89,7 +89,9 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[] if '_tiny_' in n or '_5m_' in n else [pytest.mark.slow]) for n in CLASSIFIERS]
+)
 def test_an_imported_classifier_computes_what_the_authors_code_does(cli, tmp_path, name):
     manifest, save = CLASSIFIERS[name]
     code, out, _ = cli('import', save(tmp_path / 'file.pth', official_state_dict(manifest)), '--name', name)

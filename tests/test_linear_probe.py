@@ -311,7 +311,11 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ('mode', 'more'),
     [
-        ('live', ['--epochs', 2, '--step-batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2']),
+        pytest.param(
+            'live',
+            ['--epochs', 2, '--step-batch', 64, '--weight-decays', '0,1e-4', '--layers', 'pooled,last:2'],
+            marks=pytest.mark.slow,
+        ),
         ('cached', ['--epochs', 3, '--step-batch', 64, '--views', 2, '--cache', 'features']),
         ('ridge', []),
         ('logistic', ['--layers', 'pre_logits']),
