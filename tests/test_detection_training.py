@@ -81,6 +81,7 @@ def assert_halved(losses: list[float]) -> None:
     assert np.mean(losses[-5:]) < losses[0] / 2
 
 
+@pytest.mark.full  # the same detector learns shapes below
 def test_cascade_learns_textured_objects(data, tmp_path):
     losses, before, after = train(CASCADE, data['textured'], tmp_path / 'run')
     assert len(losses) == 60
