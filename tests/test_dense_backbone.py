@@ -2,11 +2,12 @@
 
 import copy
 import json
+from itertools import product
 
 import pytest
 import timm
 import torch
-from conftest import small_of
+from conftest import rest_is_full, small_of
 from golden_rule import GOLDEN, fill_by_rule
 from timm.optim import param_groups_layer_decay
 
@@ -272,12 +273,21 @@ def test_a_trunk_refuses_image_sizes_that_whole_patches_do_not_fill(trunk):
         trunk((64, 90), embed_dim=32, num_heads=2, depth=1)
 
 
+FORMS = [tinymim_star_like, vitdet_like]
+# The graph itself takes seconds, code generated from it a minute.
+COMPILED = rest_is_full(
+    product(FORMS, ['aot_eager', 'inductor']), [*product(FORMS, ['aot_eager']), (vitdet_like, 'inductor')]
+)
+TRAINED = rest_is_full(product(FORMS, ['aot_eager', 'inductor']), list(product(FORMS, ['aot_eager'])))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
-def test_compiled_in_one_graph(make):
+@pytest.mark.parametrize(('make', 'backend'), COMPILED)
+def test_compiled_in_one_graph(make, backend):
     """Also at another size than the laid-out one, where tables and positions are resized in the forward pass."""
+    torch._dynamo.reset()
     model = fill_by_rule(make())
-    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
     for size in ((64, 96), (96, 64)):
         x = images(*size)
         with torch.no_grad():
@@ -285,12 +295,18 @@ def test_compiled_in_one_graph(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('make', [tinymim_star_like, vitdet_like])
-def test_compiled_training(make):
-    model = fill_by_rule(make()).train()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False)
-    sum(level.square().mean() for level in compiled(images())).backward()
-    assert all(p.grad is not None for p in model.parameters())
+@pytest.mark.parametrize(('make', 'backend'), TRAINED)
+def test_compiled_training(make, backend):
+    torch._dynamo.reset()
+    model, eager = fill_by_rule(make()).train(), fill_by_rule(make()).train()
+    compiled, x = torch.compile(model, fullgraph=True, dynamic=False, backend=backend), images()
+    for forward in (compiled, eager):
+        sum(level.square().mean() for level in forward(x)).backward()
+    expected = {key: p.grad for key, p in eager.named_parameters()}
+    assert len(expected) > 20
+    for key, parameter in model.named_parameters():
+        scale = expected[key].abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[key], rtol=0, atol=1e-3 * scale + 1e-5, msg=key)
 
 
 @pytest.mark.slow
