@@ -24,7 +24,7 @@ demo: $(VENV)/.demo  ## Train, save, reload and classify on real images (3 minut
 test: $(VENV)/.dev  ## Every behaviour, timm's own suite included
 	$(BIN)/python -m pytest -m 'not full' -n 2 --dist worksteal
 
-test-all: $(VENV)/.dev  ## The same for every architecture, tag and combination (over an hour)
+test-all: $(VENV)/.dev  ## The same for every architecture, tag and combination
 	$(BIN)/python -m pytest -m 'full or not full' -n 2 --dist worksteal
 
 quick: $(VENV)/.dev  ## The tests without the slow ones
@@ -40,7 +40,7 @@ types: $(VENV)/.dev  ## Check types, over the unpacked wheel
 	rm -rf build/types
 	$(BIN)/python -m build --wheel --no-isolation -o build/types . > /dev/null
 	$(BIN)/python -m zipfile -e build/types/*.whl build/types/site
-	cd build/types/site && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tinyvit_zoo
+	cd build/types/site && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tinyvit_zoo -m _tinyvit_zoo_cli
 
 format: $(VENV)/.dev  ## Put style and format right
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -174,9 +174,9 @@ def test_the_default_recipe_trains_on_fewer_images_than_its_batch(tmp_path, digi
 @pytest.mark.slow
 def test_the_default_recipe_learns_a_few_hundred_digits_from_random_weights(tmp_path):
     train, test = load_dataset('digits', 'train'), load_dataset('digits', 'test')
-    recipe = find_recipe(DEFAULT).changed(epochs=20)
+    recipe = find_recipe(DEFAULT)
     result = fit(plain_vit(), train.subset(range(400)), recipe, tmp_path, test=test)
-    assert result.test.accuracy > 50
+    assert result.test.accuracy > 50, result.test.accuracy  # chance: 10
 
 
 def test_fine_tuning_starts_from_an_encoder_with_a_fresh_head(tmp_path, digits):

@@ -76,12 +76,6 @@ def test_package_models_and_configs_come_from_the_wheel(installed, elsewhere):
     assert keys == 296
 
 
-def test_the_wheel_has_two_top_level_names(installed):
-    (record,) = installed.glob('tinyvit_zoo-*.dist-info/RECORD')
-    names = {line.partition(',')[0].partition('/')[0] for line in record.read_text().splitlines()}
-    assert {name for name in names if name not in ('..', record.parent.name)} == {'_tinyvit_zoo_cli.py', 'tinyvit_zoo'}
-
-
 def test_commands_work_from_a_folder_with_a_foreign_downstream(installed, elsewhere):
     env = os.environ | {'PYTHONPATH': str(installed)}
     for command in ([sys.executable, '-m', 'tinyvit_zoo.cli'], [str(installed / 'bin' / 'tinyvit-zoo')]):
