@@ -150,7 +150,7 @@ def test_a_config_survives_being_written_as_one_file(tmp_path):
 def test_the_full_size_cascade_of_tinyvit_21m_trains_and_validates_a_step():
     config = read(DETECTION, 'cascade_mask_rcnn_tinyvit_21m_fpn_1x_coco')
     model = revert_sync_batchnorm(build(config))
-    batch = demo_mm_inputs(1, [[3, 800, 1344]], num_items=[5], num_classes=80, with_mask=True)
+    batch = demo_mm_inputs(1, [[3, 480, 800]], num_items=[5], num_classes=80, with_mask=True)
     optim = build_optim_wrapper(model, config.optim_wrapper)
     reached = []
     for parameter in model.parameters():
@@ -161,4 +161,4 @@ def test_the_full_size_cascade_of_tinyvit_21m_trains_and_validates_a_step():
     assert [k for k, p in model.named_parameters() if id(p) not in reached] == []
     (result,) = model.eval().val_step(batch)
     assert result.pred_instances.bboxes.shape[1] == 4
-    assert result.pred_instances.masks.shape[1:] == (800, 1344)
+    assert result.pred_instances.masks.shape[1:] == (480, 800)
