@@ -122,7 +122,7 @@ def test_options_are_those_of_mmdet(cli):
 # ---- a user's own data
 
 
-def test_own_data_sets_files_classes_and_heads(shapes, own):
+def test_custom_data_sets_files_classes_and_heads(shapes, own):
     change(own / 'train.json', lambda c: c['categories'].append(dict(id=3, name='star')))
     config = read_config('cascade_mask_rcnn_tinyvit_5m_fpn_1x_coco')
     classes = use_custom_data(config, CustomData(own, Path('train.json'), validation_annotations=Path('val.json')))
@@ -142,7 +142,7 @@ def test_own_data_sets_files_classes_and_heads(shapes, own):
     assert two.model.roi_head.bbox_head.num_classes == 2
 
 
-def test_training_on_own_data_takes_three_commands(cli, own, tmp_path, monkeypatch):
+def test_training_on_custom_data_takes_three_commands(cli, own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = cli('detect', 'train', RETINANET, '-d', own, *ANNOTATIONS, '--cfg-options', *TWO_ITERATIONS)
     assert code == 0, err
