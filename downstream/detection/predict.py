@@ -21,7 +21,8 @@ from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.data.image_file import load_image
 
-from .custom_data import classes_of, colors, datasets_of
+from .config_parts import classes_of, datasets_of, kind_of
+from .custom_data import colors
 from .detector_checkpoint import load_detector
 
 __all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_images', 'in_words', 'write_predictions']
@@ -113,9 +114,8 @@ class Predictor:
 
 def _for_arrays(pipeline: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps of a test pipeline for an image that is in memory and has no annotations."""
-    return [
-        step for step in pipeline if step['type'].rpartition('.')[2] not in ('LoadImageFromFile', 'LoadAnnotations')
-    ]
+    reading = ('LoadImageFromFile', 'ZooLoadImage', 'LoadAnnotations')
+    return [step for step in pipeline if kind_of(step) not in reading]
 
 
 def _found(instances: Any, threshold: float) -> Found:

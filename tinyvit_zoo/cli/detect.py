@@ -76,14 +76,16 @@ def _read(name: str, context: typer.Context | None, cfg_options: list[str] | Non
     return read_config(name, given)
 
 
-def _use_custom_data(config: Any, data: Path | None, classes: Words | None, **files: Path | None) -> None:
+def _use_custom_data(
+    config: Any, data: Path | None, classes: Words | None, trained: bool = False, **files: Path | None
+) -> None:
     if data is None:
         if classes or any(files.values()):
             raise typer.BadParameter('Give the folder of your data as well: --data DIR.')
         return
     from ..downstream.detection.custom_data import CustomData, use_custom_data
 
-    found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files))
+    found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files), trained)
     if found:
         print(f'{len(found)} classes: {", ".join(found)}')
 
@@ -159,8 +161,9 @@ def evaluate(
     from ..downstream.detection.engine import evaluate as measure
 
     _use_custom_data(
-        config, data, classes, validation_annotations=validation_annotations, validation_images=validation_images
-    )
+        config, data, classes, trained=True, validation_annotations=validation_annotations,
+        validation_images=validation_images,
+    )  # fmt: skip
     metrics = measure(config, checkpoint, Run(work_dir, launcher=launcher and str(launcher)))
     for metric, value in metrics.items():
         print(f'{metric}: {value:.4g}')
