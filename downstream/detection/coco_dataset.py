@@ -1,7 +1,7 @@
 """mmdet's CocoDataset and CocoMetric with classes matched by name, on annotations that may lack what can be derived.
 
 mmdet's own give class i to the i-th category that the file lists among the classes, in training and, by another file,
-in the metric. On a file that lists all classes in the config's order and lacks nothing these two do the same as mmdet's.
+in the metric. On a file that lists all classes in the config's order and lacks nothing these two do what mmdet's do.
 """
 
 import contextlib

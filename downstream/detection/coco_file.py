@@ -42,9 +42,9 @@ class CocoFile:
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> Counter[str]:
-        """Number of objects by class."""
+        """Number of objects by class, without crowds, which are neither learned nor found."""
         names = {category['id']: category['name'] for category in self.content['categories']}
-        return Counter(names[found['category_id']] for found in self.content['annotations'])
+        return Counter(names[found['category_id']] for found in self.content['annotations'] if not found['iscrowd'])
 
 
 def read_annotations(path: str | Path) -> Entry:
@@ -91,19 +91,19 @@ def read_coco(
     content = read_annotations(path)
     names = _check_categories(content['categories'], path)
     images = _check_images(content['images'], path, size_of)
+    marks = [found.get('id') for found in content['annotations']]
     _check_ids(content['annotations'], path)
     objects, notes = [], []
-    for number, found in enumerate(content['annotations'], 1):
-        where = _where(found, number, path)
+    for number, (mark, found) in enumerate(zip(marks, content['annotations'], strict=True), 1):
+        where = _where(mark, number, found, path)
         image = images.get(key_of(found.get('image_id')) or '')
         if image is None:
             raise EvaluationError(f'{where} belongs to no image of the file: correct its image_id, or delete it.')
         name = names.get(key_of(found.get('category_id')) or '')
         if name is None:
-            raise EvaluationError(
-                f'{where} is of category {found.get("category_id")}, which the file does not list: correct its '
-                'category_id, or add the category.'
-            )
+            kind = found.get('category_id')
+            what = 'has no category_id' if kind is None else f'is of category {kind}, which the file does not list'
+            raise EvaluationError(f'{where} {what}: correct its category_id, or add the category.')
         if name not in classes:
             continue
         found['image_id'], found['category_id'] = image['id'], name
@@ -117,8 +117,7 @@ def read_coco(
     return CocoFile(path, content, own_ids, _shortened(notes))
 
 
-def _where(found: Entry, number: int, path: Path) -> str:
-    mark = found.get('id')
+def _where(mark: Any, number: int, found: Entry, path: Path) -> str:
     return f'Object {f"number {number}" if mark is None else mark} of image {found.get("image_id")} in {path}'
 
 

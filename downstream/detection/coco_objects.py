@@ -52,7 +52,7 @@ def complete_object(found: dict[str, Any], size: tuple[int, int], masks: bool, w
 def _flag(value: Any, name: str, where: str) -> int:
     if value in (None, 0, 1, '0', '1', ''):
         return int(value or 0)
-    raise EvaluationError(f'{where} has {name} {value!r}: it is 0 or 1.')
+    raise EvaluationError(f'{where} has {name} {_shown(value)}: it is 0 or 1.')
 
 
 def _mask_of(found: dict[str, Any], size: tuple[int, int]) -> tuple[Mask | None, str]:
@@ -69,11 +69,13 @@ def _box_of(found: dict[str, Any], where: str) -> list[float] | None:
     if box is None or box == []:
         return None
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) for v in box):
-        raise EvaluationError(f'{where} has the box {box}, and left, top, width and height are needed: correct it.')
+        raise EvaluationError(
+            f'{where} has the box {_shown(box)}, and left, top, width and height are needed: correct it.'
+        )
     if min(box[2:]) < 0:
         raise EvaluationError(
-            f'{where} has the box {box}, whose width or height is negative: it holds left, top, width and height, not '
-            'two corners.'
+            f'{where} has the box {_shown(box)}, whose width or height is negative: it holds left, top, width and '
+            'height, not two corners.'
         )
     return box
 
@@ -82,5 +84,10 @@ def _check_place(box: list[float], size: tuple[int, int], where: str) -> None:
     left, top, width, height = box
     if left >= size[0] or top >= size[1] or left + width <= 0 or top + height <= 0:
         raise EvaluationError(
-            f'{where} has the box {box}, which is outside its image of {size[0]}x{size[1]} pixels: correct it.'
+            f'{where} has the box {_shown(box)}, which is outside its image of {size[0]}x{size[1]} pixels: correct it.'
         )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f'{text[:77]}...'

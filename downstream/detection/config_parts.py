@@ -1,4 +1,4 @@
-"""Parts of mmdet's and mmseg's configs, wherever they are: data sets below their wrappers, pipelines, heads, classes."""
+"""Parts of mmdet's and mmseg's configs, wherever they are: data sets within wrappers, pipelines, heads, classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

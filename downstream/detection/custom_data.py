@@ -63,8 +63,8 @@ def use_custom_data(config: Config, data: CustomData, trained: bool = False) -> 
         The classes.
 
     Raises:
-        EvaluationError: If a file or folder is missing, an annotation file is not in COCO's format, or its categories do
-            not fit the classes.
+        EvaluationError: If a file or folder is missing, an annotation file is not in COCO's format, or its categories
+            do not fit the classes.
     """
     if not data.root.is_dir():
         raise EvaluationError(f'There is no folder {data.root}: give the folder of your data.')
@@ -123,7 +123,9 @@ def _use_reader(dataset: Config) -> None:
 
 def _import_ours(config: Config) -> None:
     """So that mmdet's own tools find our classes in the config that is written."""
-    room = f'{__package__.rpartition(".")[0]}.{"segmentation" if config.get("default_scope") == "mmseg" else "detection"}'
+    room = (
+        f'{__package__.rpartition(".")[0]}.{"segmentation" if config.get("default_scope") == "mmseg" else "detection"}'
+    )
     imports = config.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
     if room not in names:
@@ -143,9 +145,7 @@ def _check_names(config: Config, classes: Sequence[str]) -> None:
         )
 
 
-def _classes(
-    config: Config, data: CustomData, train: Path | None, val: Path | None, trained: bool
-) -> tuple[str, ...]:
+def _classes(config: Config, data: CustomData, train: Path | None, val: Path | None, trained: bool) -> tuple[str, ...]:
     """The classes of a detector, each of them in the training annotations, and those of the others among them."""
     listed = category_names(read_annotations(train), train) if train else ()
     classes = tuple(data.classes) or (listed if train else _kept(config))
@@ -174,8 +174,13 @@ def _check_others(path: Path, classes: tuple[str, ...], trained: bool) -> None:
     names = {key_of(category['id']): category['name'] for category in content['categories']}
     used = {names.get(key_of(found.get('category_id'))) for found in content['annotations']}
     strange = [name for name in names.values() if name in used and name not in classes]
+    where = 'the config' if trained else 'the training annotations'
+    if not set(classes) & set(names.values()):
+        raise EvaluationError(
+            f'None of the classes of {where} ({first_few(classes)}) is a category of {path}, which has '
+            f'{first_few(names.values()) or "none"}: name them alike.'
+        )
     if strange:
-        where = 'the config' if trained else 'the training annotations'
         raise EvaluationError(
             f"{path} has objects of '{strange[0]}', which is no class of {where} ({first_few(classes, 10)}): name them "
             'alike, or leave other objects out with --classes and the names of the classes.'

@@ -65,6 +65,7 @@ def _check_coco(dataset: Mapping[str, Any], config: Config, loader: str, say: Ca
     masks = masks or any('segm' in metric.get('metric', ()) for metric in metrics)
     file = read_coco(annotations, classes, sizes, masks)
     _check_images(file, folder, sizes, say)
+    _check_shapes(file, dataset)
     _check_objects(file, dataset, learned, say)
     for metric in metrics:
         _check_metric(metric, file, sizes)
@@ -123,68 +124,114 @@ def _check_images(file: CocoFile, folder: Path, sizes: _Sizes, say: Callable[[st
                 unclear.append(image['file_name'])
     if unclear:
         say(
-            f'{len(unclear)} images of {file.path} are turned or mirrored by their EXIF orientation, and their size does '
-            f'not tell whether the boxes are too: they are taken to be ({first_few(unclear)}).'
+            f'{len(unclear)} images of {file.path} are turned or mirrored by their EXIF orientation, and their size '
+            f'does not tell whether the boxes are too: they are taken to be ({first_few(unclear)}).'
         )
 
 
 def _other_size(path: Path, size: Sequence[int], orientation: int, told: Sequence[int], annotations: Path) -> str:
     turned = f' as its EXIF orientation ({orientation}) turns it' if orientation > 1 else ''
     return (
-        f'{path.name} has {size[0]}x{size[1]} pixels{turned}, and {annotations} says {told[0]}x{told[1]}: its boxes would '
-        f'lie off the objects; annotate the image as it is shown, or save it without EXIF orientation in the size that '
-        f'was annotated ({path}).'
+        f'{path.name} has {size[0]}x{size[1]} pixels{turned}, and {annotations} says {told[0]}x{told[1]}: its boxes '
+        'would lie off the objects; annotate the image as it is shown, or save it without EXIF orientation in the size '
+        f'that was annotated ({path}).'
     )
 
 
-def _check_objects(
-    file: CocoFile, dataset: Mapping[str, Any], learned: bool, say: Callable[[str], None]
-) -> None:
+def _check_shapes(file: CocoFile, dataset: Mapping[str, Any]) -> None:
+    """Refuse an image that OpenCV would have to make less than a pixel wide or high, which ends the run."""
+    longest = min(_longest_sides(dataset.get('pipeline')), default=None)
+    least = (dataset.get('filter_cfg') or {}).get('min_size', 0) if not dataset.get('test_mode') else 0
+    for image in file.content['images'] if longest else ():
+        short, long = sorted((image['width'], image['height']))
+        if short >= least and 2 * short * longest < long:
+            raise EvaluationError(
+                f'{image["file_name"]} of {file.path} has {image["width"]}x{image["height"]} pixels, too narrow for a '
+                f'config that makes its long side {longest:g}: crop it, or leave it out.'
+            )
+
+
+def _longest_sides(pipeline: Any) -> Iterator[float]:
+    """The long side that each step of a pipeline gives to images, at the least."""
+    for step in pipeline_steps(pipeline):
+        scales = step.get('scales') or ([step['scale']] if 'scale' in step else [])
+        for scale in scales:
+            if isinstance(scale, list | tuple) and all(isinstance(side, int | float) for side in scale):
+                yield max(scale) * (step.get('ratio_range') or (1,))[0]
+
+
+def _check_objects(file: CocoFile, dataset: Mapping[str, Any], learned: bool, say: Callable[[str], None]) -> None:
     """Refuse a file without objects to learn or to find; tell of classes without any, and of what mmdet leaves out."""
     for note in file.notes:
         say(note)
     classes = [category['name'] for category in file.content['categories']]
-    names, counts = [name for name, i in zip(classes, file.category_ids, strict=True) if i is not None], file.counts()
+    names = [name for name, i in zip(classes, file.category_ids, strict=True) if i is not None]
     if not names:
         raise EvaluationError(
-            f'None of the classes of the config ({first_few(classes)}) is a category of {file.path}: name them alike, or '
-            'give --data, which takes its categories for the classes.'
+            f'None of the classes of the config ({first_few(classes)}) is a category of {file.path}: name them alike, '
+            'or give --data, which takes its categories for the classes.'
         )
+    counts = file.counts()
     if not counts:
         raise EvaluationError(
-            f'{file.path} has no objects of the classes ({first_few(classes)}), so there is nothing to '
+            f'{file.path} has no objects of the classes ({first_few(classes)}) but crowds, so there is nothing to '
             f'{"learn" if learned else "measure"}: annotate some.'
         )
-    if learned:
-        _check_trained(file, dataset, say)
+    _check_boxes(file, dataset, learned, say)
     empty = [name for name in classes if not counts[name]]
     if empty:
         what = 'cannot be learned' if learned else 'do not count in the metric'
-        say(f'{file.path} has no object of {len(empty)} of {len(classes)} classes, which {what}: {first_few(empty, 10)}.')
+        shown = first_few(empty, 10)
+        say(f'{file.path} has no object of {len(empty)} of {len(classes)} classes, which {what}: {shown}.')
 
 
-def _check_trained(file: CocoFile, dataset: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Refuse a file from which mmdet takes nothing, as its boxes or images are too small."""
-    tiny = [f for f in file.content['annotations'] if min(f['bbox'][2:]) < 1 or f.get('ignore')]
+def _check_boxes(file: CocoFile, dataset: Mapping[str, Any], learned: bool, say: Callable[[str], None]) -> None:
+    """Refuse a file from which mmdet takes nothing, as its boxes or images are too small; tell of odd boxes."""
+    objects = [found for found in file.content['annotations'] if not found['iscrowd']]
+    tiny = [found for found in objects if min(found['bbox'][2:]) < 1]
+    if len(tiny) == len(objects):
+        raise EvaluationError(
+            f'{file.path} has no box of at least 1x1 pixels, the least that mmdet trains on (object {tiny[0]["id"]} '
+            f'has {tiny[0]["bbox"]}): boxes are in pixels, not in parts of the image.'
+        )
+    images = {image['id']: image for image in file.content['images']}
+    beyond = [found for found in objects if _reaches_out(found['bbox'], images[found['image_id']])]
+    if beyond:
+        say(
+            f'{len(beyond)} of {len(objects)} boxes of {file.path} reach out of their image (object {beyond[0]["id"]}: '
+            f'{beyond[0]["bbox"]}): they hold left, top, width and height, not two corners.'
+        )
+    if learned:
+        _check_left_out(file, objects, tiny, dataset, say)
+
+
+def _reaches_out(box: Sequence[float], image: Mapping[str, Any]) -> bool:
+    """By more than is rounded."""
+    left, top, width, height = box
+    return left + width > image['width'] + 2 or top + height > image['height'] + 2 or min(left, top) < -2
+
+
+def _check_left_out(
+    file: CocoFile,
+    objects: Sequence[Mapping[str, Any]],
+    tiny: Sequence[Mapping[str, Any]],
+    dataset: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Tell what mmdet leaves out of the training; refuse a file of which nothing remains."""
     least = (dataset.get('filter_cfg') or {}).get('min_size', 0)
     small = {image['id']: image for image in file.content['images'] if min(image['width'], image['height']) < least}
-    usable = len(file.content['annotations']) - len(tiny)
-    if not usable:
+    skipped = {found['id'] for found in tiny}
+    if all(found['image_id'] in small for found in objects if found['id'] not in skipped):
         raise EvaluationError(
-            f'{file.path} has no box of at least 1x1 pixels, the least that mmdet trains on (object {tiny[0]["id"]} has '
-            f'{tiny[0]["bbox"]}): boxes are in pixels, not in parts of the image.'
-        )
-    skipped = {id(f) for f in tiny}
-    if all(f['image_id'] in small for f in file.content['annotations'] if id(f) not in skipped):
-        raise EvaluationError(
-            f'{file.path} has objects only in images below {least} pixels, which the config leaves out: give larger images '
-            'or another train_dataloader.dataset.filter_cfg.min_size.'
+            f'{file.path} has objects only in images below {least} pixels, which the config leaves out: give larger '
+            'images or another train_dataloader.dataset.filter_cfg.min_size.'
         )
     if tiny:
-        say(f'{len(tiny)} objects of {file.path} are not trained on (object {tiny[0]["id"]}): ignored, or below 1 pixel.')
+        say(f'{len(tiny)} objects of {file.path} are below 1 pixel and are not trained on (object {tiny[0]["id"]}).')
     if small:
         shown = first_few(image['file_name'] for image in small.values())
-        say(f'{len(small)} images of {file.path} are not trained on, as they have less than {least} pixels: {shown}.')
+        say(f'{len(small)} images of {file.path} are below {least} pixels and are not trained on: {shown}.')
 
 
 def _check_metric(metric: Mapping[str, Any], file: CocoFile, sizes: _Sizes) -> None:
@@ -203,8 +250,8 @@ def _check_metric(metric: Mapping[str, Any], file: CocoFile, sizes: _Sizes) -> N
     absent = [mark for mark in _marks(file.content['images']) if mark not in known]
     if absent:
         raise EvaluationError(
-            f'The metric reads {path}, in which {len(absent)} images of {file.path} are missing (id {absent[0][0]}): give '
-            'both the same file.'
+            f'The metric reads {path}, in which {len(absent)} images of {file.path} are missing (id {absent[0][0]}): '
+            'give both the same file.'
         )
 
 

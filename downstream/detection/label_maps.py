@@ -39,8 +39,8 @@ def check_label_maps(
     files = sorted(images.rglob(f'*{ending}')) if images.is_dir() else []
     if not files:
         raise EvaluationError(
-            f'{images} holds no images that end in {ending}: give the folder above as --data, or another img_suffix of the '
-            'data set.'
+            f'{images} holds no images that end in {ending}: give the folder above as --data, or another img_suffix of '
+            'the data set.'
         )
     pairs = [(file, maps / f'{str(file.relative_to(images))[: -len(ending)]}{map_ending}') for file in files]
     absent = [file.name for file, labels in pairs if not labels.is_file()]
@@ -81,7 +81,7 @@ def _labels(file: Path, labels: Path, first: int, classes: Sequence[str]) -> np.
     strange = [v for v in values if v != IGNORED and not 0 <= v < first + len(classes)]
     if strange:
         raise EvaluationError(
-            f'{labels} has the label {strange[0]}, and the {len(classes)} classes ({first_few(classes)}) have the labels '
-            f'{first} to {first + len(classes) - 1}: correct it, or name all classes with --classes.'
+            f'{labels} has the label {strange[0]}, and the {len(classes)} classes ({first_few(classes)}) have the '
+            f'labels {first} to {first + len(classes) - 1}: correct it, or name all classes with --classes.'
         )
     return values

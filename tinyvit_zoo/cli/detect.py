@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command
+from .console import command, print_error
 from .options import Device, Size, Words, find_device, make_output, read_size, read_words
 
 Launcher = StrEnum('Launcher', ['none', 'pytorch', 'slurm', 'mpi'])
@@ -178,6 +178,9 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help='Image files, or folders of them.', metavar='IMAGE...')],
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for drawn images and JSON.', metavar='DIR')],
     threshold: Annotated[float, typer.Option(min=0, max=1, help='Leave out objects with a lower score.')] = 0.3,
+    skip_unreadable: Annotated[
+        bool, typer.Option('--skip-unreadable', help='Succeed though images cannot be read; they are named at the end.')
+    ] = False,
     device: Device = None,
     cfg_options: CfgOptions = None,
 ) -> None:
@@ -188,8 +191,15 @@ def predict(
     found = find_images(images)
     make_output(output)
     predictor = Predictor(config, checkpoint, find_device(device), threshold)
-    for drawn, result in write_predictions(predictor, found, output, progress=True):
+    refused: list[str] = []
+    done = 0
+    for drawn, result in write_predictions(predictor, found, output, progress=True, refused=refused.append):
         print(f'{drawn}: {in_words(result, predictor.classes)}')
+        done += 1
+    for sentence in refused:
+        print_error(sentence)
+    if refused and not (skip_unreadable and done):
+        raise typer.Exit(1)
 
 
 def config(
