@@ -23,7 +23,7 @@ import torch
 from ..common.errors import CheckpointError, WeightsNotFoundError
 from ..common.text import first_few
 
-__all__ = ['Clues', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
+__all__ = ['Clues', 'classes_in', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
 
 _logger = logging.getLogger(__name__)
 
@@ -146,6 +146,18 @@ def read_with_clues(path: str | Path) -> tuple[dict[str, torch.Tensor], Clues]:
     """As `read_checkpoint`, with the clues in and around the file."""
     path, checkpoint = _open(path)
     return unwrap(checkpoint, str(path)), clues_of(checkpoint, path)
+
+
+def classes_in(path: str | Path) -> tuple[str, ...]:
+    """Names of the classes that a detector or segmenter was trained with; none if the file does not say.
+
+    Raises:
+        As `read_checkpoint`.
+    """
+    _, found = _open(path)
+    for key in ('meta', 'dataset_meta', 'classes'):  # as mmengine saves them
+        found = found.get(key) if isinstance(found, dict) else None
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
 
 
 def clues_of(checkpoint: Any, path: Path | None = None) -> Clues:
