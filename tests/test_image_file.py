@@ -10,7 +10,7 @@ from PIL import Image
 
 from tinyvit_zoo.common.errors import EvaluationError, ImageError
 from tinyvit_zoo.data.datasets import load_dataset
-from tinyvit_zoo.data.image_file import load_image, to_rgb
+from tinyvit_zoo.data.image_file import load_image, to_rgb, upright_size
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 ORIENTATION = 0x0112
@@ -156,6 +156,31 @@ def test_images_are_turned_upright(kind, extension, tmp_path):
         assert 230 < read.getpixel((10, 35))[0] < 240
     if extension != 'tif':  # Pillow turns these in any case
         assert load_image(path, upright=False).size == (40, 20)
+
+
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'tif', 'webp', 'gif', 'bmp'])
+def test_the_header_tells_the_size_of_the_upright_image(extension, tmp_path):
+    path = tmp_path / f'x.{extension}'
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.new('RGB', (40, 20)).save(path, exif=exif)
+        size, told = upright_size(path)
+        assert size == load_image(path).size
+        assert told == (1 if extension in ('gif', 'bmp') else orientation)  # those have no EXIF data
+
+
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'webp'])
+def test_the_header_tells_the_size_though_the_exif_data_are_damaged(extension, tmp_path):
+    path = tmp_path / f'x.{extension}'
+    Image.new('RGB', (40, 20)).save(path, exif=b'Exif\0\0garbage')
+    assert upright_size(path) == ((40, 20), 1)
+
+
+def test_a_file_without_a_header_has_no_size(tmp_path):
+    (tmp_path / 'text.png').write_text('no image')
+    refused(lambda: upright_size(tmp_path / 'text.png'), 'text.png', 'known format', kind=ImageError)
+    refused(lambda: upright_size(tmp_path / 'none.png'), 'none.png', kind=ImageError)
 
 
 def test_registered_benchmarks_are_read_as_stored_and_their_features_kept_apart(tmp_path):
