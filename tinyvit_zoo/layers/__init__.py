@@ -12,10 +12,10 @@ from .bias_table import (
 from .checkpointing import checkpoint_block
 from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
-from .deploy import DeployConv2d, DeployLinear, fold_gelu
+from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
 from .image_size import check_image_size, check_patch_grid
-from .inference import activate, has_listeners, in_sub_batches, is_plain_inference, is_untouched
+from .inference import activate, in_sub_batches, is_plain_inference, is_untouched, known_class
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .position import resize_position, sincos_position
@@ -55,13 +55,12 @@ __all__ = [
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
-    'fold_gelu',
-    'has_listeners',
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
     'is_plain_inference',
     'is_untouched',
+    'known_class',
     'linear_act',
     'per_stage_windows',
     'piecewise_index',

@@ -41,6 +41,7 @@ from ..layers import (
     in_sub_batches,
     irpe_index,
     is_exactly,
+    known_class,
     resize_position,
 )
 from ..releases import FAMILIES, Release
@@ -49,6 +50,7 @@ from ._create import Family, create_zoo_model, record_input_size
 __all__ = ['MiniDeit']
 
 
+@known_class
 class MiniAttention(nn.Module):
     """Attention with shared projections; each repeat has its own relative keys and head mixing (paper Eq. 6-7)."""
 
@@ -108,6 +110,7 @@ class MiniAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
+@known_class
 class MiniBlock(nn.Module):
     """A transformer block that serves `repeats` layers: weights shared, norms and transformations one per repeat."""
 

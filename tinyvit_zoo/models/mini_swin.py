@@ -44,6 +44,7 @@ from ..layers import (
     expand_signed_bias,
     in_sub_batches,
     is_exactly,
+    known_class,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -62,6 +63,7 @@ __all__ = ['MiniSwin']
 NUM_WINDOWS = (8, 4, 2, 1)
 
 
+@known_class
 class PatchMerging(nn.Module):
     """Join 2x2 neighbours: concatenate, normalise, project. (B, H, W, C) -> (B, H/2, W/2, C')."""
 
@@ -79,6 +81,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
+@known_class
 class MiniWindowAttention(nn.Module):
     """Attention within a window: projections and position bias shared, one head mixing per repeat (paper Eq. 6-7)."""
 
@@ -162,6 +165,7 @@ class MiniWindowAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
+@known_class
 class MiniSwinBlock(nn.Module):
     """A Swin block that serves `repeats` layers: weights shared, norms and transformations one per repeat."""
 
@@ -237,6 +241,7 @@ class MiniSwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x, repeat)), repeat)
 
 
+@known_class
 class MiniSwinStage(nn.Module):
     """Downsample, then shared blocks. (B, H, W, C) -> (B, H/2, W/2, C'); the first stage keeps its size."""
 

@@ -28,7 +28,7 @@ from ..checkpoints import (
     heads_of,
     source_grid,
 )
-from ..layers import DeployLinear, check_patch_grid, fold_gelu, resize_beit_table, resize_position
+from ..layers import DeployLinear, check_patch_grid, linear_act, resize_beit_table, resize_position
 from ..releases import Release
 from ._create import Family, create_zoo_model, record_input_size
 
@@ -44,6 +44,14 @@ BEIT_ONLY = ('relative_position_bias_table', 'gamma_1', 'gamma_2')
 """Parameters that a model with tables and LayerScale has and a plain encoder does not have."""
 
 
+class DeployMlp(Mlp):
+    """timm's `Mlp`, in deploy form: the first layer and its activation may run in one kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.fc1(x)) if torch.jit.is_scripting() else linear_act(self.fc1, self.act, x)
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
 class PlainBlock(Block):
     """timm's transformer block, with a deploy form."""
 
@@ -53,8 +61,9 @@ class PlainBlock(Block):
             self.attn.qkv = DeployLinear.from_linear(self.attn.qkv)
             self.attn.proj = DeployLinear.from_linear(self.attn.proj)
         if type(self.mlp) is Mlp:
-            self.mlp.fc1, self.mlp.act = fold_gelu(self.mlp.fc1, self.mlp.act)
+            self.mlp.fc1 = DeployLinear.from_linear(self.mlp.fc1)
             self.mlp.fc2 = DeployLinear.from_linear(self.mlp.fc2)
+            self.mlp.__class__ = DeployMlp  # the same layers under the same names
 
 
 class PlainVit(VisionTransformer):

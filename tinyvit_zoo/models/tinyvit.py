@@ -44,7 +44,6 @@ from ..layers import (
     checkpoint_block,
     conv_act,
     expand_abs_bias,
-    fold_gelu,
     is_exactly,
     per_stage_windows,
     resize_grid,
@@ -68,13 +67,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chs: int, out_chs: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1: nn.Module = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
+        self.conv1 = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
         self.act = act_layer()
         self.conv2 = ConvNorm(out_chs // 2, out_chs, 3, stride=2, **dd)
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.conv1, self.act = fold_gelu(self.conv1, self.act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
@@ -99,18 +94,13 @@ class MBConv(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         mid_chs = int(dim * expand_ratio)
-        self.conv1: nn.Module = ConvNorm(dim, mid_chs, 1, **dd)
+        self.conv1 = ConvNorm(dim, mid_chs, 1, **dd)
         self.act1 = act_layer()
-        self.conv2: nn.Module = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
+        self.conv2 = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(mid_chs, dim, 1, bn_weight_init=0.0, **dd)
         self.act3 = act_layer()
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.conv1, self.act1 = fold_gelu(self.conv1, self.act1)
-        self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
@@ -126,16 +116,11 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1: nn.Module = ConvNorm(dim, out_dim, 1, **dd)
+        self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
-        self.conv2: nn.Module = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
+        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.conv1, self.act1 = fold_gelu(self.conv1, self.act1)
-        self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
