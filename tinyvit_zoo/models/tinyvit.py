@@ -21,6 +21,7 @@ from timm.layers import (
     NormMlpClassifierHead,
     calculate_drop_path_rates,
     get_device_dtype,
+    is_exporting,
     to_2tuple,
     trunc_normal_,
     use_fused_attn,
@@ -152,7 +153,7 @@ class ConvStage(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.3)."""
+    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2)."""
 
     fused_attn: Final[bool]
     row_offsets: torch.Tensor
@@ -204,6 +205,18 @@ class Attention(nn.Module):
         self.qkv = DeployLinear.from_linear(self.qkv)
         self.proj = DeployLinear.from_linear(self.proj)
 
+    def _prefers_plain(self, q: torch.Tensor, bias: torch.Tensor) -> bool:
+        """Whether attention in single steps is faster than the fused kernel.
+
+        On CPU that kernel takes a 4-D bias that needs no gradient. With a gradient torch would decompose it into
+        something slower than the single steps, and in bfloat16 two products on bf16 instructions are faster. A graph
+        (trace, script, export) has the fused kernel always: it must not depend on whether autograd was on when it was
+        recorded.
+        """
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or is_exporting():
+            return False
+        return q.device.type == 'cpu' and (bias.requires_grad or q.dtype == torch.bfloat16)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B * nW, N, C)
         B, N, C = x.shape
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
@@ -212,10 +225,7 @@ class Attention(nn.Module):
         # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
         bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
 
-        # On CPU the fused kernel takes a 4-D bias that needs no gradient. With a gradient torch would decompose it into
-        # something slower than the lines below, and in bfloat16 two products on bf16 instructions are faster.
-        cpu_prefers_plain = bias.requires_grad or q.dtype == torch.bfloat16
-        if self.fused_attn and not (q.device.type == 'cpu' and cpu_prefers_plain):
+        if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
             attn = (q * self.scale) @ k.transpose(-2, -1)
