@@ -198,6 +198,7 @@ class MiniDeit(nn.Module):
         mlp_ratio: float = 4.0,
         rpe_scaled_q: bool = True,
         dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -224,6 +225,7 @@ class MiniDeit(nn.Module):
             rpe_scaled_q: Relative keys are multiplied by queries that are already scaled by d^-0.5, as the released
                 weights need. False: by unscaled queries, as in iRPE's formula.
             dynamic_img_size: Accept images of every size that is a multiple of the patch.
+            dynamic_img_pad: Of every other size too, padded to whole patches at the bottom and right.
             drop_rate: Dropout before the classifier.
             pos_drop_rate: Dropout after the position embedding.
             proj_drop_rate: Dropout after the projections of attention and MLP.
@@ -257,6 +259,7 @@ class MiniDeit(nn.Module):
             in_chans,
             embed_dim,
             strict_img_size=not dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
             output_fmt='NHWC',
             **dd,
         )

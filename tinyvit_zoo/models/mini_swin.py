@@ -389,6 +389,8 @@ class MiniSwin(nn.Module):
         local_conv_size: int = 7,
         mask_unshifted: bool = True,
         replace_residual: bool = True,
+        always_partition: bool = True,
+        strict_img_size: bool = True,
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -417,6 +419,9 @@ class MiniSwin(nn.Module):
                 need. False: in shifted layers only, as in Swin.
             replace_residual: The local norm replaces the residual stream, as the released weights need. False: it
                 stays in the branch of its convolution.
+            always_partition: Windows larger than a map stay as they are, and the map is padded. False, timm's default:
+                they shrink to the map. Concerns `window_size` only: windows that follow from the size fit their maps.
+            strict_img_size: Refuse images of another size than `img_size`; False as `dynamic_img_size=True`.
             dynamic_img_size: Accept images of every size; masks are computed as needed.
             drop_rate: Dropout before the classifier.
             proj_drop_rate: Dropout after the projections of attention and MLP.
@@ -444,8 +449,9 @@ class MiniSwin(nn.Module):
         self.output_fmt = 'NHWC'
         self.embed_dim = embed_dim
         self.num_features = dims[-1]
-        self.dynamic_img_size = dynamic_img_size
-        self.img_size, self.window_sizes = self._layout(img_size, window_size, stages)
+        self.dynamic_img_size = dynamic_img_size or not strict_img_size
+        self.always_partition = always_partition
+        self.img_size, self.window_sizes = self._layout(img_size, window_size, stages, always_partition)
         grids = stage_grids(self.img_size, stages)
 
         self.patch_embed = PatchEmbed(
@@ -454,7 +460,7 @@ class MiniSwin(nn.Module):
             in_chans,
             embed_dim,
             norm_layer=norm,
-            strict_img_size=not dynamic_img_size,
+            strict_img_size=not self.dynamic_img_size,
             dynamic_img_pad=True,
             output_fmt='NHWC',
             **dd,
@@ -496,15 +502,19 @@ class MiniSwin(nn.Module):
 
     @staticmethod
     def _layout(
-        img_size: int | tuple[int, int], window_size: int | Sequence | None, num_stages: int
+        img_size: int | tuple[int, int], window_size: int | Sequence | None, num_stages: int, always_partition: bool
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
         """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
             raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
-        if window_size is not None:
-            return img_size, per_stage_windows(window_size, num_stages, conv_stage=False)
-        return img_size, scaled_windows(stage_grids(img_size, num_stages), NUM_WINDOWS[:num_stages])
+        grids = stage_grids(img_size, num_stages)
+        if window_size is None:
+            return img_size, scaled_windows(grids, NUM_WINDOWS[:num_stages])
+        windows = per_stage_windows(window_size, num_stages, conv_stage=False)
+        if always_partition:
+            return img_size, windows
+        return img_size, tuple((min(h, H), min(w, W)) for (h, w), (H, W) in zip(windows, grids, strict=True))
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """(Re-)initialise everything, buffers included, e.g. after `to_empty()`."""
@@ -564,27 +574,50 @@ class MiniSwin(nn.Module):
             self.global_pool = global_pool
 
     def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, window_size: int | Sequence | None = None
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_size: int | Sequence | None = None,
+        window_ratio: int | Sequence[int] | None = None,
+        always_partition: bool | None = None,
     ) -> None:
         """Change the image size, and with it maps and windows; bias tables are resized, everything else stays.
 
         Args:
             img_size: New image size, int or (H, W); None keeps the current one.
             window_size: Windows to use instead of those that follow from the size; see `per_stage_windows`.
+            window_ratio: Divisor of the grid of patches, one or one per stage, that gives windows likewise, as in timm;
+                `window_size` comes first.
+            always_partition: As at creation; None keeps it.
 
         Raises:
             ValueError: On a bad size or windows; the model is then unchanged.
         """
-        if img_size is None and window_size is None:
-            return
-        self.img_size, self.window_sizes = self._layout(
-            self.img_size if img_size is None else img_size, window_size, len(self.stages)
-        )
+        if always_partition is None:
+            always_partition = self.always_partition
+        if img_size is None and window_size is None and window_ratio is None:
+            if always_partition == self.always_partition:
+                return
+            window_size = self.window_sizes  # the same windows, shrunk now where they are larger than their maps
+        img_size = self.img_size if img_size is None else img_size
+        if window_size is None and window_ratio is not None:
+            window_size = self._divided(img_size, window_ratio)
+        self.img_size, self.window_sizes = self._layout(img_size, window_size, len(self.stages), always_partition)
+        self.always_partition = always_partition
         self.patch_embed.set_input_size(img_size=self.img_size)
         grids = stage_grids(self.img_size, len(self.stages))
         for stage, grid, window in zip(self.stages, grids, self.window_sizes, strict=True):
             stage.set_input_size(grid, window)
-        record_input_size(self, self.img_size, grids[-1], window_size=window_size)
+        record_input_size(
+            self, self.img_size, grids[-1], window_size=window_size, always_partition=None if always_partition else False
+        )
+
+    def _divided(self, img_size: int | tuple[int, int], ratio: int | Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Window (h, w) of every stage that divides the grid of patches by these ratios."""
+        ratios: tuple[int, ...] = to_ntuple(len(self.stages))(ratio)
+        if len(ratios) != len(self.stages) or any(r < 1 for r in ratios):
+            raise ValueError(f'window_ratio must be one number of at least 1, or {len(self.stages)}, got {ratio!r}.')
+        H, W = stage_grids(tuple(to_2tuple(img_size)), len(self.stages))[0]
+        return tuple((max(1, H // r), max(1, W // r)) for r in ratios)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, H/4, W/4, C)."""

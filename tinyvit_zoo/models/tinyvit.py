@@ -321,6 +321,17 @@ def _checkpoint_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | None) -> int | Sequence | None:
+    """The windows under either of their names.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    if window_sizes is not None and window_size is not None:
+        raise ValueError('window_size is another name for window_sizes: pass one of them.')
+    return window_size if window_sizes is None else window_sizes
+
+
 class TinyViT(nn.Module):
     """TinyViT.
 
@@ -334,6 +345,7 @@ class TinyViT(nn.Module):
         depths: Blocks of each stage.
         num_heads: Heads of each stage (stage 0 has no attention).
         window_sizes: Windows to use instead of those that follow from `img_size`; see `per_stage_windows`.
+        window_size: timm's name for `window_sizes`; one of the two.
         bias_interpolation: Mode of resizing bias tables: 'bicubic' (released code and weights) or
             'bilinear' (the paper's sentence).
         mlp_ratio: Hidden width of the MLP over the block's width.
@@ -345,7 +357,7 @@ class TinyViT(nn.Module):
         act_layer: Activation; every release uses the exact GELU.
 
     Raises:
-        ValueError: On a size below 32 or windows that do not fit the number of stages.
+        ValueError: On a size below 32, windows that do not fit the number of stages, or windows under both names.
     """
 
     def __init__(
@@ -358,6 +370,7 @@ class TinyViT(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (2, 4, 5, 10),
         window_sizes: int | Sequence | None = None,
+        window_size: int | Sequence | None = None,
         bias_interpolation: str = 'bicubic',
         mlp_ratio: float = 4.0,
         mbconv_expand_ratio: float = 4.0,
@@ -377,7 +390,8 @@ class TinyViT(nn.Module):
         self.num_classes = num_classes
         self.num_features = embed_dims[-1]
         self.bias_interpolation = bias_interpolation
-        self.img_size, self.window_sizes = self._layout(img_size, window_sizes, len(depths))
+        windows = _one_of(window_sizes, window_size)
+        self.img_size, self.window_sizes = self._layout(img_size, windows, len(depths))
 
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
         dpr = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
@@ -499,9 +513,7 @@ class TinyViT(nn.Module):
         Raises:
             ValueError: On a bad size or windows; the model is then unchanged.
         """
-        if window_sizes is not None and window_size is not None:
-            raise ValueError('window_size is another name for window_sizes: pass one of them.')
-        window_sizes = window_sizes if window_sizes is not None else window_size
+        window_sizes = _one_of(window_sizes, window_size)
         if img_size is None and window_sizes is None:
             return
         self.img_size, self.window_sizes = self._layout(
@@ -511,7 +523,7 @@ class TinyViT(nn.Module):
             for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
         grid = stage_grids(self.img_size, len(self.stages))[-1]
-        record_input_size(self, self.img_size, grid, window_sizes=window_sizes)
+        record_input_size(self, self.img_size, grid, window_sizes=window_sizes, window_size=None)
 
     def forward_intermediates(
         self,
