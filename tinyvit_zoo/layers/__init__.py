@@ -23,6 +23,7 @@ from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
 from .repeat import PerRepeat
 from .window import (
     is_exactly,
+    is_fx_proxy,
     per_stage_windows,
     scaled_windows,
     shifted_window_mask,
@@ -58,6 +59,7 @@ __all__ = [
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
+    'is_fx_proxy',
     'is_observed',
     'is_plain_inference',
     'is_untouched',

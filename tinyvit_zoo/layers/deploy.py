@@ -45,7 +45,6 @@ def _use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     """Whether this call can use the fused CPU kernel, which has no autograd formula and no rule for anything special."""
     return (
         not torch.is_grad_enabled()
-        and type(x) is torch.Tensor  # no proxy, no tensor subclass
         and _takes_part(x, weight)
         and (bias is None or _takes_part(x, bias))
         and x.dtype in ONEDNN_DTYPES
@@ -100,7 +99,7 @@ class DeployConv2d(nn.Conv2d):
     @torch.jit.unused
     def has_kernel(self, x: torch.Tensor) -> bool:
         """Whether `run_kernel` can compute what `forward` does."""
-        return _use_onednn(x, self.weight, self.bias)
+        return type(x) is torch.Tensor and _use_onednn(x, self.weight, self.bias)  # no proxy, no tensor subclass
 
     @torch.jit.unused
     def run_kernel(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
@@ -132,7 +131,7 @@ class DeployLinear(nn.Linear):
     @torch.jit.unused
     def has_kernel(self, x: torch.Tensor) -> bool:
         """Whether `run_kernel` can compute what `forward` does."""
-        return _use_onednn(x, self.weight, self.bias)
+        return type(x) is torch.Tensor and _use_onednn(x, self.weight, self.bias)  # no proxy, no tensor subclass
 
     @torch.jit.unused
     def run_kernel(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
@@ -155,8 +154,9 @@ def fuses_gelu(layer: nn.Module, act: nn.Module, x: torch.Tensor) -> TypeGuard[D
     """Whether `layer.run_kernel(x, True)` gives `act(layer(x))`: both untouched, an exact GELU, a kernel for x."""
     kind = DeployLinear if type(layer) is DeployLinear else DeployConv2d
     return (
-        is_untouched(layer, kind)
+        type(layer) is kind
+        and layer.has_kernel(x)
+        and is_untouched(layer, kind)
         and is_untouched(act, nn.GELU)
         and act.approximate == 'none'
-        and layer.has_kernel(x)
     )

@@ -241,6 +241,16 @@ class MiniSwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x, repeat)), repeat)
 
 
+def _mask_of_size(
+    x: torch.Tensor, stored: torch.Tensor, grid: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int]
+) -> torch.Tensor:
+    """Mask for the map x (B, H, W, C): the stored one, if the map has the size `grid` that this is for."""
+    H, W = x.shape[1], x.shape[2]
+    if is_exactly(H, W, grid):
+        return stored
+    return shifted_window_mask((H, W), window_size, shift, x.device, x.dtype)
+
+
 @known_class
 class MiniSwinStage(nn.Module):
     """Downsample, then shared blocks. (B, H, W, C) -> (B, H/2, W/2, C'); the first stage keeps its size."""
@@ -317,12 +327,8 @@ class MiniSwinStage(nn.Module):
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
         """Mask for the map x (B, H, W, C); the stored one if it fits."""
-        if self.shift[0] == 0 and self.shift[1] == 0:
-            return None
-        H, W = x.shape[1], x.shape[2]
-        if is_exactly(H, W, self.grid):
-            return self.attn_mask
-        return shifted_window_mask((H, W), self.window_size, self.shift, x.device, x.dtype)
+        mask = self.attn_mask
+        return None if mask is None else _mask_of_size(x, mask, self.grid, self.window_size, self.shift)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.downsample(x)
@@ -348,8 +354,12 @@ class MiniSwinStage(nn.Module):
         return x
 
 
-# FX must not look inside: padding and masks depend on the size of the input.
+# What branches on the size of the input is a leaf of the graphs of torch.fx: for timm the stage, for a tracer that does
+# not know timm's list (torchvision's) these functions alone, so that every layer inside has its name.
 register_notrace_module(MiniSwinStage)
+torch.fx.wrap('_mask_of_size')
+torch.fx.wrap('window_partition')
+torch.fx.wrap('window_reverse')
 
 
 def _per_stage(repeats: int | tuple[int, ...], depths: Sequence[int]) -> tuple[int, ...]:
@@ -502,7 +512,10 @@ class MiniSwin(nn.Module):
 
     @staticmethod
     def _layout(
-        img_size: int | tuple[int, int], window_size: int | Sequence | None, num_stages: int, always_partition: bool
+        img_size: int | tuple[int, int],
+        window_size: int | Sequence | None,
+        num_stages: int,
+        always_partition: bool = True,
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
         """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
         img_size = tuple(to_2tuple(img_size))
@@ -726,7 +739,7 @@ def checkpoint_filter_fn(
     stored = state_dict
     state_dict, layout = MINI_SWIN_KEYS.to_ours(state_dict)
     leaf, axis = 'relative_position_bias_table', 0
-    tables = stage_tables(state_dict, model, layout, source_img_size, leaf, axis, 'window_size', _table_grid)
+    tables = stage_tables(state_dict, model, layout, source_img_size, leaf, axis, _table_grid)
     for key, source, target in tables:
         state_dict[key] = _resized_table(state_dict[key], source, target)
     state_dict = fit_to_model(state_dict, model, MINI_SWIN_KEYS, layout, fresh_head)

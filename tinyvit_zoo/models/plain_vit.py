@@ -136,10 +136,15 @@ class TwoHeadVit(PlainVit):
     `set_distilled_training(True)` makes `forward` return the pair of logits in training mode, as in timm's DeiT.
     """
 
-    def __init__(self, *args: Any, weight_init: WeightInit = '', device=None, dtype=None, **kwargs) -> None:
+    def __init__(
+        self, *args: Any, weight_init: WeightInit = '', fix_init: bool = False, device=None, dtype=None, **kwargs
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(*args, weight_init='skip', device=device, dtype=dtype, **kwargs)
         self._check_pool(self.global_pool)
+        if not self.has_class_token:
+            raise ValueError('A model with two classifiers needs its class token: leave class_token out.')
+        self._rescaled = fix_init
         self.distilled_training = False
         self._build_classifiers(**dd)
         self._finish(weight_init)
@@ -155,6 +160,8 @@ class TwoHeadVit(PlainVit):
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
+            if self._rescaled:
+                self.fix_init_weight()
 
     @staticmethod
     def _check_pool(global_pool: str) -> None:

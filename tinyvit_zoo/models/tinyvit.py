@@ -46,6 +46,7 @@ from ..layers import (
     conv_act,
     expand_abs_bias,
     is_exactly,
+    is_fx_proxy,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -210,10 +211,12 @@ class Attention(nn.Module):
 
         On CPU that kernel takes a 4-D bias that needs no gradient. With a gradient torch would decompose it into
         something slower than the single steps, and in bfloat16 two products on bf16 instructions are faster. A graph
-        (trace, script, export) has the fused kernel always: it must not depend on whether autograd was on when it was
-        recorded.
+        (trace, script, export, fx) has the fused kernel always: it must not depend on whether autograd was on when it
+        was recorded.
         """
         if torch.jit.is_scripting() or torch.jit.is_tracing() or is_exporting():
+            return False
+        if not torch.jit.is_scripting() and is_fx_proxy(q):
             return False
         return q.device.type == 'cpu' and (bias.requires_grad or q.dtype == torch.bfloat16)
 
@@ -274,7 +277,11 @@ class TinyVitBlock(nn.Module):
         return x + self.drop_path2(self.mlp(x))
 
 
+# What branches on the size of the input is a leaf of the graphs of torch.fx: for timm the block, for a tracer that does
+# not know timm's list (torchvision's) the two functions alone, so that every layer inside has its name.
 register_notrace_module(TinyVitBlock)
+torch.fx.wrap('window_partition')
+torch.fx.wrap('window_reverse')
 
 
 class TinyVitStage(nn.Module):
@@ -430,9 +437,15 @@ class TinyViT(nn.Module):
 
     @staticmethod
     def _layout(
-        img_size: int | tuple[int, int], window_sizes: int | Sequence | None, num_stages: int
+        img_size: int | tuple[int, int],
+        window_sizes: int | Sequence | None,
+        num_stages: int,
+        always_partition: bool = True,
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-        """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
+        """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows.
+
+        `always_partition` is Mini-Swin's: here windows larger than a map always stay as they are.
+        """
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
             raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
@@ -609,7 +622,7 @@ def checkpoint_filter_fn(
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
     """
     state_dict, layout = TINYVIT_KEYS.to_ours(state_dict)
-    tables = stage_tables(state_dict, model, layout, source_img_size, 'attention_biases', 1, 'window_sizes')
+    tables = stage_tables(state_dict, model, layout, source_img_size, 'attention_biases', 1)
     for key, source, target in tables:
         grid = state_dict[key].reshape(-1, *source)
         state_dict[key] = resize_grid(grid, target, model.bias_interpolation).flatten(1)
