@@ -15,7 +15,15 @@ from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
 from .image_size import check_image_size, check_patch_grid
-from .inference import activate, in_sub_batches, is_observed, is_plain_inference, is_untouched, known_class
+from .inference import (
+    activate,
+    add_to_fresh,
+    in_sub_batches,
+    is_observed,
+    is_plain_inference,
+    is_untouched,
+    known_class,
+)
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .position import resize_position, sincos_position
@@ -47,6 +55,7 @@ __all__ = [
     'TypedSequential',
     'abs_offset_index',
     'activate',
+    'add_to_fresh',
     'beit_offset_index',
     'beit_table_rows',
     'check_image_size',

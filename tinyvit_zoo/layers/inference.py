@@ -27,6 +27,7 @@ from torch.utils._device import DeviceContext
 
 __all__ = [
     'activate',
+    'add_to_fresh',
     'in_sub_batches',
     'is_observed',
     'is_plain_inference',
@@ -191,6 +192,22 @@ def _treats_images_alone(module: nn.Module) -> bool:
         type(m) in PER_IMAGE and not m.training and _runs_its_class(m) and _holds_plain_tensors(m)
         for m in module.modules()
     )
+
+
+def add_to_fresh(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x + y, where x is referenced nowhere else: in place, since a fresh map of tens of MB costs page faults.
+
+    Not under a function transform, which may map over y alone: then the sum is larger than x.
+    """
+    if not torch.jit.is_scripting() and _is_transformed():
+        return x + y
+    x += y
+    return x
+
+
+@torch.jit.unused
+def _is_transformed() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
 
 
 def activate(act: nn.Module, x: torch.Tensor, fresh: bool) -> torch.Tensor:

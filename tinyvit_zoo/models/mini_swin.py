@@ -40,6 +40,7 @@ from ..layers import (
     PerRepeat,
     TypedModuleList,
     TypedSequential,
+    add_to_fresh,
     check_image_size,
     expand_signed_bias,
     in_sub_batches,
@@ -151,8 +152,8 @@ class MiniWindowAttention(nn.Module):
         """(B * nW, N, C) -> the same; `mask` (nW, N, N) is added to the logits."""
         B, N, C = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        attn = (q * self.scale) @ k.transpose(-2, -1)  # (B * nW, heads, N, N)
-        attn += expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
+        bias = expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
+        attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)  # (B * nW, heads, N, N)
         # One step per line: each map is freed as soon as the next one exists.
         attn = self.proj_l(attn, repeat)
         if mask is not None:

@@ -42,6 +42,7 @@ from ..layers import (
     TypedSequential,
     abs_offset_index,
     activate,
+    add_to_fresh,
     checkpoint_block,
     conv_act,
     expand_abs_bias,
@@ -231,8 +232,7 @@ class Attention(nn.Module):
         if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-            attn += bias  # in place: at 384 each (N, N) map is tens of MB, and a fresh one costs page faults
+            attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)
             x = attn.softmax(dim=-1) @ v
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
