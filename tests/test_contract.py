@@ -448,7 +448,9 @@ def test_torchvision_names_every_layer(model):
 
     kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU)
     used = {key.rpartition('.')[0] for key in used_parameters(model)}
-    layers = [name for name, m in model.named_modules() if type(m) in kinds and (name in used or not list(m.parameters()))]
+    layers = [
+        name for name, m in model.named_modules() if type(m) in kinds and (name in used or not list(m.parameters()))
+    ]
     names = [name for name in get_graph_node_names(model)[1] if name in layers]
     assert len(names) > 10
     calls, handles = [], []

@@ -622,7 +622,11 @@ class MiniSwin(nn.Module):
         for stage, grid, window in zip(self.stages, grids, self.window_sizes, strict=True):
             stage.set_input_size(grid, window)
         record_input_size(
-            self, self.img_size, grids[-1], window_size=window_size, always_partition=None if always_partition else False
+            self,
+            self.img_size,
+            grids[-1],
+            window_size=window_size,
+            always_partition=None if always_partition else False,
         )
 
     def _divided(self, img_size: int | tuple[int, int], ratio: int | Sequence[int]) -> tuple[tuple[int, int], ...]:
