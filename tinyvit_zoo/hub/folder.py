@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..common.files import give_ordinary_rights
 from ..common.folders import swap_in
+from ..common.preprocessing import model_data_config
 from ..releases import find_release
 from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
 
@@ -117,7 +117,7 @@ def save_config(
             str(path),
             model_config=model_config,
             # Without this, a resized model would be saved with the size it had before.
-            data_config=dict(input_size=get_model_input_config(model)['input_size'], **(data_config or {})),
+            data_config=_real_input(model) | dict(data_config or {}),
         )
     finally:
         timm_model.pretrained_cfg = source
@@ -133,6 +133,13 @@ def save_config(
     elif is_zoo_architecture(config['architecture']):
         config['auto_map'] = auto_map()
     path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _real_input(model: nn.Module) -> dict[str, Any]:
+    """The input size that the model takes; and where it has other channels than its cfg, the values for these."""
+    config, cfg = model_data_config(model), cast(Any, model).pretrained_cfg
+    changed = {key: config[key] for key in ('mean', 'std') if cfg.get(key) and len(cfg[key]) != len(config[key])}
+    return dict(input_size=config['input_size'], **changed)
 
 
 def _label_set(config: dict[str, Any]) -> str | None:
