@@ -1,6 +1,6 @@
-"""Checkpoints: where weights come from (`source`), reading a file safely (`read`; torch files in `torch_file`, after the
-checks of `archive` and `pickles`; several files in `shards`), the model in what it holds (`wrappers`), translating its
-names (`keymap`), the sizes its tables were made for (`tables`), the number of heads of its model (`head_count`),
+"""Checkpoints: where weights come from (`source`), reading a file safely (`read`; torch files in `torch_file`, after
+the checks of `archive` and `pickles`; several files in `shards`), the model in what it holds (`wrappers`), translating
+its names (`keymap`), the sizes its tables were made for (`tables`), the number of heads of its model (`head_count`),
 classifiers of 22k classes (`head_22k`), and the backbone inside a detector (`detector`)."""
 
 from ..common.errors import CheckpointError, WeightsNotFoundError

@@ -18,7 +18,7 @@ __all__ = ['open_wrappers', 'unwrap']
 
 _logger = logging.getLogger(__name__)
 
-# Keys under which training scripts keep a state dict. Beside plain weights, averaged ones are used, as timm's own loader
+# Keys under which training scripts keep a state dict. Averaged weights are used before plain ones, as timm's own loader
 # does; any other two are a question.
 AVERAGED, PLAIN = ('state_dict_ema', 'model_ema', 'ema'), ('state_dict', 'model', 'module')
 ROLES = ('student', 'teacher', 'encoder', 'base_model', 'timm_model', 'image_encoder')
@@ -94,9 +94,8 @@ def open_wrappers(checkpoint: Any, where: str = 'the checkpoint') -> tuple[Any, 
     seen: set[int] = set()
     while (key := _wrapper(checkpoint, where, opened)) is not None:
         if id(checkpoint) in seen:
-            raise CheckpointError(
-                f'{where} contains itself under {shown(".".join(opened))}: save its state dict alone.'
-            )
+            path = shown('.'.join(opened))
+            raise CheckpointError(f'{where} contains itself under {path}: save its state dict alone.')
         seen.add(id(checkpoint))
         opened.append(key)
         checkpoint = checkpoint[key]
@@ -120,8 +119,9 @@ def _wrapper(checkpoint: Any, where: str, opened: list[str]) -> str | None:
 
 
 def _ask(where: str, parts: Iterable[str]) -> CheckpointError:
+    named = first_few(parts, most=6)
     return CheckpointError(
-        f'{where} has several parts that could be meant ({first_few(parts, most=6)}): name one with --part NAME (part=).'
+        f'{where} has several parts that could be meant ({named}): name one with --part NAME (part=).'
     )
 
 

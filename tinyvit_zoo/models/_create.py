@@ -21,6 +21,7 @@ from ..checkpoints import (
     backbone_part,
     counted_by_part,
     find_weights,
+    warn_nonfinite,
 )
 
 __all__ = ['Family', 'create_zoo_model', 'record_input_size']
@@ -62,6 +63,7 @@ def create_zoo_model(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
     as_init: bool = False,
+    part: str | None = None,
     filter_args_of: Callable[[Weights, bool], dict[str, Any]] = lambda weights, as_init: {},
     **kwargs,
 ) -> M:
@@ -84,6 +86,7 @@ def create_zoo_model(
         cache_dir: As in `timm.create_model`.
         as_init: The weights are the initial values of a training: the classifier is a fresh one, whatever the
             checkpoint has.
+        part: Which of several models in a file that is given, see `checkpoints.read_checkpoint`.
         filter_args_of: Further arguments of `filter_fn`, from the weights that were found and from `as_init`.
         **kwargs: As in `timm.create_model`.
 
@@ -108,8 +111,10 @@ def create_zoo_model(
         return build(pretrained_cfg_overlay=overlay, **kwargs)
 
     # timm saves every argument with a model. The weights of a saved model are its own, not those it was trained from.
-    as_init = as_init and 'as_init' not in (kwargs.get('pretrained_model_args') or {})
-    weights, classes = _fetch_weights(cfg, cache_dir, family.key_map)
+    of_another_call = kwargs.get('pretrained_model_args') or {}
+    as_init = as_init and 'as_init' not in of_another_call
+    part = None if 'part' in of_another_call else part
+    weights, classes = _fetch_weights(cfg, cache_dir, family.key_map, part)
     fresh_head = as_init or _settle_head(weights, classes, cfg, kwargs)
     if fresh_head:
         kwargs.setdefault('num_classes', cfg.num_classes)
@@ -145,13 +150,16 @@ def _resolve_size(
     return img_size, dict(input_size=input_size, pool_size=final_grid(img_size), test_input_size=None)
 
 
-def _fetch_weights(cfg: PretrainedCfg, cache_dir: str | None, key_map: KeyMap) -> tuple[Weights, int | None]:
+def _fetch_weights(
+    cfg: PretrainedCfg, cache_dir: str | None, key_map: KeyMap, named_part: str | None
+) -> tuple[Weights, int | None]:
     """The weights of a cfg, of a detector the backbone alone; and the classes of their classifier, None without one."""
-    weights = find_weights(cfg, cache_dir)
+    weights = find_weights(cfg, cache_dir, named_part)
     part, rest = backbone_part(weights.state_dict)
     if rest:
         _logger.info('%s: using the backbone, without %s.', weights.origin, counted_by_part(rest))
     weights = replace(weights, state_dict=part)
+    warn_nonfinite(part, weights.origin)
     with _named(weights.origin):
         key_map.to_ours(weights.state_dict)  # reports a file of another family before its classes are counted
         return weights, key_map.head_classes(weights.state_dict)
