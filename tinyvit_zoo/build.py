@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import is_model, parse_model_name, split_model_name_tag
+from timm.models._hub import download_from_hf
 from torch import nn
 
 from .checkpoints import (
@@ -20,15 +21,18 @@ from .checkpoints import (
     read_checkpoint,
     warn_nonfinite,
 )
+from .common.bounds import check_sizes
 from .common.errors import ModelError
 from .common.folders import read_settled
-from .common.paths import MAX_PATH
+from .common.paths import MAX_PATH, read_json
 from .common.text import reason, shown
 from .releases import all_releases, find_family, find_release
 
 __all__ = ['build_model', 'check_name', 'load_model']
 
 _logger = logging.getLogger(__name__)
+
+CONFIG = 'config.json'
 
 
 def build_model(name: str, **kwargs: Any) -> nn.Module:
@@ -43,18 +47,36 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
         CheckpointError: If weights were asked for and cannot be found, read or matched.
     """
     source = check_name(name)
-    # The Hub client raises errors of several libraries, which have no common base class.
-    expected = Exception if source == 'hf-hub' else (OSError, ValueError, RuntimeError, KeyError, TypeError)
+    # Files and pages of others fail in any way, and the Hub client raises errors of several libraries.
+    expected = Exception if source else (OSError, ValueError, RuntimeError, KeyError, TypeError)
     try:
+        if source:
+            _check_config(name, source, kwargs.get('cache_dir'))
         if source == 'local-dir':
             return read_settled(Path(parse_model_name(name)[1]), lambda: timm.create_model(name, **kwargs)).eval()
         return timm.create_model(name, **kwargs).eval()
-    except CheckpointError:
+    except (CheckpointError, ModelError):
         raise
     except json.JSONDecodeError as e:
         raise ModelError(f'{name}: config.json is not valid JSON ({e}).') from e
     except expected as e:
         raise ModelError(f'{name}: {reason(e, longest=1000)}') from e
+
+
+def _check_config(name: str, source: str, cache_dir: str | Path | None) -> None:
+    """Raise ModelError if the config.json of a folder or page cannot be read, or asks for a model beyond any size."""
+    place = parse_model_name(name)[1]
+    path = Path(place) / CONFIG if source == 'local-dir' else Path(download_from_hf(place, CONFIG, cache_dir=cache_dir))
+    try:
+        config = read_json(path)
+    except ValueError as e:
+        raise ModelError(f'{name}: {CONFIG} is not valid JSON ({reason(e)}).') from e
+    if not isinstance(config, dict):
+        raise ModelError(f'{name}: {CONFIG} is not the configuration of a model.')
+    of_model = {key: config.get(key) for key in ('num_classes', 'model_args')}
+    cfg = config.get('pretrained_cfg')
+    sizes = {key: cfg.get(key) for key in ('input_size', 'num_classes')} if isinstance(cfg, dict) else {}
+    check_sizes([of_model, sizes], f'{name}: {CONFIG}')
 
 
 def load_model(name: str, weights: str | Path | None = None, part: str | None = None, **kwargs: Any) -> nn.Module:

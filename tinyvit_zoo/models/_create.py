@@ -23,6 +23,7 @@ from ..checkpoints import (
     find_weights,
     warn_nonfinite,
 )
+from ..common.bounds import check_sizes
 
 __all__ = ['Family', 'create_zoo_model', 'record_input_size']
 
@@ -92,9 +93,11 @@ def create_zoo_model(
 
     Raises:
         CheckpointError: If the weights cannot be found, read or matched.
+        ModelError: If a size is beyond that of any model.
         ValueError: If `img_size` is neither an int nor (H, W).
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    check_sizes(dict(kwargs, input_size=cfg.input_size, classes=cfg.num_classes), variant)  # pages of others have any
     kwargs['img_size'], resized = _resolve_size(cfg, kwargs.get('img_size'), family.final_grid)
     # Weights never become part of a model's configuration.
     overlay = {**(pretrained_cfg_overlay or {}), **resized, 'state_dict': None}
