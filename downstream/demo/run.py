@@ -25,6 +25,7 @@ from tinyvit_zoo.data.image_file import load_image
 from tinyvit_zoo.hub import save_folder
 
 from ..results import record, write
+from ..statistics import mean_per_class
 from .comparison import EPISODES, NAMES, Comparison, compare_with_random, comparison_images
 from .digits import CLASSES, SIZE, DemoImages, load_images, load_photos
 from .figures import Epoch, contact_sheet, training_curves
@@ -79,9 +80,11 @@ def run_demo(
         model = timm.create_model('tinyvit_5m_224', img_size=SIZE, num_classes=len(CLASSES))
         history = train(model, training, held_out, epochs, say)
     seconds = time.perf_counter() - start
+    measured = accuracies(predict(model, held_out), held_out)
     say(
-        f'Held-out accuracy after epoch {epochs}: digits {history[-1].digits:.1%}, photo crops '
-        f'{history[-1].crops:.1%} ({seconds:.0f} s).'
+        f'Held-out accuracy after epoch {epochs}: digits {measured["digits_accuracy"]:.1%}, mean per class '
+        f'{measured["digits_mean_per_class"]:.1%}; photo crops {measured["crops_accuracy"]:.1%}, mean per class '
+        f'{measured["crops_mean_per_class"]:.1%} ({seconds:.0f} s).'
     )
 
     reloaded, difference = save_and_reload(model, output / 'model', held_out, say)
@@ -230,12 +233,14 @@ def max_difference(model: nn.Module, other: nn.Module, images: DemoImages) -> fl
 
 
 def accuracies(probabilities: torch.Tensor, images: DemoImages) -> dict[str, float]:
-    """Accuracy (0..1) on the digits and on the crops."""
-    right = probabilities.argmax(dim=1) == images.targets
-    return dict(
-        digits_accuracy=right[images.is_digit].float().mean().item(),
-        crops_accuracy=right[~images.is_digit].float().mean().item(),
-    )
+    """Accuracy (0..1) on the digits and on the crops, and with every class counting the same."""
+    predicted = probabilities.argmax(dim=1)
+    found = {}
+    for name, part in dict(digits=images.is_digit, crops=~images.is_digit).items():
+        right = predicted[part] == images.targets[part]
+        per_class = mean_per_class(images.targets[part].numpy(), predicted[part].numpy()) / 100
+        found |= {f'{name}_accuracy': right.float().mean().item(), f'{name}_mean_per_class': per_class}
+    return found
 
 
 def save_some(images: DemoImages, folder: Path) -> list[Path]:
