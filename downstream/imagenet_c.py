@@ -24,7 +24,6 @@ from tinyvit_zoo.data.imagenet_readers import corruption_folder
 
 from .imagenet import BATCH_SIZE, UNCROPPED, Scores, evaluate, preprocessing
 from .results import plain
-from .statistics import mean_per_class
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']
 
@@ -185,9 +184,7 @@ def _entry(scores: Scores) -> dict[str, Any]:
     )
 
 
-def _by_severity(
-    done: Mapping[str, Any], number: Callable[[Mapping[str, Any]], float]
-) -> dict[str, tuple[float, ...]]:
+def _by_severity(done: Mapping[str, Any], number: Callable[[Mapping[str, Any]], float]) -> dict[str, tuple[float, ...]]:
     return {name: tuple(number(done[f'{name}/{s}']) for s in SEVERITIES) for name in ALEXNET_ERRORS}
 
 

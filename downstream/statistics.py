@@ -11,7 +11,16 @@ import numpy as np
 
 from tinyvit_zoo.common.text import first_few
 
-__all__ = ['Choice', 'accuracies', 'at_zero', 'confusion_matrix', 'edges', 'mean_per_class', 'per_class_words', 'wilson']
+__all__ = [
+    'Choice',
+    'accuracies',
+    'at_zero',
+    'confusion_matrix',
+    'edges',
+    'mean_per_class',
+    'per_class_words',
+    'wilson',
+]
 
 
 def wilson(accuracy: float, images: int) -> tuple[float, float]:

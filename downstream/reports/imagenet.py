@@ -15,7 +15,7 @@ from ..results import eval_results_entry, record, write
 from ..statistics import per_class_words
 from . import plots
 
-__all__ = ['print_corruptions', 'print_scores', 'write_corruptions', 'write_scores']
+__all__ = ['preprocessing_words', 'print_corruptions', 'print_scores', 'write_corruptions', 'write_scores']
 
 Say = Callable[[str], None]
 
@@ -63,7 +63,7 @@ def write_scores(folder: Path, scores: Scores, dataset: ImageDataset, head: Mapp
         dict(true=scores.classes[r], answer=scores.classes[c], images=int(counts[r, c])) for r, c in np.argwhere(counts)
     ]
     title = _title(dataset, head)
-    note = f'top-1 accuracy, %; {_preprocessing(scores.preprocessing)}'
+    note = f'top-1 accuracy, %; {preprocessing_words(scores.preprocessing)}'
     whole = dataset.split in ('validation', 'test') and dataset.complete
     is_for_card = head['weights'] == 'pretrained' and whole
     entry = eval_results_entry(dataset.name, scores.top1, notes=note)
@@ -130,10 +130,11 @@ def _title(dataset: ImageDataset, head: Mapping[str, Any]) -> str:
 
 def _say_how(result: Scores | Corruptions, say: Say) -> None:
     say(f'Classes: {result.compared}.')
-    say(f'Preprocessing: {_preprocessing(result.preprocessing)}.')
+    say(f'Preprocessing: {preprocessing_words(result.preprocessing)}.')
 
 
-def _preprocessing(config: Mapping[str, Any]) -> str:
+def preprocessing_words(config: Mapping[str, Any]) -> str:
+    """'224 px, crop 0.875 (center), bicubic' of arguments of `timm.data.create_transform`."""
     _, height, width = config['input_size']
     side = f'{height}' if height == width else f'{height}x{width}'
     return f'{side} px, crop {config["crop_pct"]:g} ({config["crop_mode"]}), {config["interpolation"]}'

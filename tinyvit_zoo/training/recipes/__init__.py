@@ -3,8 +3,9 @@
 In those of the papers, from the same files: AdamW with betas (0.9, 0.999) and epsilon 1e-8, no weight decay on biases,
 norms and what the model's `no_weight_decay` names; crops and flips as timm's defaults, bicubic; erased pixels become
 noise; one of Mixup and CutMix for every batch, either as likely where both are on; no color jitter, which timm leaves
-out wherever RandAugment is on; all of train, none of it held out, and the last epoch as the result. Learning rates are set before each update from the number of updates done, as timm does;
-the code of TinyViT and Mini-Swin is one update later, that of Mini-DeiT one epoch.
+out wherever RandAugment is on; all of train, none of it held out, and the last epoch as the result. Learning rates are
+set before each update from the number of updates done, as timm does; the code of TinyViT and Mini-Swin is one update
+later, that of Mini-DeiT one epoch.
 """
 
 import difflib

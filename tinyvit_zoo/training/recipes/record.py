@@ -118,7 +118,7 @@ class Recipe:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Its settings of the evaluation, as arguments of `timm.data.create_transform`; what it leaves open is absent."""
+        """Its settings of the evaluation, as arguments of `create_transform`; what it leaves open is absent."""
         settings = dict(crop_pct=self.crop_pct, crop_mode=self.crop_mode, interpolation=self.interpolation)
         return {key: value for key, value in settings.items() if value is not None}
 
