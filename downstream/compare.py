@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class, per_class_words
 from tinyvit_zoo.data.split import stratified_split
 
 from . import few_shot, knn
 from .classifiers import ridge
 from .features.extraction import Features
-from .statistics import at_zero, mean_per_class, per_class_words
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 

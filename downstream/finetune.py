@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class
 from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.augment import create_transform
 from tinyvit_zoo.data.class_map import readable
@@ -28,8 +29,6 @@ from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transfor
 from tinyvit_zoo.training.loop import Record, TrainingLoop, best_epoch
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.tasks.classification import classification_task
-
-from .statistics import at_zero, mean_per_class
 
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tinyvit_zoo.common.determinism import exact_cudnn, in_order
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.data.class_map import ClassMap, map_classes, readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
@@ -25,7 +26,7 @@ from tinyvit_zoo.data.transforms import data_config, own_dtype
 from .features.batches import ImageBatches
 from .features.extraction import untouched
 from .features.shards import cut
-from .statistics import accuracies, at_zero, confusion_matrix, mean_per_class, wilson
+from .statistics import accuracies, confusion_matrix, wilson
 
 __all__ = ['Scores', 'evaluate', 'preprocessing']
 

@@ -22,15 +22,16 @@ from tinyvit_zoo.common.counter_rng import child_key, permutations
 from tinyvit_zoo.common.determinism import exact_cudnn
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import settings_of, tensors_hash
+from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.split import check_labels
 
+from .classifiers.choice import Choice, edges
 from .classifiers.linear_heads import LinearHeads, Setting, grid
 from .classifiers.probe_checkpoint import Checkpoint
 from .features.extraction import untouched
 from .features.views import Backbone, probe_transforms
-from .statistics import Choice, edges, mean_per_class
 
 __all__ = ['BATCH_SIZE', 'EPOCHS', 'HeadResult', 'ProbeResult', 'cached', 'live']
 

@@ -23,9 +23,10 @@ import torch
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.data.split import check_features, check_parts
 
-from ..statistics import Choice, edges, mean_per_class
+from .choice import Choice, edges
 from .ridge import gram
 
 __all__ = ['CS', 'Fit', 'LogisticResult', 'logistic_path', 'probe']

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.data.split import check_features, check_parts
 
-from ..statistics import Choice, edges, mean_per_class
+from .choice import Choice, edges
 
 __all__ = ['RidgePath', 'RidgeResult', 'default_penalties', 'gram', 'probe', 'ridge_path']
 

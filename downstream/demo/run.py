@@ -21,11 +21,11 @@ from tqdm import tqdm
 from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.common.determinism import one_thread
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class, per_class_words
 from tinyvit_zoo.data.image_file import load_image
 from tinyvit_zoo.hub import save_folder
 
 from ..results import record, write
-from ..statistics import at_zero, mean_per_class, per_class_words
 from .comparison import EPISODES, NAMES, Comparison, compare_with_random, comparison_images
 from .digits import CLASSES, SIZE, DemoImages, load_images, load_photos
 from .figures import Epoch, contact_sheet, training_curves

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import per_class_words
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.hub import save_folder
 
 from ..finetune import Finetuned, Measured
 from ..results import eval_results_entry, record, write
-from ..statistics import accuracies, confusion_matrix, per_class_words, wilson
+from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 from .imagenet import preprocessing_words
 
@@ -85,8 +86,8 @@ def print_finetuned(numbers: Mapping[str, Any], say: Callable[[str], None] = pri
     own = numbers.get('own_preprocessing')
     if own:
         say(
-            f"That is as the recipe evaluates, {preprocessing_words(numbers['test_preprocessing'])}; as the model's own "
-            f'configuration does, {preprocessing_words(own["test_preprocessing"])}: {own["test_accuracy"]:.2f} %, '
+            f'That is as the recipe evaluates ({preprocessing_words(numbers["test_preprocessing"])}). As the model is '
+            f'configured ({preprocessing_words(own["test_preprocessing"])}): {own["test_accuracy"]:.2f} %, '
             f'{_classes_words(own)}'
         )
 

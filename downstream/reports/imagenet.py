@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from tinyvit_zoo.common.per_class import per_class_words
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..imagenet import NO_CLASS, Scores
 from ..imagenet_c import SEVERITIES, Corruptions
 from ..results import eval_results_entry, record, write
-from ..statistics import per_class_words
 from . import plots
 
 __all__ = ['preprocessing_words', 'print_corruptions', 'print_scores', 'write_corruptions', 'write_scores']

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyvit_zoo.common.per_class import at_zero, per_class_words
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..knn import KNNResult
 from ..results import eval_results_entry, is_for_card, record, write
-from ..statistics import accuracies, at_zero, confusion_matrix, per_class_words, wilson
+from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 
 __all__ = ['print_knn', 'write_knn']

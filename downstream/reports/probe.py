@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import save
 
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.per_class import at_zero, per_class_words
 from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
@@ -19,7 +20,7 @@ from ..classifiers.ridge import RidgeResult
 from ..linear_probe import ProbeResult
 from ..probe import Parts, Result
 from ..results import eval_results_entry, is_for_card, record, write
-from ..statistics import accuracies, at_zero, confusion_matrix, per_class_words, wilson
+from ..statistics import accuracies, confusion_matrix, wilson
 from . import plots
 
 __all__ = ['HEAD', 'print_probe', 'summary', 'write_probe']
@@ -62,7 +63,7 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
     else:
         chosen = dict(C=result.cs[result.chosen])
         numbers |= dict(converged=result.fit.converged, iterations=result.fit.iterations)
-    return numbers | dict(chosen=chosen, held_out=result.held_out[result.chosen], fits=len(result.held_out))
+    return numbers | dict(chosen=chosen, held_out_accuracy=result.held_out[result.chosen], fits=len(result.held_out))
 
 
 def _title(parts: Parts, head: Mapping[str, Any]) -> str:
@@ -92,14 +93,14 @@ def _in_words(numbers: Mapping[str, Any], held_out: int) -> str:
         + per_class_words(numbers['test_mean_per_class'], numbers['classes_at_zero'])
     )
     remark = numbers['choice'].words()
-    remark = f'\nOf the choice: {remark}.' if remark else ''
+    remark = f'\nChoice: {remark}.' if remark else ''
     if not numbers.get('converged', True):
         remark += '\nThe last fit did not converge.'
     if isinstance(chosen, dict):
         name, value = next(iter(chosen.items()))
         return (
             f'{name} {value:.3g} of {numbers["fits"]}, chosen with {held_out} held-out images '
-            f'({numbers["held_out"]:.2f} %), then fitted on all: {test}{remark}'
+            f'({numbers["held_out_accuracy"]:.2f} %), then fitted on all: {test}{remark}'
         )
     diverged = f' ({numbers["diverged"]} diverged)' if numbers['diverged'] else ''
     return (

@@ -50,13 +50,13 @@ def _protocol(recipe: 'Recipe') -> str:
 
     starts = ' or '.join(STARTS[kind] for kind in recipe.starts) or 'any weights'
     starts += f' for {recipe.starts_at} pixels' if recipe.starts_at else ''
-    held = 'all of train, none held out, the last epoch'
+    images = 'trains on all of train, none held out, and takes the last epoch'
     if recipe.held_out:
-        held = f'{recipe.held_out:.0%} of train held out to choose the epoch'
+        images = f'holds {recipe.held_out:.0%} of train out to choose the epoch with'
     evaluation = "the model's own preprocessing"
     if recipe.evaluation:
         evaluation = '{interpolation}, crop {crop_pct:g} ({crop_mode})'.format(**recipe.evaluation)
-    return f'Starts from {starts}; trains on {held}; evaluates with {evaluation}.'
+    return f'Starts from {starts}; {images}; evaluates with {evaluation}.'
 
 
 def finetune(
@@ -173,7 +173,7 @@ def _say_start(
         say(f'Classifier: {classifier}.')
     found = departures(recipe, start, model)
     if found:
-        say(f'Of the recipe {recipe.name}: {"; ".join(found)}.')
+        say(f'Recipe {recipe.name}: {"; ".join(found)}.')
     return found
 
 
