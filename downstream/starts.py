@@ -1,6 +1,7 @@
 """What a training starts from: which weights, which classifier, and where that departs from the recipe's source."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Start:
         kind: A key of `training.recipes.STARTS`; None for weights of another data set, or that show no classes.
         classes: Outputs of their classifier; 0 without one, None where nothing shows it.
         label_names: Of those outputs, where they are known.
-        side: Of the images that they are for, in pixels; None for random weights.
+        side: Of the images that they are for, in pixels; None for random weights, and where only a file would show it.
     """
 
     kind: str | None
@@ -56,7 +57,7 @@ def find_start(name: str, weights: Path | None = None, random: bool = False, as_
     if random:
         return Start('random')
     cfg: Any = build_model(name, device='meta').pretrained_cfg
-    side = max(cfg['input_size'][-2:])
+    side = max(cfg['input_size'][-2:]) if weights is None else None
     if as_init:
         return Start('encoder', 0, side=side)
     names = tuple(cfg.get('label_names') or ()) if weights is None else ()
@@ -101,9 +102,11 @@ def start_model(
         return make(num_classes=len(classes)), ''
     if start.classes == CLASSES_22K and tuple(classes) == synsets() and recipe.head_std is None:
         released = make(num_classes=CLASSES_22K).state_dict()
-        model = make(num_classes=len(classes), random=True)
-        model.load_state_dict(head_22k_to_1k(released))
-        return model, "the rows of the 22k head for ImageNet-1k's 1000 classes, as in the released recipe"
+        with suppress(CheckpointError):  # a classifier of another form than a linear one called head
+            converted = head_22k_to_1k(released)
+            model = make(num_classes=len(classes), random=True)
+            model.load_state_dict(converted)
+            return model, "the rows of the 22k head for ImageNet-1k's 1000 classes, as in the released recipe"
     return make(num_classes=len(classes)), _classifier_words(start, classes, recipe)
 
 

@@ -176,5 +176,6 @@ def _figures(result: Finetuned, train: ImageDataset, test: ImageDataset | None, 
 
 def _entry(results: dict[str, Any], test: ImageDataset) -> str | None:
     recipe, weights = results['recipe'].name, Path(results['weights']).name
-    note = f'top-1 accuracy, %; trained by the recipe {recipe}, from weights: {weights}'
+    evaluation = preprocessing_words(results['test_preprocessing'])
+    note = f'top-1 accuracy, %; {evaluation}; trained by the recipe {recipe}, from weights: {weights}'
     return eval_results_entry(test.name, results['test_accuracy'], notes=note)
