@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,6 +11,7 @@ from torch import nn
 
 from .checkpoints import CheckpointError, find_key_map, read_checkpoint
 from .common.errors import ModelError
+from .common.folders import read_settled
 from .common.text import reason
 from .releases import all_releases, find_release
 
@@ -31,6 +33,8 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     # The Hub client raises errors of several libraries, which have no common base class.
     expected = Exception if source == 'hf-hub' else (OSError, ValueError, RuntimeError, KeyError, TypeError)
     try:
+        if source == 'local-dir':
+            return read_settled(Path(parse_model_name(name)[1]), lambda: timm.create_model(name, **kwargs)).eval()
         return timm.create_model(name, **kwargs).eval()
     except CheckpointError:
         raise

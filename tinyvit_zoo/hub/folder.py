@@ -18,7 +18,8 @@ from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..common.files import give_ordinary_rights, swap_in
+from ..common.files import give_ordinary_rights
+from ..common.folders import swap_in
 from ..releases import find_release
 from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from ..build import build_model, check_name
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..common.errors import ModelError
-from ..common.files import swap_in
+from ..common.folders import swap_in
 from ..common.text import first_few
 from ..releases import Release, find_release
 from .bridge import CODE
@@ -91,7 +92,8 @@ def pack(
     own_tag = tag if release or (source and not _names_release(cast(Any, model).pretrained_cfg)) else tag or OWN_TAG
     texts = _texts(source, model, release if random_seed is None else None, random_seed, license, repo, for_timm)
     folder = Path(folder).expanduser().resolve()
-    with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
+    again = source is not None and source.resolve() == folder
+    with swap_in(folder, replaces=partial(_replaceable, folder, again)) as new:
         try:
             save_folder(model, new, *_labels(source, model, labels), tag=own_tag, for_timm=for_timm)
         except ValueError as e:

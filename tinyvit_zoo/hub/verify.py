@@ -11,6 +11,7 @@ from torch import nn
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
 from ..common.errors import ModelError
+from ..common.folders import read_settled
 from ..common.text import reason
 from .expect import TENSORS, double_model, read_tensors
 from .folder import CONFIG, WEIGHTS
@@ -64,6 +65,10 @@ def verify(place: str | Path) -> Proof:
         HubError: If the page cannot be downloaded.
     """
     folder, commit = _fetch(str(place))
+    return read_settled(folder, lambda: _verified(str(place), folder, commit))
+
+
+def _verified(place: str, folder: Path, commit: str | None) -> Proof:
     listed = _listed(folder, downloaded=commit is not None)
     for file in NEEDED:
         if not (folder / file).is_file():
