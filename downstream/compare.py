@@ -18,6 +18,7 @@ from .features.extraction import Features
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 
+K = 20
 PROBE = 'linear probe (ridge)'
 
 
@@ -70,7 +71,7 @@ def compare(
     queries: int = 15,
     episodes: int = 600,
     solver: str = 'cdfsl',
-    k: int = 20,
+    k: int | None = None,
     seed: int = 0,
 ) -> list[Row]:
     """Few-shot on the same episodes of test images, and kNN and a linear probe on the same training and test images.
@@ -83,7 +84,7 @@ def compare(
         queries: Images per class to classify.
         episodes: Number of episodes.
         solver: See `few_shot.run`.
-        k: Neighbors that vote.
+        k: Neighbors that vote; None for 20, or all training images of fewer.
         seed: Of the episodes, and of the held-out training images that choose the probe's penalty.
 
     Raises:
@@ -99,6 +100,7 @@ def compare(
     if a.train is None or b.train is None:
         return rows
     parts = ((a.train, a.test), (b.train, b.test))
+    k = min(K, len(a.train.labels)) if k is None else k
     right = [_knn(train, test, k) == labels for train, test in parts]
     rows.append(difference_of_right(f'kNN (k = {k})', *right))
     right = [_ridge(train, test, seed) == labels for train, test in parts]
