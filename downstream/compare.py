@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.extras import needs_extra
 from tinyvit_zoo.data.split import stratified_split
 
 from . import few_shot, knn
@@ -155,7 +156,8 @@ def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
         a: (N,) bool, whether the first model is right.
         b: (N,) bool, whether the second model is right.
     """
-    from scipy.stats import binomtest
+    with needs_extra('eval'):
+        from scipy.stats import binomtest
 
     only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
     total = n + 2

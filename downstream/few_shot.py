@@ -131,18 +131,17 @@ def fitting_counts(
         labels: (N,) integers.
         ways: Classes per episode; None for 5, or all classes of fewer.
         shots: Images per class to learn from; None for those of `usual_shots` that leave the queries their images.
-        queries: Images per class to classify; None for 15, or what the fewest shots leave of the smallest class.
+        queries: Images per class to classify; None for 15, or what the shots leave of the smallest class.
         usual_shots: The shots of the protocol, in ascending order.
     """
     counts = np.unique(labels, return_counts=True)[1]
     smallest = int(counts.min(initial=len(labels)))
     if ways is None:
         ways = max(2, min(WAYS, len(counts)))
-    fewest = min(shots or usual_shots)
     if queries is None:
-        queries = max(1, min(QUERIES, smallest - fewest))
+        queries = max(1, min(QUERIES, smallest - (max(shots) if shots else usual_shots[0])))
     if shots is None:
-        shots = [k for k in usual_shots if k + queries <= smallest] or [max(1, min(fewest, smallest - queries))]
+        shots = [k for k in usual_shots if k + queries <= smallest] or [max(1, smallest - queries)]
     return ways, tuple(shots), queries
 
 
@@ -201,7 +200,7 @@ def _check_classes(
         label = int(present[smallest])
         raise EvaluationError(
             f'Class {label}{f" ({names[label]})" if names else ""} has {counts[smallest]} images, but {shots} shots '
-            f'and {queries} queries need {shots + queries}: choose fewer of them (--shots, --queries).'
+            f'and {queries} queries need {shots + queries}: choose fewer of them (--shots, --queries), or add images.'
         )
 
 
