@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.training.run_state import alone_in
 
 from .config_parts import LOADERS, classes_of, datasets_of
 from .custom_data import match_by_name
@@ -59,7 +61,7 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
         The last checkpoint.
 
     Raises:
-        EvaluationError: If the data does not fit, or the work dir holds another run.
+        EvaluationError: If the data does not fit, the work dir holds another run, or another run is writing to it.
         CheckpointError: If `load_from` does not fit.
     """
     folder = _prepare(config, run)
@@ -95,7 +97,8 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
             raise EvaluationError(f'{config.load_from} is of another model than {config.filename}: {fresh}')
         if fresh:
             say(f'{config.load_from}: {fresh}')
-    runner.train()
+    with alone_in(folder, '--work-dir') if is_main_process() else nullcontext():
+        runner.train()
     last = runner.message_hub.runtime_info.get('last_ckpt')
     if is_main_process():
         say(f'Log, curves (losses.png, metrics.png, curves.csv), TensorBoard events and checkpoints: {folder}')
