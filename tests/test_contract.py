@@ -404,6 +404,25 @@ def test_unknown_arguments_are_refused(family):
         timm.create_model(SMALL_OF[family][0], depth_multiplier=2)
 
 
+RATES = ('drop_rate', 'pos_drop_rate', 'patch_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'drop_path_rate')
+
+
+@torch.no_grad()
+def test_every_rate_that_is_accepted_acts(family, any_small):
+    refused = set()
+    for rate in RATES:
+        try:
+            model = any_small(img_size=SIZE, **{'drop_path_rate': 0.0, rate: 0.5}).train()
+        except TypeError:
+            refused.add(rate)
+            continue
+        x = images_for(model, batch=8)
+        assert not torch.equal(model(x), model(x)), rate
+    windows, of_beit = {'patch_drop_rate', 'pos_drop_rate'}, {'patch_drop_rate'}
+    known = dict(tinyvit=windows | {'attn_drop_rate'}, mini_swin=windows, mini_deit=of_beit, mae_lite_rpe=of_beit)
+    assert refused == known.get(family, set())
+
+
 def test_checkpointing_changes_no_gradient(any_small):
     gradients, x = [], torch.randn(2, 3, *SIZE)
     for checkpointing in (False, True):
@@ -427,6 +446,23 @@ def test_it_can_be_scripted_and_traced(any_small):
         x = images_for(model)
         for graph in (torch.jit.script(model), torch.jit.trace(model, x)):
             torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_a_graph_does_not_depend_on_autograd(deployable):
+    """As `torch.jit.trace` and OpenVINO are called in their documentation, with autograd on."""
+    x = images_for(deployable)
+    traces, exports = [], []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            trace = torch.jit.trace(deployable, x)  # runs again without autograd, and compares
+            torch.testing.assert_close(trace(x), deployable(x), rtol=1e-4, atol=1e-5)
+            traces.append([node.kind() for node in trace.inlined_graph.nodes()])
+            graph = torch.export.export(deployable, (x,)).graph
+            exports.append([str(node.target) for node in graph.nodes])
+    assert traces[0] == traces[1]
+    assert exports[0] == exports[1]
 
 
 @torch.no_grad()

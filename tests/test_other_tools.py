@@ -1,4 +1,4 @@
-"""accelerate, peft and torchao on the models, in inference and under autograd: offloading, adapters, quantised weights."""
+"""accelerate, torchao and peft on the models, with and without autograd: offloading, quantised weights, adapters."""
 
 import copy
 from pathlib import Path

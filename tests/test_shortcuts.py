@@ -1,8 +1,8 @@
 """Whatever is put in the place of a layer, around it or on it is called, once, with the whole batch; see
 `layers/inference.py`.
 
-Each test compares a model in plain inference, where shortcuts are taken, with the same model under autograd, where there
-are none.
+Each test compares a model in plain inference, where shortcuts are taken, with the same under autograd, where there are
+none.
 """
 
 import copy

@@ -42,7 +42,7 @@ M = TypeVar('M', bound=nn.Module)
 
 @torch.jit.unused
 def _use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rule for anything special."""
+    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rules for special tensors."""
     return (
         not torch.is_grad_enabled()
         and _takes_part(x, weight)

@@ -136,7 +136,7 @@ def _runs_its_class(module: nn.Module) -> bool:
 
 
 def _only_restored(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether the one replaced method is a `forward` that was put back, as accelerate does when it removes its hooks."""
+    """Whether the one replaced method is a `forward` that was put back, as accelerate does when it removes hooks."""
     own: Any = module.__dict__.get('forward')
     restored = getattr(own, '__self__', None) is module and getattr(own, '__func__', None) is kind.forward
     return restored and module.__dict__.keys() & METHODS[kind] == {'forward'}
