@@ -448,23 +448,6 @@ def test_it_can_be_scripted_and_traced(any_small):
             torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_a_graph_does_not_depend_on_autograd(deployable):
-    """As `torch.jit.trace` and OpenVINO are called in their documentation, with autograd on."""
-    x = images_for(deployable)
-    traces, exports = [], []
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            trace = torch.jit.trace(deployable, x)  # runs again without autograd, and compares
-            torch.testing.assert_close(trace(x), deployable(x), rtol=1e-4, atol=1e-5)
-            traces.append([node.kind() for node in trace.inlined_graph.nodes()])
-            graph = torch.export.export(deployable, (x,)).graph
-            exports.append([str(node.target) for node in graph.nodes])
-    assert traces[0] == traces[1]
-    assert exports[0] == exports[1]
-
-
 @torch.no_grad()
 def test_it_can_be_traced_by_fx(deployable):
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names

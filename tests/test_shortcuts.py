@@ -237,6 +237,37 @@ def test_modes_see_every_operation(model):
     assert calls[0][0] > 4
 
 
+def both_ways(record: Callable[[], list[str]]) -> tuple[list[str], list[str]]:
+    """What is recorded with autograd and without."""
+    with torch.no_grad():
+        return record(), torch.enable_grad()(record)()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_a_trace_does_not_depend_on_autograd(model):
+    """As documentation has it (OpenVINO's too), with autograd on; torch then runs it again without, and compares."""
+    x = images_for(model, BATCH)
+
+    def record() -> list[str]:
+        trace = torch.jit.trace(model, x, check_trace=torch.is_grad_enabled())
+        torch.testing.assert_close(trace(x), model(x), rtol=1e-4, atol=1e-5)
+        return [node.kind() for node in trace.inlined_graph.nodes()]
+
+    without, with_grad = both_ways(record)
+    assert without == with_grad
+    assert len(without) > 50
+
+
+@pytest.mark.slow
+@of_each_way
+def test_an_exported_graph_does_not_depend_on_autograd(model):
+    x = images_for(model, BATCH)
+    without, with_grad = both_ways(lambda: [str(node.target) for node in torch.export.export(model, (x,)).graph.nodes])
+    assert without == with_grad
+    assert len(without) > 50
+
+
 @of_each_way
 @torch.no_grad()
 def test_a_recorded_graph_has_no_shortcut(model):

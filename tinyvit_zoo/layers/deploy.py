@@ -42,14 +42,14 @@ M = TypeVar('M', bound=nn.Module)
 
 @torch.jit.unused
 def _use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rules for special tensors."""
+    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rule for special tensors."""
     return (
         not torch.is_grad_enabled()
         and _takes_part(x, weight)
         and (bias is None or _takes_part(x, bias))
         and x.dtype in ONEDNN_DTYPES
         and x.device.type == 'cpu'
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled('cpu')
         and not is_exporting()
         and not torch.jit.is_tracing()

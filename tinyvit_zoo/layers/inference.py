@@ -63,9 +63,11 @@ def known_class(kind: type[M], per_image: bool = True) -> type[M]:
     return kind
 
 
-for _kind in (nn.Conv2d, nn.Dropout, nn.GELU, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU, nn.SiLU):
-    known_class(_kind)
-for _kind in (DropPath, LayerNorm):
+TORCHS: tuple[type[nn.Module], ...] = (
+    *(nn.Conv2d, nn.Dropout, nn.GELU, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU, nn.SiLU),
+    *(DropPath, LayerNorm),  # timm's
+)
+for _kind in TORCHS:
     known_class(_kind)
 known_class(nn.BatchNorm2d, per_image=False)  # without running statistics it mixes the images
 
