@@ -684,6 +684,32 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_its_state_is_written(t
     assert not (tmp_path / 'bad' / 'state.pt').exists()
 
 
+def test_outputs_that_are_not_numbers_are_never_an_accuracy(tmp_path, digits, monkeypatch):
+    """The last update of an epoch may do what no loss has seen."""
+    train, _ = digits
+
+    def ruin(optimizer, args, kwargs):
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                parameter.data.fill_(float('nan'))
+
+    hook = register_optimizer_step_post_hook(ruin)
+    try:
+        with pytest.raises(EvaluationError, match=r'returns NaN .* choose another --output and a lower --lr'):
+            fit(small_model(), train, PLAIN.changed(epochs=1, batch_size=128), tmp_path)
+    finally:
+        hook.remove()
+    assert not (tmp_path / 'state.pt').exists()
+
+
+def test_batch_norm_over_a_single_image_is_one_sentence(tmp_path, digits):
+    train, recipe = digits[0].subset(range(20)), PLAIN.changed(epochs=1, batch_size=2)
+    for options in (dict(recipe=recipe.changed(batch_size=1)), dict(recipe=recipe, micro_batch=1)):
+        with pytest.raises(EvaluationError, match='a --batch-size, or a --micro-batch, of at least 2'):
+            fit(small_model(), train, output=tmp_path / 'norm', **options)
+    assert len(fit(plain_vit(), train, recipe, tmp_path / 'none', micro_batch=1).history) == 1
+
+
 def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
     train, _ = digits
     with pytest.raises(EvaluationError, match=r'model has 7 classes and digits has 10: make it with num_classes=10'):
