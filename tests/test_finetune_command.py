@@ -229,7 +229,8 @@ def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):
 def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_path, name, data, recipe, extra):
     arguments = [
         name, '--random', '--data', data, '--recipe', recipe, '--output', tmp_path / 'out', '--epochs', 2,
-        '--lr', 0.003, '--batch-size', 128, '--micro-batch', 64, '--drop-path', 0, *extra,
+        '--lr', 0.003, '--batch-size', 128, '--micro-batch', 64, '--drop-path', 0, '--held-out', 0.1,
+        *extra,
     ]  # fmt: skip
     done = tinyvit_zoo_cli(*arguments)
     assert done.returncode == 0, done.err
