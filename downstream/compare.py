@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.extras import needs_extra
 from tinyvit_zoo.common.per_class import at_zero, mean_per_class, per_class_words
 from tinyvit_zoo.data.split import stratified_split
 
@@ -19,6 +20,7 @@ from .features.extraction import Features
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 
+K = 20
 PROBE = 'linear probe (ridge)'
 
 
@@ -78,7 +80,7 @@ def compare(
     queries: int = 15,
     episodes: int = 600,
     solver: str = 'cdfsl',
-    k: int = 20,
+    k: int | None = None,
     seed: int = 0,
 ) -> list[Row]:
     """Few-shot on the same episodes of test images, and kNN and a linear probe on the same training and test images.
@@ -91,7 +93,7 @@ def compare(
         queries: Images per class to classify.
         episodes: Number of episodes.
         solver: See `few_shot.run`.
-        k: Neighbors that vote.
+        k: Neighbors that vote; None for 20, or all training images of fewer.
         seed: Of the episodes, and of the held-out training images that choose the probe's penalty.
 
     Raises:
@@ -107,6 +109,7 @@ def compare(
     if a.train is None or b.train is None:
         return rows
     parts = ((a.train, a.test), (b.train, b.test))
+    k = min(K, len(a.train.labels)) if k is None else k
     votes = [_knn(train, test, k) for train, test in parts]
     rows.append(_row_of_images(f'kNN (k = {k})', labels, votes, a.test.classes))
     probes = [_ridge(train, test, seed) for train, test in parts]
@@ -172,7 +175,8 @@ def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
         a: (N,) bool, whether the first model is right.
         b: (N,) bool, whether the second model is right.
     """
-    from scipy.stats import binomtest
+    with needs_extra('eval'):
+        from scipy.stats import binomtest
 
     only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
     total = n + 2

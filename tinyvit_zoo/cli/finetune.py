@@ -205,9 +205,9 @@ def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, 
 
 def _architecture(name: str) -> str:
     """What timm calls the model, which the name of a folder or a page does not say."""
-    from ..build import build_model
+    from ..build import build_model, check_name
 
-    if ':' not in name:
+    if check_name(name) is None:
         return name
     cfg: Any = build_model(name, device='meta').pretrained_cfg
     return cfg['architecture']

@@ -22,10 +22,14 @@ PATIENCE = 10.0  # seconds: the workers of a run that was killed may hold its lo
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, option: str = '--output') -> Iterator[None]:
     """Make a folder and keep other runs out of it, where the file system has locks. A run that dies leaves none behind.
 
     An empty file `.lock` stays in the folder: removed, it could be locked by two runs, one before and one after.
+
+    Args:
+        folder: Of the run.
+        option: What chooses the folder, for messages.
 
     Raises:
         EvaluationError: If another run is in it, or it cannot be written to.
@@ -34,12 +38,14 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another --output.') from e
+        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another {option}.') from e
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
         except Timeout as e:
-            raise EvaluationError(f'Another run is writing to {folder}: choose another --output.') from e
+            raise EvaluationError(
+                f'Another run is writing to {folder}: choose another {option}, or wait for it.'
+            ) from e
         except (OSError, NotImplementedError):  # a file system without locks
             pass
         remove_leftovers(folder)
