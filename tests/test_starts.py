@@ -45,8 +45,16 @@ def test_a_file_and_a_folder_say_what_they_are(tmp_path):
     assert find_start('resnet10t', tmp_path / 'c.pth') == Start(None, 5)
     assert find_start('resnet10t', tmp_path / 'd.pth') == Start(None)
     assert find_start('resnet10t', tmp_path / 'none.pth') == Start(None)  # loading it will say so
+    student, teacher = (
+        {f'{name}.{k}': v for k, v in small_of('tinyvit', num_classes=classes).state_dict().items()}
+        for name, classes in dict(student=4, teacher=6).items()
+    )
+    torch.save(student | teacher, tmp_path / 'e.pth')
+    assert find_start(tinyvit, tmp_path / 'e.pth', part='teacher') == Start(None, 6)
+    assert find_start(tinyvit, tmp_path / 'e.pth') == Start(None)  # loading it will ask for --part
     save_folder(small_of('tinyvit', img_size=64, num_classes=2), tmp_path / 'model', label_names=['x', 'y'], tag='mine')
     assert find_start(f'local-dir:{tmp_path / "model"}') == Start(None, 2, ('x', 'y'), 64)
+    assert find_start(str(tmp_path)) == Start(None, 2, ('x', 'y'), 64)  # as `finetune` leaves it
 
 
 # --- classifiers
