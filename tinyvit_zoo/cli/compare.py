@@ -104,9 +104,7 @@ def compare(
             )  # fmt: skip
 
 
-def _check(
-    datasets: dict[str, 'ImageDataset'], ways: int, shots: Sequence[int], queries: int, k: int | None
-) -> int:
+def _check(datasets: dict[str, 'ImageDataset'], ways: int, shots: Sequence[int], queries: int, k: int | None) -> int:
     """The number of neighbors. Errors for what the images are too few for, before anything is computed."""
     from ..downstream.compare import K
     from ..downstream.few_shot import sample_episodes

@@ -270,7 +270,9 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return file and os.path.splitext(entry.name)[1].lower() in EXTENSIONS
 
 
-def _image_files(folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None) -> Iterator[Path]:
+def _image_files(
+    folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None
+) -> Iterator[Path]:
     """Image files below a folder; links are followed, but for those to a folder that they lie in.
 
     Args:

@@ -19,7 +19,7 @@ __all__ = ['load_image', 'open_image', 'to_rgb']
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 MIN_IS_WHITE, SIGNED = 0, 2
 SHARE = 16
-"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 white of floats."""
+"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 of floats."""
 ROUNDING = 1 / 512
 """Floats beyond a range by half a grey level at most count as its end: resizing and compression leave such values."""
 

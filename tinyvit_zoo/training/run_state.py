@@ -41,7 +41,8 @@ def alone_in(folder: Path, option: str = '--output') -> Iterator[None]:
         try:
             stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
         except Timeout as e:
-            raise EvaluationError(f'Another run is writing to {folder}: choose another {option}, or wait for it.') from e
+            problem = f'Another run is writing to {folder}'
+            raise EvaluationError(f'{problem}: choose another {option}, or wait for it.') from e
         except (OSError, NotImplementedError):  # a file system without locks
             pass
         yield
