@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .common.folders import read_settled
 from .common.text import reason
 from .releases import all_releases, find_family, find_release
 
-__all__ = ['build_model', 'check_name', 'load_model', 'resolve_name']
+__all__ = ['asking_once', 'build_model', 'check_name', 'load_model', 'resolve_name']
 
 FINETUNED = 'model'
 """Folder of the model in one that `finetune` wrote."""
@@ -38,14 +39,33 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     """
     name = resolve_name(name)
     source = check_name(name)
+    with asking_once(name, kwargs):
+        return _create(name, source, kwargs)
+
+
+@contextmanager
+def asking_once(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which timm makes a model: if the Hub does not answer, its cache is all there is, at once.
+
+    Args:
+        name: As in `build_model`.
+        kwargs: Of `timm.create_model`.
+
+    Raises:
+        WeightsNotFoundError: If the weights are not in the cache of a silent Hub.
+        ModelError: If a whole page is not in it.
+    """
+    source = parse_model_name(name)[0]
     page = _asked_by_timm(name, source, kwargs)
     if page is None:
-        return _create(name, source, kwargs)
+        yield
+        return
     with cache_if_silent(page, 'config.json' if source else 'model.safetensors') as silence:
         try:
-            return _create(name, source, kwargs)
-        except ModelError as e:
-            if silence is None or not isinstance(e.__cause__, LocalEntryNotFoundError):
+            yield
+        except (ModelError, LocalEntryNotFoundError) as e:
+            missing = isinstance(e, LocalEntryNotFoundError) or isinstance(e.__cause__, LocalEntryNotFoundError)
+            if silence is None or not missing:
                 raise
             place = f'the Hub page {page} is not in the cache and not reachable ({reason(silence)})'
             if source:
