@@ -2,7 +2,12 @@
 
 The protocol of the CD-FSL benchmark (Guo et al. 2020, "A broader study of cross-domain few-shot learning";
 IBM/cdfsl-benchmark, finetune.py): 600 episodes of 5 classes, each class with 5, 20 or 50 labeled images to learn from
-and 15 others to classify; the result is the mean accuracy with 1.96 standard errors. TinyViT's Table 5 uses it.
+and 15 others to classify; the result is the mean accuracy with 1.96 standard errors. Every episode has as many queries
+of each class, so the mean over classes is the accuracy.
+
+Here the backbone is frozen, the benchmark's `--freeze_backbone`. TinyViT's Table 5 reports this benchmark with "a
+single linear layer in replace of the original classification layer"; whether the rest was frozen or trained with it the
+paper does not say, nor was its code released.
 
 Shape legend: `N` images, `D` features of each, `E` episodes of `ways` classes, with `shots` (support) and `queries`
 images per class.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import mean_per_class
 
 from .classifiers.finite import check_finite
 
@@ -36,10 +37,12 @@ class KNNResult:
 
     Attributes:
         accuracy: By k, in %.
+        mean_per_class: By k, in %: the same with every class counting the same.
         predictions: By k, int64 (Q,), labels.
     """
 
     accuracy: dict[int, float]
+    mean_per_class: dict[int, float]
     predictions: dict[int, np.ndarray]
 
 
@@ -90,7 +93,8 @@ def run(
             bar.update(len(block))
     predictions = {k: torch.cat(blocks).cpu().numpy() for k, blocks in answers.items()}
     accuracy = {k: 100 * float((predicted == truth).mean()) for k, predicted in predictions.items()}
-    return KNNResult(accuracy, predictions)
+    per_class = {k: mean_per_class(truth, predicted) for k, predicted in predictions.items()}
+    return KNNResult(accuracy, per_class, predictions)
 
 
 def _nearest(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

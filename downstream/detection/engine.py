@@ -18,7 +18,9 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.training.run_state import alone_in
 
-from .custom_data import check_data
+from .config_parts import LOADERS
+from .custom_data import match_by_name
+from .data_checks import check_data
 from .detector_checkpoint import check_start, latest_checkpoint, load_detector
 
 __all__ = ['Run', 'evaluate', 'train']
@@ -83,7 +85,7 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
             )
         config.auto_scale_lr.enable = True
     if is_main_process():
-        check_data(config, training=True)
+        check_data(config, training=True, say=say)
     _add_hooks(config)
     if config.load_from and 'backbone' in config.model:
         config.model.backbone.init_cfg = None  # do not download weights that the checkpoint replaces
@@ -121,7 +123,7 @@ def evaluate(
     folder = _prepare(config, run)
     config.resume, config.load_from = False, None
     if is_main_process():
-        check_data(config, training=False)
+        check_data(config, training=False, say=say)
     runner = Runner.from_cfg(config)
     load_detector(runner.model, checkpoint)
     metrics = {name: float(value) for name, value in runner.test().items()}
@@ -142,6 +144,11 @@ def _prepare(config: Config, run: Run) -> Path:
     except OSError as e:
         raise EvaluationError(f'The work dir {folder} cannot be created ({e.strerror or e}): choose another.') from e
     config.default_scope = config.get('default_scope') or 'mmdet'
+    match_by_name(config)
+    for loader in filter(None, map(config.get, LOADERS)):
+        if not loader.get('num_workers'):  # torch refuses what needs workers
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
     randomness = config.get('randomness', {})
     if run.seed is not None or randomness.get('seed') is None:
         config.randomness = dict(randomness, seed=run.seed or 0)

@@ -57,7 +57,7 @@ def imported_path(name: str) -> Path:
     return home() / 'weights' / name
 
 
-def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Weights:
+def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None, part: str | None = None) -> Weights:
     """The weights that a pretrained cfg asks for.
 
     Order: `state_dict`, then `file` (a file or folder) of the cfg; weights imported by the user; the Hub, its cache
@@ -67,6 +67,7 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
     Args:
         cfg: Resolved pretrained cfg, overlay included.
         cache_dir: Overrides the Hub's and torch.hub's cache folders.
+        part: Of a file or state dict given by the caller, see `read_checkpoint`.
 
     Raises:
         CheckpointError: If the file that was found cannot be used.
@@ -74,9 +75,9 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
     """
     if cfg.state_dict is not None:
         where = 'the state dict given'
-        return Weights(unwrap(cfg.state_dict, where), where, clues_of(cfg.state_dict))
+        return Weights(unwrap(cfg.state_dict, where, part=part), where, clues_of(cfg.state_dict))
     if cfg.file:
-        state_dict, clues = read_with_clues(cfg.file)
+        state_dict, clues = read_with_clues(cfg.file, part)
         return Weights(state_dict, str(cfg.file), clues)
     name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
     release = find_release(name)

@@ -156,4 +156,8 @@ def _print(
             '' if row.p is None else f'{row.p:.2g}',
         )
     console().print(table)
+    for row in rows:
+        if row.remarks:
+            say(f'{row.task}: {"; ".join(row.remarks)}.')
+    say('Episodes have as many images of each class: their mean per class is the accuracy.')
     say("Episodes: mean ± 1.96 standard errors; images: Agresti & Min 2005, p by McNemar's exact test.")

@@ -29,7 +29,13 @@ def not_train(split: str | None) -> str | None:
 
 
 def load_backbone(
-    name: str, weights: Path | None, pretrained: bool, img_size: tuple[int, int] | None, seed: int, **arguments: Any
+    name: str,
+    weights: Path | None,
+    pretrained: bool,
+    img_size: tuple[int, int] | None,
+    seed: int,
+    part: str | None = None,
+    **arguments: Any,
 ) -> 'nn.Module':
     """The model, in eval mode; a ConvNet takes images of `img_size` by its transform alone.
 
@@ -39,6 +45,7 @@ def load_backbone(
         pretrained: False for random weights.
         img_size: (height, width), or None for the model's own.
         seed: Of random weights.
+        part: Which of several models in the file, see `checkpoints.read_checkpoint`.
         **arguments: As in `timm.create_model`.
 
     Raises:
@@ -53,7 +60,7 @@ def load_backbone(
     def make(**size: Any) -> 'nn.Module':
         kwargs = {**arguments, **size}
         file = None if weights is None else str(weights)
-        return load_model(name, file, **kwargs) if pretrained else build_model(name, **kwargs)
+        return load_model(name, file, part, **kwargs) if pretrained else build_model(name, **kwargs)
 
     if weights is not None and not pretrained:
         raise ModelError('--weights FILE and --random exclude each other: leave one of them out.')
@@ -76,7 +83,7 @@ def load_backbone(
 def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Module':
     """The model that the options name, see `load_backbone`."""
     return load_backbone(
-        options.name, options.weights, not options.random, pair_of(options.img_size), seed, **arguments
+        options.name, options.weights, not options.random, pair_of(options.img_size), seed, options.part, **arguments
     )
 
 

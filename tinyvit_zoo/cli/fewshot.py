@@ -57,9 +57,10 @@ def fewshot(
     forward: ForwardOptions,
     run: RunOptions,
 ) -> None:
-    """Few-shot accuracy by the protocol of the CD-FSL benchmark (TinyViT's Table 5).
+    """Few-shot accuracy by the protocol of the CD-FSL benchmark, with a frozen backbone.
 
-    Each image passes the backbone once, whatever the number of shots and episodes.
+    Each image passes the backbone once, whatever the number of shots and episodes. TinyViT's Table 5 reports this
+    benchmark; whether its backbone was frozen the paper does not say.
     """
     from ..data.transforms import cdfsl_transform
     from ..downstream import few_shot

@@ -14,10 +14,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..common.errors import ImageError
 from ..common.text import reason
 
-__all__ = ['load_image', 'open_image', 'to_rgb']
+__all__ = ['load_image', 'open_image', 'to_rgb', 'upright_size']
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 MIN_IS_WHITE, SIGNED = 0, 2
+ORIENTATION = 274  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)
 SHARE = 16
 """A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 of floats."""
 ROUNDING = 1 / 512
@@ -78,6 +80,29 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     # Pillow inverts such images of 8 bits by itself.
     inverted = narrow is not image and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     return ImageOps.invert(narrow) if inverted else narrow
+
+
+def upright_size(path: str | Path) -> tuple[tuple[int, int], int]:
+    """(width, height) of what `load_image` gives, and the EXIF orientation from 1 to 8; only the header is read.
+
+    The EXIF data of a PNG file count only where they precede the pixels, as most programs write them.
+
+    Raises:
+        ImageError: If the file cannot be opened as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = 1
+            with suppress(Exception):  # as in `open_image`
+                orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # PNG's own decodes the pixels first
+            width, height = image.size
+            # Pillow gives the size of TIFF images as they are after the turn.
+            turned = orientation in SIDEWAYS and image.format != 'TIFF'
+    except UnidentifiedImageError as e:
+        raise ImageError(f'{path} is no image of a known format.') from e
+    except Exception as e:  # as in `load_image`
+        raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
+    return (height, width) if turned else (width, height), orientation if orientation in range(1, 9) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
