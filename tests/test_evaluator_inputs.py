@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import refused, small_of
+from conftest import SMALL, refused, small_of
 from fake_datasets import class_folders, image
 from huggingface_hub import constants
 
@@ -103,7 +103,30 @@ def test_folders_without_a_model_and_files_say_what_to_give(tmp_path):
     refused(lambda: build_model(str(tmp_path / 'run')), 'has not ended', '`finetune`', kind=ModelError)
     (tmp_path / 'x.pth').touch()
     refused(lambda: build_model(str(tmp_path / 'x.pth')), 'is a file', '--weights', kind=ModelError)
-    refused(lambda: build_model(str(tmp_path / 'none')), 'none', kind=ModelError)
+    refused(lambda: build_model(str(tmp_path / 'none')), 'none', 'neither a folder nor a model', kind=ModelError)
+
+
+@pytest.mark.parametrize('name', ['~nobody_of_this_name/x', 'n' * 300, 'a\x1b[31mb', '/' + 'n' * 300, ''])
+def test_names_that_cannot_be_paths_are_one_sentence(name, cli, data, tmp_path):
+    for words in (
+        ('knn', name, '--random', '-d', data),
+        ('knn', 'test_resnet', '--random', '-d', name),
+        ('embed', 'test_resnet', '--random', '-d', name, '-o', tmp_path / 'x.npz'),
+        ('classify', name, '-m', 'test_resnet'),
+        ('knn', 'test_resnet', '--weights', name, '-d', data),
+    ):
+        code, _, err = cli(*words)
+        assert (code, err.count('\n')) == (1, 1)
+        assert len(err) < 1000
+        assert '\x1b' not in err
+
+
+def test_the_folder_that_finetune_wrote_gives_weights_and_a_page(run, cli, tmp_path):
+    assert load_model('tinyvit_5m_224', run, **{**SMALL, 'num_classes': 2}, img_size=32).num_classes == 2
+    assert cli('convert', run, tmp_path / 'x.safetensors')[0] == 0
+    code, _, err = cli('verify', run)
+    assert (code, err.count('\n')) == (1, 1)
+    assert f'{run}/model' in err
 
 
 @pytest.mark.parametrize('name', LOCKED)

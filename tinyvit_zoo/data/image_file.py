@@ -3,6 +3,7 @@
 Pillow alone clips whatever lies above 255: 16-bit grey images turn white and floats from 0 to 1 turn black.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..common.errors import ImageError
-from ..common.text import reason
+from ..common.paths import MAX_PATH
+from ..common.text import reason, shown
 
 __all__ = ['load_image', 'open_image', 'to_rgb', 'upright_size']
 
@@ -41,8 +43,8 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         ImageError: If there is no such file, it is damaged or no image, or its values cannot be scaled to 8 bits.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImageError(f'No image at {path}.')
+    if not os.path.isfile(path):  # a name may be too long to ask for
+        raise ImageError(f'No image at {shown(path, MAX_PATH)}.')
     try:
         return to_rgb(open_image(path, upright=upright))
     except UnidentifiedImageError as e:
