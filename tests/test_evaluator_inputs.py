@@ -166,7 +166,7 @@ def test_a_k_beyond_the_bank_names_the_option(command, cli, run, data):
         ([12] * 3, {}, (3, (5,), 7)),
         ([4, 9], {}, (2, (3,), 1)),
         ([1, 9], {}, (2, (1,), 1)),  # which is refused then
-        ([30] * 3, dict(shots=(2, 20)), (3, (2, 20), 10)),
+        ([30] * 3, dict(shots=(2, 20)), (3, (2, 20), 15)),  # which is refused, too
         ([30] * 3, dict(queries=29), (3, (1,), 29)),
         ([3] * 9, dict(ways=7, shots=(5,), queries=15), (7, (5,), 15)),  # asked for, and so not changed
     ],
