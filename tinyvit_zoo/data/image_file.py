@@ -3,6 +3,7 @@
 Pillow alone clips whatever lies above 255: 16-bit grey images turn white and floats from 0 to 1 turn black.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..common.errors import ImageError
-from ..common.text import reason
+from ..common.paths import MAX_PATH
+from ..common.text import reason, shown
 
 __all__ = ['load_image', 'open_image', 'to_rgb', 'upright_size']
 
@@ -21,7 +23,7 @@ MIN_IS_WHITE, SIGNED = 0, 2
 ORIENTATION = 274  # EXIF tag
 SIDEWAYS = (5, 6, 7, 8)
 SHARE = 16
-"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 white of floats."""
+"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 of floats."""
 ROUNDING = 1 / 512
 """Floats beyond a range by half a grey level at most count as its end: resizing and compression leave such values."""
 
@@ -41,8 +43,8 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         ImageError: If there is no such file, it is damaged or no image, or its values cannot be scaled to 8 bits.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImageError(f'No image at {path}.')
+    if not os.path.isfile(path):  # a name may be too long to ask for
+        raise ImageError(f'No image at {shown(path, MAX_PATH)}.')
     try:
         return to_rgb(open_image(path, upright=upright))
     except UnidentifiedImageError as e:
