@@ -32,7 +32,15 @@ from ..layers import DeployLinear, check_patch_grid, fold_gelu, resize_beit_tabl
 from ..releases import Release
 from ._create import Family, create_zoo_model, record_input_size
 
-__all__ = ['PlainBlock', 'PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'create_plain_vit', 'plain_vit_cfg']
+__all__ = [
+    'PlainBlock',
+    'PlainVit',
+    'TwoHeadVit',
+    'checkpoint_filter_fn',
+    'create_plain_vit',
+    'plain_vit_cfg',
+    'resize_to_grid',
+]
 
 M = TypeVar('M', bound=nn.Module)
 PlainModel = VisionTransformer | Beit
@@ -70,6 +78,12 @@ class PlainVit(VisionTransformer):
         check_patch_grid(img_size, patch_size)
         kwargs.setdefault('block_fn', PlainBlock)
         super().__init__(img_size=img_size, patch_size=patch_size, **kwargs)
+
+    def _finish(self, weight_init: WeightInit) -> None:
+        """Initialise the weights, which `VisionTransformer` was asked to skip: a subclass adds some."""
+        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
+        if weight_init != 'skip':
+            self.init_weights(needs_reset=False)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -140,12 +154,6 @@ class TwoHeadVit(PlainVit):
         width, classes = self.num_features, self.num_classes
         self.head = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
         self.head_dist = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
-
-    def _finish(self, weight_init: WeightInit) -> None:
-        """Initialise the weights, which `VisionTransformer` was asked to skip."""
-        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
-        if weight_init != 'skip':
-            self.init_weights(needs_reset=False)
 
     @staticmethod
     def _check_pool(global_pool: str) -> None:
@@ -246,7 +254,7 @@ def checkpoint_filter_fn(
             'of their mean that this model has. To start a training from it, pass as_init=True (`tinyvit-zoo convert '
             '--as-init`).'
         )
-    _resize(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
+    resize_to_grid(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
     fitted = fit_to_model(state_dict, model, PLAIN_VIT_KEYS, layout, fresh_head)
     if check is not None:  # only of what fits by its shapes: other mismatches are not about heads
         check(heads_of(model))
@@ -270,7 +278,7 @@ def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) 
     return started | {k: v for k, v in own.items() if k.startswith(FRESH)}
 
 
-def _resize(
+def resize_to_grid(
     state_dict: dict[str, torch.Tensor], model: PlainModel, source: Callable[..., tuple[int, int] | None]
 ) -> None:
     """Resize position embedding and tables to the model's grid; `fit_to_model` reports those of an odd shape."""
