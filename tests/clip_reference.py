@@ -36,9 +36,8 @@ def logits(state: State, images: torch.Tensor, heads: int) -> torch.Tensor:
     """(B, 3, H, W) -> (B, classes)."""
     kernel = state['visual.conv1.weight']
     x = F.conv2d(images, kernel, stride=kernel.shape[-1]).flatten(2).mT
-    x = torch.cat([state['visual.class_embedding'].expand(len(x), 1, -1), x], dim=1) + state[
-        'visual.positional_embedding'
-    ]
+    x = torch.cat([state['visual.class_embedding'].expand(len(x), 1, -1), x], dim=1)
+    x = x + state['visual.positional_embedding']
     x = norm(state, 'visual.ln_pre', x)
     for i in range(sum(key.endswith('.ln_1.weight') for key in state)):
         x = block(state, f'visual.transformer.resblocks.{i}', x, heads)

@@ -167,18 +167,18 @@ class KeyMap:
         if len(ours) < len(kept):
             twice = [k for k in kept if (self._rename(k, 0) or k) != k and self._rename(k, 0) in kept]
             raise CheckpointError(f'The checkpoint has {first_few(twice)} in the official and in our layout at once.')
-        return {k: self._our_shape(k, v) for k, v in ours.items()}, layout
+        return {k: self.in_our_shape(k, v) for k, v in ours.items()}, layout
 
-    def _our_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
+    def in_our_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
         """An official tensor in our shape, by our name; one of an odd shape stays as it is, for `check_keys`."""
         if self._is_pointwise(key, value, 4):
             return value.flatten(1)
         if key in self.transposed and value.ndim == 2:
             return value.mT
-        return value[(None,) * self.unbatched.get(key, 0)]
+        return value[(None,) * self.unbatched.get(key, 0)] if value.ndim > 0 else value
 
-    def _official_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
-        """The inverse of `_our_shape`."""
+    def in_official_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
+        """The inverse of `in_our_shape`."""
         if self._is_pointwise(key, value, 2):
             return value[..., None, None]
         if key in self.transposed and value.ndim == 2:
@@ -206,7 +206,7 @@ class KeyMap:
         renamed = {k: name for k in state_dict if (name := self.official_name(k)) is not None}
         if unknown := [k for k in state_dict if k not in renamed]:
             raise CheckpointError(f'No official {self.family} name for {first_few(unknown)}.')
-        official = {renamed[k]: self._official_shape(k, v) for k, v in state_dict.items()}
+        official = {renamed[k]: self.in_official_shape(k, v) for k, v in state_dict.items()}
         return official if self.buffers is None else official | self.buffers(official, img_size)
 
 
@@ -409,7 +409,11 @@ def check_keys(
         return theirs if theirs == key else f'{theirs} (ours: {key})'
 
     def shaped(key: str) -> str:
-        return f'{named(key)} is {tuple(state_dict[key].shape)}, not {tuple(target[key].shape)}'
+        have, want = (
+            tuple((key_map.in_official_shape(key, v) if layout == 'official' else v).shape)
+            for v in (state_dict[key], target[key])
+        )
+        return f'{named(key)} is {have}, not {want}'
 
     def typed(key: str) -> str:
         return f'{named(key)} is {state_dict[key].dtype}, not {target[key].dtype}'
