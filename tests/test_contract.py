@@ -446,6 +446,35 @@ def test_it_can_be_traced_by_fx(deployable):
         torch.testing.assert_close(graph(x)['y'], deployable(x), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_torchvision_names_every_layer(model):
+    """Without timm's list of leaves, as torchvision's documentation calls it."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU)
+    used = {key.rpartition('.')[0] for key in used_parameters(model)}
+    layers = [
+        name for name, m in model.named_modules() if type(m) in kinds and (name in used or not list(m.parameters()))
+    ]
+    names = [name for name in get_graph_node_names(model)[1] if name in layers]
+    assert len(names) > 10
+    calls, handles = [], []
+    for name in layers:
+        handles.append(model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name)))
+    model(images_for(model))
+    for handle in handles:
+        handle.remove()
+    assert set(names) == set(calls)
+    graph = create_feature_extractor(model, {names[3]: 'early', names[-1]: 'late'})
+    seen = []
+    with model.get_submodule(names[3]).register_forward_hook(lambda _, args, out: seen.append(out)):
+        for batch in (1, 3):
+            x = images_for(model, batch)
+            model(x)
+            torch.testing.assert_close(graph(x)['early'], seen[0], rtol=1e-4, atol=1e-5)
+            seen.clear()
+
+
 # Plain models are exported and run in `test_export.py`.
 of_deploy_form = pytest.mark.parametrize('deployable', rest_is_full(['plain', 'deploy'], ['deploy']), indirect=True)
 

@@ -16,6 +16,7 @@ from torch import nn
 from ..common.errors import CheckpointError
 from ..common.text import first_few
 from .beit_buffers import beit_buffers, check_beit_buffers
+from .counters import with_counters
 from .swin_buffers import check_swin_buffers, swin_buffers
 
 __all__ = [
@@ -465,6 +466,7 @@ def fit_to_model(
         if fresh:
             _logger.warning('The checkpoint ends with the last block: %s keep their initial values.', first_few(fresh))
         state_dict = state_dict | fresh
+    state_dict = with_counters(state_dict, model.state_dict())
     check_keys(
         {k: v for k, v in state_dict.items() if not (fresh_head and key_map.is_head(k))},
         model.state_dict(),

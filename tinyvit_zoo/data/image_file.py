@@ -14,16 +14,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..common.errors import ImageError
 from ..common.text import reason
 
-__all__ = ['load_image', 'open_image', 'to_rgb']
+__all__ = ['load_image', 'open_image', 'to_rgb', 'upright_size']
 
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
-MIN_IS_WHITE = 0
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+MIN_IS_WHITE, SIGNED = 0, 2
+ORIENTATION = 274  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)
+SHARE = 16
+"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 white of floats."""
+ROUNDING = 1 / 512
+"""Floats beyond a range by half a grey level at most count as its end: resizing and compression leave such values."""
 
 
 def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     """An image file as RGB with 8 bits per channel; of an animation the first frame.
 
-    Transparency is dropped as timm and torchvision do it: the colors under it show.
+    Transparency is dropped as timm and torchvision do it: the colors under it show. Grey values of 9 to 16 bits are
+    scaled by the number of bits that the file states; of floats and 32-bit integers the largest value says whether they
+    go to 1, 255 or 65535. Color profiles are not applied, by timm neither.
 
     Args:
         path: File of any format that Pillow reads.
@@ -38,7 +46,9 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     try:
         return to_rgb(open_image(path, upright=upright))
     except UnidentifiedImageError as e:
-        raise ImageError(f'{path} is no image of a known format.') from e
+        raise ImageError(
+            f'{path} is no image of a known format, or of a kind that Pillow does not read: save it as PNG or JPEG.'
+        ) from e
     except Exception as e:  # decoders raise almost anything on damaged files
         raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
 
@@ -61,7 +71,7 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     try:
         image = Image.open(file)
     except UnidentifiedImageError as e:
-        raise UnidentifiedImageError('the format is unknown') from e
+        raise UnidentifiedImageError('Pillow does not know the format, or not this kind of it') from e
     image.load()
     if upright:
         with suppress(Exception):  # damaged EXIF data raise almost anything; the image counts as upright then
@@ -70,6 +80,29 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     # Pillow inverts such images of 8 bits by itself.
     inverted = narrow is not image and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     return ImageOps.invert(narrow) if inverted else narrow
+
+
+def upright_size(path: str | Path) -> tuple[tuple[int, int], int]:
+    """(width, height) of what `load_image` gives, and the EXIF orientation from 1 to 8; only the header is read.
+
+    The EXIF data of a PNG file count only where they precede the pixels, as most programs write them.
+
+    Raises:
+        ImageError: If the file cannot be opened as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = 1
+            with suppress(Exception):  # as in `open_image`
+                orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # PNG's own decodes the pixels first
+            width, height = image.size
+            # Pillow gives the size of TIFF images as they are after the turn.
+            turned = orientation in SIDEWAYS and image.format != 'TIFF'
+    except UnidentifiedImageError as e:
+        raise ImageError(f'{path} is no image of a known format.') from e
+    except Exception as e:  # as in `load_image`
+        raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
+    return (height, width) if turned else (width, height), orientation if orientation in range(1, 9) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,8 +124,12 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 
 def _bits(image: Image.Image) -> int | None:
     """Bits of a grey value wider than 8 bits, as far as the file says; scanners write 12, for example."""
+    tags = _tags(image)
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     if image.mode.startswith('I;16'):
-        return _tags(image).get(BITS_PER_SAMPLE, (16,))[0]
+        return bits
+    if bits == 16 and tags.get(SAMPLE_FORMAT, (0,))[0] == SIGNED:
+        return 15
     return 16 if image.format in ('PNG', 'PPM') else None  # their mode 'I'
 
 
@@ -101,28 +138,30 @@ def _in_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
 
     Args:
         image: Of any mode.
-        bits: Of a value, 9 to 16; None if that is unknown. Then the largest value decides.
+        bits: Of a value, 9 to 16; None if that is unknown. Then the largest value decides, or the image is refused.
     """
     if image.mode.startswith('I;16'):
         return _grey(np.asarray(image) >> ((bits or 16) - 8))
     if image.mode == 'I':
-        return _grey(_scaled(np.asarray(image), {65535: 1 / 256} if bits else {255: 1, 65535: 1 / 256}))
+        ranges = {2**bits - 1: 2.0 ** (8 - bits)} if bits else {255: 1, 65535: 1 / 256}
+        return _grey(_scaled(np.asarray(image), ranges))
     if image.mode == 'F':
         return _grey(_scaled(np.asarray(image), {1: 255, 255: 1}).round())
     return image
 
 
 def _scaled(values: np.ndarray, ranges: Mapping[int, float]) -> np.ndarray:
-    """Values from 0 to 255, of those within the first range that holds them all.
+    """Values from 0 to 255, of those within one of the ranges; see `SHARE` and `ROUNDING`.
 
     Args:
         values: (H, W) int32 or float32.
-        ranges: Upper end of each range that starts at 0, and the factor to 255.
+        ranges: Upper end of each range that starts at 0, and the factor to 255; the first takes dark images, too.
     """
-    low, high = values.min(), values.max()
-    for end, factor in ranges.items():
-        if 0 <= low and high <= end:  # NaN is within none
-            return values * factor
+    low, high = float(values.min()), float(values.max())
+    for i, (end, factor) in enumerate(ranges.items()):
+        slack = end * ROUNDING if values.dtype.kind == 'f' else 0
+        if -slack <= low and high <= end + slack and (i == 0 or high >= end / SHARE):  # NaN is within none
+            return (values * factor).clip(0, 255)
     ends = ' or '.join(f'0 to {end}' for end in ranges)
     raise ImageError(
         f'its values go from {low:g} to {high:g}, and only {ends} can be scaled to 8 bits: '

@@ -50,7 +50,9 @@ class ClipVit(PlainVit):
         self.num_features = self.head_hidden_size = proj_dim
         self.proj: nn.Module = nn.Linear(self.embed_dim, proj_dim, bias=False, device=device, dtype=dtype)
         self._build_classifier(device=device, dtype=dtype)
-        self._finish(weight_init)
+        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
+        if weight_init != 'skip':
+            self.init_weights(needs_reset=False)
 
     def _build_classifier(self, **dd: Any) -> None:
         width, classes = self.num_features, self.num_classes

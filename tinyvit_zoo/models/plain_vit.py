@@ -28,7 +28,7 @@ from ..checkpoints import (
     heads_of,
     source_grid,
 )
-from ..layers import DeployLinear, check_patch_grid, fold_gelu, resize_beit_table, resize_position
+from ..layers import DeployLinear, check_patch_grid, linear_act, resize_beit_table, resize_position
 from ..releases import Release
 from ._create import Family, create_zoo_model, record_input_size
 
@@ -52,6 +52,14 @@ BEIT_ONLY = ('relative_position_bias_table', 'gamma_1', 'gamma_2')
 """Parameters that a model with tables and LayerScale has and a plain encoder does not have."""
 
 
+class DeployMlp(Mlp):
+    """timm's `Mlp`, in deploy form: the first layer and its activation may run in one kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.fc1(x)) if torch.jit.is_scripting() else linear_act(self.fc1, self.act, x)
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
 class PlainBlock(Block):
     """timm's transformer block, with a deploy form."""
 
@@ -61,8 +69,9 @@ class PlainBlock(Block):
             self.attn.qkv = DeployLinear.from_linear(self.attn.qkv)
             self.attn.proj = DeployLinear.from_linear(self.attn.proj)
         if type(self.mlp) is Mlp:
-            self.mlp.fc1, self.mlp.act = fold_gelu(self.mlp.fc1, self.mlp.act)
+            self.mlp.fc1 = DeployLinear.from_linear(self.mlp.fc1)
             self.mlp.fc2 = DeployLinear.from_linear(self.mlp.fc2)
+            self.mlp.__class__ = DeployMlp  # the same layers under the same names
 
 
 class PlainVit(VisionTransformer):
@@ -78,12 +87,6 @@ class PlainVit(VisionTransformer):
         check_patch_grid(img_size, patch_size)
         kwargs.setdefault('block_fn', PlainBlock)
         super().__init__(img_size=img_size, patch_size=patch_size, **kwargs)
-
-    def _finish(self, weight_init: WeightInit) -> None:
-        """Initialise the weights, which `VisionTransformer` was asked to skip: a subclass adds some."""
-        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
-        if weight_init != 'skip':
-            self.init_weights(needs_reset=False)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -141,10 +144,15 @@ class TwoHeadVit(PlainVit):
     `set_distilled_training(True)` makes `forward` return the pair of logits in training mode, as in timm's DeiT.
     """
 
-    def __init__(self, *args: Any, weight_init: WeightInit = '', device=None, dtype=None, **kwargs) -> None:
+    def __init__(
+        self, *args: Any, weight_init: WeightInit = '', fix_init: bool = False, device=None, dtype=None, **kwargs
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(*args, weight_init='skip', device=device, dtype=dtype, **kwargs)
         self._check_pool(self.global_pool)
+        if not self.has_class_token:
+            raise ValueError('A model with two classifiers needs its class token: leave class_token out.')
+        self._rescaled = fix_init
         self.distilled_training = False
         self._build_classifiers(**dd)
         self._finish(weight_init)
@@ -154,6 +162,14 @@ class TwoHeadVit(PlainVit):
         width, classes = self.num_features, self.num_classes
         self.head = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
         self.head_dist = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
+
+    def _finish(self, weight_init: WeightInit) -> None:
+        """Initialise the weights, which `VisionTransformer` was asked to skip."""
+        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
+        if weight_init != 'skip':
+            self.init_weights(needs_reset=False)
+            if self._rescaled:
+                self.fix_init_weight()
 
     @staticmethod
     def _check_pool(global_pool: str) -> None:
