@@ -38,7 +38,7 @@ import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.checkpoints import KEY_MAPS, CheckpointError, KeyMap
 from tinyvit_zoo.hub import pack as pack_module
 from tinyvit_zoo.hub.expect import write_tensors
-from tinyvit_zoo.releases import all_releases, find_family
+from tinyvit_zoo.releases import FAMILIES, TEACHERS, all_releases, find_family
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
@@ -47,6 +47,9 @@ COMPUTE_TENSORS = pack_module._compute_tensors
 RELEASED = {release.architecture for release in all_releases()}
 ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 """Every registered architecture with released weights."""
+
+LARGE = {release.architecture for family in TEACHERS for release in FAMILIES[family]}
+"""Teachers, which no test runs whole; a small model of their kind is tested with all others (SMALL_OF)."""
 
 TAGGED = [release.name for release in all_releases() if release.architecture in ARCHITECTURES]
 """Every 'architecture.tag' of this package, also those whose weights no program can download."""
@@ -133,7 +136,7 @@ FEW_BLOCKS = {
     'mini_swin_': dict(depths=(2, 2, 6, 2)),
     'tinymim_': dict(depth=3),
     'mae_lite_': dict(depth=3),
-    'clip_vit_': dict(depth=2, patch_size=16),
+    'clip_vit_': dict(depth=2, patch_size=16, embed_dim=192, num_heads=3),  # its own width takes seconds
 }
 
 

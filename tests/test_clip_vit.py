@@ -17,6 +17,8 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tinyvit_zoo.checkpoints import CLIP_VIT_KEYS, find_key_map, in1k_classes_in_22k
+from tinyvit_zoo.hub import save_folder, verify
+from tinyvit_zoo.hub.pack import pack
 from tinyvit_zoo.releases import find_release
 
 NAME = 'clip_vit_large_patch14_224'
@@ -165,6 +167,11 @@ def test_convert_knows_the_file_and_gives_it_back(cli, tmp_path):
     assert (code, 'CLIP ViT in official layout' in out) == (0, True)
     assert cli('convert', ours, back)[0] == 0
     assert_same(torch.load(back, weights_only=True)['model'], official)
+
+
+def test_a_page_of_it_verifies(tmp_path):
+    page = pack(str(save_folder(small_of('clip_vit', img_size=64), tmp_path / 'model')), tmp_path / 'page')
+    assert verify(page).difference < 1e-6
 
 
 def test_images_are_prepared_as_in_the_released_code():
