@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from timm.utils.misc import natural_key
 
@@ -214,13 +215,14 @@ def read_class_folders(
             f"{folder} has {len(there)} class folders, among them '{strange[0]}', which is none of the "
             f'{len(classes)} classes of {name}.'
         )
-    paths, labels, other, empty = [], [], Counter[str](), []
+    root = root or folder
+    names, labels, other, empty = [], [], Counter[str](), []
     for c in sorted(there, key=index.__getitem__):
-        files = sorted(_image_files(folder / c, other))
-        paths += files
-        labels += [index[c]] * len(files)
-        empty += [] if files else [f'{c}/']
-    if not paths:
+        files = _image_names(folder / c, root, other)
+        names += [files] if len(files) else []
+        labels += [np.full(len(files), index[c])]
+        empty += [] if len(files) else [f'{c}/']
+    if not names:
         raise EvaluationError(_no_images(folder, other))
     _say_others(folder, other)
     if empty:
@@ -228,7 +230,8 @@ def read_class_folders(
     beside = sum(_is_image(entry) for entry in _entries(folder))
     if beside:
         _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
-    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare, upright=upright))
+    files = Files(np.concatenate(names), root, prepare, upright=upright)
+    return ImageDataset(name, '', classes, np.concatenate(labels), files)
 
 
 def _no_images(folder: Path, other: Counter[str] | None = None) -> str:
@@ -273,9 +276,18 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return file and os.path.splitext(entry.name)[1].lower() in EXTENSIONS
 
 
-def _image_files(
-    folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None
-) -> Iterator[Path]:
+def _image_names(folder: Path, root: Path, other: Counter[str]) -> np.ndarray:
+    """(N,) bytes: names relative to the root of the image files below a folder, sorted as paths are.
+
+    Without an object for each, since millions of them would take gigabytes and minutes.
+    """
+    start = len(os.path.join(folder, ''))
+    below = os.path.join(folder.relative_to(root), '')
+    names = sorted((path[start:] for path in _image_files(folder, other)), key=lambda name: name.split(os.sep))
+    return np.array([os.fsencode(below + name) for name in names], dtype=np.bytes_)
+
+
+def _image_files(folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None) -> Iterator[str]:
     """Image files below a folder; links are followed, but for those to a folder that they lie in.
 
     Args:
@@ -289,7 +301,7 @@ def _image_files(
         if entry.is_dir():
             yield from _image_files(Path(entry.path), other, above | {place})
         elif _is_image(entry):
-            yield Path(entry.path)
+            yield entry.path
         elif other is not None:
             ending = os.path.splitext(entry.name)[1].lower()
             other.update([ending] if ending not in NOTES else [])
@@ -302,7 +314,7 @@ def images_below(folder: Path) -> list[Path]:
         EvaluationError: If there is none.
     """
     other = Counter[str]()
-    paths = sorted(_image_files(folder, other))
+    paths = sorted(map(Path, _image_files(folder, other)))
     if not paths:
         what = f'only {_counted(other)}' if other else f'none of {", ".join(sorted(EXTENSIONS))}'
         raise EvaluationError(f'{folder} holds no images that can be read, {what}.')

@@ -166,7 +166,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b'' if file is None else file.read()  # None is no regular file
 
 
-class ReaderFiles:
+class ReaderFiles(Source):
     """Encoded images of one of timm's readers: `reader[i][0]` is an open file."""
 
     def __init__(self, reader: Any, name: str) -> None:
@@ -188,7 +188,7 @@ class ReaderFiles:
             return ends_of(file)
 
 
-class TarMembers:
+class TarMembers(Source):
     """Image files inside tar files, read without unpacking."""
 
     def __init__(self, members: Sequence[tuple[str, str, int, int]], root: Path) -> None:
