@@ -14,9 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..common.errors import ImageError
 from ..common.text import reason
 
-__all__ = ['load_image', 'open_image', 'to_rgb']
+__all__ = ['header_size', 'load_image', 'open_image', 'to_rgb']
 
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF; its values that exchange height and width
+PNG_SIGNATURE, PNG_CHUNK_ENDS = 8, 12  # bytes; a chunk has its length and name before its content, a checksum after it
 MIN_IS_WHITE = 0
 
 
@@ -70,6 +72,51 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     # Pillow inverts such images of 8 bits by itself.
     inverted = narrow is not image and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     return ImageOps.invert(narrow) if inverted else narrow
+
+
+def header_size(file: str | Path | IO[bytes], *, upright: bool) -> tuple[int, int]:
+    """(height, width) that `open_image` would give, from the header alone: no pixel is decoded.
+
+    Args:
+        file: Path, or a file opened for reading bytes.
+        upright: As in `load_image`.
+
+    Raises:
+        UnidentifiedImageError: If the file is no image of a known format.
+        Exception: Whatever else Pillow raises on what it cannot read.
+    """
+    if isinstance(file, str | Path):
+        with open(file, 'rb') as opened:
+            return header_size(opened, upright=upright)
+    image = Image.open(file)
+    width, height = image.size
+    if upright and image.format != 'TIFF':  # Pillow has turned the size of a TIFF image already
+        with suppress(Exception):  # as in `open_image`
+            if _exif_of_header(image, file).get(ORIENTATION) in SIDEWAYS:
+                return width, height
+    return height, width
+
+
+def _exif_of_header(image: Image.Image, file: IO[bytes]) -> Image.Exif:
+    """EXIF data of an image that is open but not loaded; Pillow decodes a PNG image to find them behind its pixels."""
+    if image.format == 'PNG' and not _text_behind_pixels(file):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _text_behind_pixels(file: IO[bytes]) -> bool:
+    """Whether a PNG file has EXIF data or texts behind its first pixels."""
+    place, pixels = file.tell(), False
+    try:
+        file.seek(PNG_SIGNATURE)
+        while len(head := file.read(8)) == 8 and head[4:] != b'IEND':
+            pixels = pixels or head[4:] == b'IDAT'
+            if pixels and head[4:] in (b'eXIf', b'tEXt', b'zTXt', b'iTXt'):
+                return True
+            file.seek(int.from_bytes(head[:4], 'big') + PNG_CHUNK_ENDS - 8, 1)
+        return False
+    finally:
+        file.seek(place)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
