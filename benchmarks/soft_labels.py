@@ -1,6 +1,8 @@
-"""Stored soft labels compared with the obvious way to do the same: process CPU time, one process, one thread, in turn.
+"""Stored soft labels and the views that belong to them, compared with the obvious way to do the same.
 
-python benchmarks/soft_labels.py [--rounds 9]
+One process, one thread, process CPU time, in turn.
+
+    python benchmarks/soft_labels.py [--rounds 9]
 """
 
 import argparse

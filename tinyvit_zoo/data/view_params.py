@@ -180,8 +180,8 @@ def draw_views(
             f'{len(places)} positions came with {len(pixels)} sizes of images: give a height and a width of at least '
             '1 for each position from 0.'
         )
-    view_keys = child_key(seed, epoch, places)
-    keys = child_key(view_keys[:, None], np.arange(len(Stage)))
+    epochs = epoch if isinstance(epoch, int) else np.asarray(epoch).reshape(-1, 1)
+    keys = child_key(seed, epochs, places[:, None], np.arange(len(Stage)))
     operations, magnitudes, negative = _rand_augment(spec.rand_augment, keys[:, Stage.RAND_AUGMENT])
     jitter, jitter_order = _jitter(spec.color_jitter, keys[:, Stage.COLOR_JITTER])
     return ViewParameters(

@@ -21,7 +21,7 @@ from ..data.replay import Erasing, RandAugment, View, ViewSpec, fill_color
 from ..data.view_apply import erase, make_image, normalized
 from ..data.view_params import ATTEMPTS, Box
 
-__all__ = ['GRID', 'OfficialView', 'draw_official_view', 'official_spec', 'official_tensor']
+__all__ = ['GRID', 'Draws', 'OfficialView', 'draw_official_view', 'official_spec', 'official_tensor']
 
 GRID = 224, 224
 """Rectangles are drawn for images of this size, whatever their own (random_erasing.py, REF_H and REF_W)."""
@@ -58,7 +58,7 @@ class OfficialView:
     draws: tuple[tuple[str, Any], ...]
 
 
-class _Draws:
+class Draws:
     """One seed's generator with the functions of aug_random.py.
 
     Args:
@@ -108,7 +108,7 @@ def draw_official_view(seed: int, image_size: tuple[int, int], spec: ViewSpec) -
     """
     if spec.color_jitter is not None:
         raise EvaluationError('Official seeds replay no color jitter: leave it out of the settings of the views.')
-    draws = _Draws(seed)
+    draws = Draws(seed)
     crop = _crop(draws, image_size, spec)
     flip = spec.hflip > 0 and draws.share() < spec.hflip
     operations = _rand_augment(draws, spec.rand_augment) if spec.rand_augment else []
@@ -142,7 +142,7 @@ def _noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.Generator(np.random.MT19937(seed)).normal(size=shape).astype(np.float32)
 
 
-def _crop(draws: _Draws, image_size: tuple[int, int], spec: ViewSpec) -> Box:
+def _crop(draws: Draws, image_size: tuple[int, int], spec: ViewSpec) -> Box:
     height, width = image_size
     for _ in range(ATTEMPTS):
         area = draws.uniform(*spec.scale) * (height * width)
@@ -156,7 +156,7 @@ def _crop(draws: _Draws, image_size: tuple[int, int], spec: ViewSpec) -> Box:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _rand_augment(draws: _Draws, settings: RandAugment) -> list[tuple[str, float | None]]:
+def _rand_augment(draws: Draws, settings: RandAugment) -> list[tuple[str, float | None]]:
     done = []
     for name in draws.choice(settings.operations, settings.layers):
         if settings.probability < 1 and draws.share() > settings.probability:
@@ -172,7 +172,7 @@ def _rand_augment(draws: _Draws, settings: RandAugment) -> list[tuple[str, float
     return done
 
 
-def _erase(draws: _Draws, settings: Erasing) -> tuple[list[Box], list[int]]:
+def _erase(draws: Draws, settings: Erasing) -> tuple[list[Box], list[int]]:
     """Rectangles on `GRID`, and the seeds of their noise."""
     if draws.share() > settings.probability:
         return [], []
