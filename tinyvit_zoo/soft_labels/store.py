@@ -142,6 +142,18 @@ class Epoch:
             self._images[number] = self._shards[number].about['images']
         return self._images[number].get(str(position))
 
+    def seeds(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int64 (n,): seeds of the released code's augmentation at these positions.
+
+        Raises:
+            EvaluationError: If the store was not converted from its files.
+        """
+        numbers, rows = np.divmod(np.asarray(positions, np.int64), self.info.shard_size)
+        found = [self._shards[n].seeds for n in numbers.tolist()]
+        if any(seeds is None for seeds in found):
+            raise EvaluationError(f'Epoch {self.number} has no seeds: it was not converted from the released code.')
+        return np.array([seeds[row] for seeds, row in zip(found, rows, strict=True) if seeds is not None], np.int64)
+
     def _gather(self, positions: np.ndarray) -> np.ndarray:
         """uint8 (n, R) in the order of the positions: shard by shard into one buffer, then each to its place."""
         numbers, rows = np.divmod(positions, self.info.shard_size)
@@ -236,7 +248,14 @@ class Store:
         remove_leftovers(self.place.folder / _folder(number))
         return [i for i in range(self.info.shards) if not self._is_whole(number, i)]
 
-    def write_shard(self, number: int, shard: int, labels: SoftLabels, images: Mapping[int, int]) -> None:
+    def write_shard(
+        self,
+        number: int,
+        shard: int,
+        labels: SoftLabels,
+        images: Mapping[int, int],
+        seeds: np.ndarray | None = None,
+    ) -> None:
         """Write the labels of all positions of a shard.
 
         Args:
@@ -244,6 +263,7 @@ class Store:
             shard: Index of the shard.
             labels: Of `info.positions(shard)`.
             images: CRC32 of the view's image by position, for those that carry one.
+            seeds: int32, one a position, from the released code's files.
 
         Raises:
             EvaluationError: If the labels are not valid, or the file cannot be written.
@@ -253,7 +273,7 @@ class Store:
             raise EvaluationError(f'{len(labels.ids)} labels for the {len(positions)} positions of shard {shard}.')
         records = self.info.record.encode(labels, number, np.arange(positions.start, positions.stop))
         about = dict(self._about(number, shard), images={str(p): crc for p, crc in sorted(images.items())})
-        write_shard(self._shard_path(number, shard), records, about)
+        write_shard(self._shard_path(number, shard), records, about, seeds)
 
     def finish(self, number: int) -> None:
         """Note that an epoch is whole. Raises: EvaluationError: If it is not, or the note cannot be written."""
