@@ -1,8 +1,8 @@
 """Dumps of TinyViT's released code, read and converted to a store.
 
 An epoch is a folder `logits_top{K}_epoch{E}` with `rank{r}-keys.txt` (a key in each line) and `rank{r}-values.bin`
-(records of 4 + 4K bytes in the same order: an int32 seed of the augmentation, K int16 classes, K float16 probabilities).
-A key is the name of an image of ImageNet-22k, or its position in other data sets.
+(records of 4 + 4K bytes in the same order: an int32 seed of the augmentation, K int16 classes, K float16
+probabilities). A key is the name of an image of ImageNet-22k, or its position in other data sets.
 
 Source: https://github.com/microsoft/Cream/tree/main/TinyViT, data/augmentation/manager.py and dataset_wrapper.py.
 """
@@ -99,8 +99,8 @@ def read_epoch(folder: Path) -> OfficialEpoch:
         one, two = place[twice[0]], place[twice[0] + 1]
         names = [_value_files(folder)[i].name for i in (int(one[0]), int(two[0]))]
         raise EvaluationError(
-            f'{folder} has the key {merged[twice[0]].decode()} in {names[0]} and again in {names[1]}: remove one of the '
-            'two files if it is of another run.'
+            f'{folder} has the key {merged[twice[0]].decode()} in {names[0]} and again in {names[1]}: remove the '
+            'file that is of another run.'
         )
     return OfficialEpoch(number, k, merged, tuple(files), place)
 
