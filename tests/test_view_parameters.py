@@ -1,4 +1,4 @@
-"""Parameters of views: a function of seed, epoch, position and size alone, of the distributions of torchvision and timm."""
+"""Parameters of views: functions of seed, epoch, position and size alone, distributed as torchvision and timm draw."""
 
 import dataclasses
 import hashlib
@@ -58,8 +58,7 @@ def test_parameters_do_not_depend_on_the_rest_of_the_batch():
     whole = drawn(EVERYTHING)
     for order in (range(63, -1, -1), [5], [9, 3, 9], range(1, 64, 2)):
         part = draw_views(EVERYTHING, 7, 2, order, sizes_of(64)[list(order)])
-        for i, position in enumerate(order):
-            assert part[i] == whole[position]
+        assert list(part) == [whole[position] for position in order]
 
 
 def test_epochs_can_differ_within_a_batch():
@@ -104,8 +103,8 @@ def test_no_operation_shifts_what_another_draws(change, same):
 def test_more_operations_and_rectangles_keep_the_first_ones():
     more = dataclasses.replace(EVERYTHING, rand_augment=RandAugment(layers=5))
     assert np.array_equal(drawn(more).operations[:, :2], drawn(EVERYTHING).operations)
-    few, many = (draw_views(dataclasses.replace(PUBLISHED, erasing=Erasing(1.0, count=n)), 0, 0, range(400), [(9, 9)] * 400)
-                 for n in (1, 2))  # fmt: skip
+    specs = (dataclasses.replace(PUBLISHED, erasing=Erasing(1.0, count=count)) for count in (1, 2))
+    few, many = (draw_views(spec, 0, 0, range(400), [(9, 9)] * 400) for spec in specs)
     single = (many.erased[:, :, 2] > 0).sum(axis=1) == 1
     assert 100 < single.sum() < 300
     assert np.array_equal(few.erased[single, 0], many.erased[single, 0])
@@ -121,8 +120,8 @@ def test_parameters_of_a_fixed_set_of_views_are_those_of_every_version():
 
 
 def test_a_view_is_a_record_that_json_keeps():
-    for view in drawn(EVERYTHING):
-        assert View.from_record(json.loads(json.dumps(view.record()))) == view
+    views = list(drawn(EVERYTHING))
+    assert [View.from_record(json.loads(json.dumps(view.record()))) for view in views] == views
 
 
 @pytest.mark.parametrize(
