@@ -223,6 +223,10 @@ class Store:
         found = (re.fullmatch(r'epoch-(\d{4,})', name) for name in self.place.names())
         return sorted(int(m[1]) for m in found if m and self.place.has(f'{m[0]}/{EPOCH}'))
 
+    def epochs_in_words(self) -> str:
+        """The whole epochs as in '0 to 3, 7'; 'none'."""
+        return _ranges(self.epochs()) or 'none'
+
     def epoch(self, number: int) -> Epoch:
         """A whole epoch, its files mapped into memory.
 
