@@ -119,6 +119,10 @@ SMALL_OF = {
         dict(embed_dim=48, depth=4, num_heads=6, expand_dim=64, num_classes=11),
     ),
     'mae_lite_rpe': ('mae_lite_vit_tiny_rpe_patch16_224', dict(embed_dim=48, depth=4, num_heads=6, num_classes=11)),
+    'clip_vit': (
+        'clip_vit_large_patch14_224',
+        dict(patch_size=16, embed_dim=48, depth=4, num_heads=3, proj_dim=24, num_classes=11),
+    ),
 }
 """By family, or kind of model where a family has several: an architecture, and arguments that make it small with every
 kind of layer, for tests of behaviour."""
@@ -129,6 +133,7 @@ FEW_BLOCKS = {
     'mini_swin_': dict(depths=(2, 2, 6, 2)),
     'tinymim_': dict(depth=3),
     'mae_lite_': dict(depth=3),
+    'clip_vit_': dict(depth=2, patch_size=16),
 }
 
 
@@ -206,7 +211,7 @@ FEATURE_CLASSES = {
     'tinyvit': ('list', 'dict', 'hook', 'fx', 'getter'),
     'mini_deit': ('getter',),  # timm's way for models of tokens
     'mini_swin': ('list', 'dict', 'hook', 'fx', 'getter'),
-    **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star', 'mae_lite_rpe'), ('getter',)),
+    **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star', 'mae_lite_rpe', 'clip_vit'), ('getter',)),
 }
 """By family: timm's wrappers that can make a feature extractor of it."""
 

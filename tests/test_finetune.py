@@ -36,7 +36,7 @@ from tinyvit_zoo.training.recipes import DEFAULT, find_recipe
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
     epochs=3, batch_size=32, lr=4e-3, lr_batch=32, auto_augment=None, random_erase=0.0, crop_area=(0.7, 1.0), flip=0.0,
-    mixup=0.0, cutmix=0.0, label_smoothing=0.0,
+    mixup=0.0, cutmix=0.0, label_smoothing=0.0, crop_pct=None, crop_mode=None, interpolation=None, held_out=0.1,
 )  # fmt: skip
 """For digits, which are neither flipped nor cropped to an eighth."""
 
@@ -272,13 +272,13 @@ def test_a_run_that_ends_while_it_writes_resumes_with_the_same_losses(tmp_path, 
     whole = fit(small_model(drop_path_rate=0.2), train, recipe, tmp_path / 'whole', test=test)
     writes = []
 
-    def save(value, path):
-        if Path(path).name.startswith(f'.{file}'):
-            writes.append(path)
+    def save(value, opened):
+        if Path(opened.name).name.startswith(f'.{file}'):
+            writes.append(opened)
             if len(writes) == epoch + (file == 'state.pt'):
-                Path(path).write_bytes(b'half')
+                opened.write(b'half')
                 raise Killed
-        original(value, path)
+        original(value, opened)
 
     original = torch.save
     monkeypatch.setattr(torch, 'save', save)
@@ -321,7 +321,7 @@ def test_a_run_that_is_over_is_only_measured_again(tmp_path, digits):
     assert again.history == first.history
     assert np.array_equal(again.test.predictions, first.test.predictions)
     assert (tmp_path / 'state.pt').read_bytes() == before
-    assert said == [f'{tmp_path}: resumed after epoch 3 of 3.']
+    assert said[1:] == [f'{tmp_path}: resumed after epoch 3 of 3.']
 
 
 SCRIPT = """
@@ -610,7 +610,7 @@ def test_a_folder_that_cannot_be_written_says_so_before_the_training(tmp_path, d
     (tmp_path / 'file').write_text('')
     with pytest.raises(EvaluationError, match=r'cannot be written .*: choose another --output'):
         fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path / 'file' / 'folder', say=said.append)
-    assert not said  # no epoch was trained for nothing
+    assert not any(line.startswith('Epoch') for line in said)  # none was trained for nothing
 
 
 # --- files

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import assert_same, images_for, refused, small_of
 from golden_rule import fill_by_rule
 from plain_vit_reference import norm, tokens
@@ -316,13 +317,18 @@ def test_a_model_with_tables_can_be_resized_before_it_has_memory():
     assert torch.equal(model.eval()(x), expected(x))
 
 
-def test_queries_of_a_model_with_tables_pass_no_module_to_tap():
-    """timm adds their biases outside the projection; distillation raises an error instead of omitting them."""
-    model = small_of('mae_lite_rpe', img_size=SIZE)
-    with FeatureTap(model) as tap, pytest.raises(RuntimeError, match='without calling its projection'):
-        tap(images())
+def test_queries_of_a_model_with_tables_are_tapped_with_their_biases():
+    """They are parameters beside the projection, whose output a hook sees without them."""
+    model, x = small_of('mae_lite_rpe', img_size=SIZE), images()
+    attn, inputs = model.blocks[2].attn, []
+    with attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0])), FeatureTap(model) as tap:
+        taken = tap(x)[1].qkv[2]
+    expected = F.linear(inputs[0], attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, -1)
+    for name, actual, value in zip('qkv', taken, expected, strict=True):
+        torch.testing.assert_close(actual, value, msg=name)
+    assert attn.q_bias.abs().min() > 0
     with FeatureTap(model, qkv=False) as tap:
-        assert len(tap(images())[1].hidden) == 4
+        assert len(tap(x)[1].hidden) == 4
 
 
 # --- timm's own arguments

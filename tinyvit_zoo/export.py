@@ -11,9 +11,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from timm.models import reparameterize_model, split_model_name_tag
-from timm.models._input import get_model_input_config
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -23,6 +21,8 @@ from .classify import class_names
 from .common.errors import ModelError
 from .common.extras import needs_extra
 from .common.files import new_file
+from .common.paths import user_path
+from .common.preprocessing import model_data_config
 from .hub.folder import WEIGHT_FACTS
 from .hub.pack import OWN_TAG
 from .models.mini_deit import MiniDeit
@@ -73,6 +73,7 @@ def model_to_export(
     random: bool = False,
     img_size: tuple[int, int] | None = None,
     dynamic_size: bool = False,
+    part: str | None = None,
 ) -> nn.Module:
     """The model of that name, ready to be exported with these arguments.
 
@@ -83,6 +84,7 @@ def model_to_export(
         random: Random weights instead.
         img_size: (H, W), if not the model's own.
         dynamic_size: Accept images of other sizes as well.
+        part: Which of several models in the checkpoint, see `checkpoints.read_checkpoint`.
 
     Raises:
         ModelError: On an unknown name, arguments that do not fit, or a model that takes only one size.
@@ -97,7 +99,8 @@ def model_to_export(
             kwargs['dynamic_img_size'] = True
         else:
             _check_dynamic(blank)
-    model = build_model(name, **kwargs) if random else load_model(name, str(weights) if weights else None, **kwargs)
+    file = str(weights) if weights else None
+    model = build_model(name, **kwargs) if random else load_model(name, file, part, **kwargs)
     # With the name of an architecture alone, a file is the caller's own; with a tag, it is claimed to be that release.
     own = weights is not None and check_name(name) is None and not split_model_name_tag(name)[1]
     if random or own:
@@ -139,7 +142,7 @@ def export_model(
             does not compute what the model does.
         OSError: If the file cannot be written.
     """
-    output = Path(output).expanduser()
+    output = user_path(output)
     format = check_output(output, format)
     if dtype not in DTYPES:
         raise ModelError(f"'{dtype}' is not a dtype for export: choose from {', '.join(DTYPES)}.")
@@ -205,7 +208,7 @@ def _check_dynamic(model: nn.Module) -> int:
 
 def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[torch.Tensor]:
     """Two inputs with different batches or sizes where these are dynamic. The first is for tracing."""
-    channels, height, width = _preprocessing(model)['input_size']
+    channels, height, width = model_data_config(model)['input_size']
     generator = torch.Generator().manual_seed(0)
     shapes = [[1, channels, height, width] for _ in range(2)]
     if dynamic_batch:  # torch.export treats a batch of 1 apart from all others
@@ -213,11 +216,6 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def _preprocessing(model: nn.Module) -> dict[str, Any]:
-    """timm's data config with the channels and size that the model actually takes."""
-    return resolve_model_data_config(model) | dict(input_size=get_model_input_config(model)['input_size'])
 
 
 class _Half(nn.Module):
@@ -252,7 +250,7 @@ def _metadata(model: nn.Module) -> dict[str, str]:
         '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
         cfg.get('license') or 'unknown',
         json.dumps(class_names(model) if model.num_classes else [], ensure_ascii=False),
-        json.dumps(_preprocessing(model)),
+        json.dumps(model_data_config(model)),
     )
     return dict(zip(METADATA, values, strict=True))
 

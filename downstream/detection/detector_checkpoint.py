@@ -11,9 +11,9 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint
+from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint, with_counters
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few
+from tinyvit_zoo.common.text import first_few, shown
 
 __all__ = ['check_start', 'latest_checkpoint', 'load_detector']
 
@@ -27,8 +27,8 @@ def load_detector(model: nn.Module, path: str | Path) -> None:
         CheckpointError: If the file cannot be read, or a parameter or buffer is missing, left over or of another shape;
             the model is then unchanged.
     """
-    weights = read_checkpoint(path)
     model = _unwrapped(model)
+    weights = with_counters(read_checkpoint(path, whole=True), model.state_dict())
     missing, left_over, shapes = _compare(model, weights)
     if missing or left_over or shapes:
         raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
@@ -48,8 +48,8 @@ def check_start(model: nn.Module, path: str | Path) -> str:
     Raises:
         CheckpointError: If the file cannot be read, or backbone or neck do not fit.
     """
-    weights = read_checkpoint(path)
     model = _unwrapped(model)
+    weights = with_counters(read_checkpoint(path, whole=True), model.state_dict())
     missing, left_over, shapes = _compare(model, weights)
     own = [k for k in (*missing, *left_over, *shapes) if not k.startswith(HEADS)]
     if own:
@@ -88,7 +88,7 @@ def _misfit(path: str | Path, total: int, missing: list[str], left_over: list[st
         parts.append(f'{len(left_over)} are left over ({first_few(left_over)})')
     if shapes:
         name, (theirs, ours) = next(iter(shapes.items()))
-        parts.append(f'{len(shapes)} have another shape ({name}: {theirs} in the file, {ours} here)')
+        parts.append(f'{len(shapes)} have another shape ({shown(name)}: {theirs} in the file, {ours} here)')
     no_detector = len(missing) == total and not any(k.startswith('backbone.') for k in left_over)
     hint = ' Weights of a classifier go into the config: model.backbone.pretrained.' if no_detector else ''
     return f'{path} is not a checkpoint of this model: {"; ".join(parts)}. Nothing was loaded.{hint}'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import ImgSize, Random, Seed, pair_of
+from .options import AllowNonfinite, ImgSize, Part, Random, Seed, pair_of
 
 if TYPE_CHECKING:
     from ..hub.verify import Proof
@@ -38,6 +38,8 @@ def pack(
     name: Name,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder of the page.', metavar='DIR')],
     weights: Weights = None,
+    part: Part = None,
+    allow_nonfinite: AllowNonfinite = False,
     random: Random = False,
     seed: Seed = 0,
     tag: Tag = None,
@@ -60,7 +62,7 @@ def pack(
     quiet_logs()
     folder = write_page(
         name, output, weights, seed if random else None, tag, _read_labels(labels), license,
-        pair_of(img_size), repo, for_timm, test_tensors,
+        pair_of(img_size), repo, for_timm, test_tensors, part, allow_nonfinite,
     )  # fmt: skip
     print(f'Written to {folder}')
     print(f'To prove it: tinyvit-zoo verify {folder}')
@@ -81,6 +83,8 @@ def push(
     name: Name,
     to: Annotated[str, typer.Option('--to', help='Page to push to.', metavar=PAGE)],
     weights: Weights = None,
+    part: Part = None,
+    allow_nonfinite: AllowNonfinite = False,
     random: Random = False,
     seed: Seed = 0,
     tag: Tag = None,
@@ -102,7 +106,7 @@ def push(
     _quiet_hub()
     check_repo(to)  # before anything is packed
     if is_page(name):
-        if for_timm or random or any(value is not None for value in (weights, tag, labels, license, img_size)):
+        if for_timm or random or any(value is not None for value in (weights, part, tag, labels, license, img_size)):
             raise typer.BadParameter(f'{name} is packed already: `tinyvit-zoo pack` takes what is to be changed.')
         done = publish(name, to, private, dry_run, force)
     else:
@@ -116,6 +120,8 @@ def push(
             img_size=pair_of(img_size),
             repo=to,
             for_timm=for_timm,
+            part=part,
+            allow_nonfinite=allow_nonfinite,
         ) as folder:
             done = publish(folder, to, private, dry_run, force)
     if not (done.uploaded or done.deleted):

@@ -185,7 +185,7 @@ class Wrapped:
         return f'{self.name}[{i}]'
 
     def identity(self, i: int) -> bytes:
-        image = self.open(i).convert('RGB')
+        image = to_rgb(self.open(i))
         return repr(image.size).encode() + image.tobytes()
 
 

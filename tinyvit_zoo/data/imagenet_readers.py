@@ -8,7 +8,7 @@ from pathlib import Path
 from timm.data import ImageNetInfo
 
 from ..common.errors import EvaluationError
-from .folders import SPLIT_FOLDERS, read_class_folders
+from .folders import SPLIT_FOLDERS, find_split, read_class_folders
 from .image_dataset import ImageDataset
 from .readers import find_folder
 
@@ -37,7 +37,7 @@ def _wnids() -> tuple[str, ...]:
 
 def imagenet(root: Path, part: str) -> ImageDataset:
     """ImageNet-1k, one folder per WordNet id; `part` is 'train' or 'validation'."""
-    folder = find_folder(root, SPLIT_FOLDERS[part], 'imagenet-1k')
+    folder = find_split(root, part) or find_folder(root, SPLIT_FOLDERS[part], 'imagenet-1k')
     return read_class_folders(folder, 'imagenet-1k', _wnids(), root=root)
 
 

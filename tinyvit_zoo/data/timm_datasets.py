@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..common.errors import EvaluationError, MissingSplitError
 from ..common.text import reason
-from .folders import EXTENSIONS, SPLIT_FOLDERS
+from .folders import EXTENSIONS, SPLIT_FOLDERS, split_of
 from .image_dataset import Arrays, ImageDataset, Source, Wrapped, ends_of, join
 from .image_file import header_size, open_image
 
@@ -43,8 +43,9 @@ def _choose(name: str, there: Sequence[str], split: str) -> list[str]:
     if split == 'all':
         return list(there)
     for candidate in SPLIT_FOLDERS[split]:
-        if candidate in there:
-            return [candidate]
+        found = [one for one in there if one.lower() == candidate]
+        if found:
+            return found[:1]
     raise MissingSplitError(f"{name} has no split '{split}', it has: {', '.join([*there, 'all'])}.")
 
 
@@ -136,9 +137,9 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
                 raise EvaluationError(f'{info} does not list the tar files of each split.') from e
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob('*.tar')):
-        for name in (name for names in SPLIT_FOLDERS.values() for name in names):
-            if name in path.stem.replace('_', '-').split('-'):
-                found.setdefault(name, []).append(path)
+        for word in dict.fromkeys(path.stem.lower().replace('_', '-').split('-')):
+            if split_of(word):
+                found.setdefault(word, []).append(path)
     return found
 
 

@@ -4,8 +4,9 @@
 `timm.create_model('hf-hub:OWNER/NAME', pretrained=True)` once the folder is uploaded.
 """
 
+import errno
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,18 +15,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..common.files import give_ordinary_rights
 from ..common.folders import swap_in
+from ..common.paths import read_json, user_path
+from ..common.preprocessing import model_data_config
+from ..common.text import reason, shown
 from ..releases import find_release
 from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
 
-__all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors']
+__all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors', 'write_torch']
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Entries of a pretrained cfg that hold for the weights it came with, and for no others.
 WEIGHT_FACTS = ('license', 'origin_url', 'description', 'notes', 'label_names', 'label_descriptions')
@@ -72,12 +77,12 @@ def save_folder(
         config['label_names'] = list(label_names)
     if label_descriptions is not None:
         config['label_descriptions'] = dict(label_descriptions)
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     with swap_in(folder, replaces=(WEIGHTS, CONFIG, CODE)) as new:
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         write_safetensors(tensors, new / WEIGHTS)
         save_config(model, new / CONFIG, config, tag, data_config, for_timm)
-        if 'auto_map' in json.loads((new / CONFIG).read_text()):
+        if 'auto_map' in read_json(new / CONFIG):
             write_code(new)
         _check(new, {k: tuple(v.shape) for k, v in tensors.items()})
     return folder
@@ -117,14 +122,15 @@ def save_config(
             str(path),
             model_config=model_config,
             # Without this, a resized model would be saved with the size it had before.
-            data_config=dict(input_size=get_model_input_config(model)['input_size'], **(data_config or {})),
+            data_config=_real_input(model) | dict(data_config or {}),
         )
     finally:
         timm_model.pretrained_cfg = source
-    config = json.loads(path.read_text())
+    config = read_json(path)
     # transformers passes num_classes itself and fails on a second one; timm reads the top-level entry.
     config['model_args'].pop('num_classes', None)
-    config['model_args'].pop('as_init', None)  # an argument of the call that made the model, not of the model
+    for of_the_call in ('as_init', 'part'):  # arguments of the call that made the model, not of the model
+        config['model_args'].pop(of_the_call, None)
     label_set = _label_set(config) if tag is None else None
     if label_set:
         config['label_set'] = label_set
@@ -133,6 +139,13 @@ def save_config(
     elif is_zoo_architecture(config['architecture']):
         config['auto_map'] = auto_map()
     path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _real_input(model: nn.Module) -> dict[str, Any]:
+    """The input size that the model takes; and where it has other channels than its cfg, the values for these."""
+    config, cfg = model_data_config(model), cast(Any, model).pretrained_cfg
+    changed = {key: config[key] for key in ('mean', 'std') if cfg.get(key) and len(cfg[key]) != len(config[key])}
+    return dict(input_size=config['input_size'], **changed)
 
 
 def _label_set(config: dict[str, Any]) -> str | None:
@@ -150,7 +163,7 @@ def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     if differ:
         raise ValueError(
             f'config.json would not rebuild this model ({len({k for k, _ in differ})} entries differ, '
-            f'such as {min(differ)[0]}). Save the model before it is folded, pruned or otherwise rebuilt.'
+            f'such as {shown(min(differ)[0])}). Save the model before it is folded, pruned or otherwise rebuilt.'
         )
 
 
@@ -164,6 +177,27 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     give_ordinary_rights(path)  # safetensors gives them to the owner alone
 
 
-def write_error(error: Exception) -> OSError:
+def write_torch(content: Mapping[str, Any], path: Path) -> None:
+    """Write what `torch.load` reads, the same bytes for the same content. Raises OSError if that fails.
+
+    Given a path, torch would write its name into the file, and say no more than that the disk did not take it.
+    """
+    try:
+        with path.open('wb') as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as e:  # torch's writer raises the second one after the first
+        raise write_error(next((cause for cause in _causes(e) if isinstance(cause, OSError)), e)) from e
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def write_error(error: BaseException) -> OSError:
     """OSError in place of what a writer of weights raised; without the file's name, which is a temporary one."""
-    return OSError(f'The weights could not be written ({error}). No partial file was kept: make room and try again.')
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in FULL or any(f'(os error {n})' in str(error) for n in FULL)
+    why = 'the disk is full' if full else reason((error.strerror if isinstance(error, OSError) else None) or error)
+    return OSError(f'The weights could not be written: {why}. No partial file was kept: make room and try again.')

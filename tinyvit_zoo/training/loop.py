@@ -36,6 +36,8 @@ with needs_extra('eval'):
 
 __all__ = ['Record', 'TrainingLoop', 'best_epoch']
 
+# What a recipe says of itself; and the held-out share, which the images that are trained on show.
+NO_SETTING = ('source', 'notes', 'starts', 'starts_at', 'held_out')
 LOOK_EVERY = 50  # steps between looks at whether the loss is still a number: each waits for the device
 
 Record = dict[str, float | None]
@@ -208,7 +210,8 @@ class TrainingLoop:
         return self.accelerator.reduce(torch.stack(values).double().mean(), 'mean').item()
 
     def _own_identity(self) -> dict[str, str]:
-        recipe = {f'recipe: {key}': repr(value) for key, value in plain(self.recipe).items()}
+        settings = {key: value for key, value in plain(self.recipe).items() if key not in NO_SETTING}
+        recipe = {f'recipe: {key}': repr(value) for key, value in settings.items()}
         return dict(recipe, seed=str(self.seed), weights=self.initial_hash)
 
     def _save(self, identity: Mapping[str, str], history: list[Record], best: bool) -> None:
