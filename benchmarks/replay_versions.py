@@ -68,22 +68,27 @@ def lines(views: int) -> Iterator[tuple[str, str]]:
     yield 'parameters', sha1(json.dumps(view.record()).encode() for view in drawn)
     images = [make_image(pictures[i % len(pictures)], view, SPEC) for i, view in enumerate(drawn)]
     yield 'images', sha1(image.tobytes() for image in images)
-    yield 'tensors', sha1(
-        to_tensor(image, view, SPEC, MEAN, STD).numpy().tobytes() for image, view in zip(images, drawn, strict=True)
+    yield (
+        'tensors',
+        sha1(
+            to_tensor(image, view, SPEC, MEAN, STD).numpy().tobytes() for image, view in zip(images, drawn, strict=True)
+        ),
     )
     for name in OPERATIONS:
         chosen = [image for image, view in zip(images, drawn, strict=True) if name in dict(view.operations)]
         yield f'images with {name}', sha1(image.tobytes() for image in chosen)
     yield f'{len(photos)} decoded files', sha1(photo.tobytes() for photo in photos)
     of_photos = draw_views(SPEC, 6, 0, range(len(photos)), [(p.height, p.width) for p in photos])
-    yield 'views of decoded files', sha1(
-        make_image(photo, view, SPEC).tobytes() for photo, view in zip(photos, of_photos, strict=True)
+    yield (
+        'views of decoded files',
+        sha1(make_image(photo, view, SPEC).tobytes() for photo, view in zip(photos, of_photos, strict=True)),
     )
     spec = official_spec()
     official = [draw_official_view(seed, SIZES[0], spec) for seed in range(min(views, 300))]
     yield 'official draws', sha1(repr([(name, _plain(x)) for name, x in o.draws]).encode() for o in official)
-    yield 'official tensors', sha1(
-        official_tensor(pictures[0], o, spec, MEAN, STD).numpy().tobytes() for o in official[:100]
+    yield (
+        'official tensors',
+        sha1(official_tensor(pictures[0], o, spec, MEAN, STD).numpy().tobytes() for o in official[:100]),
     )
 
 
