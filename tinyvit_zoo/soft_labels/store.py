@@ -52,6 +52,8 @@ class StoreInfo:
         images: N, its images.
         shard_size: Positions of a shard.
         libraries: Versions that drew and computed, for messages.
+
+    `data` and `libraries` may change between two runs of one saving: the fingerprint and checksums tell what matters.
     """
 
     form: FormName
@@ -71,8 +73,12 @@ class StoreInfo:
 
     @property
     def identity(self) -> str:
-        """Hash of everything but versions of libraries, which may change between two runs of one saving."""
-        return json_hash({k: v for k, v in asdict(self).items() if k != 'libraries'})
+        """Hash of everything that must stay the same."""
+        return json_hash(self.fixed())
+
+    def fixed(self) -> dict[str, Any]:
+        """Everything that must stay the same."""
+        return {k: v for k, v in asdict(self).items() if k not in ('data', 'libraries')}
 
     @property
     def record(self) -> Form:
@@ -207,7 +213,7 @@ class Store:
         path = where.folder / STORE
         if path.exists():
             store = cls.open(folder)
-            store.info.check(folder, **{k: v for k, v in asdict(info).items() if k != 'libraries'})
+            store.info.check(folder, **info.fixed())
             return store
         write_sealed(path, dict(asdict(info), version=VERSION))
         return cls(where, info)
