@@ -82,7 +82,7 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     except UnidentifiedImageError as e:
         raise UnidentifiedImageError('Pillow does not know the format, or not this kind of it') from e
     image.load()
-    turned = image
+    turned: Image.Image = image
     if upright and image.format != 'TIFF':  # Pillow turns these by itself
         with suppress(Exception):  # damaged EXIF data raise almost anything; the image counts as upright then
             # `ImageOps.exif_transpose` returns copies, or lacks `in_place` in old versions of Pillow.
