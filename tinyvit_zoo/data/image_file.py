@@ -16,9 +16,18 @@ from ..common.text import reason
 
 __all__ = ['header_size', 'load_image', 'open_image', 'to_rgb', 'upright_size']
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+WIDTH, HEIGHT, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # TIFF tags
 MIN_IS_WHITE, SIGNED = 0, 2
 ORIENTATION, SIDEWAYS = 274, (5, 6, 7, 8)  # EXIF tag; its values that exchange height and width
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 PNG_SIGNATURE, PNG_CHUNK_ENDS = 8, 12  # bytes; a chunk has its length and name before its content, a checksum after it
 SHARE = 16
 """A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 of floats."""
@@ -73,12 +82,14 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     except UnidentifiedImageError as e:
         raise UnidentifiedImageError('Pillow does not know the format, or not this kind of it') from e
     image.load()
-    if upright:
+    turned: Image.Image = image
+    if upright and image.format != 'TIFF':  # Pillow turns these by itself
         with suppress(Exception):  # damaged EXIF data raise almost anything; the image counts as upright then
-            ImageOps.exif_transpose(image, in_place=True)
-    narrow = _in_eight_bits(image, _bits(image))
+            # `ImageOps.exif_transpose` returns copies, or lacks `in_place` in old versions of Pillow.
+            turned = image.transpose(TURNS[image.getexif()[ORIENTATION]])
+    narrow = _in_eight_bits(turned, _bits(image))
     # Pillow inverts such images of 8 bits by itself.
-    inverted = narrow is not image and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
+    inverted = narrow is not turned and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     return ImageOps.invert(narrow) if inverted else narrow
 
 
@@ -97,7 +108,7 @@ def header_size(file: str | Path | IO[bytes], *, upright: bool) -> tuple[int, in
         with open(file, 'rb') as opened:
             return header_size(opened, upright=upright)
     image = Image.open(file)
-    width, height = _upright(image, _orientation(image, file)) if upright else image.size
+    width, height = _upright(image, _orientation(image, file)) if upright else _loaded_size(image)
     return height, width
 
 
@@ -119,9 +130,17 @@ def upright_size(path: str | Path) -> tuple[tuple[int, int], int]:
 
 
 def _upright(image: Image.Image, orientation: int) -> tuple[int, int]:
-    """(width, height) after the turn; Pillow has turned the size of a TIFF image already."""
-    width, height = image.size
+    """(width, height) after the turn."""
+    width, height = _loaded_size(image)
     return (height, width) if orientation in SIDEWAYS and image.format != 'TIFF' else (width, height)
+
+
+def _loaded_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) that an open image will have: Pillow turns TIFF images when it loads them, new ones before."""
+    if image.format != 'TIFF':
+        return image.size
+    width, height = _tags(image)[WIDTH], _tags(image)[HEIGHT]
+    return (height, width) if _tags(image).get(ORIENTATION) in SIDEWAYS else (width, height)
 
 
 def _orientation(image: Image.Image, file: IO[bytes]) -> int:

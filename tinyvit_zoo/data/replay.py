@@ -52,21 +52,21 @@ class Place(NamedTuple):
 
 
 class ReplayedView(NamedTuple):
-    """An item of `ReplayedViews`; torch collates them to tensors, int64 but for the image.
+    """An item of `ReplayedViews`. torch collates B of them to one whose fields are tensors, the numbers (B,) int64.
 
     Attributes:
         image: float32 (3, H, W), normalized and erased.
-        label: Of the image.
-        epoch: From 0.
-        position: Of the image in its data set.
-        crc32: Of the view at the size of its settings, before it is normalized; -1 where `is_checked` is not true.
+        label: int, of the image.
+        epoch: int from 0.
+        position: int, of the image in its data set.
+        crc32: int, of the view at the size of its settings, before it is normalized; -1 where `is_checked` is not true.
     """
 
     image: torch.Tensor
-    label: int
-    epoch: int
-    position: int
-    crc32: int
+    label: Any
+    epoch: Any
+    position: Any
+    crc32: Any
 
 
 class ReplayedViews(Dataset):
