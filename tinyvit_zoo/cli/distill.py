@@ -60,12 +60,12 @@ def save(
     from ..soft_labels import save as save_labels
 
     quiet_logs()
+    numbers = _numbers(epochs)
     with processes() as first:
         dataset = loader(data_options, run.seed)('train')
         found = _teacher(teacher, weights, str(precision), run)
         spec = _view_spec(pair_of(view_size) or found.size)
         common: dict[str, Any] = dict(k=k, form=str(form), batch_size=batch_size, workers=run.workers)
-        numbers = _numbers(epochs)
         if dry_run:
             if first:
                 cost = estimate(found, dataset, spec, numbers, **common)
@@ -97,11 +97,11 @@ def check(
     from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
 
     quiet_logs()
-    say = printer()
+    say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
     dataset = loader(data_options, run.seed)('train')
     check_data(opened, dataset)
-    numbers = _numbers(epochs) if epochs else opened.epochs()
+    numbers = wanted or opened.epochs()
     say(f'Records: all {check_records(opened, numbers):,} of epochs {opened.epochs_in_words()} are whole.')
     say(f'Views: {check_views(opened, dataset, numbers, share or 1.0):,} were made again as the teacher saw them.')
     if against:

@@ -60,7 +60,7 @@ def check_views(store: Store, dataset: ImageDataset, epochs: Sequence[int], shar
         store: The store.
         dataset: Its data set.
         epochs: Numbers of epochs.
-        share: Of those views.
+        share: Of those views; at least one of each epoch.
 
     Raises:
         EvaluationError: If an image is another one than when the store was saved; the message names it, and the
@@ -70,11 +70,9 @@ def check_views(store: Store, dataset: ImageDataset, epochs: Sequence[int], shar
     for number in epochs:
         epoch = store.epoch(number)
         views = ReplayedViews(dataset, spec, store.info.seed, number)
-        for position in _some(store.info.seed, number, store.info.images, share):
-            known = epoch.image_crc32(position)
-            if known is None:
-                continue
-            same_view(epoch, dataset, position, image_crc32(views.view(position)[1]))
+        marked = [p for p in range(store.info.images) if epoch.image_crc32(p) is not None]
+        for i in _some(store.info.seed, number, len(marked), share) if marked else ():
+            same_view(epoch, dataset, marked[i], image_crc32(views.view(marked[i])[1]))
             made += 1
     return made
 
@@ -134,7 +132,7 @@ def _compare(stored: SoftLabels, probabilities: np.ndarray) -> tuple[np.ndarray,
 
 
 def _some(seed: int, epoch: int, images: int, share: float) -> list[int]:
-    """A share of the positions, the same ones each time; at least one."""
+    """A share of so many places, the same ones each time; at least one."""
     if not 0 < share <= 1:
         raise EvaluationError(f'The share of views must be above 0 and at most 1, not {share:g}.')
     drawn = uniform(child_key(seed, epoch, images), images)

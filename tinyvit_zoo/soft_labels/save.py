@@ -125,10 +125,10 @@ def estimate(
         _check_classes(teacher, dataset, spec)
         places = [(0, i) for i in range(min((1 + TRIED) * batch_size, len(dataset)))]
         seconds, seen, start = 0.0, 0, time.perf_counter()
-        for number, views in enumerate(view_batches(teacher, dataset, spec, 0, places, batch_size, workers)):
-            teacher.labels(views.image, info.k)
+        for number, batch in enumerate(view_batches(teacher, dataset, spec, 0, places, batch_size, workers)):
+            teacher.labels(batch.image, info.k)
             if number or len(places) <= batch_size:  # the first batch pays for starting
-                seconds, seen = seconds + time.perf_counter() - start, seen + len(views.label)
+                seconds, seen = seconds + time.perf_counter() - start, seen + len(batch.label)
             start = time.perf_counter()
     views = len(dataset) * len(epochs)
     return Estimate(views, views * info.record.size, views * seconds / seen)
@@ -191,7 +191,8 @@ def _shard_labels(
     """Labels of a shard, and the CRC32 of the images that carry one."""
     epoch, shard = place
     places = [(epoch, position) for position in info.positions(shard)]
-    parts, images = [], {}
+    parts: list[SoftLabels] = []
+    images: dict[int, int] = {}
     for views in view_batches(teacher, dataset, spec, info.seed, places, batch_size, workers):
         labels = teacher.labels(views.image, info.k)
         if not np.isfinite(labels.probabilities).all():
