@@ -197,6 +197,8 @@ def _pooling(model: nn.Module, whole: bool) -> str:
         steps.insert(0, 'norm')
     if runs('fc_norm'):
         steps.append('fc_norm')
+    if isinstance(getattr(model, 'proj', None), nn.Linear):
+        steps.append(f'projection to {model.num_features} channels')
     if isinstance(getattr(model, 'head_dist', None), nn.Linear):
         token = 'the dist token' if getattr(model, 'dist_token', None) is not None else 'dist_norm of the cls token'
         steps[-1] += f'; {token} to a classifier of its own'

@@ -4,8 +4,10 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from timm.utils.misc import natural_key
 
@@ -121,10 +123,12 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
 
 def _refuse_other_layouts(folder: Path) -> None:
     """Errors for a folder without splits whose folders are no classes either."""
-    filled = _filled(folder)
+    filled = list(_filled(folder))
     if not filled:
         raise EvaluationError(_no_images(folder))
-    inner = [folder / name for name in filled if split_folders(folder / name)]
+    inner = [
+        place for place in (folder / name for name in filled) if not is_plain_folder(place) and split_folders(place)
+    ]
     if inner:
         raise EvaluationError(
             f'{folder} has one folder too many above the splits: give {" or ".join(map(str, inner[:3]))} instead.'
@@ -147,16 +151,16 @@ def _refuse_single(folder: Path) -> None:
 
 def folder_too_many(folder: Path) -> Path | None:
     """The single folder with images below a folder, if it holds several folders of images rather than images."""
-    inner, filled = folder, _filled(folder)
+    inner, filled = folder, list(islice(_filled(folder), 2))
     while len(filled) == 1 and not is_plain_folder(inner / filled[0]):
         inner /= filled[0]
-        filled = _filled(inner)
+        filled = list(islice(_filled(inner), 2))
     return inner if inner != folder and len(filled) > 1 else None
 
 
-def _filled(folder: Path) -> list[str]:
+def _filled(folder: Path) -> Iterator[str]:
     """Names of the folders in a folder that have images below them."""
-    return [name for name in class_folders(folder) if next(_image_files(folder / name), None)]
+    return (name for name in class_folders(folder) if next(_image_files(folder / name), None))
 
 
 def _no_split(folder: Path, split: str, parts: dict[str, Path]) -> str:
@@ -211,13 +215,14 @@ def read_class_folders(
             f"{folder} has {len(there)} class folders, among them '{strange[0]}', which is none of the "
             f'{len(classes)} classes of {name}.'
         )
-    paths, labels, other, empty = [], [], Counter[str](), []
+    root = root or folder
+    names, labels, other, empty = [], [], Counter[str](), []
     for c in sorted(there, key=index.__getitem__):
-        files = sorted(_image_files(folder / c, other))
-        paths += files
-        labels += [index[c]] * len(files)
-        empty += [] if files else [f'{c}/']
-    if not paths:
+        files = _image_names(folder / c, root, other)
+        names += [files] if len(files) else []
+        labels += [np.full(len(files), index[c])]
+        empty += [] if len(files) else [f'{c}/']
+    if not names:
         raise EvaluationError(_no_images(folder, other))
     _say_others(folder, other)
     if empty:
@@ -225,7 +230,8 @@ def read_class_folders(
     beside = sum(_is_image(entry) for entry in _entries(folder))
     if beside:
         _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
-    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare, upright=upright))
+    files = Files(np.concatenate(names), root, prepare, upright=upright)
+    return ImageDataset(name, '', classes, np.concatenate(labels), files)
 
 
 def _no_images(folder: Path, other: Counter[str] | None = None) -> str:
@@ -251,7 +257,7 @@ def _say_others(folder: Path, other: Counter[str]) -> None:
         _log.warning('%s: left out are %s.', folder, _counted(other))
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """What a folder holds without hidden files and folders.
 
     Raises:
@@ -259,7 +265,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith('.') and entry.name not in LEFT_BY_SYSTEMS]
+            yield from (e for e in entries if not e.name.startswith('.') and e.name not in LEFT_BY_SYSTEMS)
     except OSError as e:
         raise EvaluationError(f'{folder} cannot be listed ({reason(e)}): repair its permissions, or move it.') from e
 
@@ -270,9 +276,18 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return file and os.path.splitext(entry.name)[1].lower() in EXTENSIONS
 
 
-def _image_files(
-    folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None
-) -> Iterator[Path]:
+def _image_names(folder: Path, root: Path, other: Counter[str]) -> np.ndarray:
+    """(N,) bytes: names relative to the root of the image files below a folder, sorted as paths are.
+
+    Without an object for each, since millions of them would take gigabytes and minutes.
+    """
+    start = len(os.path.join(folder, ''))
+    below = os.path.join(folder.relative_to(root), '')
+    names = sorted((path[start:] for path in _image_files(folder, other)), key=lambda name: name.split(os.sep))
+    return np.array([os.fsencode(below + name) for name in names], dtype=np.bytes_)
+
+
+def _image_files(folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None) -> Iterator[str]:
     """Image files below a folder; links are followed, but for those to a folder that they lie in.
 
     Args:
@@ -286,7 +301,7 @@ def _image_files(
         if entry.is_dir():
             yield from _image_files(Path(entry.path), other, above | {place})
         elif _is_image(entry):
-            yield Path(entry.path)
+            yield entry.path
         elif other is not None:
             ending = os.path.splitext(entry.name)[1].lower()
             other.update([ending] if ending not in NOTES else [])
@@ -299,7 +314,7 @@ def images_below(folder: Path) -> list[Path]:
         EvaluationError: If there is none.
     """
     other = Counter[str]()
-    paths = sorted(_image_files(folder, other))
+    paths = sorted(map(Path, _image_files(folder, other)))
     if not paths:
         what = f'only {_counted(other)}' if other else f'none of {", ".join(sorted(EXTENSIONS))}'
         raise EvaluationError(f'{folder} holds no images that can be read, {what}.')
