@@ -14,6 +14,7 @@ from conftest import (
     FEATURE_CLASSES,
     SMALL_OF,
     classifiers,
+    few_blocks,
     images_for,
     rest_is_full,
     size_of,
@@ -281,9 +282,10 @@ def test_a_model_can_be_made_without_memory(name):
 
 def test_a_model_made_without_memory_can_be_initialised_later(family):
     name = SMALL_OF[family][0]
-    fresh = timm.create_model(name)
+    arguments = few_blocks(name)
+    fresh = timm.create_model(name, **arguments)
     expected = fresh.state_dict(keep_vars=True)
-    model = timm.create_model(name, device='meta').to_empty(device='cpu')
+    model = timm.create_model(name, device='meta', **arguments).to_empty(device='cpu')
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data.fill_(77)
     model.init_weights()
@@ -298,7 +300,10 @@ def test_a_model_made_without_memory_can_be_initialised_later(family):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=key)
 
 
-@pytest.mark.parametrize('family', [family for family in SMALL_OF if not family.startswith('tinymim')])  # without any
+WITHOUT_BUFFERS = ('tinymim', 'clip_vit')
+
+
+@pytest.mark.parametrize('family', [family for family in SMALL_OF if not family.startswith(WITHOUT_BUFFERS)])
 @torch.no_grad()
 def test_buffers_that_no_file_holds_are_restored(family, any_small):
     expected = any_small(img_size=SIZE)
@@ -404,6 +409,25 @@ def test_unknown_arguments_are_refused(family):
         timm.create_model(SMALL_OF[family][0], depth_multiplier=2)
 
 
+RATES = ('drop_rate', 'pos_drop_rate', 'patch_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'drop_path_rate')
+
+
+@torch.no_grad()
+def test_every_rate_that_is_accepted_acts(family, any_small):
+    refused = set()
+    for rate in RATES:
+        try:
+            model = any_small(img_size=SIZE, **{'drop_path_rate': 0.0, rate: 0.5}).train()
+        except TypeError:
+            refused.add(rate)
+            continue
+        x = images_for(model, batch=8)
+        assert not torch.equal(model(x), model(x)), rate
+    windows, of_beit = {'patch_drop_rate', 'pos_drop_rate'}, {'patch_drop_rate'}
+    known = dict(tinyvit=windows | {'attn_drop_rate'}, mini_swin=windows, mini_deit=of_beit, mae_lite_rpe=of_beit)
+    assert refused == known.get(family, set())
+
+
 def test_checkpointing_changes_no_gradient(any_small):
     gradients, x = [], torch.randn(2, 3, *SIZE)
     for checkpointing in (False, True):
@@ -439,6 +463,35 @@ def test_it_can_be_traced_by_fx(deployable):
     for batch in (1, 3):
         x = images_for(deployable, batch)
         torch.testing.assert_close(graph(x)['y'], deployable(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_torchvision_names_every_layer(model):
+    """Without timm's list of leaves, as torchvision's documentation calls it."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU)
+    used = {key.rpartition('.')[0] for key in used_parameters(model)}
+    layers = [
+        name for name, m in model.named_modules() if type(m) in kinds and (name in used or not list(m.parameters()))
+    ]
+    names = [name for name in get_graph_node_names(model)[1] if name in layers]
+    assert len(names) > 10
+    calls, handles = [], []
+    for name in layers:
+        handles.append(model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name)))
+    model(images_for(model))
+    for handle in handles:
+        handle.remove()
+    assert set(names) == set(calls)
+    graph = create_feature_extractor(model, {names[3]: 'early', names[-1]: 'late'})
+    seen = []
+    with model.get_submodule(names[3]).register_forward_hook(lambda _, args, out: seen.append(out)):
+        for batch in (1, 3):
+            x = images_for(model, batch)
+            model(x)
+            torch.testing.assert_close(graph(x)['early'], seen[0], rtol=1e-4, atol=1e-5)
+            seen.clear()
 
 
 # Plain models are exported and run in `test_export.py`.

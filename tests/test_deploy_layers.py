@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from test_tinyvit_contract import operators
 from torch import nn
 
-from tinyvit_zoo.layers import ConvNorm, DeployConv2d, DeployLinear, deploy, fold_gelu
+from tinyvit_zoo.layers import ConvNorm, DeployConv2d, DeployLinear, deploy
+from tinyvit_zoo.layers.conv_norm import conv_act, linear_act
 
 KERNELS = {'mkldnn::_convolution_pointwise', 'mkldnn::_linear_pointwise'}
 needs_kernels = pytest.mark.skipif(
@@ -27,6 +27,11 @@ def fused(run) -> bool:
     return bool(operators(run) & KERNELS)
 
 
+def applied(layer: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The layer and its activation as the models call them."""
+    return (linear_act if isinstance(layer, nn.Linear) else conv_act)(layer, act, x)
+
+
 @needs_kernels
 @pytest.mark.parametrize('gelu', [True, False])
 @pytest.mark.parametrize('memory', [torch.contiguous_format, torch.channels_last], ids=str)
@@ -34,25 +39,25 @@ def fused(run) -> bool:
 @torch.no_grad()
 def test_the_fused_kernel_equals_the_plain_layers(name, memory, gelu, monkeypatch):
     make, shape = LAYERS[name]
-    layer, x = make(gelu=gelu), torch.randn(shape)
+    layer, act, x = make(), nn.GELU() if gelu else nn.Identity(), torch.randn(shape)
     if x.ndim == 4:
         x = x.contiguous(memory_format=memory)
     monkeypatch.setattr(deploy, '_use_onednn', lambda *_: False)
-    assert not fused(lambda: layer(x))
-    plain = layer(x)
-    monkeypatch.setattr(deploy, '_use_onednn', lambda *_: True)
-    assert fused(lambda: layer(x))
-    torch.testing.assert_close(layer(x), plain, rtol=1e-4, atol=1e-5)
+    assert not fused(lambda: applied(layer, act, x))
+    plain = applied(layer, act, x)
     monkeypatch.undo()
-    assert fused(lambda: layer(x))
+    seen = operators(lambda: applied(layer, act, x))
+    assert seen & KERNELS
+    assert 'aten::gelu' not in seen  # inside the kernel
+    torch.testing.assert_close(applied(layer, act, x), plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', LAYERS)
 def test_the_kernel_without_a_gradient_is_not_taken_where_one_is_needed(name):
     make, shape = LAYERS[name]
-    layer, x = make(gelu=True), torch.randn(shape, requires_grad=True)
-    assert not fused(lambda: layer(x))
-    layer(x).sum().backward()
+    layer, act, x = make(), nn.GELU(), torch.randn(shape, requires_grad=True)
+    assert not fused(lambda: applied(layer, act, x))
+    applied(layer, act, x).sum().backward()
     assert x.grad.abs().sum() > 0
     assert layer.weight.grad.abs().sum() > 0
     assert layer.bias.grad.abs().sum() > 0
@@ -62,7 +67,7 @@ def test_the_kernel_without_a_gradient_is_not_taken_where_one_is_needed(name):
 @torch.no_grad()
 def test_the_kernel_is_not_taken_where_it_has_no_rule(name):
     make, shape = LAYERS[name]
-    layer, x = make(gelu=True), torch.randn(shape)
+    layer, x = make(), torch.randn(shape)
     expected = layer(x)
 
     def under_autocast() -> None:
@@ -70,11 +75,11 @@ def test_the_kernel_is_not_taken_where_it_has_no_rule(name):
             assert layer(x).dtype == torch.bfloat16
 
     assert not fused(under_autocast)
-    double = make(gelu=True, dtype=torch.float64)
+    double = make(dtype=torch.float64)
     double.load_state_dict(layer.state_dict())
     assert not fused(lambda: double(x.double()))
     torch.testing.assert_close(double(x.double()).float(), expected, rtol=1e-4, atol=1e-5)
-    half = make(gelu=True, dtype=torch.float16)
+    half = make(dtype=torch.float16)
     assert not fused(lambda: half(x.half()))
     assert half(x.half()).dtype == torch.float16
     assert layer(x[:0]).shape[1:] == expected.shape[1:]
@@ -85,20 +90,20 @@ def test_the_kernel_is_not_taken_where_it_has_no_rule(name):
 def test_mixed_dtypes_are_refused_as_by_the_plain_layer(name):
     make, shape = LAYERS[name]
     with pytest.raises(RuntimeError, match='type'):
-        make(gelu=True)(torch.randn(shape, dtype=torch.float64))
+        make()(torch.randn(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_a_linear_layer_shares_its_parameters(bias):
     linear = nn.Linear(4, 6, bias=bias).eval()
-    layer = DeployLinear.from_linear(linear, gelu=True)
+    layer = DeployLinear.from_linear(linear)
     assert layer.weight is linear.weight
     assert layer.bias is linear.bias
     assert not layer.training
     x = torch.randn(3, 4)
-    torch.testing.assert_close(layer(x), F.gelu(linear(x)))
+    torch.testing.assert_close(layer(x), linear(x))
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), F.gelu(linear(x)))
+        torch.testing.assert_close(layer(x), linear(x))
 
 
 def conv_norm(**kwargs) -> ConvNorm:
@@ -110,16 +115,16 @@ def conv_norm(**kwargs) -> ConvNorm:
     return layer
 
 
-@pytest.mark.parametrize(('act', 'folds'), [(nn.GELU(), True), (nn.GELU('tanh'), False), (nn.ReLU(), False)], ids=str)
+@needs_kernels
+@pytest.mark.parametrize(('act', 'joins'), [(nn.GELU(), True), (nn.GELU('tanh'), False), (nn.ReLU(), False)], ids=str)
 @torch.no_grad()
-def test_only_the_exact_gelu_is_folded_in(act, folds):
-    for layer in (conv_norm(), nn.Linear(7, 7)):
+def test_only_the_exact_gelu_joins_the_kernel(act, joins):
+    for layer in (conv_norm().fuse(), DeployLinear(7, 7)):
         x = torch.randn(2, 8, 9, 7)
-        expected = act(layer(x))
-        deployed, rest = fold_gelu(layer, act)
-        assert deployed.gelu is folds
-        assert isinstance(rest, nn.Identity) is folds
-        torch.testing.assert_close(rest(deployed(x)), expected, rtol=1e-4, atol=1e-5)
+        seen = operators(lambda: applied(layer, act, x))  # noqa: B023  called at once
+        assert seen & KERNELS
+        assert ({'aten::gelu', 'aten::gelu_', 'aten::relu'} & seen == set()) is joins
+        torch.testing.assert_close(applied(layer, act, x), act(layer(x)), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -129,7 +134,7 @@ def test_folding_keeps_mode_dtype_and_geometry():
     assert folded.training
     assert (folded.stride, folded.padding, folded.groups) == ((2, 2), (1, 1), 1)
     assert folded.weight.dtype == folded.bias.dtype == torch.float64
-    assert not fold_gelu(conv_norm(), nn.GELU().eval())[1].training
+    assert not conv_norm().fuse().training
 
 
 @pytest.mark.parametrize('grad', [True, False])

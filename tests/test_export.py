@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, SMALL_OF, images_for, refused, rest_is_full, shallow, size_of, small_of
+from conftest import ARCHITECTURES, LARGE, SMALL_OF, images_for, refused, rest_is_full, shallow, size_of, small_of
 from golden_rule import fill_by_rule
 
 from tinyvit_zoo.classify import class_names
@@ -75,12 +75,12 @@ def assert_agrees(path, model, *inputs, tolerance=1e-4):
 
 
 # One of each kind of graph; the others differ in width, depth and size.
-KINDS = {architecture for architecture, _ in SMALL_OF.values()}
-OTHERS = [name for name in ARCHITECTURES if name not in KINDS]
+KINDS = {architecture for architecture, _ in SMALL_OF.values()} - LARGE
+OTHERS = [name for name in ARCHITECTURES if name not in KINDS | LARGE]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', rest_is_full(ARCHITECTURES, KINDS))
+@pytest.mark.parametrize('name', rest_is_full([name for name in ARCHITECTURES if name not in LARGE], KINDS))
 def test_every_architecture_agrees_with_pytorch(name, format, tmp_path):
     assert_is_exported_as_released(fill_by_rule(timm.create_model(name)), format, tmp_path)
 
@@ -118,7 +118,7 @@ OPEN_SIZES = {
     'tinyvit': ({}, [(33, 47), (64, 64), (224, 224), (200, 136)]),
     **{
         family: (dict(dynamic_img_size=True), [(32, 48), (64, 64), (224, 224), (208, 144)])
-        for family in ('mini_deit', 'tinymim', 'tinymim_student', 'tinymim_star')
+        for family in ('mini_deit', 'tinymim', 'tinymim_student', 'tinymim_star', 'clip_vit')
     },
 }
 
@@ -191,7 +191,10 @@ def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
     model = any_small(img_size=SIZE, in_chans=1, num_classes=2)
     target = tmp_path / f'model.{format}'
     assert export_model(model, target).input_shape == (1, 1, *SIZE)
-    assert json.loads(metadata_of(target)['preprocessing'])['input_size'] == [1, *SIZE]
+    preprocessing = json.loads(metadata_of(target)['preprocessing'])
+    assert preprocessing['input_size'] == [1, *SIZE]
+    for key in ('mean', 'std'):  # one, as the first layer is the sum of three
+        assert preprocessing[key] == pytest.approx([sum(any_small().pretrained_cfg[key]) / 3])
     assert_agrees(target, model, torch.randn(1, 1, *SIZE))
 
 

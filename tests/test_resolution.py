@@ -11,6 +11,8 @@ from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for,
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
+from tinyvit_zoo.hub.folder import save_folder
+
 # By family: the ending of the parameters that depend on the image size.
 SIZED = {
     'tinyvit': 'attention_biases',
@@ -18,6 +20,7 @@ SIZED = {
     'mini_swin': 'relative_position_bias_table',
     **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star'), 'pos_embed'),
     'mae_lite_rpe': ('pos_embed', 'relative_position_bias_table'),
+    'clip_vit': 'pos_embed',
 }
 # Kinds whose position embedding has one row per patch: as many patches in another shape look the same in a bare file.
 TOKENS = [family for family, ending in SIZED.items() if 'pos_embed' in ending]
@@ -146,7 +149,7 @@ def test_mode_and_device_are_kept(family, any_small):
     model.set_input_size(96)
     assert all(m.training for m in model.modules())
     meta = timm.create_model(SMALL_OF[family][0], device='meta')
-    meta.set_input_size(96)
+    meta.set_input_size(112)
     assert {t.device.type for t in [*meta.parameters(), *meta.buffers()]} == {'meta'}
 
 
@@ -239,6 +242,27 @@ def test_the_data_config_follows_the_real_size(size, any_small, loaded):
     resized.set_input_size(224)
     assert input_size(resized) == (3, 224, 224)
     assert input_size(any_small()) == (3, 224, 224)  # the registry itself was not touched
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+def test_the_data_config_follows_the_channels(channels, any_small, loaded, tmp_path):
+    """One mean and deviation each, as timm converts the first layer: summed for one channel, else repeated in turn."""
+    three = resolve_model_data_config(any_small())
+    expected = {
+        key: [three[key][i % 3] for i in range(channels)] if channels > 1 else [pytest.approx(sum(three[key]) / 3)]
+        for key in ('mean', 'std')
+    }
+    made = any_small(in_chans=channels, img_size=64)
+    made.set_input_size(96)
+    save_folder(made, tmp_path / 'page')
+    page = timm.create_model(f'local-dir:{tmp_path / "page"}', pretrained=True)
+    assert_same(page.state_dict(), made.state_dict())
+    for model in (made, loaded(in_chans=channels, img_size=96), page):
+        config = resolve_model_data_config(model)
+        assert list(config['input_size']) == [channels, 96, 96]
+        assert {key: list(config[key]) for key in expected} == expected
+    again = resolve_model_data_config(timm.create_model(f'local-dir:{tmp_path / "page"}', in_chans=3))
+    assert (again['input_size'][0], len(again['mean'])) == (3, 3)
 
 
 @for_each('name', ARCHITECTURES)

@@ -3,12 +3,15 @@
 import difflib
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import is_model, parse_model_name, split_model_name_tag
 from timm.models._hub import download_from_hf
 from torch import nn
@@ -21,14 +24,18 @@ from .checkpoints import (
     read_checkpoint,
     warn_nonfinite,
 )
+from .checkpoints.hub_silence import cache_if_silent
 from .common.bounds import check_sizes
-from .common.errors import ModelError
+from .common.errors import ModelError, WeightsNotFoundError
 from .common.folders import read_settled
-from .common.paths import MAX_PATH, read_json
+from .common.paths import MAX_PATH, read_json, user_path
 from .common.text import reason, shown
 from .releases import all_releases, find_family, find_release
 
-__all__ = ['build_model', 'check_name', 'load_model']
+__all__ = ['asking_once', 'build_model', 'check_name', 'load_model', 'model_folder', 'resolve_name']
+
+FINETUNED = 'model'
+"""Folder of the model in one that `finetune` wrote."""
 
 _logger = logging.getLogger(__name__)
 
@@ -39,14 +46,62 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     """The model of that name, in eval mode.
 
     Args:
-        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any name of timm.
+        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any name of timm; a folder,
+            see `resolve_name`.
         **kwargs: As in `timm.create_model`.
 
     Raises:
         ModelError: On an unknown name, an unreadable folder or page, or arguments that do not fit.
         CheckpointError: If weights were asked for and cannot be found, read or matched.
     """
+    name = resolve_name(name)
     source = check_name(name)
+    with asking_once(name, kwargs):
+        return _create(name, source, kwargs)
+
+
+@contextmanager
+def asking_once(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which timm makes a model: if the Hub does not answer, its cache is all there is, at once.
+
+    Args:
+        name: As in `build_model`.
+        kwargs: Of `timm.create_model`.
+
+    Raises:
+        WeightsNotFoundError: If the weights are not in the cache of a silent Hub.
+        ModelError: If a whole page is not in it.
+    """
+    source = parse_model_name(name)[0]
+    page = _asked_by_timm(name, source, kwargs)
+    if page is None:
+        yield
+        return
+    with cache_if_silent(page, 'config.json' if source else 'model.safetensors') as silence:
+        try:
+            yield
+        except (ModelError, LocalEntryNotFoundError) as e:
+            missing = isinstance(e, LocalEntryNotFoundError) or isinstance(e.__cause__, LocalEntryNotFoundError)
+            if silence is None or not missing:
+                raise
+            place = f'the Hub page {page} is not in the cache and not reachable ({reason(silence)})'
+            if source:
+                raise ModelError(f'No model {name}: {place}, so give the name of its architecture or a folder.') from e
+            raise WeightsNotFoundError(f'No weights for {name}: {place}.') from e
+
+
+def _asked_by_timm(name: str, source: str | None, kwargs: Mapping[str, Any]) -> str | None:
+    """The page of the Hub that timm itself asks; models of this package look for their weights by `find_weights`."""
+    if source == 'hf-hub':
+        return parse_model_name(name)[1]
+    given = kwargs.get('pretrained_cfg') or {'file', 'state_dict'} & (kwargs.get('pretrained_cfg_overlay') or {}).keys()
+    if source or given or not kwargs.get('pretrained') or find_family(split_model_name_tag(name)[0]):
+        return None
+    cfg = timm.get_pretrained_cfg(name)
+    return (cfg and cfg.hf_hub_id) or None
+
+
+def _create(name: str, source: str | None, kwargs: Mapping[str, Any]) -> nn.Module:
     # Files and pages of others fail in any way, and the Hub client raises errors of several libraries.
     expected = Exception if source else (OSError, ValueError, RuntimeError, KeyError, TypeError)
     try:
@@ -95,10 +150,12 @@ def load_model(name: str, weights: str | Path | None = None, part: str | None = 
         ModelError: See `build_model`.
         CheckpointError: If the weights cannot be found, read or matched.
     """
+    name = resolve_name(name)
     if weights is None:
         if part is not None:
             raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
         return build_model(name, pretrained=True, **kwargs)
+    weights = model_folder(Path(weights)) or weights
     source = check_name(name)
     architecture = _blank(name, {}).pretrained_cfg['architecture'] if source else name
     state_dict = read_checkpoint(weights, part=part)
@@ -161,12 +218,48 @@ def _classes(state_dict: Mapping[str, torch.Tensor], heads: tuple[str, ...]) -> 
     return 0
 
 
+def resolve_name(name: str) -> str:
+    """A name as timm takes it: that of a folder with a model becomes 'local-dir:FOLDER', any other stays as it is.
+
+    Args:
+        name: As in `build_model`. A folder has config.json and weights, or is one that `finetune` wrote, whose model is
+            in its folder `model`. The name of a model goes before a folder that is called so.
+
+    Raises:
+        ModelError: If it is a folder without a model, or a file.
+    """
+    place = name.removeprefix('local-dir:')
+    marked = place != name
+    if not marked and is_model(split_model_name_tag(name)[0]):
+        return name
+    folder = user_path(place)
+    if model_folder(folder):
+        return f'local-dir:{model_folder(folder)}'
+    if marked:
+        return name
+    if folder.is_file():
+        raise ModelError(f'{name} is a file: give the name of its model, and the file as --weights.')
+    if (folder / 'state.pt').is_file():
+        raise ModelError(f'{name} holds a training run that has not ended: run the same `finetune` command again.')
+    if folder.is_dir():
+        raise ModelError(f'{name} is a folder without a model: it needs a config.json beside the weights.')
+    if '/' in name and ':' not in name:
+        raise ModelError(f'{name} is neither a folder nor a model: a page of the Hub would be hf-hub:OWNER/NAME.')
+    return name
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder with config.json: this one, or that of the model in what `finetune` wrote; None if neither has it."""
+    return next((place for place in (folder, folder / FINETUNED) if os.path.isfile(place / CONFIG)), None)
+
+
 def check_name(name: str) -> str | None:
-    """The source of a name: 'hf-hub', 'local-dir' or None.
+    """The source of a name, see `resolve_name`: 'hf-hub', 'local-dir' or None.
 
     Raises:
         ModelError: If timm does not know the name.
     """
+    name = resolve_name(name)
     try:
         source, model_id = parse_model_name(name)
     except ValueError as e:

@@ -11,9 +11,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from timm.models import reparameterize_model, split_model_name_tag
-from timm.models._input import get_model_input_config
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -24,6 +22,7 @@ from .common.errors import ModelError
 from .common.extras import needs_extra
 from .common.files import new_file
 from .common.paths import user_path
+from .common.preprocessing import model_data_config
 from .hub.folder import WEIGHT_FACTS
 from .hub.pack import OWN_TAG
 from .models.mini_deit import MiniDeit
@@ -209,7 +208,7 @@ def _check_dynamic(model: nn.Module) -> int:
 
 def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[torch.Tensor]:
     """Two inputs with different batches or sizes where these are dynamic. The first is for tracing."""
-    channels, height, width = _preprocessing(model)['input_size']
+    channels, height, width = model_data_config(model)['input_size']
     generator = torch.Generator().manual_seed(0)
     shapes = [[1, channels, height, width] for _ in range(2)]
     if dynamic_batch:  # torch.export treats a batch of 1 apart from all others
@@ -217,11 +216,6 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def _preprocessing(model: nn.Module) -> dict[str, Any]:
-    """timm's data config with the channels and size that the model actually takes."""
-    return resolve_model_data_config(model) | dict(input_size=get_model_input_config(model)['input_size'])
 
 
 class _Half(nn.Module):
@@ -256,7 +250,7 @@ def _metadata(model: nn.Module) -> dict[str, str]:
         '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
         cfg.get('license') or 'unknown',
         json.dumps(class_names(model) if model.num_classes else [], ensure_ascii=False),
-        json.dumps(_preprocessing(model)),
+        json.dumps(model_data_config(model)),
     )
     return dict(zip(METADATA, values, strict=True))
 

@@ -11,14 +11,14 @@ from itertools import groupby
 from typing import Any, cast
 
 import torch
-from timm.data import resolve_model_data_config
 from timm.models import parse_model_name
 from timm.models._input import get_model_input_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .build import build_model
+from .build import build_model, resolve_name
 from .checkpoints import imported_path
+from .common.preprocessing import model_data_config
 from .releases import (
     MEASURED_BY_OTHERS,
     Profile,
@@ -84,6 +84,7 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
     Raises:
         ModelError: On an unknown name or an impossible size.
     """
+    name = resolve_name(name)
     model = build_model(name, device='meta', **({'img_size': img_size} if img_size else {}))
     # A folder or page may hold anyone's weights: the accuracies of a release do not hold for them.
     release = find_release(name) if parse_model_name(name)[0] is None else None
@@ -94,7 +95,7 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
         protocols=[_protocol_facts(p, p is release.protocol) for p in release.protocols] if release else [],
         measured=MEASURED_BY_OTHERS if release else None,
         model=_model_facts(model),
-        preprocessing=resolve_model_data_config(model),
+        preprocessing=model_data_config(model),
     )
 
 
@@ -196,6 +197,8 @@ def _pooling(model: nn.Module, whole: bool) -> str:
         steps.insert(0, 'norm')
     if runs('fc_norm'):
         steps.append('fc_norm')
+    if isinstance(getattr(model, 'proj', None), nn.Linear):
+        steps.append(f'projection to {model.num_features} channels')
     if isinstance(getattr(model, 'head_dist', None), nn.Linear):
         token = 'the dist token' if getattr(model, 'dist_token', None) is not None else 'dist_norm of the cls token'
         steps[-1] += f'; {token} to a classifier of its own'

@@ -11,6 +11,7 @@ from .finite import check_finite, nonfinite, warn_nonfinite
 from .head_22k import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
 from .head_count import Evidence, check_heads, find_heads, heads_of
 from .keymap import (
+    CLIP_VIT_KEYS,
     KEY_MAPS,
     MINI_DEIT_KEYS,
     MINI_SWIN_KEYS,
@@ -29,6 +30,7 @@ from .tables import source_grid, source_windows, stage_tables
 
 __all__ = [
     'CLASSES_22K',
+    'CLIP_VIT_KEYS',
     'KEY_MAPS',
     'MINI_DEIT_KEYS',
     'MINI_SWIN_KEYS',

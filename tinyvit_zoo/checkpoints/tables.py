@@ -11,6 +11,9 @@ __all__ = ['source_grid', 'source_windows', 'stage_tables']
 
 Size = tuple[int, int]
 
+WINDOWS_ARGS = ('window_sizes', 'window_size')
+"""Names of the constructor's argument that overrides the windows of a size."""
+
 
 class HasPatches(Protocol):
     """A plain ViT, as far as its grid of patches is concerned."""
@@ -28,7 +31,9 @@ class HasWindows(Protocol):
     window_sizes: tuple[Size, ...]
 
     @staticmethod
-    def _layout(img_size: Size, window_sizes: Any, num_stages: int) -> tuple[Size, tuple[Size, ...]]:
+    def _layout(
+        img_size: Size, window_sizes: Any, num_stages: int, always_partition: bool = True
+    ) -> tuple[Size, tuple[Size, ...]]:
         """Image size and the windows of every stage at that size."""
 
     def state_dict(self) -> dict[str, torch.Tensor]: ...
@@ -93,7 +98,6 @@ def stage_tables(
     source_img_size: Size | None,
     leaf: str,
     axis: int,
-    windows_arg: str,
     grid_of: Callable[[Size], Size] = lambda window: window,
 ) -> Iterator[tuple[str, Size, Size]]:
     """Position-bias tables of a hierarchical model, each with its own grid and the model's.
@@ -105,7 +109,6 @@ def stage_tables(
         source_img_size: Image size that the checkpoint was saved at, where known.
         leaf: Name of a table.
         axis: The axis of a table (of two) that runs over its grid.
-        windows_arg: Constructor argument that overrides the windows of a size.
         grid_of: Grid of the table of a window.
 
     Yields:
@@ -129,7 +132,8 @@ def stage_tables(
     if source_img_size is not None:
         candidates.insert(0, model._layout(source_img_size, None, stages)[1])
     if saved.get('img_size') is not None:
-        candidates.insert(0, model._layout(saved['img_size'], saved.get(windows_arg), stages)[1])
+        windows = next((saved[name] for name in WINDOWS_ARGS if saved.get(name) is not None), None)
+        candidates.insert(0, model._layout(saved['img_size'], windows, stages, saved.get('always_partition', True))[1])
     for stage, source in source_windows(lengths, [[grid_of(w) for w in c] for c in candidates]).items():
         for key in by_stage[stage]:
             yield key, source, grid_of(model.window_sizes[stage])

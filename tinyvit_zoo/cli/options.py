@@ -104,6 +104,11 @@ Cache = Annotated[
     Path | None, typer.Option('--cache', help='Folder that keeps features for the next run.', metavar='DIR')
 ]
 Layers = Annotated[str, typer.Option('--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')]
+Ways = Annotated[int | None, typer.Option('--ways', min=2, help='Classes of an episode. Default: 5, or all of fewer.')]
+Queries = Annotated[
+    int | None,
+    typer.Option('--queries', min=1, help='Images of each class to answer. Default: 15, or as many as there are.'),
+]
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
 

@@ -18,8 +18,9 @@ def attention_distillation_loss(
 ) -> torch.Tensor:
     """Mean squared difference of attention logits, MSE(M(A_s), A_t), mean over all elements.
 
-    In the paper A is the attention maps; the released code takes the scaled products q k^T / sqrt(d) *before* the
-    softmax (`relation_logits`), and so does this. The class token is one of the tokens.
+    A are the scaled products q k^T / sqrt(d) *before* the softmax (`relation_logits`), in the released code and in the
+    paper, which calls them attention maps and applies the softmax to them in its Eq. 1. The class token is one of the
+    tokens.
 
     No gradient goes into the teacher. Half precision is computed in float32, autocast or not.
 

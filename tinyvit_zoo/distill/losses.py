@@ -276,8 +276,8 @@ def hidden_relation_ce_loss(
 ) -> torch.Tensor:
     """Cross-entropy between softmax(H H^T / sqrt(C)) of student and teacher, mean over rows: paper Eq. 11.
 
-    The released code differs, see `hidden_relation_loss`. Mean over layers. Computed, and recomputed in the backward
-    pass, a few rows at a time, so that memory is bounded for any L.
+    The released code differs, see `hidden_relation_loss`; for the H of the paper see `PAPER`. Mean over layers.
+    Computed, and recomputed in the backward pass, a few rows at a time, so that memory is bounded for any L.
 
     Args:
         student: Hidden states (B, L, C) of each layer to match.
@@ -455,7 +455,11 @@ MINI_SWIN = WeightDistillation()
 """As released for Mini-Swin (README of the code): relations of q, k and v, cosine relations of hidden states."""
 
 PAPER = WeightDistillation(hidden='relation_ce')
-"""Paper Eq. 9-12 exactly: as MINI_SWIN, but Eq. 11 for the hidden states."""
+"""Paper Eq. 9-12: as MINI_SWIN, but Eq. 11 for the hidden states.
+
+Which states those are is the caller's choice. The paper's are "the features output by MLP" (Eq. 8); `FeatureTap` takes
+the output of the block, residual stream included, as the released code does.
+"""
 
 MINI_DEIT = WeightDistillation(prediction='kl_per_logit', relation_weight=0.0, hidden_weight=0.0)
 """As released for Mini-DeiT, whose teacher is a ConvNet (`regnety_160.deit_in1k`): predictions only."""

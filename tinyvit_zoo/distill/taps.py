@@ -38,7 +38,7 @@ class LayerFeatures(NamedTuple):
     qkv: list[QKV]
     """Per layer: (W, N, C) each, all heads merged, before any scaling, norm or mixing."""
     hidden: list[torch.Tensor]
-    """Per layer: output of the block, (B, L, C), before any downsampling."""
+    """Per layer: output of the block as released (MiniViT's paper: of its MLP), (B, L, C), before any downsampling."""
 
 
 @dataclass
@@ -212,7 +212,7 @@ class FeatureTap:
                 'queries, keys and values of one width.'
             )
         split = outputs['qkv'].chunk(3, dim=-1) if 'qkv' in outputs else [outputs[n] for n in SEPARATE]
-        return QKV(*[self._drop_prefix(x) for x in split])
+        return QKV(*[self._drop_prefix(x) for x in _biased(block.attn, split)])
 
     def _refuse_lost_gradients(self, record: _Record, block: nn.Module, args: tuple) -> None:
         # Re-entrant checkpointing runs a layer without gradient, and the tensors that the hooks then see are not those
@@ -271,6 +271,12 @@ def _projections(attn: Any) -> dict[str, nn.Module]:
     if all(isinstance(getattr(attn, name, None), nn.Module) for name in SEPARATE):
         return {name: getattr(attn, name) for name in SEPARATE}
     return {}
+
+
+def _biased(attn: Any, split: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Queries, keys and values with the biases that BEiT's attention adds to what its projection returns."""
+    biases = (getattr(attn, name, None) for name in ('q_bias', 'k_bias', 'v_bias'))
+    return [x if bias is None else x + bias for x, bias in zip(split, biases, strict=True)]
 
 
 def _refuse_channels_first(layer: int, block: Any, hidden: torch.Tensor) -> None:

@@ -6,7 +6,7 @@
 
 import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from timm.models._input import get_model_input_config
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..common import torch_file
 from ..common.files import give_ordinary_rights
 from ..common.folders import swap_in
 from ..common.paths import read_json, user_path
+from ..common.preprocessing import model_data_config
 from ..common.text import reason, shown
 from ..releases import find_release
 from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
@@ -122,7 +123,7 @@ def save_config(
             str(path),
             model_config=model_config,
             # Without this, a resized model would be saved with the size it had before.
-            data_config=dict(input_size=get_model_input_config(model)['input_size'], **(data_config or {})),
+            data_config=_real_input(model) | dict(data_config or {}),
         )
     finally:
         timm_model.pretrained_cfg = source
@@ -139,6 +140,13 @@ def save_config(
     elif is_zoo_architecture(config['architecture']):
         config['auto_map'] = auto_map()
     path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _real_input(model: nn.Module) -> dict[str, Any]:
+    """The input size that the model takes; and where it has other channels than its cfg, the values for these."""
+    config, cfg = model_data_config(model), cast(Any, model).pretrained_cfg
+    changed = {key: config[key] for key in ('mean', 'std') if cfg.get(key) and len(cfg[key]) != len(config[key])}
+    return dict(input_size=config['input_size'], **changed)
 
 
 def _label_set(config: dict[str, Any]) -> str | None:
@@ -171,21 +179,11 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def write_torch(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `torch.load` reads, the same bytes for the same content. Raises OSError if that fails.
-
-    Given a path, torch would write its name into the file, and say no more than that the disk did not take it.
-    """
+    """Write what `torch.load` reads, the same bytes for the same content. Raises OSError if that fails."""
     try:
-        with path.open('wb') as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as e:  # torch's writer raises the second one after the first
-        raise write_error(next((cause for cause in _causes(e) if isinstance(cause, OSError)), e)) from e
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        torch_file.write_torch(content, path)
+    except (OSError, RuntimeError) as e:
+        raise write_error(e) from e
 
 
 def write_error(error: BaseException) -> OSError:

@@ -2,10 +2,10 @@
 
 from typing import Any, cast
 
-from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
 from torch import nn
 
+from ..common.preprocessing import model_data_config
 from ..common.text import join_numbers
 from .bridge import is_zoo_architecture, timm_name
 
@@ -82,8 +82,8 @@ def _front_matter(model: nn.Module, license: str | None, of_zoo: bool) -> str:
 
 
 def _facts(model: nn.Module, architecture: str) -> str:
-    data = resolve_model_data_config(model)
-    channels, height, width = get_model_input_config(model)['input_size']
+    data = model_data_config(model)
+    channels, height, width = data['input_size']
     lines = (
         f'- Architecture: {architecture}',
         f'- Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M',

@@ -12,10 +12,18 @@ from .bias_table import (
 from .checkpointing import checkpoint_block
 from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
-from .deploy import DeployConv2d, DeployLinear, fold_gelu
+from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
 from .image_size import check_image_size, check_patch_grid
-from .inference import activate, has_listeners, in_sub_batches, is_plain_inference, is_untouched
+from .inference import (
+    activate,
+    add_to_fresh,
+    in_sub_batches,
+    is_observed,
+    is_plain_inference,
+    is_untouched,
+    known_class,
+)
 from .irpe import RelativeKeys, irpe_index, piecewise_index
 from .mlp import Mlp
 from .position import resize_position, sincos_position
@@ -23,6 +31,7 @@ from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
 from .repeat import PerRepeat
 from .window import (
     is_exactly,
+    is_fx_proxy,
     per_stage_windows,
     scaled_windows,
     shifted_window_mask,
@@ -46,6 +55,7 @@ __all__ = [
     'TypedSequential',
     'abs_offset_index',
     'activate',
+    'add_to_fresh',
     'beit_offset_index',
     'beit_table_rows',
     'check_image_size',
@@ -55,13 +65,14 @@ __all__ = [
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
-    'fold_gelu',
-    'has_listeners',
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
+    'is_fx_proxy',
+    'is_observed',
     'is_plain_inference',
     'is_untouched',
+    'known_class',
     'linear_act',
     'per_stage_windows',
     'piecewise_index',

@@ -115,7 +115,7 @@ def resize_grid(grid: torch.Tensor, size: tuple[int, int], mode: str = 'bicubic'
 
     Bicubic with `align_corners=False` and no antialias is what all released code does and what its resized weights
     expect; timm's antialiased kernel uses another cubic coefficient (-0.5, not -0.75) and differs even when
-    enlarging. The paper's text says bilinear (TinyViT supplement): `mode='bilinear'`.
+    enlarging. The paper's text says bilinear (TinyViT, Sec. 5.1): `mode='bilinear'`.
 
     Args:
         grid: (channels, h, w). Half precision is resized in float32.

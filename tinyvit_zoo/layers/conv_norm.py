@@ -1,14 +1,17 @@
 """Convolution + BatchNorm, the unit of TinyViT's stem, MBConv, patch merging and local convolution."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from .deploy import DeployConv2d
-from .inference import activate, is_plain_inference, is_untouched
+from .deploy import DeployConv2d, fuses_gelu
+from .inference import activate, is_plain_inference, is_untouched, known_class
 
 __all__ = ['ConvNorm', 'conv_act', 'linear_act']
 
 
+@known_class
 class ConvNorm(nn.Module):
     """Conv2d without bias, then BatchNorm2d. (B, C, H, W) in any memory format.
 
@@ -41,7 +44,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and self.folds(x):
-            return self.conv._conv_forward(x, *self._folded())
+            return self.run_folded(x)
         return self.bn(self.conv(x))
 
     @torch.jit.unused
@@ -51,10 +54,15 @@ class ConvNorm(nn.Module):
         Only in plain eager evaluation on a CPU: on a GPU, launching the small kernels would cost more than it saves,
         and graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for.
         """
-        return is_plain_inference(x) and x.device.type == 'cpu' and not self.bn.training and self._foldable()
+        return is_plain_inference(x) and not self.bn.training and self._foldable() and self.conv.weight.is_cpu
+
+    @torch.jit.unused
+    def run_folded(self, x: torch.Tensor) -> torch.Tensor:
+        """The one convolution that `folds` allows."""
+        return self.conv._conv_forward(x, *self._folded())
 
     def _foldable(self) -> bool:
-        """Whether one convolution can replace the two layers: both plain, without hooks, with running statistics."""
+        """Whether one convolution can replace the two layers: both untouched, with running statistics."""
         conv, bn = self.conv, self.bn
         return (
             is_untouched(conv, nn.Conv2d)
@@ -63,6 +71,7 @@ class ConvNorm(nn.Module):
             and conv.padding_mode == 'zeros'
             and bn.weight is not None
             and bn.running_mean is not None
+            and bn.weight.device == conv.weight.device
         )
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,9 +90,9 @@ class ConvNorm(nn.Module):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The two layers as one convolution of equal device, dtype and training flag; self if it cannot be folded."""
-        if not self._foldable():
+        if not is_untouched(self, ConvNorm) or not self._foldable():
             return self
-        conv = self.conv
+        conv: Any = self.conv
         fused = DeployConv2d(
             conv.in_channels,
             conv.out_channels,
@@ -102,11 +111,17 @@ class ConvNorm(nn.Module):
 
 
 def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`act(conv(x))`; see `activate`. The output of a folded ConvNorm without hooks is fresh."""
-    fresh = is_untouched(conv, ConvNorm) and conv.folds(x)
-    return activate(act, conv(x), fresh)
+    """`act(conv(x))`, in one kernel or with the activation in place where nobody can notice."""
+    if fuses_gelu(conv, act, x):
+        return conv.run_kernel(x, True)
+    # A fold without a call of `conv`: then its output is referenced nowhere else.
+    if is_untouched(conv, ConvNorm) and conv.folds(x):
+        return activate(act, conv.run_folded(x), fresh=True)
+    return act(conv(x))
 
 
 def linear_act(linear: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`act(linear(x))`; see `activate`."""
-    return activate(act, linear(x), is_untouched(linear, nn.Linear))
+    """`act(linear(x))`, in one kernel or with the activation in place where nobody can notice."""
+    if fuses_gelu(linear, act, x):
+        return linear.run_kernel(x, True)
+    return activate(act, linear(x), fresh=is_untouched(linear, nn.Linear))

@@ -1,13 +1,16 @@
-"""Layers of the deploy form: a convolution or linear layer fused with its GELU where the CPU has such a kernel.
+"""Layers of the deploy form: a convolution or linear layer in the fused kernel that some CPUs have, GELU included.
 
 `timm.models.reparameterize_model(model)` inserts them. For inference on a CPU in float32 or bfloat16 they call
-oneDNN's fused kernels: the bias and the exact GELU are applied while the result is still in cache, and float32
-products use AVX-512 also on processors where MKL does not. Everywhere else (autograd, GPU, autocast, torch.export,
-TorchScript, tracing) they are the plain layer followed by `F.gelu`. Both paths compute in the weights' dtype and
-differ by rounding only.
+oneDNN's fused kernels: the bias and, in `conv_act` and `linear_act`, the exact GELU are applied while the result is
+still in cache, and float32 products use AVX-512 also on processors where MKL does not. Everywhere else (autograd, GPU,
+autocast, quantised or other special weights, torch.export, TorchScript, tracing) they are the plain layer. Both paths
+compute in the weights' dtype and differ by rounding only.
+
+The activation remains a module of its own: hooks see the same tensors as before, and an adapter around the layer (LoRA)
+adds to its output, not to what the activation made of it.
 """
 
-from typing import Final, TypeVar, overload
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +18,9 @@ from timm.layers import is_exporting
 from timm.models import register_notrace_module
 from torch import nn
 
-from .inference import is_untouched
+from .inference import is_observed, is_untouched, known_class
 
-__all__ = ['DeployConv2d', 'DeployLinear', 'fold_gelu']
+__all__ = ['DeployConv2d', 'DeployLinear', 'fuses_gelu']
 
 
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
@@ -35,24 +38,37 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 ONEDNN_DTYPES = _onednn_dtypes()
 
 M = TypeVar('M', bound=nn.Module)
-L = TypeVar('L', bound=nn.Linear | nn.Conv2d)
 
 
-@torch.jit.unused
-def _use_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether this call can use the fused CPU kernel, which has no autograd formula and no autocast rule."""
+def _use_onednn(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> bool:
+    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rule for special tensors."""
     return (
         not torch.is_grad_enabled()
         and type(x) is torch.Tensor  # no proxy, no tensor subclass
-        and x.device.type == 'cpu'
-        and weight.device.type == 'cpu'
-        and x.dtype == weight.dtype
+        and x.is_cpu
         and x.dtype in ONEDNN_DTYPES
+        and x.layout is torch.strided
+        and weight is not None
+        and _takes_part(weight, x.dtype)
+        and (bias is None or _takes_part(bias, x.dtype))
         and not torch.is_autocast_enabled('cpu')
-        and not is_exporting()
-        and not torch.jit.is_tracing()
         and x.numel() > 0
+        and (not is_exporting() if torch.compiler.is_compiling() else _is_unwatched())
     )
+
+
+def _takes_part(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is a plain dense tensor on the CPU: not quantised, not sharded, not offloaded."""
+    return (
+        (type(weight) is nn.Parameter or type(weight) is torch.Tensor)
+        and weight.is_cpu
+        and weight.dtype is dtype
+        and weight.layout is torch.strided
+    )
+
+
+def _is_unwatched() -> bool:
+    return not torch.jit.is_tracing() and torch._C._get_mkldnn_enabled() and not is_observed()
 
 
 def _conv2d(
@@ -79,51 +95,59 @@ _conv2d_op.register_fake(_conv2d)
 _linear_op.register_fake(_linear)
 
 
+@known_class
 class DeployConv2d(nn.Conv2d):
-    """Conv2d, then exact GELU if `gelu` is set. (B, C, H, W) in any memory format."""
+    """Conv2d. (B, C, H, W) in any memory format."""
 
-    gelu: Final[bool]
+    @torch.jit.unused
+    def has_kernel(self, x: torch.Tensor) -> bool:
+        """Whether `run_kernel` can compute what `forward` does."""
+        # Not `self.weight`: torch looks that up slowly, and it may be computed from others.
+        return _use_onednn(x, self._parameters.get('weight'), self._parameters.get('bias'))
 
-    def __init__(self, *args, gelu: bool = False, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.gelu = gelu
+    @torch.jit.unused
+    def run_kernel(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
+        """As `forward`, then an exact GELU if `gelu` is set."""
+        conv2d = _conv2d_op if torch.compiler.is_compiling() else _conv2d
+        assert not isinstance(self.padding, str)  # ConvNorm pads by a number
+        return conv2d(x, self.weight, self.bias, list(self.stride), list(self.padding), self.groups, gelu)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting() and _use_onednn(x, self.weight):
-            conv2d = _conv2d_op if torch.compiler.is_compiling() else _conv2d
-            assert not isinstance(self.padding, str)  # ConvNorm pads by a number
-            return conv2d(
-                x, self.weight, self.bias, list(self.stride), list(self.padding), self.groups, self.gelu
-            )  # fmt: skip
-        x = self._conv_forward(x, self.weight, self.bias)
-        return F.gelu(x) if self.gelu else x
+        if not torch.jit.is_scripting() and self.has_kernel(x):
+            return self.run_kernel(x, False)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
+@known_class
 class DeployLinear(nn.Linear):
-    """Linear over the last dimension, then exact GELU if `gelu` is set."""
-
-    gelu: Final[bool]
-
-    def __init__(self, *args, gelu: bool = False, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.gelu = gelu
+    """Linear over the last dimension."""
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: M, gelu: bool = False) -> 'M | DeployLinear':
+    def from_linear(cls, linear: M) -> 'M | DeployLinear':
         """A deploy layer that shares the parameters of `linear`; `linear` itself if it is not a plain nn.Linear."""
         if not is_untouched(linear, nn.Linear):
             return linear
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, gelu=gelu, device='meta')
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device='meta')
         layer.weight, layer.bias = linear.weight, linear.bias
         return layer.train(linear.training)
 
+    @torch.jit.unused
+    def has_kernel(self, x: torch.Tensor) -> bool:
+        """Whether `run_kernel` can compute what `forward` does."""
+        # Not `self.weight`: torch looks that up slowly, and it may be computed from others.
+        return _use_onednn(x, self._parameters.get('weight'), self._parameters.get('bias'))
+
+    @torch.jit.unused
+    def run_kernel(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
+        """As `forward`, then an exact GELU if `gelu` is set."""
+        linear = _linear_op if torch.compiler.is_compiling() else _linear
+        return linear(x, self.weight, self.bias, gelu)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting() and _use_onednn(x, self.weight):
-            linear = _linear_op if torch.compiler.is_compiling() else _linear
-            return linear(x, self.weight, self.bias, self.gelu)
-        x = F.linear(x, self.weight, self.bias)
-        return F.gelu(x) if self.gelu else x
+        if not torch.jit.is_scripting() and self.has_kernel(x):
+            return self.run_kernel(x, False)
+        return F.linear(x, self.weight, self.bias)
 
 
 # FX must not look inside: the choice of kernel depends on the tensor.
@@ -131,26 +155,13 @@ register_notrace_module(DeployConv2d)
 register_notrace_module(DeployLinear)
 
 
-@overload
-def fold_gelu(layer: L, act: nn.Module) -> tuple[L | DeployLinear, nn.Module]: ...
-
-
-@overload
-def fold_gelu(layer: nn.Module, act: nn.Module) -> tuple[nn.Module, nn.Module]: ...
-
-
-def fold_gelu(layer: nn.Module, act: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Deploy form of `act(layer(x))`: the layer with the activation folded in, and the activation that remains.
-
-    Args:
-        layer: A layer with `fuse()` (ConvNorm) or an nn.Linear.
-        act: Its activation. Only an exact nn.GELU can be folded; any other is returned unchanged.
-    """
-    fuse = getattr(layer, 'fuse', None)
-    layer = DeployLinear.from_linear(layer) if fuse is None else fuse()
-    if type(layer) is not DeployConv2d and type(layer) is not DeployLinear:
-        return layer, act
-    if not is_untouched(act, nn.GELU) or act.approximate != 'none':
-        return layer, act
-    layer.gelu = True  # type: ignore[misc]  # Final is for TorchScript, where it makes a constant
-    return layer, nn.Identity().train(act.training)
+def fuses_gelu(layer: nn.Module, act: nn.Module, x: torch.Tensor) -> TypeGuard[DeployConv2d | DeployLinear]:
+    """Whether `layer.run_kernel(x, True)` gives `act(layer(x))`: both untouched, an exact GELU, a kernel for x."""
+    kind = DeployLinear if type(layer) is DeployLinear else DeployConv2d
+    return (
+        type(layer) is kind
+        and layer.has_kernel(x)
+        and is_untouched(layer, kind)
+        and is_untouched(act, nn.GELU)
+        and act.approximate == 'none'
+    )

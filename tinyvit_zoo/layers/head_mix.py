@@ -7,9 +7,12 @@ import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
+from .inference import known_class
+
 __all__ = ['HeadMix']
 
 
+@known_class
 class HeadMix(nn.Module):
     """Every head becomes a weighted sum of all heads. (B, heads, N, M) -> (B, heads, N, M).
 

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import nn
 
+from .inference import known_class
+
 __all__ = ['RelativeKeys', 'irpe_index', 'piecewise_index']
 
 # The released models: ratio 1.9, so (alpha, beta, gamma) = (1.9, 3.8, 15.2), and buckets -3 ... 3 on each axis.
@@ -52,6 +54,7 @@ def irpe_index(grid: tuple[int, int], device: torch.device | None = None, side: 
     return (torch.arange(h * w, device=device)[:, None] * (side * side) + buckets).flatten()
 
 
+@known_class
 class RelativeKeys(nn.Module):
     """A learned key for every relative position, shared by the heads.
 

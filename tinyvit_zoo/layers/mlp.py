@@ -4,11 +4,13 @@ import torch
 from torch import nn
 
 from .conv_norm import linear_act
-from .deploy import DeployLinear, fold_gelu
+from .deploy import DeployLinear
+from .inference import known_class
 
 __all__ = ['Mlp']
 
 
+@known_class
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last dimension; TinyViT's has its LayerNorm inside."""
 
@@ -33,7 +35,7 @@ class Mlp(nn.Module):
 
     def reparameterize(self) -> None:
         """Deploy form: see `timm.models.reparameterize_model`."""
-        self.fc1, self.act = fold_gelu(self.fc1, self.act)
+        self.fc1 = DeployLinear.from_linear(self.fc1)
         self.fc2 = DeployLinear.from_linear(self.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

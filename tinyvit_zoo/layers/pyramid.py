@@ -20,16 +20,27 @@ from torch import nn
 __all__ = ['SimpleFeaturePyramid', 'TinyMimNeck', 'TinyMimStarNeck']
 
 
-class NormConv2d(nn.Conv2d):
-    """Convolution without bias, and the LayerNorm after it as its child `norm`: the released names."""
+class NormConv2d(nn.Module):
+    """Convolution without bias, and the LayerNorm after it as its child `norm`: the released names.
+
+    It is no `nn.Conv2d`, because it is not linear: what wraps such a layer (LoRA) would add to the norm's output, and
+    to its input once merged.
+    """
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
-        super().__init__(in_chans, out_chans, kernel_size, padding=kernel_size // 2, bias=False, **dd)
+        super().__init__()
+        self.padding = kernel_size // 2
+        self.weight = nn.Parameter(torch.empty(out_chans, in_chans, kernel_size, kernel_size, **dd))
+        self.reset_parameters()
         self.norm = LayerNorm2d(out_chans, **dd)
 
+    def reset_parameters(self) -> None:
+        """Initial values of a convolution."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(super().forward(x))
+        return self.norm(F.conv2d(x, self.weight, padding=self.padding))
 
 
 class SimpleFeaturePyramid(nn.Module):

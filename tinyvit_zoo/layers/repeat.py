@@ -3,9 +3,12 @@
 import torch
 from torch import nn
 
+from .inference import known_class
+
 __all__ = ['PerRepeat']
 
 
+@known_class
 class PerRepeat(nn.ModuleList):
     """One module for each repeat of a shared block; every call says which repeat it is.
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
     'is_exactly',
+    'is_fx_proxy',
     'per_stage_windows',
     'scaled_windows',
     'shifted_window_mask',
@@ -87,9 +89,18 @@ def _known(condition: bool) -> bool:
     return statically_known_true(condition)
 
 
+@torch.jit.unused
+def is_fx_proxy(value: object) -> bool:
+    """Whether torch.fx is tracing, and this is one of its values: nothing may branch on it."""
+    return isinstance(value, fx.Proxy)
+
+
 def is_exactly(H: int, W: int, size: tuple[int, int]) -> bool:
-    """Whether a map (H, W) has this size (h, w); False where torch.export keeps H or W open."""
+    """Whether a map (H, W) has this size (h, w); False where torch.export keeps H or W open, and under torch.fx."""
     h, w = size
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out the whole block)
+        if is_fx_proxy(H) or is_fx_proxy(W):
+            return False
     if is_exporting():
         return _known(H == h) and _known(W == w)
     return H == h and W == w

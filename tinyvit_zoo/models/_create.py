@@ -24,8 +24,9 @@ from ..checkpoints import (
     warn_nonfinite,
 )
 from ..common.bounds import check_sizes
+from ..common.preprocessing import for_channels
 
-__all__ = ['Family', 'create_zoo_model', 'record_input_size']
+__all__ = ['Family', 'create_zoo_model', 'record_channels', 'record_input_size']
 
 _logger = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def create_zoo_model(
         feature_cfg=feature_cfg,
     )
     if not pretrained:
-        return build(pretrained_cfg_overlay=overlay, **kwargs)
+        model = build(pretrained_cfg_overlay=overlay, **kwargs)
+        record_channels(model, kwargs.get('in_chans', 3))
+        return model
 
     # timm saves every argument with a model. The weights of a saved model are its own, not those it was trained from.
     of_another_call = kwargs.get('pretrained_model_args') or {}
@@ -135,6 +138,7 @@ def create_zoo_model(
     with _named(weights.origin):
         model = build(pretrained_cfg_overlay=overlay, pretrained_filter_fn=filter_fn, **kwargs)
     _clean_cfg(model, cfg, classes)
+    record_channels(model, kwargs.get('in_chans', 3))
     keep_statistics_in_transformers(model)
     return model
 
@@ -228,6 +232,19 @@ def keep_statistics_in_transformers(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             _any(module)._is_hf_initialized = True
+
+
+def record_channels(model: nn.Module, channels: int) -> None:
+    """Record a number of image channels for timm, which keeps the three of the release: a mean and a standard deviation
+    for each, see `for_channels`.
+    """
+    for module in map(_any, model.modules()):
+        cfg = getattr(module, 'pretrained_cfg', None) or {}
+        if 'input_size' in cfg and cfg['input_size'][0] != channels:
+            values = {key: for_channels(cfg[key], channels) for key in ('mean', 'std') if cfg.get(key)}
+            module.pretrained_cfg = module.default_cfg = dict(
+                cfg, input_size=(channels, *cfg['input_size'][1:]), **values
+            )
 
 
 def record_input_size(model: nn.Module, img_size: Size, final_grid: Size | None, **model_args: Any) -> None:

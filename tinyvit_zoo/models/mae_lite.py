@@ -12,11 +12,20 @@ Shape legend: `B` batch, `N` patches, `C` width.
 from typing import Any, cast
 
 import torch
-from timm.layers import LayerNorm
-from timm.models import Beit, generate_default_cfgs, register_model
+import torch.nn.functional as F
+from timm.layers import LayerNorm, is_exporting
+from timm.models import Beit, beit, generate_default_cfgs, register_model
 from torch import nn
 
-from ..layers import beit_offset_index, beit_table_rows, check_patch_grid, resize_beit_table, resize_position
+from ..layers import (
+    beit_offset_index,
+    beit_table_rows,
+    check_patch_grid,
+    is_observed,
+    is_untouched,
+    resize_beit_table,
+    resize_position,
+)
 from ..releases import FAMILIES, Release
 from .plain_vit import (
     PlainVit,
@@ -60,6 +69,47 @@ class MaeLiteDistilled(TwoHeadVit):
         return self.fc_norm(self.pool(x)), self.dist_norm(x[:, 0])
 
 
+class TableAttention(beit.Attention):
+    """The attention of timm's BEiT, which calls its projection `qkv`. (B, N, C).
+
+    timm reads that layer's weight instead, and never calls it: an adapter around it (LoRA) would do nothing, a hook
+    would hear nothing, and offloaded weights would not be there.
+    """
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values (B, N, 3 C), with the biases that the checkpoints store apart from the weight."""
+        if self.q_bias is None or self.k_bias is None or self.v_bias is None:  # all or none
+            return self.qkv(x)
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        if not torch.jit.is_scripting() and self._adds_bias(x):
+            return F.linear(x, self.qkv.weight, bias)
+        return self.qkv(x) + bias
+
+    @torch.jit.unused
+    def _adds_bias(self, x: torch.Tensor) -> bool:
+        """Whether the product itself can add the bias, which saves a pass: not in graphs, and where nobody notices."""
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_exporting()
+        return not in_graph and not is_observed() and is_untouched(self.qkv, nn.Linear) and self.qkv.bias is None
+
+    def forward(self, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None = None) -> torch.Tensor:
+        B, N, C = x.shape
+        q, k, v = self._project(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = shared_rel_pos_bias
+        if self.relative_position_bias_table is not None:
+            bias = self._get_rel_pos_bias()
+            if shared_rel_pos_bias is not None:
+                bias = bias + shared_rel_pos_bias
+        if self.fused_attn:
+            drop = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+            if bias is not None:
+                attn = attn + bias
+            x = self.attn_drop(attn.softmax(dim=-1)) @ v
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, C)))
+
+
 class MaeLiteRpe(Beit):
     """timm's BEiT with the relative-position tables and LayerScale of MAE-Lite, resized as in released code."""
 
@@ -72,6 +122,8 @@ class MaeLiteRpe(Beit):
         """
         check_patch_grid(img_size, patch_size)
         super().__init__(img_size=img_size, patch_size=patch_size, **kwargs)
+        for block in self.blocks:
+            cast(Any, block).attn.__class__ = TableAttention  # the same layers under the same names
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

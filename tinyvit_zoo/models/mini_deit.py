@@ -41,6 +41,7 @@ from ..layers import (
     in_sub_batches,
     irpe_index,
     is_exactly,
+    known_class,
     resize_position,
 )
 from ..releases import FAMILIES, Release
@@ -49,6 +50,7 @@ from ._create import Family, create_zoo_model, record_input_size
 __all__ = ['MiniDeit']
 
 
+@known_class
 class MiniAttention(nn.Module):
     """Attention with shared projections; each repeat has its own relative keys and head mixing (paper Eq. 6-7)."""
 
@@ -108,6 +110,7 @@ class MiniAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
+@known_class
 class MiniBlock(nn.Module):
     """A transformer block that serves `repeats` layers: weights shared, norms and transformations one per repeat."""
 
@@ -195,6 +198,7 @@ class MiniDeit(nn.Module):
         mlp_ratio: float = 4.0,
         rpe_scaled_q: bool = True,
         dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -221,6 +225,7 @@ class MiniDeit(nn.Module):
             rpe_scaled_q: Relative keys are multiplied by queries that are already scaled by d^-0.5, as the released
                 weights need. False: by unscaled queries, as in iRPE's formula.
             dynamic_img_size: Accept images of every size that is a multiple of the patch.
+            dynamic_img_pad: Of every other size too, padded to whole patches at the bottom and right.
             drop_rate: Dropout before the classifier.
             pos_drop_rate: Dropout after the position embedding.
             proj_drop_rate: Dropout after the projections of attention and MLP.
@@ -254,6 +259,7 @@ class MiniDeit(nn.Module):
             in_chans,
             embed_dim,
             strict_img_size=not dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
             output_fmt='NHWC',
             **dd,
         )

@@ -40,10 +40,12 @@ from ..layers import (
     PerRepeat,
     TypedModuleList,
     TypedSequential,
+    add_to_fresh,
     check_image_size,
     expand_signed_bias,
     in_sub_batches,
     is_exactly,
+    known_class,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -62,6 +64,7 @@ __all__ = ['MiniSwin']
 NUM_WINDOWS = (8, 4, 2, 1)
 
 
+@known_class
 class PatchMerging(nn.Module):
     """Join 2x2 neighbours: concatenate, normalise, project. (B, H, W, C) -> (B, H/2, W/2, C')."""
 
@@ -79,6 +82,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
+@known_class
 class MiniWindowAttention(nn.Module):
     """Attention within a window: projections and position bias shared, one head mixing per repeat (paper Eq. 6-7)."""
 
@@ -148,8 +152,8 @@ class MiniWindowAttention(nn.Module):
         """(B * nW, N, C) -> the same; `mask` (nW, N, N) is added to the logits."""
         B, N, C = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        attn = (q * self.scale) @ k.transpose(-2, -1)  # (B * nW, heads, N, N)
-        attn += expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
+        bias = expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
+        attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)  # (B * nW, heads, N, N)
         # One step per line: each map is freed as soon as the next one exists.
         attn = self.proj_l(attn, repeat)
         if mask is not None:
@@ -162,6 +166,7 @@ class MiniWindowAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
+@known_class
 class MiniSwinBlock(nn.Module):
     """A Swin block that serves `repeats` layers: weights shared, norms and transformations one per repeat."""
 
@@ -237,6 +242,17 @@ class MiniSwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x, repeat)), repeat)
 
 
+def _mask_of_size(
+    x: torch.Tensor, stored: torch.Tensor, grid: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int]
+) -> torch.Tensor:
+    """Mask for the map x (B, H, W, C): the stored one, if the map has the size `grid` that this is for."""
+    H, W = x.shape[1], x.shape[2]
+    if is_exactly(H, W, grid):
+        return stored
+    return shifted_window_mask((H, W), window_size, shift, x.device, x.dtype)
+
+
+@known_class
 class MiniSwinStage(nn.Module):
     """Downsample, then shared blocks. (B, H, W, C) -> (B, H/2, W/2, C'); the first stage keeps its size."""
 
@@ -312,12 +328,8 @@ class MiniSwinStage(nn.Module):
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
         """Mask for the map x (B, H, W, C); the stored one if it fits."""
-        if self.shift[0] == 0 and self.shift[1] == 0:
-            return None
-        H, W = x.shape[1], x.shape[2]
-        if is_exactly(H, W, self.grid):
-            return self.attn_mask
-        return shifted_window_mask((H, W), self.window_size, self.shift, x.device, x.dtype)
+        mask = self.attn_mask
+        return None if mask is None else _mask_of_size(x, mask, self.grid, self.window_size, self.shift)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.downsample(x)
@@ -343,8 +355,12 @@ class MiniSwinStage(nn.Module):
         return x
 
 
-# FX must not look inside: padding and masks depend on the size of the input.
+# What branches on the size of the input is a leaf of the graphs of torch.fx: for timm the stage, for a tracer that does
+# not know timm's list (torchvision's) these functions alone, so that every layer inside has its name.
 register_notrace_module(MiniSwinStage)
+torch.fx.wrap('_mask_of_size')
+torch.fx.wrap('window_partition')
+torch.fx.wrap('window_reverse')
 
 
 def _per_stage(repeats: int | tuple[int, ...], depths: Sequence[int]) -> tuple[int, ...]:
@@ -384,6 +400,8 @@ class MiniSwin(nn.Module):
         local_conv_size: int = 7,
         mask_unshifted: bool = True,
         replace_residual: bool = True,
+        always_partition: bool = True,
+        strict_img_size: bool = True,
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -412,6 +430,9 @@ class MiniSwin(nn.Module):
                 need. False: in shifted layers only, as in Swin.
             replace_residual: The local norm replaces the residual stream, as the released weights need. False: it
                 stays in the branch of its convolution.
+            always_partition: Windows larger than a map stay as they are, and the map is padded. False, timm's default:
+                they shrink to the map. Concerns `window_size` only: windows that follow from the size fit their maps.
+            strict_img_size: Refuse images of another size than `img_size`; False as `dynamic_img_size=True`.
             dynamic_img_size: Accept images of every size; masks are computed as needed.
             drop_rate: Dropout before the classifier.
             proj_drop_rate: Dropout after the projections of attention and MLP.
@@ -439,8 +460,9 @@ class MiniSwin(nn.Module):
         self.output_fmt = 'NHWC'
         self.embed_dim = embed_dim
         self.num_features = dims[-1]
-        self.dynamic_img_size = dynamic_img_size
-        self.img_size, self.window_sizes = self._layout(img_size, window_size, stages)
+        self.dynamic_img_size = dynamic_img_size or not strict_img_size
+        self.always_partition = always_partition
+        self.img_size, self.window_sizes = self._layout(img_size, window_size, stages, always_partition)
         grids = stage_grids(self.img_size, stages)
 
         self.patch_embed = PatchEmbed(
@@ -449,7 +471,7 @@ class MiniSwin(nn.Module):
             in_chans,
             embed_dim,
             norm_layer=norm,
-            strict_img_size=not dynamic_img_size,
+            strict_img_size=not self.dynamic_img_size,
             dynamic_img_pad=True,
             output_fmt='NHWC',
             **dd,
@@ -491,15 +513,22 @@ class MiniSwin(nn.Module):
 
     @staticmethod
     def _layout(
-        img_size: int | tuple[int, int], window_size: int | Sequence | None, num_stages: int
+        img_size: int | tuple[int, int],
+        window_size: int | Sequence | None,
+        num_stages: int,
+        always_partition: bool = True,
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
         """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
             raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
-        if window_size is not None:
-            return img_size, per_stage_windows(window_size, num_stages, conv_stage=False)
-        return img_size, scaled_windows(stage_grids(img_size, num_stages), NUM_WINDOWS[:num_stages])
+        grids = stage_grids(img_size, num_stages)
+        if window_size is None:
+            return img_size, scaled_windows(grids, NUM_WINDOWS[:num_stages])
+        windows = per_stage_windows(window_size, num_stages, conv_stage=False)
+        if always_partition:
+            return img_size, windows
+        return img_size, tuple((min(h, H), min(w, W)) for (h, w), (H, W) in zip(windows, grids, strict=True))
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """(Re-)initialise everything, buffers included, e.g. after `to_empty()`."""
@@ -559,27 +588,54 @@ class MiniSwin(nn.Module):
             self.global_pool = global_pool
 
     def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, window_size: int | Sequence | None = None
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_size: int | Sequence | None = None,
+        window_ratio: int | Sequence[int] | None = None,
+        always_partition: bool | None = None,
     ) -> None:
         """Change the image size, and with it maps and windows; bias tables are resized, everything else stays.
 
         Args:
             img_size: New image size, int or (H, W); None keeps the current one.
             window_size: Windows to use instead of those that follow from the size; see `per_stage_windows`.
+            window_ratio: Divisor of the grid of patches, one or one per stage, that gives windows likewise, as in timm;
+                `window_size` comes first.
+            always_partition: As at creation; None keeps it.
 
         Raises:
             ValueError: On a bad size or windows; the model is then unchanged.
         """
-        if img_size is None and window_size is None:
-            return
-        self.img_size, self.window_sizes = self._layout(
-            self.img_size if img_size is None else img_size, window_size, len(self.stages)
-        )
+        if always_partition is None:
+            always_partition = self.always_partition
+        if img_size is None and window_size is None and window_ratio is None:
+            if always_partition == self.always_partition:
+                return
+            window_size = self.window_sizes  # the same windows, shrunk now where they are larger than their maps
+        img_size = self.img_size if img_size is None else img_size
+        if window_size is None and window_ratio is not None:
+            window_size = self._divided(img_size, window_ratio)
+        self.img_size, self.window_sizes = self._layout(img_size, window_size, len(self.stages), always_partition)
+        self.always_partition = always_partition
         self.patch_embed.set_input_size(img_size=self.img_size)
         grids = stage_grids(self.img_size, len(self.stages))
         for stage, grid, window in zip(self.stages, grids, self.window_sizes, strict=True):
             stage.set_input_size(grid, window)
-        record_input_size(self, self.img_size, grids[-1], window_size=window_size)
+        record_input_size(
+            self,
+            self.img_size,
+            grids[-1],
+            window_size=window_size,
+            always_partition=None if always_partition else False,
+        )
+
+    def _divided(self, img_size: int | tuple[int, int], ratio: int | Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Window (h, w) of every stage that divides the grid of patches by these ratios."""
+        ratios: tuple[int, ...] = to_ntuple(len(self.stages))(ratio)
+        if len(ratios) != len(self.stages) or any(r < 1 for r in ratios):
+            raise ValueError(f'window_ratio must be one number of at least 1, or {len(self.stages)}, got {ratio!r}.')
+        H, W = stage_grids(tuple(to_2tuple(img_size)), len(self.stages))[0]
+        return tuple((max(1, H // r), max(1, W // r)) for r in ratios)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, H/4, W/4, C)."""
@@ -688,7 +744,7 @@ def checkpoint_filter_fn(
     stored = state_dict
     state_dict, layout = MINI_SWIN_KEYS.to_ours(state_dict)
     leaf, axis = 'relative_position_bias_table', 0
-    tables = stage_tables(state_dict, model, layout, source_img_size, leaf, axis, 'window_size', _table_grid)
+    tables = stage_tables(state_dict, model, layout, source_img_size, leaf, axis, _table_grid)
     for key, source, target in tables:
         state_dict[key] = _resized_table(state_dict[key], source, target)
     state_dict = fit_to_model(state_dict, model, MINI_SWIN_KEYS, layout, fresh_head)

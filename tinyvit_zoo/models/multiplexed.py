@@ -18,6 +18,8 @@ from timm.models import (
 )
 from torch import nn
 
+from ._create import record_channels
+
 __all__ = []
 
 # Arguments of timm's builder that are about weights and features, not about the base model.
@@ -80,7 +82,7 @@ def multiplexed(
         feature_cfg = dict(flatten_sequential=True, out_indices=tuple(range(len(model.layers))))
     else:
         feature_cfg = dict(feature_cls='getter', out_indices=3)
-    return build_model_with_cfg(
+    built = build_model_with_cfg(
         lambda **_: model,
         'multiplexed',
         pretrained,
@@ -90,3 +92,5 @@ def multiplexed(
         **for_builder,
         **kwargs,
     )
+    record_channels(built, kwargs.get('in_chans', 3))
+    return built

@@ -28,11 +28,19 @@ from ..checkpoints import (
     heads_of,
     source_grid,
 )
-from ..layers import DeployLinear, check_patch_grid, fold_gelu, resize_beit_table, resize_position
+from ..layers import DeployLinear, check_patch_grid, linear_act, resize_beit_table, resize_position
 from ..releases import Release
 from ._create import Family, create_zoo_model, record_input_size
 
-__all__ = ['PlainBlock', 'PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'create_plain_vit', 'plain_vit_cfg']
+__all__ = [
+    'PlainBlock',
+    'PlainVit',
+    'TwoHeadVit',
+    'checkpoint_filter_fn',
+    'create_plain_vit',
+    'plain_vit_cfg',
+    'resize_to_grid',
+]
 
 M = TypeVar('M', bound=nn.Module)
 PlainModel = VisionTransformer | Beit
@@ -44,6 +52,14 @@ BEIT_ONLY = ('relative_position_bias_table', 'gamma_1', 'gamma_2')
 """Parameters that a model with tables and LayerScale has and a plain encoder does not have."""
 
 
+class DeployMlp(Mlp):
+    """timm's `Mlp`, in deploy form: the first layer and its activation may run in one kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.fc1(x)) if torch.jit.is_scripting() else linear_act(self.fc1, self.act, x)
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
 class PlainBlock(Block):
     """timm's transformer block, with a deploy form."""
 
@@ -53,8 +69,9 @@ class PlainBlock(Block):
             self.attn.qkv = DeployLinear.from_linear(self.attn.qkv)
             self.attn.proj = DeployLinear.from_linear(self.attn.proj)
         if type(self.mlp) is Mlp:
-            self.mlp.fc1, self.mlp.act = fold_gelu(self.mlp.fc1, self.mlp.act)
+            self.mlp.fc1 = DeployLinear.from_linear(self.mlp.fc1)
             self.mlp.fc2 = DeployLinear.from_linear(self.mlp.fc2)
+            self.mlp.__class__ = DeployMlp  # the same layers under the same names
 
 
 class PlainVit(VisionTransformer):
@@ -127,10 +144,15 @@ class TwoHeadVit(PlainVit):
     `set_distilled_training(True)` makes `forward` return the pair of logits in training mode, as in timm's DeiT.
     """
 
-    def __init__(self, *args: Any, weight_init: WeightInit = '', device=None, dtype=None, **kwargs) -> None:
+    def __init__(
+        self, *args: Any, weight_init: WeightInit = '', fix_init: bool = False, device=None, dtype=None, **kwargs
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(*args, weight_init='skip', device=device, dtype=dtype, **kwargs)
         self._check_pool(self.global_pool)
+        if not self.has_class_token:
+            raise ValueError('A model with two classifiers needs its class token: leave class_token out.')
+        self._rescaled = fix_init
         self.distilled_training = False
         self._build_classifiers(**dd)
         self._finish(weight_init)
@@ -146,6 +168,8 @@ class TwoHeadVit(PlainVit):
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
+            if self._rescaled:
+                self.fix_init_weight()
 
     @staticmethod
     def _check_pool(global_pool: str) -> None:
@@ -246,7 +270,7 @@ def checkpoint_filter_fn(
             'of their mean that this model has. To start a training from it, pass as_init=True (`tinyvit-zoo convert '
             '--as-init`).'
         )
-    _resize(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
+    resize_to_grid(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
     fitted = fit_to_model(state_dict, model, PLAIN_VIT_KEYS, layout, fresh_head)
     if check is not None:  # only of what fits by its shapes: other mismatches are not about heads
         check(heads_of(model))
@@ -270,7 +294,7 @@ def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) 
     return started | {k: v for k, v in own.items() if k.startswith(FRESH)}
 
 
-def _resize(
+def resize_to_grid(
     state_dict: dict[str, torch.Tensor], model: PlainModel, source: Callable[..., tuple[int, int] | None]
 ) -> None:
     """Resize position embedding and tables to the model's grid; `fit_to_model` reports those of an odd shape."""

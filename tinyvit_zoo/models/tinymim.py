@@ -14,7 +14,7 @@ Shape legend: `B` batch, `P` prefix tokens, `N` patches, `C` width.
 """
 
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from timm.layers import LayerNorm, trunc_normal_
@@ -179,6 +179,9 @@ class TinyMimStudent(PlainVit):
         return take_indices
 
 
+FIXED_IN_STAR = ('class_token', 'reg_tokens', 'pos_embed', 'no_embed_class', 'fc_norm', 'pool_include_prefix')
+
+
 class TinyMimStar(TwoHeadVit):
     """TinyMIM*-T: a class and a distillation token, and an expansion of all tokens before two classifiers.
 
@@ -208,11 +211,18 @@ class TinyMimStar(TwoHeadVit):
             device: Of the parameters.
             dtype: Of the parameters.
             **kwargs: As in timm's `VisionTransformer`.
+
+        Raises:
+            TypeError: On an argument about its tokens or norms, which are fixed.
         """
         dd = {'device': device, 'dtype': dtype}
+        given = [name for name in FIXED_IN_STAR if name in kwargs]
+        if given:
+            raise TypeError(f'TinyMIM* takes no {", ".join(given)}: its tokens, positions and norms are fixed.')
         super().__init__(*args, embed_dim=embed_dim, final_norm=False, weight_init='skip', **dd, **kwargs)
         self.num_features = self.head_hidden_size = expand_dim
         self.num_prefix_tokens = 2
+        cast(Any, self.patch_drop).num_prefix_tokens = 2  # an attribute without effect where no patches are dropped
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
         self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + 2, embed_dim, **dd))
         # The only norm of the model with torch's default eps of 1e-5, as released.

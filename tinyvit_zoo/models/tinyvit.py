@@ -21,6 +21,7 @@ from timm.layers import (
     NormMlpClassifierHead,
     calculate_drop_path_rates,
     get_device_dtype,
+    is_exporting,
     to_2tuple,
     trunc_normal_,
     use_fused_attn,
@@ -41,11 +42,12 @@ from ..layers import (
     TypedSequential,
     abs_offset_index,
     activate,
+    add_to_fresh,
     checkpoint_block,
     conv_act,
     expand_abs_bias,
-    fold_gelu,
     is_exactly,
+    is_fx_proxy,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -68,13 +70,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chs: int, out_chs: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1: nn.Module = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
+        self.conv1 = ConvNorm(in_chs, out_chs // 2, 3, stride=2, **dd)
         self.act = act_layer()
         self.conv2 = ConvNorm(out_chs // 2, out_chs, 3, stride=2, **dd)
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.conv1, self.act = fold_gelu(self.conv1, self.act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
@@ -99,18 +97,13 @@ class MBConv(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         mid_chs = int(dim * expand_ratio)
-        self.conv1: nn.Module = ConvNorm(dim, mid_chs, 1, **dd)
+        self.conv1 = ConvNorm(dim, mid_chs, 1, **dd)
         self.act1 = act_layer()
-        self.conv2: nn.Module = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
+        self.conv2 = ConvNorm(mid_chs, mid_chs, 3, groups=mid_chs, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(mid_chs, dim, 1, bn_weight_init=0.0, **dd)
         self.act3 = act_layer()
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.conv1, self.act1 = fold_gelu(self.conv1, self.act1)
-        self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
@@ -126,16 +119,11 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1: nn.Module = ConvNorm(dim, out_dim, 1, **dd)
+        self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
-        self.conv2: nn.Module = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
+        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
-
-    def reparameterize(self) -> None:
-        """Deploy form: see `timm.models.reparameterize_model`."""
-        self.conv1, self.act1 = fold_gelu(self.conv1, self.act1)
-        self.conv2, self.act2 = fold_gelu(self.conv2, self.act2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
@@ -167,7 +155,7 @@ class ConvStage(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.3)."""
+    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2)."""
 
     fused_attn: Final[bool]
     row_offsets: torch.Tensor
@@ -219,6 +207,20 @@ class Attention(nn.Module):
         self.qkv = DeployLinear.from_linear(self.qkv)
         self.proj = DeployLinear.from_linear(self.proj)
 
+    def _prefers_plain(self, q: torch.Tensor, bias: torch.Tensor) -> bool:
+        """Whether attention in single steps is faster than the fused kernel.
+
+        On CPU that kernel takes a 4-D bias that needs no gradient. With a gradient torch would decompose it into
+        something slower than the single steps, and in bfloat16 two products on bf16 instructions are faster. A graph
+        (trace, script, export, fx) has the fused kernel always: it must not depend on whether autograd was on when it
+        was recorded.
+        """
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or is_exporting():
+            return False
+        if not torch.jit.is_scripting() and is_fx_proxy(q):
+            return False
+        return q.device.type == 'cpu' and (bias.requires_grad or q.dtype == torch.bfloat16)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B * nW, N, C)
         B, N, C = x.shape
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
@@ -227,14 +229,10 @@ class Attention(nn.Module):
         # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
         bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
 
-        # On CPU the fused kernel takes a 4-D bias that needs no gradient. With a gradient torch would decompose it into
-        # something slower than the lines below, and in bfloat16 two products on bf16 instructions are faster.
-        cpu_prefers_plain = bias.requires_grad or q.dtype == torch.bfloat16
-        if self.fused_attn and not (q.device.type == 'cpu' and cpu_prefers_plain):
+        if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-            attn += bias  # in place: at 384 each (N, N) map is tens of MB, and a fresh one costs page faults
+            attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)
             x = attn.softmax(dim=-1) @ v
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
@@ -279,7 +277,11 @@ class TinyVitBlock(nn.Module):
         return x + self.drop_path2(self.mlp(x))
 
 
+# What branches on the size of the input is a leaf of the graphs of torch.fx: for timm the block, for a tracer that does
+# not know timm's list (torchvision's) the two functions alone, so that every layer inside has its name.
 register_notrace_module(TinyVitBlock)
+torch.fx.wrap('window_partition')
+torch.fx.wrap('window_reverse')
 
 
 class TinyVitStage(nn.Module):
@@ -326,6 +328,17 @@ def _checkpoint_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | None) -> int | Sequence | None:
+    """The windows under either of their names.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    if window_sizes is not None and window_size is not None:
+        raise ValueError('window_size is another name for window_sizes: pass one of them.')
+    return window_size if window_sizes is None else window_sizes
+
+
 class TinyViT(nn.Module):
     """TinyViT.
 
@@ -339,6 +352,7 @@ class TinyViT(nn.Module):
         depths: Blocks of each stage.
         num_heads: Heads of each stage (stage 0 has no attention).
         window_sizes: Windows to use instead of those that follow from `img_size`; see `per_stage_windows`.
+        window_size: timm's name for `window_sizes`; one of the two.
         bias_interpolation: Mode of resizing bias tables: 'bicubic' (released code and weights) or
             'bilinear' (the paper's sentence).
         mlp_ratio: Hidden width of the MLP over the block's width.
@@ -350,7 +364,7 @@ class TinyViT(nn.Module):
         act_layer: Activation; every release uses the exact GELU.
 
     Raises:
-        ValueError: On a size below 32 or windows that do not fit the number of stages.
+        ValueError: On a size below 32, windows that do not fit the number of stages, or windows under both names.
     """
 
     def __init__(
@@ -363,6 +377,7 @@ class TinyViT(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (2, 4, 5, 10),
         window_sizes: int | Sequence | None = None,
+        window_size: int | Sequence | None = None,
         bias_interpolation: str = 'bicubic',
         mlp_ratio: float = 4.0,
         mbconv_expand_ratio: float = 4.0,
@@ -382,7 +397,8 @@ class TinyViT(nn.Module):
         self.num_classes = num_classes
         self.num_features = embed_dims[-1]
         self.bias_interpolation = bias_interpolation
-        self.img_size, self.window_sizes = self._layout(img_size, window_sizes, len(depths))
+        windows = _one_of(window_sizes, window_size)
+        self.img_size, self.window_sizes = self._layout(img_size, windows, len(depths))
 
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
         dpr = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
@@ -421,9 +437,15 @@ class TinyViT(nn.Module):
 
     @staticmethod
     def _layout(
-        img_size: int | tuple[int, int], window_sizes: int | Sequence | None, num_stages: int
+        img_size: int | tuple[int, int],
+        window_sizes: int | Sequence | None,
+        num_stages: int,
+        always_partition: bool = True,
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-        """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows."""
+        """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows.
+
+        `always_partition` is Mini-Swin's: here windows larger than a map always stay as they are.
+        """
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
             raise ValueError(f'img_size must be at least 32 (an int or (H, W)), got {img_size}.')
@@ -504,9 +526,7 @@ class TinyViT(nn.Module):
         Raises:
             ValueError: On a bad size or windows; the model is then unchanged.
         """
-        if window_sizes is not None and window_size is not None:
-            raise ValueError('window_size is another name for window_sizes: pass one of them.')
-        window_sizes = window_sizes if window_sizes is not None else window_size
+        window_sizes = _one_of(window_sizes, window_size)
         if img_size is None and window_sizes is None:
             return
         self.img_size, self.window_sizes = self._layout(
@@ -516,7 +536,7 @@ class TinyViT(nn.Module):
             for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
         grid = stage_grids(self.img_size, len(self.stages))[-1]
-        record_input_size(self, self.img_size, grid, window_sizes=window_sizes)
+        record_input_size(self, self.img_size, grid, window_sizes=window_sizes, window_size=None)
 
     def forward_intermediates(
         self,
@@ -602,7 +622,7 @@ def checkpoint_filter_fn(
         CheckpointError: On a key that is unknown, missing or of a wrong shape.
     """
     state_dict, layout = TINYVIT_KEYS.to_ours(state_dict)
-    tables = stage_tables(state_dict, model, layout, source_img_size, 'attention_biases', 1, 'window_sizes')
+    tables = stage_tables(state_dict, model, layout, source_img_size, 'attention_biases', 1)
     for key, source, target in tables:
         grid = state_dict[key].reshape(-1, *source)
         state_dict[key] = resize_grid(grid, target, model.bias_interpolation).flatten(1)

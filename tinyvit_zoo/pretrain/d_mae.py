@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..distill import attention_distillation_loss, hidden_mse_loss, relation_logits
+from ..distill.precision import autocast_off
+from ..layers import is_untouched
 from .encoder import block_inputs, check_block, head_qkv, visible_tokens
 from .mae import MaskedAutoencoder
 
@@ -37,8 +40,9 @@ class DMaeOutput(NamedTuple):
 class DMae(nn.Module):
     """A student `MaskedAutoencoder` and a frozen teacher that sees the same visible patches.
 
-    The paper distils attention *maps* (Eq. 3); the released code distils the logits before the softmax, of the last
-    block only, through a 1x1 convolution over the heads even where student and teacher have equally many. So does this.
+    Distilled are the logits before the softmax, which the paper calls attention maps (Eq. 3; its Eq. 1 applies the
+    softmax to them), of the last block only, through a 1x1 convolution over the heads even where student and teacher
+    have equally many, as released.
 
     Names in the state dict are the released ones: `model.` for the student, `tch_model.` for the teacher's encoder,
     `attn_adapter.adapter11.weight` (counted from 0), `hidden_adapter.adapter12.weight`. Save `model.state_dict()`.
@@ -151,7 +155,7 @@ class DMae(nn.Module):
         logits = _attention_logits(self.model.blocks[i - 1], student[i - 1])
         with torch.no_grad():
             teacher_logits = _attention_logits(self.tch_model.blocks[i - 1], teacher[i - 1])
-        return attention_distillation_loss(logits, teacher_logits, self.attn_adapter[f'adapter{i - 1}'].weight)
+        return attention_distillation_loss(_mapped(self.attn_adapter[f'adapter{i - 1}'], logits), teacher_logits)
 
     def _hidden_loss(self, i: int, student: Inputs, teacher: Inputs) -> torch.Tensor:
         hidden = self.hidden_adapter[f'adapter{i}'](_hidden(self.model, i, student[i]))
@@ -163,6 +167,15 @@ class DMae(nn.Module):
 def _heads(vit: VisionTransformer, block: int) -> int:
     chosen: Any = vit.blocks[block - 1]
     return chosen.attn.num_heads
+
+
+def _mapped(adapter: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """The student's logits (B, Hs, N, N) mapped to the teacher's heads, in the wider precision of the two."""
+    weight = next(adapter.parameters())
+    with autocast_off(logits.device.type):
+        if weight.dtype != logits.dtype and is_untouched(adapter, nn.Conv2d):
+            return F.conv2d(logits, adapter.weight.to(logits.dtype))
+        return adapter(logits.to(weight.dtype))
 
 
 def _attention_logits(block: nn.Module, tokens: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     'fix_position',
     'head_qkv',
     'init_as_mae',
+    'refuse_arguments',
     'visible_tokens',
 ]
 
@@ -116,6 +117,17 @@ def fix_position(pos_embed: nn.Parameter, grid: tuple[int, int]) -> None:
     """Set a position embedding (1, 1 + N, C) to the sine-cosine table of its grid, and freeze it."""
     pos_embed.copy_(sincos_position(pos_embed.shape[-1], grid, dtype=pos_embed.dtype, device=pos_embed.device))
     pos_embed.requires_grad_(False)
+
+
+def refuse_arguments(factory: str, kwargs: Collection[str], unused: Collection[str]) -> None:
+    """Refuse arguments of a ViT that would have no effect on what a form of pre-training computes.
+
+    Raises:
+        TypeError: If one of them is given.
+    """
+    given = [name for name in kwargs if name in unused]
+    if given:
+        raise TypeError(f'{factory} takes no {", ".join(given)}: it would have no effect.')
 
 
 def check_block(block: Any, heads: int | None = None) -> None:

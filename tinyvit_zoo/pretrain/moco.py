@@ -17,6 +17,7 @@ from torch import nn
 from ..distill import info_nce_loss
 from ..layers import sincos_position
 from ..models import PlainVit
+from .encoder import refuse_arguments
 
 __all__ = ['MocoV3', 'cosine_momentum', 'init_as_moco', 'moco_position', 'mocov3_tiny']
 
@@ -160,7 +161,11 @@ def mocov3_tiny(dim: int = 256, mlp_dim: int = 4096, device=None, dtype=None, **
         device: Of the parameters.
         dtype: Of the parameters.
         **kwargs: To the ViT, e.g. `img_size`.
+
+    Raises:
+        TypeError: On an argument that would have no effect: the projector takes the place of the classifier.
     """
+    refuse_arguments('mocov3_tiny', kwargs, ('num_classes', 'weight_init'))
     dd = {'device': device, 'dtype': dtype}
     args = dict(embed_dim=192, depth=12, num_heads=12, num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6))
     vit = PlainVit(**{**args, **kwargs}, **dd)

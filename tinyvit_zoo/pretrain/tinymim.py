@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..distill import HeadQKV
 from ..models import PlainVit
-from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae
+from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae, refuse_arguments
 
 __all__ = ['RelationEncoder', 'tinymim_student', 'tinymim_teacher']
 
@@ -34,7 +35,14 @@ class RelationEncoder(nn.Module):
     The ViT is `vit`: load and save its state dict, whose names are timm's and those of the released files.
     """
 
-    def __init__(self, vit: VisionTransformer, block: int, heads: int | None = None, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        block: int,
+        heads: int | None = None,
+        frozen: bool = False,
+        drop_path: bool = False,
+    ) -> None:
         """
         Args:
             vit: timm's VisionTransformer or ours.
@@ -42,6 +50,7 @@ class RelationEncoder(nn.Module):
             heads: Number of heads to split that block into; None for its own number. No weight depends on it, and the
                 earlier blocks keep theirs.
             frozen: For a teacher: no gradient, and always in evaluation mode.
+            drop_path: Drop paths of a frozen one in training mode all the same.
 
         Raises:
             ValueError: If there is no such block, the heads do not divide the width, or the block normalises queries
@@ -56,12 +65,18 @@ class RelationEncoder(nn.Module):
         self.block = block
         self.heads: int = target.attn.num_heads if heads is None else heads
         self.frozen = frozen
+        self.drop_path = drop_path
         if frozen:
             vit.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> 'RelationEncoder':
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        if self.frozen and self.drop_path:
+            for module in self.modules():
+                if isinstance(module, DropPath):
+                    module.train(mode)
+        return self
 
     def forward(self, images: torch.Tensor) -> HeadQKV:
         """
@@ -91,13 +106,23 @@ def tinymim_student(
         device: Of the parameters.
         dtype: Of the parameters.
         **kwargs: To the ViT, e.g. `img_size`; `last_heads` for another teacher.
+
+    Raises:
+        TypeError: On an argument that would have no effect on the relations, or on their initial values.
     """
+    refuse_arguments('tinymim_student', kwargs, (*UNUSED, 'forward_depth', 'weight_init'))
     vit = timm.create_model(
         f'tinymim_vit_{size}_student_patch16_224', drop_path_rate=drop_path_rate, device=device, dtype=dtype, **kwargs
     )
     assert isinstance(vit, VisionTransformer)
     init_as_mae(vit, needs_reset=False)
     return RelationEncoder(vit, len(vit.blocks))
+
+
+# What follows the target block, or hides tokens that student and teacher compare.
+UNUSED = ('num_classes', 'global_pool', 'fc_norm', 'final_norm', 'drop_rate', 'patch_drop_rate')
+# A frozen teacher is in evaluation mode.
+OF_TRAINING = ('pos_drop_rate', 'proj_drop_rate', 'attn_drop_rate')
 
 
 TEACHERS: dict[str, tuple[dict[str, Any], int]] = {
@@ -112,6 +137,7 @@ def tinymim_teacher(
     size: Literal['small', 'base', 'large'],
     block: int | None = None,
     last_heads: int | None = None,
+    drop_path_rate: float = 0.0,
     device=None,
     dtype=None,
     **kwargs,
@@ -131,14 +157,19 @@ def tinymim_teacher(
         size: Width 384, 768 or 1024.
         block: Target block, from 1; None for the released 12, 12 or 18.
         last_heads: Heads of the target block, if different from those of the others.
+        drop_path_rate: Of the last block, rising linearly from 0, while in training mode (`train()`). None as released;
+            the paper's Table 13 tries others, without saying how they are spread over the blocks.
         device: Of the parameters.
         dtype: Of the parameters.
         **kwargs: To the ViT, e.g. `img_size`.
+
+    Raises:
+        TypeError: On an argument that would have no effect on the relations of a frozen model.
     """
+    refuse_arguments('tinymim_teacher', kwargs, (*UNUSED, *OF_TRAINING))
     arguments, released_block = TEACHERS[size]
-    vit = PlainVit(
-        **{**arguments, 'num_classes': 0, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kwargs},
-        device=device,
-        dtype=dtype,
-    )
-    return RelationEncoder(vit, released_block if block is None else block, last_heads, frozen=True)
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    args = {**arguments, 'num_classes': 0, 'norm_layer': norm, 'drop_path_rate': drop_path_rate, **kwargs}
+    vit = PlainVit(**args, device=device, dtype=dtype)
+    target = released_block if block is None else block
+    return RelationEncoder(vit, target, last_heads, frozen=True, drop_path=drop_path_rate > 0.0)
