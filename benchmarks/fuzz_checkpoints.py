@@ -192,7 +192,14 @@ def copy_over(data: bytearray, rng: random.Random) -> None:
     data[there : there + end - at] = data[at:end]
 
 
-DAMAGES = (flip_bit, flip_bit, set_byte, set_number, fill, cut_end, cut_out, insert, append, copy_over)
+def near_the_end(data: bytearray, rng: random.Random) -> None:
+    """In the table of contents of a zip file."""
+    end = data[-2500:]
+    rng.choice([flip_bit, set_byte, set_number])(end, rng)
+    data[-2500:] = end
+
+
+DAMAGES = (flip_bit, flip_bit, set_byte, set_number, fill, cut_end, cut_out, insert, append, copy_over, near_the_end)
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

@@ -57,6 +57,13 @@ def legacy_without_storages() -> bytes:
     return whole.getvalue()[: whole.tell()] + pickle.dumps([], 2)
 
 
+def marked_as_folder() -> bytes:
+    """torch leaves out what is no file: its numbers would be what is in the memory."""
+    data = bytearray(in_torch({'w': torch.arange(1000.0)}))
+    data[data.rindex(b'archive/data/0') - 8] = 0x10  # of the attributes in the table of contents
+    return bytes(data)
+
+
 def of_numpy() -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, w=np.zeros(3))
@@ -110,6 +117,7 @@ HOSTILE = {
         '8,589,934,588 bytes',
     ),
     'storages that do not follow': (legacy_without_storages(), 'list of storages'),
+    'an entry marked as a folder': (marked_as_folder(), 'marked as a folder'),
     'a program': (program(), 'TorchScript'),
     'arrays of numpy': (of_numpy(), 'not one that torch.save wrote'),
     'a plain pickle': (pickle.dumps({'w': 1}), 'not one that torch.save wrote'),

@@ -155,7 +155,7 @@ def _twins(checkpoint: dict[Any, Any], key: str) -> list[str]:
 
 def _leads_to_tensors(value: Any) -> bool:
     """Whether there are tensors in a mapping, or under known keys of it, which may lead back to itself."""
-    waiting, seen = [value], set()
+    waiting, seen = [value], set[int]()
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict) and id(value) not in seen and len(seen) < MOST_NESTED:
