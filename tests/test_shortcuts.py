@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvit_zoo.layers import DeployLinear, deploy, inference
+from tinyvit_zoo.layers import DeployConv2d, DeployLinear, deploy, inference
 
 SIZE = (64, 32)
 BATCH = 3
@@ -257,6 +257,22 @@ def test_a_trace_does_not_depend_on_autograd(model):
     without, with_grad = both_ways(record)
     assert without == with_grad
     assert len(without) > 50
+
+
+@pytest.mark.parametrize(
+    ('layer', 'shape'), [(lambda: DeployLinear(4, 3), (2, 4)), (lambda: DeployConv2d(4, 3, 1), (2, 4, 5, 5))]
+)
+def test_a_trace_of_a_deploy_layer_is_that_of_the_plain_one(layer, shape):
+    layer = layer()
+    plain = copy.deepcopy(layer)
+    plain.__class__ = type(layer).__bases__[0]
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            kinds = [
+                [node.kind() for node in torch.jit.trace(each, torch.randn(shape)).inlined_graph.nodes()]
+                for each in (layer, plain)
+            ]
+        assert kinds[0] == kinds[1]
 
 
 @pytest.mark.slow
