@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import logging
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,16 @@ def differences(weights: dict[str, torch.Tensor]) -> dict[str, dict]:
         'extra states': weights | {'_extra_state': None, 'head._extra_state': torch.zeros(1)},
         'no counters': {k: v for k, v in weights.items() if not k.endswith('num_batches_tracked')},
         'counters as floats': floats,
+        'counters as numbers': {k: v.item() if k.endswith('num_batches_tracked') else v for k, v in weights.items()},
         'fsdp': wrapped,
         'checkpointed': {k.replace('.', '._checkpoint_wrapped_module.', 1): v for k, v in weights.items()},
         'compiled': {k.replace('.', '._orig_mod.', 1): v for k, v in weights.items()},
         **{prefix: prefixed(f'{prefix}.', weights) for prefix in ('student', 'encoder', 'base_model', 'timm_model')},
         'image_encoder': {'state_dict': prefixed('module.image_encoder.', weights), 'metric': np.float64(3)},
         **{key: {key: weights, 'epoch': 1} for key in ('model_state_dict', 'params_ema', 'net', 'teacher')},
+        'an unlisted wrapper': {'weights_of_run': weights, 'epoch': 1, 'optimizer': {'state': {0: torch.zeros(1)}}},
+        'an unlisted prefix': {'state_dict': prefixed('net.vit.', weights)},
+        'defaultdicts': {'model': weights, 'history': defaultdict(list, loss=[1.0]), 'counts': defaultdict(int)},
     }
 
 
@@ -127,6 +132,8 @@ def several(weights: dict, others: dict) -> dict[str, tuple[dict, str, str]]:
             'image_encoder',
             'prompt_encoder',
         ),
+        'a loss beside': (prefixed('model.', weights) | {'criterion.weight': torch.zeros(1)}, 'model', 'criterion'),
+        'two by unlisted keys': ({'first': others, 'second': weights}, 'second', 'first'),
     }
 
 
@@ -137,6 +144,12 @@ def test_of_several_models_none_is_guessed(weights, others, make):
         refused(lambda content=content: make(content), 'several parts', part, other, '--part')
         assert_same(make(content, part=part).state_dict(), weights)
         assert_same(unwrap(content, part=part), weights)
+
+
+def test_a_part_may_lie_under_a_key_and_a_prefix(weights, others, make):
+    flat = prefixed('module.student.', weights) | prefixed('module.teacher.', others)
+    for part in ('student', 'model.student', 'module.student', 'model.module.student'):
+        assert_same(make({'model': flat}, part=part).state_dict(), weights)
 
 
 def test_the_rules_that_stand_ask_nothing(weights, others, family):
@@ -392,6 +405,14 @@ def test_names_that_the_hub_takes_are_taken(name):
 
     validate_repo_id(name)
     assert check_repo(name) is None
+
+
+def test_a_backbone_of_a_detector_says_how_many_classes_it_has(family, any_small, tmp_path):
+    architecture, arguments = SMALL_OF[family]
+    sizes = {k: v for k, v in arguments.items() if k != 'num_classes'}
+    weights, path = any_small().state_dict(), tmp_path / 'x.pth'
+    torch.save(prefixed('backbone.', weights) | {'neck.weight': torch.zeros(1)}, path)
+    assert_same(load_model(architecture, path, **sizes).state_dict(), weights)
 
 
 # --- models that are timm's own

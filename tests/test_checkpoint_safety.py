@@ -142,6 +142,11 @@ def test_every_bit_of_a_zip_file_counts(tmp_path):
         refused(lambda: read_checkpoint(tmp_path / 'x.pth'), 'damaged', 'CRC')
 
 
+def test_a_pickle_that_torch_did_not_save_is_no_damage(tmp_path):
+    (tmp_path / 'x.pth').write_bytes(pickle.dumps({'a': torch.ones(3)}))
+    refused(lambda: read_checkpoint(tmp_path / 'x.pth'), 'not one that torch.save wrote')
+
+
 @pytest.mark.parametrize('tail', [b'\0', b'PK\x05\x06' + bytes(18), bytes(1000)])
 def test_nothing_follows_an_archive(tail, tmp_path):
     """Two readers would look for the table of contents in two places."""

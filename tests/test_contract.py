@@ -361,6 +361,12 @@ def test_memory_format_of_the_input_does_not_matter(deployable):
     torch.testing.assert_close(deployable.to(memory_format=torch.channels_last)(x), expected)
 
 
+def test_a_batch_may_be_empty(model):
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert model(images_for(model, 0)).shape == (0, model.num_classes)
+
+
 @torch.no_grad()
 def test_images_of_a_batch_are_independent(model):
     x = images_for(model, batch=4)

@@ -161,8 +161,9 @@ def load_model(name: str, weights: str | Path | None = None, part: str | None = 
     state_dict = read_checkpoint(weights, part=part)
     if find_family(architecture) is None:
         return _load_timms(name, state_dict, shown(str(weights), MAX_PATH), kwargs)
-    key_map = find_key_map(state_dict)
-    classes = key_map and key_map.head_classes(state_dict)
+    backbone, _ = backbone_part(state_dict)
+    key_map = find_key_map(backbone)
+    classes = key_map and key_map.head_classes(backbone)
     if classes is not None:
         kwargs.setdefault('num_classes', classes)
     if part is not None:

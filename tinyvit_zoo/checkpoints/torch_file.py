@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import torch
@@ -44,6 +45,8 @@ _STAND_INS: tuple[tuple[type, str], ...] = (
     (_Settings, 'yacs.config.CfgNode'),
     (_Settings, 'argparse.Namespace'),
     (_Settings, 'types.SimpleNamespace'),
+    (_Settings, 'collections.defaultdict'),
+    *((_Inert, f'builtins.{kind}') for kind in ('dict', 'float', 'int', 'list')),  # what defaultdicts begin with
     *((_Inert, f'pathlib{module}.{kind}Path') for module in ('', '._local') for kind in ('Posix', 'Windows')),
     (_Inert, 'numpy.dtype'),
     (_Inert, 'numpy.ndarray'),
@@ -66,6 +69,9 @@ HARMLESS = {
     *('collections.OrderedDict', 'collections.Counter', '_codecs.encode'),
     *('builtins.set', 'builtins.bytearray', 'builtins.complex'),
 }
+
+# The number that each file of torch's old format begins with, as it is pickled.
+_MARK = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)[2:-1]
 
 # torch's allow-list is global to the process: one reader at a time may extend it.
 _ALLOW_LIST = threading.Lock()
@@ -116,10 +122,13 @@ def _replaced(archive: zipfile.ZipFile, name: str, content: bytes) -> BinaryIO:
 
 def _read_legacy(file: BinaryIO, size: int) -> Any:
     """Five pickles (a mark, a version, facts of the machine, the object, keys of storages), then the storages."""
-    starts, pickles = [0], [follow(file, size)]
-    stand_ins = _stand_ins(pickles)
-    if pickles[0].content != torch.serialization.MAGIC_NUMBER:
+    start = file.read(32)
+    file.seek(0)
+    if _MARK not in start:
+        with suppress(ValueError):  # names that want to run are worth a message of their own
+            _stand_ins([follow(file, size)])
         raise RefusedError('it is a pickle, but not one that torch.save wrote: save its state dict with torch.save')
+    starts, pickles = [0], [follow(file, size)]
     for _ in range(4):
         starts.append(file.tell())
         pickles.append(follow(file, size))

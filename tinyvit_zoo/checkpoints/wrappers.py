@@ -43,6 +43,9 @@ AVERAGING_COUNTER = 'n_averaged'
 NO_WEIGHTS = ('total_ops', 'total_params', '_extra_state')
 COUNTER = 'num_batches_tracked'
 
+# Where detectors and their backbones (`detector.py`) have the model.
+OF_DETECTORS = ('backbone', 'net')
+
 MOST_NESTED = 100
 
 
@@ -84,7 +87,7 @@ def unwrap(
             f'{where} holds {first_few(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
         )
     _check_sharing(state_dict.values(), where)
-    stripped = _strip_prefixes({k: _plain(k, v) for k, v in state_dict.items()})
+    stripped = _strip_unlisted(_strip_prefixes({k: _plain(k, v) for k, v in state_dict.items()}), where)
     return stripped if whole else _one_model(stripped, where)
 
 
@@ -118,7 +121,7 @@ def open_wrappers(checkpoint: Any, where: str = 'the checkpoint') -> tuple[Any, 
 
 def _wrapper(checkpoint: Any, where: str, opened: list[str], compare: bool = True) -> str | None:
     """The key to open next; None where the state dict is reached, or nothing is found."""
-    keys = _parts(checkpoint)
+    keys = _parts(checkpoint) or _unlisted(checkpoint)
     if len(keys) == 1:
         keys += _twins(checkpoint, keys[0])
     if len(keys) < 2:
@@ -146,11 +149,22 @@ def _parts(checkpoint: Any) -> list[str]:
     return [k for k in WRAPPERS if _leads_to_tensors(checkpoint.get(k))] if isinstance(checkpoint, dict) else []
 
 
+def _unlisted(checkpoint: Any) -> list[str]:
+    """Other keys of a mapping under which there is a model of the zoo, if there is no tensor beside it."""
+    if not isinstance(checkpoint, dict) or any(isinstance(v, torch.Tensor) for v in checkpoint.values()):
+        return []
+    return [k for k, v in checkpoint.items() if isinstance(k, str) and _has_tensors(v) and _is_known(v)]
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
+
+
 def _twins(checkpoint: dict[Any, Any], key: str) -> list[str]:
     """Unknown keys under which there is the same model once more, such as the best of the training."""
     names = checkpoint[key].keys()
     others = [k for k, v in checkpoint.items() if isinstance(k, str) and k not in WRAPPERS and isinstance(v, dict)]
-    return [k for k in others if checkpoint[k].keys() == names]
+    return [k for k in others if k != key and checkpoint[k].keys() == names]
 
 
 def _leads_to_tensors(value: Any) -> bool:
@@ -159,7 +173,7 @@ def _leads_to_tensors(value: Any) -> bool:
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict) and id(value) not in seen and len(seen) < MOST_NESTED:
-            if any(isinstance(v, torch.Tensor) for v in value.values()):
+            if _has_tensors(value):
                 return True
             seen.add(id(value))
             waiting += [value[k] for k in WRAPPERS if k in value]
@@ -193,24 +207,30 @@ def _named_part(checkpoint: Any, part: str, where: str) -> dict[Any, Any]:
             break
         opened.append(key)
         node = node[key]
-    known = _parts(checkpoint) or list(_tops(node if isinstance(node, dict) else {}))
+    tops = _tops(node if isinstance(node, dict) else {})
+    known = [*_parts(checkpoint), *('.'.join([*opened, role]) for role in ROLES if role in tops)] or tops
     raise CheckpointError(f"{where} has no part '{shown(part)}', only {first_few(known, most=6) or 'tensors'}.")
 
 
 def _at(node: dict[Any, Any], part: str) -> dict[Any, Any] | None:
-    """What a mapping holds under a path of keys or under a prefix; None if there is nothing."""
-    inner: Any = node
-    for key in [part] if part in node else part.split('.'):
-        inner = inner.get(key) if isinstance(inner, dict) else None
-    if isinstance(inner, dict) and inner:
-        return inner
-    names = _strip_prefixes({k: v for k, v in _rename(node).items() if isinstance(k, str)}, 'module.')
-    return {k.removeprefix(f'{part}.'): v for k, v in names.items() if k.startswith(f'{part}.')} or None
+    """What a mapping holds under a path of keys, under a prefix or under one after the other; None for nothing."""
+    parts = part.split('.')
+    for i in range(len(parts), 0, -1):
+        inner, rest = node.get('.'.join(parts[:i])), '.'.join(parts[i:])
+        found = (_at(inner, rest) if rest else inner) if isinstance(inner, dict) else None
+        if found:
+            return found
+    names = {k: v for k, v in _rename(node).items() if isinstance(k, str)}
+    for named in (_strip_prefixes(names, 'module.'), names):
+        found = {k.removeprefix(f'{part}.'): v for k, v in named.items() if k.startswith(f'{part}.')}
+        if found:
+            return found
+    return None
 
 
 def _weights(checkpoint: Mapping[Any, Any], where: str) -> dict[Any, Any]:
     """Without entries that are no weights, and without the names of wrapping modules."""
-    kept = {k: v for k, v in checkpoint.items() if not (isinstance(k, str) and _last(k) in NO_WEIGHTS)}
+    kept = {k: _counter(k, v) for k, v in checkpoint.items() if not (isinstance(k, str) and _last(k) in NO_WEIGHTS)}
     if len(kept) < len(checkpoint):
         left_out = [k for k in checkpoint if k not in kept]
         _logger.info('%s: left out %d entries that are no weights: %s.', where, len(left_out), first_few(left_out))
@@ -223,6 +243,12 @@ def _weights(checkpoint: Mapping[Any, Any], where: str) -> dict[Any, Any]:
 
 def _rename(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
     return {WRAPPED_INSIDE.sub('', k) if isinstance(k, str) else k: v for k, v in state_dict.items()}
+
+
+def _counter(key: Any, value: Any) -> Any:
+    """A counter of batches that was saved as a plain number is a tensor again."""
+    is_number = isinstance(value, int | float) and isinstance(key, str) and _last(key) == COUNTER
+    return torch.tensor(value) if is_number else value
 
 
 def _last(key: str) -> str:
@@ -251,6 +277,20 @@ def _strip_prefixes(
         state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
 
 
+def _strip_unlisted(state_dict: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """Without any other prefix that all names have, if a model of the zoo is left."""
+    prefix, rest = '', state_dict
+    while rest and find_key_map(rest) is None:
+        tops = {k.partition('.')[0] for k in rest}
+        top = f'{tops.pop()}.'
+        if tops or not all(k.startswith(top) for k in rest):
+            return state_dict
+        prefix, rest = prefix + top, {k.removeprefix(top): v for k, v in rest.items()}
+    if prefix:
+        _logger.info('%s: all names begin with %s, which was left out.', where, shown(prefix))
+    return rest
+
+
 def _one_model(state_dict: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
     """The trained model alone, if a training wrapper was saved whole.
 
@@ -265,9 +305,20 @@ def _one_model(state_dict: dict[str, torch.Tensor], where: str) -> dict[str, tor
             return kept
     tops = _tops(state_dict)
     roles = [role for role in ROLES if role in tops]
-    if len(roles) > 1 or any(_is_known(_at(state_dict, role)) for role in roles):
+    places = roles if find_key_map(state_dict) else tops
+    if len(roles) > 1 or any(_is_known(v) for k, v in _models(state_dict).items() if k in places):
         raise _ask(where, tops)
     return state_dict
+
+
+def _models(state_dict: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """What there is under the first parts of the names; the backbone of a detector is taken by `backbone_part`."""
+    models: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state_dict.items():
+        top, _, rest = key.partition('.')
+        if rest and top not in OF_DETECTORS:
+            models.setdefault(top, {})[rest] = tensor
+    return models
 
 
 def _tops(state_dict: Mapping[Any, Any]) -> dict[str, None]:
