@@ -17,13 +17,14 @@ from fake_datasets import class_folders, image
 from huggingface_hub import constants
 
 from tinyvit_zoo import build
-from tinyvit_zoo.build import build_model, check_name, load_model, resolve_name
+from tinyvit_zoo.build import build_model, load_model
 from tinyvit_zoo.checkpoints.hub_silence import cache_if_silent, hub_silence
 from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.downstream import few_shot, knn
 from tinyvit_zoo.export import model_to_export
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.info import describe
+from tinyvit_zoo.names import check_name, resolve_name
 from tinyvit_zoo.training import run_state
 
 COMMANDS = {

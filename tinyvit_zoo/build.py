@@ -1,9 +1,7 @@
 """`timm.create_model` with errors that a user can act upon."""
 
-import difflib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from timm.models import is_model, parse_model_name, split_model_name_tag
+from timm.models import parse_model_name, split_model_name_tag
 from timm.models._hub import download_from_hf
 from torch import nn
 
@@ -28,18 +26,14 @@ from .checkpoints.hub_silence import cache_if_silent
 from .common.bounds import check_sizes
 from .common.errors import ModelError, WeightsNotFoundError
 from .common.folders import read_settled
-from .common.paths import MAX_PATH, read_json, user_path
+from .common.paths import MAX_PATH, read_json
 from .common.text import reason, shown
-from .releases import all_releases, find_family, find_release
+from .names import CONFIG, check_name, model_folder, resolve_name
+from .releases import find_family
 
-__all__ = ['asking_once', 'build_model', 'check_name', 'load_model', 'model_folder', 'resolve_name']
-
-FINETUNED = 'model'
-"""Folder of the model in one that `finetune` wrote."""
+__all__ = ['asking_once', 'build_model', 'load_model']
 
 _logger = logging.getLogger(__name__)
-
-CONFIG = 'config.json'
 
 
 def build_model(name: str, **kwargs: Any) -> nn.Module:
@@ -47,7 +41,7 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any name of timm; a folder,
-            see `resolve_name`.
+            see `names.resolve_name`.
         **kwargs: As in `timm.create_model`.
 
     Raises:
@@ -217,63 +211,3 @@ def _classes(state_dict: Mapping[str, torch.Tensor], heads: tuple[str, ...]) -> 
         if weight is not None and weight.ndim > 1:
             return weight.shape[0]
     return 0
-
-
-def resolve_name(name: str) -> str:
-    """A name as timm takes it: that of a folder with a model becomes 'local-dir:FOLDER', any other stays as it is.
-
-    Args:
-        name: As in `build_model`. A folder has config.json and weights, or is one that `finetune` wrote, whose model is
-            in its folder `model`. The name of a model goes before a folder that is called so.
-
-    Raises:
-        ModelError: If it is a folder without a model, or a file.
-    """
-    place = name.removeprefix('local-dir:')
-    marked = place != name
-    if not marked and is_model(split_model_name_tag(name)[0]):
-        return name
-    folder = user_path(place)
-    if model_folder(folder):
-        return f'local-dir:{model_folder(folder)}'
-    if marked:
-        return name
-    if folder.is_file():
-        raise ModelError(f'{name} is a file: give the name of its model, and the file as --weights.')
-    if (folder / 'state.pt').is_file():
-        raise ModelError(f'{name} holds a training run that has not ended: run the same `finetune` command again.')
-    if folder.is_dir():
-        raise ModelError(f'{name} is a folder without a model: it needs a config.json beside the weights.')
-    if '/' in name and ':' not in name:
-        raise ModelError(f'{name} is neither a folder nor a model: a page of the Hub would be hf-hub:OWNER/NAME.')
-    return name
-
-
-def model_folder(folder: Path) -> Path | None:
-    """The folder with config.json: this one, or that of the model in what `finetune` wrote; None if neither has it."""
-    return next((place for place in (folder, folder / FINETUNED) if os.path.isfile(place / CONFIG)), None)
-
-
-def check_name(name: str) -> str | None:
-    """The source of a name, see `resolve_name`: 'hf-hub', 'local-dir' or None.
-
-    Raises:
-        ModelError: If timm does not know the name.
-    """
-    name = resolve_name(name)
-    try:
-        source, model_id = parse_model_name(name)
-    except ValueError as e:
-        raise ModelError(str(e)) from e
-    if source:
-        return source
-    architecture, tag = split_model_name_tag(model_id)
-    if not is_model(architecture):
-        known = [r.name for r in all_releases()] + list({r.architecture: None for r in all_releases()})
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f'Did you mean {close[0]}? ' if close else ''
-        raise ModelError(f"Unknown model '{name}'. {hint}`tinyvit-zoo list` shows all models.")
-    if find_release(architecture) and find_release(model_id) is None:
-        tags = ', '.join(r.tag for r in all_releases() if r.architecture == architecture)
-        raise ModelError(f"{architecture} has no weights called '{tag}', it has: {tags}.")
-    return None

@@ -16,7 +16,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from . import __version__
-from .build import build_model, check_name, load_model
+from .build import build_model, load_model
 from .classify import class_names
 from .common.errors import ModelError
 from .common.extras import needs_extra
@@ -28,6 +28,7 @@ from .hub.pack import OWN_TAG
 from .models.mini_deit import MiniDeit
 from .models.plain_vit import PlainVit
 from .models.tinyvit import TinyViT
+from .names import check_name
 
 __all__ = ['DTYPES', 'FORMATS', 'Exported', 'check_output', 'export_model', 'model_to_export']
 

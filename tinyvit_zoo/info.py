@@ -16,9 +16,10 @@ from timm.models._input import get_model_input_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .build import build_model, resolve_name
+from .build import build_model
 from .checkpoints import imported_path
 from .common.preprocessing import model_data_config
+from .names import resolve_name
 from .releases import (
     MEASURED_BY_OTHERS,
     Profile,

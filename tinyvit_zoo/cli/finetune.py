@@ -205,7 +205,8 @@ def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, 
 
 def _architecture(name: str) -> str:
     """What timm calls the model, which the name of a folder or a page does not say."""
-    from ..build import build_model, check_name
+    from ..build import build_model
+    from ..names import check_name
 
     if check_name(name) is None:
         return name

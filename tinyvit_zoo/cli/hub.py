@@ -137,7 +137,7 @@ def _page_of(name: str) -> str:
     """The name, or the folder of the model in one that `finetune` wrote."""
     from timm.models import is_model
 
-    from ..build import model_folder
+    from ..names import model_folder
 
     return name if is_model(name.partition('.')[0]) else str(model_folder(Path(name)) or name)
 

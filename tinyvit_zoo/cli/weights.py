@@ -48,8 +48,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a checkpoint between layouts and formats, or into a Hub-ready folder."""
-    from ..build import model_folder
     from ..hub.convert import convert as write
+    from ..names import model_folder
 
     quiet_logs()
     read, written = write(

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..build import build_model, check_name
+from ..build import build_model
 from ..checkpoints import (
     CLASSES_22K,
     KEY_MAPS,
@@ -31,6 +31,7 @@ from ..common.errors import ModelError
 from ..common.files import new_file
 from ..common.paths import user_path
 from ..common.text import first_few
+from ..names import check_name
 from ..releases import Release, all_releases, find_family, find_release, same_file
 from .folder import save_folder, write_safetensors, write_torch
 

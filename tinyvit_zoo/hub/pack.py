@@ -16,13 +16,14 @@ import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ..build import build_model, check_name
+from ..build import build_model
 from ..checkpoints import CheckpointError, check_finite
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..common.errors import ModelError
 from ..common.folders import swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few
+from ..names import check_name
 from ..releases import Release, find_release
 from .bridge import CODE
 from .card import EVAL_RESULTS, render_card, render_eval_results
