@@ -407,7 +407,7 @@ def test_a_file_of_no_known_family_is_reported(cli, tmp_path):
     code, _, err = cli('convert', tmp_path / 'resnet.pth', tmp_path / 'out.safetensors')
     assert code == 1
     assert_one_sentence(
-        err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin, plain ViT', 'conv1.0.weight', 'resnet.pth'
+        err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin, CLIP ViT, plain ViT', 'conv1.0.weight', 'resnet.pth'
     )
 
 
