@@ -148,7 +148,7 @@ def _row_of_images(task: str, labels: np.ndarray, predictions: Sequence[np.ndarr
     row = difference_of_right(task, *(predicted == labels for predicted in predictions))
     means = [mean_per_class(labels, predicted) for predicted in predictions]
     zero = [at_zero(labels, predicted, classes) for predicted in predictions]
-    words = [f'{side}: {per_class_words(*part)}' for side, *part in zip('AB', means, zero, strict=True)]
+    words = [f'{side}: {per_class_words(mean, names)}' for side, mean, names in zip('AB', means, zero, strict=True)]
     return replace(row, a_mean_per_class=means[0], b_mean_per_class=means[1], remarks=tuple(words))
 
 

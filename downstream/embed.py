@@ -1,5 +1,6 @@
 """Features of images in one file, with the path and the label of every image."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def find_images(
         EvaluationError: As `load_dataset`.
     """
     folder = Path(data)
-    if not folder.is_dir() or not _is_plain(folder):
+    if not os.path.isdir(folder) or not _is_plain(folder):
         return load_dataset(str(data), split, root, skip_unreadable=skip_unreadable, **options)
     dataset = read_plain_folder(folder)
     dataset = dataset.without_unreadable() if skip_unreadable else dataset

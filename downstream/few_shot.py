@@ -136,7 +136,8 @@ def fitting_counts(
         labels: (N,) integers.
         ways: Classes per episode; None for 5, or all classes of fewer.
         shots: Images per class to learn from; None for those of `usual_shots` that leave the queries their images.
-        queries: Images per class to classify; None for 15, or what the shots leave of the smallest class.
+        queries: Images per class to classify; None for 15, or if shots are not given what they leave of the smallest
+            class.
         usual_shots: The shots of the protocol, in ascending order.
     """
     counts = np.unique(labels, return_counts=True)[1]
@@ -144,7 +145,7 @@ def fitting_counts(
     if ways is None:
         ways = max(2, min(WAYS, len(counts)))
     if queries is None:
-        queries = max(1, min(QUERIES, smallest - (max(shots) if shots else usual_shots[0])))
+        queries = QUERIES if shots else max(1, min(QUERIES, smallest - usual_shots[0]))
     if shots is None:
         shots = [k for k in usual_shots if k + queries <= smallest] or [max(1, smallest - queries)]
     return ways, tuple(shots), queries

@@ -324,6 +324,10 @@ def _predict(loop: TrainingLoop, model: nn.Module, loader: DataLoader) -> tuple[
             answers = logits.argmax(dim=1), F.cross_entropy(logits, labels, reduction='none'), labels
             parts.append([part.cpu() for part in loop.accelerator.gather_for_metrics(answers)])
     predictions, losses, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    if losses.isnan().any():
+        raise EvaluationError(
+            'The model returns NaN after the training: choose another --output and a lower --lr, or --precision no.'
+        )
     accuracy = (predictions == labels).double().mean().item() * 100
     return predictions.numpy(), losses.double().mean().item(), accuracy
 

@@ -42,7 +42,9 @@ class Start:
         return 'weights of unknown classes' if self.classes is None else f'weights of {self.classes} classes'
 
 
-def find_start(name: str, weights: Path | None = None, random: bool = False, as_init: bool = False) -> Start:
+def find_start(
+    name: str, weights: Path | None = None, random: bool = False, as_init: bool = False, part: str | None = None
+) -> Start:
     """What is known of the weights before the model is made.
 
     Args:
@@ -50,6 +52,7 @@ def find_start(name: str, weights: Path | None = None, random: bool = False, as_
         weights: File instead of the weights of the name.
         random: Random weights.
         as_init: The weights are an encoder's, whatever classifier they have.
+        part: Which of several models in the file, see `checkpoints.read_checkpoint`.
 
     Raises:
         ModelError: On an unknown name.
@@ -61,19 +64,19 @@ def find_start(name: str, weights: Path | None = None, random: bool = False, as_
     if as_init:
         return Start('encoder', 0, side=side)
     names = tuple(cfg.get('label_names') or ()) if weights is None else ()
-    classes = cfg['num_classes'] if weights is None else _classes_of_file(weights, cfg.get('classifier'))
+    classes = cfg['num_classes'] if weights is None else _classes_of_file(weights, part, cfg.get('classifier'))
     if classes is None:
         return Start(None, None, side=side)
     kind = 'encoder' if classes == 0 else 'in22k' if classes in IN22K else 'in1k' if classes == 1000 else None
     return Start(kind, classes, names, side)
 
 
-def _classes_of_file(weights: Path, classifier: Any) -> int | None:
+def _classes_of_file(weights: Path, part: str | None, classifier: Any) -> int | None:
     """Outputs of the classifier in a file; 0 without one, None if the file is of no known family and has none of that
     name.
     """
     try:
-        state_dict = read_checkpoint(weights)
+        state_dict = read_checkpoint(weights, part=part)
     except CheckpointError:  # for whoever loads it to report
         return None
     key_map = find_key_map(state_dict)

@@ -409,6 +409,25 @@ def test_unknown_arguments_are_refused(family):
         timm.create_model(SMALL_OF[family][0], depth_multiplier=2)
 
 
+RATES = ('drop_rate', 'pos_drop_rate', 'patch_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'drop_path_rate')
+
+
+@torch.no_grad()
+def test_every_rate_that_is_accepted_acts(family, any_small):
+    refused = set()
+    for rate in RATES:
+        try:
+            model = any_small(img_size=SIZE, **{'drop_path_rate': 0.0, rate: 0.5}).train()
+        except TypeError:
+            refused.add(rate)
+            continue
+        x = images_for(model, batch=8)
+        assert not torch.equal(model(x), model(x)), rate
+    windows, of_beit = {'patch_drop_rate', 'pos_drop_rate'}, {'patch_drop_rate'}
+    known = dict(tinyvit=windows | {'attn_drop_rate'}, mini_swin=windows, mini_deit=of_beit, mae_lite_rpe=of_beit)
+    assert refused == known.get(family, set())
+
+
 def test_checkpointing_changes_no_gradient(any_small):
     gradients, x = [], torch.randn(2, 3, *SIZE)
     for checkpointing in (False, True):

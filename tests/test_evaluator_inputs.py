@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import refused, small_of
+from conftest import SMALL, refused, small_of
 from fake_datasets import class_folders, image
 from huggingface_hub import constants
 
@@ -103,7 +103,30 @@ def test_folders_without_a_model_and_files_say_what_to_give(tmp_path):
     refused(lambda: build_model(str(tmp_path / 'run')), 'has not ended', '`finetune`', kind=ModelError)
     (tmp_path / 'x.pth').touch()
     refused(lambda: build_model(str(tmp_path / 'x.pth')), 'is a file', '--weights', kind=ModelError)
-    refused(lambda: build_model(str(tmp_path / 'none')), 'none', kind=ModelError)
+    refused(lambda: build_model(str(tmp_path / 'none')), 'none', 'neither a folder nor a model', kind=ModelError)
+
+
+@pytest.mark.parametrize('name', ['~nobody_of_this_name/x', 'n' * 300, 'a\x1b[31mb', '/' + 'n' * 300, ''])
+def test_names_that_cannot_be_paths_are_one_sentence(name, cli, data, tmp_path):
+    for words in (
+        ('knn', name, '--random', '-d', data),
+        ('knn', 'test_resnet', '--random', '-d', name),
+        ('embed', 'test_resnet', '--random', '-d', name, '-o', tmp_path / 'x.npz'),
+        ('classify', name, '-m', 'test_resnet'),
+        ('knn', 'test_resnet', '--weights', name, '-d', data),
+    ):
+        code, _, err = cli(*words)
+        assert (code, err.count('\n')) == (1, 1)
+        assert len(err) < 1000
+        assert '\x1b' not in err
+
+
+def test_the_folder_that_finetune_wrote_gives_weights_and_a_page(run, cli, tmp_path):
+    assert load_model('tinyvit_5m_224', run, **{**SMALL, 'num_classes': 2}, img_size=32).num_classes == 2
+    assert cli('convert', run, tmp_path / 'x.safetensors')[0] == 0
+    code, _, err = cli('verify', run)
+    assert (code, err.count('\n')) == (1, 1)
+    assert f'{run}/model' in err
 
 
 @pytest.mark.parametrize('name', LOCKED)
@@ -143,7 +166,7 @@ def test_a_k_beyond_the_bank_names_the_option(command, cli, run, data):
         ([12] * 3, {}, (3, (5,), 7)),
         ([4, 9], {}, (2, (3,), 1)),
         ([1, 9], {}, (2, (1,), 1)),  # which is refused then
-        ([30] * 3, dict(shots=(2, 20)), (3, (2, 20), 10)),
+        ([30] * 3, dict(shots=(2, 20)), (3, (2, 20), 15)),  # which is refused, too
         ([30] * 3, dict(queries=29), (3, (1,), 29)),
         ([3] * 9, dict(ways=7, shots=(5,), queries=15), (7, (5,), 15)),  # asked for, and so not changed
     ],
@@ -229,15 +252,18 @@ def test_a_silent_hub_is_asked_once(server, cli, data):
 def test_without_a_network_every_command_says_what_does_instead(name, offline, cli, data, tmp_path, monkeypatch):
     lines = [line(command, name, data, tmp_path / command) for command in COMMANDS]
     lines += [('export', name, '-o', tmp_path / 'x.pt2'), ('classify', image(tmp_path / '0.png'), '-m', name)]
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
     with no_names(monkeypatch):
-        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
-        for words in lines:
-            code, _, err = cli(*words)
-            assert code == 1
-            assert f'No weights for {name}' in err
-            options = dict(classify=['--weights FILE'], compare=['--weights-a FILE', '--random-b'])
-            for option in options.get(words[0], ['--weights FILE', '--random']):
-                assert option in err.splitlines()[-1]
+        ends = {words[0]: cli(*words) for words in lines}
+    options = dict(classify=('--weights FILE',), compare=('--weights-a FILE', '--random-b'))
+    silent = {
+        command: err
+        for command, (code, _, err) in ends.items()
+        if code != 1
+        or f'No weights for {name}' not in err
+        or not all(option in err.splitlines()[-1] for option in options.get(command, ('--weights FILE', '--random')))
+    }
+    assert silent == {}
 
 
 def test_a_page_that_is_not_in_the_cache_is_named(server):

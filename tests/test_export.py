@@ -191,7 +191,10 @@ def test_an_image_of_one_channel_is_exported(any_small, format, tmp_path):
     model = any_small(img_size=SIZE, in_chans=1, num_classes=2)
     target = tmp_path / f'model.{format}'
     assert export_model(model, target).input_shape == (1, 1, *SIZE)
-    assert json.loads(metadata_of(target)['preprocessing'])['input_size'] == [1, *SIZE]
+    preprocessing = json.loads(metadata_of(target)['preprocessing'])
+    assert preprocessing['input_size'] == [1, *SIZE]
+    for key in ('mean', 'std'):  # one, as the first layer is the sum of three
+        assert preprocessing[key] == pytest.approx([sum(any_small().pretrained_cfg[key]) / 3])
     assert_agrees(target, model, torch.randn(1, 1, *SIZE))
 
 

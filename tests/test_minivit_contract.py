@@ -13,6 +13,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from tinyvit_zoo.checkpoints import MINI_DEIT_KEYS
+from tinyvit_zoo.hub.folder import save_folder
 from tinyvit_zoo.layers import HeadMix, RelativeKeys
 
 MINIS = ['mini_deit', 'mini_swin']
@@ -451,6 +452,57 @@ def test_a_dynamic_model_accepts_every_size_and_equals_a_resized_one(family, fix
         torch.testing.assert_close(dynamic(x), resized(x), rtol=1e-5, atol=1e-6)
         for a, b in zip(dynamic.forward_intermediates(x)[1], resized.forward_intermediates(x)[1], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_timms_names_for_any_size_mean_the_same():
+    x = torch.randn(1, 3, 100, 90)
+    swin = small_of('mini_swin', strict_img_size=False)
+    assert torch.equal(swin(x), small_of('mini_swin', dynamic_img_size=True)(x))
+    deit = small_of('mini_deit', dynamic_img_size=True, dynamic_img_pad=True)
+    padded = nn.functional.pad(x, (0, 6, 0, 12))
+    torch.testing.assert_close(deit(x), deit(padded))
+    with pytest.raises(AssertionError):
+        small_of('mini_deit', dynamic_img_size=True)(x)
+
+
+@torch.no_grad()
+def test_windows_shrink_to_their_map_where_timm_would_shrink_them():
+    args = dict(img_size=128, window_size=7)
+    assert small_of('mini_swin', **args).window_sizes == ((7, 7),) * 4
+    model = small_of('mini_swin', **args, always_partition=False)
+    theirs = timm.create_model('swin_tiny_patch4_window7_224', **args, device='meta')
+    assert [layer.blocks[0].window_size for layer in theirs.layers] == list(model.window_sizes)
+    model.set_input_size(window_size=9, always_partition=True)
+    assert model.window_sizes == ((9, 9),) * 4
+    model.set_input_size(always_partition=False)
+    assert model.window_sizes == ((9, 9), (9, 9), (8, 8), (4, 4))
+    assert model(torch.randn(1, 3, 128, 128)).isfinite().all()
+
+
+@torch.no_grad()
+def test_windows_can_be_given_as_parts_of_the_grid():
+    model = small_of('mini_swin')
+    model.set_input_size((128, 256), window_ratio=8)
+    theirs = timm.create_model('swin_tiny_patch4_window7_224', device='meta')
+    theirs.set_input_size((128, 256), window_ratio=8)
+    assert model.window_sizes == ((4, 8),) * 4
+    assert model.window_sizes == tuple(layer.blocks[0].attn.window_size for layer in theirs.layers)
+    assert model(torch.randn(1, 3, 128, 256)).isfinite().all()
+    for bad in (0, (8, 8)):
+        with pytest.raises((ValueError, AssertionError)):
+            model.set_input_size(window_ratio=bad)
+    assert model.window_sizes == ((4, 8),) * 4
+
+
+def test_a_saved_model_keeps_how_its_windows_were_given(tmp_path):
+    model = small_of('mini_swin', img_size=128, window_size=7, always_partition=False)
+    save_folder(model, tmp_path / 'page')
+    again = timm.create_model(f'local-dir:{tmp_path / "page"}', pretrained=True)
+    assert again.window_sizes == model.window_sizes
+    assert_same(again.state_dict(), model.state_dict())
+    larger = timm.create_model(f'local-dir:{tmp_path / "page"}', pretrained=True, img_size=256)
+    assert larger.window_sizes == ((7, 7),) * 4  # the map of the last stage now holds them
 
 
 @torch.no_grad()

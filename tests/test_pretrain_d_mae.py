@@ -168,6 +168,18 @@ def test_timms_own_mae_encoder_is_a_teacher():
     assert model(images()).loss.isfinite()
 
 
+def test_the_head_maps_are_called():
+    """As an adapter around one needs it."""
+    model, heard = build(), []
+    adapter = model.attn_adapter['adapter2']
+    adapter.register_forward_hook(lambda *_: heard.append('adapter2'))
+    x, noise = images(), torch.rand(2, 6)
+    before = model(x, noise=noise)
+    assert heard == ['adapter2']
+    adapter.register_forward_hook(lambda module, args, out: 2 * out)
+    assert model(x, noise=noise).attention != before.attention
+
+
 def test_half_precision_gives_a_loss_in_single():
     model = build(hidden_layers=(3,)).float()
     with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -8,6 +8,7 @@ import timm
 import torch
 from conftest import refused
 from golden_rule import GOLDEN, fill_by_rule, golden, manifest, noise, ramp
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -224,7 +225,41 @@ def test_student_and_teacher_see_rectangular_images_alike():
     assert loss.total.isfinite()
 
 
+@torch.no_grad()
+def test_a_teacher_drops_paths_in_training_mode_if_asked():
+    """Table 13; everything else of it stays in evaluation mode."""
+    x = torch.randn(8, 3, 32, 48)
+    still = tinymim_teacher('small', img_size=(32, 48)).train()
+    assert torch.equal(still(x).q, still(x).q)
+    teacher = tinymim_teacher('small', img_size=(32, 48), drop_path_rate=0.1).train()
+    assert not torch.equal(teacher(x).q, teacher(x).q)
+    rates = [m.drop_prob for m in teacher.modules() if isinstance(m, DropPath)]
+    assert max(rates) == pytest.approx(0.1)
+    assert {type(m).__name__ for m in teacher.modules() if m.training} == {'DropPath'}
+    teacher.eval()
+    assert torch.equal(teacher(x).q, teacher(x).q)
+    given = RelationEncoder(small(drop_path_rate=0.5), 2, frozen=True).train()  # unless asked
+    assert not any(m.training for m in given.modules())
+
+
 # refusals
+
+
+@pytest.mark.parametrize(
+    ('build', 'argument'),
+    [
+        (tinymim_student, dict(num_classes=10)),
+        (tinymim_student, dict(patch_drop_rate=0.5)),
+        (tinymim_student, dict(weight_init='jax')),
+        (tinymim_student, dict(forward_depth=12)),
+        (tinymim_teacher, dict(drop_rate=0.1)),
+        (tinymim_teacher, dict(proj_drop_rate=0.1)),
+        (tinymim_teacher, dict(global_pool='avg')),
+    ],
+    ids=str,
+)
+def test_arguments_without_effect_are_refused(build, argument):
+    refused(lambda: build('small', device='meta', **argument), next(iter(argument)), 'no effect', kind=TypeError)
 
 
 @pytest.mark.parametrize('block', [0, 5])

@@ -11,6 +11,8 @@ from conftest import ARCHITECTURES, SMALL_OF, assert_same, for_each, images_for,
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
+from tinyvit_zoo.hub.folder import save_folder
+
 # By family: the ending of the parameters that depend on the image size.
 SIZED = {
     'tinyvit': 'attention_biases',
@@ -240,6 +242,27 @@ def test_the_data_config_follows_the_real_size(size, any_small, loaded):
     resized.set_input_size(224)
     assert input_size(resized) == (3, 224, 224)
     assert input_size(any_small()) == (3, 224, 224)  # the registry itself was not touched
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+def test_the_data_config_follows_the_channels(channels, any_small, loaded, tmp_path):
+    """One mean and deviation each, as timm converts the first layer: summed for one channel, else repeated in turn."""
+    three = resolve_model_data_config(any_small())
+    expected = {
+        key: [three[key][i % 3] for i in range(channels)] if channels > 1 else [pytest.approx(sum(three[key]) / 3)]
+        for key in ('mean', 'std')
+    }
+    made = any_small(in_chans=channels, img_size=64)
+    made.set_input_size(96)
+    save_folder(made, tmp_path / 'page')
+    page = timm.create_model(f'local-dir:{tmp_path / "page"}', pretrained=True)
+    assert_same(page.state_dict(), made.state_dict())
+    for model in (made, loaded(in_chans=channels, img_size=96), page):
+        config = resolve_model_data_config(model)
+        assert list(config['input_size']) == [channels, 96, 96]
+        assert {key: list(config[key]) for key in expected} == expected
+    again = resolve_model_data_config(timm.create_model(f'local-dir:{tmp_path / "page"}', in_chans=3))
+    assert (again['input_size'][0], len(again['mean'])) == (3, 3)
 
 
 @for_each('name', ARCHITECTURES)

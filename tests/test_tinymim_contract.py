@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import assert_same, images_for, refused, small_of
 from golden_rule import fill_by_rule
 from plain_vit_reference import norm, tokens
-from timm.models import VisionTransformer, reparameterize_model
+from timm.models import VisionTransformer, beit, reparameterize_model
 from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import nn
 
@@ -193,6 +193,37 @@ def test_tinymim_star_has_no_other_weights_without_pooling():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('argument', [dict(reg_tokens=2), dict(pos_embed='none'), dict(fc_norm=False)], ids=str)
+def test_what_tinymim_star_fixes_is_refused(argument):
+    with pytest.raises(TypeError, match=next(iter(argument))):
+        star(**argument)
+
+
+@torch.no_grad()
+def test_dropped_patches_leave_both_tokens_of_tinymim_star():
+    model = star(patch_drop_rate=0.5).train()
+    tokens, first, second = (
+        model._embed(images(64)),
+        *(
+            t + p
+            for t, p in zip((model.cls_token[0], model.dist_token[0]), model.pos_embed[0, :2].split(1), strict=True)
+        ),
+    )
+    assert tokens.shape[1] == 2 + 4
+    torch.testing.assert_close(tokens[:, :2], torch.cat([first, second]).expand(64, -1, -1))
+
+
+def test_a_second_classifier_needs_the_class_token():
+    refused(lambda: distilled(class_token=False), 'class token', kind=ValueError)
+
+
+@pytest.mark.parametrize('make', [star, distilled])
+def test_rescaled_initial_values_are_rescaled(make):
+    plain, rescaled = (type(make())(**SMALL, global_pool='avg', fix_init=fix) for fix in (False, True))
+    ratio = rescaled.blocks[2].attn.proj.weight.std() / plain.blocks[2].attn.proj.weight.std()
+    assert ratio.item() == pytest.approx(6**-0.5, rel=0.15)
+
+
 def test_the_expansion_of_tinymim_star_is_pruned_with_its_head():
     model, x = star(), images()
     expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)
@@ -275,6 +306,43 @@ def test_the_distilled_form_can_be_exported_and_compiled():
 
 
 # --- relative-position tables
+
+
+@pytest.mark.parametrize('args', [{}, dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True)], ids=str)
+@pytest.mark.parametrize('fused', [True, False])
+@torch.no_grad()
+def test_a_called_projection_changes_no_bit_of_timms_attention(args, fused):
+    model, x = small_of('mae_lite_rpe', img_size=SIZE, **args), images()
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    theirs = copy.deepcopy(model)
+    for block in theirs.blocks:
+        block.attn.__class__ = beit.Attention
+    assert torch.equal(model(x), theirs(x))
+    with torch.enable_grad():
+        assert torch.equal(model(x), theirs(x))
+
+
+def test_an_adapter_around_the_projection_acts():
+    """Each gets a gradient, and adds to queries, keys and values with their biases."""
+
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.more = base, nn.Linear(base.in_features, base.out_features, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x) + self.more(x)
+
+    model, x = small_of('mae_lite_rpe', img_size=SIZE), images()
+    merged = copy.deepcopy(model)
+    for block, other in zip(model.blocks, merged.blocks, strict=True):
+        block.attn.qkv = Adapted(block.attn.qkv)
+        other.attn.qkv.weight.data += block.attn.qkv.more.weight.data
+    y = model(x)
+    torch.testing.assert_close(y, merged(x), rtol=1e-4, atol=1e-5)
+    y.square().sum().backward()
+    assert all(block.attn.qkv.more.weight.grad.any() for block in model.blocks)
 
 
 def test_tables_are_decayed_and_positions_are_not():

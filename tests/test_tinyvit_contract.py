@@ -14,6 +14,7 @@ from timm.models import get_notrace_functions, get_notrace_modules, reparameteri
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from tinyvit_zoo.hub.folder import save_folder
 from tinyvit_zoo.models import TinyViT
 
 SIZES = [(224, 224), (200, 232), (64, 96), (33, 47)]
@@ -38,6 +39,26 @@ def test_the_size_can_be_chosen_and_changed(small):
     assert model.img_size == (64, 96)
     model.set_input_size(img_size=(96, 64), window_size=(2, 3, 4))
     assert (model.img_size, model.window_sizes[1:]) == ((96, 64), ((2, 2), (3, 3), (4, 4)))
+
+
+@pytest.mark.parametrize('windows', [5, (2, 3), (4, 4, 8, 4), [[2, 3], 4, 2]], ids=str)
+@torch.no_grad()
+def test_windows_have_the_same_meaning_under_both_names(windows, small, tmp_path):
+    model, same = small(img_size=96, window_size=windows), small(img_size=96, window_sizes=windows)
+    assert model.window_sizes == same.window_sizes
+    x = images()
+    assert torch.equal(model(x), same(x))
+    save_folder(model, tmp_path / 'page')
+    again = timm.create_model(f'local-dir:{tmp_path / "page"}', pretrained=True).eval()
+    assert torch.equal(again(x), model(x))
+    model.set_input_size(128)
+    assert model.window_sizes == small(img_size=128).window_sizes
+    assert 'window_size' not in model._model_args  # else a saved model would return with the old windows
+
+
+def test_windows_under_both_names_at_once_are_refused(small):
+    with pytest.raises(ValueError, match='one of them'):
+        small(window_size=7, window_sizes=7)
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import difflib
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ from .checkpoints.hub_silence import cache_if_silent
 from .common.bounds import check_sizes
 from .common.errors import ModelError, WeightsNotFoundError
 from .common.folders import read_settled
-from .common.paths import MAX_PATH, read_json
+from .common.paths import MAX_PATH, read_json, user_path
 from .common.text import reason, shown
 from .releases import all_releases, find_family, find_release
 
-__all__ = ['build_model', 'check_name', 'load_model', 'resolve_name']
+__all__ = ['asking_once', 'build_model', 'check_name', 'load_model', 'model_folder', 'resolve_name']
 
 FINETUNED = 'model'
 """Folder of the model in one that `finetune` wrote."""
@@ -54,14 +56,33 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     """
     name = resolve_name(name)
     source = check_name(name)
+    with asking_once(name, kwargs):
+        return _create(name, source, kwargs)
+
+
+@contextmanager
+def asking_once(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which timm makes a model: if the Hub does not answer, its cache is all there is, at once.
+
+    Args:
+        name: As in `build_model`.
+        kwargs: Of `timm.create_model`.
+
+    Raises:
+        WeightsNotFoundError: If the weights are not in the cache of a silent Hub.
+        ModelError: If a whole page is not in it.
+    """
+    source = parse_model_name(name)[0]
     page = _asked_by_timm(name, source, kwargs)
     if page is None:
-        return _create(name, source, kwargs)
+        yield
+        return
     with cache_if_silent(page, 'config.json' if source else 'model.safetensors') as silence:
         try:
-            return _create(name, source, kwargs)
-        except ModelError as e:
-            if silence is None or not isinstance(e.__cause__, LocalEntryNotFoundError):
+            yield
+        except (ModelError, LocalEntryNotFoundError) as e:
+            missing = isinstance(e, LocalEntryNotFoundError) or isinstance(e.__cause__, LocalEntryNotFoundError)
+            if silence is None or not missing:
                 raise
             place = f'the Hub page {page} is not in the cache and not reachable ({reason(silence)})'
             if source:
@@ -134,6 +155,7 @@ def load_model(name: str, weights: str | Path | None = None, part: str | None = 
         if part is not None:
             raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
         return build_model(name, pretrained=True, **kwargs)
+    weights = model_folder(Path(weights)) or weights
     source = check_name(name)
     architecture = _blank(name, {}).pretrained_cfg['architecture'] if source else name
     state_dict = read_checkpoint(weights, part=part)
@@ -210,10 +232,9 @@ def resolve_name(name: str) -> str:
     marked = place != name
     if not marked and is_model(split_model_name_tag(name)[0]):
         return name
-    folder = Path(place).expanduser()
-    for candidate in (folder, folder / FINETUNED):
-        if (candidate / 'config.json').is_file():
-            return f'local-dir:{candidate}'
+    folder = user_path(place)
+    if model_folder(folder):
+        return f'local-dir:{model_folder(folder)}'
     if marked:
         return name
     if folder.is_file():
@@ -222,7 +243,14 @@ def resolve_name(name: str) -> str:
         raise ModelError(f'{name} holds a training run that has not ended: run the same `finetune` command again.')
     if folder.is_dir():
         raise ModelError(f'{name} is a folder without a model: it needs a config.json beside the weights.')
+    if '/' in name and ':' not in name:
+        raise ModelError(f'{name} is neither a folder nor a model: a page of the Hub would be hf-hub:OWNER/NAME.')
     return name
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder with config.json: this one, or that of the model in what `finetune` wrote; None if neither has it."""
+    return next((place for place in (folder, folder / FINETUNED) if os.path.isfile(place / CONFIG)), None)
 
 
 def check_name(name: str) -> str | None:

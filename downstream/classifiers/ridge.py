@@ -241,7 +241,7 @@ def probe(
         penalties=tried,
         held_out=accuracies,
         chosen=chosen,
-        choice=Choice(edges('the penalty', tried[chosen], tried), len(best), 'the largest'),
+        choice=Choice(edges('the penalty', float(tried[chosen]), tried.tolist()), len(best), 'the largest'),
         test=100 * float((predictions == test_labels).mean()),
         mean_per_class=mean_per_class(test_labels, predictions),
         predictions=predictions,

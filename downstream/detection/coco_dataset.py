@@ -6,7 +6,6 @@ in the metric. On a file that lists all classes in the config's order and lacks 
 
 import contextlib
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +76,19 @@ class ZooCocoMetric(CocoMetric):
         """Metrics as mmdet's, see there."""
         if self.ann_file is None:
             return super().compute_metrics(results)
-        sizes = {truth['img_id']: (int(truth['width']), int(truth['height'])) for truth, _ in results}
+        sizes = {truth['img_id']: (truth['width'], truth['height']) for truth, _ in results}
         classes = self.dataset_meta['classes']
         file = read_coco(self.ann_file, classes, lambda image: _size_in(sizes, image), 'segm' in self.metrics)
         self._coco_api, self.cat_ids, self.img_ids = _indexed(file), None, None
         metrics = super().compute_metrics(results)
         if self.outfile_prefix is not None:
-            self._name_as_file(file.category_ids)
+            self._name_as_file(file)
         return metrics
 
-    def _name_as_file(self, ids: Sequence[Any]) -> None:
+    def _name_as_file(self, file: CocoFile) -> None:
         """Give the results that were written the category ids of the annotation file."""
-        own = dict(zip(self.cat_ids, ids, strict=True))
+        used = [category['id'] for category in file.content['categories']]
+        own = dict(zip(used, file.category_ids, strict=True))
         for kind in ('bbox', 'segm'):
             path = Path(f'{self.outfile_prefix}.{kind}.json')
             if path.is_file():
@@ -97,6 +97,6 @@ class ZooCocoMetric(CocoMetric):
 
 
 def _size_in(sizes: dict[Any, tuple[int, int]], image: dict[str, Any]) -> tuple[int, int]:
-    if image['id'] not in sizes:
+    if not all(sizes.get(image['id']) or [0]):
         raise EvaluationError(f'The image {image["file_name"]} has no width and height in the annotations: add them.')
     return sizes[image['id']]

@@ -208,7 +208,7 @@ def _check_ids(objects: list[Entry], path: Path) -> None:
 def _use_classes(content: Entry, keys: dict[str, str], classes: Sequence[str]) -> list[Any]:
     """Put the classes in the place of the categories, in their order. Returns what the file called them."""
     listed = {category['name']: category for category in content['categories']}
-    own = [listed[name]['id'] if name in listed else None for name in classes]
+    own: list[Any] = [listed[name]['id'] if name in listed else None for name in classes]
     usual = all(type(i) is int for i in own) and own == sorted(own)
     ids = dict(zip(classes, own if usual else range(1, len(classes) + 1), strict=True))
     content['categories'] = [{**listed.get(name, {}), 'id': ids[name], 'name': name} for name in classes]

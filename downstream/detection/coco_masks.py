@@ -71,9 +71,8 @@ def _read_runs(value: dict[str, Any], size: tuple[int, int]) -> Mask:
     if value.get('size') != [height, width]:
         raise ValueError(f'has a mask of size {value.get("size")}, and its image has [{height}, {width}]')
     counts = value.get('counts')
-    runs = _decompressed(counts) if isinstance(counts, str) else counts
-    whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    if not whole or sum(runs) != height * width:
+    runs: list[int] = _decompressed(counts) if isinstance(counts, str) else counts if isinstance(counts, list) else []
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
         raise ValueError(f'has a mask whose runs are damaged: they do not add up to {height * width} pixels')
     if not any(runs[1::2]):  # the first run is outside the object
         raise ValueError('has an empty mask')

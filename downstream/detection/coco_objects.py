@@ -44,7 +44,7 @@ def complete_object(found: dict[str, Any], size: tuple[int, int], masks: bool, w
         if masks:
             raise EvaluationError(f'{where} {fault}: delete it, or train a detector without masks (RetinaNet).')
     area = found.get('area')
-    if not is_number(area) or area <= 0:
+    if area is None or not is_number(area) or area <= 0:
         found['area'] = (area_of_mask(mask, size) if mask is not None else 0) or box[2] * box[3]
     return ''
 

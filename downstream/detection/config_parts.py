@@ -16,6 +16,7 @@ __all__ = [
     'own_classes_of',
     'pipeline_steps',
     'set_classes',
+    'type_classes_of',
 ]
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -57,7 +58,20 @@ def pipeline_steps(steps: Any) -> Iterator[Any]:
 
 def classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes of a data set's config: its own, or those of its type."""
-    return own_classes_of(dataset) or tuple(DATASETS.get(dataset['type']).METAINFO['classes'])
+    return own_classes_of(dataset) or type_classes_of(dataset)
+
+
+def type_classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a data set's type, none if it has none of its own."""
+    return tuple(getattr(_type_of(dataset), 'METAINFO', {}).get('classes', ()))
+
+
+def _type_of(dataset: Mapping[str, Any]) -> Any:
+    kind = dataset['type']
+    # The root registry finds the names of mmdet and mmseg only with their scope before them.
+    scopes = ('', f'{dataset.get("_scope_", "mmdet")}.', 'mmdet.', 'mmseg.')
+    found = (DATASETS.get(f'{scope}{kind}') for scope in scopes) if isinstance(kind, str) else [kind]
+    return next((each for each in found if each is not None), None)
 
 
 def own_classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.text import first_few
@@ -163,8 +162,7 @@ def _classes(config: Config, data: CustomData, train: Path | None, val: Path | N
 
 def _kept(config: Config) -> tuple[str, ...]:
     """The classes that the config has as it is."""
-    with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmdet'):
-        return next((classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
+    return next((classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
 
 
 def _check_others(path: Path, classes: tuple[str, ...], trained: bool) -> None:

@@ -12,7 +12,16 @@ from tinyvit_zoo.common.text import first_few
 from tinyvit_zoo.data.image_file import upright_size
 
 from .coco_file import CocoFile, read_coco
-from .config_parts import LOADERS, classes_of, datasets_of, evaluators_of, heads_of, kind_of, pipeline_steps
+from .config_parts import (
+    LOADERS,
+    classes_of,
+    datasets_of,
+    evaluators_of,
+    heads_of,
+    kind_of,
+    pipeline_steps,
+    type_classes_of,
+)
 from .label_maps import check_label_maps
 
 __all__ = ['check_data']
@@ -45,7 +54,8 @@ def check_data(config: Config, training: bool, say: Callable[[str], None] = prin
                 _check_coco(dataset, config, loader, say)
             elif kind_of(dataset) in LABEL_MAPS:
                 _check_heads(classes_of(dataset), config.model)
-                check_label_maps(dataset, classes_of(dataset), loader == LOADERS[0], say)
+                labels = type_classes_of(dataset) or classes_of(dataset)  # mmseg selects classes after it read labels
+                check_label_maps(dataset, labels, loader == LOADERS[0], say)
 
 
 def _check_coco(dataset: Mapping[str, Any], config: Config, loader: str, say: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.training.run_state import alone_in
 
-from .config_parts import LOADERS
+from .config_parts import LOADERS, classes_of, datasets_of
 from .custom_data import match_by_name
 from .data_checks import check_data
 from .detector_checkpoint import check_start, latest_checkpoint, load_detector
@@ -92,7 +92,7 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
     runner = Runner.from_cfg(config)
     if config.load_from:
         # Checked before any work; mmengine itself loads whatever happens to fit.
-        fresh = check_start(runner.model, config.load_from)
+        fresh = check_start(runner.model, config.load_from, _class_names(config, LOADERS[0]))
         if config.resume and fresh:
             raise EvaluationError(f'{config.load_from} is of another model than {config.filename}: {fresh}')
         if fresh:
@@ -125,7 +125,7 @@ def evaluate(
     if is_main_process():
         check_data(config, training=False, say=say)
     runner = Runner.from_cfg(config)
-    load_detector(runner.model, checkpoint)
+    load_detector(runner.model, checkpoint, _class_names(config, LOADERS[2]))
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         results = dict(config=str(config.filename), checkpoint=str(checkpoint), metrics=metrics)
@@ -159,6 +159,12 @@ def _prepare(config: Config, run: Run) -> Path:
     if config.launcher != 'none' and not torch.cuda.is_available():
         _use_gloo(config)
     return folder
+
+
+def _class_names(config: Config, loader: str) -> tuple[str, ...]:
+    """Names of the classes of a loader's data, none if their type does not say them."""
+    dataset = next(datasets_of(config.get(loader)), None)
+    return classes_of(dataset) if dataset is not None else ()
 
 
 def _use_gloo(config: Config) -> None:

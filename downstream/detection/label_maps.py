@@ -49,7 +49,7 @@ def check_label_maps(
     first = 1 if dataset.get('reduce_zero_label', dataset['type'].endswith('ADE20KDataset')) else 0
     seen = np.zeros(256, dtype=bool)
     with ThreadPoolExecutor() as pool:
-        for values in pool.map(lambda pair: _labels(*pair, first, classes), pairs):
+        for values in pool.map(lambda pair: _labels(pair[0], pair[1], first, classes), pairs):
             seen[values] = True
     empty = [name for i, name in enumerate(classes) if not seen[i + first]]
     if len(empty) == len(classes):

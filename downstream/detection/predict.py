@@ -92,7 +92,7 @@ class Predictor:
         self.prepare = Compose(_for_arrays(dataset['pipeline']))
         model = dict(config.model, train_cfg=None) if 'train_cfg' in config.model else config.model
         self.model: Any = revert_sync_batchnorm(MODELS.build(model)).to(device).eval()  # mmengine's interface
-        load_detector(self.model, checkpoint)
+        load_detector(self.model, checkpoint, self.classes)
 
     def __call__(self, image: Image.Image) -> Found | Segments:
         """Predictions for an RGB image, in its own pixels.

@@ -15,6 +15,7 @@ MOST_GROWTH = 20
 """Times its own size that a file may grow when it is read. torch does not compress."""
 
 BLOCK = 1 << 20
+DOS_FOLDER = 0x10
 END, END_64, LOCATOR_64 = struct.Struct('<4s4H2IH'), struct.Struct('<4sQ2H2I4Q'), struct.Struct('<4sIQI')
 
 
@@ -82,6 +83,8 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, room: int) -> 
     """Size of an entry, after reading it in blocks."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise RefusedError(f'{shown(entry.filename)} is compressed in a way that torch does not use')
+    if entry.file_size and (entry.is_dir() or entry.external_attr & DOS_FOLDER):
+        raise RefusedError(f'{shown(entry.filename)} is marked as a folder')  # for which torch leaves memory as it is
     length = 0
     with archive.open(entry) as content:
         while block := content.read(BLOCK):  # the checksum is compared at the end

@@ -71,14 +71,12 @@ class Pickle:
     Attributes:
         names: Functions and classes that it names, as 'module.name'.
         storages: Bytes of each storage by its key; None where the file shows no size.
-        tensor_bytes: Bytes of all tensors, those that share a storage counted for themselves.
         content: The object in it, as far as it is made of strings, numbers, lists and tuples.
         old: The pickle in protocol 2, if it is of a later one.
     """
 
     names: dict[str, None] = field(default_factory=dict)
     storages: dict[str, int] = field(default_factory=dict)
-    tensor_bytes: int = 0
     content: Any = None
     old: bytes | None = None
 
@@ -255,9 +253,6 @@ class _Machine:
         count = math.prod(shape)
         if count > MOST_GROWTH * max(1, storage.count):
             raise RefusedError(f'a tensor of {count:,} numbers has only {storage.count:,} in the file')
-        self.found.tensor_bytes += count * storage.item
-        if self.found.tensor_bytes > MOST_GROWTH * self.size:
-            raise RefusedError('its tensors share their numbers so that they would take many times its size')
 
     def stop(self, _: Any) -> None:
         self.found.content = self.stack.pop()
@@ -301,7 +296,9 @@ ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     'SETITEM': _Machine.drop_2,
     **dict.fromkeys(('SETITEMS', 'ADDITEMS'), _Machine.drop_to_mark),
     **dict.fromkeys(('TUPLE', 'FROZENSET'), _Machine.tuple_to_mark),
-    **{f'TUPLE{n}': lambda machine, _, n=n: machine.tuple_last(n) for n in (1, 2, 3)},
+    'TUPLE1': lambda machine, _: machine.tuple_last(1),
+    'TUPLE2': lambda machine, _: machine.tuple_last(2),
+    'TUPLE3': lambda machine, _: machine.tuple_last(3),
     'GLOBAL': _Machine.name,
     'STACK_GLOBAL': _Machine.name_on_stack,
     **dict.fromkeys(('REDUCE', 'NEWOBJ'), _Machine.call),

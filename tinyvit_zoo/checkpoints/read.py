@@ -20,7 +20,7 @@ from .shards import INDEX_NAMES, INDEX_SUFFIX, read_shards
 from .torch_file import ForeignNameError, read_torch
 from .wrappers import open_wrappers, unwrap
 
-__all__ = ['Clues', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
+__all__ = ['Clues', 'classes_in', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
 
 CHECKPOINT_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EMFILE, errno.ENFILE)
@@ -93,6 +93,18 @@ def read_with_clues(path: str | Path, part: str | None = None) -> tuple[dict[str
     """As `read_checkpoint`, with the clues in and around the file."""
     path, checkpoint = _open(path)
     return unwrap(checkpoint, _shown(path), part=part), clues_of(checkpoint, path)
+
+
+def classes_in(path: str | Path) -> tuple[str, ...]:
+    """Names of the classes that a detector or segmenter was trained with; none if the file does not say.
+
+    Raises:
+        As `read_checkpoint`.
+    """
+    _, found = _open(path)
+    for key in ('meta', 'dataset_meta', 'classes'):  # as mmengine saves them
+        found = found.get(key) if isinstance(found, dict) else None
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
 
 
 def clues_of(checkpoint: Any, path: Path | None = None) -> Clues:

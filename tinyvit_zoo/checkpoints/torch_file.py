@@ -149,8 +149,8 @@ def _rewritten(file: BinaryIO, starts: list[int], pickles: list[Pickle]) -> Bina
     return copy
 
 
-def _stand_ins(pickles: Iterable[Pickle]) -> list[tuple[type, str]]:
-    """Stand-ins for what pickles name, after a look at all of the names."""
+def _stand_ins(pickles: Iterable[Pickle]) -> list[Any]:
+    """Stand-ins and their names for what pickles name, after a look at all of the names."""
     names = [name for found in pickles for name in found.names]
     stand_ins = [*_STAND_INS, *(_HISTORY_STAND_INS if _HISTORY in names else ())]
     known = HARMLESS | {name for _, name in stand_ins}
@@ -160,7 +160,7 @@ def _stand_ins(pickles: Iterable[Pickle]) -> list[tuple[type, str]]:
     return stand_ins
 
 
-def _unpickle(file: BinaryIO, stand_ins: list[tuple[type, str]]) -> Any:
+def _unpickle(file: BinaryIO, stand_ins: list[Any]) -> Any:
     # An open file, not a path, since torch judges a path by its ending. The allow-list is global, hence the lock.
     file.seek(0)
     try:

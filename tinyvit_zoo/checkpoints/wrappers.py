@@ -5,13 +5,14 @@ Where several parts could be meant, the caller names one: a wrong guess would lo
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from ..common.errors import CheckpointError
 from ..common.text import first_few, shown
+from .archive import MOST_GROWTH
 from .keymap import find_key_map
 
 __all__ = ['open_wrappers', 'unwrap']
@@ -42,6 +43,8 @@ AVERAGING_COUNTER = 'n_averaged'
 NO_WEIGHTS = ('total_ops', 'total_params', '_extra_state')
 COUNTER = 'num_batches_tracked'
 
+MOST_NESTED = 100
+
 
 def unwrap(
     checkpoint: Any, where: str = 'the checkpoint', whole: bool = False, part: str | None = None
@@ -70,8 +73,8 @@ def unwrap(
     if others:
         raise CheckpointError(
             f'{where} is not a state dict: {first_few(others)} are not named tensors. '
-            f'A state dict is looked for at the top or under {", ".join(WRAPPERS)}; --part NAME (part=) names another '
-            'place.'
+            f'A state dict is looked for at the top or under {", ".join((*PLAIN, *AVERAGED))} and the like; '
+            '--part NAME (part=) names another place.'
         )
     odd = [
         k for k, v in state_dict.items() if v.layout != torch.strided or v.is_meta or v.is_quantized or v.is_complex()
@@ -80,8 +83,19 @@ def unwrap(
         raise CheckpointError(
             f'{where} holds {first_few(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
         )
+    _check_sharing(state_dict.values(), where)
     stripped = _strip_prefixes({k: _plain(k, v) for k, v in state_dict.items()})
     return stripped if whole else _one_model(stripped, where)
+
+
+def _check_sharing(tensors: Collection[torch.Tensor], where: str) -> None:
+    """Tied weights share their numbers; a copy of each must not take many times the memory of the file."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    if sum(tensor.nbytes for tensor in tensors) > MOST_GROWTH * sum(storages.values()):
+        raise CheckpointError(
+            f'{where} holds the same numbers under so many names that they would take more than {MOST_GROWTH} times '
+            'its size: save each tensor once.'
+        )
 
 
 def open_wrappers(checkpoint: Any, where: str = 'the checkpoint') -> tuple[Any, str]:
@@ -93,18 +107,20 @@ def open_wrappers(checkpoint: Any, where: str = 'the checkpoint') -> tuple[Any, 
     opened: list[str] = []
     seen: set[int] = set()
     while (key := _wrapper(checkpoint, where, opened)) is not None:
-        if id(checkpoint) in seen:
-            path = shown('.'.join(opened))
-            raise CheckpointError(f'{where} contains itself under {path}: save its state dict alone.')
+        if id(checkpoint) in seen or len(opened) == MOST_NESTED:
+            nested = 'contains itself' if id(checkpoint) in seen else f'is nested in more than {MOST_NESTED} levels'
+            raise CheckpointError(f'{where} {nested} under {shown(".".join(opened))}: save its state dict alone.')
         seen.add(id(checkpoint))
         opened.append(key)
         checkpoint = checkpoint[key]
     return checkpoint, '.'.join(opened)
 
 
-def _wrapper(checkpoint: Any, where: str, opened: list[str]) -> str | None:
+def _wrapper(checkpoint: Any, where: str, opened: list[str], compare: bool = True) -> str | None:
     """The key to open next; None where the state dict is reached, or nothing is found."""
     keys = _parts(checkpoint)
+    if len(keys) == 1:
+        keys += _twins(checkpoint, keys[0])
     if len(keys) < 2:
         return next(iter(keys), None)
     if 'model' in keys and PLAIN_WEIGHTS_COUNT in checkpoint['model']:
@@ -112,7 +128,7 @@ def _wrapper(checkpoint: Any, where: str, opened: list[str]) -> str | None:
     if len(keys) == 2 and keys[0] in AVERAGED and keys[1] in PLAIN:
         return keys[0]
     # A part of another kind of model, such as a teacher, is none of those that could be meant.
-    known = [key for key in keys if _is_known(checkpoint[key])]
+    known = [key for key in keys if _is_known(checkpoint[key])] if compare else []
     if len(known) == 1:
         return known[0]
     raise _ask(where, ['.'.join([*opened, key]) for key in known or keys])
@@ -130,12 +146,19 @@ def _parts(checkpoint: Any) -> list[str]:
     return [k for k in WRAPPERS if _leads_to_tensors(checkpoint.get(k))] if isinstance(checkpoint, dict) else []
 
 
+def _twins(checkpoint: dict[Any, Any], key: str) -> list[str]:
+    """Unknown keys under which there is the same model once more, such as the best of the training."""
+    names = checkpoint[key].keys()
+    others = [k for k, v in checkpoint.items() if isinstance(k, str) and k not in WRAPPERS and isinstance(v, dict)]
+    return [k for k in others if checkpoint[k].keys() == names]
+
+
 def _leads_to_tensors(value: Any) -> bool:
     """Whether there are tensors in a mapping, or under known keys of it, which may lead back to itself."""
-    waiting, seen = [value], set()
+    waiting, seen = [value], set[int]()
     while waiting:
         value = waiting.pop()
-        if isinstance(value, dict) and id(value) not in seen:
+        if isinstance(value, dict) and id(value) not in seen and len(seen) < MOST_NESTED:
             if any(isinstance(v, torch.Tensor) for v in value.values()):
                 return True
             seen.add(id(value))
@@ -143,13 +166,17 @@ def _leads_to_tensors(value: Any) -> bool:
     return False
 
 
-def _is_known(checkpoint: Any) -> bool:
-    """Whether a part is of a family of the zoo."""
-    try:
-        inner, _ = open_wrappers(checkpoint)
-    except CheckpointError:  # several that could be meant
-        return True
-    names = {k: v for k, v in inner.items() if isinstance(k, str)} if isinstance(inner, dict) else {}
+def _is_known(part: Any) -> bool:
+    """Whether a part is of a family of the zoo, or has several parts itself."""
+    for _ in range(MOST_NESTED):
+        try:
+            key = _wrapper(part, '', [], compare=False)
+        except CheckpointError:
+            return True
+        if key is None:
+            break
+        part = part[key]
+    names = {k: v for k, v in part.items() if isinstance(k, str)} if isinstance(part, dict) else {}
     return find_key_map(_strip_prefixes(_rename(names))) is not None
 
 

@@ -83,7 +83,9 @@ def _results(classifier: Any, paths: Iterable[Path], topk: int, show: bool) -> I
 
 
 def _print(path: Path, predictions: list[dict[str, Any]]) -> None:
+    from ..common.text import escaped  # labels are of whoever made the model
+
     out = console()
-    out.print(str(path), style='bold', markup=False, soft_wrap=True)
+    out.print(escaped(str(path)), style='bold', markup=False, soft_wrap=True)
     for p in predictions:
-        out.print(f'  {p["probability"]:7.2%}  {p["label"]}', markup=False, soft_wrap=True)
+        out.print(f'  {p["probability"]:7.2%}  {escaped(p["label"])}', markup=False, soft_wrap=True)

@@ -28,8 +28,10 @@ def printer() -> Callable[[str], None]:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
-    print(' '.join(message.split()), file=sys.stderr)
+    """One line on stderr, without what acts on a terminal: names of files and keys may."""
+    from ..common.text import escaped
+
+    print(escaped(' '.join(message.split())), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -83,11 +83,16 @@ def _use_custom_data(
         if classes or any(files.values()):
             raise typer.BadParameter('Give the folder of your data as well: --data DIR.')
         return
+    from ..downstream.detection.config_parts import datasets_of
     from ..downstream.detection.custom_data import CustomData, use_custom_data
 
     found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files), trained)
     if found:
         print(f'{len(found)} classes: {", ".join(found)}')
+    if files.get('train_annotations') and not files.get('validation_annotations'):
+        for dataset in datasets_of(config.get('val_dataloader')):
+            kept = Path(dataset.get('data_root') or '', dataset.get('ann_file', ''))
+            print(f'The validation is on {kept}, as the config says: --validation-annotations names another file.')
 
 
 def train(

@@ -153,10 +153,10 @@ def _model(
 
     if as_init and options.random:
         raise typer.BadParameter('--as-init takes the weights of an encoder, --random none: leave one of them out.')
-    start = find_start(options.name, options.weights, options.random, as_init)
+    start = find_start(options.name, options.weights, options.random, as_init, options.part)
 
     def make(num_classes: int, random: bool = False) -> 'nn.Module':
-        own = replace(options, random=True, weights=None) if random else options
+        own = replace(options, random=True, weights=None, part=None) if random else options
         return _make(own, as_init and not random, recipe, num_classes, seed)
 
     model, classifier = start_model(make, start, classes, recipe)

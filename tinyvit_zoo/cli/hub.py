@@ -61,7 +61,7 @@ def pack(
 
     quiet_logs()
     folder = write_page(
-        name, output, weights, seed if random else None, tag, _read_labels(labels), license,
+        _page_of(name), output, weights, seed if random else None, tag, _read_labels(labels), license,
         pair_of(img_size), repo, for_timm, test_tensors, part, allow_nonfinite,
     )  # fmt: skip
     print(f'Written to {folder}')
@@ -75,7 +75,7 @@ def verify(
     from ..hub.verify import verify as prove
 
     _quiet_hub()
-    _print_proof(prove(place))
+    _print_proof(prove(_page_of(place)))
 
 
 def push(
@@ -105,6 +105,7 @@ def push(
 
     _quiet_hub()
     check_repo(to)  # before anything is packed
+    name = _page_of(name)
     if is_page(name):
         if for_timm or random or any(value is not None for value in (weights, part, tag, labels, license, img_size)):
             raise typer.BadParameter(f'{name} is packed already: `tinyvit-zoo pack` takes what is to be changed.')
@@ -130,6 +131,15 @@ def push(
         would = 'Would upload' if dry_run else 'Uploaded'
         print(f'{would} {", ".join(done.uploaded)}' + (f'; delete {", ".join(done.deleted)}' if done.deleted else ''))
     print(done.url)
+
+
+def _page_of(name: str) -> str:
+    """The name, or the folder of the model in one that `finetune` wrote."""
+    from timm.models import is_model
+
+    from ..build import model_folder
+
+    return name if is_model(name.partition('.')[0]) else str(model_folder(Path(name)) or name)
 
 
 def _print_proof(proof: 'Proof') -> None:

@@ -48,11 +48,12 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a checkpoint between layouts and formats, or into a Hub-ready folder."""
+    from ..build import model_folder
     from ..hub.convert import convert as write
 
     quiet_logs()
     read, written = write(
-        source,
+        model_folder(source) or source,
         target,
         to and str(to),
         head and str(head),

@@ -7,16 +7,26 @@ import torch
 
 from .files import new_file
 
-__all__ = ['save_torch']
+__all__ = ['save_torch', 'write_torch']
 
 
 def save_torch(value: Any, path: Path) -> None:
-    """`torch.save` under a temporary name, then renamed. Equal values give equal bytes, whatever the file is called.
+    """`write_torch` under a temporary name, then renamed.
 
     Raises:
         OSError: If it cannot be written, such as on a full disk; `path` is then as before.
     """
-    with new_file(path) as new, new.open('wb') as file:
+    with new_file(path) as new:
+        write_torch(value, new)
+
+
+def write_torch(value: Any, path: Path) -> None:
+    """Write what `torch.load` reads, the same bytes for the same value: given a path, torch would write its name, too.
+
+    Raises:
+        OSError: If it cannot be written, such as on a full disk.
+    """
+    with path.open('wb') as file:
         try:
             torch.save(value, file)
         except RuntimeError as e:  # torch's writer says where it stopped, not why: that is the error before its own

@@ -2,12 +2,14 @@
 
 import difflib
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ..common.errors import EvaluationError, MissingSplitError
-from ..common.text import reason
+from ..common.paths import MAX_PATH
+from ..common.text import reason, shown
 from .folders import read_folder
 from .image_dataset import ImageDataset, join
 from .registry import REGISTRY, Entry, find_entry
@@ -57,7 +59,7 @@ def load_dataset(
         dataset = _load_registered(entry, split, root, seed, check_counts)
     elif name.partition('/')[0] in PREFIXES:
         dataset = read_timm(name, split, root)
-    elif (name == 'folder' and root is not None) or Path(name).is_dir():
+    elif (name == 'folder' and root is not None) or os.path.isdir(name):  # a name may be too long to ask for
         dataset = read_folder(root if name == 'folder' and root is not None else Path(name), split)
     else:
         raise EvaluationError(_unknown(name))
@@ -79,8 +81,8 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f'Did you mean {close[0]}? ' if close else ''
     return (
-        f"'{name}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., wds/..., torch/..., "
-        f'imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
+        f"'{shown(name, MAX_PATH)}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., "
+        f'wds/..., torch/..., imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +123,12 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
 
 def _refuse_other_layouts(folder: Path) -> None:
     """Errors for a folder without splits whose folders are no classes either."""
-    filled = _filled(folder)
+    filled = list(_filled(folder))
     if not filled:
         raise EvaluationError(_no_images(folder))
-    inner = [folder / name for name in filled if split_folders(folder / name)]
+    inner = [
+        place for place in (folder / name for name in filled) if not is_plain_folder(place) and split_folders(place)
+    ]
     if inner:
         raise EvaluationError(
             f'{folder} has one folder too many above the splits: give {" or ".join(map(str, inner[:3]))} instead.'
@@ -148,16 +151,16 @@ def _refuse_single(folder: Path) -> None:
 
 def folder_too_many(folder: Path) -> Path | None:
     """The single folder with images below a folder, if it holds several folders of images rather than images."""
-    inner, filled = folder, _filled(folder)
+    inner, filled = folder, list(islice(_filled(folder), 2))
     while len(filled) == 1 and not is_plain_folder(inner / filled[0]):
         inner /= filled[0]
-        filled = _filled(inner)
+        filled = list(islice(_filled(inner), 2))
     return inner if inner != folder and len(filled) > 1 else None
 
 
-def _filled(folder: Path) -> list[str]:
+def _filled(folder: Path) -> Iterator[str]:
     """Names of the folders in a folder that have images below them."""
-    return [name for name in class_folders(folder) if next(_image_files(folder / name), None)]
+    return (name for name in class_folders(folder) if next(_image_files(folder / name), None))
 
 
 def _no_split(folder: Path, split: str, parts: dict[str, Path]) -> str:
@@ -254,7 +257,7 @@ def _say_others(folder: Path, other: Counter[str]) -> None:
         _log.warning('%s: left out are %s.', folder, _counted(other))
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """What a folder holds without hidden files and folders.
 
     Raises:
@@ -262,7 +265,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith('.') and entry.name not in LEFT_BY_SYSTEMS]
+            yield from (e for e in entries if not e.name.startswith('.') and e.name not in LEFT_BY_SYSTEMS)
     except OSError as e:
         raise EvaluationError(f'{folder} cannot be listed ({reason(e)}): repair its permissions, or move it.') from e
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,11 @@ from torch.utils.data import Dataset
 from ..common.errors import EvaluationError
 from ..common.text import reason
 from .fingerprints import compute_fingerprint, file_stamp, folder_stamps, kept_fingerprint, shown
-from .image_file import open_image, to_rgb
+from .image_file import header_size, open_image, to_rgb
 
-__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join']
+__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join', 'size_of']
+
+T = TypeVar('T')
 
 END = 1 << 16  # bytes at either end of a file that its identity covers
 UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # a change may affect the middle alone
@@ -30,6 +32,9 @@ class Source(Protocol):
 
     def open(self, i: int) -> Image.Image:
         """Decode image `i`; any exception means that it is unreadable."""
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of the image that `open` would give, without decoding it where that can be."""
 
     def describe(self, i: int) -> str:
         """The name of image `i` in messages: its path if it has one."""
@@ -93,6 +98,11 @@ class Files(Source):
         image = open_image(self.path(i), upright=self.upright)
         return image if self.prepare is None else self.prepare(image)
 
+    def size(self, i: int) -> tuple[int, int]:
+        if self.prepare is not None:  # it may change the size
+            return size_of(self.open(i))
+        return header_size(self.path(i), upright=self.upright)
+
     def describe(self, i: int) -> str:
         return str(self.path(i))
 
@@ -126,6 +136,11 @@ class Files(Source):
             yield file_stamp(self._place(i))
 
 
+def size_of(image: Image.Image) -> tuple[int, int]:
+    """(height, width)."""
+    return image.height, image.width
+
+
 def ends_of(file: IO[bytes]) -> bytes:
     """Size, first and last 64 KiB of a file or file-like object."""
     size = file.seek(0, os.SEEK_END)
@@ -147,6 +162,10 @@ class Arrays(Source):
 
     def open(self, i: int) -> Image.Image:
         return Image.fromarray(self.pixels[i])
+
+    def size(self, i: int) -> tuple[int, int]:
+        height, width = self.pixels.shape[1:3]
+        return height, width
 
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
@@ -172,6 +191,10 @@ class Joined(Source):
     def open(self, i: int) -> Image.Image:
         source, i = self._find(i)
         return source.open(i)
+
+    def size(self, i: int) -> tuple[int, int]:
+        source, i = self._find(i)
+        return source.size(i)
 
     def describe(self, i: int) -> str:
         source, i = self._find(i)
@@ -208,6 +231,9 @@ class Wrapped(Source):
 
     def open(self, i: int) -> Image.Image:
         return self.dataset[i][0]
+
+    def size(self, i: int) -> tuple[int, int]:
+        return size_of(self.open(i))
 
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
@@ -269,10 +295,21 @@ class ImageDataset(Dataset):
         Raises:
             EvaluationError: If the image cannot be read.
         """
+        return self._read(i, lambda source, number: to_rgb(source.open(number)))
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of `image(i)`; of a file from its header, without decoding it.
+
+        Raises:
+            EvaluationError: If the header cannot be read.
+        """
+        return self._read(i, lambda source, number: source.size(number))
+
+    def _read(self, i: int, read: Callable[[Source, int], T]) -> T:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         try:
-            return to_rgb(self._source.open(self._position(i)))
+            return read(self._source, self._position(i))
         except Exception as e:  # decoders raise almost anything on damaged files
             raise EvaluationError(
                 f'{self.describe(i)} is no readable image ({reason(e)}): repair it, or leave out unreadable images '

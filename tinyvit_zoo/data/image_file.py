@@ -3,6 +3,7 @@
 Pillow alone clips whatever lies above 255: 16-bit grey images turn white and floats from 0 to 1 turn black.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,16 +13,26 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..common.errors import ImageError
-from ..common.text import reason
+from ..common.paths import MAX_PATH
+from ..common.text import reason, shown
 
-__all__ = ['load_image', 'open_image', 'to_rgb', 'upright_size']
+__all__ = ['header_size', 'load_image', 'open_image', 'to_rgb', 'upright_size']
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+WIDTH, HEIGHT, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # TIFF tags
 MIN_IS_WHITE, SIGNED = 0, 2
-ORIENTATION = 274  # EXIF tag
-SIDEWAYS = (5, 6, 7, 8)
+ORIENTATION, SIDEWAYS = 274, (5, 6, 7, 8)  # EXIF tag; its values that exchange height and width
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE, PNG_CHUNK_ENDS = 8, 12  # bytes; a chunk has its length and name before its content, a checksum after it
 SHARE = 16
-"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 white of floats."""
+"""A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 of floats."""
 ROUNDING = 1 / 512
 """Floats beyond a range by half a grey level at most count as its end: resizing and compression leave such values."""
 
@@ -41,8 +52,8 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         ImageError: If there is no such file, it is damaged or no image, or its values cannot be scaled to 8 bits.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImageError(f'No image at {path}.')
+    if not os.path.isfile(path):  # a name may be too long to ask for
+        raise ImageError(f'No image at {shown(path, MAX_PATH)}.')
     try:
         return to_rgb(open_image(path, upright=upright))
     except UnidentifiedImageError as e:
@@ -73,36 +84,95 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
     except UnidentifiedImageError as e:
         raise UnidentifiedImageError('Pillow does not know the format, or not this kind of it') from e
     image.load()
-    if upright:
+    turned: Image.Image = image
+    if upright and image.format != 'TIFF':  # Pillow turns these by itself
         with suppress(Exception):  # damaged EXIF data raise almost anything; the image counts as upright then
-            ImageOps.exif_transpose(image, in_place=True)
-    narrow = _in_eight_bits(image, _bits(image))
+            # `ImageOps.exif_transpose` returns copies, or lacks `in_place` in old versions of Pillow.
+            turned = image.transpose(TURNS[image.getexif()[ORIENTATION]])
+    narrow = _in_eight_bits(turned, _bits(image))
     # Pillow inverts such images of 8 bits by itself.
-    inverted = narrow is not image and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
+    inverted = narrow is not turned and _tags(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     return ImageOps.invert(narrow) if inverted else narrow
+
+
+def header_size(file: str | Path | IO[bytes], *, upright: bool) -> tuple[int, int]:
+    """(height, width) that `open_image` would give, from the header alone: no pixel is decoded.
+
+    Args:
+        file: Path, or a file opened for reading bytes.
+        upright: As in `load_image`.
+
+    Raises:
+        UnidentifiedImageError: If the file is no image of a known format.
+        Exception: Whatever else Pillow raises on what it cannot read.
+    """
+    if isinstance(file, str | Path):
+        with open(file, 'rb') as opened:
+            return header_size(opened, upright=upright)
+    image = Image.open(file)
+    width, height = _upright(image, _orientation(image, file)) if upright else _loaded_size(image)
+    return height, width
 
 
 def upright_size(path: str | Path) -> tuple[tuple[int, int], int]:
     """(width, height) of what `load_image` gives, and the EXIF orientation from 1 to 8; only the header is read.
 
-    The EXIF data of a PNG file count only where they precede the pixels, as most programs write them.
-
     Raises:
         ImageError: If the file cannot be opened as an image.
     """
     try:
-        with Image.open(path) as image:
-            orientation = 1
-            with suppress(Exception):  # as in `open_image`
-                orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # PNG's own decodes the pixels first
-            width, height = image.size
-            # Pillow gives the size of TIFF images as they are after the turn.
-            turned = orientation in SIDEWAYS and image.format != 'TIFF'
+        with open(path, 'rb') as file:
+            image = Image.open(file)
+            orientation = _orientation(image, file)
+            return _upright(image, orientation), orientation
     except UnidentifiedImageError as e:
         raise ImageError(f'{path} is no image of a known format.') from e
     except Exception as e:  # as in `load_image`
         raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
-    return (height, width) if turned else (width, height), orientation if orientation in range(1, 9) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """(width, height) after the turn."""
+    width, height = _loaded_size(image)
+    return (height, width) if orientation in SIDEWAYS and image.format != 'TIFF' else (width, height)
+
+
+def _loaded_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) that an open image will have: Pillow turns TIFF images when it loads them, new ones before."""
+    if image.format != 'TIFF':
+        return image.size
+    width, height = _tags(image)[WIDTH], _tags(image)[HEIGHT]
+    return (height, width) if _tags(image).get(ORIENTATION) in SIDEWAYS else (width, height)
+
+
+def _orientation(image: Image.Image, file: IO[bytes]) -> int:
+    """From 1 to 8, of an image that is open but not loaded; 1 where it has none, or one that means nothing."""
+    orientation = 1
+    with suppress(Exception):  # as in `open_image`
+        orientation = _exif_of_header(image, file).get(ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _exif_of_header(image: Image.Image, file: IO[bytes]) -> Image.Exif:
+    """EXIF data of an image that is open but not loaded; Pillow decodes a PNG image to find them behind its pixels."""
+    if image.format == 'PNG' and not _text_behind_pixels(file):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _text_behind_pixels(file: IO[bytes]) -> bool:
+    """Whether a PNG file has EXIF data or texts behind its first pixels."""
+    place, pixels = file.tell(), False
+    try:
+        file.seek(PNG_SIGNATURE)
+        while len(head := file.read(8)) == 8 and head[4:] != b'IEND':
+            pixels = pixels or head[4:] == b'IDAT'
+            if pixels and head[4:] in (b'eXIf', b'tEXt', b'zTXt', b'iTXt'):
+                return True
+            file.seek(int.from_bytes(head[:4], 'big') + PNG_CHUNK_ENDS - 8, 1)
+        return False
+    finally:
+        file.seek(place)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

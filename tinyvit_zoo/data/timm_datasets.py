@@ -14,7 +14,7 @@ from ..common.errors import EvaluationError, MissingSplitError
 from ..common.text import reason
 from .folders import EXTENSIONS, SPLIT_FOLDERS, split_of
 from .image_dataset import Arrays, ImageDataset, Source, Wrapped, ends_of, join
-from .image_file import open_image
+from .image_file import header_size, open_image
 
 __all__ = ['PREFIXES', 'read_timm']
 
@@ -180,6 +180,10 @@ class ReaderFiles(Source):
         with self.reader[i][0] as file:
             return open_image(file, upright=False)
 
+    def size(self, i: int) -> tuple[int, int]:
+        with self.reader[i][0] as file:
+            return header_size(file, upright=False)
+
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
 
@@ -206,6 +210,9 @@ class TarMembers(Source):
 
     def open(self, i: int) -> Image.Image:
         return open_image(self._read(i), upright=False)
+
+    def size(self, i: int) -> tuple[int, int]:
+        return header_size(self._read(i), upright=False)
 
     def describe(self, i: int) -> str:
         path, name, *_ = self.members[i]

@@ -276,8 +276,8 @@ def hidden_relation_ce_loss(
 ) -> torch.Tensor:
     """Cross-entropy between softmax(H H^T / sqrt(C)) of student and teacher, mean over rows: paper Eq. 11.
 
-    The released code differs, see `hidden_relation_loss`; for the H of the paper see `PAPER`. Mean over layers. Computed, and recomputed in the backward
-    pass, a few rows at a time, so that memory is bounded for any L.
+    The released code differs, see `hidden_relation_loss`; for the H of the paper see `PAPER`. Mean over layers.
+    Computed, and recomputed in the backward pass, a few rows at a time, so that memory is bounded for any L.
 
     Args:
         student: Hidden states (B, L, C) of each layer to match.

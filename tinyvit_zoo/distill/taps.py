@@ -38,7 +38,7 @@ class LayerFeatures(NamedTuple):
     qkv: list[QKV]
     """Per layer: (W, N, C) each, all heads merged, before any scaling, norm or mixing."""
     hidden: list[torch.Tensor]
-    """Per layer: output of the block, (B, L, C), before any downsampling. As released; MiniViT's paper takes the MLP's."""
+    """Per layer: output of the block as released (MiniViT's paper: of its MLP), (B, L, C), before any downsampling."""
 
 
 @dataclass

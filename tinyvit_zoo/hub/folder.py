@@ -6,7 +6,7 @@
 
 import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..common import torch_file
 from ..common.files import give_ordinary_rights
 from ..common.folders import swap_in
 from ..common.paths import read_json, user_path
@@ -178,21 +179,11 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def write_torch(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `torch.load` reads, the same bytes for the same content. Raises OSError if that fails.
-
-    Given a path, torch would write its name into the file, and say no more than that the disk did not take it.
-    """
+    """Write what `torch.load` reads, the same bytes for the same content. Raises OSError if that fails."""
     try:
-        with path.open('wb') as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as e:  # torch's writer raises the second one after the first
-        raise write_error(next((cause for cause in _causes(e) if isinstance(cause, OSError)), e)) from e
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        torch_file.write_torch(content, path)
+    except (OSError, RuntimeError) as e:
+        raise write_error(e) from e
 
 
 def write_error(error: BaseException) -> OSError:

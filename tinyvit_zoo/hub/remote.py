@@ -41,7 +41,7 @@ def check_repo(repo: str) -> None:
         raise ModelError(f"'{shown(repo)}' is not the name of a page: write owner/name.")
     if not is_repo(repo):
         raise ModelError(
-            f"'{shown(repo)}' cannot be the name of a page: owner and name have 1 to 96 letters, digits, '_', '-' "
+            f"'{shown(repo)}' cannot be the name of a page, owner/name: both have 1 to 96 letters, digits, '_', '-' "
             "and '.', neither '-' nor '.' at an end or twice in a row, and no '.git' at the end."
         )
 

@@ -1,5 +1,7 @@
 """Convolution + BatchNorm, the unit of TinyViT's stem, MBConv, patch merging and local convolution."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -90,7 +92,7 @@ class ConvNorm(nn.Module):
         """The two layers as one convolution of equal device, dtype and training flag; self if it cannot be folded."""
         if not is_untouched(self, ConvNorm) or not self._foldable():
             return self
-        conv = self.conv
+        conv: Any = self.conv
         fused = DeployConv2d(
             conv.in_channels,
             conv.out_channels,

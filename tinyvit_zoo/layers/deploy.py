@@ -40,32 +40,35 @@ ONEDNN_DTYPES = _onednn_dtypes()
 M = TypeVar('M', bound=nn.Module)
 
 
-@torch.jit.unused
-def _use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rule for anything special."""
+def _use_onednn(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> bool:
+    """Whether this call can use the fused CPU kernel, which has no autograd formula and no rule for special tensors."""
     return (
         not torch.is_grad_enabled()
-        and _takes_part(x, weight)
-        and (bias is None or _takes_part(x, bias))
+        and type(x) is torch.Tensor  # no proxy, no tensor subclass
+        and x.is_cpu
         and x.dtype in ONEDNN_DTYPES
-        and x.device.type == 'cpu'
-        and torch.backends.mkldnn.enabled
+        and x.layout is torch.strided
+        and weight is not None
+        and _takes_part(weight, x.dtype)
+        and (bias is None or _takes_part(bias, x.dtype))
         and not torch.is_autocast_enabled('cpu')
-        and not is_exporting()
-        and not torch.jit.is_tracing()
         and x.numel() > 0
-        and (torch.compiler.is_compiling() or not is_observed())
+        and (not is_exporting() if torch.compiler.is_compiling() else _is_unwatched())
     )
 
 
-def _takes_part(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a weight is a plain dense tensor (not quantised, not sharded, not offloaded) as x is."""
+def _takes_part(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is a plain dense tensor on the CPU: not quantised, not sharded, not offloaded."""
     return (
         (type(weight) is nn.Parameter or type(weight) is torch.Tensor)
-        and weight.layout is x.layout is torch.strided
-        and weight.dtype is x.dtype
-        and weight.device == x.device
+        and weight.is_cpu
+        and weight.dtype is dtype
+        and weight.layout is torch.strided
     )
+
+
+def _is_unwatched() -> bool:
+    return not torch.jit.is_tracing() and torch._C._get_mkldnn_enabled() and not is_observed()
 
 
 def _conv2d(
@@ -99,7 +102,8 @@ class DeployConv2d(nn.Conv2d):
     @torch.jit.unused
     def has_kernel(self, x: torch.Tensor) -> bool:
         """Whether `run_kernel` can compute what `forward` does."""
-        return type(x) is torch.Tensor and _use_onednn(x, self.weight, self.bias)  # no proxy, no tensor subclass
+        # Not `self.weight`: torch looks that up slowly, and it may be computed from others.
+        return _use_onednn(x, self._parameters.get('weight'), self._parameters.get('bias'))
 
     @torch.jit.unused
     def run_kernel(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
@@ -131,7 +135,8 @@ class DeployLinear(nn.Linear):
     @torch.jit.unused
     def has_kernel(self, x: torch.Tensor) -> bool:
         """Whether `run_kernel` can compute what `forward` does."""
-        return type(x) is torch.Tensor and _use_onednn(x, self.weight, self.bias)  # no proxy, no tensor subclass
+        # Not `self.weight`: torch looks that up slowly, and it may be computed from others.
+        return _use_onednn(x, self._parameters.get('weight'), self._parameters.get('bias'))
 
     @torch.jit.unused
     def run_kernel(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:

@@ -46,8 +46,9 @@ FUNCTIONS = {name: getattr(F, name) for name in ('linear', 'conv2d', 'batch_norm
 
 FORWARD: dict[type[nn.Module], Callable] = {}
 """By class that shortcuts know: its `forward` as imported."""
-METHODS: dict[type[nn.Module], frozenset[str]] = {}
-"""By class that shortcuts know: names that replace a part of it when they are set on an instance."""
+REPLACED: dict[type[nn.Module], frozenset[str]] = {}
+"""By class that shortcuts know: names that replace a part of it when they are set on an instance: methods, and a
+weight, which then is no parameter but computed from some (pruning)."""
 PER_IMAGE: set[type[nn.Module]] = set()
 """Classes that treat every image of a batch alone in evaluation mode."""
 
@@ -57,15 +58,17 @@ def known_class(kind: type[M], per_image: bool = True) -> type[M]:
     FORWARD[kind] = kind.forward
     bases = [base for base in kind.__mro__ if base not in (nn.Module, object)]
     methods = {name for base in bases for name, value in vars(base).items() if callable(value)}
-    METHODS[kind] = frozenset(methods | {'_call_impl', '_compiled_call_impl', '_wrapped_call_impl'})
+    REPLACED[kind] = frozenset(methods | {'_call_impl', '_compiled_call_impl', 'weight'})
     if per_image:
         PER_IMAGE.add(kind)
     return kind
 
 
-for _kind in (nn.Conv2d, nn.Dropout, nn.GELU, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU, nn.SiLU):
-    known_class(_kind)
-for _kind in (DropPath, LayerNorm):
+TORCHS: tuple[type[nn.Module], ...] = (
+    *(nn.Conv2d, nn.Dropout, nn.GELU, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU, nn.SiLU),
+    *(DropPath, LayerNorm),  # timm's
+)
+for _kind in TORCHS:
     known_class(_kind)
 known_class(nn.BatchNorm2d, per_image=False)  # without running statistics it mixes the images
 
@@ -131,31 +134,29 @@ def _runs_its_class(module: nn.Module) -> bool:
     if torch.compiler.is_compiling():  # dynamo follows what was replaced; it cannot read what comes next
         return True
     return FORWARD.get(kind) is kind.forward and (
-        module.__dict__.keys().isdisjoint(METHODS[kind]) or _only_restored(module, kind)
+        module.__dict__.keys().isdisjoint(REPLACED[kind]) or _only_restored(module, kind)
     )
 
 
 def _only_restored(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether the one replaced method is a `forward` that was put back, as accelerate does when it removes its hooks."""
+    """Whether the one replaced method is a `forward` that was put back, as accelerate does when it removes hooks."""
     own: Any = module.__dict__.get('forward')
     restored = getattr(own, '__self__', None) is module and getattr(own, '__func__', None) is kind.forward
-    return restored and module.__dict__.keys() & METHODS[kind] == {'forward'}
+    return restored and module.__dict__.keys() & REPLACED[kind] == {'forward'}
 
 
 def _holds_plain_tensors(module: nn.Module) -> bool:
-    """Whether its own parameters and buffers are plain dense tensors on one device; 'weight' must be a parameter."""
-    parameters = module._parameters
-    if 'weight' not in parameters and hasattr(module, 'weight'):  # computed from others
-        return False
+    """Whether its own parameters and buffers are plain dense tensors on one device."""
     device = None
-    for tensors in (parameters, module._buffers):
+    for tensors in (module._parameters, module._buffers):
         for t in tensors.values():
             if t is None:
                 continue
-            if type(t) is not nn.Parameter and type(t) is not torch.Tensor:
+            if (type(t) is not nn.Parameter and type(t) is not torch.Tensor) or t.layout is not torch.strided:
                 return False
-            device = device or t.device
-            if t.layout is not torch.strided or t.device != device:
+            if device is None:
+                device = t.device
+            elif t.device != device:
                 return False
     return True
 

@@ -78,7 +78,7 @@ class TableAttention(beit.Attention):
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values (B, N, 3 C), with the biases that the checkpoints store apart from the weight."""
-        if self.q_bias is None:
+        if self.q_bias is None or self.k_bias is None or self.v_bias is None:  # all or none
             return self.qkv(x)
         bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
         if not torch.jit.is_scripting() and self._adds_bias(x):

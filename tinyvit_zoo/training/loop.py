@@ -5,8 +5,8 @@ machine with as many threads and processes. Model and losses come from the task,
 the loader; the loop itself knows nothing but the 'loss' that it minimizes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -186,7 +186,7 @@ class TrainingLoop:
         number = done * updates
         hidden = None if accelerator.is_main_process else True
         for batch in tqdm(loader, desc=f'epoch {done + 1}', unit='step', leave=False, disable=hidden):
-            with accelerator.accumulate(self.wrapped):
+            with accelerator.accumulate(self.wrapped), _one_image_named():
                 outputs = self.task(*batch)
                 accelerator.backward(outputs['loss'])
                 if self.recipe.clip_grad and accelerator.sync_gradients:
@@ -276,6 +276,20 @@ def _accumulated_steps(recipe: Recipe, micro_batch: int, processes: int) -> int:
             f'Mixup needs pairs and {micro_batch} images at once are odd: choose an even --batch-size or --micro-batch.'
         )
     return steps
+
+
+@contextmanager
+def _one_image_named() -> Iterator[None]:
+    """Say what BatchNorm's refusal of a single value means here."""
+    try:
+        yield
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e):
+            raise
+        raise EvaluationError(
+            'BatchNorm takes its statistics over the images at once, and of a single small one there are none: choose '
+            'a --batch-size, or a --micro-batch, of at least 2.'
+        ) from e
 
 
 def _check_losses(losses: Sequence[Mapping[str, Any]], done: int) -> None:

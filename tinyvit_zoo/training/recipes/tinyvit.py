@@ -1,10 +1,10 @@
-"""Recipes of TinyViT: from scratch, from ImageNet-22k weights to 1k, and at higher resolution."""
+"""Recipes of TinyViT: from scratch, from ImageNet-22k weights to 1k, at higher resolution, and from soft labels."""
 
 import dataclasses
 
 from .record import Recipe
 
-__all__ = ['RECIPES']
+__all__ = ['DISTILLATION', 'RECIPES']
 
 TINYVIT = 'microsoft/Cream 4a13c40, TinyViT'
 TINYVIT_SCRATCH = Recipe(
@@ -72,4 +72,22 @@ TINYVIT_512 = dataclasses.replace(
     img_size=512,
 )
 
+TINYVIT_22K_DISTILL = dataclasses.replace(
+    TINYVIT_SCRATCH,
+    name='tinyvit_22k_distill',
+    source=f'{TINYVIT}/configs/22k_distill/*.yaml and config.py, docs/PRETRAINING.md (32 x 128); TinyViT paper, '
+    'section 5.1',
+    notes='Learns from soft labels alone, without Mixup and CutMix.',
+    epochs=90,
+    warmup_epochs=5,
+    batch_size=4096,
+    lr=2.5e-4,
+    weight_decay=0.01,
+    drop_path={'tinyvit_21m': 0.1, '': 0.0},
+    label_smoothing=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+)
+
+DISTILLATION = (TINYVIT_22K_DISTILL,)
 RECIPES = (TINYVIT_SCRATCH, TINYVIT_22K_TO_1K, TINYVIT_384, TINYVIT_512)
