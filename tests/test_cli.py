@@ -482,8 +482,8 @@ def test_a_failed_conversion_leaves_an_existing_target_alone(cli, five_million, 
     ('target', 'error'), [('out.safetensors', SafetensorError), ('out.pth', RuntimeError), ('out', SafetensorError)]
 )
 def test_an_interrupted_write_leaves_no_partial_file(cli, five_million, tmp_path, monkeypatch, target, error):
-    def fail(tensors, path, **kwargs):
-        path.write_bytes(b'half')
+    def fail(tensors, file, **kwargs):
+        (file.write_bytes if isinstance(file, Path) else file.write)(b'half')
         raise error('No space left on device')
 
     monkeypatch.setattr('tinyvit_zoo.hub.folder.save_file', fail)
