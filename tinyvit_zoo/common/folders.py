@@ -68,12 +68,12 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
         return read()
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _identity(folder: Path) -> tuple[int, ...] | None:
     try:
         found = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns  # a new folder may have the number of one that has gone
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
