@@ -47,8 +47,8 @@ FUNCTIONS = {name: getattr(F, name) for name in ('linear', 'conv2d', 'batch_norm
 FORWARD: dict[type[nn.Module], Callable] = {}
 """By class that shortcuts know: its `forward` as imported."""
 REPLACED: dict[type[nn.Module], frozenset[str]] = {}
-"""By class that shortcuts know: names that replace a part of it when they are set on an instance: methods, and a weight,
-which then is no parameter but computed from some (pruning)."""
+"""By class that shortcuts know: names that replace a part of it when they are set on an instance: methods, and a
+weight, which then is no parameter but computed from some (pruning)."""
 PER_IMAGE: set[type[nn.Module]] = set()
 """Classes that treat every image of a batch alone in evaluation mode."""
 
