@@ -7,10 +7,11 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 
 # Test files that need no extra but `cli`.
 CORE := attention_distillation augment checkpoints compress compress_init compress_saved contract dense_backbone \
-	dense_golden dense_loading deploy_layers distill_losses head_count hub_folder hubconf import inference_layers loading \
-	minivit_contract minivit_golden minivit_layers plain_vit_golden plain_vit_loading pretrain_d_mae pretrain_loading \
-	pretrain_mae pretrain_mocov3 pretrain_tinymim profile pyramid relation_distillation releases resolution sources taps \
-	tinymim_contract tinyvit_contract tinyvit_golden tinyvit_resolution
+	dense_golden dense_loading deploy_layers distill_losses folders head_count hub_folder hubconf import \
+	inference_layers loading minivit_contract minivit_golden minivit_layers official_views plain_vit_golden \
+	plain_vit_loading pretrain_d_mae pretrain_loading pretrain_mae pretrain_mocov3 pretrain_tinymim profile pyramid \
+	relation_distillation releases resolution sources taps tinymim_contract tinyvit_contract tinyvit_golden \
+	tinyvit_resolution view_parameters
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all quick core lint types format docs bench clean
@@ -56,6 +57,7 @@ bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/few_shot.py
 	$(BIN)/python benchmarks/knn.py
 	$(BIN)/python benchmarks/linear_probe.py
+	$(BIN)/python benchmarks/soft_labels.py
 
 clean:  ## Remove .venv and everything built
 	rm -rf $(VENV) build dist docs/_build docs/api/generated .ruff_cache .cache

@@ -22,7 +22,10 @@ NAMES = (
 )
 DATA = ('digits', 'textures')
 SIDE = 32
-TRAINING = ['--recipe', 'mae_lite_improved', '--epochs', '8', '--batch-size', '64', '--lr', '0.001', '--drop-path', '0']
+TRAINING = [
+    '--recipe', 'mae_lite_improved', '--epochs', '8', '--batch-size', '64', '--lr', '0.001', '--drop-path', '0',
+    '--held-out', '0.1',
+]  # fmt: skip
 
 
 def run(command: str, folder: Path, *arguments: str) -> dict[str, Any]:

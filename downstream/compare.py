@@ -5,11 +5,13 @@ Shape legend: `N` test images.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.extras import needs_extra
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class, per_class_words
 from tinyvit_zoo.data.split import stratified_split
 
 from . import few_shot, knn
@@ -18,6 +20,7 @@ from .features.extraction import Features
 
 __all__ = ['ModelFeatures', 'Row', 'compare', 'difference_of_right']
 
+K = 20
 PROBE = 'linear probe (ridge)'
 
 
@@ -46,6 +49,10 @@ class Row:
         p: Of McNemar's exact test that both are right equally often; None for episodes.
         a_ci95: Half-width of the interval of `a` itself; None for images.
         b_ci95: The same for `b`.
+        a_mean_per_class: Accuracy of the first model with every class counting the same; episodes have as many images
+            of each class, so it is `a` there.
+        b_mean_per_class: The same of the second.
+        remarks: What the numbers do not say: classes of which nothing is right, a choice at the edge of its grid, ties.
     """
 
     task: str
@@ -59,6 +66,9 @@ class Row:
     p: float | None = None
     a_ci95: float | None = None
     b_ci95: float | None = None
+    a_mean_per_class: float | None = None
+    b_mean_per_class: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def compare(
@@ -70,7 +80,7 @@ def compare(
     queries: int = 15,
     episodes: int = 600,
     solver: str = 'cdfsl',
-    k: int = 20,
+    k: int | None = None,
     seed: int = 0,
 ) -> list[Row]:
     """Few-shot on the same episodes of test images, and kNN and a linear probe on the same training and test images.
@@ -83,7 +93,7 @@ def compare(
         queries: Images per class to classify.
         episodes: Number of episodes.
         solver: See `few_shot.run`.
-        k: Neighbors that vote.
+        k: Neighbors that vote; None for 20, or all training images of fewer.
         seed: Of the episodes, and of the held-out training images that choose the probe's penalty.
 
     Raises:
@@ -99,10 +109,13 @@ def compare(
     if a.train is None or b.train is None:
         return rows
     parts = ((a.train, a.test), (b.train, b.test))
-    right = [_knn(train, test, k) == labels for train, test in parts]
-    rows.append(difference_of_right(f'kNN (k = {k})', *right))
-    right = [_ridge(train, test, seed) == labels for train, test in parts]
-    rows.append(difference_of_right(PROBE, *right))
+    k = min(K, len(a.train.labels)) if k is None else k
+    votes = [_knn(train, test, k) for train, test in parts]
+    rows.append(_row_of_images(f'kNN (k = {k})', labels, votes, a.test.classes))
+    probes = [_ridge(train, test, seed) for train, test in parts]
+    row = _row_of_images(PROBE, labels, [probe.predictions for probe in probes], a.test.classes)
+    choices = [f'{side}: {words}' for side, probe in zip('AB', probes, strict=True) if (words := probe.choice.words())]
+    rows.append(replace(row, remarks=(*row.remarks, *choices)))
     return rows
 
 
@@ -120,7 +133,7 @@ def _few_shot_row(task: str, a: few_shot.FewShotResult, b: few_shot.FewShotResul
     paired = few_shot.paired(a, b)
     return Row(
         task, a.mean, b.mean, paired.mean, paired.mean - paired.ci95, paired.mean + paired.ci95, len(a.accuracy),
-        'mean over episodes ± 1.96 standard errors', None, a.ci95, b.ci95,
+        'mean over episodes ± 1.96 standard errors', None, a.ci95, b.ci95, a.mean, b.mean,
     )  # fmt: skip
 
 
@@ -130,14 +143,23 @@ def _knn(train: Features, test: Features, k: int) -> np.ndarray:
     return result.predictions[k]
 
 
-def _ridge(train: Features, test: Features, seed: int) -> np.ndarray:
-    """Predictions (N,) of a ridge probe whose penalty was chosen on a tenth of the training images."""
+def _row_of_images(task: str, labels: np.ndarray, predictions: Sequence[np.ndarray], classes: Sequence[str]) -> Row:
+    """The row of two models' predictions (N,), with what is known of the classes."""
+    row = difference_of_right(task, *(predicted == labels for predicted in predictions))
+    means = [mean_per_class(labels, predicted) for predicted in predictions]
+    zero = [at_zero(labels, predicted, classes) for predicted in predictions]
+    words = [f'{side}: {per_class_words(mean, names)}' for side, mean, names in zip('AB', means, zero, strict=True)]
+    return replace(row, a_mean_per_class=means[0], b_mean_per_class=means[1], remarks=tuple(words))
+
+
+def _ridge(train: Features, test: Features, seed: int) -> ridge.RidgeResult:
+    """A ridge probe whose penalty was chosen on a tenth of the training images."""
     features, labels = train.values.numpy(), train.labels.numpy()
     fitted, held = stratified_split(labels, 0.1, seed)
     return ridge.probe(
         features[fitted], labels[fitted], features[held], labels[held], test.values.numpy(), test.labels.numpy(),
         num_classes=len(train.classes),
-    ).predictions  # fmt: skip
+    )  # fmt: skip
 
 
 def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
@@ -153,7 +175,8 @@ def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
         a: (N,) bool, whether the first model is right.
         b: (N,) bool, whether the second model is right.
     """
-    from scipy.stats import binomtest
+    with needs_extra('eval'):
+        from scipy.stats import binomtest
 
     only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
     total = n + 2

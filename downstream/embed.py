@@ -1,5 +1,6 @@
 """Features of images in one file, with the path and the label of every image."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.data.datasets import load_dataset
-from tinyvit_zoo.data.folders import is_plain_folder, read_plain_folder
+from tinyvit_zoo.data.folders import folder_too_many, is_plain_folder, read_plain_folder, split_folders
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from .features import Features, extract
@@ -41,13 +42,20 @@ def find_images(
         EvaluationError: As `load_dataset`.
     """
     folder = Path(data)
-    if not folder.is_dir() or not is_plain_folder(folder):
+    if not os.path.isdir(folder) or not _is_plain(folder):
         return load_dataset(str(data), split, root, skip_unreadable=skip_unreadable, **options)
     dataset = read_plain_folder(folder)
     dataset = dataset.without_unreadable() if skip_unreadable else dataset
     if not len(dataset):
         raise EvaluationError(f'{folder} has no image that can be read.')
     return dataset
+
+
+def _is_plain(folder: Path) -> bool:
+    if is_plain_folder(folder):
+        return True
+    inner = None if split_folders(folder) else folder_too_many(folder)  # photos/2024/may: no name of a class
+    return inner is not None and not split_folders(inner)
 
 
 def embed(

@@ -2,7 +2,12 @@
 
 The protocol of the CD-FSL benchmark (Guo et al. 2020, "A broader study of cross-domain few-shot learning";
 IBM/cdfsl-benchmark, finetune.py): 600 episodes of 5 classes, each class with 5, 20 or 50 labeled images to learn from
-and 15 others to classify; the result is the mean accuracy with 1.96 standard errors. TinyViT's Table 5 uses it.
+and 15 others to classify; the result is the mean accuracy with 1.96 standard errors. Every episode has as many queries
+of each class, so the mean over classes is the accuracy.
+
+Here the backbone is frozen, the benchmark's `--freeze_backbone`. TinyViT's Table 5 reports this benchmark with "a
+single linear layer in replace of the original classification layer"; whether the rest was frozen or trained with it the
+paper does not say, nor was its code released.
 
 Shape legend: `N` images, `D` features of each, `E` episodes of `ways` classes, with `shots` (support) and `queries`
 images per class.
@@ -24,7 +29,17 @@ from .classifiers import cdfsl
 from .classifiers.few_shot_solvers import logreg, prototype, ridge
 from .classifiers.finite import check_finite
 
-__all__ = ['SOLVERS', 'Episodes', 'FewShotResult', 'PairedDifference', 'paired', 'run', 'sample_episodes']
+__all__ = [
+    'SHOTS',
+    'SOLVERS',
+    'Episodes',
+    'FewShotResult',
+    'PairedDifference',
+    'fitting_counts',
+    'paired',
+    'run',
+    'sample_episodes',
+]
 
 Solver = Callable[[torch.Tensor, np.ndarray, np.ndarray, np.ndarray], torch.Tensor]
 """Takes features (N, D), support (E, ways, shots), query (E, ways, queries) and seeds (E,); returns logits (E, ways,
@@ -36,6 +51,8 @@ SOLVERS: dict[str, Solver] = {
     'prototype': prototype,
     'logreg': logreg,
 }
+WAYS, SHOTS, QUERIES = 5, (5, 20, 50), 15
+"""Of the protocol."""
 CHUNK_BYTES = 2**29
 """Approximate memory for the arrays of a chunk of episodes."""
 
@@ -106,6 +123,34 @@ class PairedDifference:
     ci95: float
 
 
+def fitting_counts(
+    labels: np.ndarray,
+    ways: int | None = None,
+    shots: Sequence[int] | None = None,
+    queries: int | None = None,
+    usual_shots: Sequence[int] = SHOTS,
+) -> tuple[int, tuple[int, ...], int]:
+    """Ways, shots and queries of episodes: those given, otherwise the protocol's, as far as the data is enough.
+
+    Args:
+        labels: (N,) integers.
+        ways: Classes per episode; None for 5, or all classes of fewer.
+        shots: Images per class to learn from; None for those of `usual_shots` that leave the queries their images.
+        queries: Images per class to classify; None for 15, or if shots are not given what they leave of the smallest
+            class.
+        usual_shots: The shots of the protocol, in ascending order.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    smallest = int(counts.min(initial=len(labels)))
+    if ways is None:
+        ways = max(2, min(WAYS, len(counts)))
+    if queries is None:
+        queries = QUERIES if shots else max(1, min(QUERIES, smallest - usual_shots[0]))
+    if shots is None:
+        shots = [k for k in usual_shots if k + queries <= smallest] or [max(1, smallest - queries)]
+    return ways, tuple(shots), queries
+
+
 def sample_episodes(
     labels: np.ndarray,
     ways: int = 5,
@@ -154,14 +199,14 @@ def _check_classes(
     if len(present) < ways:
         has = 'one class only' if len(present) == 1 else f'{len(present)} classes'
         raise EvaluationError(
-            f'The data has {has}, but {ways}-way episodes need {ways}: choose fewer ways or other data.'
+            f'The data has {has}, but {ways}-way episodes need {ways}: choose fewer ways (--ways) or other data.'
         )
     smallest = int(counts.argmin())
     if counts[smallest] < shots + queries:
         label = int(present[smallest])
         raise EvaluationError(
             f'Class {label}{f" ({names[label]})" if names else ""} has {counts[smallest]} images, but {shots} shots '
-            f'and {queries} queries need {shots + queries}: choose fewer of them.'
+            f'and {queries} queries need {shots + queries}: choose fewer of them (--shots, --queries), or add images.'
         )
 
 

@@ -8,7 +8,7 @@ takes its statistics, too.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class
 from tinyvit_zoo.common.plain import plain
+from tinyvit_zoo.data.augment import create_transform
+from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.data.transforms import data_config
-from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, reset_head
+from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, evaluation_config, reset_head
 from tinyvit_zoo.training.loop import Record, TrainingLoop, best_epoch
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.tasks.classification import classification_task
@@ -30,23 +33,41 @@ from tinyvit_zoo.training.tasks.classification import classification_task
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 
 
+LEFT_OF_START = 0.1  # share of the initial weights in a moving average from which on it is said
+
+
 @dataclass(frozen=True)
 class Epoch:
-    """Mean training loss of an epoch, the learning rate of its last update, and validation loss and accuracy (%)."""
+    """Mean training loss of an epoch, the learning rate of its last update; validation loss, accuracy and the mean of
+    the classes' accuracies (%).
+    """
 
     loss: float
     lr: float
     validation_loss: float | None
     validation_accuracy: float | None
+    validation_mean_per_class: float | None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on labelled images: predictions (N,) int64, mean cross entropy, accuracy in %."""
+    """A model on labelled images.
+
+    Attributes:
+        predictions: (N,) int64.
+        loss: Mean cross entropy.
+        accuracy: In %.
+        mean_per_class: In %, every class that occurs counting the same.
+        classes_at_zero: Readable names of the classes that occur and of which nothing is right.
+        preprocessing: Arguments of `timm.data.create_transform`.
+    """
 
     predictions: np.ndarray
     loss: float
     accuracy: float
+    mean_per_class: float
+    classes_at_zero: tuple[str, ...]
+    preprocessing: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,8 +77,13 @@ class Finetuned:
     Attributes:
         history: One record an epoch.
         best_epoch: Counted from 1: the first with the highest validation accuracy, or the last without validation.
+        tied_epochs: How many epochs have that accuracy; 0 without validation.
+        chosen_by: What chose it, in words.
+        training_images: How many images were trained on.
         validation_images: How many images it was chosen with; 0 if nothing was chosen.
-        test: On the test images, which nothing was chosen with; None without them.
+        validation: On those, where there are no test images; else None.
+        test: On the test images, which nothing was chosen with, as the recipe evaluates; None without them.
+        test_own: The same as the model's own configuration has it, where that differs; else None.
         recipe: As it was trained by; its batch may be smaller than that of the recipe asked for, see `Recipe.fitted`.
         precision: 'no' (float32), 'bf16' or 'fp16'.
         processes: How many trained together.
@@ -65,8 +91,13 @@ class Finetuned:
 
     history: tuple[Epoch, ...]
     best_epoch: int
+    tied_epochs: int
+    chosen_by: str
+    training_images: int
     validation_images: int
+    validation: Measured | None
     test: Measured | None
+    test_own: Measured | None
     recipe: Recipe
     precision: str
     processes: int
@@ -80,7 +111,7 @@ def finetune(
     *,
     validation: ImageDataset | None = None,
     test: ImageDataset | None = None,
-    held_out: float = 0.1,
+    held_out: float | None = None,
     micro_batch: int | None = None,
     precision: str | None = None,
     device: torch.device | None = None,
@@ -103,7 +134,8 @@ def finetune(
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
         validation: Images to choose the epoch with. None: a part of `train` is held out for it.
         test: Images for the one number at the end.
-        held_out: Share of `train`, of each class alike; 0 to train on all of it and take the last epoch.
+        held_out: Share of `train`, of each class alike; 0 to train on all of it and take the last epoch. None: as the
+            recipe has it. Without effect where there are images to choose with.
         micro_batch: Images that a process takes at once; gradients add up to a batch. None: its part of the batch.
         precision: 'no', 'bf16' or 'fp16'. None: 'bf16' on CUDA, else 'no'.
         device: None: the best one, or with several processes that of each.
@@ -117,14 +149,9 @@ def finetune(
             precision, or the loss is no longer a number.
     """
     _check_classes(model, train, validation, test)
-    if validation is None and held_out:
-        rest, held = stratified_split(train.labels, held_out, seed)
-        train, validation = train.subset(rest), train.subset(held)
+    train, validation, plan = _plan(train, validation, recipe, held_out, seed)
     recipe = recipe.fitted(len(train))
-    if len(train) < recipe.batch_size:
-        raise EvaluationError(
-            f'{len(train)} training images make no batch of {recipe.batch_size}: choose a smaller --batch-size.'
-        )
+    _check_batch(train, recipe, plan)
     reset_head(model, recipe.head_std, seed)
     loop = TrainingLoop(
         classification_task(model, recipe, len(train.classes)),
@@ -137,14 +164,17 @@ def finetune(
         seed=seed,
         say=say,
     )
+    loop.say(plan.words)
+    _warn_of_average(recipe, len(train), loop.say)
     training_transform, evaluation_transform = create_transforms(model, recipe)
     held_loader = None if validation is None else loop.loader(validation.with_transform(evaluation_transform))
 
     def evaluate(result: nn.Module) -> Record:
-        if held_loader is None:
-            return dict(validation_loss=None, validation_accuracy=None)
-        measured = _measure(loop, result, held_loader)
-        return dict(validation_loss=measured.loss, validation_accuracy=measured.accuracy)
+        if held_loader is None or validation is None:
+            return dict(validation_loss=None, validation_accuracy=None, validation_mean_per_class=None)
+        predictions, loss, accuracy = _predict(loop, result, held_loader)
+        per_class = mean_per_class(validation.labels, predictions)
+        return dict(validation_loss=loss, validation_accuracy=accuracy, validation_mean_per_class=per_class)
 
     history = loop.run(
         loop.loader(
@@ -156,16 +186,78 @@ def finetune(
         chosen_by='validation_accuracy',
         describe=_in_words,
     )
-    test_loader = None if test is None else loop.loader(test.with_transform(evaluation_transform))
+    ours, own = evaluation_config(model, recipe), evaluation_config(model)
+    best = best_epoch(history, 'validation_accuracy')
+    scores = [record['validation_accuracy'] for record in history]
     return Finetuned(
         history=tuple(_epoch(record) for record in history),
-        best_epoch=best_epoch(history, 'validation_accuracy'),
+        best_epoch=best,
+        tied_epochs=0 if validation is None else scores.count(scores[best - 1]),
+        chosen_by=plan.chosen_by,
+        training_images=len(train),
         validation_images=0 if validation is None else len(validation),
-        test=None if test_loader is None else _measure(loop, model, test_loader),
+        validation=_measure(loop, model, validation, ours) if test is None else None,
+        test=_measure(loop, model, test, ours),
+        test_own=_measure(loop, model, test, own) if own != ours else None,
         recipe=recipe,
         precision=loop.accelerator.mixed_precision,
         processes=loop.accelerator.num_processes,
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which images are trained on and which choose the epoch: said before the first epoch, and kept in the results."""
+
+    words: str
+    chosen_by: str
+    held_out: int = 0
+
+
+def _plan(
+    train: ImageDataset, validation: ImageDataset | None, recipe: Recipe, held_out: float | None, seed: int
+) -> tuple[ImageDataset, ImageDataset | None, _Plan]:
+    """The images to train on and to choose the epoch with."""
+    share, total = recipe.held_out if held_out is None else held_out, len(train)
+    everything = f'Trained on: all {total:,} images of {train.name} ({train.split})'
+    if validation is not None:
+        words = f'{everything}; the epoch is chosen with the {len(validation):,} of {validation.split}'
+        if held_out is not None:
+            words += ', so --held-out has no effect'
+        return train, validation, _Plan(f'{words}.', f'{validation.split} images')
+    if not share:
+        words = f'{everything}; none is held out, so the last epoch is the result (--held-out 0.1 would choose one).'
+        return train, None, _Plan(words, 'nothing: it is the last one')
+    rest, held = stratified_split(train.labels, share, seed)
+    words = (
+        f'Held out: {len(held):,} of the {total:,} images of {train.name} ({train.split}), about {share:.0%} of each '
+        f'class, with which the epoch is chosen; {len(rest):,} are trained on (--held-out 0 for all).'
+    )
+    return train.subset(rest), train.subset(held), _Plan(words, 'held-out images', len(held))
+
+
+def _check_batch(train: ImageDataset, recipe: Recipe, plan: _Plan) -> None:
+    if len(train) >= recipe.batch_size:
+        return
+    if len(train) + plan.held_out >= recipe.batch_size:
+        raise EvaluationError(
+            f'{len(train)} training images make no batch of {recipe.batch_size}, as {plan.held_out} are held out: '
+            'choose a smaller --batch-size or --held-out.'
+        )
+    raise EvaluationError(
+        f'{len(train)} training images make no batch of {recipe.batch_size}: choose a smaller --batch-size.'
+    )
+
+
+def _warn_of_average(recipe: Recipe, images: int, say: Callable[[str], None]) -> None:
+    """A moving average starts as the initial weights, of which a short training leaves it full."""
+    updates = recipe.epochs * (images // recipe.batch_size)
+    left = (recipe.ema_decay or 0.0) ** updates
+    if left > LEFT_OF_START:
+        say(
+            f'The result, a moving average of decay {recipe.ema_decay:g}, will be made of the initial weights by '
+            f'{left:.0%} after all {updates} updates: choose a lower --ema-decay or more --epochs.'
+        )
 
 
 def _identity(model: nn.Module, train: ImageDataset, validation: ImageDataset | None) -> dict[str, str]:
@@ -182,6 +274,7 @@ def _epoch(record: Record) -> Epoch:
         lr=cast(float, record['lr']),
         validation_loss=record['validation_loss'],
         validation_accuracy=record['validation_accuracy'],
+        validation_mean_per_class=record.get('validation_mean_per_class'),  # absent in the states of earlier versions
     )
 
 
@@ -200,8 +293,28 @@ def _check_classes(model: nn.Module, train: ImageDataset, *others: ImageDataset 
             raise EvaluationError(f'The classes of {other.name} ({other.split}) are not those of {train.name}.')
 
 
-def _measure(loop: TrainingLoop, model: nn.Module, loader: DataLoader) -> Measured:
-    """A model on labelled images, in the precision of the loop. Leaves the model in eval mode."""
+def _measure(
+    loop: TrainingLoop, model: nn.Module, dataset: ImageDataset | None, config: dict[str, Any]
+) -> Measured | None:
+    """A model on labelled images with these arguments of `create_transform`; None without images."""
+    if dataset is None:
+        return None
+    loader = loop.loader(dataset.with_transform(create_transform(**config)))
+    predictions, loss, accuracy = _predict(loop, model, loader)
+    return Measured(
+        predictions=predictions,
+        loss=loss,
+        accuracy=accuracy,
+        mean_per_class=mean_per_class(dataset.labels, predictions),
+        classes_at_zero=tuple(at_zero(dataset.labels, predictions, readable(dataset.classes))),
+        preprocessing=config,
+    )
+
+
+def _predict(loop: TrainingLoop, model: nn.Module, loader: DataLoader) -> tuple[np.ndarray, float, float]:
+    """Predictions (N,) int64, mean cross entropy and accuracy in %, in the precision of the loop. Leaves the model in
+    eval mode.
+    """
     model.eval()
     parts = []
     with torch.inference_mode():
@@ -211,10 +324,16 @@ def _measure(loop: TrainingLoop, model: nn.Module, loader: DataLoader) -> Measur
             answers = logits.argmax(dim=1), F.cross_entropy(logits, labels, reduction='none'), labels
             parts.append([part.cpu() for part in loop.accelerator.gather_for_metrics(answers)])
     predictions, losses, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    if losses.isnan().any():
+        raise EvaluationError(
+            'The model returns NaN after the training: choose another --output and a lower --lr, or --precision no.'
+        )
     accuracy = (predictions == labels).double().mean().item() * 100
-    return Measured(predictions.numpy(), losses.double().mean().item(), accuracy)
+    return predictions.numpy(), losses.double().mean().item(), accuracy
 
 
 def _in_words(record: Record) -> str:
-    accuracy = record['validation_accuracy']
-    return f'loss {record["loss"]:.4f}' + ('' if accuracy is None else f', held-out accuracy {accuracy:.1f} %')
+    words, accuracy = f'loss {record["loss"]:.4f}', record['validation_accuracy']
+    if accuracy is None:
+        return words
+    return f'{words}, held-out accuracy {accuracy:.1f} %, mean per class {record["validation_mean_per_class"]:.1f} %'

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from tinyvit_zoo.common.determinism import exact_cudnn, in_order
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class
 from tinyvit_zoo.common.processes import Processes
-from tinyvit_zoo.data.class_map import ClassMap, map_classes
+from tinyvit_zoo.data.class_map import ClassMap, map_classes, readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import data_config, own_dtype
 
@@ -31,6 +32,7 @@ __all__ = ['Scores', 'evaluate', 'preprocessing']
 
 BATCH_SIZE = 64
 
+NO_CLASS = 'an image with several right labels is of no one class'
 UNCROPPED = dict(crop_pct=1.0)
 """For ImageNet-C, whose images are stored as crops of 224 pixels: cropping again would lose their borders."""
 
@@ -95,15 +97,29 @@ class Scores:
         """(K,) accuracy of each class; NaN for a class without images."""
         return accuracies(self.confusion)
 
+    @property
+    def mean_per_class(self) -> float:
+        """In %, every class that occurs counting the same. By the data set's one label of each image: with several
+        right labels, as ReaL has, an image is of no one class.
+        """
+        return mean_per_class(self.labels, self.predictions)
+
+    @property
+    def classes_at_zero(self) -> list[str]:
+        """Readable names of the classes that occur and of which nothing is right."""
+        return at_zero(self.labels, self.predictions, readable(self.classes))
+
     def summary(self) -> dict[str, Any]:
         """The numbers, for results.json."""
         numbers = dict(images=len(self.labels), top1=self.top1, top1_ci95=self.ci95, top5=self.top5)
         if self.real_ranks is not None:
             counted = int((self.real_ranks >= 0).sum())
             numbers |= dict(real_images=counted, real_top1=self.real(1), real_top5=self.real(5))
+            numbers |= dict(real_mean_per_class=None, real_mean_per_class_why=NO_CLASS)
         return dict(
             **numbers,
-            mean_per_class=float(np.nanmean(self.per_class)),
+            mean_per_class=self.mean_per_class,
+            classes_at_zero=self.classes_at_zero,
             compared=self.compared,
             preprocessing=self.preprocessing,
         )

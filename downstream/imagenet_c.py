@@ -4,8 +4,8 @@
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import numpy as np
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.common.text import first_few
-from tinyvit_zoo.data.class_map import synsets
+from tinyvit_zoo.data.class_map import readable, synsets
 from tinyvit_zoo.data.folders import class_folders, read_class_folders
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.imagenet_readers import corruption_folder
 
-from .imagenet import BATCH_SIZE, UNCROPPED, evaluate, preprocessing
+from .imagenet import BATCH_SIZE, UNCROPPED, Scores, evaluate, preprocessing
 from .results import plain
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'SEVERITIES', 'Corruptions', 'evaluate_corruptions']
@@ -52,12 +52,16 @@ class Corruptions:
         clean_error: Top-1 error on the uncorrupted images, or None.
         compared: The outputs that compete, in words.
         preprocessing: Arguments of `timm.data.create_transform`.
+        per_class_errors: As `errors`, with every class counting the same.
+        classes: Of each class that occurs, under all corruptions together: images, and the accuracy in %.
     """
 
     errors: dict[str, tuple[float, ...]]
     clean_error: float | None
     compared: str
     preprocessing: dict[str, Any]
+    per_class_errors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    classes: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def ce(self) -> dict[str, float]:
@@ -77,15 +81,34 @@ class Corruptions:
         rise = {name: float(np.mean(e)) - self.clean_error for name, e in self.errors.items()}
         return float(np.mean([rise[name] / (ALEXNET_ERRORS[name] - ALEXNET_CLEAN_ERROR) for name in rise]))
 
+    @property
+    def mean_error(self) -> float:
+        """Over all corruptions and severities, in %."""
+        return float(np.mean(list(self.errors.values())))
+
+    @property
+    def mean_per_class(self) -> float | None:
+        """Accuracy in % over all corruptions and severities, every class counting the same."""
+        errors = list(self.per_class_errors.values())
+        return 100 - float(np.mean(errors)) if errors else None
+
+    @property
+    def classes_at_zero(self) -> list[str]:
+        """Readable names of the classes of which nothing is right under any corruption."""
+        return readable([name for name, (_, accuracy) in self.classes.items() if not accuracy])
+
     def summary(self) -> dict[str, Any]:
         """The numbers, for results.json."""
         return dict(
             mce=self.mce,
             relative_mce=self.relative_mce,
-            mean_error=float(np.mean(list(self.errors.values()))),
+            mean_error=self.mean_error,
+            mean_per_class=self.mean_per_class,
+            classes_at_zero=self.classes_at_zero,
             clean_error=self.clean_error,
             ce=self.ce,
             errors=self.errors,
+            per_class_errors=self.per_class_errors,
             compared=self.compared,
             preprocessing=self.preprocessing,
         )
@@ -133,19 +156,45 @@ def evaluate_corruptions(
         what = f'{name}/{severity}'
         dataset = _read_set(folder, f'imagenet-c/{what}')
         entry = done.get(what)
-        if entry is None or entry['images'] != len(dataset):
-            scores = evaluate(model, dataset, overrides=overrides, **options)
-            entry = dict(images=len(dataset), wrong=int((~scores.right).sum()), compared=scores.compared)
-            done[what] = entry
+        if entry is None or entry['images'] != len(dataset) or 'by_class' not in entry:
+            entry = done[what] = _entry(evaluate(model, dataset, overrides=overrides, **options))
             if keep and processes.rank == 0:
-                with new_file(keep) as new:
-                    new.write_text(json.dumps(dict(key=key, done=done), indent=2) + '\n', encoding='utf-8')
+                write_whole(keep, (json.dumps(dict(key=key, done=done), indent=2) + '\n').encode())
         compared = entry['compared']
-    errors = {
-        name: tuple(100 * done[f'{name}/{s}']['wrong'] / done[f'{name}/{s}']['images'] for s in SEVERITIES)
-        for name in ALEXNET_ERRORS
-    }
-    return Corruptions(errors, clean_error, compared, key['preprocessing'])
+    return Corruptions(
+        errors=_by_severity(done, lambda entry: 100 * entry['wrong'] / entry['images']),
+        clean_error=clean_error,
+        compared=compared,
+        preprocessing=key['preprocessing'],
+        per_class_errors=_by_severity(done, lambda entry: 100 - entry['mean_per_class']),
+        classes=_classes(done.values()),
+    )
+
+
+def _entry(scores: Scores) -> dict[str, Any]:
+    """What is kept of a set; by class the right ones and all images, in one string: the file stays readable."""
+    counts = scores.confusion
+    classes = zip(scores.classes, counts.diagonal().tolist(), counts.sum(axis=1).tolist(), strict=True)
+    return dict(
+        images=len(scores.labels),
+        wrong=int((~scores.right).sum()),
+        mean_per_class=scores.mean_per_class,
+        by_class=json.dumps({name: [right, images] for name, right, images in classes if images}),
+        compared=scores.compared,
+    )
+
+
+def _by_severity(done: Mapping[str, Any], number: Callable[[Mapping[str, Any]], float]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(number(done[f'{name}/{s}']) for s in SEVERITIES) for name in ALEXNET_ERRORS}
+
+
+def _classes(entries: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, float]]:
+    """Images and accuracy in % of each class, over all sets."""
+    sums: dict[str, np.ndarray] = {}
+    for entry in entries:
+        for name, counts in json.loads(entry['by_class']).items():
+            sums[name] = sums.get(name, np.zeros(2, dtype=np.int64)) + counts
+    return {name: (int(images), 100 * float(right / images)) for name, (right, images) in sums.items()}
 
 
 def _find(root: Path) -> dict[tuple[str, int], Path]:

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import mean_per_class
 
 from .classifiers.finite import check_finite
 
-__all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'check_ks', 'run', 'vote']
+__all__ = ['KS', 'TEMPERATURE', 'KNNResult', 'check_ks', 'fitting_ks', 'run', 'vote']
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -36,10 +37,12 @@ class KNNResult:
 
     Attributes:
         accuracy: By k, in %.
+        mean_per_class: By k, in %: the same with every class counting the same.
         predictions: By k, int64 (Q,), labels.
     """
 
     accuracy: dict[int, float]
+    mean_per_class: dict[int, float]
     predictions: dict[int, np.ndarray]
 
 
@@ -48,7 +51,7 @@ def run(
     bank_labels: np.ndarray,
     queries: np.ndarray | torch.Tensor,
     query_labels: np.ndarray,
-    ks: Sequence[int] = KS,
+    ks: Sequence[int] | None = None,
     *,
     temperature: float = TEMPERATURE,
     device: torch.device | str | None = None,
@@ -64,7 +67,7 @@ def run(
         bank_labels: (N,) integers, at least 0.
         queries: (Q, D).
         query_labels: (Q,).
-        ks: Numbers of neighbors, each at most N.
+        ks: Numbers of neighbors, each at most N; None for those of `KS` that fit.
         temperature: Of the votes.
         device: Of the computation, which is in float32 (float64 for float64 features); the bank's by default.
         progress: Show a bar.
@@ -75,6 +78,7 @@ def run(
     """
     bank, queries = (torch.as_tensor(x, device=device) for x in (bank, queries))
     own, truth = np.asarray(bank_labels, dtype=np.int64), np.asarray(query_labels)
+    ks = fitting_ks(len(bank)) if ks is None else ks
     _check(bank, own, queries, truth, ks, temperature)
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     labels = torch.from_numpy(own).to(bank.device)
@@ -89,7 +93,8 @@ def run(
             bar.update(len(block))
     predictions = {k: torch.cat(blocks).cpu().numpy() for k, blocks in answers.items()}
     accuracy = {k: 100 * float((predicted == truth).mean()) for k, predicted in predictions.items()}
-    return KNNResult(accuracy, predictions)
+    per_class = {k: mean_per_class(truth, predicted) for k, predicted in predictions.items()}
+    return KNNResult(accuracy, per_class, predictions)
 
 
 def _nearest(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,6 +184,11 @@ def _check(
         raise EvaluationError('All images of the bank are of one class, which would be every answer.')
 
 
+def fitting_ks(N: int) -> tuple[int, ...]:
+    """The numbers of neighbors of the protocol for which a bank of N images is large enough; 1 if there are none."""
+    return tuple(k for k in KS if k <= N) or (1,)
+
+
 def check_ks(ks: Sequence[int], N: int) -> None:
     """Check the numbers of neighbors before anything is computed.
 
@@ -186,4 +196,7 @@ def check_ks(ks: Sequence[int], N: int) -> None:
         EvaluationError: If one is not within 1..N.
     """
     if not ks or min(ks) < 1 or max(ks) > N:
-        raise EvaluationError(f'k must be from 1 to the {N} images of the bank, not {", ".join(map(str, ks))}.')
+        raise EvaluationError(
+            f'k must be from 1 to the {N} images of the bank, not {", ".join(map(str, ks))}: choose other numbers of '
+            'neighbors (-k).'
+        )

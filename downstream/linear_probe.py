@@ -22,10 +22,12 @@ from tinyvit_zoo.common.counter_rng import child_key, permutations
 from tinyvit_zoo.common.determinism import exact_cudnn
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import settings_of, tensors_hash
+from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.split import check_labels
 
+from .classifiers.choice import Choice, edges
 from .classifiers.linear_heads import LinearHeads, Setting, grid
 from .classifiers.probe_checkpoint import Checkpoint
 from .features.extraction import untouched
@@ -69,7 +71,9 @@ class ProbeResult:
         heads: All heads of the grid.
         chosen: Index of the chosen head: the most accurate one on the held-out images after the last epoch; among equal
             ones that with the lowest loss.
+        choice: Whether others were as good, or a setting of the chosen one is the smallest or largest.
         test: Accuracy in % of the chosen head on the test images, after the last epoch.
+        mean_per_class: The same with every class counting the same.
         predictions: (number of test images,) int64, of the chosen head.
         weight: (K, D) float32 of the chosen head.
         bias: (K,) float32.
@@ -80,7 +84,9 @@ class ProbeResult:
 
     heads: tuple[HeadResult, ...]
     chosen: int
+    choice: Choice
     test: float
+    mean_per_class: float
     predictions: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
@@ -320,6 +326,19 @@ def _choose(heads: LinearHeads, history: torch.Tensor) -> tuple[tuple[HeadResult
     return tuple(outcomes), max(finite, key=lambda i: (outcomes[i].last, -outcomes[i].loss))
 
 
+def _describe_choice(outcomes: Sequence[HeadResult], chosen: int) -> Choice:
+    setting = outcomes[chosen].setting
+    tried = [outcome.setting for outcome in outcomes]
+    return Choice(
+        edges=(
+            *edges('the learning rate', setting.lr, [s.lr for s in tried]),
+            *edges('the weight decay', setting.weight_decay, [s.weight_decay for s in tried]),
+        ),
+        tied=sum(outcome.last == outcomes[chosen].last for outcome in outcomes),
+        rule='that of the lowest loss',
+    )
+
+
 def _result(
     heads: LinearHeads,
     outcomes: tuple[HeadResult, ...],
@@ -335,7 +354,9 @@ def _result(
     return ProbeResult(
         heads=outcomes,
         chosen=chosen,
+        choice=_describe_choice(outcomes, chosen),
         test=100 * float((predictions == labels).mean()),
+        mean_per_class=mean_per_class(labels, predictions),
         predictions=predictions,
         weight=weight.numpy(),
         bias=bias.numpy(),

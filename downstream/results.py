@@ -148,7 +148,9 @@ def write(
             with new_file(path.parent / name) as new:
                 fill(new)
     except OSError as e:
-        raise EvaluationError(f'The results cannot be written to {folder}: {e}. Choose another folder.') from e
+        raise EvaluationError(
+            f'The results cannot be written to {folder} ({e.strerror or e}): make room, or choose another folder.'
+        ) from e
     say(f'Written to {folder}: {", ".join(files)}')
     return path
 

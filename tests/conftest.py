@@ -38,7 +38,7 @@ import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.checkpoints import KEY_MAPS, CheckpointError, KeyMap
 from tinyvit_zoo.hub import pack as pack_module
 from tinyvit_zoo.hub.expect import write_tensors
-from tinyvit_zoo.releases import all_releases, find_family
+from tinyvit_zoo.releases import FAMILIES, TEACHERS, all_releases, find_family
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
@@ -47,6 +47,9 @@ COMPUTE_TENSORS = pack_module._compute_tensors
 RELEASED = {release.architecture for release in all_releases()}
 ARCHITECTURES = [name for name in timm.list_models() if name in RELEASED]
 """Every registered architecture with released weights."""
+
+LARGE = {release.architecture for family in TEACHERS for release in FAMILIES[family]}
+"""Teachers, which no test runs whole; a small model of their kind is tested with all others (SMALL_OF)."""
 
 TAGGED = [release.name for release in all_releases() if release.architecture in ARCHITECTURES]
 """Every 'architecture.tag' of this package, also those whose weights no program can download."""
@@ -119,6 +122,10 @@ SMALL_OF = {
         dict(embed_dim=48, depth=4, num_heads=6, expand_dim=64, num_classes=11),
     ),
     'mae_lite_rpe': ('mae_lite_vit_tiny_rpe_patch16_224', dict(embed_dim=48, depth=4, num_heads=6, num_classes=11)),
+    'clip_vit': (
+        'clip_vit_large_patch14_224',
+        dict(patch_size=16, embed_dim=48, depth=4, num_heads=3, proj_dim=24, num_classes=11),
+    ),
 }
 """By family, or kind of model where a family has several: an architecture, and arguments that make it small with every
 kind of layer, for tests of behaviour."""
@@ -129,6 +136,7 @@ FEW_BLOCKS = {
     'mini_swin_': dict(depths=(2, 2, 6, 2)),
     'tinymim_': dict(depth=3),
     'mae_lite_': dict(depth=3),
+    'clip_vit_': dict(depth=2, patch_size=16, embed_dim=192, num_heads=3),  # its own width takes seconds
 }
 
 
@@ -206,7 +214,7 @@ FEATURE_CLASSES = {
     'tinyvit': ('list', 'dict', 'hook', 'fx', 'getter'),
     'mini_deit': ('getter',),  # timm's way for models of tokens
     'mini_swin': ('list', 'dict', 'hook', 'fx', 'getter'),
-    **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star', 'mae_lite_rpe'), ('getter',)),
+    **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star', 'mae_lite_rpe', 'clip_vit'), ('getter',)),
 }
 """By family: timm's wrappers that can make a feature extractor of it."""
 

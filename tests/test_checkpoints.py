@@ -303,13 +303,13 @@ def test_stand_ins_build_nothing_of_the_real_class(stand_in, tmp_path):
     torch.save({'model': TINY}, path)
     calls = pickle.PROTO + b'\x02' + pickle.GLOBAL + f'{module}\n{name}\n'.encode() + b'X\x01\x00\x00\x00a\x85R.'
     (tmp_path / 'call.pkl').write_bytes(calls)
-    from tinyvit_zoo.checkpoints.read import _HISTORY_STAND_INS, _STAND_INS
+    from tinyvit_zoo.checkpoints.torch_file import _HISTORY_STAND_INS, _STAND_INS
 
     with torch.serialization.safe_globals(_STAND_INS + _HISTORY_STAND_INS):
         from torch import _weights_only_unpickler
 
         built = _weights_only_unpickler.load((tmp_path / 'call.pkl').open('rb'))
-    assert type(built).__module__ in ('collections', 'tinyvit_zoo.checkpoints.read')
+    assert type(built).__module__ in ('collections', 'tinyvit_zoo.checkpoints.torch_file')
 
 
 # --- files that are no checkpoints

@@ -165,6 +165,33 @@ def test_training_on_custom_data_takes_three_commands(cli, own, tmp_path, monkey
     complaint(again, 'iter_2.pth of an earlier run', '--resume')
 
 
+def test_a_test_on_a_file_of_other_order_ids_and_fewer_classes_keeps_the_classes(cli, checkpoint, own, tmp_path):
+    def reverse(content):
+        content['categories'] = [dict(id=9, name='circle')]
+        content['annotations'] = [dict(a, category_id=9) for a in content['annotations'] if a['category_id'] == 2]
+
+    change(own / 'train.json', reverse)
+    data = ('-d', own, '--validation-annotations', 'train.json')
+    code, out, err = cli('detect', 'test', RETINANET, checkpoint, *data, '--work-dir', tmp_path)
+    assert code == 0, err
+    assert '2 classes: rectangle, circle' in out
+    assert 'no object of 1 of 2 classes' in out
+    written = Config.fromfile(tmp_path / f'{RETINANET}.py')
+    assert written.test_dataloader.dataset.metainfo.classes == ('rectangle', 'circle')
+
+
+def test_a_training_without_workers_or_a_validation_file_of_its_own(cli, own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaders = [
+        f'{part}_dataloader.{key}' for part in ('train', 'val') for key in ('num_workers=0', 'persistent_workers=1')
+    ]
+    answer = cli('detect', 'train', RETINANET, '-d', own, *ANNOTATIONS, '--cfg-options', *TWO_ITERATIONS, *loaders)
+    assert answer[0] == 0, answer[2]
+    alone = cli('detect', 'train', RETINANET, '-d', own, *ANNOTATIONS[:2], '--work-dir', tmp_path / 'run')
+    complaint(alone, 'data/shapes/val.json', '--validation-annotations')
+    assert 'The validation is on data/shapes/val.json, as the config says' in alone[1]
+
+
 def test_an_image_of_one_row_is_left_out_or_passes(cli, own, tmp_path):
     for part in ('train', 'val'):
         Image.new('RGB', (300, 1)).save(own / part / 'line.png')
@@ -250,6 +277,19 @@ def test_checkpoints_of_other_models_are_refused(cli, checkpoint, shapes, tmp_pa
     assert not list((tmp_path / 'out').glob('*.png'))
 
 
+def test_a_checkpoint_of_other_classes_or_another_order_is_refused(cli, shapes, tmp_path):
+    model = build(RETINANET)
+    for classes in (('circle', 'rectangle'), ('cat', 'dog')):
+        saved = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes)))
+        torch.save(saved, tmp_path / 'other.pth')
+        words = (f'trained with the classes {", ".join(classes)}', 'rectangle, circle')
+        complaint(predict(cli, RETINANET, tmp_path / 'other.pth', shapes, tmp_path), *words)
+        tested = ('detect', 'test', RETINANET, tmp_path / 'other.pth', '-d', shapes, '--work-dir', tmp_path / 'test')
+        complaint(cli(*tested, '--validation-annotations', 'val.json'), *words)
+        assert ', '.join(classes) in check_start(model, tmp_path / 'other.pth', ('rectangle', 'circle'))
+    assert check_start(model, tmp_path / 'other.pth', ('cat', 'dog')) == ''
+
+
 def test_damaged_and_missing_checkpoints_are_refused(cli, checkpoint, shapes, tmp_path):
     complaint(predict(cli, RETINANET, tmp_path / 'none.pth', shapes, tmp_path), 'No checkpoint at')
     (tmp_path / 'half.pth').write_bytes(checkpoint.read_bytes()[:100_000])
@@ -294,6 +334,7 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
 
     (tmp_path / 'text.png').write_text('no image')
     complaint(run(tmp_path / 'text.png'), 'text.png is no image of a known format')
+    complaint(run(tmp_path / 'text.png', '--skip-unreadable'), 'text.png')  # nothing was done
     complaint(run(tmp_path / 'none.png'), 'There is no image')
     (tmp_path / 'empty').mkdir()
     complaint(run(tmp_path / 'empty'), 'holds no images')
@@ -303,11 +344,40 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
     complaint(run(tmp_path / 'out' / 'mine.png'), 'would be replaced')
 
 
-def test_a_line_of_pixels_gives_a_message_or_a_result(cli, checkpoint, tmp_path):
-    Image.new('RGB', (1, 3000), (9, 99, 9)).save(tmp_path / 'line.png')
-    answer = cli('detect', 'predict', RETINANET, checkpoint, tmp_path / 'line.png', '-o', tmp_path / 'out')
-    if answer[0]:
-        complaint(answer, '1x3000')
+@pytest.mark.parametrize('name', [RETINANET, UPERNET])
+def test_images_that_cannot_be_read_or_resized_are_named_and_the_others_done(cli, checkpoint, tmp_path, name):
+    if name == UPERNET:
+        checkpoint = tmp_path / 'upernet.pth'
+        torch.save(dict(state_dict=build(UPERNET).state_dict()), checkpoint)
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for stem, size in dict(a=(40, 40), h=(1, 1), m=(3000, 2), n=(2, 3000), z=(40, 40)).items():
+        Image.new('RGB', size, (9, 99, 9)).save(folder / f'{stem}.png')
+    (folder / 'b.jpg').write_bytes(b'\xff\xd8\xff no picture')
+    Image.new('F', (40, 40), 1e9).save(folder / 'c.tif')
+    (folder / '._a.png').write_text('what macOS leaves')
+    for skip in ((), ('--skip-unreadable',)):
+        output = tmp_path / f'out{len(skip)}'
+        code, _, err = cli('detect', 'predict', name, checkpoint, folder, '-o', output, '--threshold', 0.9, *skip)
+        assert code == (0 if skip else 1)
+        assert sorted(path.stem for path in output.glob('*.json')) == ['a', 'h', 'z']
+        sentences = [line for line in err.splitlines() if str(folder) in line]
+        for sentence, words in zip(sentences, ('b.jpg', 'c.tif', 'm.png: An image of 3000x2', 'n.png'), strict=True):
+            assert words in sentence
+        assert 'OpenCV' not in err
+
+
+def test_a_16_bit_image_is_predicted_like_the_8_bit_one(cli, checkpoint, shapes, tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    with Image.open(shapes / 'val' / '0001.png') as image:
+        grey = image.convert('L')
+    grey.save(folder / 'eight.png')
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / 'sixteen.png')
+    assert cli('detect', 'predict', RETINANET, checkpoint, folder, '-o', tmp_path / 'out', '--threshold', 0)[0] == 0
+    eight, sixteen = (json.loads((tmp_path / 'out' / f'{name}.json').read_text()) for name in ('eight', 'sixteen'))
+    assert eight['objects']
+    assert eight['objects'] == sixteen['objects']
 
 
 def test_a_segmentation_is_drawn_over_the_image(cli, tmp_path):

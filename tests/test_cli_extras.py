@@ -1,6 +1,7 @@
 """A package of an extra that is not installed: one sentence that says how to install it."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -63,3 +64,60 @@ def test_python_code_that_needs_an_extra_says_which():
     assert found.keys() == IMPORTS.keys()
     for line, extra in IMPORTS.items():
         assert f"pip install 'tinyvit-zoo[{extra}]'" in found[line]
+
+
+CALLS = {
+    "load_dataset('digits', 'test')": 'eval',
+    "load_dataset('textures', 'test')": 'eval',
+    "load_dataset('flowers102', 'train', 'flowers', check_counts=False)": 'eval',
+    "load_dataset('stanford_cars', 'train', 'cars', check_counts=False)": 'eval',
+    "few_shot.run(features, labels, few_shot.sample_episodes(labels, 2, 1, 1, 2), 'logreg')": 'eval',
+    "compare.difference_of_right('x', labels > 0, labels > 1)": 'eval',
+    "export_model(create_model('tinyvit_5m_224', img_size=64).eval(), 'x.onnx')": 'export',
+    "check_output('x.onnx')": 'export',
+    'ZooBackbone': 'detection-lite',
+}
+
+
+def test_python_calls_that_need_an_extra_say_which_even_if_looking_for_a_package_fails(tmp_path):
+    """`find_spec` itself raises here. timm is imported before: torch looks for these packages when it is."""
+    packages = sorted({package for names in EXTRAS.values() for package in names} - {'tqdm'})
+    code = f"""
+import json, sys
+import numpy as np
+from timm import create_model
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {packages!r}:
+            raise ModuleNotFoundError('No module named ' + repr(name), name=name.partition('.')[0])
+
+sys.meta_path.insert(0, Gone())
+from tinyvit_zoo.data.datasets import load_dataset
+from tinyvit_zoo.downstream import compare, few_shot
+from tinyvit_zoo.export import check_output, export_model
+features, labels = np.eye(8, dtype='float32'), np.arange(8) % 4
+found = {{}}
+for line in {list(CALLS)!r}:
+    try:
+        if line == 'ZooBackbone':
+            from tinyvit_zoo.downstream.detection import ZooBackbone
+        eval(line)
+    except Exception as e:
+        found[line] = str(e)
+print(json.dumps(found))
+"""
+    for name in ('flowers/flowers-102', 'cars/stanford_cars/devkit'):
+        (tmp_path / name).mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.keys() == CALLS.keys()
+    for call, extra in CALLS.items():
+        assert found[call].splitlines()[-1].endswith(f"pip install 'tinyvit-zoo[{extra}]'"), call

@@ -66,7 +66,9 @@ def test_fewshot_of_several_shots_passes_each_image_once(cli, tmp_path, forwards
     assert 30 < five['accuracy'] < ten['accuracy'] < 100  # better than guessing, even so
     for row in (five, ten):
         assert f'{row["accuracy"]:.2f} ± {row["ci95"]:.2f} %' in out
+        assert row['mean_per_class'] == row['accuracy']
         assert len(row['sha256']) == 64
+    assert 'the mean per class is the accuracy' in out
     with (tmp_path / 'out' / 'episodes.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 30

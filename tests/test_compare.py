@@ -243,7 +243,8 @@ def test_compare_prints_a_paired_table_and_writes_it(cli, saved, image_folder, t
     assert results['a']['weights_sha256'] != results['b']['weights_sha256']
     assert {key: part['images'] for key, part in results['data'].items()} == dict(train=24, test=36)
     names = {p.name for p in (tmp_path / 'out').iterdir()}
-    assert names == {'results.json', 'compare.csv', *(f'{n}.png' for n in ('differences', 'shots', 'tsne_a', 'tsne_b'))}
+    figures = {f'{n}.png' for n in ('differences', 'shots', 'tsne_a', 'tsne_b')}
+    assert names == {'.lock', 'results.json', 'compare.csv', *figures}
 
 
 def test_compare_accepts_a_weights_file_and_data_without_splits(cli, image_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import tarfile
 import types
@@ -150,6 +151,121 @@ def test_a_class_named_train_is_not_a_split(tmp_path):
     fake.class_folders(tmp_path, ('car', 'train'))
     assert load_dataset(str(tmp_path), 'all').classes == ('car', 'train')
     denied(str(tmp_path), 'train', words=("has no split 'train', it has: all",))
+
+
+@pytest.mark.parametrize(
+    'names', [('Train', 'Test', 'Val'), ('TRAINING', 'TESTING', 'Valid'), ('train', 'Test', 'VALIDATION')]
+)
+def test_folders_of_splits_are_known_in_any_case(names, tmp_path):
+    for i, name in enumerate(names):
+        fake.class_folders(tmp_path / name, ('a', 'b'), images=i + 1)
+    for split, images in (('train', 2), ('test', 4), ('validation', 6), ('all', 12)):
+        assert len(load_dataset(str(tmp_path), split)) == images
+    assert load_dataset(str(tmp_path), 'all').classes == ('a', 'b')
+
+
+def test_two_folders_for_one_split_are_named(tmp_path):
+    for name in ('train', 'val', 'Validation'):
+        fake.class_folders(tmp_path / name, ('a', 'b'))
+    for split in ('train', 'validation', 'all'):
+        denied(str(tmp_path), split, words=('val/', 'Validation/', 'rename or remove'))
+
+
+@pytest.mark.parametrize('inner', ['inner', 'inner/most'])
+@pytest.mark.parametrize('layout', [('train/a', 'train/b', 'val/a'), ('Train/a', 'Train/b'), ('a', 'b')])
+def test_one_folder_too_many_is_named_with_the_folder_to_give(inner, layout, tmp_path):
+    for name in layout:
+        fake.image(tmp_path / inner / name / '0.png')
+    (tmp_path / '__MACOSX').mkdir()
+    (tmp_path / 'notes.txt').write_text('no image')
+    for split in ('train', 'all'):
+        denied(str(tmp_path), split, words=('one folder too many', f'give {tmp_path / "inner"}'))
+
+
+def test_a_folder_of_data_sets_and_one_folder_too_many_in_train_are_named(tmp_path):
+    for name in ('flowers/train/a/0.png', 'pets/train/b/0.png'):
+        fake.image(tmp_path / 'sets' / name)
+    denied(str(tmp_path / 'sets'), 'all', words=('one folder too many', 'sets/flowers or', 'sets/pets instead'))
+    for name in ('train/images/a/0.png', 'train/images/b/0.png', 'val/a/0.png'):
+        fake.image(tmp_path / 'deep' / name)
+    denied(str(tmp_path / 'deep'), 'train', words=('one folder too many', 'deep/train/images', 'move its folders up'))
+
+
+def test_a_single_class_of_images_in_a_folder_is_no_folder_too_many(tmp_path):
+    fake.image(tmp_path / 'ant' / 'images' / '0.png')
+    assert load_dataset(str(tmp_path), 'all').classes == ('ant',)
+
+
+def test_folders_without_splits_or_without_classes_get_advice(tmp_path):
+    fake.class_folders(tmp_path / 'flat', ('ant', 'bee'))
+    for split in ('train', 'validation', 'test'):
+        words = (f"has no split '{split}'", 'ant, bee', 'train/', 'val/ or test/')
+        denied(str(tmp_path / 'flat'), split, words=words)
+    fake.image(tmp_path / 'bare' / '0.png')
+    fake.image(tmp_path / 'split' / 'Train' / '0.png')
+    fake.image(tmp_path / 'split' / 'val' / '0.png')
+    for split in ('train', 'test', 'all'):
+        denied(str(tmp_path / 'bare'), split, words=('no class folders', 'train/ and val/'))
+        denied(str(tmp_path / 'split'), split, words=('Train/, val/ without class folders', 'Train/CLASS/'))
+
+
+def test_a_missing_split_says_what_there_is_instead(tmp_path, caplog):
+    fake.class_folders(tmp_path / 'train', ('ant', 'bee'))
+    fake.class_folders(tmp_path / 'eval', ('ant', 'bee'))
+    fake.image(tmp_path / 'test' / '0.png')
+    denied(str(tmp_path), 'validation', words=("has no split 'validation'", 'val/CLASS/', 'eval'))
+    denied(str(tmp_path), 'test', words=("has no split 'test'", 'test has no class folders'))
+    assert len(load_dataset(str(tmp_path), 'all')) == 4
+    assert 'left out, as they are no split: eval/, test/' in caplog.text
+
+
+def test_files_of_other_kinds_are_counted_and_said(tmp_path, caplog):
+    fake.class_folders(tmp_path, ('a', 'b'))
+    for i, ending in enumerate(('jfif', 'JPE', 'avif', 'jp2', 'tga')):
+        Image.new('RGB', (8, 8)).save(
+            tmp_path / 'a' / f'{i}.{ending}', **dict(jfif=dict(format='JPEG')).get(ending, {})
+        )
+    for name in ('a/x.HEIC', 'a/y.heic', 'b/clip.mp4', 'b/nothing', 'a/notes.txt', 'b/labels.csv'):
+        (tmp_path / name).write_bytes(b'0')
+    fake.image(tmp_path / 'beside.png')
+    (tmp_path / 'empty').mkdir()
+    dataset = load_dataset(str(tmp_path), 'all')
+    assert len(dataset) == len(dataset.without_unreadable()) == 9
+    assert '4 files of other kinds: .heic (2), .mp4 (1), without ending (1)' in caplog.text
+    assert '1 images beside the class folders are left out' in caplog.text
+    assert 'classes without images: empty/' in caplog.text
+    assert '.txt' not in caplog.text
+
+
+def test_a_folder_with_files_of_other_kinds_only_says_so(tmp_path):
+    for i in range(2):
+        (tmp_path / 'a').mkdir(exist_ok=True)
+        (tmp_path / 'a' / f'{i}.heic').write_bytes(b'0')
+    denied(str(tmp_path), 'all', words=('2 files of other kinds: .heic (2)', '.png or .jpg'))
+
+
+def test_links_to_a_folder_above_are_not_followed(tmp_path):
+    fake.class_folders(tmp_path, ('a', 'b'))
+    (tmp_path / 'a' / 'again').symlink_to(tmp_path / 'a')
+    (tmp_path / 'a' / 'up').symlink_to(tmp_path)
+    (tmp_path / 'b' / 'across').symlink_to(tmp_path / 'c')
+    fake.image(tmp_path / 'c' / '0.png')
+    (tmp_path / 'c' / 'back').symlink_to(tmp_path / 'b')
+    dataset = load_dataset(str(tmp_path), 'all')
+    assert np.bincount(dataset.labels).tolist() == [2, 3, 3]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    fake.class_folders(tmp_path, ('a', 'b'))
+    scandir = os.scandir
+
+    def closed(folder):
+        if Path(folder).name == 'b':
+            raise PermissionError(13, 'Permission denied')
+        return scandir(folder)
+
+    monkeypatch.setattr(os, 'scandir', closed)
+    denied(str(tmp_path), 'all', words=(str(tmp_path / 'b'), 'Permission denied'))
 
 
 def test_classes_of_a_folder_are_in_timms_order(tmp_path):
@@ -417,6 +533,8 @@ def test_webdataset_tars_are_read_without_unpacking(tmp_path):
     (tmp_path / 'set-test.tar').write_bytes(b'no tar')
     denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
     tar_of(tmp_path / 'set-test.tar', {'a.png': png[0], 'a.json': b'{"label": [1, 2]}'})
+    tar_of(tmp_path / 'set-Val-0.tar', {'a.png': png[0], 'a.cls': b'1'})
+    assert load_dataset('wds/set', 'validation', tmp_path).labels.tolist() == [1]
     denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
 
 

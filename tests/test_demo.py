@@ -130,6 +130,8 @@ def test_the_demo_learns_the_digits(tmp_path):
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert results['digits_accuracy'] > 0.97
     assert results['crops_accuracy'] > 0.7  # chance is one in twelve
+    assert results['digits_mean_per_class'] == pytest.approx(results['digits_accuracy'], abs=0.02)  # they are even
+    assert done.stdout.count('mean per class') > 1
     assert results['max_difference_after_reload'] < 1e-6
     rows = {row['task']: row for row in results['compared_with_random']['digits']}
     assert len(rows) == 5

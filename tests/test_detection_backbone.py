@@ -6,7 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from conftest import ARCHITECTURES, GRAPHS, assert_same, few_blocks, images_for, rest_is_full
+from conftest import ARCHITECTURES, GRAPHS, LARGE, assert_same, few_blocks, images_for, rest_is_full
 from golden_rule import fill_by_rule
 from torch import nn
 from zoo_backbones import DYNAMIC, KINDS, SWIN, args_of, backbone_of, images, mmdet_swin
@@ -23,7 +23,7 @@ def train_step(backbone: nn.Module, x: torch.Tensor) -> None:
 # --- maps
 
 
-@pytest.mark.parametrize('name', rest_is_full(ARCHITECTURES, GRAPHS))
+@pytest.mark.parametrize('name', rest_is_full([name for name in ARCHITECTURES if name not in LARGE], GRAPHS))
 def test_maps_are_those_of_timm(name):
     """Of every released architecture at its own size; Mini-Swin's before the norms that detectors put on them."""
     assert_maps_are_those_of_timm(name)

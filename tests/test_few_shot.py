@@ -1,7 +1,10 @@
 """Few-shot: episodes, the benchmark's classifier against its plain loop, statistics, errors."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,7 +164,7 @@ def test_without_a_compiler_pytorch_gives_the_same_result_after_one_log_line(mon
     arguments = (features, episodes.support, episodes.query, episodes.seeds)
     compiled = cdfsl.logits(*arguments)
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
-    for compiler in ('no-such-compiler', 'false'):
+    for compiler in ('no-such-compiler', 'false', 'c++ "'):
         caplog.clear()
         monkeypatch.setenv('CXX', compiler)
         cdfsl_kernel.load.cache_clear()
@@ -172,6 +175,83 @@ def test_without_a_compiler_pytorch_gives_the_same_result_after_one_log_line(mon
         assert (without - compiled).abs().max() < 1e-9
         assert not list(tmp_path.rglob('*.so'))
     cdfsl_kernel.load.cache_clear()
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path) -> Path:
+    """The compiled steps in a cache of the test's own."""
+    if not any(shutil.which(name) for name in cdfsl_kernel.COMPILERS):
+        pytest.skip('no C++ compiler')
+    monkeypatch.setattr(cdfsl_kernel, 'FLAGS', tuple('-O0' if f == '-O3' else f for f in cdfsl_kernel.FLAGS))
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
+    cdfsl_kernel._load()
+    yield next(tmp_path.rglob('*.so'))
+    cdfsl_kernel.load.cache_clear()
+
+
+def builds(monkeypatch) -> list[list[str]]:
+    """The calls of the compiler from now on, which still happen."""
+    calls, run = [], subprocess.run
+    monkeypatch.setattr(subprocess, 'run', lambda command, **kw: calls.append(command) or run(command, **kw))
+    return calls
+
+
+def test_compiled_steps_are_the_users_alone_and_built_once(built, monkeypatch):
+    calls = builds(monkeypatch)
+    cdfsl_kernel._load()
+    assert not calls
+    modes = [p.stat().st_mode & 0o777 for p in (built.parent, built, built.with_suffix('.sha256'))]
+    assert modes == [0o700, 0o600, 0o600]
+
+
+@pytest.mark.parametrize('change', ['empty', 'cut', 'other bytes', 'no note', 'open to others', 'a link'])
+def test_compiled_steps_that_are_not_as_built_are_built_again_and_never_run(change, built, monkeypatch, tmp_path):
+    whole = built.read_bytes()
+    if change == 'no note':
+        built.with_suffix('.sha256').unlink()
+    elif change == 'open to others':
+        built.chmod(0o666)
+    elif change == 'a link':
+        built.rename(tmp_path / 'planted.so')
+        built.symlink_to(tmp_path / 'planted.so')
+    else:
+        built.write_bytes({'empty': b'', 'cut': whole[:-100], 'other bytes': whole[:-1] + b'\x07'}[change])
+    calls = builds(monkeypatch)
+    assert cdfsl_kernel._load()
+    assert len(calls) == 1
+    assert built.read_bytes() == whole
+    assert not built.is_symlink()
+    assert not built.stat().st_mode & 0o022
+
+
+def test_a_folder_of_compiled_steps_is_closed_to_others(built, monkeypatch):
+    built.parent.chmod(0o777)
+    assert cdfsl_kernel._load()
+    assert built.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize('folder', ['a link', "another user's"])
+def test_compiled_steps_of_another_user_are_not_run(folder, built, monkeypatch, tmp_path, caplog):
+    if folder == 'a link':
+        built.parent.rename(tmp_path / 'theirs')
+        built.parent.symlink_to(tmp_path / 'theirs')
+    else:
+        monkeypatch.setattr(os, 'geteuid', lambda: os.getuid() + 1)
+    calls = builds(monkeypatch)
+    cdfsl_kernel.load.cache_clear()
+    assert cdfsl_kernel.load() is None
+    assert not calls
+    assert str(built.parent) in caplog.text
+
+
+def test_the_compiler_may_have_arguments(built, monkeypatch):
+    compiler = next(name for name in cdfsl_kernel.COMPILERS if shutil.which(name))
+    monkeypatch.setenv('CXX', f'{compiler} -DNOTE="a note"')
+    calls = builds(monkeypatch)
+    assert cdfsl_kernel._load()
+    assert calls[0][:2] == [compiler, '-DNOTE=a note']
+    assert len(list(built.parent.glob('*.so'))) == 2
 
 
 @pytest.mark.parametrize(('ways', 'shots', 'threads'), [(5, 5, 1), (2, 1, 2), (3, 7, 3), (8, 3, 1)])

@@ -28,7 +28,7 @@ from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.downstream.finetune import finetune
-from tinyvit_zoo.downstream.reports.finetune import write_finetuned
+from tinyvit_zoo.downstream.reports.finetune import print_finetuned, summary, write_finetuned
 from tinyvit_zoo.training import run_state
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler
 from tinyvit_zoo.training.recipes import DEFAULT, find_recipe
@@ -36,7 +36,7 @@ from tinyvit_zoo.training.recipes import DEFAULT, find_recipe
 CPU = torch.device('cpu')
 PLAIN = find_recipe('tinyvit_scratch').changed(
     epochs=3, batch_size=32, lr=4e-3, lr_batch=32, auto_augment=None, random_erase=0.0, crop_area=(0.7, 1.0), flip=0.0,
-    mixup=0.0, cutmix=0.0, label_smoothing=0.0,
+    mixup=0.0, cutmix=0.0, label_smoothing=0.0, crop_pct=None, crop_mode=None, interpolation=None, held_out=0.1,
 )  # fmt: skip
 """For digits, which are neither flipped nor cropped to an eighth."""
 
@@ -199,7 +199,84 @@ def test_fine_tuning_starts_from_an_encoder_with_a_fresh_head(tmp_path, digits):
     assert_same(dict(again.state_dict()), dict(model.state_dict()))
 
 
+# --- what is held out, and how the result is measured
+
+
+def test_which_images_choose_the_epoch_is_said_before_the_first_one(tmp_path, digits):
+    train, test = digits
+    recipe = PLAIN.changed(epochs=1, held_out=0.0)
+    said = {}
+    for name, options in dict(
+        none={}, share=dict(held_out=0.2), given=dict(validation=test), both=dict(validation=test, held_out=0.2)
+    ).items():
+        said[name] = []
+        result = fit(small_model(), train, recipe, tmp_path / name, say=said[name].append, **options)
+        assert said[name][-1].startswith('Epoch 1/1')
+        assert result.training_images + (name == 'share') * result.validation_images == len(train)
+        assert result.validation_images == dict(none=0, share=33, given=50, both=50)[name]  # of each class
+    assert said['none'][0].startswith('Trained on: all 160 images of digits (train); none is held out, so the last')
+    assert said['share'][0].startswith('Held out: 33 of the 160 images of digits (train), about 20% of each class')
+    assert said['given'][0].endswith('the epoch is chosen with the 50 of test.')
+    assert said['both'][0].endswith('the epoch is chosen with the 50 of test, so --held-out has no effect.')
+
+
+def test_the_recipe_decides_how_many_images_are_held_out(tmp_path, digits):
+    train, _ = digits
+    for name, held in (('small', True), ('tinymim', False)):
+        recipe = find_recipe(name).changed(epochs=1, batch_size=32)
+        result = fit(plain_vit(), train.subset(range(60)), recipe, tmp_path / name)
+        assert (result.validation_images > 0) == held
+        assert result.chosen_by == ('held-out images' if held else 'nothing: it is the last one')
+
+
+def test_the_test_images_are_measured_as_the_recipe_and_as_the_model_has_it(tmp_path, digits):
+    train, test = digits
+    model = plain_vit()
+    model.pretrained_cfg = {**model.pretrained_cfg, 'crop_pct': 0.5}
+    recipe = PLAIN.changed(epochs=1, crop_pct=1.0, crop_mode='squash', interpolation='nearest')
+    result = fit(model, train, recipe, tmp_path, test=test)
+    measured = [(m.preprocessing['crop_pct'], m.preprocessing['crop_mode']) for m in (result.test, result.test_own)]
+    assert measured == [(1.0, 'squash'), (0.5, 'center')]
+    assert not np.array_equal(result.test.predictions, result.test_own.predictions)
+    for one in (result.test, result.test_own):
+        transform = create_transform(**one.preprocessing)
+        with torch.inference_mode():
+            answers = model(torch.stack([transform(test.image(i)) for i in range(len(test))])).argmax(dim=1)
+        assert np.array_equal(answers.numpy(), one.predictions)
+    about = dict(name='tinymim_vit_tiny_patch16_224', weights='pretrained', seed=0, say=lambda text: None)
+    write_finetuned(tmp_path, result, model, train, test, **about)
+    results = read_results(tmp_path)
+    assert results['test_preprocessing']['crop_pct'] == 1
+    assert results['own_preprocessing']['test_preprocessing']['crop_pct'] == 0.5
+    assert results['own_preprocessing']['test_accuracy'] == result.test_own.accuracy
+    saved = timm.create_model(f'local-dir:{tmp_path / "model"}').pretrained_cfg
+    assert (saved['crop_pct'], saved['crop_mode'], saved['interpolation']) == (1.0, 'squash', 'nearest')
+    alike = fit(plain_vit(), train, PLAIN.changed(epochs=1), tmp_path / 'alike', test=test)
+    assert alike.test_own is None
+
+
+def test_epochs_that_are_equally_good_are_counted(tmp_path, digits):
+    train, _ = digits
+    result = fit(
+        small_model(), train, PLAIN.changed(lr=0.0, min_lr=0.0, warmup_lr=0.0, freeze_batch_norm=True), tmp_path
+    )
+    assert (result.best_epoch, result.tied_epochs) == (1, 3)
+    said = []
+    print_finetuned(summary(result), said.append)
+    assert 'Epoch 1 of 3, chosen with' in said[0]
+    assert 'the first of 3 that are equally good' in said[0]
+
+
 # --- moving average, BatchNorm, heads
+
+
+def test_a_moving_average_that_stays_the_initial_weights_is_said(tmp_path, digits):
+    train, said = digits[0], []
+    fit(small_model(), train, PLAIN.changed(epochs=1, ema_decay=0.99), tmp_path / 'a', say=said.append)
+    assert 'of decay 0.99, will be made of the initial weights by 96% after all 4 updates' in ' '.join(said)
+    said.clear()
+    fit(small_model(), train, PLAIN.changed(epochs=1, ema_decay=0.3), tmp_path / 'b', say=said.append)
+    assert 'average' not in ' '.join(said)
 
 
 def test_the_moving_average_equals_a_plain_recomputation(tmp_path, digits):
@@ -272,13 +349,13 @@ def test_a_run_that_ends_while_it_writes_resumes_with_the_same_losses(tmp_path, 
     whole = fit(small_model(drop_path_rate=0.2), train, recipe, tmp_path / 'whole', test=test)
     writes = []
 
-    def save(value, path):
-        if Path(path).name.startswith(f'.{file}'):
-            writes.append(path)
+    def save(value, opened):
+        if Path(opened.name).name.startswith(f'.{file}'):
+            writes.append(opened)
             if len(writes) == epoch + (file == 'state.pt'):
-                Path(path).write_bytes(b'half')
+                opened.write(b'half')
                 raise Killed
-        original(value, path)
+        original(value, opened)
 
     original = torch.save
     monkeypatch.setattr(torch, 'save', save)
@@ -321,7 +398,54 @@ def test_a_run_that_is_over_is_only_measured_again(tmp_path, digits):
     assert again.history == first.history
     assert np.array_equal(again.test.predictions, first.test.predictions)
     assert (tmp_path / 'state.pt').read_bytes() == before
-    assert said == [f'{tmp_path}: resumed after epoch 3 of 3.']
+    assert said[1:] == [f'{tmp_path}: resumed after epoch 3 of 3.']
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path, digits):
+    """Its state has words of the recipe, no settings that came later, and no mean per class."""
+    train, recipe = digits[0], find_recipe(DEFAULT).changed(epochs=3)
+    whole = fit(small_model(), train, recipe, tmp_path / 'whole')
+
+    def stop(line):
+        if line.startswith('Epoch 1'):
+            raise Killed
+
+    with contextlib.suppress(Killed):
+        fit(small_model(), train, recipe, tmp_path / 'old', say=stop)
+    state = read_state(tmp_path / 'old')
+    state['identity'] |= {'recipe: source': "'in other words'", 'recipe: notes': "''"}
+    for later in ('crop_mode', 'interpolation'):
+        assert state['identity'].pop(f'recipe: {later}') == 'None'
+    for record in state['history']:
+        del record['validation_mean_per_class']
+    torch.save(state, tmp_path / 'old' / 'state.pt')
+    resumed = fit(small_model(), train, recipe, tmp_path / 'old')
+    assert losses(resumed) == losses(whole)
+    assert [epoch.validation_mean_per_class is None for epoch in resumed.history] == [True, False, False]
+    about = dict(name='tinyvit_5m_224', weights='pretrained', seed=0, say=lambda text: None)
+    write_finetuned(tmp_path / 'old', resumed, small_model(), train, None, **about)
+    assert read_results(tmp_path / 'old')['epochs'] == 3
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such limits')
+def test_a_full_disk_is_said_and_the_run_resumes_from_what_is_there(tmp_path, digits):
+    import resource
+
+    train, limit = digits[0], resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole = fit(small_model(), train, PLAIN, tmp_path / 'whole')
+
+    def fill(line):
+        if line.startswith('Epoch 1'):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+
+    try:
+        with pytest.raises(EvaluationError, match=r'\.pt cannot be written \(File too large\): make room and give'):
+            fit(small_model(), train, PLAIN, tmp_path / 'full', say=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert len(read_state(tmp_path / 'full')['history']) == 1
+    assert sorted(p.name for p in (tmp_path / 'full').iterdir()) == ['.lock', 'best.pt', 'state.pt']
+    assert fit(small_model(), train, PLAIN, tmp_path / 'full').history == whole.history
 
 
 SCRIPT = """
@@ -560,6 +684,32 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_its_state_is_written(t
     assert not (tmp_path / 'bad' / 'state.pt').exists()
 
 
+def test_outputs_that_are_not_numbers_are_never_an_accuracy(tmp_path, digits, monkeypatch):
+    """The last update of an epoch may do what no loss has seen."""
+    train, _ = digits
+
+    def ruin(optimizer, args, kwargs):
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                parameter.data.fill_(float('nan'))
+
+    hook = register_optimizer_step_post_hook(ruin)
+    try:
+        with pytest.raises(EvaluationError, match=r'returns NaN .* choose another --output and a lower --lr'):
+            fit(small_model(), train, PLAIN.changed(epochs=1, batch_size=128), tmp_path)
+    finally:
+        hook.remove()
+    assert not (tmp_path / 'state.pt').exists()
+
+
+def test_batch_norm_over_a_single_image_is_one_sentence(tmp_path, digits):
+    train, recipe = digits[0].subset(range(20)), PLAIN.changed(epochs=1, batch_size=2)
+    for options in (dict(recipe=recipe.changed(batch_size=1)), dict(recipe=recipe, micro_batch=1)):
+        with pytest.raises(EvaluationError, match='a --batch-size, or a --micro-batch, of at least 2'):
+            fit(small_model(), train, output=tmp_path / 'norm', **options)
+    assert len(fit(plain_vit(), train, recipe, tmp_path / 'none', micro_batch=1).history) == 1
+
+
 def test_classes_that_do_not_fit_are_refused(tmp_path, digits):
     train, _ = digits
     with pytest.raises(EvaluationError, match=r'model has 7 classes and digits has 10: make it with num_classes=10'):
@@ -592,9 +742,14 @@ def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, wor
     ('recipe', 'options', 'words'),
     [
         (dict(batch_size=256), {}, '143 training images make no batch of 256: choose a smaller --batch-size'),
+        (
+            dict(batch_size=128),
+            dict(held_out=0.5),
+            '128, as 8[0-9] are held out: .* smaller --batch-size or --held-out',
+        ),
         ({}, dict(micro_batch=5), 'batch of 32 is not a multiple of 1 x 5 images'),
         ({}, dict(micro_batch=64), 'batch of 32 is not a multiple of 1 x 64 images'),
-        (dict(batch_size=9, mixup=0.8), {}, 'Mixup needs pairs and 9 images at once are odd'),
+        (dict(batch_size=9, mixup=0.8), {}, 'pairs and 9 images at once are odd: choose an even --batch-size'),
         ({}, dict(held_out=1.0), 'held-out share is 1'),
         ({}, dict(precision='fp16'), 'fp16 needs a CUDA device'),
     ],
@@ -610,7 +765,7 @@ def test_a_folder_that_cannot_be_written_says_so_before_the_training(tmp_path, d
     (tmp_path / 'file').write_text('')
     with pytest.raises(EvaluationError, match=r'cannot be written .*: choose another --output'):
         fit(small_model(), train, PLAIN.changed(epochs=1), tmp_path / 'file' / 'folder', say=said.append)
-    assert not said  # no epoch was trained for nothing
+    assert not any(line.startswith('Epoch') for line in said)  # none was trained for nothing
 
 
 # --- files

@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader
 
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo import pretrain
+from tinyvit_zoo.checkpoints import CLASSES_22K, head_22k_to_1k
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.data.class_map import synsets
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.data.registry import REGISTRY
 from tinyvit_zoo.hub import save_folder
-from tinyvit_zoo.training.recipes import find_recipe
+from tinyvit_zoo.training.recipes import RECIPES, find_recipe
 
 
 @pytest.fixture
@@ -157,12 +159,62 @@ def test_as_init_is_for_models_of_this_package_and_for_weights(trained_on, tmp_p
     assert words in trained_on(name, '--as-init', *options)
 
 
+def test_imagenet_1k_starts_from_the_rows_of_a_22k_head(tinyvit_zoo_cli, tmp_path):
+    """A learning rate of 0 leaves the start as it is."""
+    for i, wnid in enumerate(synsets()):
+        (tmp_path / 'data' / 'train' / wnid).mkdir(parents=True)
+        Image.new('RGB', (8, 8), (i % 256, 0, 0)).save(tmp_path / 'data' / 'train' / wnid / 'x.png')
+    model = small_of('tinyvit', img_size=32, num_classes=CLASSES_22K)
+    save_folder(model, tmp_path / '22k', tag='in22k')
+    done = tinyvit_zoo_cli(
+        f'local-dir:{tmp_path / "22k"}', '--img-size', 32, '--data', tmp_path / 'data', '--recipe', 'tinyvit_22kto1k',
+        '--epochs', 1, '--batch-size', 1000, '--lr', 0, '--device', 'cpu', '--output', tmp_path / 'out',
+    )  # fmt: skip
+    assert done.returncode == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].startswith("Classifier: the rows of the 22k head for ImageNet-1k's 1000 classes")
+    assert lines[1].startswith('Trained on: all 1,000 images')
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert results['start']['weights'] == 'weights of ImageNet-22k'
+    trained = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True).state_dict()
+    expected = head_22k_to_1k(model.state_dict())
+    assert all(torch.equal(trained[key], value) for key, value in expected.items())
+
+
+def test_what_a_recipe_has_otherwise_is_said_before_the_first_epoch_and_kept(tinyvit_zoo_cli, tmp_path):
+    common = (
+        'test_resnet', '--random', '--data', 'digits', '--img-size', 32, '--device', 'cpu', '--epochs', 1,
+        '--recipe', 'tinyvit_22kto1k', '--batch-size', 256, '--output',
+    )  # fmt: skip
+    done = tinyvit_zoo_cli(*common, tmp_path / 'out')
+    assert done.returncode == 0, done.err
+    (line,) = (line for line in done.out.partition('Epoch 1/1')[0].splitlines() if line.startswith('Recipe'))
+    for words in (
+        'published for weights of ImageNet-22k',
+        'starts from random weights',
+        '--layer-decay 1',
+        'BatchNorm',
+    ):
+        assert words in line
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert len(results['start']['departures']) == 3
+    assert results['validation_images'] == 0
+    assert results['training_images'] == results['data']['train']['images']
+    assert results['test_preprocessing']['crop_pct'] == 0.875
+    assert f'{results["own_preprocessing"]["test_accuracy"]:.2f} %' in done.out
+
+
 def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):
     done = tinyvit_zoo_cli('--recipes')
     assert done.returncode == 0, done.err
     for name in ('tinyvit_22kto1k', 'mae_lite_cifar100'):
         assert f'\n{name}\n' in done.out
     assert 'From: microsoft/Cream' in done.out
+    listed = ' '.join(done.out.split())
+    assert listed.count('none held out') == len(RECIPES) - 1
+    assert listed.count('holds 10% of train out') == 1
+    assert 'Starts from weights of ImageNet-22k; trains on all' in listed
+    assert 'evaluates with bicubic, crop 1 (squash)' in listed
 
 
 @pytest.mark.slow
@@ -177,7 +229,8 @@ def test_recipes_are_listed_with_their_sources(tinyvit_zoo_cli):
 def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_path, name, data, recipe, extra):
     arguments = [
         name, '--random', '--data', data, '--recipe', recipe, '--output', tmp_path / 'out', '--epochs', 2,
-        '--lr', 0.003, '--batch-size', 128, '--micro-batch', 64, '--drop-path', 0, *extra,
+        '--lr', 0.003, '--batch-size', 128, '--micro-batch', 64, '--drop-path', 0, '--held-out', 0.1,
+        *extra,
     ]  # fmt: skip
     done = tinyvit_zoo_cli(*arguments)
     assert done.returncode == 0, done.err

@@ -10,7 +10,8 @@ from golden_rule import fill_by_rule
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
-from tinyvit_zoo.common.files import swap_in
+from tinyvit_zoo.build import build_model
+from tinyvit_zoo.common.folders import swap_in
 from tinyvit_zoo.hub import configs_folder, render_config, save_folder
 from tinyvit_zoo.releases import all_releases
 
@@ -185,6 +186,23 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path, small):
     with pytest.raises(FileExistsError, match=r'thesis\.tex'):
         save_folder(small(), tmp_path)
     assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
+
+
+def test_a_folder_that_is_saved_again_while_it_is_read_gives_one_version(tmp_path, small, monkeypatch):
+    """A classifier of 3 classes, replaced by one of 5 after its config.json was read."""
+    folder = save_folder(small(num_classes=3), tmp_path / 'model')
+    newer, read = small(num_classes=5), timm.models._factory.load_model_config_from_path
+    again = iter([True])
+
+    def replaced_after_reading(path):
+        config = read(path)
+        if next(again, False):
+            save_folder(newer, folder)
+        return config
+
+    monkeypatch.setattr(timm.models._factory, 'load_model_config_from_path', replaced_after_reading)
+    model = build_model(f'local-dir:{folder}', pretrained=True)
+    assert torch.equal(model.head.fc.weight, newer.head.fc.weight)
 
 
 def test_a_new_folder_has_ordinary_rights(tmp_path):

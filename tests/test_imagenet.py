@@ -27,7 +27,7 @@ from tinyvit_zoo.downstream.imagenet_c import (
     Corruptions,
     evaluate_corruptions,
 )
-from tinyvit_zoo.downstream.reports.imagenet import write_scores
+from tinyvit_zoo.downstream.reports.imagenet import print_scores, write_scores
 
 WNIDS = ImageNetInfo('imagenet-1k').label_names()
 INFO = Path(timm.data.__file__).parent / '_info'
@@ -238,6 +238,12 @@ def test_real_labels_are_counted_as_timm_counts_them(tmp_path):
     assert (scores.real(1), scores.real(5)) == pytest.approx((theirs.get_accuracy(1), theirs.get_accuracy(5)))
     assert 0 < scores.real(1) < scores.real(5) < 100
     assert scores.summary()['real_images'] == 30
+    assert scores.summary()['real_mean_per_class'] is None
+    assert scores.mean_per_class == scores.summary()['mean_per_class']  # by the one label of each image
+    said = []
+    print_scores(scores, data, dict(name='x', weights='y'), said.append)
+    assert 'mean per class' in said[1]
+    assert 'no mean per class: an image with several right labels is of no one class' in said[2]
 
 
 def test_a_model_with_label_names_is_scored_on_the_shared_classes():
@@ -325,6 +331,23 @@ def test_mce_is_the_mean_of_errors_over_those_of_alexnet(corrupted):
     assert quiet(root).relative_mce is None
 
 
+def test_classes_are_counted_over_all_corruptions(corrupted, tmp_path):
+    root, wrong = corrupted
+    result = quiet(root, keep=tmp_path / 'kept.json')
+    total = sum(map(sum, wrong.values()))
+    assert result.classes == dict(a=(300, pytest.approx(100 - total / 3)), b=(75, 100.0))
+    assert result.per_class_errors == {name: tuple(100 * n / 8 for n in counts) for name, counts in wrong.items()}
+    assert result.mean_per_class == pytest.approx(100 - total / 6)
+    assert result.classes_at_zero == []
+    never = quiet(root, Oracle(one_hot([1, 1], 2)))  # never a
+    assert (never.mean_per_class, never.classes_at_zero) == (50, ['a'])
+    # What an earlier version kept of a set has no classes: it is measured again.
+    kept = json.loads((tmp_path / 'kept.json').read_text())
+    del kept['done']['fog/1']['by_class'], kept['done']['fog/1']['mean_per_class']
+    (tmp_path / 'kept.json').write_text(json.dumps(kept))
+    assert quiet(root, keep=tmp_path / 'kept.json') == result
+
+
 def test_alexnet_itself_has_an_mce_of_100():
     errors = {name: (100 * error,) * 5 for name, error in ALEXNET_ERRORS.items()}
     alexnet = Corruptions(errors, 100 * ALEXNET_CLEAN_ERROR, '', {})
@@ -409,6 +432,8 @@ def test_the_command_measures_all_sets_and_saves_them_with_the_results(cli, corr
     assert code == 0, err
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert f'mCE {results["mce"]:.2f} (AlexNet: 100)' in out
+    assert f'accuracy mean per class {results["mean_per_class"]:.2f} %' in out
+    assert len((tmp_path / 'out' / 'per_class.csv').read_text().splitlines()) == 3
     assert results['errors'].keys() == ALEXNET_ERRORS.keys()
     assert 'all of them' in results['compared']
     assert results['preprocessing']['crop_pct'] == 1.0

@@ -25,6 +25,8 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.downstream import linear_probe
+from tinyvit_zoo.downstream.classifiers.linear_heads import LinearHeads, grid
+from tinyvit_zoo.downstream.classifiers.probe_checkpoint import Checkpoint
 from tinyvit_zoo.downstream.features.extraction import extract
 from tinyvit_zoo.downstream.features.layers import feature_function
 from tinyvit_zoo.downstream.features.one_pass import features_of_layers
@@ -222,6 +224,23 @@ def test_a_killed_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, epo
     assert again.passes == (3 - epoch) * 80 + 30 + 40
     same_result(whole, run(epochs=3, checkpoint=path))  # nothing left to train
     assert [p.name for p in tmp_path.iterdir()] == ['probe.pt']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such limits')
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_kept(tmp_path):
+    import resource
+
+    heads = LinearHeads(grid([0.1], [0.0], ['pooled']), {'pooled': 5000}, 2, 0, torch.device('cpu'))
+    checkpoint, limit = Checkpoint(tmp_path / 'probe.pt', {}), resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint.save(heads, [torch.zeros(2, 1)])
+    before = checkpoint.path.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        refused(lambda: checkpoint.save(heads, [torch.ones(2, 1)]), 'File too large', 'make room', kind=EvaluationError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert checkpoint.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [checkpoint.path]
 
 
 def test_the_checkpoint_of_another_run_or_a_damaged_one_is_refused(run, tmp_path):

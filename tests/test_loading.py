@@ -231,6 +231,12 @@ VICTIMS = {
         'bias': ('blocks.2.attn.q_bias', 'blocks.2.attn.q_bias'),
         'scale': ('blocks.3.gamma_2', 'blocks.3.gamma_2'),
     },
+    'clip_vit': {
+        'token': ('visual.class_embedding', 'cls_token'),
+        'positions': ('visual.positional_embedding', 'pos_embed'),
+        'last block': ('visual.transformer.resblocks.3.mlp.c_fc.weight', 'blocks.3.mlp.fc1.weight'),
+        'projection': ('visual.proj', 'proj.weight'),
+    },
 }  # fmt: skip
 DEFECTS = ['renamed', 'missing', 'extra', 'wrong shape', 'no dimensions']
 WRONG_ROUTES = [ROUTES[0], ROUTES[1], ROUTES[3], ROUTES[4]]

@@ -12,7 +12,7 @@ from conftest import ARCHITECTURES, TAGGED, for_each
 from timm.data import create_transform, resolve_model_data_config
 
 import tinyvit_zoo
-from tinyvit_zoo.releases import all_releases, find_release
+from tinyvit_zoo.releases import TEACHERS, all_releases, find_family, find_release
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +45,7 @@ EXPECTED = {
     'mae_lite_vit_tiny_rpe_patch16_224': ['mae_in1k_ft_in1k_1000e'],
     'mae_lite_vit_small_patch16_224': ['mae_in1k_ft_in1k', 'dmae_in1k_ft_in1k', 'deit_impr_in1k'],
     'mae_lite_vit_small_encoder_patch16_224': ['mae_in1k', 'dmae_in1k'],
+    'clip_vit_large_patch14_224': ['openai_ft_in22k'],
 }
 ENCODERS = [name for name in EXPECTED if '_student_' in name or '_encoder_' in name]
 # Made by `compress.multiplex` or from a saved folder; without released weights.
@@ -88,14 +89,14 @@ def test_no_name_of_timms_own_is_taken(imported):
 @for_each('name', ARCHITECTURES)
 def test_a_bare_name_means_1000_classes_and_of_an_encoder_none(name):
     model = timm.create_model(name, device='meta')
-    assert model.num_classes == (0 if name in ENCODERS else 1000)
+    assert model.num_classes == (0 if name in ENCODERS else 21841 if find_family(name) in TEACHERS else 1000)
     assert model.pretrained_cfg['tag'] == EXPECTED[name][0]
     assert find_release(name).name == f'{name}.{EXPECTED[name][0]}'
 
 
 @for_each('name', TAGGED)
 def test_a_tag_has_the_classes_of_its_release(name):
-    classes = 21841 if name.endswith('.dist_in22k') else 0 if name.partition('.')[0] in ENCODERS else 1000
+    classes = 21841 if name.endswith('_in22k') else 0 if name.partition('.')[0] in ENCODERS else 1000
     assert timm.create_model(name, device='meta').num_classes == classes
     if classes == 0:
         assert find_release(name).labels is None

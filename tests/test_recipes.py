@@ -20,7 +20,7 @@ from tinyvit_zoo.training.ingredients import (
     create_transforms,
     reset_head,
 )
-from tinyvit_zoo.training.recipes import DEFAULT, RECIPES, Rates, find_recipe
+from tinyvit_zoo.training.recipes import DEFAULT, RECIPES, STARTS, Rates, find_recipe
 
 # Highest, last and first learning rate as the papers and READMEs have them for their batch; warm-up, epochs, batch;
 # where the cosine begins.
@@ -218,11 +218,43 @@ def test_mixing_and_augmentation_are_the_published_ones():
 
 
 def test_evaluation_crops_as_the_recipe_or_else_the_model_does():
-    model = timm.create_model('tinyvit_5m_224', img_size=64)
+    model = timm.create_model('tinyvit_5m_224', img_size=64)  # its own crop is 0.95
     sizes = {
-        name: create_transforms(model, find_recipe(name))[1].transforms[0].size for name in ('tinyvit_384', 'tinymim')
+        name: create_transforms(model, find_recipe(name))[1].transforms[0].size
+        for name in ('tinyvit_384', 'tinymim', 'small')
     }
-    assert sizes == dict(tinyvit_384=64, tinymim=math.floor(64 / 0.95))
+    assert sizes == dict(tinyvit_384=(64, 64), tinymim=math.floor(64 / 0.875), small=math.floor(64 / 0.95))
+
+
+# Of an image of 500 x 300 before the center crop: the short side as the released code has it; None for the whole image
+# squashed to the model's size.
+SHORT_SIDE = {
+    'tinyvit_scratch': (224, 256),
+    'tinyvit_22kto1k': (224, 256),
+    'tinyvit_384': (384, None),
+    'tinyvit_512': (512, None),
+    'mini_deit_384': (384, 438),
+    'mini_swin_384': (384, 438),
+    'minivit_transfer': (384, 438),
+    'minivit_transfer_flowers': (384, 438),
+    'minivit_transfer_cars': (384, 438),
+    **{name: (224, 256) for name in RECIPES if name.startswith(('tinymim', 'mae_lite'))},
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_every_paper_s_recipe_evaluates_with_its_crop_and_trains_on_all_images(name):
+    recipe, (side, short) = find_recipe(name), SHORT_SIDE[name]
+    assert side == (recipe.img_size or 224)
+    model = timm.create_model('resnet10t')
+    model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (3, side, side), 'crop_pct': 0.95}
+    resize = create_transforms(model, recipe)[1].transforms[0]
+    size = resize(Image.new('RGB', (500, 300))).size
+    assert size == (side, side) if short is None else min(size) == short
+    assert recipe.evaluation['interpolation'] == 'bicubic'
+    assert recipe.held_out == 0
+    assert set(recipe.starts) <= STARTS.keys()
+    assert recipe.starts
 
 
 def test_images_are_of_the_size_that_a_stock_model_was_made_for():

@@ -308,3 +308,35 @@ def test_an_encoder_is_counted_without_a_classifier():
     assert rows['tinymim_vit_tiny_patch16_224.ft_in1k']['params'] == 5_717_416
     student = build_model('tinymim_vit_tiny_student_patch16_224', device='meta')
     assert student.num_classes == 0
+
+
+def test_the_accuracies_of_the_papers_tables_stand_beside_those_of_the_released_pages():
+    results = {
+        (release.name, r.dataset): r.top1
+        for release in all_releases()
+        for protocol in release.protocols
+        for r in protocol.results
+        if r.source == 'Table 1 of the paper'
+    }
+    assert results == {
+        ('tinyvit_21m_224.dist_in22k_ft_in1k', 'imagenet-real'): 88.9,
+        ('tinyvit_21m_224.dist_in22k_ft_in1k', 'imagenet-v2'): 75.1,
+        ('tinyvit_21m_224.in1k', 'imagenet-real'): 88.1,
+        ('tinyvit_21m_224.in1k', 'imagenet-v2'): 73.1,
+    }
+    coco = {
+        (release.name.partition('.')[2], t.source.split()[0]): t.value
+        for release in all_releases()
+        for t in release.transfers
+        if release.architecture.startswith('mae_lite') and t.metric == 'box AP'
+    }
+    assert coco == {
+        ('mae_in1k', 'Table'): 38.9,
+        ('mae_in1k', 'DETECTION.md'): 39.9,
+        ('dmae_in1k', 'Table'): 42.7,
+        ('dmae_in1k', 'DETECTION.md'): 42.3,
+        ('mocov3_in1k', 'Table'): 40.0,
+        ('mocov3_in1k', 'DETECTION.md'): 39.7,
+        ('deit_impr_in1k', 'Table'): 40.7,
+        ('deit_impr_in1k', 'DETECTION.md'): 40.4,
+    }

@@ -20,6 +20,7 @@ SIZED = {
     'mini_swin': 'relative_position_bias_table',
     **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star'), 'pos_embed'),
     'mae_lite_rpe': ('pos_embed', 'relative_position_bias_table'),
+    'clip_vit': 'pos_embed',
 }
 # Kinds whose position embedding has one row per patch: as many patches in another shape look the same in a bare file.
 TOKENS = [family for family, ending in SIZED.items() if 'pos_embed' in ending]
@@ -148,7 +149,7 @@ def test_mode_and_device_are_kept(family, any_small):
     model.set_input_size(96)
     assert all(m.training for m in model.modules())
     meta = timm.create_model(SMALL_OF[family][0], device='meta')
-    meta.set_input_size(96)
+    meta.set_input_size(112)
     assert {t.device.type for t in [*meta.parameters(), *meta.buffers()]} == {'meta'}
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import for_each, refused
 from dense_reference import released_dense
 from golden_case import SINGLE, assert_close
 from golden_rule import golden
@@ -12,7 +13,12 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
 from mmseg.structures import SegDataSample
+from PIL import Image
+from synthetic_ade import make_ade
 
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
+from tinyvit_zoo.downstream.detection.data_checks import check_data
 from tinyvit_zoo.downstream.segmentation import ZooBackbone
 
 NAMES = packaged(SEGMENTATION)
@@ -79,6 +85,56 @@ def test_a_ci_config_trains_and_tests_a_step(name):
     assert all(torch.isfinite(v).all() for v in losses.values())
     results = model.eval().test_step(samples(2, 128, 3))
     assert [tuple(r.pred_sem_seg.data.shape) for r in results] == [(1, 128, 128)] * 2
+
+
+def label_maps(root, *classes):
+    """What is said of own data in ADE20K's layout before a training, and the config's training data set."""
+    config, said = read(SEGMENTATION, 'upernet_tinyvit_21m_160k_ade20k'), []
+    use_custom_data(config, CustomData(root, classes=classes))
+    check_data(config, training=True, say=said.append)
+    return ' '.join(said), DATASETS.build(config.train_dataloader.dataset)
+
+
+def test_label_maps_have_the_classes_in_the_order_of_their_names(tmp_path):
+    """Though ADE20K has other labels for these names."""
+    said, dataset = label_maps(make_ade(tmp_path, train=2, val=1, size=64), 'sky', 'wall', 'my own', 'fourth')
+    assert 'no pixel of 1 of 4 classes, which cannot be learned: fourth' in said
+    assert dataset.metainfo['classes'] == ('sky', 'wall', 'my own', 'fourth')
+    entry = dataset.pipeline.transforms[1](dict(dataset.get_data_info(0)))
+    with Image.open(entry['seg_map_path']) as labels:
+        assert np.array_equal(entry['gt_seg_map'], np.asarray(labels) - 1)
+
+
+DAMAGED = {
+    'no images': (lambda root: [f.unlink() for f in root.glob('images/training/*')], 'no images that end in .jpg'),
+    'no label map': (lambda root: (root / 'annotations/training/0001.png').unlink(), '0001.jpg', 'no label map'),
+    'another size': (lambda root: relabel(root, 'validation/0000', (9, 8)), '64x64', '9x8'),
+    'colors': (lambda root: relabel(root, 'training/0000', mode='RGB'), 'RGB', 'one channel'),
+    'a label too high': (lambda root: relabel(root, 'validation/0000', label=4), 'the label 4', '1 to 3'),
+    'nothing labelled': (
+        lambda root: [relabel(root, f'training/{name}', label=0) for name in ('0000', '0001')], 'pixel of any class'
+    ),
+}  # fmt: skip
+
+
+def relabel(root, name, size=(64, 64), mode='L', label=1):
+    Image.new(mode, size, label).save(root / f'annotations/{name}.png')
+
+
+@for_each('case', DAMAGED)
+def test_label_maps_that_would_stop_or_spoil_a_run_are_named_before_it(case, tmp_path):
+    root = make_ade(tmp_path / case, train=2, val=1, size=64)
+    damage, *words = DAMAGED[case]
+    damage(root)
+    refused(lambda: label_maps(root, 'a', 'b', 'c'), *words, kind=EvaluationError)
+
+
+def test_a_turned_image_and_its_label_map_are_refused(tmp_path):
+    root, exif = make_ade(tmp_path, train=2, val=1, size=64), Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (80, 64)).save(root / 'images/training/0001.jpg', exif=exif)
+    Image.new('L', (80, 64), 1).save(root / 'annotations/training/0001.png')
+    refused(lambda: label_maps(root, 'a', 'b', 'c'), '0001.jpg', 'EXIF orientation (6)', kind=EvaluationError)
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import timm
-from conftest import ARCHITECTURES, GRAPHS, TAGGED
+from conftest import ARCHITECTURES, GRAPHS, TAGGED, rest_is_full
 from filelock import FileLock
 from minihub import MiniHub, Page
 
-from tinyvit_zoo.releases import FAMILIES, find_family
+from tinyvit_zoo.releases import FAMILIES, TEACHERS, find_family
 
 pytestmark = pytest.mark.slow
 
 # Models of tokens.
-TOKENS = ('mini_deit_', 'tinymim_', 'mae_lite_')
+TOKENS = ('mini_deit_', 'tinymim_', 'mae_lite_', 'clip_vit_')
 INAPPLICABLE_TO_TOKENS = {
     'test_prune_intermediate_layers_last_feature',
     'test_reset_classifier_keeps_pool',
@@ -72,7 +72,7 @@ def inapplicable(architecture: str) -> set[str]:
     """FUNCTIONS that do not apply to an architecture."""
     if '_rpe_' in architecture:
         return INAPPLICABLE_TO_TIMMS_BEIT
-    if architecture.startswith(('tinymim_', 'mae_lite_')):
+    if architecture.startswith(('tinymim_', 'mae_lite_', 'clip_vit_')):
         return INAPPLICABLE_TO_TIMMS_VIT
     if architecture.startswith('mini_swin_'):
         return {'test_prune_intermediate_layers_last_feature'}
@@ -171,7 +171,7 @@ def assert_every_tag_was_seen(architecture: str, passed: Counter) -> None:
         assert passed[test] == sum(t.partition('.')[0] == architecture for t in TAGGED)
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', rest_is_full(FAMILIES, FAMILIES.keys() - TEACHERS))
 def test_timms_tests_of_a_family(family, suite):
     """Everything for each kind of graph; of the other architectures that they run, and their configurations.
 

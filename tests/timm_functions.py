@@ -14,7 +14,7 @@ FIXED_SIZE = [name for name in OURS if timm.get_pretrained_cfg_value(name, 'fixe
 # Models of tokens: no pooling but the mean, no extractor but the getter.
 TOKENS = [name for name in OURS if any(fnmatch.fnmatch(name, pattern) for pattern in PLAIN_VIT)]
 # Subclasses of timm's ViT and BEiT: the getter around those cannot be scripted, nor can BEiT take every size.
-TIMMS_VIT = [name for name in OURS if name.startswith(('tinymim_', 'mae_lite_'))]
+TIMMS_VIT = [name for name in OURS if name.startswith(('tinymim_', 'mae_lite_', 'clip_vit_'))]
 TIMMS_BEIT = [name for name in OURS if '_rpe_' in name]
 # Their features come as (B, H, W, C), the tests mean (B, C, H, W).
 CHANNELS_LAST = [name for name in OURS if name.startswith('mini_swin')]

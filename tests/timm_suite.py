@@ -28,7 +28,7 @@ if wanted := _named('TIMM_SUITE_MODELS') | RUN_BRIEFLY:
     OURS &= wanted
 
 # Families of ours with the interface of a plain ViT. timm knows its own by the names in these filters.
-PLAIN_VIT = ('mini_deit_*', 'tinymim_*', 'mae_lite_*')
+PLAIN_VIT = ('mini_deit_*', 'tinymim_*', 'mae_lite_*', 'clip_vit_*')
 
 _list_models = timm.list_models
 

@@ -2,37 +2,115 @@
 
 import difflib
 import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import is_model, parse_model_name, split_model_name_tag
+from timm.models._hub import download_from_hf
 from torch import nn
 
-from .checkpoints import CheckpointError, find_key_map, read_checkpoint
-from .common.errors import ModelError
-from .common.text import reason
-from .releases import all_releases, find_release
+from .checkpoints import (
+    CheckpointError,
+    backbone_part,
+    counted_by_part,
+    find_key_map,
+    read_checkpoint,
+    warn_nonfinite,
+)
+from .checkpoints.hub_silence import cache_if_silent
+from .common.bounds import check_sizes
+from .common.errors import ModelError, WeightsNotFoundError
+from .common.folders import read_settled
+from .common.paths import MAX_PATH, read_json, user_path
+from .common.text import reason, shown
+from .releases import all_releases, find_family, find_release
 
-__all__ = ['build_model', 'check_name', 'load_model']
+__all__ = ['asking_once', 'build_model', 'check_name', 'load_model', 'model_folder', 'resolve_name']
+
+FINETUNED = 'model'
+"""Folder of the model in one that `finetune` wrote."""
+
+_logger = logging.getLogger(__name__)
+
+CONFIG = 'config.json'
 
 
 def build_model(name: str, **kwargs: Any) -> nn.Module:
     """The model of that name, in eval mode.
 
     Args:
-        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any name of timm.
+        name: 'architecture', 'architecture.tag', 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'; any name of timm; a folder,
+            see `resolve_name`.
         **kwargs: As in `timm.create_model`.
 
     Raises:
         ModelError: On an unknown name, an unreadable folder or page, or arguments that do not fit.
         CheckpointError: If weights were asked for and cannot be found, read or matched.
     """
+    name = resolve_name(name)
     source = check_name(name)
-    # The Hub client raises errors of several libraries, which have no common base class.
-    expected = Exception if source == 'hf-hub' else (OSError, ValueError, RuntimeError, KeyError, TypeError)
+    with asking_once(name, kwargs):
+        return _create(name, source, kwargs)
+
+
+@contextmanager
+def asking_once(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which timm makes a model: if the Hub does not answer, its cache is all there is, at once.
+
+    Args:
+        name: As in `build_model`.
+        kwargs: Of `timm.create_model`.
+
+    Raises:
+        WeightsNotFoundError: If the weights are not in the cache of a silent Hub.
+        ModelError: If a whole page is not in it.
+    """
+    source = parse_model_name(name)[0]
+    page = _asked_by_timm(name, source, kwargs)
+    if page is None:
+        yield
+        return
+    with cache_if_silent(page, 'config.json' if source else 'model.safetensors') as silence:
+        try:
+            yield
+        except (ModelError, LocalEntryNotFoundError) as e:
+            missing = isinstance(e, LocalEntryNotFoundError) or isinstance(e.__cause__, LocalEntryNotFoundError)
+            if silence is None or not missing:
+                raise
+            place = f'the Hub page {page} is not in the cache and not reachable ({reason(silence)})'
+            if source:
+                raise ModelError(f'No model {name}: {place}, so give the name of its architecture or a folder.') from e
+            raise WeightsNotFoundError(f'No weights for {name}: {place}.') from e
+
+
+def _asked_by_timm(name: str, source: str | None, kwargs: Mapping[str, Any]) -> str | None:
+    """The page of the Hub that timm itself asks; models of this package look for their weights by `find_weights`."""
+    if source == 'hf-hub':
+        return parse_model_name(name)[1]
+    given = kwargs.get('pretrained_cfg') or {'file', 'state_dict'} & (kwargs.get('pretrained_cfg_overlay') or {}).keys()
+    if source or given or not kwargs.get('pretrained') or find_family(split_model_name_tag(name)[0]):
+        return None
+    cfg = timm.get_pretrained_cfg(name)
+    return (cfg and cfg.hf_hub_id) or None
+
+
+def _create(name: str, source: str | None, kwargs: Mapping[str, Any]) -> nn.Module:
+    # Files and pages of others fail in any way, and the Hub client raises errors of several libraries.
+    expected = Exception if source else (OSError, ValueError, RuntimeError, KeyError, TypeError)
     try:
+        if source:
+            _check_config(name, source, kwargs.get('cache_dir'))
+        if source == 'local-dir':
+            return read_settled(Path(parse_model_name(name)[1]), lambda: timm.create_model(name, **kwargs)).eval()
         return timm.create_model(name, **kwargs).eval()
-    except CheckpointError:
+    except (CheckpointError, ModelError):
         raise
     except json.JSONDecodeError as e:
         raise ModelError(f'{name}: config.json is not valid JSON ({e}).') from e
@@ -40,36 +118,148 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
         raise ModelError(f'{name}: {reason(e, longest=1000)}') from e
 
 
-def load_model(name: str, weights: str | None = None, **kwargs: Any) -> nn.Module:
+def _check_config(name: str, source: str, cache_dir: str | Path | None) -> None:
+    """Raise ModelError if the config.json of a folder or page cannot be read, or asks for a model beyond any size."""
+    place = parse_model_name(name)[1]
+    path = Path(place) / CONFIG if source == 'local-dir' else Path(download_from_hf(place, CONFIG, cache_dir=cache_dir))
+    try:
+        config = read_json(path)
+    except ValueError as e:
+        raise ModelError(f'{name}: {CONFIG} is not valid JSON ({reason(e)}).') from e
+    if not isinstance(config, dict):
+        raise ModelError(f'{name}: {CONFIG} is not the configuration of a model.')
+    of_model = {key: config.get(key) for key in ('num_classes', 'model_args')}
+    cfg = config.get('pretrained_cfg')
+    sizes = {key: cfg.get(key) for key in ('input_size', 'num_classes')} if isinstance(cfg, dict) else {}
+    check_sizes([of_model, sizes], f'{name}: {CONFIG}')
+
+
+def load_model(name: str, weights: str | Path | None = None, part: str | None = None, **kwargs: Any) -> nn.Module:
     """The model with its pretrained weights, or with those of a file, which then determines the number of classes.
+
+    Also a model that is timm's own loads a file whole, or not at all: only its classifier is a fresh one where
+    `num_classes` asks for other classes than the file has, and that is said.
 
     Args:
         name: As in `build_model`.
         weights: Checkpoint file or folder in any known layout; None for the weights of the name.
+        part: Which of several models in the file, see `checkpoints.read_checkpoint`.
         **kwargs: As in `timm.create_model`.
 
     Raises:
         ModelError: See `build_model`.
         CheckpointError: If the weights cannot be found, read or matched.
     """
+    name = resolve_name(name)
     if weights is None:
+        if part is not None:
+            raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
         return build_model(name, pretrained=True, **kwargs)
-    check_name(name)
-    state_dict = read_checkpoint(weights)
+    weights = model_folder(Path(weights)) or weights
+    source = check_name(name)
+    architecture = _blank(name, {}).pretrained_cfg['architecture'] if source else name
+    state_dict = read_checkpoint(weights, part=part)
+    if find_family(architecture) is None:
+        return _load_timms(name, state_dict, shown(str(weights), MAX_PATH), kwargs)
     key_map = find_key_map(state_dict)
     classes = key_map and key_map.head_classes(state_dict)
     if classes is not None:
         kwargs.setdefault('num_classes', classes)
+    if part is not None:
+        kwargs['part'] = part
     # Not the state dict: the file's name and its other contents show more about the model than its tensors do.
     return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(weights)), **kwargs)
 
 
+def _load_timms(name: str, state_dict: dict[str, torch.Tensor], origin: str, kwargs: dict[str, Any]) -> nn.Module:
+    """A model of timm's own with all weights of a checkpoint.
+
+    timm compares names only while the numbers of classes agree, so the model is first made with those of the file.
+    """
+    state_dict, rest = backbone_part(state_dict)
+    if rest:
+        _logger.info('%s: using the backbone, without %s.', origin, counted_by_part(rest))
+    warn_nonfinite(state_dict, origin)
+    heads = _blank(name, kwargs).pretrained_cfg.get('classifier') or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    have, want = _classes(state_dict, heads), kwargs.get('num_classes')
+    overlay = dict(state_dict=state_dict, source='', num_classes=have, label_offset=0)
+    try:
+        model: Any = build_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **(kwargs | {'num_classes': have})
+        )
+    except ModelError as e:  # the arguments fit, so it is the checkpoint
+        raise CheckpointError(f'{origin} is no checkpoint of {name}: {str(e).removeprefix(f"{name}: ")[:400]}') from e
+    cfg = {k: v for k, v in model.pretrained_cfg.items() if k != 'state_dict'}
+    if want not in (None, have):
+        if want:
+            _logger.warning(
+                '%s has %s classes, the model %d: fresh classifier, everything else loaded.', origin, have or 'no', want
+            )
+        loaded, model = model.state_dict(), build_model(name, **kwargs)
+        of_head = tuple(f'{head}.' for head in heads)
+        own = {k: v for k, v in model.state_dict().items() if k not in loaded or k.startswith(of_head)}
+        model.load_state_dict({**{k: v for k, v in loaded.items() if not k.startswith(of_head)}, **own})
+    model.pretrained_cfg = model.default_cfg = cfg
+    return model
+
+
+def _blank(name: str, kwargs: dict[str, Any]) -> Any:
+    """The model without numbers."""
+    return build_model(name, device='meta', **kwargs)
+
+
+def _classes(state_dict: Mapping[str, torch.Tensor], heads: tuple[str, ...]) -> int:
+    """Classes of a checkpoint by its classifier, under timm's name or one that released files have; 0 without one."""
+    for head in (*heads, *(head.rpartition('.')[0] for head in heads), 'head', 'fc', 'classifier'):
+        weight = state_dict.get(f'{head}.weight')
+        if weight is not None and weight.ndim > 1:
+            return weight.shape[0]
+    return 0
+
+
+def resolve_name(name: str) -> str:
+    """A name as timm takes it: that of a folder with a model becomes 'local-dir:FOLDER', any other stays as it is.
+
+    Args:
+        name: As in `build_model`. A folder has config.json and weights, or is one that `finetune` wrote, whose model is
+            in its folder `model`. The name of a model goes before a folder that is called so.
+
+    Raises:
+        ModelError: If it is a folder without a model, or a file.
+    """
+    place = name.removeprefix('local-dir:')
+    marked = place != name
+    if not marked and is_model(split_model_name_tag(name)[0]):
+        return name
+    folder = user_path(place)
+    if model_folder(folder):
+        return f'local-dir:{model_folder(folder)}'
+    if marked:
+        return name
+    if folder.is_file():
+        raise ModelError(f'{name} is a file: give the name of its model, and the file as --weights.')
+    if (folder / 'state.pt').is_file():
+        raise ModelError(f'{name} holds a training run that has not ended: run the same `finetune` command again.')
+    if folder.is_dir():
+        raise ModelError(f'{name} is a folder without a model: it needs a config.json beside the weights.')
+    if '/' in name and ':' not in name:
+        raise ModelError(f'{name} is neither a folder nor a model: a page of the Hub would be hf-hub:OWNER/NAME.')
+    return name
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder with config.json: this one, or that of the model in what `finetune` wrote; None if neither has it."""
+    return next((place for place in (folder, folder / FINETUNED) if os.path.isfile(place / CONFIG)), None)
+
+
 def check_name(name: str) -> str | None:
-    """The source of a name: 'hf-hub', 'local-dir' or None.
+    """The source of a name, see `resolve_name`: 'hf-hub', 'local-dir' or None.
 
     Raises:
         ModelError: If timm does not know the name.
     """
+    name = resolve_name(name)
     try:
         source, model_id = parse_model_name(name)
     except ValueError as e:

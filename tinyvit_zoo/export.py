@@ -21,6 +21,7 @@ from .classify import class_names
 from .common.errors import ModelError
 from .common.extras import needs_extra
 from .common.files import new_file
+from .common.paths import user_path
 from .common.preprocessing import model_data_config
 from .hub.folder import WEIGHT_FACTS
 from .hub.pack import OWN_TAG
@@ -72,6 +73,7 @@ def model_to_export(
     random: bool = False,
     img_size: tuple[int, int] | None = None,
     dynamic_size: bool = False,
+    part: str | None = None,
 ) -> nn.Module:
     """The model of that name, ready to be exported with these arguments.
 
@@ -82,6 +84,7 @@ def model_to_export(
         random: Random weights instead.
         img_size: (H, W), if not the model's own.
         dynamic_size: Accept images of other sizes as well.
+        part: Which of several models in the checkpoint, see `checkpoints.read_checkpoint`.
 
     Raises:
         ModelError: On an unknown name, arguments that do not fit, or a model that takes only one size.
@@ -96,7 +99,8 @@ def model_to_export(
             kwargs['dynamic_img_size'] = True
         else:
             _check_dynamic(blank)
-    model = build_model(name, **kwargs) if random else load_model(name, str(weights) if weights else None, **kwargs)
+    file = str(weights) if weights else None
+    model = build_model(name, **kwargs) if random else load_model(name, file, part, **kwargs)
     # With the name of an architecture alone, a file is the caller's own; with a tag, it is claimed to be that release.
     own = weights is not None and check_name(name) is None and not split_model_name_tag(name)[1]
     if random or own:
@@ -138,7 +142,7 @@ def export_model(
             does not compute what the model does.
         OSError: If the file cannot be written.
     """
-    output = Path(output).expanduser()
+    output = user_path(output)
     format = check_output(output, format)
     if dtype not in DTYPES:
         raise ModelError(f"'{dtype}' is not a dtype for export: choose from {', '.join(DTYPES)}.")

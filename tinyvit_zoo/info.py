@@ -16,7 +16,7 @@ from timm.models._input import get_model_input_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .build import build_model
+from .build import build_model, resolve_name
 from .checkpoints import imported_path
 from .common.preprocessing import model_data_config
 from .releases import (
@@ -84,6 +84,7 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
     Raises:
         ModelError: On an unknown name or an impossible size.
     """
+    name = resolve_name(name)
     model = build_model(name, device='meta', **({'img_size': img_size} if img_size else {}))
     # A folder or page may hold anyone's weights: the accuracies of a release do not hold for them.
     release = find_release(name) if parse_model_name(name)[0] is None else None
@@ -196,6 +197,8 @@ def _pooling(model: nn.Module, whole: bool) -> str:
         steps.insert(0, 'norm')
     if runs('fc_norm'):
         steps.append('fc_norm')
+    if isinstance(getattr(model, 'proj', None), nn.Linear):
+        steps.append(f'projection to {model.num_features} channels')
     if isinstance(getattr(model, 'head_dist', None), nn.Linear):
         token = 'the dist token' if getattr(model, 'dist_token', None) is not None else 'dist_norm of the cls token'
         steps[-1] += f'; {token} to a classifier of its own'

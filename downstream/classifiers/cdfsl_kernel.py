@@ -1,4 +1,8 @@
-"""The steps of `cdfsl` in C++, compiled once per machine and cached, if there is a compiler."""
+"""The steps of `cdfsl` in C++, compiled once per machine and cached, if there is a compiler.
+
+Code that was compiled earlier is run only if nobody but the user can have written it: file and folder are the user's
+own, others cannot write to them, and the file has the hash that was noted beside it when it was built.
+"""
 
 import ctypes
 import functools
@@ -6,10 +10,14 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +31,7 @@ SOURCE = Path(__file__).with_suffix('.cpp')
 FLAGS = ('-std=c++17', '-O3', '-march=native', '-fopenmp-simd', '-fPIC', '-shared')
 COMPILERS = ('c++', 'g++', 'clang++')
 CPU_FIELDS = ('model', 'flags', 'CPU', 'Features')  # beginnings of the lines of /proc/cpuinfo that identify a processor
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 NAMES = {torch.float32: 'train_float32', torch.float64: 'train_float64'}
 _log = logging.getLogger(__name__)
 
@@ -46,8 +55,8 @@ class Settings(ctypes.Structure):
 def load() -> Kernel | None:
     """The compiled code, or None if it cannot be built; one log line then gives the reason."""
     try:
-        library = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as e:
+        library = _load()
+    except (OSError, ValueError, subprocess.SubprocessError) as e:
         first, *_ = str(getattr(e, 'stderr', None) or e).strip().splitlines() or [reason(e)]
         _log.warning('Few-shot is computed in PyTorch alone, which takes longer: %s', first)
         return None
@@ -77,18 +86,78 @@ def _train(
         list(pool.map(part, bounds[:-1], bounds[1:]))
 
 
-def _built() -> Path:
-    """Path of the library for this source, compiler and processor; built if it is missing."""
-    compiler = os.environ.get('CXX') or next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
+def _load() -> ctypes.CDLL:
+    """The library for this source, compiler and processor; built if it is missing, cut short or changed.
+
+    Raises:
+        OSError: If it cannot be built, or the cache is not the user's alone.
+        ValueError: If `CXX` has unbalanced quotes.
+        subprocess.SubprocessError: If the compiler fails.
+    """
+    if os.name != 'posix':
+        raise OSError('the steps are compiled on Linux and macOS only.')
+    command = [*_compiler(), *FLAGS]
+    key = hashlib.sha256(repr((SOURCE.read_bytes(), command, _processor())).encode()).hexdigest()[:16]
+    folder = home() / 'kernels'
+    _make_private(folder)
+    path = folder / f'cdfsl-{key}.so'
+    if not _is_as_built(path):
+        with new_file(_note(path), private=True) as note, new_file(path, private=True) as new:
+            subprocess.run([*command, str(SOURCE), '-o', str(new)], check=True, capture_output=True, timeout=120)
+            note.write_text(hashlib.sha256(new.read_bytes()).hexdigest())
+    with _opened(path) as (file, _):
+        return ctypes.CDLL(file)
+
+
+def _compiler() -> list[str]:
+    """The compiler and its own arguments, as in `CXX='ccache g++'`."""
+    command = shlex.split(os.environ.get('CXX', '')) or [found for c in COMPILERS if (found := shutil.which(c))][:1]
+    if not command:
         raise FileNotFoundError('there is no C++ compiler.')
-    key = hashlib.sha256(repr((SOURCE.read_bytes(), compiler, FLAGS, _processor())).encode()).hexdigest()[:16]
-    path = home() / 'kernels' / f'cdfsl-{key}.so'
-    if not path.exists():
-        with new_file(path) as new:
-            command = [compiler, *FLAGS, str(SOURCE), '-o', str(new)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    return path
+    return command
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix('.sha256')
+
+
+def _make_private(folder: Path) -> None:
+    """A folder that the user alone can write to. Raises: OSError: If it is a link or somebody else's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f'{folder} is a link or of another user, so that code in it is not run: remove it.')
+    if found.st_mode & OTHERS_WRITE:
+        folder.chmod(0o700)
+
+
+def _is_as_built(path: Path) -> bool:
+    """Whether the library is there with the bytes that the compiler wrote; False also where others could change it."""
+    try:
+        with _opened(path) as (_, data), _opened(_note(path)) as (_, noted):
+            return hashlib.sha256(data).hexdigest().encode() == noted
+    except OSError:
+        return False
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[str, bytes]]:
+    """A file that only the user can have written: a name that stays that of this very file, and its content.
+
+    Raises:
+        OSError: If it is missing, a link, somebody else's, or others can write to it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or found.st_mode & OTHERS_WRITE:
+            raise PermissionError(f'{path} belongs to another user, or others can write to it: remove it.')
+        with open(descriptor, 'rb', closefd=False) as file:
+            data = file.read()
+        # Elsewhere than on Linux the loader takes no descriptor.
+        yield f'/proc/self/fd/{descriptor}' if sys.platform == 'linux' else str(path), data
+    finally:
+        os.close(descriptor)
 
 
 def _processor() -> str:

@@ -23,8 +23,10 @@ import torch
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.data.split import check_features, check_parts
 
+from .choice import Choice, edges
 from .ridge import gram
 
 __all__ = ['CS', 'Fit', 'LogisticResult', 'logistic_path', 'probe']
@@ -265,7 +267,9 @@ class LogisticResult:
         iterations: Steps of every fit.
         converged: Whether each fit converged.
         chosen: Index of the chosen C: the most accurate one, the smallest of equal ones.
+        choice: Whether others were as good, or the chosen one is the smallest or largest.
         test: Accuracy in % on the test images with the chosen C, after a fit on training and held-out images.
+        mean_per_class: The same with every class counting the same.
         predictions: (number of test images,) int64.
         fit: On training and held-out images.
     """
@@ -275,7 +279,9 @@ class LogisticResult:
     iterations: tuple[int, ...]
     converged: tuple[bool, ...]
     chosen: int
+    choice: Choice
     test: float
+    mean_per_class: float
     predictions: np.ndarray
     fit: Fit
 
@@ -325,7 +331,9 @@ def probe(
         iterations=tuple(fit.iterations for fit in fits),
         converged=tuple(fit.converged for fit in fits),
         chosen=chosen,
+        choice=Choice(edges('C', tried[chosen], tried), accuracies.count(accuracies[chosen]), 'the smallest C'),
         test=100 * float((predictions == test_labels).mean()),
+        mean_per_class=mean_per_class(test_labels, predictions),
         predictions=predictions,
         fit=last,
     )

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.hashes import json_hash
 from tinyvit_zoo.common.processes import Processes
+from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.common.torch_file import save_torch
 
 from .linear_heads import LinearHeads
 
@@ -66,7 +67,17 @@ class Checkpoint:
         return state, None
 
     def save(self, heads: LinearHeads, history: list[torch.Tensor]) -> None:
-        """Replace the file; the first process does."""
+        """Replace the file; the first process does.
+
+        Raises:
+            EvaluationError: If it cannot be written; the one before is kept.
+        """
         if self.processes.rank == 0:
-            with new_file(self.path) as new:
-                torch.save(dict(key=self.key, heads=heads.state_dict(), history=torch.stack(history)), new)
+            state = dict(key=self.key, heads=heads.state_dict(), history=torch.stack(history))
+            try:
+                save_torch(state, self.path)
+            except OSError as e:
+                raise EvaluationError(
+                    f'{self.path} cannot be written ({e.strerror or reason(e)}): make room and give the same command '
+                    'again, which resumes after the last epoch that is on the disk.'
+                ) from e

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.data.split import check_features, check_parts
+
+from .choice import Choice, edges
 
 __all__ = ['RidgePath', 'RidgeResult', 'default_penalties', 'gram', 'probe', 'ridge_path']
 
@@ -173,7 +176,9 @@ class RidgeResult:
         penalties: (L,) float64.
         held_out: (L,) accuracy in % on the held-out images at every penalty.
         chosen: Index of the chosen penalty: the most accurate one, the largest of equal ones.
+        choice: Whether others were as good, or the chosen one is the smallest or largest.
         test: Accuracy in % on the test images with the chosen penalty, after a fit on training and held-out images.
+        mean_per_class: The same with every class counting the same.
         predictions: (number of test images,) int64.
         weight: (K, D) float32 of the chosen classifier.
         bias: (K,) float32.
@@ -182,7 +187,9 @@ class RidgeResult:
     penalties: np.ndarray
     held_out: np.ndarray
     chosen: int
+    choice: Choice
     test: float
+    mean_per_class: float
     predictions: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
@@ -230,5 +237,14 @@ def probe(
         final = ridge_path(both[0], both[1], tried[[chosen]].tolist(), num_classes)
     weight, bias = final.weight(0).T.astype(np.float32), final.bias(0).astype(np.float32)
     predictions = (test_features.astype(np.float32, copy=False) @ weight.T + bias).argmax(axis=1)
-    test = 100 * float((predictions == test_labels).mean())
-    return RidgeResult(tried, accuracies, chosen, test, predictions, weight, bias)
+    return RidgeResult(
+        penalties=tried,
+        held_out=accuracies,
+        chosen=chosen,
+        choice=Choice(edges('the penalty', float(tried[chosen]), tried.tolist()), len(best), 'the largest'),
+        test=100 * float((predictions == test_labels).mean()),
+        mean_per_class=mean_per_class(test_labels, predictions),
+        predictions=predictions,
+        weight=weight,
+        bias=bias,
+    )

@@ -121,6 +121,8 @@ def compare_with_random(
         rows = [*few, *compare(*probes, shots=(), k=NEIGHBOURS, seed=seed)]
         for row in rows:
             say(f'  {name:8s} {row.task:22s} {_words(row)}')
+            if row.remarks:
+                say(f'  {"":8s} {"; ".join(row.remarks)}')
         found[name] = [plain(row) for row in rows]
         figures |= _figures(name, pooled, rows, shots, seed)
     return found, figures

@@ -6,7 +6,7 @@ Shape legend: `B` batch, `S` = 32 pixels per side, `K` = 12 classes.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.classify import Classifier
 from tinyvit_zoo.common.determinism import one_thread
+from tinyvit_zoo.common.per_class import at_zero, mean_per_class, per_class_words
 from tinyvit_zoo.data.image_file import load_image
 from tinyvit_zoo.hub import save_folder
 
@@ -78,10 +79,11 @@ def run_demo(
         torch.manual_seed(seed)
         model = timm.create_model('tinyvit_5m_224', img_size=SIZE, num_classes=len(CLASSES))
         history = train(model, training, held_out, epochs, say)
+        measured = accuracies(predict(model, held_out), held_out)
     seconds = time.perf_counter() - start
     say(
-        f'Held-out accuracy after epoch {epochs}: digits {history[-1].digits:.1%}, photo crops '
-        f'{history[-1].crops:.1%} ({seconds:.0f} s).'
+        f'Held-out accuracy after epoch {epochs}: digits {_in_words(measured, "digits")}; photo crops '
+        f'{_in_words(measured, "crops")} ({seconds:.0f} s).'
     )
 
     reloaded, difference = save_and_reload(model, output / 'model', held_out, say)
@@ -116,7 +118,9 @@ def run_demo(
         history=history,
         compared_with_random=comparison,
     )
-    rows = [dict(data=name, **row) for name, rows in comparison.items() for row in rows]
+    rows = [
+        {'data': name, **row, 'remarks': '; '.join(row['remarks'])} for name, rows in comparison.items() for row in rows
+    ]
     write(output, results, tables=dict(compared_with_random=rows), figures=figures, say=say)
     say(summary(comparison))
     return results
@@ -229,13 +233,23 @@ def max_difference(model: nn.Module, other: nn.Module, images: DemoImages) -> fl
     return max((model(batch) - other(batch)).abs().max().item() for batch in batches)
 
 
-def accuracies(probabilities: torch.Tensor, images: DemoImages) -> dict[str, float]:
-    """Accuracy (0..1) on the digits and on the crops."""
-    right = probabilities.argmax(dim=1) == images.targets
-    return dict(
-        digits_accuracy=right[images.is_digit].float().mean().item(),
-        crops_accuracy=right[~images.is_digit].float().mean().item(),
-    )
+def accuracies(probabilities: torch.Tensor, images: DemoImages) -> dict[str, Any]:
+    """Accuracy (0..1) on the digits and on the crops, with every class counting the same, and the names of classes of
+    which nothing is right.
+    """
+    predicted = probabilities.argmax(dim=1)
+    found: dict[str, Any] = {}
+    for name, part in dict(digits=images.is_digit, crops=~images.is_digit).items():
+        targets, answers = images.targets[part], predicted[part]
+        found[f'{name}_accuracy'] = (answers == targets).float().mean().item()
+        found[f'{name}_mean_per_class'] = mean_per_class(targets.numpy(), answers.numpy()) / 100
+        found[f'{name}_classes_at_zero'] = at_zero(targets.numpy(), answers.numpy(), CLASSES)
+    return found
+
+
+def _in_words(measured: Mapping[str, Any], name: str) -> str:
+    per_class = per_class_words(100 * measured[f'{name}_mean_per_class'], measured[f'{name}_classes_at_zero'])
+    return f'{measured[f"{name}_accuracy"]:.1%}, {per_class}'
 
 
 def save_some(images: DemoImages, folder: Path) -> list[Path]:

@@ -15,9 +15,11 @@ with needs_extra('detection-lite'):
     ops.require('mmdet')
 
     from .backbone import ZooBackbone  # mmdet needs its operators first
+    from .coco_dataset import ZooCocoDataset, ZooCocoMetric
     from .distillation import DistilledCascadeRCNN
     from .hooks import AtomicCheckpointHook, CurvesHook, RandomStateHook
     from .layer_decay import ZooLayerDecayConstructor
+    from .load_image import ZooLoadImage
     from .norm import LayerNorm2d  # noqa: F401  registers it
     from .pyramid import SimpleFeaturePyramid
 
@@ -28,5 +30,8 @@ __all__ = [
     'RandomStateHook',
     'SimpleFeaturePyramid',
     'ZooBackbone',
+    'ZooCocoDataset',
+    'ZooCocoMetric',
     'ZooLayerDecayConstructor',
+    'ZooLoadImage',
 ]

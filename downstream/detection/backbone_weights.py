@@ -23,6 +23,7 @@ from tinyvit_zoo.checkpoints import (
     find_key_map,
     find_weights,
     read_checkpoint,
+    with_counters,
 )
 from tinyvit_zoo.common.text import first_few
 from tinyvit_zoo.dense import DenseBackbone, load_dense
@@ -84,7 +85,7 @@ def _read(source: str, prefix: str | None) -> dict[str, torch.Tensor]:
     part = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if not part:
         raise CheckpointError(
-            f'{source} has no names that begin with {prefix!r}; its first is {next(iter(state_dict))}.'
+            f'{source} has no names that begin with {prefix!r}; its first is {first_few(state_dict, most=1)}.'
         )
     return part
 
@@ -119,6 +120,7 @@ def _load_file(backbone: nn.Module, spec: NetSpec, state_dict: Tensors, source: 
     rest = [k for k in rest if k not in norms]
     norms = {k.removeprefix('backbone.'): v for k, v in norms.items()}
     own = net.state_dict()
+    part = with_counters(part, own)
     if part.keys() == own.keys() and all(part[k].shape == own[k].shape for k in own):
         state_dict = part
     elif 'patch_embed.projection.weight' in part and isinstance(net, SwinTransformer):
@@ -166,7 +168,7 @@ def _fill(backbone: nn.Module, model_name: str, state_dict: Tensors, norms: Tens
     """
     whole = backbone.state_dict()
     own = {k: v for k, v in whole.items() if norms or k.startswith('net.')}
-    found = {f'net.{k}': v for k, v in state_dict.items()} | dict(norms)
+    found = with_counters({f'net.{k}': v for k, v in state_dict.items()} | dict(norms), own)
     missing = [k for k in own if k not in found]
     shapes = {k: (tuple(found[k].shape), tuple(v.shape)) for k, v in own.items() if k in found}
     wrong = [f'{k} {have}, not {want}' for k, (have, want) in shapes.items() if have != want]

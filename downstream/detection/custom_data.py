@@ -1,22 +1,29 @@
-"""A user's own COCO-format data in a config, and checks of the data before hours are spent on it."""
+"""A user's own data in a config: COCO-format annotations for detectors, ADE20K's layout for segmenters."""
 
 import colorsys
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few, reason
+from tinyvit_zoo.common.text import first_few
 
-__all__ = ['CustomData', 'check_data', 'classes_of', 'colors', 'datasets_of', 'use_custom_data']
+from .coco_file import category_names, key_of, read_annotations
+from .config_parts import (
+    LOADERS,
+    classes_of,
+    datasets_of,
+    evaluators_of,
+    kind_of,
+    own_classes_of,
+    pipeline_steps,
+    set_classes,
+)
 
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-EVALUATORS = ('val_evaluator', 'test_evaluator')
+__all__ = ['CustomData', 'colors', 'match_by_name', 'use_custom_data']
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class CustomData:
         validation_annotations: COCO-format file to validate and test on, None to keep the config's.
         validation_images: Folder of its images; by default it is found from the annotations.
         classes: Names in the order of the model's outputs; by default those of the training annotations, in the order
-            of their ids.
+            of their ids, or the config's if it keeps its training annotations. Other categories are left out.
     """
 
     root: Path
@@ -41,24 +48,36 @@ class CustomData:
     classes: tuple[str, ...] = ()
 
 
-def use_custom_data(config: Config, data: CustomData) -> tuple[str, ...]:
+def use_custom_data(config: Config, data: CustomData, trained: bool = False) -> tuple[str, ...]:
     """Put a user's data into a config: files, folders, classes, and the number of classes of every head.
+
+    Categories are matched with the classes by name, in every file.
+
+    Args:
+        config: Of mmdet or mmseg; changed in place.
+        data: Where the data is.
+        trained: The config is of a trained model, whose classes stay as they are.
 
     Returns:
         The classes.
 
     Raises:
-        EvaluationError: If a file or folder is missing, or an annotation file is not in COCO's format.
+        EvaluationError: If a file or folder is missing, an annotation file is not in COCO's format, or its categories
+            do not fit the classes.
     """
     if not data.root.is_dir():
         raise EvaluationError(f'There is no folder {data.root}: give the folder of your data.')
+    if len(set(data.classes)) < len(data.classes):
+        twice = [name for name, count in Counter(data.classes).items() if count > 1]
+        raise EvaluationError(f"--classes names '{twice[0]}' several times: name each class once.")
+    if trained:
+        _check_names(config, data.classes)
     if config.get('default_scope') == 'mmseg':
         return _use_ade_layout(config, data)
     train, val = (_found(data.root, path) for path in (data.train_annotations, data.validation_annotations))
-    source = train or val
-    if source is None:
+    if train is None and val is None:
         raise EvaluationError('Give --train-annotations, --validation-annotations or both: COCO-format JSON files.')
-    classes = data.classes or _categories(source)
+    classes = _classes(config, data, train, val, trained)
     for loader in LOADERS:
         training = loader == 'train_dataloader'
         annotations, images = (train, data.train_images) if training else (val, data.validation_images)
@@ -67,12 +86,103 @@ def use_custom_data(config: Config, data: CustomData) -> tuple[str, ...]:
             if annotations is not None:
                 folder = _found(data.root, images) if images else _folder_of(annotations, data.root)
                 dataset.update(data_root='', ann_file=str(annotations), data_prefix=dict(img=str(folder)))
-    for key in EVALUATORS:
-        for evaluator in _each(config.get(key)):
+        for evaluator in evaluators_of(config, loader):
             if val is not None and 'ann_file' in evaluator:
                 evaluator.ann_file = str(val)
     set_classes(config, len(classes))
-    return tuple(classes)
+    match_by_name(config)
+    return classes
+
+
+def match_by_name(config: Config) -> None:
+    """Let our data set and metric take the place of mmdet's for COCO-format files, see `coco_dataset`.
+
+    The images of a user's own classes are read by the reader of `classify`; those of COCO as mmdet reads them.
+    """
+    for loader in LOADERS:
+        for dataset in datasets_of(config.get(loader)):
+            if kind_of(dataset) == 'CocoDataset':
+                dataset.type = 'ZooCocoDataset'
+            if own_classes_of(dataset):
+                _use_reader(dataset)
+        for evaluator in evaluators_of(config, loader):
+            if kind_of(evaluator) == 'CocoMetric':
+                evaluator.type = 'ZooCocoMetric'
+    _import_ours(config)
+
+
+def _use_reader(dataset: Config) -> None:
+    for step in pipeline_steps(dataset.get('pipeline')):
+        usual = step.get('color_type', 'color') == 'color' and step.get('imdecode_backend', 'cv2') == 'cv2'
+        if kind_of(step) == 'LoadImageFromFile' and usual:
+            to_float32 = step.get('to_float32', False)
+            step.clear()
+            step.update(type='ZooLoadImage', to_float32=to_float32)
+
+
+def _import_ours(config: Config) -> None:
+    """So that mmdet's own tools find our classes in the config that is written."""
+    room = (
+        f'{__package__.rpartition(".")[0]}.{"segmentation" if config.get("default_scope") == "mmseg" else "detection"}'
+    )
+    imports = config.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
+    names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
+    if room not in names:
+        config.custom_imports = dict(imports, imports=[*names, room])
+
+
+# ---- classes
+
+
+def _check_names(config: Config, classes: Sequence[str]) -> None:
+    """Refuse other names for the outputs of a trained model."""
+    own = next((own_classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
+    if own and classes and tuple(classes) != own:
+        raise EvaluationError(
+            f'The model was trained with the classes {first_few(own, 10)}, in this order, and --classes '
+            f'{",".join(classes)} would rename its outputs: leave --classes out, or give them as they are.'
+        )
+
+
+def _classes(config: Config, data: CustomData, train: Path | None, val: Path | None, trained: bool) -> tuple[str, ...]:
+    """The classes of a detector, each of them in the training annotations, and those of the others among them."""
+    listed = category_names(read_annotations(train), train) if train else ()
+    classes = tuple(data.classes) or (listed if train else _kept(config))
+    if train and not classes:
+        raise EvaluationError(f'{train} lists no categories: add them, with a name and an id each.')
+    strange = [name for name in classes if train and name not in listed]
+    if strange:
+        raise EvaluationError(
+            f"{train} has no category '{strange[0]}', which --classes names: it has {first_few(listed, 10)}."
+        )
+    if val and not data.classes:
+        _check_others(val, classes, trained or not train)
+    return classes
+
+
+def _kept(config: Config) -> tuple[str, ...]:
+    """The classes that the config has as it is."""
+    return next((classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
+
+
+def _check_others(path: Path, classes: tuple[str, ...], trained: bool) -> None:
+    """Refuse objects that the model cannot know."""
+    content = read_annotations(path)
+    category_names(content, path)
+    names = {key_of(category['id']): category['name'] for category in content['categories']}
+    used = {names.get(key_of(found.get('category_id'))) for found in content['annotations']}
+    strange = [name for name in names.values() if name in used and name not in classes]
+    where = 'the config' if trained else 'the training annotations'
+    if not set(classes) & set(names.values()):
+        raise EvaluationError(
+            f'None of the classes of {where} ({first_few(classes)}) is a category of {path}, which has '
+            f'{first_few(names.values()) or "none"}: name them alike.'
+        )
+    if strange:
+        raise EvaluationError(
+            f"{path} has objects of '{strange[0]}', which is no class of {where} ({first_few(classes, 10)}): name them "
+            'alike, or leave other objects out with --classes and the names of the classes.'
+        )
 
 
 def _use_ade_layout(config: Config, data: CustomData) -> tuple[str, ...]:
@@ -80,10 +190,20 @@ def _use_ade_layout(config: Config, data: CustomData) -> tuple[str, ...]:
         for dataset in datasets_of(config.get(loader)):
             dataset.data_root = str(data.root)
             if data.classes:
-                dataset.metainfo = dict(classes=data.classes, palette=colors(len(data.classes)))
+                _name_labels(dataset, data.classes)
+            _use_reader(dataset)
     if data.classes:
         set_classes(config, len(data.classes))
+    _import_ours(config)
     return data.classes
+
+
+def _name_labels(dataset: Config, classes: tuple[str, ...]) -> None:
+    """Label 1 is the first class, and so on. ADE20KDataset would take names that ADE20K has for its labels instead."""
+    dataset.metainfo = dict(classes=classes, palette=colors(len(classes)))
+    if kind_of(dataset) == 'ADE20KDataset':
+        dataset.type = 'BaseSegDataset'
+        dataset.setdefault('reduce_zero_label', True)
 
 
 def colors(count: int) -> list[tuple[int, int, int]]:
@@ -93,39 +213,7 @@ def colors(count: int) -> list[tuple[int, int, int]]:
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in shades]
 
 
-def datasets_of(loader: Any) -> Iterator[Any]:
-    """The configs of the data sets that a loader reads from, without their wrappers."""
-    dataset = (loader or {}).get('dataset')
-    while isinstance(dataset, Mapping) and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    if isinstance(dataset, Mapping) and 'datasets' in dataset:
-        for part in dataset['datasets']:
-            yield from datasets_of(dict(dataset=part))
-    elif isinstance(dataset, Mapping):
-        yield dataset
-
-
-def _each(evaluators: Any) -> Sequence[Any]:
-    return evaluators if isinstance(evaluators, list | tuple) else [evaluators] if evaluators else []
-
-
-def set_classes(config: Config, count: int) -> None:
-    """Set the number of classes of every head of the model that has one."""
-    for head in _heads(config.model):
-        head['num_classes'] = count
-
-
-def _heads(part: Any) -> Iterator[Any]:
-    """Parts of a model's config that have `num_classes`, without its backbone."""
-    if isinstance(part, Mapping):
-        if 'num_classes' in part:
-            yield part
-        for key, value in part.items():
-            if key != 'backbone':
-                yield from _heads(value)
-    elif isinstance(part, list | tuple):
-        for value in part:
-            yield from _heads(value)
+# ---- files
 
 
 def _found(root: Path, path: Path | None) -> Path | None:
@@ -139,10 +227,9 @@ def _found(root: Path, path: Path | None) -> Path | None:
 
 def _folder_of(annotations: Path, root: Path) -> Path:
     """Folder of the first image of an annotation file: the file's own, `root`, or a folder with the file's name."""
-    images = read_annotations(annotations)['images']
-    if not images:
-        raise EvaluationError(f'{annotations} names no images.')
-    first = images[0]['file_name']
+    first = read_annotations(annotations)['images'][0].get('file_name')
+    if not isinstance(first, str):
+        raise EvaluationError(f'The first image of {annotations} has no file_name: add it.')
     folders = (
         annotations.parent,
         root,
@@ -157,104 +244,3 @@ def _folder_of(annotations: Path, root: Path) -> Path:
         f"'{first}' of {annotations} is not in {', '.join(dict.fromkeys(map(str, folders)))}: give the folder of the "
         'images (--train-images, --validation-images).'
     )
-
-
-def read_annotations(path: str | Path) -> dict[str, Any]:
-    """An annotation file in COCO's format.
-
-    Raises:
-        EvaluationError: If it is missing, not JSON, or not in that format.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as e:
-        raise EvaluationError(f'The annotations {path} cannot be read: {e.strerror or e}.') from e
-    except ValueError as e:
-        raise EvaluationError(f'{path} is not a JSON file ({reason(e)}).') from e
-    absent = [
-        key for key in ('images', 'annotations', 'categories') if not isinstance(content, dict) or key not in content
-    ]
-    if absent:
-        raise EvaluationError(f"{path} is not in COCO's format: it has no {', '.join(absent)}.")
-    return content
-
-
-def _categories(path: Path) -> tuple[str, ...]:
-    categories = read_annotations(path)['categories']
-    return tuple(category['name'] for category in sorted(categories, key=lambda c: c['id']))
-
-
-# ---- checks
-
-
-def check_data(config: Config, training: bool) -> None:
-    """Check annotations and images before anything is computed.
-
-    Args:
-        config: Of a detector with CocoDatasets; other data sets check themselves.
-        training: Check the training and validation data, else the test data.
-
-    Raises:
-        EvaluationError: If a file is missing, classes do not agree with categories or heads, or an object has no mask
-            where masks are learned.
-    """
-    for loader in LOADERS[:2] if training else LOADERS[2:]:
-        for dataset in datasets_of(config.get(loader)):
-            if str(dataset.get('type', '')).rpartition('.')[2] == 'CocoDataset':
-                _check_coco(dataset, config.model, learned=loader == 'train_dataloader')
-
-
-def _check_coco(dataset: Mapping[str, Any], model: Mapping[str, Any], learned: bool) -> None:
-    root = Path(dataset.get('data_root') or '')
-    annotations = root / dataset['ann_file']
-    content = read_annotations(annotations)
-    classes = classes_of(dataset)
-    for head in _heads(model):
-        if head['num_classes'] != len(classes):
-            raise EvaluationError(
-                f'{head.get("type", "A head")} has {head["num_classes"]} classes, the data set {len(classes)} '
-                f'({first_few(classes)}): give --classes or --data, which set both, or num_classes and metainfo.'
-            )
-    categories = [category['name'] for category in content['categories']]
-    if not set(classes) & set(categories):
-        raise EvaluationError(
-            f'None of the classes of the config ({first_few(classes)}) is a category of {annotations}, which has '
-            f'{first_few(categories)}.'
-        )
-    folder = root / dataset.get('data_prefix', {}).get('img', '')
-    _check_images([image['file_name'] for image in content['images']], folder, annotations)
-    if learned and _loads_masks(dataset):
-        _check_masks(content['annotations'], annotations)
-
-
-def classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes of a data set's config: its own, or those of its type."""
-    classes = dataset.get('metainfo', {}).get('classes') or DATASETS.get(dataset['type']).METAINFO['classes']
-    return (classes,) if isinstance(classes, str) else tuple(classes)
-
-
-def _check_images(names: list[str], folder: Path, annotations: Path) -> None:
-    if not names:
-        raise EvaluationError(f'{annotations} names no images.')
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise EvaluationError(
-            f'{len(absent)} of {len(names)} images of {annotations} are not in {folder}: {first_few(absent)}.'
-        )
-
-
-def _loads_masks(dataset: Mapping[str, Any]) -> bool:
-    return any(step.get('with_mask') for step in dataset.get('pipeline', ()))
-
-
-def _check_masks(objects: list[dict[str, Any]], annotations: Path) -> None:
-    """Refuse an object without a mask: mmdet drops objects without area, but other ones would crash the training."""
-    for found in objects:
-        box, area = found.get('bbox', (0, 0, 0, 0)), found.get('area', 0)
-        if found.get('ignore') or area <= 0 or min(box[2:]) < 1:
-            continue
-        if not found.get('segmentation'):
-            raise EvaluationError(
-                f'Object {found.get("id")} of image {found.get("image_id")} in {annotations} has an empty mask: '
-                'delete it, or train a detector without masks (RetinaNet).'
-            )

@@ -4,6 +4,7 @@ mmengine loads what fits and logs the rest as a warning, so a checkpoint of anot
 """
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +12,78 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint
+from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint, with_counters
+from tinyvit_zoo.checkpoints.read import classes_in
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few
+from tinyvit_zoo.common.text import first_few, shown
 
 __all__ = ['check_start', 'latest_checkpoint', 'load_detector']
 
 HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 
 
-def load_detector(model: nn.Module, path: str | Path) -> None:
+def load_detector(model: nn.Module, path: str | Path, classes: Sequence[str] = ()) -> None:
     """Load the weights of a checkpoint of the same model into a detector or segmenter.
 
+    Args:
+        model: Detector or segmenter.
+        path: The checkpoint.
+        classes: Names that the outputs will be given. Compared with those that the checkpoint was trained with, if it
+            says so.
+
     Raises:
-        CheckpointError: If the file cannot be read, or a parameter or buffer is missing, left over or of another shape;
-            the model is then unchanged.
+        CheckpointError: If the file cannot be read, a parameter or buffer is missing, left over or of another shape, or
+            the classes differ; the model is then unchanged.
     """
-    weights = read_checkpoint(path)
     model = _unwrapped(model)
+    weights = with_counters(read_checkpoint(path, whole=True), model.state_dict())
     missing, left_over, shapes = _compare(model, weights)
     if missing or left_over or shapes:
         raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
+    if known := _other_classes(path, classes):
+        raise CheckpointError(
+            f'{path} was trained with the classes {_named(known)}, and the config has {_named(classes)}: use the '
+            'config that it was trained with, which is in the same folder.'
+        )
     model.load_state_dict(weights)
 
 
-def check_start(model: nn.Module, path: str | Path) -> str:
+def _other_classes(path: str | Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes that a checkpoint was trained with, if they are not the given ones, in their order."""
+    known = classes_in(path) if classes else ()
+    return known if known != tuple(classes) else ()
+
+
+def _named(classes: Sequence[str]) -> str:
+    return first_few(classes, 10)
+
+
+def check_start(model: nn.Module, path: str | Path, classes: Sequence[str] = ()) -> str:
     """Check a checkpoint to start a training from: only heads may differ, as they do with other classes.
 
     Args:
         model: Detector or segmenter.
         path: The checkpoint; nothing is loaded.
+        classes: Names of the outputs, see `load_detector`.
 
     Returns:
-        A sentence that names the parameters that will start from random weights, '' if there are none.
+        Sentences that name the parameters that will start from random weights, and classes whose outputs were others in
+        the checkpoint; '' if there are none.
 
     Raises:
         CheckpointError: If the file cannot be read, or backbone or neck do not fit.
     """
-    weights = read_checkpoint(path)
     model = _unwrapped(model)
+    weights = with_counters(read_checkpoint(path, whole=True), model.state_dict())
     missing, left_over, shapes = _compare(model, weights)
     own = [k for k in (*missing, *left_over, *shapes) if not k.startswith(HEADS)]
     if own:
         raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
     fresh = [*missing, *shapes]
-    return f'{len(fresh)} parameters of the heads start from random weights: {first_few(fresh)}.' if fresh else ''
+    said = [f'{len(fresh)} parameters of the heads start from random weights: {first_few(fresh)}.'] if fresh else []
+    if not fresh and (known := _other_classes(path, classes)):
+        said.append(f'Its heads were trained with the classes {_named(known)}, and now learn {_named(classes)}.')
+    return ' '.join(said)
 
 
 def _unwrapped(model: Any) -> nn.Module:
@@ -88,7 +116,7 @@ def _misfit(path: str | Path, total: int, missing: list[str], left_over: list[st
         parts.append(f'{len(left_over)} are left over ({first_few(left_over)})')
     if shapes:
         name, (theirs, ours) = next(iter(shapes.items()))
-        parts.append(f'{len(shapes)} have another shape ({name}: {theirs} in the file, {ours} here)')
+        parts.append(f'{len(shapes)} have another shape ({shown(name)}: {theirs} in the file, {ours} here)')
     no_detector = len(missing) == total and not any(k.startswith('backbone.') for k in left_over)
     hint = ' Weights of a classifier go into the config: model.backbone.pretrained.' if no_detector else ''
     return f'{path} is not a checkpoint of this model: {"; ".join(parts)}. Nothing was loaded.{hint}'

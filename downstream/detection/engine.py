@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,11 @@ from mmengine.runner import Runner
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.training.run_state import alone_in
 
-from .custom_data import check_data
+from .config_parts import LOADERS, classes_of, datasets_of
+from .custom_data import match_by_name
+from .data_checks import check_data
 from .detector_checkpoint import check_start, latest_checkpoint, load_detector
 
 __all__ = ['Run', 'evaluate', 'train']
@@ -57,7 +61,7 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
         The last checkpoint.
 
     Raises:
-        EvaluationError: If the data does not fit, or the work dir holds another run.
+        EvaluationError: If the data does not fit, the work dir holds another run, or another run is writing to it.
         CheckpointError: If `load_from` does not fit.
     """
     folder = _prepare(config, run)
@@ -81,19 +85,20 @@ def train(config: Config, run: Run = Run(), say: Callable[[str], None] = print) 
             )
         config.auto_scale_lr.enable = True
     if is_main_process():
-        check_data(config, training=True)
+        check_data(config, training=True, say=say)
     _add_hooks(config)
     if config.load_from and 'backbone' in config.model:
         config.model.backbone.init_cfg = None  # do not download weights that the checkpoint replaces
     runner = Runner.from_cfg(config)
     if config.load_from:
         # Checked before any work; mmengine itself loads whatever happens to fit.
-        fresh = check_start(runner.model, config.load_from)
+        fresh = check_start(runner.model, config.load_from, _class_names(config, LOADERS[0]))
         if config.resume and fresh:
             raise EvaluationError(f'{config.load_from} is of another model than {config.filename}: {fresh}')
         if fresh:
             say(f'{config.load_from}: {fresh}')
-    runner.train()
+    with alone_in(folder, '--work-dir') if is_main_process() else nullcontext():
+        runner.train()
     last = runner.message_hub.runtime_info.get('last_ckpt')
     if is_main_process():
         say(f'Log, curves (losses.png, metrics.png, curves.csv), TensorBoard events and checkpoints: {folder}')
@@ -118,9 +123,9 @@ def evaluate(
     folder = _prepare(config, run)
     config.resume, config.load_from = False, None
     if is_main_process():
-        check_data(config, training=False)
+        check_data(config, training=False, say=say)
     runner = Runner.from_cfg(config)
-    load_detector(runner.model, checkpoint)
+    load_detector(runner.model, checkpoint, _class_names(config, LOADERS[2]))
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         results = dict(config=str(config.filename), checkpoint=str(checkpoint), metrics=metrics)
@@ -139,6 +144,11 @@ def _prepare(config: Config, run: Run) -> Path:
     except OSError as e:
         raise EvaluationError(f'The work dir {folder} cannot be created ({e.strerror or e}): choose another.') from e
     config.default_scope = config.get('default_scope') or 'mmdet'
+    match_by_name(config)
+    for loader in filter(None, map(config.get, LOADERS)):
+        if not loader.get('num_workers'):  # torch refuses what needs workers
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
     randomness = config.get('randomness', {})
     if run.seed is not None or randomness.get('seed') is None:
         config.randomness = dict(randomness, seed=run.seed or 0)
@@ -149,6 +159,12 @@ def _prepare(config: Config, run: Run) -> Path:
     if config.launcher != 'none' and not torch.cuda.is_available():
         _use_gloo(config)
     return folder
+
+
+def _class_names(config: Config, loader: str) -> tuple[str, ...]:
+    """Names of the classes of a loader's data, none if their type does not say them."""
+    dataset = next(datasets_of(config.get(loader)), None)
+    return classes_of(dataset) if dataset is not None else ()
 
 
 def _use_gloo(config: Config) -> None:

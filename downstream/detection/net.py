@@ -8,6 +8,7 @@ from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo import dense
+from tinyvit_zoo.build import asking_once
 from tinyvit_zoo.models import TinyViT
 from tinyvit_zoo.releases import find_family
 
@@ -69,7 +70,9 @@ class NetSpec:
         args = {**self.args, **layout, **kwargs}
         if not find_family(self.architecture(net)):
             del args['num_classes']  # timm compares all names only where the numbers of classes agree
-        return timm.create_model(name or self.name, **args)
+        name = name or self.name
+        with asking_once(name, args):
+            return timm.create_model(name, **args)
 
 
 def build_net(name: str, args: dict[str, Any]) -> tuple[Any, NetSpec]:

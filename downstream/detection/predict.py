@@ -2,11 +2,12 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -16,18 +17,19 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError, ImageError
 from tinyvit_zoo.common.files import write_whole
-from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.data.folders import EXTENSIONS
 from tinyvit_zoo.data.image_file import load_image
 
-from .custom_data import classes_of, colors, datasets_of
+from .config_parts import classes_of, datasets_of, kind_of
+from .custom_data import colors
 from .detector_checkpoint import load_detector
 
 __all__ = ['Found', 'Predictor', 'Segments', 'draw', 'find_images', 'in_words', 'write_predictions']
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 FILL = 0.45  # opacity of masks
+NARROW = 50  # from this ratio of sides on, what fails in OpenCV or the model fails for the shape
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,24 @@ class Predictor:
         self.prepare = Compose(_for_arrays(dataset['pipeline']))
         model = dict(config.model, train_cfg=None) if 'train_cfg' in config.model else config.model
         self.model: Any = revert_sync_batchnorm(MODELS.build(model)).to(device).eval()  # mmengine's interface
-        load_detector(self.model, checkpoint)
+        load_detector(self.model, checkpoint, self.classes)
 
     def __call__(self, image: Image.Image) -> Found | Segments:
         """Predictions for an RGB image, in its own pixels.
 
         Raises:
-            EvaluationError: If the image cannot be resized as the config says.
+            ImageError: If the image cannot be resized as the config says.
         """
         array = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # mmdet reads images as BGR
         with DefaultScope.overwrite_default_scope(self.scope), torch.inference_mode():
             try:
                 data = self.prepare(dict(img=array, img_id=0, img_path='', ori_shape=array.shape[:2]))
-            except Exception as e:  # OpenCV's own
+                result = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+            except (cv2.error, RuntimeError) as e:
+                if max(image.size) < NARROW * min(image.size):
+                    raise
                 size = f'{image.width}x{image.height}'
-                raise EvaluationError(f'An image of {size} pixels cannot be resized ({reason(e)}).') from e
-            result = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+                raise ImageError(f'An image of {size} pixels is too narrow to be resized as the config says.') from e
         if 'pred_sem_seg' in result:
             return Segments(result.pred_sem_seg.data[0].cpu().numpy())
         return _found(result.pred_instances, self.threshold)
@@ -113,9 +117,8 @@ class Predictor:
 
 def _for_arrays(pipeline: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps of a test pipeline for an image that is in memory and has no annotations."""
-    return [
-        step for step in pipeline if step['type'].rpartition('.')[2] not in ('LoadImageFromFile', 'LoadAnnotations')
-    ]
+    reading = ('LoadImageFromFile', 'ZooLoadImage', 'LoadAnnotations')
+    return [step for step in pipeline if kind_of(step) not in reading]
 
 
 def _found(instances: Any, threshold: float) -> Found:
@@ -137,9 +140,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+            inside = sorted(file for file in path.glob('[!.]*') if file.suffix.lower() in EXTENSIONS)
             if not inside:
-                raise EvaluationError(f'{path} holds no images ({", ".join(ENDINGS)}).')
+                raise EvaluationError(f'{path} holds no images ({", ".join(sorted(EXTENSIONS))}).')
             files += inside
         elif path.is_file():
             files.append(path)
@@ -155,7 +158,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def write_predictions(
-    predictor: Predictor, paths: Sequence[Path], output: Path, progress: bool = False
+    predictor: Predictor,
+    paths: Sequence[Path],
+    output: Path,
+    progress: bool = False,
+    refused: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Path, Found | Segments]]:
     """Write NAME.png, the image with the predictions drawn on it, and NAME.json, for each image.
 
@@ -164,26 +171,42 @@ def write_predictions(
         paths: Image files.
         output: Folder, created if it is missing.
         progress: Show a bar.
+        refused: Called with a sentence for each image that cannot be read or resized, which is then left out. By
+            default the first one ends it.
 
     Yields:
         The file of the drawn image, and the predictions.
 
     Raises:
-        ImageError: If an image cannot be read.
+        ImageError: If an image cannot be read or resized, without `refused`.
         EvaluationError: If the folder cannot be written to, or a drawing would replace an image.
     """
+    for path in paths:
+        if (output / f'{path.stem}.png').resolve() == path.resolve():
+            raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
     for path in tqdm(paths, unit='image', disable=None if progress and len(paths) > 1 else True):
-        image = load_image(path)
-        result = predictor(image)
+        try:
+            image, result = _predict(predictor, path)
+        except ImageError as e:  # the other images are still worth an answer
+            if refused is None:
+                raise
+            refused(str(e))
+            continue
         record = dict(image=str(path), width=image.width, height=image.height, **_plain(result, predictor.classes))
         drawn = output / f'{path.stem}.png'
-        if drawn.resolve() == path.resolve():
-            raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
         data = io.BytesIO()
         draw(image, result, predictor.classes).save(data, format='PNG')
         write_whole(drawn, data.getvalue())
         write_whole(drawn.with_suffix('.json'), json.dumps(record, indent=2).encode())
         yield drawn, result
+
+
+def _predict(predictor: Predictor, path: Path) -> tuple[Image.Image, Found | Segments]:
+    image = load_image(path)
+    try:
+        return image, predictor(image)
+    except ImageError as e:
+        raise ImageError(f'{path}: {e}') from e
 
 
 def _plain(result: Found | Segments, classes: Sequence[str]) -> dict[str, Any]:

@@ -75,4 +75,5 @@ def write_comparison(
         'compare', model=None, dataset=datasets, seed=seed, shots=shots, ways=ways, episodes=episodes, rows=rows,
         **settings,
     )  # fmt: skip
-    return write(output, results, tables=dict(compare=[plain(row) for row in rows]), figures=figures, say=say)
+    table = [{**plain(row), 'remarks': '; '.join(row.remarks)} for row in rows]
+    return write(output, results, tables=dict(compare=table), figures=figures, say=say)

@@ -33,6 +33,7 @@ def print_few_shot(results: Results, head: Mapping[str, Any], say: Callable[[str
     say(f'{_title(head)}, {head["episodes"]} episodes')
     for shots, result in results.items():
         say(f'  {shots:3d} shots: {result.mean:.2f} ± {result.ci95:.2f} %')
+    say('Every episode has as many queries of each class: the mean per class is the accuracy.')
 
 
 def write_few_shot(
@@ -55,7 +56,7 @@ def write_few_shot(
     dataset: ImageDataset = head['dataset']
     rows = [
         dict(
-            shots=shots, accuracy=r.mean, ci95=r.ci95, solver=r.solver, episodes=len(r.accuracy),
+            shots=shots, accuracy=r.mean, ci95=r.ci95, mean_per_class=r.mean, solver=r.solver, episodes=len(r.accuracy),
             sha256=r.episodes_sha256,
         )
         for shots, r in results.items()

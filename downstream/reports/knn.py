@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyvit_zoo.common.per_class import at_zero, per_class_words
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
@@ -20,18 +21,20 @@ def _title(queries: ImageDataset, head: Mapping[str, Any]) -> str:
 
 
 def _rows(result: KNNResult, queries: ImageDataset) -> list[dict[str, Any]]:
-    """Accuracy and its 95 % interval in % for each k."""
+    """Accuracy, its 95 % interval, and the mean of the classes, in % for each k."""
     rows = []
     for k, accuracy in result.accuracy.items():
         low, high = wilson(accuracy, len(queries))
-        rows.append(dict(k=k, accuracy=accuracy, low=low, high=high))
+        zero = at_zero(queries.labels, result.predictions[k], readable(queries.classes))
+        per_class = dict(mean_per_class=result.mean_per_class[k], classes_at_zero=zero)
+        rows.append(dict(k=k, accuracy=accuracy, low=low, high=high, **per_class))
     return rows
 
 
 def print_knn(
     result: KNNResult, queries: ImageDataset, head: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> None:
-    """Accuracy and its interval for each k.
+    """Accuracy, its interval and the mean of the classes for each k.
 
     Args:
         result: See `knn.run`.
@@ -41,7 +44,9 @@ def print_knn(
     """
     say(f'{_title(queries, head)}, {len(queries)} queries of {queries.split}')
     for row in _rows(result, queries):
-        say(f'  k = {row["k"]:3d}: {row["accuracy"]:.2f} % (95 % interval {row["low"]:.2f} to {row["high"]:.2f})')
+        per_class = per_class_words(row['mean_per_class'], row['classes_at_zero'])
+        interval = f'(95 % interval {row["low"]:.2f} to {row["high"]:.2f})'
+        say(f'  k = {row["k"]:3d}: {row["accuracy"]:.2f} % {interval}, {per_class}')
 
 
 def write_knn(
@@ -80,7 +85,7 @@ def write_knn(
         output,
         record('knn', **head, results=rows),
         tables=dict(
-            accuracy=rows,
+            accuracy=[{**row, 'classes_at_zero': len(row['classes_at_zero'])} for row in rows],
             per_class=[
                 dict(label=c, name=name, images=int(images[c]), accuracy=float(per_class[c]))
                 for c, name in enumerate(names)

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from safetensors.torch import save
 
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.per_class import at_zero, per_class_words
 from tinyvit_zoo.common.plain import plain
+from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..classifiers.logistic import LogisticResult
@@ -40,6 +42,9 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
         test_images=len(test),
         test_accuracy=result.test,
         test_ci95=wilson(result.test, len(test)),
+        test_mean_per_class=result.mean_per_class,
+        classes_at_zero=at_zero(test.labels, result.predictions, readable(test.classes)),
+        choice=result.choice,
     )
     if isinstance(result, ProbeResult):
         head = result.heads[result.chosen]
@@ -58,7 +63,7 @@ def summary(result: Result, test: ImageDataset) -> dict[str, Any]:
     else:
         chosen = dict(C=result.cs[result.chosen])
         numbers |= dict(converged=result.fit.converged, iterations=result.fit.iterations)
-    return numbers | dict(chosen=chosen, held_out=result.held_out[result.chosen], fits=len(result.held_out))
+    return numbers | dict(chosen=chosen, held_out_accuracy=result.held_out[result.chosen], fits=len(result.held_out))
 
 
 def _title(parts: Parts, head: Mapping[str, Any]) -> str:
@@ -84,19 +89,24 @@ def _in_words(numbers: Mapping[str, Any], held_out: int) -> str:
     low, high = numbers['test_ci95']
     test = (
         f'test accuracy {numbers["test_accuracy"]:.2f} % (95 % interval {low:.2f} to {high:.2f}, '
-        f'{numbers["test_images"]} images)'
+        f'{numbers["test_images"]} images), '
+        + per_class_words(numbers['test_mean_per_class'], numbers['classes_at_zero'])
     )
+    remark = numbers['choice'].words()
+    remark = f'\nChoice: {remark}.' if remark else ''
+    if not numbers.get('converged', True):
+        remark += '\nThe last fit did not converge.'
     if isinstance(chosen, dict):
         name, value = next(iter(chosen.items()))
         return (
             f'{name} {value:.3g} of {numbers["fits"]}, chosen with {held_out} held-out images '
-            f'({numbers["held_out"]:.2f} %), then fitted on all: {test}'
+            f'({numbers["held_out_accuracy"]:.2f} %), then fitted on all: {test}{remark}'
         )
     diverged = f' ({numbers["diverged"]} diverged)' if numbers['diverged'] else ''
     return (
         f'Of {numbers["heads"]} heads{diverged}: learning rate {chosen.lr:g}, weight decay {chosen.weight_decay:g}, '
         f'{chosen.layer}, chosen with {held_out} held-out images: {numbers["held_out_last"]:.2f} % after the last '
-        f'epoch, {numbers["held_out_best"]:.2f} % after epoch {numbers["best_epoch"]}. Last epoch: {test}'
+        f'epoch, {numbers["held_out_best"]:.2f} % after epoch {numbers["best_epoch"]}. Last epoch: {test}{remark}'
     )
 
 

@@ -1,13 +1,17 @@
-"""Checkpoints: where weights come from (`source`), reading a file safely (`read`), translating its names (`keymap`),
-the sizes its tables were made for (`tables`), the number of heads of its model (`head_count`), classifiers of 22k
-classes (`head_22k`), and the backbone inside a detector (`detector`)."""
+"""Checkpoints: where weights come from (`source`), reading a file safely (`read`; torch files in `torch_file`, after
+the checks of `archive` and `pickles`; several files in `shards`), the model in what it holds (`wrappers`), translating
+its names (`keymap`), the sizes its tables were made for (`tables`), the number of heads of its model (`head_count`),
+classifiers of 22k classes (`head_22k`), and the backbone inside a detector (`detector`)."""
 
 from ..common.errors import CheckpointError, WeightsNotFoundError
 from .beit_buffers import check_beit_buffers
+from .counters import with_counters
 from .detector import backbone_part, counted_by_part
+from .finite import check_finite, nonfinite, warn_nonfinite
 from .head_22k import CLASSES_22K, head_22k_to_1k, in1k_classes_in_22k
 from .head_count import Evidence, check_heads, find_heads, heads_of
 from .keymap import (
+    CLIP_VIT_KEYS,
     KEY_MAPS,
     MINI_DEIT_KEYS,
     MINI_SWIN_KEYS,
@@ -26,6 +30,7 @@ from .tables import source_grid, source_windows, stage_tables
 
 __all__ = [
     'CLASSES_22K',
+    'CLIP_VIT_KEYS',
     'KEY_MAPS',
     'MINI_DEIT_KEYS',
     'MINI_SWIN_KEYS',
@@ -39,6 +44,7 @@ __all__ = [
     'WeightsNotFoundError',
     'backbone_part',
     'check_beit_buffers',
+    'check_finite',
     'check_heads',
     'check_keys',
     'check_swin_buffers',
@@ -54,10 +60,13 @@ __all__ = [
     'heads_of',
     'imported_path',
     'in1k_classes_in_22k',
+    'nonfinite',
     'read_checkpoint',
     'read_with_clues',
     'source_grid',
     'source_windows',
     'stage_tables',
     'unwrap',
+    'warn_nonfinite',
+    'with_counters',
 ]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ..common.text import first_few
+
 __all__ = ['backbone_part', 'counted_by_part']
 
 BACKBONE = 'backbone.'
@@ -31,4 +33,4 @@ def backbone_part(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, tor
 def counted_by_part(keys: Iterable[str]) -> str:
     """'neck (16), rpn_head (6)'."""
     kinds = Counter(k.removeprefix(BACKBONE).partition('.')[0] for k in keys)
-    return ', '.join(f'{kind} ({n})' for kind, n in kinds.items()) or 'nothing'
+    return first_few((f'{kind} ({n})' for kind, n in kinds.items()), most=12) or 'nothing'

@@ -7,7 +7,7 @@ with the model, so that no key is lost silently.
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -16,9 +16,11 @@ from torch import nn
 from ..common.errors import CheckpointError
 from ..common.text import first_few
 from .beit_buffers import beit_buffers, check_beit_buffers
+from .counters import with_counters
 from .swin_buffers import check_swin_buffers, swin_buffers
 
 __all__ = [
+    'CLIP_VIT_KEYS',
     'KEY_MAPS',
     'MINI_DEIT_KEYS',
     'MINI_SWIN_KEYS',
@@ -51,6 +53,8 @@ class KeyMap:
         first_conv: Our name of the first convolution.
         signature: Pair (official, ours) of a key that every file of this family has, and no file of another one.
         pointwise: Parts of our names of the matrices (out, in) that the released code keeps as 1x1 convolutions.
+        unbatched: Our names of tensors with leading axes of 1 that the released code leaves out, and their number.
+        transposed: Our names of the matrices (out, in) that the released code keeps as (in, out).
         buffers: Function from an official state dict and the image size (None: as released) to the buffers that the
             released code stores with the weights.
         check_buffers: Raises CheckpointError if those of an official state dict have other values.
@@ -65,6 +69,8 @@ class KeyMap:
     signature: tuple[str, str]
     tail: tuple[str, ...]
     pointwise: tuple[str, ...] = ()
+    unbatched: Mapping[str, int] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
     more_heads: tuple[str, ...] = ()
     leftovers: tuple[str, ...] = ()
     buffers: Callable[[Mapping[str, torch.Tensor], tuple[int, int] | None], dict[str, torch.Tensor]] | None = None
@@ -162,7 +168,24 @@ class KeyMap:
         if len(ours) < len(kept):
             twice = [k for k in kept if (self._rename(k, 0) or k) != k and self._rename(k, 0) in kept]
             raise CheckpointError(f'The checkpoint has {first_few(twice)} in the official and in our layout at once.')
-        return {k: v.flatten(1) if self._is_pointwise(k, v, 4) else v for k, v in ours.items()}, layout
+        return {k: self.in_our_shape(k, v) for k, v in ours.items()}, layout
+
+    def in_our_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
+        """An official tensor in our shape, by our name; one of an odd shape stays as it is, for `check_keys`."""
+        if self._is_pointwise(key, value, 4):
+            return value.flatten(1)
+        if key in self.transposed and value.ndim == 2:
+            return value.mT
+        return value[(None,) * self.unbatched.get(key, 0)] if value.ndim > 0 else value
+
+    def in_official_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
+        """The inverse of `in_our_shape`."""
+        if self._is_pointwise(key, value, 2):
+            return value[..., None, None]
+        if key in self.transposed and value.ndim == 2:
+            return value.mT
+        leading = self.unbatched.get(key, 0)
+        return value[(0,) * leading] if value.shape[:leading] == (1,) * leading else value
 
     def _is_pointwise(self, key: str, value: torch.Tensor, ndim: int) -> bool:
         return value.ndim == ndim and key.endswith('.weight') and any(part in key for part in self.pointwise)
@@ -184,7 +207,7 @@ class KeyMap:
         renamed = {k: name for k in state_dict if (name := self.official_name(k)) is not None}
         if unknown := [k for k in state_dict if k not in renamed]:
             raise CheckpointError(f'No official {self.family} name for {first_few(unknown)}.')
-        official = {renamed[k]: v[..., None, None] if self._is_pointwise(k, v, 2) else v for k, v in state_dict.items()}
+        official = {renamed[k]: self.in_official_shape(k, v) for k, v in state_dict.items()}
         return official if self.buffers is None else official | self.buffers(official, img_size)
 
 
@@ -280,10 +303,41 @@ PLAIN_VIT_KEYS = KeyMap(
     check_buffers=check_beit_buffers,
 )
 
+CLIP_VIT_KEYS = KeyMap(
+    family='CLIP ViT',
+    prefixes=(
+        ('visual.class_embedding', 'cls_token'),
+        ('visual.positional_embedding', 'pos_embed'),
+        ('visual.conv1.', 'patch_embed.proj.'),
+        ('visual.ln_pre.', 'norm_pre.'),
+        ('visual.transformer.resblocks.', 'blocks.'),
+        ('visual.ln_post.', 'norm.'),
+        ('visual.proj', 'proj.weight'),
+        ('head.', 'head.'),
+    ),
+    leaves=(
+        ('.ln_1.', '.norm1.'),
+        ('.ln_2.', '.norm2.'),
+        ('.attn.in_proj_', '.attn.qkv.'),
+        ('.attn.out_proj.', '.attn.proj.'),
+        ('.mlp.c_fc.', '.mlp.fc1.'),
+        ('.mlp.c_proj.', '.mlp.fc2.'),
+    ),
+    ignored=(),
+    head='head',
+    first_conv='patch_embed.proj',
+    signature=('visual.class_embedding', 'norm_pre.weight'),
+    tail=('norm.', 'proj.'),
+    unbatched={'cls_token': 2, 'pos_embed': 1},
+    transposed=('proj.weight',),
+)
+
+# The order matters: a CLIP ViT has the signature of every plain ViT, too.
 KEY_MAPS = {
     'tinyvit': TINYVIT_KEYS,
     'mini_deit': MINI_DEIT_KEYS,
     'mini_swin': MINI_SWIN_KEYS,
+    'clip_vit': CLIP_VIT_KEYS,
     'tinymim': PLAIN_VIT_KEYS,
     'mae_lite': PLAIN_VIT_KEYS,
 }
@@ -356,7 +410,11 @@ def check_keys(
         return theirs if theirs == key else f'{theirs} (ours: {key})'
 
     def shaped(key: str) -> str:
-        return f'{named(key)} is {tuple(state_dict[key].shape)}, not {tuple(target[key].shape)}'
+        have, want = (
+            tuple((key_map.in_official_shape(key, v) if layout == 'official' else v).shape)
+            for v in (state_dict[key], target[key])
+        )
+        return f'{named(key)} is {have}, not {want}'
 
     def typed(key: str) -> str:
         return f'{named(key)} is {state_dict[key].dtype}, not {target[key].dtype}'
@@ -408,6 +466,7 @@ def fit_to_model(
         if fresh:
             _logger.warning('The checkpoint ends with the last block: %s keep their initial values.', first_few(fresh))
         state_dict = state_dict | fresh
+    state_dict = with_counters(state_dict, model.state_dict())
     check_keys(
         {k: v for k, v in state_dict.items() if not (fresh_head and key_map.is_head(k))},
         model.state_dict(),

@@ -1,12 +1,12 @@
 """Checksums: the sha256 list of a page, and the sha256 that the Hub itself gives for a large file."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from ..common.errors import CheckpointError
+from ..common.paths import read_json
 
 __all__ = ['MANIFEST', 'check_download', 'check_listed', 'file_sha256', 'read_manifest']
 
@@ -32,7 +32,7 @@ def read_manifest(path: Path, downloaded: bool = False) -> dict[str, str]:
         CheckpointError: If it is not such a list, or names files outside its folder.
     """
     try:
-        files = json.loads(path.read_text())['sha256']
+        files = read_json(path)['sha256']
         readable = all(SHA256.fullmatch(sha256) and _inside(name) for name, sha256 in files.items())
     except (ValueError, KeyError, TypeError, AttributeError):
         readable = False

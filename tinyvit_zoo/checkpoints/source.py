@@ -22,6 +22,7 @@ from ..common.errors import CheckpointError, WeightsNotFoundError
 from ..common.files import home, resumed_file
 from ..common.text import reason
 from ..releases import Release, find_release
+from .hub_silence import hub_silence
 from .manifest import MANIFEST, check_download, check_listed, file_sha256, read_manifest
 from .read import Clues, clues_of, read_checkpoint, read_with_clues, unwrap
 
@@ -56,7 +57,7 @@ def imported_path(name: str) -> Path:
     return home() / 'weights' / name
 
 
-def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Weights:
+def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None, part: str | None = None) -> Weights:
     """The weights that a pretrained cfg asks for.
 
     Order: `state_dict`, then `file` (a file or folder) of the cfg; weights imported by the user; the Hub, its cache
@@ -66,6 +67,7 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
     Args:
         cfg: Resolved pretrained cfg, overlay included.
         cache_dir: Overrides the Hub's and torch.hub's cache folders.
+        part: Of a file or state dict given by the caller, see `read_checkpoint`.
 
     Raises:
         CheckpointError: If the file that was found cannot be used.
@@ -73,9 +75,9 @@ def find_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Wei
     """
     if cfg.state_dict is not None:
         where = 'the state dict given'
-        return Weights(unwrap(cfg.state_dict, where), where, clues_of(cfg.state_dict))
+        return Weights(unwrap(cfg.state_dict, where, part=part), where, clues_of(cfg.state_dict))
     if cfg.file:
-        state_dict, clues = read_with_clues(cfg.file)
+        state_dict, clues = read_with_clues(cfg.file, part)
         return Weights(state_dict, str(cfg.file), clues)
     name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
     release = find_release(name)
@@ -131,7 +133,7 @@ def _check_manifest(cfg: PretrainedCfg, page: str, path: Path, cache_dir: str | 
     folder = path.parents[filename.count('/')]
     commit = folder.name
     cached = try_to_load_from_cache(repo, MANIFEST, revision=commit, cache_dir=cache_dir)
-    if cached is None and _hub_silence(repo, MANIFEST, commit):
+    if cached is None and hub_silence(repo, MANIFEST, commit):
         return
     if cached is not None and not isinstance(cached, str):
         return  # known to have none
@@ -155,7 +157,7 @@ def _hub_file(cfg: PretrainedCfg, page: str, cache_dir: str | Path | None) -> Pa
     files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
     silent = None
     if not isinstance(try_to_load_from_cache(repo, files[0], revision=revision, cache_dir=cache_dir), str):
-        silent = _hub_silence(repo, files[0], revision)
+        silent = hub_silence(repo, files[0], revision)
     for filename in files:
         try:
             path = hf_hub_download(
@@ -170,20 +172,6 @@ def _hub_file(cfg: PretrainedCfg, page: str, cache_dir: str | Path | None) -> Pa
     if silent:
         raise _UnreachableError(f'not in the cache and not reachable ({reason(silent)})') from silent
     raise _UnreachableError(f'the page has none of {", ".join(files)}')
-
-
-def _hub_silence(repo: str, filename: str, revision: str | None) -> Exception | None:
-    """Why the Hub does not answer; None if it does, whatever the answer. `hf_hub_download` would try for 30 seconds."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision))
-    except HfHubHTTPError:
-        return None
-    except Exception as e:
-        return e
-    return None
 
 
 def _from_url(url: str, release: Release | None, cache_dir: str | Path | None) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from . import (
     compress,
     demo,
     detect,
+    distill,
     embed,
     evaluate,
     export,
@@ -30,7 +31,7 @@ PANELS = {
     'Models': (catalogue, classify, weights, compress, export, demo),
     'Pages of the Hub': (hub, cards),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
-    'Training': (finetune, run),
+    'Training': (finetune, distill, run),
     'Detection and segmentation': (detect,),
 }
 """Modules of commands by the panel of `--help` that they are in, in its order."""

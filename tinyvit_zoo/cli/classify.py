@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import command, console, print_error, print_json, quiet_logs
-from .options import ImgSize, Json, Weights, pair_of
+from .options import ImgSize, Json, Part, Weights, pair_of
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -25,6 +25,7 @@ def classify(
     images: Annotated[list[Path], typer.Argument(help='Image files, or folders of them.', metavar='IMAGE...')],
     model: Annotated[str, typer.Option('--model', '-m', help='Any name that timm.create_model takes.', metavar='NAME')],
     weights: Weights = None,
+    part: Part = None,
     topk: Annotated[int, typer.Option(min=1, help='Classes to print per image.')] = 5,
     img_size: ImgSize = None,
     as_json: Json = False,
@@ -43,7 +44,7 @@ def classify(
     paths = list(_files(images))
     size = pair_of(img_size)
     classifier = Classifier(
-        load_model(model, str(weights) if weights else None, **({'img_size': size} if size else {}))
+        load_model(model, str(weights) if weights else None, part, **({'img_size': size} if size else {}))
     )
     results = list(_results(classifier, paths, topk, show=not as_json))
     if as_json:
@@ -82,7 +83,9 @@ def _results(classifier: Any, paths: Iterable[Path], topk: int, show: bool) -> I
 
 
 def _print(path: Path, predictions: list[dict[str, Any]]) -> None:
+    from ..common.text import escaped  # labels are of whoever made the model
+
     out = console()
-    out.print(str(path), style='bold', markup=False, soft_wrap=True)
+    out.print(escaped(str(path)), style='bold', markup=False, soft_wrap=True)
     for p in predictions:
-        out.print(f'  {p["probability"]:7.2%}  {p["label"]}', markup=False, soft_wrap=True)
+        out.print(f'  {p["probability"]:7.2%}  {escaped(p["label"])}', markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import command, console, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, features_of, load_backbone, loader, processes
+from .evaluator_options import TO_TEST_ON, episodes_of, features_of, load_backbone, loader, own_folder, processes
 from .options import (
     Cache,
     Counts,
@@ -16,9 +16,10 @@ from .options import (
     ImgSize,
     Layers,
     OutputFolder,
+    Queries,
     RunOptions,
+    Ways,
     find_device,
-    make_output,
     origin_of,
     pair_of,
     read_counts,
@@ -43,14 +44,21 @@ def compare(
     random_b: Annotated[bool, typer.Option('--random-b', help='Random weights for B.')] = False,
     img_size: ImgSize = None,
     data_options: DataOptions,
-    ways: Annotated[int, typer.Option(min=2, help='Classes of an episode.')] = 5,
+    ways: Ways = None,
     shots: Annotated[
-        Counts,
-        typer.Option(parser=read_counts, help='Images of each class to learn from, between commas.', metavar='LIST'),
-    ] = Counts((5,)),
-    queries: Annotated[int, typer.Option(min=1, help='Images of each class to answer.')] = 15,
+        Counts | None,
+        typer.Option(
+            parser=read_counts,
+            help='Images of each class to learn from, between commas. Default: 5, or as many as there are.',
+            metavar='LIST',
+        ),
+    ] = None,
+    queries: Queries = None,
     episodes: Annotated[int, typer.Option(min=2, help='Episodes of test images.')] = 600,
-    k: Annotated[int, typer.Option('-k', min=1, help='Neighbors that vote in kNN.')] = 20,
+    k: Annotated[
+        int | None,
+        typer.Option('-k', min=1, help='Neighbors that vote in kNN. Default: 20, or all images of a smaller bank.'),
+    ] = None,
     layers: Layers = 'pooled',
     output: OutputFolder = None,
     cache: Cache = None,
@@ -68,9 +76,10 @@ def compare(
 
     quiet_logs()
     device, seed = find_device(run.device), run.seed
-    with processes() as first:
-        make_output(output)
+    with processes() as first, own_folder(output, first):
         datasets = _datasets(loader(data_options, seed))
+        ways, counts, queries = episodes_of(datasets['test'], ways, shots, queries, (5,))
+        k = _check(datasets, ways, counts, queries, k)
         models, records = [], []
         for name, weights, random in ((a, weights_a, random_a), (b, weights_b, random_b)):
             model = load_backbone(name, weights, not random, pair_of(img_size), seed)
@@ -85,14 +94,28 @@ def compare(
             records.append(record('', model=model, dataset=None, seed=None, name=title))
         if not first:
             return
-        rows = compare_models(*models, ways=ways, shots=shots, queries=queries, episodes=episodes, k=k, seed=seed)
+        rows = compare_models(*models, ways=ways, shots=counts, queries=queries, episodes=episodes, k=k, seed=seed)
         _print(data_options.data, datasets, models, rows)
         if output is not None:
             write_comparison(
-                output, datasets, models, rows, seed=seed, shots=shots, ways=ways, episodes=episodes, say=printer(),
+                output, datasets, models, rows, seed=seed, shots=counts, ways=ways, episodes=episodes, say=printer(),
                 a=records[0]['model'], b=records[1]['model'], layers=layers, dtype=str(forward.dtype), queries=queries,
                 k=k,
             )  # fmt: skip
+
+
+def _check(datasets: dict[str, 'ImageDataset'], ways: int, shots: Sequence[int], queries: int, k: int | None) -> int:
+    """The number of neighbors. Errors for what the images are too few for, before anything is computed."""
+    from ..downstream.compare import K
+    from ..downstream.few_shot import sample_episodes
+    from ..downstream.knn import check_ks
+
+    test, bank = datasets['test'], len(datasets.get('train', ()))
+    sample_episodes(test.labels, ways, max(shots), queries, episodes=1, names=test.classes)
+    if not bank:
+        return k or K
+    check_ks([k or min(K, bank)], bank)
+    return k or min(K, bank)
 
 
 def _datasets(load: Callable[..., 'ImageDataset']) -> dict[str, 'ImageDataset']:
@@ -133,4 +156,8 @@ def _print(
             '' if row.p is None else f'{row.p:.2g}',
         )
     console().print(table)
+    for row in rows:
+        if row.remarks:
+            say(f'{row.task}: {"; ".join(row.remarks)}.')
+    say('Episodes have as many images of each class: their mean per class is the accuracy.')
     say("Episodes: mean ± 1.96 standard errors; images: Agresti & Min 2005, p by McNemar's exact test.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import command, quiet_logs
-from .options import Random, Seed, Weights
+from .options import Part, Random, Seed, Weights
 
 Init = StrEnum('Init', ['first', 'mean', 'best'])
 
@@ -43,6 +43,7 @@ def compress(
         bool, typer.Option(help='Give every layer head mixing (Swin: and a convolution) of its own.')
     ] = True,
     weights: Weights = None,
+    part: Part = None,
     random: Random = False,
     seed: Seed = 0,
     num_classes: Annotated[
@@ -67,7 +68,7 @@ def compress(
 
     quiet_logs()
     torch.manual_seed(seed)
-    model = _load(name, weights, random, num_classes)
+    model = _load(name, weights, part, random, num_classes)
     calibration = _read_images(images, model) if images else None
     every = 'stage' if share_every == 'stage' else int(share_every)
     try:
@@ -82,24 +83,13 @@ def compress(
     print(f"In Python: import timm, tinyvit_zoo; timm.create_model('local-dir:{folder}', pretrained=True)")
 
 
-def _load(name: str, weights: Path | None, random: bool, num_classes: int | None) -> Any:
-    from ..build import build_model, check_name
-    from ..checkpoints import read_checkpoint
+def _load(name: str, weights: Path | None, part: str | None, random: bool, num_classes: int | None) -> Any:
+    from ..build import build_model, load_model
     from ..common.errors import CheckpointError, ModelError
-    from ..releases import find_family
 
     kwargs = {} if num_classes is None else dict(num_classes=num_classes)
-    check_name(name)
     if weights is not None:
-        state_dict = read_checkpoint(weights)
-        # Of the zoo's own models the file itself tells more than its tensors do, such as the heads of a plain ViT.
-        ours = find_family(name) is not None
-        overlay: dict[str, Any] = dict(file=str(weights)) if ours else dict(state_dict=state_dict, source='')
-        classes = _head_classes(name, state_dict)
-        if classes is not None:  # else timm would take the file for one of the tag's classes
-            overlay['num_classes'] = classes
-            kwargs.setdefault('num_classes', classes)
-        return build_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        return load_model(name, weights, part, **kwargs)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # a line for each of its tries
     try:
         return build_model(name, pretrained=not random, **kwargs)
@@ -108,18 +98,6 @@ def _load(name: str, weights: Path | None, random: bool, num_classes: int | None
             raise
         hint = 'With the weights in a file, use --weights FILE; for the structure alone, --random.'
         raise ModelError(f'{str(e).rstrip(".")}. {hint}') from e
-
-
-def _head_classes(name: str, state_dict: dict[str, Any]) -> int | None:
-    """Classes of a checkpoint by the classifier that timm's cfg of the model names."""
-    from ..build import build_model
-
-    cfg: Any = build_model(name, device='meta').pretrained_cfg
-    heads = cfg.get('classifier') or ()
-    for head in [heads] if isinstance(heads, str) else heads:
-        if f'{head}.weight' in state_dict:
-            return state_dict[f'{head}.weight'].shape[0]
-    return None
 
 
 def _read_images(folder: Path, model: Any) -> list[Any]:

@@ -5,7 +5,7 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
@@ -28,8 +28,10 @@ def printer() -> Callable[[str], None]:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
-    print(' '.join(message.split()), file=sys.stderr)
+    """One line on stderr, without what acts on a terminal: names of files and keys may."""
+    from ..common.text import escaped
+
+    print(escaped(' '.join(message.split())), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -59,7 +61,7 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
     def wrapped(**values: Any) -> Any:
         if models:
             from .. import models as registered  # noqa: F401
-        from ..common.errors import CheckpointError, ModelError
+        from ..common.errors import CheckpointError, ModelError, WeightsNotFoundError
         from ..common.extras import MissingExtraError
 
         for name, bundle in bundles.items():
@@ -69,7 +71,8 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         except BrokenPipeError:  # `| head` has read enough
             raise
         except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
-            print_error(str(e))
+            options = _instead_of_weights(parameters) if isinstance(e, WeightsNotFoundError) else ''
+            print_error(f'{e} {options}')
             raise typer.Exit(1) from e
 
     paragraphs = (inspect.getdoc(function) or '').split('\n\n')
@@ -78,6 +81,14 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
     wrapped.__dict__['__signature__'] = inspect.Signature(parameters)
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:
+    """Which options of a command do without weights that cannot be found."""
+    names = [f'--{parameter.name.replace("_", "-")}' for parameter in parameters]
+    options = [f'{name} FILE' for name in names if name.startswith('--weights')]
+    options += [name for name in names if name.startswith('--random')]
+    return f'Give {" or ".join(options)} instead.' if options else ''
 
 
 def _is_bundle(name: str, kind: Any) -> bool:

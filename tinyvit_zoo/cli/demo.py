@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .console import command, printer
+from .evaluator_options import own_folder
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -30,4 +31,5 @@ def demo(
     unseen digits with those of random weights (no network needed)."""
     from ..downstream.demo.run import EPOCHS, run_demo
 
-    run_demo(output, EPOCHS if epochs is None else epochs, seed, photographs=photographs, say=printer())
+    with own_folder(output, first=True):
+        run_demo(output, EPOCHS if epochs is None else epochs, seed, photographs=photographs, say=printer())

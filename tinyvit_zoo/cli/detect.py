@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command
+from .console import command, print_error
 from .options import Device, Size, Words, find_device, make_output, read_size, read_words
 
 Launcher = StrEnum('Launcher', ['none', 'pytorch', 'slurm', 'mpi'])
@@ -76,16 +76,23 @@ def _read(name: str, context: typer.Context | None, cfg_options: list[str] | Non
     return read_config(name, given)
 
 
-def _use_custom_data(config: Any, data: Path | None, classes: Words | None, **files: Path | None) -> None:
+def _use_custom_data(
+    config: Any, data: Path | None, classes: Words | None, trained: bool = False, **files: Path | None
+) -> None:
     if data is None:
         if classes or any(files.values()):
             raise typer.BadParameter('Give the folder of your data as well: --data DIR.')
         return
+    from ..downstream.detection.config_parts import datasets_of
     from ..downstream.detection.custom_data import CustomData, use_custom_data
 
-    found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files))
+    found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files), trained)
     if found:
         print(f'{len(found)} classes: {", ".join(found)}')
+    if files.get('train_annotations') and not files.get('validation_annotations'):
+        for dataset in datasets_of(config.get('val_dataloader')):
+            kept = Path(dataset.get('data_root') or '', dataset.get('ann_file', ''))
+            print(f'The validation is on {kept}, as the config says: --validation-annotations names another file.')
 
 
 def train(
@@ -159,8 +166,9 @@ def evaluate(
     from ..downstream.detection.engine import evaluate as measure
 
     _use_custom_data(
-        config, data, classes, validation_annotations=validation_annotations, validation_images=validation_images
-    )
+        config, data, classes, trained=True, validation_annotations=validation_annotations,
+        validation_images=validation_images,
+    )  # fmt: skip
     metrics = measure(config, checkpoint, Run(work_dir, launcher=launcher and str(launcher)))
     for metric, value in metrics.items():
         print(f'{metric}: {value:.4g}')
@@ -175,6 +183,9 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help='Image files, or folders of them.', metavar='IMAGE...')],
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for drawn images and JSON.', metavar='DIR')],
     threshold: Annotated[float, typer.Option(min=0, max=1, help='Leave out objects with a lower score.')] = 0.3,
+    skip_unreadable: Annotated[
+        bool, typer.Option('--skip-unreadable', help='Succeed though images cannot be read; they are named at the end.')
+    ] = False,
     device: Device = None,
     cfg_options: CfgOptions = None,
 ) -> None:
@@ -185,8 +196,15 @@ def predict(
     found = find_images(images)
     make_output(output)
     predictor = Predictor(config, checkpoint, find_device(device), threshold)
-    for drawn, result in write_predictions(predictor, found, output, progress=True):
+    refused: list[str] = []
+    done = 0
+    for drawn, result in write_predictions(predictor, found, output, progress=True, refused=refused.append):
         print(f'{drawn}: {in_words(result, predictor.classes)}')
+        done += 1
+    for sentence in refused:
+        print_error(sentence)
+    if refused and not (skip_unreadable and done):
+        raise typer.Exit(1)
 
 
 def config(

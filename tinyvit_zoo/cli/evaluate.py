@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, processes
-from .options import DataOptions, ForwardOptions, ModelOptions, OutputFolder, RunOptions, find_device, make_output
+from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, own_folder, processes
+from .options import DataOptions, ForwardOptions, ModelOptions, OutputFolder, RunOptions, find_device
 
 IMAGENET_C = 'imagenet-c'
 
@@ -56,8 +56,7 @@ def evaluate(
         device=find_device(run.device),
         workers=run.workers,
     )
-    with processes() as first:
-        make_output(output)
+    with processes() as first, own_folder(output, first):
         say = printer() if first else (lambda text: None)
         head: dict[str, Any] = dict(
             seed=run.seed if model_options.random else None, name=model_options.name, dtype=str(forward.dtype),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .console import printer
 from .options import DataOptions, ForwardOptions, ModelOptions, pair_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ def not_train(split: str | None) -> str | None:
 
 
 def load_backbone(
-    name: str, weights: Path | None, pretrained: bool, img_size: tuple[int, int] | None, seed: int, **arguments: Any
+    name: str,
+    weights: Path | None,
+    pretrained: bool,
+    img_size: tuple[int, int] | None,
+    seed: int,
+    part: str | None = None,
+    **arguments: Any,
 ) -> 'nn.Module':
     """The model, in eval mode; a ConvNet takes images of `img_size` by its transform alone.
 
@@ -38,6 +45,7 @@ def load_backbone(
         pretrained: False for random weights.
         img_size: (height, width), or None for the model's own.
         seed: Of random weights.
+        part: Which of several models in the file, see `checkpoints.read_checkpoint`.
         **arguments: As in `timm.create_model`.
 
     Raises:
@@ -52,7 +60,7 @@ def load_backbone(
     def make(**size: Any) -> 'nn.Module':
         kwargs = {**arguments, **size}
         file = None if weights is None else str(weights)
-        return load_model(name, file, **kwargs) if pretrained else build_model(name, **kwargs)
+        return load_model(name, file, part, **kwargs) if pretrained else build_model(name, **kwargs)
 
     if weights is not None and not pretrained:
         raise ModelError('--weights FILE and --random exclude each other: leave one of them out.')
@@ -75,7 +83,7 @@ def load_backbone(
 def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Module':
     """The model that the options name, see `load_backbone`."""
     return load_backbone(
-        options.name, options.weights, not options.random, pair_of(options.img_size), seed, **arguments
+        options.name, options.weights, not options.random, pair_of(options.img_size), seed, options.part, **arguments
     )
 
 
@@ -129,6 +137,53 @@ def features_of(model: 'nn.Module', dataset: 'ImageDataset', forward: ForwardOpt
     from ..downstream.features import extract
 
     return extract(model, dataset, dtype=dtype_of(forward), batch_size=forward.batch_size, **options)
+
+
+def episodes_of(
+    dataset: 'ImageDataset',
+    ways: int | None,
+    shots: tuple[int, ...] | None,
+    queries: int | None,
+    usual_shots: tuple[int, ...] | None = None,
+) -> tuple[int, tuple[int, ...], int]:
+    """Ways, shots and queries by the options given, see `few_shot.fitting_counts`; other defaults are said.
+
+    Args:
+        dataset: What the episodes are drawn from.
+        ways: None for the default, as are all others.
+        shots: Of `usual_shots`.
+        queries: Of each class.
+        usual_shots: None for those of the CD-FSL benchmark.
+    """
+    from ..downstream.few_shot import QUERIES, SHOTS, WAYS, fitting_counts
+
+    usual_shots = usual_shots or SHOTS
+    fitting = fitting_counts(dataset.labels, ways, shots, queries, usual_shots)
+    usual = (ways or WAYS, shots or usual_shots, queries or QUERIES)
+    if fitting != usual:
+        own, theirs = (f'{w}-way, {",".join(map(str, s))} shots, {q} queries' for w, s, q in (fitting, usual))
+        printer()(f'{dataset.name} has too few classes or images for {theirs}: {own}.')
+    return fitting
+
+
+@contextmanager
+def own_folder(output: Path | None, first: bool) -> Iterator[None]:
+    """Make the folder for results, if one is asked for, and keep other runs out of it.
+
+    Args:
+        output: The folder.
+        first: Whether this process is the one that writes.
+
+    Raises:
+        EvaluationError: If it cannot be written to, or another run is writing to it.
+    """
+    if output is None or not first:
+        yield
+        return
+    from ..training.run_state import alone_in
+
+    with alone_in(output):
+        yield
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import ImgSize, ModelName, Random, Seed, Weights, pair_of
+from .options import ImgSize, ModelName, Part, Random, Seed, Weights, pair_of
 
 Format = StrEnum('Format', ['onnx', 'pt2'])
 DType = StrEnum('DType', ['fp32', 'fp16'])
@@ -23,6 +23,7 @@ def export(
     output: Annotated[Path, typer.Option('--output', '-o', help='File, ending in .onnx or .pt2.', metavar='FILE')],
     format: Annotated[Format | None, typer.Option(help='Default: by the ending of the file.')] = None,
     weights: Weights = None,
+    part: Part = None,
     random: Random = False,
     seed: Seed = 0,
     img_size: ImgSize = None,
@@ -43,7 +44,7 @@ def export(
     quiet_logs()
     check_output(output, format and str(format))  # before weights are fetched
     torch.manual_seed(seed)
-    model = model_to_export(name, weights, random, pair_of(img_size), dynamic_size)
+    model = model_to_export(name, weights, random, pair_of(img_size), dynamic_size, part)
     done = export_model(model, output, format and str(format), dynamic_batch, dynamic_size, str(dtype))
     runner = 'onnxruntime' if done.format == 'onnx' else 'torch.export.load'
     megabytes = done.path.stat().st_size / 1e6

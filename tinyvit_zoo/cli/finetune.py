@@ -1,8 +1,9 @@
 """`finetune`: train a model on images by a recipe."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..data.image_dataset import ImageDataset
+    from ..downstream.starts import Start
     from ..training.recipes import Recipe
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
@@ -37,9 +39,24 @@ def _list_recipes(wanted: bool) -> None:
             f'{recipe.name}\n    {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning '
             f'rate {rates.lr:g}, layer decay {recipe.layer_decay or "none"}, weight decay {recipe.weight_decay:g}'
         )
-        for line in (f'From: {recipe.source}.', recipe.notes):
+        for line in (f'From: {recipe.source}.', _protocol(recipe), recipe.notes):
             print(textwrap.fill(line, 116, initial_indent='    ', subsequent_indent='    '), end='\n' if line else '')
     raise typer.Exit
+
+
+def _protocol(recipe: 'Recipe') -> str:
+    """Where a recipe starts, which images it trains on, and how it evaluates."""
+    from ..training.recipes import STARTS
+
+    starts = ' or '.join(STARTS[kind] for kind in recipe.starts) or 'any weights'
+    starts += f' for {recipe.starts_at} pixels' if recipe.starts_at else ''
+    images = 'trains on all of train, none held out, and takes the last epoch'
+    if recipe.held_out:
+        images = f'holds {recipe.held_out:.0%} of train out to choose the epoch with'
+    evaluation = "the model's own preprocessing"
+    if recipe.evaluation:
+        evaluation = '{interpolation}, crop {crop_pct:g} ({crop_mode})'.format(**recipe.evaluation)
+    return f'Starts from {starts}; {images}; evaluates with {evaluation}.'
 
 
 def finetune(
@@ -78,9 +95,13 @@ def finetune(
         float | None, typer.Option(min=0.0, max=0.999999, help='The result is a moving average of the weights.')
     ] = None,
     held_out: Annotated[
-        float,
-        typer.Option(min=0.0, max=0.9, help='Share of train to choose the epoch with; 0 takes the last epoch.'),
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Share of train to choose the epoch with, instead of the recipe's; 0 takes the last epoch.",
+        ),
+    ] = None,
     precision: Annotated[Precision | None, typer.Option(help='Default: bf16 on CUDA, else no.')] = None,
     run: RunOptions,
     recipes: Annotated[
@@ -93,7 +114,7 @@ def finetune(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli finetune ...
     """
     from ..downstream.finetune import finetune as train_model
-    from ..downstream.reports.finetune import summary, write_finetuned
+    from ..downstream.reports.finetune import print_finetuned, summary, write_finetuned
     from ..training.recipes import find_recipe
 
     quiet_logs()
@@ -107,32 +128,62 @@ def finetune(
         chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
     with processes() as first:
         train, validation, test = _datasets(loader(data_options, run.seed))
-        model = _model(model_options, as_init, chosen, len(train.classes), run.seed)
-        say = printer()
+        model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
+        say = printer() if first else (lambda text: None)
+        departures = _say_start(chosen, start, classifier, model, say)
         result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, micro_batch=micro_batch,
             precision=precision and str(precision), device=find_device(run.device) if run.device else None,
             workers=run.workers, seed=run.seed, say=say,
         )  # fmt: skip
         if first:
-            say(_in_words(summary(result)))
+            print_finetuned(summary(result), say)
             write_finetuned(
                 output, result, model, train, test, name=model_options.name,
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
+                start=dict(weights=start.words, classifier=classifier or 'fresh', departures=departures),
             )  # fmt: skip
 
 
-def _model(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
-    """The model to train, with the drop path and the image size of the recipe, and a classifier of that many classes.
-
-    A drop path of 0 is handed on, too: many models come with another one.
-    """
-    from dataclasses import replace
-
-    from ..common.errors import ModelError
+def _model(
+    options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: Sequence[str], seed: int
+) -> tuple['nn.Module', 'Start', str]:
+    """The model to train, what its weights are, and its classifier in words."""
+    from ..downstream.starts import find_start, start_model
 
     if as_init and options.random:
         raise typer.BadParameter('--as-init takes the weights of an encoder, --random none: leave one of them out.')
+    start = find_start(options.name, options.weights, options.random, as_init, options.part)
+
+    def make(num_classes: int, random: bool = False) -> 'nn.Module':
+        own = replace(options, random=True, weights=None, part=None) if random else options
+        return _make(own, as_init and not random, recipe, num_classes, seed)
+
+    model, classifier = start_model(make, start, classes, recipe)
+    return model, start, classifier
+
+
+def _say_start(
+    recipe: 'Recipe', start: 'Start', classifier: str, model: 'nn.Module', say: Callable[[str], None]
+) -> list[str]:
+    """Say before the first epoch what it starts from; the departures from the recipe's source."""
+    from ..downstream.starts import departures
+
+    if classifier:
+        say(f'Classifier: {classifier}.')
+    found = departures(recipe, start, model)
+    if found:
+        say(f'Recipe {recipe.name}: {"; ".join(found)}.')
+    return found
+
+
+def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
+    """A model with the drop path and the image size of the recipe, and a classifier of that many classes.
+
+    A drop path of 0 is handed on, too: many models come with another one.
+    """
+    from ..common.errors import ModelError
+
     if options.img_size is None and recipe.img_size:
         options = replace(options, img_size=Size(recipe.img_size, recipe.img_size))
     rate = recipe.drop_path_of(_architecture(options.name))
@@ -154,9 +205,9 @@ def _model(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int,
 
 def _architecture(name: str) -> str:
     """What timm calls the model, which the name of a folder or a page does not say."""
-    from ..build import build_model
+    from ..build import build_model, check_name
 
-    if ':' not in name:
+    if check_name(name) is None:
         return name
     cfg: Any = build_model(name, device='meta').pretrained_cfg
     return cfg['architecture']
@@ -178,17 +229,3 @@ def _datasets(
     if validation is None or test is None or validation.fingerprint() == test.fingerprint():
         return train, None, test or validation
     return train, validation, test
-
-
-def _in_words(numbers: dict[str, Any]) -> str:
-    """The summary in a line."""
-    words = f'Epoch {numbers["best_epoch"]} of {numbers["epochs"]}'
-    if numbers['validation_images']:
-        words += f', chosen with {numbers["validation_images"]} images ({numbers["validation_accuracy"]:.2f} %)'
-    if 'test_accuracy' in numbers:
-        low, high = numbers['test_ci95']
-        words += (
-            f': test accuracy {numbers["test_accuracy"]:.2f} % (95 % interval {low:.2f} to {high:.2f}, '
-            f'{numbers["test_images"]} images)'
-        )
-    return words

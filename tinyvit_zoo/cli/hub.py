@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import ImgSize, Random, Seed, pair_of
+from .options import AllowNonfinite, ImgSize, Part, Random, Seed, pair_of
 
 if TYPE_CHECKING:
     from ..hub.verify import Proof
@@ -38,6 +38,8 @@ def pack(
     name: Name,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder of the page.', metavar='DIR')],
     weights: Weights = None,
+    part: Part = None,
+    allow_nonfinite: AllowNonfinite = False,
     random: Random = False,
     seed: Seed = 0,
     tag: Tag = None,
@@ -59,8 +61,8 @@ def pack(
 
     quiet_logs()
     folder = write_page(
-        name, output, weights, seed if random else None, tag, _read_labels(labels), license,
-        pair_of(img_size), repo, for_timm, test_tensors,
+        _page_of(name), output, weights, seed if random else None, tag, _read_labels(labels), license,
+        pair_of(img_size), repo, for_timm, test_tensors, part, allow_nonfinite,
     )  # fmt: skip
     print(f'Written to {folder}')
     print(f'To prove it: tinyvit-zoo verify {folder}')
@@ -73,7 +75,7 @@ def verify(
     from ..hub.verify import verify as prove
 
     _quiet_hub()
-    _print_proof(prove(place))
+    _print_proof(prove(_page_of(place)))
 
 
 def push(
@@ -81,6 +83,8 @@ def push(
     name: Name,
     to: Annotated[str, typer.Option('--to', help='Page to push to.', metavar=PAGE)],
     weights: Weights = None,
+    part: Part = None,
+    allow_nonfinite: AllowNonfinite = False,
     random: Random = False,
     seed: Seed = 0,
     tag: Tag = None,
@@ -101,8 +105,9 @@ def push(
 
     _quiet_hub()
     check_repo(to)  # before anything is packed
+    name = _page_of(name)
     if is_page(name):
-        if for_timm or random or any(value is not None for value in (weights, tag, labels, license, img_size)):
+        if for_timm or random or any(value is not None for value in (weights, part, tag, labels, license, img_size)):
             raise typer.BadParameter(f'{name} is packed already: `tinyvit-zoo pack` takes what is to be changed.')
         done = publish(name, to, private, dry_run, force)
     else:
@@ -116,6 +121,8 @@ def push(
             img_size=pair_of(img_size),
             repo=to,
             for_timm=for_timm,
+            part=part,
+            allow_nonfinite=allow_nonfinite,
         ) as folder:
             done = publish(folder, to, private, dry_run, force)
     if not (done.uploaded or done.deleted):
@@ -124,6 +131,15 @@ def push(
         would = 'Would upload' if dry_run else 'Uploaded'
         print(f'{would} {", ".join(done.uploaded)}' + (f'; delete {", ".join(done.deleted)}' if done.deleted else ''))
     print(done.url)
+
+
+def _page_of(name: str) -> str:
+    """The name, or the folder of the model in one that `finetune` wrote."""
+    from timm.models import is_model
+
+    from ..build import model_folder
+
+    return name if is_model(name.partition('.')[0]) else str(model_folder(Path(name)) or name)
 
 
 def _print_proof(proof: 'Proof') -> None:

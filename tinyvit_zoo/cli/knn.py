@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, features_of, loader, not_train, processes
+from .evaluator_options import TO_TEST_ON, backbone_of, features_of, loader, not_train, own_folder, processes
 from .options import (
     Cache,
     Counts,
@@ -16,7 +16,6 @@ from .options import (
     OutputFolder,
     RunOptions,
     find_device,
-    make_output,
     read_counts,
 )
 
@@ -30,8 +29,14 @@ def knn(
     model_options: ModelOptions,
     data_options: DataOptions,
     k: Annotated[
-        Counts, typer.Option('-k', parser=read_counts, help='Numbers of neighbors, between commas.', metavar='LIST')
-    ] = Counts((10, 20, 100, 200)),
+        Counts | None,
+        typer.Option(
+            '-k',
+            parser=read_counts,
+            help='Numbers of neighbors, between commas. Default: 10,20,100,200, as far as there are so many images.',
+            metavar='LIST',
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=1e-6, help='Of the votes.')] = 0.07,
     split: Annotated[
         str | None,
@@ -46,17 +51,17 @@ def knn(
     run: RunOptions,
 ) -> None:
     """Accuracy of a vote of the nearest training images, by the protocol of DINO."""
-    from ..downstream.knn import check_ks
+    from ..downstream.knn import KS, check_ks, fitting_ks
     from ..downstream.knn import run as classify
     from ..downstream.reports.knn import print_knn, write_knn
 
     quiet_logs()
     device, seed = find_device(run.device), run.seed
-    with processes() as first:
-        make_output(output)
+    with processes() as first, own_folder(output, first):
         load = loader(data_options, seed)
         bank, queries = load('train'), load(split) if split else load(*TO_TEST_ON)
-        check_ks(k, len(bank))
+        ks = k or fitting_ks(len(bank))
+        check_ks(ks, len(bank))
         model = backbone_of(model_options, seed)
         known, asked = (
             features_of(model, part, forward, layers=layers, cache=cache, device=device, workers=run.workers, seed=seed)
@@ -65,7 +70,7 @@ def knn(
         if not first:
             return
         result = classify(
-            known.values, bank.labels, asked.values, queries.labels, k, temperature=temperature, device=device,
+            known.values, bank.labels, asked.values, queries.labels, ks, temperature=temperature, device=device,
             progress=True,
         )  # fmt: skip
         head = dict(
@@ -73,6 +78,11 @@ def knn(
             temperature=temperature, weights=model_options.origin(seed), layers=layers, dtype=str(forward.dtype),
             features_keys=[known.key, asked.key],
         )  # fmt: skip
+        if not k and ks != KS:
+            printer()(
+                f'k = {", ".join(map(str, ks))}: the bank has {len(bank)} images, too few for the others of '
+                f'{", ".join(map(str, KS))}.'
+            )
         print_knn(result, queries, head, printer())
         if output is not None:
             write_knn(output, result, queries, head, printer())

@@ -84,6 +84,12 @@ Weights = Annotated[
     Path | None,
     typer.Option('--weights', help='Checkpoint instead of the pretrained weights.', metavar='FILE'),
 ]
+Part = Annotated[
+    str | None, typer.Option('--part', help='Which of several models in the file, such as teacher.', metavar='NAME')
+]
+AllowNonfinite = Annotated[
+    bool, typer.Option('--allow-nonfinite', help='Take weights that hold NaN or infinity as they are.')
+]
 Random = Annotated[bool, typer.Option('--random', help='Random weights instead, drawn with --seed.')]
 ImgSize = Annotated[
     Size | None,
@@ -98,6 +104,11 @@ Cache = Annotated[
     Path | None, typer.Option('--cache', help='Folder that keeps features for the next run.', metavar='DIR')
 ]
 Layers = Annotated[str, typer.Option('--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')]
+Ways = Annotated[int | None, typer.Option('--ways', min=2, help='Classes of an episode. Default: 5, or all of fewer.')]
+Queries = Annotated[
+    int | None,
+    typer.Option('--queries', min=1, help='Images of each class to answer. Default: 15, or as many as there are.'),
+]
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
 
@@ -107,12 +118,13 @@ class ModelOptions:
 
     name: ModelName
     weights: Weights = None
+    part: Part = None
     random: Random = False
     img_size: ImgSize = None
 
     def origin(self, seed: int) -> str:
         """Where the weights come from, as results say it."""
-        return origin_of(self.weights, self.random, seed)
+        return origin_of(self.weights, self.random, seed, self.part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +173,13 @@ def pair_of(size: Size | None) -> tuple[int, int] | None:
     return None if size is None else (size.height, size.width)
 
 
-def origin_of(weights: Path | None, random: bool, seed: int) -> str:
+def origin_of(weights: Path | None, random: bool, seed: int, part: str | None = None) -> str:
     """Where weights come from, as results say it."""
     if random:
         return f'random (seed {seed})'
-    return str(weights) if weights else 'pretrained'
+    if weights is None:
+        return 'pretrained'
+    return f'{weights} ({part})' if part else str(weights)
 
 
 def find_device(name: str | None) -> 'torch.device':

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, not_train, processes
+from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, not_train, own_folder, processes
 from .options import (
     Cache,
     DataOptions,
@@ -17,7 +17,6 @@ from .options import (
     RunOptions,
     Words,
     find_device,
-    make_output,
     read_numbers,
     read_words,
 )
@@ -90,8 +89,7 @@ def probe(
     from ..downstream.reports.probe import print_probe, write_probe
 
     quiet_logs()
-    with processes() as first:
-        make_output(output)
+    with processes() as first, own_folder(output, first):
         load = loader(data_options, run.seed)
         train, test = load('train'), load(split) if split else load(*TO_TEST_ON)
         parts = hold_out(train, test, held_out, run.seed)

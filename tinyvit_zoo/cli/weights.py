@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import command, quiet_logs
-from .options import Size, pair_of, read_size
+from .options import AllowNonfinite, Part, Size, pair_of, read_size
 
 Layout = StrEnum('Layout', ['ours', 'official'])
 Head = StrEnum('Head', ['in1k'])
@@ -38,6 +38,8 @@ def convert(
             '--img-size', parser=read_size, help="Size the file is for, if not the model's own.", metavar='SIZE'
         ),
     ] = None,
+    part: Part = None,
+    allow_nonfinite: AllowNonfinite = False,
     as_init: Annotated[
         bool,
         typer.Option(
@@ -46,11 +48,21 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a checkpoint between layouts and formats, or into a Hub-ready folder."""
+    from ..build import model_folder
     from ..hub.convert import convert as write
 
     quiet_logs()
     read, written = write(
-        source, target, to and str(to), head and str(head), name, num_classes, pair_of(img_size), as_init
+        model_folder(source) or source,
+        target,
+        to and str(to),
+        head and str(head),
+        name,
+        num_classes,
+        pair_of(img_size),
+        as_init,
+        part,
+        allow_nonfinite,
     )
     print(f'Read {source}: {read}.')
     if as_init:
@@ -66,12 +78,14 @@ def import_file(
     *,
     source: Annotated[Path, typer.Argument(help='Any checkpoint file or folder.', metavar='FILE')],
     name: Annotated[str, typer.Option(help='The released weights that the file holds.', metavar='ARCH.TAG')],
+    part: Part = None,
+    allow_nonfinite: AllowNonfinite = False,
 ) -> None:
     """Keep a file as the weights of a released tag, for use without a network."""
     from ..hub.convert import import_weights
 
     quiet_logs()
-    read, folder = import_weights(source, name)
+    read, folder = import_weights(source, name, part, allow_nonfinite)
     print(f'Read {source}: {read}.')
     print(f'Stored in {folder}')
     print(f"In Python: timm.create_model('{folder.name}', pretrained=True)")

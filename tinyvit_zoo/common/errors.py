@@ -1,5 +1,7 @@
 """Errors that a user can cause. Every message is one sentence that says what to do."""
 
+from .text import escaped
+
 __all__ = [
     'CheckpointError',
     'EvaluationError',
@@ -13,9 +15,15 @@ __all__ = [
 class ModelError(ValueError):
     """A model name, folder or argument cannot be used; the message says why."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))  # with names out of files and pages, which may hold anything
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
 
 
 class WeightsNotFoundError(CheckpointError, FileNotFoundError):

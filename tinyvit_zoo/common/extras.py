@@ -6,8 +6,8 @@ from contextlib import contextmanager
 __all__ = ['EXTRAS', 'MissingExtraError', 'needs_extra']
 
 EXTRAS = {
-    'detection-lite': ('cv2', 'matplotlib', 'mmcv', 'mmdet', 'mmengine', 'pycocotools', 'tqdm'),
-    'eval': ('accelerate', 'matplotlib', 'skimage', 'sklearn'),
+    'detection-lite': ('cv2', 'matplotlib', 'mmcv', 'mmdet', 'mmengine', 'pycocotools', 'scipy', 'tqdm'),
+    'eval': ('accelerate', 'matplotlib', 'scipy', 'skimage', 'sklearn'),
     'export': ('onnx', 'onnxruntime', 'onnxscript'),
     'segmentation': ('ftfy', 'mmseg', 'regex'),
     'transformers': ('transformers',),

@@ -1,19 +1,17 @@
-"""Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
+"""Files that are there whole or not at all: written under a temporary name, then renamed."""
 
 import hashlib
 import os
 import re
-import shutil
 import socket
-import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import EvaluationError
 
-__all__ = ['home', 'new_file', 'remove_leftovers', 'resumed_file', 'swap_in', 'write_whole']
+__all__ = ['give_ordinary_rights', 'home', 'new_file', 'remove_leftovers', 'resumed_file', 'write_whole']
 
 
 def home() -> Path:
@@ -23,22 +21,27 @@ def home() -> Path:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, private: bool = False) -> Iterator[Path]:
     """A temporary file to write to, which takes the place of `path` when the block ends without an error.
 
     Missing parents are made. What a killed process leaves is taken away by `remove_leftovers`.
+
+    Args:
+        path: Final place.
+        private: Let nobody else read or write it, whatever rights new files have.
 
     Raises:
         OSError: If it cannot be written; nothing is left of it then, and `path` is as before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process is in the name, so that the next run knows whether what it finds is still being written.
-    mark = f'{_this_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
-    new = path.with_name(f'.{path.name}.{mark}.part{path.suffix}')
+    new = path.with_name(f'.{path.name}.{process_mark()}.part{path.suffix}')
     try:
         new.touch()
         yield new
-        give_ordinary_rights(new)
+        if private:
+            new.chmod(0o600)
+        else:
+            give_ordinary_rights(new)
         _rename_whole(new, path)
     finally:
         with suppress(OSError):
@@ -85,10 +88,20 @@ def write_whole(path: Path, data: bytes) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed processes of this machine from a folder."""
     for path in folder.glob(f'.*.{_this_machine()}.*.part*'):
-        process = re.search(rf'\.{_this_machine()}\.(\d+)\.[0-9a-f]{{8}}\.part', path.name)
-        if process and not _is_running(int(process[1])):
+        if is_left_over(path.name):
             with suppress(OSError):
                 path.unlink()
+
+
+def process_mark() -> str:
+    """Part of a temporary name from which the next run knows whether what it finds is still being written."""
+    return f'{_this_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a temporary name with a `process_mark` is that of a process of this machine that has ended."""
+    process = re.search(rf'\.{_this_machine()}\.(\d+)\.[0-9a-f]{{8}}(\.|$)', name)
+    return process is not None and not _is_running(int(process[1]))
 
 
 def _this_machine() -> str:
@@ -105,51 +118,6 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextmanager
-def swap_in(folder: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of `folder` when the block ends without an error.
-
-    Args:
-        folder: Final place; missing parents are made.
-        replaces: File names that may be lost with an existing folder. Any other content is a reason to refuse.
-
-    Raises:
-        FileExistsError: If `folder` is a file or holds something else.
-    """
-    _refuse_others(folder, replaces)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    old = new.with_name(new.name + '.old')
-    try:
-        yield new
-        give_ordinary_rights(new)
-        _refuse_others(folder, replaces)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _refuse_others(folder: Path, replaces: Sequence[str]) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f'{folder} is a file; a folder was to be written there.')
-    others = sorted(p.name for p in folder.iterdir() if p.name not in replaces)
-    if others:
-        raise FileExistsError(
-            f'{folder} holds other files ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""}), which would '
-            'be lost: choose a new folder.'
-        )
 
 
 def give_ordinary_rights(new: Path) -> None:

@@ -2,15 +2,33 @@
 
 from collections.abc import Iterable
 from itertools import islice
+from numbers import Number
+from pathlib import PurePath
 
-__all__ = ['first_few', 'join_numbers', 'reason']
+__all__ = ['escaped', 'first_few', 'join_numbers', 'reason', 'shown']
+
+
+def escaped(text: str) -> str:
+    """Text in one line without anything that acts on a terminal: control and invisible characters as escapes."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text)
+
+
+def shown(name: object, longest: int = 160) -> str:
+    """A name from a file of somebody else: escaped, and without its middle if it is long.
+
+    Anything but a string, a number and a path is shown by its type: its own words may be endless.
+    """
+    text = str(name) if isinstance(name, str | Number | PurePath) else f'<{type(name).__name__}>'
+    if len(text) > longest:
+        text = f'{text[: longest // 2]}...{text[-longest // 4 :]}'
+    return escaped(text)
 
 
 def first_few(names: Iterable[object], most: int = 3) -> str:
     """'a, b, c' of a few names, 'a, b, c, ...' of more than `most`; sets are sorted, all else keeps its order."""
     ordered = sorted(names, key=str) if isinstance(names, set | frozenset) else names
-    shown = [str(name) for name in islice(ordered, most + 1)]
-    return ', '.join([*shown[:most], '...'] if len(shown) > most else shown)
+    few = [shown(name) for name in islice(ordered, most + 1)]
+    return ', '.join([*few[:most], '...'] if len(few) > most else few)
 
 
 def join_numbers(values: Iterable[float]) -> str:
@@ -20,4 +38,4 @@ def join_numbers(values: Iterable[float]) -> str:
 
 def reason(error: object, longest: int = 200) -> str:
     """The message of an error in one line of at most `longest` characters, or its class if it has no message."""
-    return ' '.join(str(error).split())[:longest] or type(error).__name__
+    return escaped(' '.join(str(error).split())[:longest]) or type(error).__name__

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import timm.data
 from PIL import Image
 
-__all__ = ['create_transform', 'mend_posterize']
+__all__ = ['create_transform', 'mend_posterize', 'posterized']
 
 T = TypeVar('T')
 
@@ -53,13 +53,13 @@ def mend_posterize(transform: T) -> T:
     step: Any = transform
     function = getattr(step, 'aug_fn', None)
     if function is not None and getattr(function, '__name__', None) == 'posterize':  # our partial has no name
-        step.aug_fn = partial(_posterize, function)
+        step.aug_fn = partial(posterized, function)
     for name in CONTAINERS:
         mend_posterize(getattr(transform, name, ()))
     return transform
 
 
-def _posterize(function: Callable[..., Image.Image], img: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+def posterized(function: Callable[..., Image.Image], img: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
     """`function`, or the result of Pillow <= 12 for 0 bits and fewer: black in 'L' and 'RGB', else an OSError."""
     if bits_to_keep > 0:
         return function(img, bits_to_keep, **kwargs)

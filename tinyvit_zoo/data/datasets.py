@@ -2,10 +2,14 @@
 
 import difflib
 import logging
+import os
 from pathlib import Path
 
+import numpy as np
+
 from ..common.errors import EvaluationError, MissingSplitError
-from ..common.text import reason
+from ..common.paths import MAX_PATH
+from ..common.text import reason, shown
 from .folders import read_folder
 from .image_dataset import ImageDataset, join
 from .registry import REGISTRY, Entry, find_entry
@@ -55,7 +59,7 @@ def load_dataset(
         dataset = _load_registered(entry, split, root, seed, check_counts)
     elif name.partition('/')[0] in PREFIXES:
         dataset = read_timm(name, split, root)
-    elif (name == 'folder' and root is not None) or Path(name).is_dir():
+    elif (name == 'folder' and root is not None) or os.path.isdir(name):  # a name may be too long to ask for
         dataset = read_folder(root if name == 'folder' and root is not None else Path(name), split)
     else:
         raise EvaluationError(_unknown(name))
@@ -77,8 +81,8 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f'Did you mean {close[0]}? ' if close else ''
     return (
-        f"'{name}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., wds/..., torch/..., "
-        f'imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
+        f"'{shown(name, MAX_PATH)}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., "
+        f'wds/..., torch/..., imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
     )
 
 
@@ -91,8 +95,8 @@ def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, che
     parts = [_read_part(entry, root, part, seed) for part in entry.splits[split]]
     problems = [_other_counts(entry, part, dataset) for part, dataset in zip(entry.splits[split], parts, strict=True)]
     dataset = join(parts, split)
-    for problem in filter(None, problems):
-        if check_counts:
+    for problem, is_error in filter(None, problems):
+        if is_error and check_counts:
             raise EvaluationError(
                 f'{problem}: complete the data or, if this is intended, pass check_counts=False (--any-counts).'
             )
@@ -112,11 +116,14 @@ def _read_part(entry: Entry, root: Path | None, part: str, seed: int) -> ImageDa
         ) from e
 
 
-def _other_counts(entry: Entry, part: str, dataset: ImageDataset) -> str | None:
-    for what, found, expected in (
-        ('images', len(dataset), entry.counts[part]),
-        ('classes', len(dataset.classes), entry.classes),
-    ):
+def _other_counts(entry: Entry, part: str, dataset: ImageDataset) -> tuple[str, bool] | None:
+    """The first number that is not the registered one, in words, and whether it is an error."""
+    images = ('images', len(dataset), entry.counts[part], not entry.copies_differ)
+    classes = ('classes', len(dataset.classes), entry.classes, True)
+    if entry.copies_differ:
+        classes = ('classes', int(np.count_nonzero(np.bincount(dataset.labels))), entry.classes, True)
+    for what, found, expected, is_error in (classes, images) if entry.copies_differ else (images, classes):
         if found != expected:
-            return f'{entry.name} ({part}) has {found:,} {what} here, and {expected:,} according to {entry.figures}'
+            numbers = f'has {found:,} {what} here, and {expected:,} according to {entry.figures}'
+            return f'{entry.name} ({part}) {numbers}', is_error
     return None

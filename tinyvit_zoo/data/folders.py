@@ -1,32 +1,55 @@
 """Folders with one folder per class, the layout that torchvision calls ImageFolder."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from timm.utils.misc import natural_key
 
 from ..common.errors import EvaluationError, MissingSplitError
+from ..common.text import first_few, reason
 from .image_dataset import Files, ImageDataset, join
 
 __all__ = [
     'EXTENSIONS',
     'class_folders',
+    'find_split',
+    'folder_too_many',
     'images_below',
     'is_plain_folder',
     'read_class_folders',
     'read_folder',
     'read_plain_folder',
     'split_folders',
+    'split_of',
 ]
 
+_log = logging.getLogger(__name__)
+
 EXTENSIONS = frozenset(
-    ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
-)  # torchvision's, and GIF
+    (
+        '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.dib', '.ppm', '.pgm', '.pbm', '.pnm', '.pfm',
+        '.tif', '.tiff', '.webp', '.gif', '.avif', '.avifs', '.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx', '.mpo',
+        '.tga', '.pcx', '.qoi', '.sgi', '.psd',
+    )
+)  # fmt: skip
+"""Endings of the files that are read, in lower case; Pillow knows all of these formats."""
+
+LEFT_BY_SYSTEMS = frozenset(('__MACOSX', '@eaDir', 'lost+found'))
+"""Folders that are passed over like hidden ones."""
+
+NOTES = frozenset(
+    ('.txt', '.md', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.html', '.log', '.ini', '.db', '.py')
+)
+"""Endings of files that may lie beside images; those of all others are counted and said."""
 
 SPLIT_FOLDERS = dict(train=('train', 'training'), validation=('val', 'valid', 'validation'), test=('test', 'testing'))
-"""Accepted names of the folder of a split."""
+"""Accepted names of the folder of a split, in any case."""
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -35,18 +58,39 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     A classifier that timm's scripts trained on such a folder has its outputs in this order: numbers sort as numbers
     ('2' before '10'), and case is ignored.
     """
-    names = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    names = (entry.name for entry in _entries(folder) if entry.is_dir())
     return tuple(sorted(names, key=lambda name: (natural_key(name), name)))
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder of this name holds, if any."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
+
+
+def find_split(folder: Path, split: str) -> Path | None:
+    """The folder of a split, if there is one.
+
+    Raises:
+        EvaluationError: If there are several, such as `val` and `Validation`.
+    """
+    there = [folder / name for name in class_folders(folder) if split_of(name) == split] if folder.is_dir() else []
+    there = [path for path in there if class_folders(path)] or there
+    if len(there) > 1:
+        raise EvaluationError(
+            f"{folder} has {' and '.join(f'{path.name}/' for path in there)}, and each may be the split '{split}': "
+            'rename or remove all but one.'
+        )
+    return there[0] if there else None
+
+
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folder of each split that exists; one without class folders is a class of that name, not a split."""
-    parts = {}
-    for split, names in SPLIT_FOLDERS.items():
-        there = [folder / name for name in names if (folder / name).is_dir()]
-        if there and class_folders(there[0]):
-            parts[split] = there[0]
-    return parts
+    """The folder of each split that exists; one without class folders is a class of that name, not a split.
+
+    Raises:
+        EvaluationError: See `find_split`.
+    """
+    there = {split: find_split(folder, split) for split in SPLIT_FOLDERS}
+    return {split: path for split, path in there.items() if path is not None and class_folders(path)}
 
 
 def read_folder(folder: Path, split: str) -> ImageDataset:
@@ -56,21 +100,83 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
 
     Raises:
         MissingSplitError: If the split is missing.
-        EvaluationError: If there is no image, or a split has a class that train lacks.
+        EvaluationError: If there is no image, a split has a class that train lacks, or the layout is another one.
     """
     if not folder.is_dir():
         raise EvaluationError(f'{folder} is no folder.')
-    parts = split_folders(folder) or dict(all=folder)
+    parts = split_folders(folder)
+    if not parts:
+        _refuse_other_layouts(folder)
     if split != 'all' and split not in parts:
-        if next(_image_files(folder), None) is None:
-            raise EvaluationError(_no_images(folder))
-        raise MissingSplitError(
-            f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}."
-        )
+        raise MissingSplitError(_no_split(folder, split, parts))
+    others = [name for name in class_folders(folder) if folder / name not in parts.values()] if parts else []
+    if others:
+        _log.warning('%s: left out, as they are no split: %s.', folder, first_few([f'{name}/' for name in others]))
+    if 'train' in parts:
+        _refuse_single(parts['train'])
+    parts = parts or dict(all=folder)
     classes = class_folders(parts.get('train') or next(iter(parts.values())))
     chosen = parts.values() if split == 'all' else [parts[split]]
     # As `classify` and `detect predict` read the same photographs.
     return join([read_class_folders(part, str(folder), classes, root=folder, upright=True) for part in chosen], split)
+
+
+def _refuse_other_layouts(folder: Path) -> None:
+    """Errors for a folder without splits whose folders are no classes either."""
+    filled = list(_filled(folder))
+    if not filled:
+        raise EvaluationError(_no_images(folder))
+    inner = [
+        place for place in (folder / name for name in filled) if not is_plain_folder(place) and split_folders(place)
+    ]
+    if inner:
+        raise EvaluationError(
+            f'{folder} has one folder too many above the splits: give {" or ".join(map(str, inner[:3]))} instead.'
+        )
+    if all(split_of(name) for name in filled):
+        raise EvaluationError(
+            f'{folder} has images in {first_few([f"{name}/" for name in filled])} without class folders: '
+            f'put those of each class into a folder of its name, such as {filled[0]}/CLASS/.'
+        )
+    _refuse_single(folder)
+
+
+def _refuse_single(folder: Path) -> None:
+    inner = folder_too_many(folder)
+    if inner is not None:
+        raise EvaluationError(
+            f'{folder} has one folder too many above the classes: give {inner} instead, or move its folders up.'
+        )
+
+
+def folder_too_many(folder: Path) -> Path | None:
+    """The single folder with images below a folder, if it holds several folders of images rather than images."""
+    inner, filled = folder, list(islice(_filled(folder), 2))
+    while len(filled) == 1 and not is_plain_folder(inner / filled[0]):
+        inner /= filled[0]
+        filled = list(islice(_filled(inner), 2))
+    return inner if inner != folder and len(filled) > 1 else None
+
+
+def _filled(folder: Path) -> Iterator[str]:
+    """Names of the folders in a folder that have images below them."""
+    return (name for name in class_folders(folder) if next(_image_files(folder / name), None))
+
+
+def _no_split(folder: Path, split: str, parts: dict[str, Path]) -> str:
+    names = dict(train='train/', validation='val/', test='test/')
+    message = f"{folder} has no split '{split}', it has: {', '.join(dict.fromkeys([*parts, 'all']))}"
+    if not parts:
+        return (
+            f'{message}. Its folders ({first_few(class_folders(folder))}) are taken for classes: put them into train/ '
+            'for the images to learn from, and into val/ or test/ for those to test on.'
+        )
+    flat = find_split(folder, split)
+    if flat is not None:
+        return f'{message}. {flat} has no class folders: put the images of each class into a folder of its name.'
+    others = [name for name in class_folders(folder) if split_of(name) is None]
+    call = f'; of its other folders ({first_few(others)}) none is called so' if others else ''
+    return f'{message}. A split is a folder: {names[split]}CLASS/{call}.'
 
 
 def read_class_folders(
@@ -109,26 +215,96 @@ def read_class_folders(
             f"{folder} has {len(there)} class folders, among them '{strange[0]}', which is none of the "
             f'{len(classes)} classes of {name}.'
         )
-    paths, labels = [], []
+    root = root or folder
+    names, labels, other, empty = [], [], Counter[str](), []
     for c in sorted(there, key=index.__getitem__):
-        files = sorted(_image_files(folder / c))
-        paths += files
-        labels += [index[c]] * len(files)
-    if not paths:
-        raise EvaluationError(_no_images(folder))
-    return ImageDataset(name, '', classes, labels, Files(paths, root or folder, prepare, upright=upright))
+        files = _image_names(folder / c, root, other)
+        names += [files] if len(files) else []
+        labels += [np.full(len(files), index[c])]
+        empty += [] if len(files) else [f'{c}/']
+    if not names:
+        raise EvaluationError(_no_images(folder, other))
+    _say_others(folder, other)
+    if empty:
+        _log.warning('%s: classes without images: %s.', folder, first_few(empty))
+    beside = sum(_is_image(entry) for entry in _entries(folder))
+    if beside:
+        _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
+    source = Files(np.concatenate(names), root, prepare, upright=upright)
+    return ImageDataset(name, '', classes, np.concatenate(labels), source)
 
 
-def _no_images(folder: Path) -> str:
+def _no_images(folder: Path, other: Counter[str] | None = None) -> str:
+    if other is None:
+        other = Counter()
+        if next(_image_files(folder, other), None):
+            return (
+                f'{folder} holds images, but no class folders: put the images of each class into a folder of its '
+                'name, below train/ and val/ to learn and to test.'
+            )
+    if other:
+        return f'{folder} holds no images that can be read, only {_counted(other)}: save them as .png or .jpg.'
     return f'{folder} holds no images: it needs one folder per class with image files in it.'
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for name in files:
-            if not name.startswith('.') and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(place, name)
+def _counted(other: Counter[str]) -> str:
+    number, named = sum(other.values()), [f'{ending or "without ending"} ({n})' for ending, n in other.most_common()]
+    return f'{number} {"file" if number == 1 else "files"} of other kinds: {first_few(named)}'
+
+
+def _say_others(folder: Path, other: Counter[str]) -> None:
+    if other:
+        _log.warning('%s: left out are %s.', folder, _counted(other))
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What a folder holds without hidden files and folders.
+
+    Raises:
+        EvaluationError: If it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            yield from (e for e in entries if not e.name.startswith('.') and e.name not in LEFT_BY_SYSTEMS)
+    except OSError as e:
+        raise EvaluationError(f'{folder} cannot be listed ({reason(e)}): repair its permissions, or move it.') from e
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether it is called so; a link that leads nowhere is one, and reading it names it."""
+    file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    return file and os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+
+
+def _image_names(folder: Path, root: Path, other: Counter[str]) -> np.ndarray:
+    """(N,) bytes: names relative to the root of the image files below a folder, sorted as paths are.
+
+    Without an object for each, since millions of them would take gigabytes and minutes.
+    """
+    start = len(os.path.join(folder, ''))
+    below = os.path.join(folder.relative_to(root), '')
+    names = sorted((path[start:] for path in _image_files(folder, other)), key=lambda name: name.split(os.sep))
+    return np.array([os.fsencode(below + name) for name in names], dtype=np.bytes_)
+
+
+def _image_files(folder: Path, other: Counter[str] | None = None, above: frozenset[str] | None = None) -> Iterator[str]:
+    """Image files below a folder; links are followed, but for those to a folder that they lie in.
+
+    Args:
+        folder: Where to look.
+        other: Counts files of other kinds by ending.
+        above: Folders that `folder` lies in.
+    """
+    place = os.path.realpath(folder)
+    above = frozenset(map(str, Path(place).parents)) if above is None else above
+    for entry in _entries(folder) if place not in above else ():
+        if entry.is_dir():
+            yield from _image_files(Path(entry.path), other, above | {place})
+        elif _is_image(entry):
+            yield entry.path
+        elif other is not None:
+            ending = os.path.splitext(entry.name)[1].lower()
+            other.update([ending] if ending not in NOTES else [])
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -137,9 +313,12 @@ def images_below(folder: Path) -> list[Path]:
     Raises:
         EvaluationError: If there is none.
     """
-    paths = sorted(_image_files(folder))
+    other = Counter[str]()
+    paths = sorted(map(Path, _image_files(folder, other)))
     if not paths:
-        raise EvaluationError(f'{folder} holds no images ({", ".join(sorted(EXTENSIONS))}).')
+        what = f'only {_counted(other)}' if other else f'none of {", ".join(sorted(EXTENSIONS))}'
+        raise EvaluationError(f'{folder} holds no images that can be read, {what}.')
+    _say_others(folder, other)
     return paths
 
 
@@ -150,9 +329,9 @@ def read_plain_folder(folder: Path) -> ImageDataset:
         EvaluationError: If there is no image.
     """
     paths = images_below(folder)
-    return ImageDataset(str(folder), 'all', (), [-1] * len(paths), Files(paths, folder))
+    return ImageDataset(str(folder), 'all', (), [-1] * len(paths), Files(paths, folder, upright=True))
 
 
 def is_plain_folder(folder: Path) -> bool:
     """Whether a folder has images in itself, not in one folder a class."""
-    return any(path.is_file() and path.suffix.lower() in EXTENSIONS for path in folder.glob('[!.]*'))
+    return any(_is_image(entry) for entry in _entries(folder))

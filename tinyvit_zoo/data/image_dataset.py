@@ -1,12 +1,12 @@
 """Labelled images, read one by one from a source: files, arrays, or the items of another library's data set."""
 
 import copy
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,21 +14,27 @@ from torch.utils.data import Dataset
 
 from ..common.errors import EvaluationError
 from ..common.text import reason
-from .image_file import open_image, to_rgb
+from .fingerprints import compute_fingerprint, file_stamp, folder_stamps, kept_fingerprint, shown
+from .image_file import header_size, open_image, to_rgb
 
-__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join']
+__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join', 'size_of']
+
+T = TypeVar('T')
 
 END = 1 << 16  # bytes at either end of a file that its identity covers
 UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # a change may affect the middle alone
 
 
 class Source(Protocol):
-    """Images by index, before any transform."""
+    """Images by index, before any transform. The last two methods are those of images that are no files."""
 
     def __len__(self) -> int: ...
 
     def open(self, i: int) -> Image.Image:
         """Decode image `i`; any exception means that it is unreadable."""
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of the image that `open` would give, without decoding it where that can be."""
 
     def describe(self, i: int) -> str:
         """The name of image `i` in messages: its path if it has one."""
@@ -36,12 +42,31 @@ class Source(Protocol):
     def identity(self, i: int) -> bytes:
         """Bytes that differ if the image differs."""
 
+    def outline(self, i: int) -> bytes:
+        """Name and size of image `i` if it is a file; otherwise its identity."""
+        return self.identity(i)
 
-class Files:
+    def stamps(self, indices: np.ndarray, looked_at: np.ndarray) -> Iterator[bytes] | None:
+        """What the file system says of the images `indices`; it changes if files are added, removed or written.
+
+        Args:
+            indices: Images.
+            looked_at: Those whose sizes and times are part of it. If they are not all, those of folders are, too.
+
+        Returns:
+            None if the images are no files.
+
+        Raises:
+            OSError: If a file or folder is missing.
+        """
+        return None
+
+
+class Files(Source):
     """Image files.
 
     Args:
-        paths: One per image.
+        paths: One per image; or (N,) names below the root as bytes (`os.fsencode`), which need less memory and time.
         root: Folder above all of them; its own place does not affect the identity of the images.
         prepare: Done to each decoded image before it becomes RGB.
         upright: Turn images as their EXIF orientation says. Published results are on images as stored.
@@ -49,14 +74,16 @@ class Files:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path] | np.ndarray,
         root: Path,
         prepare: Callable[[Image.Image], Image.Image] | None = None,
         *,
         upright: bool = False,
     ) -> None:
         # One array: counting references to a million strings would copy all of them into every reading process.
-        self.names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
+        if not isinstance(paths, np.ndarray):
+            paths = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
+        self.names = paths
         self.root = root
         self.prepare = prepare
         self.upright = upright
@@ -71,6 +98,11 @@ class Files:
         image = open_image(self.path(i), upright=self.upright)
         return image if self.prepare is None else self.prepare(image)
 
+    def size(self, i: int) -> tuple[int, int]:
+        if self.prepare is not None:  # it may change the size
+            return size_of(self.open(i))
+        return header_size(self.path(i), upright=self.upright)
+
     def describe(self, i: int) -> str:
         return str(self.path(i))
 
@@ -80,10 +112,33 @@ class Files:
         Hashing whole files would mean reading ImageNet once more. Uncompressed files are hashed whole.
         """
         path = self.path(i)
-        name = path.relative_to(self.root).as_posix().encode(errors='surrogateescape')
         with path.open('rb') as file:
             content = file.read() if path.suffix.lower() in UNCOMPRESSED else ends_of(file)
+        return self._named(i, content)
+
+    def outline(self, i: int) -> bytes:
+        return self._named(i, str(os.stat(self._place(i)).st_size).encode())
+
+    def _named(self, i: int, content: bytes) -> bytes:
+        name = os.fsdecode(self.names[i].item()).replace(os.sep, '/').encode(errors='surrogateescape')
         return b'\0'.join([name, content, b'upright'] if self.upright else [name, content])
+
+    def _place(self, i: int) -> bytes:
+        return os.path.join(os.fsencode(self.root), self.names[i].item())
+
+    def stamps(self, indices: np.ndarray, looked_at: np.ndarray) -> Iterator[bytes]:
+        names = self.names[indices]
+        yield f'{self.upright} {names.dtype}'.encode()
+        yield names.tobytes()
+        if len(looked_at) < len(indices):
+            yield from folder_stamps(os.fsencode(self.root), names)
+        for i in looked_at:
+            yield file_stamp(self._place(i))
+
+
+def size_of(image: Image.Image) -> tuple[int, int]:
+    """(height, width)."""
+    return image.height, image.width
 
 
 def ends_of(file: IO[bytes]) -> bytes:
@@ -95,7 +150,7 @@ def ends_of(file: IO[bytes]) -> bytes:
     return b'\0'.join([str(size).encode(), head, file.read()])
 
 
-class Arrays:
+class Arrays(Source):
     """Images in memory: uint8 (N, H, W, 3)."""
 
     def __init__(self, pixels: np.ndarray, name: str) -> None:
@@ -108,6 +163,10 @@ class Arrays:
     def open(self, i: int) -> Image.Image:
         return Image.fromarray(self.pixels[i])
 
+    def size(self, i: int) -> tuple[int, int]:
+        height, width = self.pixels.shape[1:3]
+        return height, width
+
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
 
@@ -115,7 +174,7 @@ class Arrays:
         return self.pixels[i].tobytes()
 
 
-class Joined:
+class Joined(Source):
     """Several sources, one after the other."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -133,6 +192,10 @@ class Joined:
         source, i = self._find(i)
         return source.open(i)
 
+    def size(self, i: int) -> tuple[int, int]:
+        source, i = self._find(i)
+        return source.size(i)
+
     def describe(self, i: int) -> str:
         source, i = self._find(i)
         return source.describe(i)
@@ -141,8 +204,22 @@ class Joined:
         source, i = self._find(i)
         return source.identity(i)
 
+    def outline(self, i: int) -> bytes:
+        source, i = self._find(i)
+        return source.outline(i)
 
-class Wrapped:
+    def stamps(self, indices: np.ndarray, looked_at: np.ndarray) -> Iterator[bytes] | None:
+        starts = self.ends - [len(source) for source in self.sources]
+        parts = []
+        for source, start, end in zip(self.sources, starts, self.ends, strict=True):
+            own, some = (i[(i >= start) & (i < end)] - start for i in (indices, looked_at))
+            parts.append(source.stamps(own, some))
+        if any(part is None for part in parts):
+            return None
+        return chain([indices.astype('<i8').tobytes()], *(part for part in parts if part is not None))
+
+
+class Wrapped(Source):
     """Images of another library's data set, whose items start with a PIL image; their identity needs decoding."""
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -155,11 +232,14 @@ class Wrapped:
     def open(self, i: int) -> Image.Image:
         return self.dataset[i][0]
 
+    def size(self, i: int) -> tuple[int, int]:
+        return size_of(self.open(i))
+
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
 
     def identity(self, i: int) -> bytes:
-        image = self.open(i).convert('RGB')
+        image = to_rgb(self.open(i))
         return repr(image.size).encode() + image.tobytes()
 
 
@@ -195,7 +275,7 @@ class ImageDataset(Dataset):
         self.complete = True
         self.label_sets = None if label_sets is None else tuple(tuple(labels) for labels in label_sets)
         self._source = source
-        self._indices = np.arange(len(self.labels))
+        self._indices: np.ndarray | None = None  # all in order: a list of millions would say no more
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -215,10 +295,21 @@ class ImageDataset(Dataset):
         Raises:
             EvaluationError: If the image cannot be read.
         """
+        return self._read(i, lambda source, number: to_rgb(source.open(number)))
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of `image(i)`; of a file from its header, without decoding it.
+
+        Raises:
+            EvaluationError: If the header cannot be read.
+        """
+        return self._read(i, lambda source, number: source.size(number))
+
+    def _read(self, i: int, read: Callable[[Source, int], T]) -> T:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         try:
-            return to_rgb(self._source.open(int(self._indices[i])))
+            return read(self._source, self._position(i))
         except Exception as e:  # decoders raise almost anything on damaged files
             raise EvaluationError(
                 f'{self.describe(i)} is no readable image ({reason(e)}): repair it, or leave out unreadable images '
@@ -227,7 +318,21 @@ class ImageDataset(Dataset):
 
     def describe(self, i: int) -> str:
         """The path of image `i`, or a name such as 'digits[17]'."""
-        return self._source.describe(int(self._indices[i]))
+        return self._source.describe(self._position(i))
+
+    def _position(self, i: int) -> int:
+        """Of image `i` in the source."""
+        return range(len(self))[i] if self._indices is None else int(self._indices[i])
+
+    @property
+    def source(self) -> Source:
+        """Where the images come from: all those that were loaded, also those that a subset leaves out."""
+        return self._source
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(N,) int64, of every image in the source."""
+        return np.arange(len(self)) if self._indices is None else self._indices
 
     def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> 'ImageDataset':
         """A copy whose images go through `transform`; the images are shared."""
@@ -240,7 +345,8 @@ class ImageDataset(Dataset):
         other = copy.copy(self)
         other.__dict__.pop('_fingerprint', None)
         indices = np.asarray(indices, dtype=np.int64).reshape(-1)
-        other.labels, other._indices = self.labels[indices], self._indices[indices]
+        other.labels = self.labels[indices]
+        other._indices = self.positions[indices]
         if self.label_sets is not None:
             other.label_sets = tuple(self.label_sets[i] for i in indices)
         return other
@@ -248,7 +354,7 @@ class ImageDataset(Dataset):
     def without_unreadable(self) -> 'ImageDataset':
         """A copy without unreadable images, which `skipped` lists. Decodes every image once."""
         readable, skipped = [], []
-        for i in _shown(range(len(self)), 'reading every image'):
+        for i in shown(range(len(self)), 'reading every image'):
             try:
                 self.image(i)
             except EvaluationError:
@@ -260,31 +366,25 @@ class ImageDataset(Dataset):
         other.complete = self.complete and not skipped
         return other
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, kept: str | Path | None = None) -> str:
         """sha256 (hex) of classes, labels and images in their order; the same on every machine.
 
-        For a file it covers the path below the root, the size and 64 KiB at either end. It is computed once.
+        For a file it covers the path below the root, the size and 64 KiB at either end; of more images than
+        `fingerprints.MANY` path and size alone, and no file is opened. It is computed once.
+
+        Args:
+            kept: A JSON file that keeps it from one process to the next, see `kept_fingerprint`.
+
+        Raises:
+            EvaluationError: If an image cannot be read.
         """
+        if kept is not None:
+            self._fingerprint = kept_fingerprint(self, Path(kept))
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self.classes, self.label_sets)).encode())
-        digest.update(self.labels.astype('<i8').tobytes())
-        for i in _shown(range(len(self)), 'fingerprint of the images', delay=3):  # of ImageNet it takes minutes
-            try:
-                identity = self._source.identity(int(self._indices[i]))
-            except OSError as e:
-                raise EvaluationError(f'{self.describe(i)} cannot be read ({e.strerror}).') from e
-            digest.update(hashlib.sha256(identity).digest())
-        return digest.hexdigest()
-
-
-def _shown(indices: range, what: str, delay: float = 0) -> Iterable[int]:
-    """The indices, with a progress bar on a terminal if the loop takes longer than `delay` seconds."""
-    from tqdm import tqdm
-
-    return tqdm(indices, desc=what, unit='image', disable=None, leave=False, delay=delay)
+        return compute_fingerprint(self)
 
 
 def join(parts: Sequence[ImageDataset], split: str) -> ImageDataset:

@@ -1,21 +1,26 @@
-"""ImageNet-1k and related sets: the names of their folders, and the classes among the 1000 that these stand for."""
+"""ImageNet-1k, -22k and related sets: the names of their folders, and the classes that these stand for."""
 
 import json
+import os
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 from timm.data import ImageNetInfo
 
 from ..common.errors import EvaluationError
-from .folders import SPLIT_FOLDERS, read_class_folders
-from .image_dataset import ImageDataset
+from ..common.text import first_few, reason
+from .folders import SPLIT_FOLDERS, class_folders, find_split, read_class_folders
+from .image_dataset import Files, ImageDataset
 from .readers import find_folder
 
 __all__ = [
     'CORRUPTIONS',
     'corruption_folder',
     'imagenet',
+    'imagenet_22k',
     'imagenet_c',
     'imagenet_real',
     'imagenet_subset',
@@ -30,15 +35,88 @@ CORRUPTIONS = (
 """The fifteen corruptions of the benchmark, and the four that its authors added for validation."""
 
 
+LISTING = 'in22k_image_names.txt'
+"""TinyViT's list of the images of ImageNet-22k: a line such as n00007846_10001 for each."""
+FOLDERS_22K = ('imagenet22k', 'ImageNet-22k', 'fall11_whole', 'train', '.')
+ENDINGS_22K = ('.JPEG', '.jpeg', '.jpg')
+CHUNK = 1 << 24  # bytes of a list that are parsed at once
+
+
 @cache
-def _wnids() -> tuple[str, ...]:
-    return tuple(ImageNetInfo('imagenet-1k').label_names())
+def _wnids(subset: str = 'imagenet-1k') -> tuple[str, ...]:
+    return tuple(ImageNetInfo(subset).label_names())
 
 
 def imagenet(root: Path, part: str) -> ImageDataset:
     """ImageNet-1k, one folder per WordNet id; `part` is 'train' or 'validation'."""
-    folder = find_folder(root, SPLIT_FOLDERS[part], 'imagenet-1k')
+    folder = find_split(root, part) or find_folder(root, SPLIT_FOLDERS[part], 'imagenet-1k')
     return read_class_folders(folder, 'imagenet-1k', _wnids(), root=root)
+
+
+def imagenet_22k(root: Path) -> ImageDataset:
+    """ImageNet-22k, the release of fall 2011, one folder per WordNet id; labels are those of the released heads.
+
+    If `LISTING` lies beside the folders, the images are those of the list and no folder is opened: on a disk in a
+    network, listing 21841 folders of 14 million files takes long.
+    """
+    folder = find_folder(root, FOLDERS_22K, 'imagenet-22k')
+    if (folder / LISTING).is_file():
+        return _listed_22k(folder, folder / LISTING)
+    if not class_folders(folder) and (archives := sorted(path.name for path in folder.glob('n*.[zt][ia][pr]'))):
+        raise EvaluationError(
+            f'{folder} has {len(archives)} archives ({first_few(archives)}) and no folders: unpack each of them into a '
+            f'folder of its name, such as {folder / Path(archives[0]).stem}.'
+        )
+    # Relative to the folder itself: wherever it lies, its fingerprint is the same.
+    return read_class_folders(folder, 'imagenet-22k', _wnids('imagenet-22k'))
+
+
+def _listed_22k(folder: Path, listing: Path) -> ImageDataset:
+    """The images of a list, in the order in which the folders would give them."""
+    known = np.array([os.fsencode(wnid) for wnid in _wnids('imagenet-22k')])
+    names, labels, ending = [], [], None
+    for stems in _stems(listing):
+        ids = np.array([stem.partition(b'_')[0] for stem in stems], dtype=np.bytes_)
+        found = np.searchsorted(known, ids).clip(max=len(known) - 1)
+        strange = np.flatnonzero(known[found] != ids)
+        if len(strange):
+            raise EvaluationError(
+                f"{listing} lists '{os.fsdecode(stems[strange[0]])}', which is of none of the {len(known)} classes of "
+                'imagenet-22k: a line is the name of an image without its ending, such as n00007846_10001.'
+            )
+        ending = ending or _ending_of(folder, os.fsdecode(stems[0]), listing)
+        names.append(np.array([id + b'/' + stem + ending for id, stem in zip(ids.tolist(), stems, strict=True)]))
+        labels.append(found)
+    if not names:
+        raise EvaluationError(f'{listing} lists no image: remove it, and the folders beside it are listed instead.')
+    every, of = np.concatenate(names), np.concatenate(labels)
+    if (every[:-1] > every[1:]).any():
+        order = np.argsort(every, kind='stable')
+        every, of = every[order], of[order]
+    return ImageDataset('imagenet-22k', 'train', _wnids('imagenet-22k'), of, Files(every, folder))
+
+
+def _stems(listing: Path) -> Iterator[list[bytes]]:
+    """Lines of a list, some at a time."""
+    try:
+        with listing.open('rb') as file:
+            while lines := file.readlines(CHUNK):
+                stems = [line.strip() for line in lines]
+                yield from filter(None, [[stem for stem in stems if stem]])
+    except OSError as e:
+        raise EvaluationError(f'{listing} cannot be read ({reason(e)}).') from e
+
+
+def _ending_of(folder: Path, stem: str, listing: Path) -> bytes:
+    """Ending of the image files, by the first of the list."""
+    place = folder / stem.partition('_')[0] / stem
+    for ending in ENDINGS_22K:
+        if place.with_name(stem + ending).is_file():
+            return ending.encode()
+    raise EvaluationError(
+        f'{listing} lists {stem}, but there is no {place}{" or ".join(ENDINGS_22K)}: unpack the images of each class '
+        'into a folder of its name.'
+    )
 
 
 def imagenet_real(root: Path) -> ImageDataset:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..common.extras import needs_extra
 from .image_dataset import Arrays, ImageDataset
+from .image_file import load_image
 
 __all__ = ['PHOTOGRAPHS', 'digits', 'textures']
 
@@ -118,5 +119,5 @@ def _photographs() -> dict[str, Image.Image]:
         from sklearn.datasets import load_sample_image
 
     folder = Path(skimage.__file__).parent / 'data'
-    photos = {Path(name).stem: Image.open(folder / name).convert('RGB') for name in PHOTOGRAPHS}
+    photos = {Path(name).stem: load_image(folder / name, upright=False) for name in PHOTOGRAPHS}
     return photos | {Path(name).stem: Image.fromarray(load_sample_image(name)) for name in FROM_SKLEARN}

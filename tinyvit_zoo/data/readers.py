@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ..common.errors import EvaluationError
+from ..common.extras import needs_extra
 from .folders import read_class_folders
 from .image_dataset import Arrays, Files, ImageDataset
 
@@ -67,12 +68,11 @@ def cifar(root: Path, name: str, part: str) -> ImageDataset:
 
 def flowers(root: Path, part: str) -> ImageDataset:
     """Oxford Flowers 102; `part` is 'train', 'val' or 'test'."""
-    from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
     folder = find_folder(root, ('flowers-102', '.'), 'flowers102')
-    sets = _matlab(loadmat, folder / 'setid.mat')
-    labels = _matlab(loadmat, folder / 'imagelabels.mat')['labels']
+    sets = _matlab(folder / 'setid.mat')
+    labels = _matlab(folder / 'imagelabels.mat')['labels']
     numbers = sets[dict(train='trnid', val='valid', test='tstid')[part]].tolist()
     paths = [folder / 'jpg' / f'image_{number:05d}.jpg' for number in numbers]
     chosen = [int(labels[number - 1]) - 1 for number in numbers]
@@ -81,12 +81,10 @@ def flowers(root: Path, part: str) -> ImageDataset:
 
 def stanford_cars(root: Path, part: str) -> ImageDataset:
     """Stanford Cars; `part` is 'train' or 'test'."""
-    from scipy.io import loadmat
-
     folder = find_folder(root, ('stanford_cars', '.'), 'stanford_cars')
     file = 'devkit/cars_train_annos.mat' if part == 'train' else 'cars_test_annos_withlabels.mat'
-    rows = _matlab(loadmat, folder / file)['annotations']
-    classes = _matlab(loadmat, folder / 'devkit' / 'cars_meta.mat')['class_names'].tolist()
+    rows = _matlab(folder / file)['annotations']
+    classes = _matlab(folder / 'devkit' / 'cars_meta.mat')['class_names'].tolist()
     paths = [folder / f'cars_{part}' / str(row['fname']) for row in rows]
     return _listed('stanford_cars', part, classes, [int(row['class']) - 1 for row in rows], paths, root)
 
@@ -169,7 +167,10 @@ def _listed(
     return ImageDataset(name, part, classes, labels, Files(paths, root, prepare))
 
 
-def _matlab(loadmat: Any, path: Path) -> dict[str, Any]:
+def _matlab(path: Path) -> dict[str, Any]:
+    with needs_extra('eval'):
+        from scipy.io import loadmat
+
     try:
         return loadmat(path, squeeze_me=True)
     except Exception as e:  # scipy raises many kinds on damaged files

@@ -31,6 +31,8 @@ class Entry:
         if_dead: What to do if the source does not respond.
         figures: Source of counts and classes.
         hub_id: Page on the Hub with the same images, for an entry of a model card; empty if none is known.
+        copies_differ: Copies differ by some images, so another number of them is a warning, and none but all classes is
+            right. Otherwise another number of images is an error, and a class without any shows in it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Entry:
     if_dead: str = ''
     figures: str = "its authors' page"
     hub_id: str = ''
+    copies_differ: bool = False
 
     @property
     def how_to_get(self) -> str:
@@ -230,6 +233,19 @@ IMAGENET = (
         license=TERMS,
         layout='train/ and val/ with 1000 folders each, named by WordNet id',
         if_dead='hfds/ILSVRC/imagenet-1k, after the terms are accepted there.',
+    ),
+    Entry(
+        'imagenet-22k',
+        lambda root, part, seed: imagenet_readers.imagenet_22k(root),
+        splits=dict(train=('train',), all=('train',)),  # it has no other: papers evaluate on ImageNet-1k
+        counts=dict(train=14_197_122),
+        classes=21_841,
+        source='image-net.org/download (the whole of fall 2011, also called ImageNet-21k)',
+        license=TERMS,
+        layout='one folder for each of the 21841 WordNet ids with its images, unpacked',
+        if_dead='winter 2021, which image-net.org has now, lacks 2674 of the classes and is another data set.',
+        figures='the release of fall 2011, whose classes the released heads have',
+        copies_differ=True,
     ),
     Entry(
         'imagenet-real',

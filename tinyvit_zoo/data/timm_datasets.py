@@ -12,9 +12,9 @@ from PIL import Image
 
 from ..common.errors import EvaluationError, MissingSplitError
 from ..common.text import reason
-from .folders import EXTENSIONS, SPLIT_FOLDERS
+from .folders import EXTENSIONS, SPLIT_FOLDERS, split_of
 from .image_dataset import Arrays, ImageDataset, Source, Wrapped, ends_of, join
-from .image_file import open_image
+from .image_file import header_size, open_image
 
 __all__ = ['PREFIXES', 'read_timm']
 
@@ -43,8 +43,9 @@ def _choose(name: str, there: Sequence[str], split: str) -> list[str]:
     if split == 'all':
         return list(there)
     for candidate in SPLIT_FOLDERS[split]:
-        if candidate in there:
-            return [candidate]
+        found = [one for one in there if one.lower() == candidate]
+        if found:
+            return found[:1]
     raise MissingSplitError(f"{name} has no split '{split}', it has: {', '.join([*there, 'all'])}.")
 
 
@@ -136,9 +137,9 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
                 raise EvaluationError(f'{info} does not list the tar files of each split.') from e
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob('*.tar')):
-        for name in (name for names in SPLIT_FOLDERS.values() for name in names):
-            if name in path.stem.replace('_', '-').split('-'):
-                found.setdefault(name, []).append(path)
+        for word in dict.fromkeys(path.stem.lower().replace('_', '-').split('-')):
+            if split_of(word):
+                found.setdefault(word, []).append(path)
     return found
 
 
@@ -165,7 +166,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b'' if file is None else file.read()  # None is no regular file
 
 
-class ReaderFiles:
+class ReaderFiles(Source):
     """Encoded images of one of timm's readers: `reader[i][0]` is an open file."""
 
     def __init__(self, reader: Any, name: str) -> None:
@@ -179,6 +180,10 @@ class ReaderFiles:
         with self.reader[i][0] as file:
             return open_image(file, upright=False)
 
+    def size(self, i: int) -> tuple[int, int]:
+        with self.reader[i][0] as file:
+            return header_size(file, upright=False)
+
     def describe(self, i: int) -> str:
         return f'{self.name}[{i}]'
 
@@ -187,7 +192,7 @@ class ReaderFiles:
             return ends_of(file)
 
 
-class TarMembers:
+class TarMembers(Source):
     """Image files inside tar files, read without unpacking."""
 
     def __init__(self, members: Sequence[tuple[str, str, int, int]], root: Path) -> None:
@@ -205,6 +210,9 @@ class TarMembers:
 
     def open(self, i: int) -> Image.Image:
         return open_image(self._read(i), upright=False)
+
+    def size(self, i: int) -> tuple[int, int]:
+        return header_size(self._read(i), upright=False)
 
     def describe(self, i: int) -> str:
         path, name, *_ = self.members[i]

@@ -21,6 +21,7 @@ from ..checkpoints import (
     heads_of,
     read_with_clues,
     unwrap,
+    with_counters,
 )
 from ..common.text import first_few
 from ..layers.beit_table import beit_offset_index, resize_beit_table
@@ -40,7 +41,9 @@ LEFT_OUT = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
 MAY_START_FRESH = re.compile(r'pyramid\.|.*\.(relative_position_bias_table|gamma_[12]|rel_pos_[hw])$')
 
 
-def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool = False) -> None:
+def load_dense(
+    model: DenseBackbone, source: str | Path | Mapping, as_init: bool = False, part: str | None = None
+) -> None:
     """Fill a dense-prediction form in place.
 
     A classification or pre-training checkpoint (TinyMIM, MAE-Lite, or any plain ViT with their names) provides the
@@ -61,6 +64,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
         model: With a trunk of this package. (Load the weights of other ViTs before they get a pyramid.)
         source: A file or folder, a loaded checkpoint, or `architecture.tag` of a plain ViT of the zoo.
         as_init: Load the weights even if their model had other attention heads, to initialise a training.
+        part: Which of several models in the checkpoint, see `checkpoints.read_checkpoint`.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read, has an unknown key, lacks one, or has one of a
@@ -73,7 +77,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
             f'load_dense fills {DenseTrunk.__name__}s; load the weights of a {type(trunk).__name__} before it gets a '
             'pyramid.'
         )
-    state_dict, evidence, origin = _read(source)
+    state_dict, evidence, origin = _read(source, part)
     try:
         _check_indices(state_dict, trunk)
         state_dict = {k: v for k, v in _backbone_part(state_dict).items() if not k.endswith(INDEX)}
@@ -83,6 +87,7 @@ def load_dense(model: DenseBackbone, source: str | Path | Mapping, as_init: bool
             taken, left_out = _dense_to_ours(state_dict, trunk), []
         else:
             taken, left_out = _encoder_to_ours(state_dict, trunk)
+        taken = with_counters(taken, model.state_dict())
         _resize(taken, model)
         fresh = _check(taken, model, may_start_fresh=not dense)
         if not dense and not as_init:
@@ -124,16 +129,16 @@ def official_state_dict(model: DenseBackbone) -> dict[str, torch.Tensor]:
     return official
 
 
-def _read(source: str | Path | Mapping) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
+def _read(source: str | Path | Mapping, part: str | None) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
     """State dict, the evidence of its model's heads, and its name in messages."""
     if isinstance(source, Mapping):
-        state_dict = unwrap(source, 'the state dict given')
+        state_dict = unwrap(source, 'the state dict given', part=part)
         return state_dict, find_heads(clues_of(source), state_dict), 'the state dict given'
     if timm.is_model(str(source).partition('.')[0]) and not Path(source).exists():
         model = timm.create_model(str(source), pretrained=True)
         heads = heads_of(model) if hasattr(model, 'cls_token') else None  # others are refused by their names
         return model.state_dict(), Evidence(heads, f'it is {source}') if heads else None, str(source)
-    state_dict, clues = read_with_clues(source)
+    state_dict, clues = read_with_clues(source, part)
     return state_dict, find_heads(clues, state_dict), str(source)
 
 
@@ -256,4 +261,4 @@ def _counted(keys: Iterable[str]) -> str:
     kinds = Counter(
         re.sub(r'\.\d+\.', '.*.', k.removeprefix('net.')) if k.startswith('net.') else k.partition('.')[0] for k in keys
     )
-    return ', '.join(f'{kind} ({n})' for kind, n in kinds.items()) or 'nothing'
+    return first_few((f'{kind} ({n})' for kind, n in kinds.items()), most=12) or 'nothing'

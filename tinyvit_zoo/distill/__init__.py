@@ -18,6 +18,7 @@ from .losses import (
     qkv_relation_loss,
 )
 from .relation import HeadQKV, RelationLoss, relation_distillation_loss, relation_logits
+from .sparse import sparse_cross_entropy
 from .taps import FeatureTap, LayerFeatures, match_layers, stage_depths
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     'qkv_relation_loss',
     'relation_distillation_loss',
     'relation_logits',
+    'sparse_cross_entropy',
     'stage_depths',
 ]

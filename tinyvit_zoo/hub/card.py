@@ -9,7 +9,7 @@ from huggingface_hub.utils import yaml_dump
 from ..common.text import join_numbers
 from ..info import token_lines
 from ..releases import FAMILY_TITLES, Protocol, Release, Result, family_of, get_release, markdown_table
-from .sizes import SIDES, family_rows, model_facts, shapes_of, sizes_of
+from .sizes import family_rows, model_facts, shapes_of, sizes_of
 from .snippets import render_overlay, render_snippets
 
 __all__ = ['EVAL_RESULTS', 'render_card', 'render_eval_results']
@@ -229,7 +229,7 @@ def _resolutions(release: Release) -> str:
         native = ' (native)' if size.side == release.img_size else ''
         layout = ', '.join(f'{h}x{w}' for h, w in size.windows) if size.windows else size.tokens
         lines.append(f'| {size.side}{native} | {size.params / 1e6:.2f} | {size.macs / 1e9:.2f} | {layout} |')
-    other = next(side for side in SIDES if side > release.img_size) if release.img_size < max(SIDES) else 384
+    other = next((size.side for size in sizes if size.side > release.img_size), 384)
     call = f"timm.create_model('{release.name}', pretrained=True, img_size={other})"
     return '\n'.join(lines) + f'\n\nCounted from the model, not measured. Another size: `{call}`.'
 

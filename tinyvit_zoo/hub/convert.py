@@ -15,7 +15,9 @@ from ..checkpoints import (
     PLAIN_VIT_KEYS,
     CheckpointError,
     KeyMap,
+    WeightsNotFoundError,
     backbone_part,
+    check_finite,
     check_keys,
     counted_by_part,
     find_checkpoint,
@@ -23,12 +25,14 @@ from ..checkpoints import (
     head_22k_to_1k,
     imported_path,
     read_checkpoint,
+    with_counters,
 )
 from ..common.errors import ModelError
 from ..common.files import new_file
+from ..common.paths import user_path
 from ..common.text import first_few
 from ..releases import Release, all_releases, find_family, find_release, same_file
-from .folder import save_folder, write_error, write_safetensors
+from .folder import save_folder, write_safetensors, write_torch
 
 __all__ = [
     'Checkpoint',
@@ -56,6 +60,7 @@ class Checkpoint:
         layout: Layout of the keys in the file, 'ours' or 'official'.
         num_keys: Number of keys in the file.
         detector_keys: Names that were left out because they belong to a detector, not to its backbone.
+        part: Which of several models in the file it is, None if there is one.
     """
 
     path: Path
@@ -64,6 +69,7 @@ class Checkpoint:
     layout: str
     num_keys: int
     detector_keys: tuple[str, ...] = ()
+    part: str | None = None
 
     @property
     def classes(self) -> int:
@@ -84,15 +90,19 @@ class Checkpoint:
         return f'{text}; left out of a detector: {counted_by_part(self.detector_keys)}'
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, part: str | None = None) -> Checkpoint:
     """Read any file that `checkpoints.read_checkpoint` reads, under our names; of a detector, the backbone alone.
+
+    Args:
+        path: File or folder.
+        part: See `read_checkpoint`.
 
     Raises:
         CheckpointError: If it cannot be read, belongs to no known family, or holds buffers that contradict its weights.
     """
-    path = Path(path).expanduser()
+    path = user_path(path, WeightsNotFoundError)
     path = find_checkpoint(path) if path.is_dir() else path  # its name identifies the weights, the folder's does not
-    state_dict, detector_keys = backbone_part(read_checkpoint(path))
+    state_dict, detector_keys = backbone_part(read_checkpoint(path, part=part))
     key_map = find_key_map(state_dict)
     if key_map is None:
         families = ', '.join(dict.fromkeys(known.family for known in KEY_MAPS.values()))
@@ -103,7 +113,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             key_map.check_buffers(state_dict)
         except CheckpointError as e:
             raise CheckpointError(f'{path}: {e}') from e
-    return Checkpoint(path, ours, key_map, layout, len(state_dict), tuple(detector_keys))
+    return Checkpoint(path, ours, key_map, layout, len(state_dict), tuple(detector_keys), part)
 
 
 def verified_model(
@@ -143,11 +153,12 @@ def verified_model(
         )
     arguments = _arguments(checkpoint, img_size) | dict(num_classes=checkpoint.classes)
     if checkpoint.key_map is PLAIN_VIT_KEYS:  # from the file, which holds more about its model than its tensors
-        arguments |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(checkpoint.path)))
+        arguments |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(checkpoint.path)), part=checkpoint.part)
     model = build_model(name, **arguments)
+    state_dict = with_counters(checkpoint.state_dict, model.state_dict())
     try:
         check_keys(
-            checkpoint.state_dict,
+            state_dict,
             model.state_dict(),
             checkpoint.key_map,
             checkpoint.layout,
@@ -155,7 +166,7 @@ def verified_model(
         )
     except CheckpointError as e:
         raise CheckpointError(f'{checkpoint.path} is not {name}: {e}') from e
-    model.load_state_dict(checkpoint.state_dict, strict=True)
+    model.load_state_dict(state_dict, strict=True)
     return model
 
 
@@ -207,6 +218,7 @@ def init_model(
         name,
         pretrained=True,
         as_init=True,
+        part=checkpoint.part,
         pretrained_cfg_overlay=dict(file=str(checkpoint.path)),
         **_arguments(checkpoint, img_size),
         **({} if num_classes is None else dict(num_classes=num_classes)),
@@ -222,6 +234,8 @@ def convert(
     num_classes: int | None = None,
     img_size: tuple[int, int] | None = None,
     as_init: bool = False,
+    part: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[Checkpoint, Path]:
     """Convert a checkpoint. The target appears whole or not at all; an existing one is kept until then.
 
@@ -236,22 +250,25 @@ def convert(
         img_size: See `verified_model`.
         as_init: Write initial weights for training `name`, see `init_model`, instead of the same weights in another
             form.
+        part: Which of several models in the file, see `read_checkpoint`.
+        allow_nonfinite: Also convert weights that hold NaN or infinity.
 
     Returns:
         The checkpoint that was read, and the path of the result.
 
     Raises:
-        CheckpointError: If the file cannot be read, converted or does not fit `name`.
+        CheckpointError: If the file cannot be read, converted or does not fit `name`, or holds NaN or infinity.
         ModelError: If the name is unknown, or the arguments contradict each other.
     """
-    target = Path(target).expanduser()
+    target = user_path(target)
     is_file = target.suffix in ('.safetensors', *TORCH_SUFFIXES)
     if not is_file and (name is None or layout == 'official'):
         need = 'the name of the model (--name ARCHITECTURE.TAG)' if name is None else 'our layout'
         raise ModelError(f'{target} would be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
     if as_init and (name is None or head is not None):
         raise ModelError('as_init needs the name of the model to be trained (--name ARCHITECTURE) and takes no head.')
-    read = open_checkpoint(source)
+    read = open_checkpoint(source, part)
+    check_finite(read.state_dict, str(read.path), allow_nonfinite)
     if as_init and name is not None:
         initial = init_model(read, name, num_classes, img_size)
         if not is_file:
@@ -286,30 +303,32 @@ def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> N
         if path.suffix == '.safetensors':
             write_safetensors(tensors, new)
             return
-        try:
-            torch.save({'model': tensors} if layout == 'official' else tensors, new)
-        except RuntimeError as e:  # torch's writer raises no OSError
-            raise write_error(e) from e
+        write_torch({'model': tensors} if layout == 'official' else tensors, new)
 
 
-def import_weights(source: str | Path, name: str) -> tuple[Checkpoint, Path]:
+def import_weights(
+    source: str | Path, name: str, part: str | None = None, allow_nonfinite: bool = False
+) -> tuple[Checkpoint, Path]:
     """Keep a file as the weights of a released tag, so that `pretrained=True` finds them without a network.
 
     Args:
         source: Any file or folder that `read_checkpoint` reads.
         name: 'architecture.tag', or 'architecture' for its default tag.
+        part: Which of several models in the file, see `read_checkpoint`.
+        allow_nonfinite: Also import weights that hold NaN or infinity.
 
     Returns:
         The checkpoint that was read, and the folder it was stored in.
 
     Raises:
-        CheckpointError: If the file is not that model; nothing is stored then.
+        CheckpointError: If the file is not that model, or holds NaN or infinity; nothing is stored then.
     """
     release = find_release(name)
     if release is None:
         known = ', '.join(r.name for r in all_releases())
         raise CheckpointError(f"There is no release called '{name}'. There are: {known}.")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, part)
+    check_finite(checkpoint.state_dict, str(checkpoint.path), allow_nonfinite)
     model = verified_model(checkpoint, release.name)
     check_file_name(checkpoint.path, release)
     return checkpoint, save_folder(model, imported_path(release.name))

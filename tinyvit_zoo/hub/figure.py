@@ -1,4 +1,4 @@
-"""The figure of the README: accuracy over GMACs of every released classifier and of models of timm."""
+"""The figure of the README: accuracy over GMACs of every released classifier but teachers, and of models of timm."""
 
 import html
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import ModelError
-from ..releases import FAMILY_TITLES, get_release, list_releases
+from ..releases import FAMILY_TITLES, TEACHERS, get_release, list_releases
 from ..releases.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ TICKS = (1, 2, 5, 10, 20, 50)
 
 
 def points() -> list[Point]:
-    """Every released classifier with a published top-1 by its default protocol, then the rivals."""
+    """Every released classifier with a published top-1 by its default protocol, teachers aside, then the rivals."""
     found = [
         Point(
             FAMILY_TITLES[row['family']],
@@ -97,7 +97,7 @@ def points() -> list[Point]:
             'imagenet-22k' in get_release(row['name']).datasets,
         )
         for row in list_releases()
-        if row['top1'] is not None
+        if row['top1'] is not None and row['family'] not in TEACHERS
     ]
     for rival in RIVALS:
         series = next(series for start, series in RIVAL_SERIES.items() if rival.architecture.startswith(start))

@@ -4,6 +4,7 @@
 `timm.create_model('hf-hub:OWNER/NAME', pretrained=True)` once the folder is uploaded.
 """
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,20 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..common.files import give_ordinary_rights, swap_in
+from ..common import torch_file
+from ..common.files import give_ordinary_rights
+from ..common.folders import swap_in
+from ..common.paths import read_json, user_path
 from ..common.preprocessing import model_data_config
+from ..common.text import reason, shown
 from ..releases import find_release
 from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
 
-__all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors']
+__all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors', 'write_torch']
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Entries of a pretrained cfg that hold for the weights it came with, and for no others.
 WEIGHT_FACTS = ('license', 'origin_url', 'description', 'notes', 'label_names', 'label_descriptions')
@@ -71,12 +78,12 @@ def save_folder(
         config['label_names'] = list(label_names)
     if label_descriptions is not None:
         config['label_descriptions'] = dict(label_descriptions)
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     with swap_in(folder, replaces=(WEIGHTS, CONFIG, CODE)) as new:
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         write_safetensors(tensors, new / WEIGHTS)
         save_config(model, new / CONFIG, config, tag, data_config, for_timm)
-        if 'auto_map' in json.loads((new / CONFIG).read_text()):
+        if 'auto_map' in read_json(new / CONFIG):
             write_code(new)
         _check(new, {k: tuple(v.shape) for k, v in tensors.items()})
     return folder
@@ -120,10 +127,11 @@ def save_config(
         )
     finally:
         timm_model.pretrained_cfg = source
-    config = json.loads(path.read_text())
+    config = read_json(path)
     # transformers passes num_classes itself and fails on a second one; timm reads the top-level entry.
     config['model_args'].pop('num_classes', None)
-    config['model_args'].pop('as_init', None)  # an argument of the call that made the model, not of the model
+    for of_the_call in ('as_init', 'part'):  # arguments of the call that made the model, not of the model
+        config['model_args'].pop(of_the_call, None)
     label_set = _label_set(config) if tag is None else None
     if label_set:
         config['label_set'] = label_set
@@ -156,7 +164,7 @@ def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     if differ:
         raise ValueError(
             f'config.json would not rebuild this model ({len({k for k, _ in differ})} entries differ, '
-            f'such as {min(differ)[0]}). Save the model before it is folded, pruned or otherwise rebuilt.'
+            f'such as {shown(min(differ)[0])}). Save the model before it is folded, pruned or otherwise rebuilt.'
         )
 
 
@@ -170,6 +178,17 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     give_ordinary_rights(path)  # safetensors gives them to the owner alone
 
 
-def write_error(error: Exception) -> OSError:
+def write_torch(content: Mapping[str, Any], path: Path) -> None:
+    """Write what `torch.load` reads, the same bytes for the same content. Raises OSError if that fails."""
+    try:
+        torch_file.write_torch(content, path)
+    except (OSError, RuntimeError) as e:
+        raise write_error(e) from e
+
+
+def write_error(error: BaseException) -> OSError:
     """OSError in place of what a writer of weights raised; without the file's name, which is a temporary one."""
-    return OSError(f'The weights could not be written ({error}). No partial file was kept: make room and try again.')
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in FULL or any(f'(os error {n})' in str(error) for n in FULL)
+    why = 'the disk is full' if full else reason((error.strerror if isinstance(error, OSError) else None) or error)
+    return OSError(f'The weights could not be written: {why}. No partial file was kept: make room and try again.')

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +17,11 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from ..build import build_model, check_name
-from ..checkpoints import CheckpointError
+from ..checkpoints import CheckpointError, check_finite
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..common.errors import ModelError
-from ..common.files import swap_in
+from ..common.folders import swap_in
+from ..common.paths import read_json, user_path
 from ..common.text import first_few
 from ..releases import Release, find_release
 from .bridge import CODE
@@ -49,6 +51,8 @@ def pack(
     repo: str | None = None,
     for_timm: bool = False,
     tensors: str | Path | None = None,
+    part: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> Path:
     """Write a page: the files of `save_folder`, README.md, test/rand_tensors.safetensors and manifest.json.
 
@@ -72,26 +76,30 @@ def pack(
         tensors: File of test tensors from elsewhere, such as the authors' code, instead of those computed here:
             safetensors with 'input' (B, C, H, W) and the 'output' (B, classes) of these weights, in double precision.
             The page is written only if the model gives that output.
+        part: Which of several models in the checkpoint, see `checkpoints.read_checkpoint`.
+        allow_nonfinite: Also pack weights that hold NaN or infinity.
 
     Returns:
         The folder.
 
     Raises:
         ModelError: On an unknown name, or arguments that contradict each other.
-        CheckpointError: If the weights cannot be read or do not fit the model.
+        CheckpointError: If the weights cannot be read, do not fit the model, or hold NaN or infinity.
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
-    source = Path(name).expanduser() if (Path(name).expanduser() / CONFIG).is_file() else None
-    _check_arguments(name, source, weights, random_seed, img_size, license, repo)
+    source = user_path(name) if (user_path(name) / CONFIG).is_file() else None
+    _check_arguments(name, source, weights, random_seed, img_size, license, repo, part)
     release = None if tag else _release_of(name, source, weights)
     if random_seed is None:
         _refuse_other_facts(source, release, labels, license, img_size)
-    model = _make(name, source, weights, random_seed, release, img_size)
+    model = _make(name, source, weights, random_seed, release, img_size, part)
+    check_finite(model.state_dict(), str(weights or name), allow_nonfinite)
     own_tag = tag if release or (source and not _names_release(cast(Any, model).pretrained_cfg)) else tag or OWN_TAG
     texts = _texts(source, model, release if random_seed is None else None, random_seed, license, repo, for_timm)
-    folder = Path(folder).expanduser().resolve()
-    with swap_in(folder, replaces=_replaceable(folder, again=source is not None and source.resolve() == folder)) as new:
+    folder = user_path(folder).resolve()
+    again = source is not None and source.resolve() == folder
+    with swap_in(folder, replaces=partial(_replaceable, folder, again)) as new:
         try:
             save_folder(model, new, *_labels(source, model, labels), tag=own_tag, for_timm=for_timm)
         except ValueError as e:
@@ -102,7 +110,7 @@ def pack(
         if tensors is None:
             _compute_tensors(new)
         else:
-            copy_tensors(Path(tensors).expanduser(), new)
+            copy_tensors(user_path(tensors), new)
         _write_manifest(new)
         if tensors is not None:
             _prove(new, tensors)
@@ -118,7 +126,7 @@ def packed(name: str, **kwargs) -> Iterator[Path]:
 
 def is_page(name: str) -> bool:
     """Whether a name is a folder that `pack` wrote."""
-    return (Path(name).expanduser() / MANIFEST).is_file()
+    return (user_path(name) / MANIFEST).is_file()
 
 
 def _check_arguments(
@@ -129,7 +137,10 @@ def _check_arguments(
     img_size: tuple[int, int] | None,
     license: str | None,
     repo: str | None,
+    part: str | None,
 ) -> None:
+    if part is not None and weights is None:
+        raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
     if repo is not None:
         check_repo(repo)
     if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
@@ -153,7 +164,7 @@ def _release_of(name: str, source: Path | None, weights: str | Path | None) -> R
     if source is None:
         return find_release(name) if weights is None or split_model_name_tag(name)[1] else None
     try:
-        config = json.loads((source / CONFIG).read_text())
+        config = read_json(source / CONFIG)
         release = find_release(f'{config["architecture"]}.{config["pretrained_cfg"]["tag"]}')
         input_size = config['pretrained_cfg']['input_size']
     except (ValueError, KeyError, TypeError):
@@ -196,6 +207,7 @@ def _make(
     random_seed: int | None,
     release: Release | None,
     img_size: tuple[int, int] | None,
+    part: str | None,
 ) -> nn.Module:
     size = dict(img_size=img_size) if img_size else {}
     known = f'local-dir:{source}' if source else name
@@ -203,7 +215,7 @@ def _make(
         return _random_model(known, random_seed, **size)
     if source or weights is None:
         return build_model(known, pretrained=True)
-    checkpoint = open_checkpoint(weights)
+    checkpoint = open_checkpoint(weights, part)
     if release is None:
         return verified_model(checkpoint, name, checkpoint.classes, img_size)
     model = verified_model(checkpoint, release.name, img_size=img_size)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
+from ..common.paths import user_path
 from ..common.text import first_few
 from .folder import CARD
 from .own_card import NAMELESS
@@ -60,7 +61,7 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
         HubError: If the Hub cannot be reached or refuses.
     """
     check_repo(repo)
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f'{folder} has no {MANIFEST}: `tinyvit-zoo pack` makes the folder of a page.')
     verify(folder)

@@ -9,11 +9,13 @@ from typing import Any, cast
 
 from ..checkpoints import CheckpointError
 from ..common.errors import ModelError
-from ..common.text import reason
+from ..common.text import reason, shown
 
-__all__ = ['REPO', 'HubError', 'RemotePage', 'check_repo', 'find_page', 'hub_errors', 'is_missing']
+__all__ = ['HubError', 'RemotePage', 'check_repo', 'find_page', 'hub_errors', 'is_missing', 'is_repo']
 
-REPO = r'[\w-][\w.-]*/[\w-][\w.-]*'
+# The Hub's own rules: no '-' or '.' at an end, at most 96 characters each, and what `is_repo` adds.
+NAME = r'(?![-.])[\w.-]{1,96}(?<![-.])'
+REPO = re.compile(f'{NAME}/{NAME}', re.ASCII)
 
 # Sentences by status; what was under way stands before them.
 STATUSES = {
@@ -28,10 +30,20 @@ STATUSES = {
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_repo(repo: str) -> bool:
+    """Whether the Hub can have a page of that name."""
+    return bool(REPO.fullmatch(repo)) and '--' not in repo and '..' not in repo and not repo.endswith('.git')
+
+
 def check_repo(repo: str) -> None:
     """Raise ModelError for what cannot be the name of a page."""
-    if not re.fullmatch(REPO, repo):
-        raise ModelError(f"'{repo}' is not the name of a page: write owner/name.")
+    if repo.count('/') != 1:
+        raise ModelError(f"'{shown(repo)}' is not the name of a page: write owner/name.")
+    if not is_repo(repo):
+        raise ModelError(
+            f"'{shown(repo)}' cannot be the name of a page, owner/name: both have 1 to 96 letters, digits, '_', '-' "
+            "and '.', neither '-' nor '.' at an end or twice in a row, and no '.git' at the end."
+        )
 
 
 class HubError(OSError):

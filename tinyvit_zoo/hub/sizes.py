@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+from timm.layers import to_2tuple
 from timm.models._input import get_model_input_config
 from torch import nn
 
@@ -12,10 +13,10 @@ from ..build import build_model
 from ..info import describe, profile_model
 from ..releases import all_releases, find_family, list_releases
 
-__all__ = ['SIDES', 'Shapes', 'Size', 'family_rows', 'model_facts', 'shapes_of', 'sizes_of']
+__all__ = ['SIDES', 'Shapes', 'Size', 'family_rows', 'model_facts', 'shapes_of', 'sides_of', 'sizes_of']
 
 SIDES = (224, 256, 288, 384, 512)
-"""Sides of the square images of a resolution table."""
+"""Sides of the square images of a resolution table, see `sides_of`."""
 
 Shape = tuple[int, ...]
 
@@ -79,10 +80,19 @@ _SIZES: dict[tuple, tuple[Size, ...]] = {}
 
 
 @cache
+def sides_of(architecture: str) -> tuple[int, ...]:
+    """`SIDES`, each raised to a multiple of the patch: of 14 pixels, none but 224 is one."""
+    embed = cast(Any, build_model(architecture, device='meta')).patch_embed
+    patch = to_2tuple(getattr(embed, 'patch_size', 1))[0]
+    return tuple(-side // patch * -patch for side in SIDES)
+
+
+@cache
 def sizes_of(architecture: str, num_classes: int) -> tuple[Size, ...]:
-    """An architecture at all of `SIDES`."""
+    """An architecture at all of `sides_of`."""
+    sides = sides_of(architecture)
     # A new model for every size: on the meta device, resizing tables takes longer than making them.
-    models = (build_model(architecture, device='meta', num_classes=num_classes, img_size=side) for side in SIDES)
+    models = (build_model(architecture, device='meta', num_classes=num_classes, img_size=side) for side in sides)
     first = next(models)
     key = (find_family(architecture), tuple((name, tuple(v.shape)) for name, v in first.state_dict().items()))
     if key not in _SIZES:

@@ -11,10 +11,12 @@ from torch import nn
 from ..checkpoints import CheckpointError
 from ..checkpoints.manifest import MANIFEST, check_download, check_listed, read_manifest
 from ..common.errors import ModelError
-from ..common.text import reason
+from ..common.folders import read_settled
+from ..common.paths import user_path
+from ..common.text import reason, shown
 from .expect import TENSORS, double_model, read_tensors
 from .folder import CONFIG, WEIGHTS
-from .remote import REPO, HubError, hub_errors, is_missing
+from .remote import HubError, hub_errors, is_missing, is_repo
 
 __all__ = ['Proof', 'verify']
 
@@ -64,6 +66,10 @@ def verify(place: str | Path) -> Proof:
         HubError: If the page cannot be downloaded.
     """
     folder, commit = _fetch(str(place))
+    return read_settled(folder, lambda: _verified(str(place), folder, commit))
+
+
+def _verified(place: str, folder: Path, commit: str | None) -> Proof:
     listed = _listed(folder, downloaded=commit is not None)
     for file in NEEDED:
         if not (folder / file).is_file():
@@ -96,11 +102,12 @@ def _listed(folder: Path, downloaded: bool) -> dict[str, str]:
 
 
 def _fetch(place: str) -> tuple[Path, str | None]:
-    if Path(place).expanduser().is_dir():
-        return Path(place).expanduser().resolve(), None
-    if not re.fullmatch(REPO + r'(@[\w./-]+)?', place):
-        raise CheckpointError(f'{place} is neither a folder nor the name of a page such as owner/name.')
-    return download(*place.partition('@')[::2])
+    if user_path(place, CheckpointError).is_dir():
+        return user_path(place).resolve(), None
+    repo, at, revision = place.partition('@')
+    if not is_repo(repo) or (at and not re.fullmatch(r'[\w./-]+', revision)):
+        raise CheckpointError(f'{shown(place)} is neither a folder nor the name of a page such as owner/name.')
+    return download(repo, revision)
 
 
 def download(repo: str, revision: str = '') -> tuple[Path, str]:
@@ -160,7 +167,7 @@ def _make(folder: Path) -> nn.Module:
     if differ:
         raise CheckpointError(
             f'{folder / WEIGHTS} does not fit the model of its {CONFIG}: {len({k for k, _ in differ})} tensors differ, '
-            f'such as {min(differ)[0]}.'
+            f'such as {shown(min(differ)[0])}.'
         )
     return model
 

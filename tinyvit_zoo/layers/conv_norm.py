@@ -1,6 +1,6 @@
 """Convolution + BatchNorm, the unit of TinyViT's stem, MBConv, patch merging and local convolution."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -72,7 +72,8 @@ class ConvNorm(nn.Module):
         bn: Any = self._modules['bn']
         if not is_untouched(conv, nn.Conv2d) or not is_untouched(bn, nn.BatchNorm2d):
             return False
-        weight, scale = conv._parameters['weight'], bn._parameters['weight']
+        weight: torch.Tensor = cast(Any, conv)._parameters['weight']
+        scale: torch.Tensor | None = bn._parameters['weight']
         return (
             conv._parameters['bias'] is None
             and conv.padding_mode == 'zeros'

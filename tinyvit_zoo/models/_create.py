@@ -21,7 +21,9 @@ from ..checkpoints import (
     backbone_part,
     counted_by_part,
     find_weights,
+    warn_nonfinite,
 )
+from ..common.bounds import check_sizes
 from ..common.preprocessing import for_channels
 
 __all__ = ['Family', 'create_zoo_model', 'record_channels', 'record_input_size']
@@ -63,6 +65,7 @@ def create_zoo_model(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
     as_init: bool = False,
+    part: str | None = None,
     filter_args_of: Callable[[Weights, bool], dict[str, Any]] = lambda weights, as_init: {},
     **kwargs,
 ) -> M:
@@ -85,14 +88,17 @@ def create_zoo_model(
         cache_dir: As in `timm.create_model`.
         as_init: The weights are the initial values of a training: the classifier is a fresh one, whatever the
             checkpoint has.
+        part: Which of several models in a file that is given, see `checkpoints.read_checkpoint`.
         filter_args_of: Further arguments of `filter_fn`, from the weights that were found and from `as_init`.
         **kwargs: As in `timm.create_model`.
 
     Raises:
         CheckpointError: If the weights cannot be found, read or matched.
+        ModelError: If a size is beyond that of any model.
         ValueError: If `img_size` is neither an int nor (H, W).
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    check_sizes(dict(kwargs, input_size=cfg.input_size, classes=cfg.num_classes), variant)  # pages of others have any
     kwargs['img_size'], resized = _resolve_size(cfg, kwargs.get('img_size'), family.final_grid)
     # Weights never become part of a model's configuration.
     overlay = {**(pretrained_cfg_overlay or {}), **resized, 'state_dict': None}
@@ -111,8 +117,10 @@ def create_zoo_model(
         return model
 
     # timm saves every argument with a model. The weights of a saved model are its own, not those it was trained from.
-    as_init = as_init and 'as_init' not in (kwargs.get('pretrained_model_args') or {})
-    weights, classes = _fetch_weights(cfg, cache_dir, family.key_map)
+    of_another_call = kwargs.get('pretrained_model_args') or {}
+    as_init = as_init and 'as_init' not in of_another_call
+    part = None if 'part' in of_another_call else part
+    weights, classes = _fetch_weights(cfg, cache_dir, family.key_map, part)
     fresh_head = as_init or _settle_head(weights, classes, cfg, kwargs)
     if fresh_head:
         kwargs.setdefault('num_classes', cfg.num_classes)
@@ -149,13 +157,16 @@ def _resolve_size(
     return img_size, dict(input_size=input_size, pool_size=final_grid(img_size), test_input_size=None)
 
 
-def _fetch_weights(cfg: PretrainedCfg, cache_dir: str | None, key_map: KeyMap) -> tuple[Weights, int | None]:
+def _fetch_weights(
+    cfg: PretrainedCfg, cache_dir: str | None, key_map: KeyMap, named_part: str | None
+) -> tuple[Weights, int | None]:
     """The weights of a cfg, of a detector the backbone alone; and the classes of their classifier, None without one."""
-    weights = find_weights(cfg, cache_dir)
+    weights = find_weights(cfg, cache_dir, named_part)
     part, rest = backbone_part(weights.state_dict)
     if rest:
         _logger.info('%s: using the backbone, without %s.', weights.origin, counted_by_part(rest))
     weights = replace(weights, state_dict=part)
+    warn_nonfinite(part, weights.origin)
     with _named(weights.origin):
         key_map.to_ours(weights.state_dict)  # reports a file of another family before its classes are counted
         return weights, key_map.head_classes(weights.state_dict)

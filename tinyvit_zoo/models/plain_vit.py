@@ -32,7 +32,15 @@ from ..layers import DeployLinear, check_patch_grid, linear_act, resize_beit_tab
 from ..releases import Release
 from ._create import Family, create_zoo_model, record_input_size
 
-__all__ = ['PlainBlock', 'PlainVit', 'TwoHeadVit', 'checkpoint_filter_fn', 'create_plain_vit', 'plain_vit_cfg']
+__all__ = [
+    'PlainBlock',
+    'PlainVit',
+    'TwoHeadVit',
+    'checkpoint_filter_fn',
+    'create_plain_vit',
+    'plain_vit_cfg',
+    'resize_to_grid',
+]
 
 M = TypeVar('M', bound=nn.Module)
 PlainModel = VisionTransformer | Beit
@@ -262,7 +270,7 @@ def checkpoint_filter_fn(
             'of their mean that this model has. To start a training from it, pass as_init=True (`tinyvit-zoo convert '
             '--as-init`).'
         )
-    _resize(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
+    resize_to_grid(state_dict, model, partial(source_grid, model=model, layout=layout, source_img_size=source_img_size))
     fitted = fit_to_model(state_dict, model, PLAIN_VIT_KEYS, layout, fresh_head)
     if check is not None:  # only of what fits by its shapes: other mismatches are not about heads
         check(heads_of(model))
@@ -286,7 +294,7 @@ def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) 
     return started | {k: v for k, v in own.items() if k.startswith(FRESH)}
 
 
-def _resize(
+def resize_to_grid(
     state_dict: dict[str, torch.Tensor], model: PlainModel, source: Callable[..., tuple[int, int] | None]
 ) -> None:
     """Resize position embedding and tables to the model's grid; `fit_to_model` reports those of an odd shape."""

@@ -17,6 +17,7 @@ from ..checkpoints import (
     read_checkpoint,
     read_with_clues,
     unwrap,
+    with_counters,
 )
 from .d_mae import DMae
 from .mae import MaskedAutoencoder
@@ -30,7 +31,9 @@ _logger = logging.getLogger(__name__)
 PretrainingForm = RelationEncoder | MaskedAutoencoder | DMae | MocoV3
 
 
-def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[str, torch.Tensor]) -> None:
+def load_pretraining(
+    model: PretrainingForm, checkpoint: str | Path | Mapping[str, torch.Tensor], part: str | None = None
+) -> None:
     """Load a checkpoint into a pre-training form, in place.
 
     Names and shapes in the checkpoint must be those of the form, without exception on either side. Only what a file
@@ -44,6 +47,7 @@ def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[st
         model: The form. In its released sizes, a released file reproduces the loss that its authors had.
         checkpoint: File or folder, see `read_checkpoint`, or what was loaded from one; under the form's own names or,
             for a `RelationEncoder`, those of its `vit`.
+        part: Which of several models in the checkpoint, see `checkpoints.read_checkpoint`.
 
     Raises:
         WeightsNotFoundError: If there is no such file.
@@ -51,12 +55,13 @@ def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[st
             nothing in the checkpoint shows the number of heads, a warning says so.
     """
     whole = isinstance(model, DMae | MocoV3)
-    state_dict, evidence, origin = _read(checkpoint, whole)
+    state_dict, evidence, origin = _read(checkpoint, whole, part)
     encoder = model.vit if isinstance(model, RelationEncoder) else model
     if isinstance(model, RelationEncoder):
         if all(key.startswith('vit.') for key in state_dict):
             state_dict = {key.removeprefix('vit.'): tensor for key, tensor in state_dict.items()}
         state_dict, _ = PLAIN_VIT_KEYS.to_ours(state_dict)
+    state_dict = with_counters(state_dict, encoder.state_dict())
     check_keys(state_dict, encoder.state_dict(), PLAIN_VIT_KEYS, 'ours', source_chans=0)  # no channels are adapted here
     if not whole:
         _check_heads(heads_of(encoder), evidence, origin)
@@ -64,17 +69,17 @@ def load_pretraining(model: PretrainingForm, checkpoint: str | Path | Mapping[st
 
 
 def _read(
-    checkpoint: str | Path | Mapping[str, torch.Tensor], whole: bool
+    checkpoint: str | Path | Mapping[str, torch.Tensor], whole: bool, part: str | None
 ) -> tuple[dict[str, torch.Tensor], Evidence | None, str]:
     """State dict, the evidence of its model's heads (None for a whole training wrapper), and its name in messages."""
     if isinstance(checkpoint, Mapping):
         origin = 'the checkpoint given'
-        state_dict, clues = unwrap(checkpoint, origin, whole), clues_of(checkpoint)
+        state_dict, clues = unwrap(checkpoint, origin, whole, part), clues_of(checkpoint)
     elif whole:
-        return read_checkpoint(checkpoint, whole=True), None, str(checkpoint)
+        return read_checkpoint(checkpoint, whole, part), None, str(checkpoint)
     else:
         origin = str(checkpoint)
-        state_dict, clues = read_with_clues(checkpoint)
+        state_dict, clues = read_with_clues(checkpoint, part)
     return state_dict, find_heads(clues, state_dict), origin
 
 

@@ -1,12 +1,22 @@
 """All releases by family, and finding one by its name."""
 
+from .clip_vit import CLIP_VIT
 from .mae_lite import MAE_LITE
 from .minivit import MINI_DEIT, MINI_SWIN
 from .record import Release
 from .tinymim import TINYMIM
 from .tinyvit import TINYVIT
 
-__all__ = ['FAMILIES', 'FAMILY_TITLES', 'all_releases', 'family_of', 'find_family', 'find_release', 'get_release']
+__all__ = [
+    'FAMILIES',
+    'FAMILY_TITLES',
+    'TEACHERS',
+    'all_releases',
+    'family_of',
+    'find_family',
+    'find_release',
+    'get_release',
+]
 
 FAMILIES: dict[str, tuple[Release, ...]] = {
     'tinyvit': TINYVIT,
@@ -14,6 +24,7 @@ FAMILIES: dict[str, tuple[Release, ...]] = {
     'mini_swin': MINI_SWIN,
     'tinymim': TINYMIM,
     'mae_lite': MAE_LITE,
+    'clip_vit': CLIP_VIT,
 }
 
 
@@ -23,8 +34,12 @@ FAMILY_TITLES = {
     'mini_swin': 'Mini-Swin',
     'tinymim': 'TinyMIM',
     'mae_lite': 'MAE-Lite',
+    'clip_vit': 'CLIP ViT',
 }
 """The families as the papers write them."""
+
+TEACHERS = frozenset(('clip_vit',))
+"""Families that were released for others to learn from; they are no small models."""
 
 
 def all_releases() -> tuple[Release, ...]:

@@ -24,6 +24,7 @@ __all__ = [
     'create_optimizer',
     'create_scheduler',
     'create_transforms',
+    'evaluation_config',
     'reset_head',
     'set_training',
 ]
@@ -87,7 +88,16 @@ def create_transforms(model: nn.Module, recipe: Recipe) -> tuple[Any, Any]:
         re_prob=recipe.random_erase,
         re_mode='pixel',
     )
-    return training, create_transform(**{**config, 'crop_pct': recipe.crop_pct or config['crop_pct']})
+    return training, create_transform(**evaluation_config(model, recipe))
+
+
+def evaluation_config(model: nn.Module, recipe: Recipe | None = None) -> dict[str, Any]:
+    """Arguments of `create_transform` for evaluation: the model's own, changed by what the recipe says of it.
+
+    Raises:
+        EvaluationError: If the model does not take RGB images.
+    """
+    return {**data_config(model), **(recipe.evaluation if recipe else {})}
 
 
 def reset_head(model: nn.Module, std: float | None, seed: int) -> None:

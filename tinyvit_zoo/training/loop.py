@@ -5,8 +5,8 @@ machine with as many threads and processes. Model and losses come from the task,
 the loader; the loop itself knows nothing but the 'loss' that it minimizes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,8 @@ with needs_extra('eval'):
 
 __all__ = ['Record', 'TrainingLoop', 'best_epoch']
 
+# What a recipe says of itself; and the held-out share, which the images that are trained on show.
+NO_SETTING = ('source', 'notes', 'starts', 'starts_at', 'held_out')
 LOOK_EVERY = 50  # steps between looks at whether the loss is still a number: each waits for the device
 
 Record = dict[str, float | None]
@@ -184,7 +186,7 @@ class TrainingLoop:
         number = done * updates
         hidden = None if accelerator.is_main_process else True
         for batch in tqdm(loader, desc=f'epoch {done + 1}', unit='step', leave=False, disable=hidden):
-            with accelerator.accumulate(self.wrapped):
+            with accelerator.accumulate(self.wrapped), _one_image_named():
                 outputs = self.task(*batch)
                 accelerator.backward(outputs['loss'])
                 if self.recipe.clip_grad and accelerator.sync_gradients:
@@ -208,7 +210,8 @@ class TrainingLoop:
         return self.accelerator.reduce(torch.stack(values).double().mean(), 'mean').item()
 
     def _own_identity(self) -> dict[str, str]:
-        recipe = {f'recipe: {key}': repr(value) for key, value in plain(self.recipe).items()}
+        settings = {key: value for key, value in plain(self.recipe).items() if key not in NO_SETTING}
+        recipe = {f'recipe: {key}': repr(value) for key, value in settings.items()}
         return dict(recipe, seed=str(self.seed), weights=self.initial_hash)
 
     def _save(self, identity: Mapping[str, str], history: list[Record], best: bool) -> None:
@@ -273,6 +276,20 @@ def _accumulated_steps(recipe: Recipe, micro_batch: int, processes: int) -> int:
             f'Mixup needs pairs and {micro_batch} images at once are odd: choose an even --batch-size or --micro-batch.'
         )
     return steps
+
+
+@contextmanager
+def _one_image_named() -> Iterator[None]:
+    """Say what BatchNorm's refusal of a single value means here."""
+    try:
+        yield
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e):
+            raise
+        raise EvaluationError(
+            'BatchNorm takes its statistics over the images at once, and of a single small one there are none: choose '
+            'a --batch-size, or a --micro-batch, of at least 2.'
+        ) from e
 
 
 def _check_losses(losses: Sequence[Mapping[str, Any]], done: int) -> None:

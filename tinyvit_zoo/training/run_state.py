@@ -10,20 +10,26 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..common.errors import EvaluationError
-from ..common.files import new_file
+from ..common.files import remove_leftovers
 from ..common.text import reason
+from ..common.torch_file import save_torch
 
 __all__ = ['alone_in', 'read_state', 'read_weights', 'write_state']
 
+WORDS = {'recipe: source', 'recipe: notes'}  # in the states of earlier versions
 STATE, BEST, LOCK = 'state.pt', 'best.pt', '.lock'
 PATIENCE = 10.0  # seconds: the workers of a run that was killed may hold its lock until they see that it is gone
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, option: str = '--output') -> Iterator[None]:
     """Make a folder and keep other runs out of it, where the file system has locks. A run that dies leaves none behind.
 
     An empty file `.lock` stays in the folder: removed, it could be locked by two runs, one before and one after.
+
+    Args:
+        folder: Of the run.
+        option: What chooses the folder, for messages.
 
     Raises:
         EvaluationError: If another run is in it, or it cannot be written to.
@@ -32,14 +38,17 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another --output.') from e
+        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another {option}.') from e
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
         except Timeout as e:
-            raise EvaluationError(f'Another run is writing to {folder}: choose another --output.') from e
+            raise EvaluationError(
+                f'Another run is writing to {folder}: choose another {option}, or wait for it.'
+            ) from e
         except (OSError, NotImplementedError):  # a file system without locks
             pass
+        remove_leftovers(folder)
         yield
 
 
@@ -73,7 +82,9 @@ def read_state(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | No
         return None
     state = _read(path)
     theirs = state.get('identity', {}) if isinstance(state, dict) else {}
-    other = sorted(key for key in identity.keys() | theirs.keys() if identity.get(key) != theirs.get(key))
+    # A setting of None stands for one that an earlier version did not have.
+    keys = (identity.keys() | theirs.keys()) - WORDS
+    other = sorted(key for key in keys if identity.get(key, 'None') != theirs.get(key, 'None'))
     if other:
         raise EvaluationError(
             f'{folder} holds the state of another run, which differs in: {", ".join(other)}. Choose another --output, '
@@ -89,10 +100,12 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _write(value: Any, path: Path) -> None:
     try:
-        with new_file(path) as new:
-            torch.save(value, new)
-    except (OSError, RuntimeError) as e:  # torch reports a full disk as the latter
-        raise EvaluationError(f'{path} cannot be written ({reason(e)}): choose another --output, or make room.') from e
+        save_torch(value, path)
+    except OSError as e:
+        raise EvaluationError(
+            f'{path} cannot be written ({e.strerror or reason(e)}): make room and give the same command again, which '
+            'resumes after the last epoch that is on the disk.'
+        ) from e
 
 
 def _read(path: Path) -> Any:

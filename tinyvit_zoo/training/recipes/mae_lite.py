@@ -21,7 +21,9 @@ MAE_LITE_IMPROVED = dataclasses.replace(
     MAE_LITE_DEFAULT,
     name='mae_lite_improved',
     source=f'{MAE_LITE}/finetuning_exp.py, README.md (1024 images, 300 epochs)',
-    notes='For MAE-Small (SMALL.md) and MoCo-v3 (MOCOV3.md) the layer decay is 0.75.',
+    notes='For MAE-Small (SMALL.md) and MoCo-v3 (MOCOV3.md) the layer decay is 0.75. DeiT-Tiny (impr.) was trained by '
+    'it from random weights; whether with the layer decay of the file is not published.',
+    starts=('encoder', 'random'),
     epochs=300,
     drop_path={'': 0.0},
     label_smoothing=0.0,
@@ -35,6 +37,7 @@ MAE_LITE_1000 = dataclasses.replace(
     name='mae_lite_1000',
     source=f'{MAE_LITE}/finetuning_rpe_exp.py, README.md (impr.+RPE, 1000 epochs); MAE-Lite paper, Table 2',
     notes='The command is not published; everything but the epochs is the improved recipe.',
+    starts=('encoder',),
     epochs=1000,
 )
 MAE_LITE_TRANSFER = dataclasses.replace(
@@ -43,6 +46,7 @@ MAE_LITE_TRANSFER = dataclasses.replace(
     source=f'{MAE_LITE}/finetuning_transfer_exp.py, TRANSFER.md (512 images)',
     notes='Epochs, warm-up, learning rate and layer decay of each data set but CIFAR-100 are not published; these are '
     "the file's defaults.",
+    starts=('encoder', 'in1k'),
     epochs=300,
     warmup_epochs=20,
     batch_size=512,

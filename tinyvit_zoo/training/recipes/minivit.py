@@ -16,6 +16,8 @@ MINI_DEIT_384 = Recipe(
     name='mini_deit_384',
     source=f'{MINI_DEIT}/README.md (8 x 32) and defaults of main.py',
     notes=f'{EVAL_MODE} The lowest learning rate is not scaled with the batch and is above the highest one.',
+    starts=('in1k',),
+    starts_at=224,
     epochs=30,
     warmup_epochs=5,
     batch_size=256,
@@ -31,20 +33,23 @@ MINI_DEIT_384 = Recipe(
     freeze_batch_norm=True,
     repeats=3,
     img_size=384,
+    crop_pct=0.875,
+    crop_mode='center',
+    interpolation='bicubic',
 )
 MINIVIT_TRANSFER = dataclasses.replace(
     MINI_DEIT_384,
     name='minivit_transfer',
     source='MiniViT paper, section 4.4 (Table 5): CIFAR-10, CIFAR-100 and Pets; microsoft/Cream issue 83 for CIFAR',
     notes=f"Schedule but for its length, and augmentation but for erasing, were not published: {MINI_DEIT}/main.py's "
-    f'defaults. {EVAL_MODE} The paper transfers at 384 pixels.',
+    f'defaults. {EVAL_MODE} The paper transfers Mini-DeiT-B at 384 pixels only.',
+    starts_at=384,
     epochs=1000,
     lr=1e-2,
     min_lr=1e-5,
     optimizer='sgd',
     weight_decay=1e-4,
     random_erase=0.0,
-    img_size=None,
 )
 MINIVIT_FLOWERS = dataclasses.replace(
     MINIVIT_TRANSFER,
@@ -66,6 +71,8 @@ MINI_SWIN_384 = Recipe(
     name='mini_swin_384',
     source='microsoft/Cream 4a13c40, MiniViT/Mini-Swin/configs/swin_base_patch4_window7_224to384_minivit_sharenum2_'
     'adamw.yaml and config.py, README.md (8 x 16, accumulated over 2 steps)',
+    starts=('in1k',),
+    starts_at=224,
     epochs=30,
     warmup_epochs=5,
     batch_size=256,
@@ -79,6 +86,9 @@ MINI_SWIN_384 = Recipe(
     clip_grad=5.0,
     drop_path={'': 0.2},
     img_size=384,
+    crop_pct=0.875,
+    crop_mode='center',
+    interpolation='bicubic',
 )
 
 RECIPES = (MINI_DEIT_384, MINI_SWIN_384, MINIVIT_TRANSFER, MINIVIT_FLOWERS, MINIVIT_CARS)

@@ -7,10 +7,17 @@ from typing import Any
 
 from ...common.errors import EvaluationError
 
-__all__ = ['RAND_AUGMENT', 'Rates', 'Recipe']
+__all__ = ['RAND_AUGMENT', 'STARTS', 'Rates', 'Recipe']
 
 RAND_AUGMENT = 'rand-m9-mstd0.5-inc1'
 SMALLEST_BATCH = 8  # BatchNorm takes its statistics over it
+STARTS = {
+    'random': 'random weights',
+    'in22k': 'weights of ImageNet-22k',
+    'in1k': 'weights of ImageNet-1k',
+    'encoder': 'a pre-trained encoder',
+}
+"""What a training may start from, in words."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Recipe:
         name: What the command line calls it.
         source: Where every number was published, except those that `notes` name.
         notes: What was not published, and what stands in for it; quirks of the released code.
+        starts: Keys of `STARTS` that it was published for; none for any.
+        starts_at: Side of the images in pixels that those weights are for; None for that of the model.
         epochs: In all, the warm-up included.
         warmup_epochs: Learning rate rises linearly from `warmup_lr`.
         batch_size: Images in an update, over all processes and accumulated steps.
@@ -60,13 +69,19 @@ class Recipe:
         flip: Probability.
         repeats: Times that each image is in an epoch; the epoch keeps its length and has fewer different images.
         img_size: Side in pixels; None for the model's own.
-        crop_pct: Part of the resized image that is evaluated; None for the model's own.
+        crop_pct: Part of the resized image that is evaluated; None for the model's own, here and in the next two.
+        crop_mode: timm's: 'center' crops the middle, 'squash' resizes both sides whatever their ratio.
+        interpolation: Of the images that are evaluated.
+        held_out: Share of the training images that chooses the epoch where no other images do; 0 to train on all of
+            them and take the last epoch, as papers do.
         least_updates: The batch shrinks until an epoch has so many updates, see `fitted`; None for a fixed batch.
     """
 
     name: str
     source: str
     notes: str = ''
+    starts: tuple[str, ...] = ()
+    starts_at: int | None = None
     epochs: int
     warmup_epochs: float
     batch_size: int
@@ -96,7 +111,16 @@ class Recipe:
     repeats: int = 1
     img_size: int | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
+    held_out: float = 0.0
     least_updates: int | None = None
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Its settings of the evaluation, as arguments of `create_transform`; what it leaves open is absent."""
+        settings = dict(crop_pct=self.crop_pct, crop_mode=self.crop_mode, interpolation=self.interpolation)
+        return {key: value for key, value in settings.items() if value is not None}
 
     def rates(self, batch_size: int | None = None) -> Rates:
         """The learning rates for a batch of that many images; None for the recipe's own batch."""

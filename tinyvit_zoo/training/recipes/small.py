@@ -32,6 +32,7 @@ SMALL = Recipe(
     cutmix=0.0,
     random_erase=0.0,
     crop_area=(0.25, 1.0),
+    held_out=0.1,
 )
 
 RECIPES = (SMALL,)

@@ -8,6 +8,7 @@ TINYMIM = Recipe(
     name='tinymim',
     source='OliverRensu/TinyMIM d084705, README.md (ViT-B, 8 x 128), defaults of main_finetune.py and util/lr_sched.py',
     notes='Published for ViT-B only; tiny and small take the same numbers here.',
+    starts=('encoder',),
     epochs=100,
     warmup_epochs=5,
     batch_size=1024,
@@ -21,6 +22,9 @@ TINYMIM = Recipe(
     layer_decay=0.65,
     drop_path={'': 0.2},
     head_std=2e-5,
+    crop_pct=0.875,
+    crop_mode='center',
+    interpolation='bicubic',
 )
 
 RECIPES = (TINYMIM,)

@@ -1,0 +1,139 @@
+"""Folders that are replaced whole: by several writers at once, under the eyes of a reader, after a kill."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tinyvit_zoo.common import folders
+from tinyvit_zoo.common.files import process_mark
+from tinyvit_zoo.common.folders import read_settled, swap_in
+
+FILES = ('config.json', 'model.safetensors')
+
+
+def save(folder: Path, text: str) -> None:
+    with swap_in(folder, replaces=FILES) as new:
+        for name in FILES:
+            (new / name).write_text(text)
+
+
+def save_often(folder: Path, text: str, times: int) -> None:
+    for _ in range(times):
+        save(folder, text)
+
+
+def ended_process() -> int:
+    process = subprocess.Popen(['true'])
+    process.wait()
+    return process.pid
+
+
+def mark_of(process: int) -> str:
+    """The mark that another process of this machine would have used."""
+    return process_mark().replace(f'.{os.getpid()}.', f'.{process}.')
+
+
+@pytest.fixture(params=['exchanged', 'renamed twice'])
+def way(request, monkeypatch) -> str:
+    """Systems with and without an exchange of two folders."""
+    if request.param == 'renamed twice':
+        monkeypatch.setattr(folders, '_exchanged', lambda one, other: False)
+    return request.param
+
+
+def test_several_writers_of_one_folder_end_without_error_and_leave_one_of_their_versions(tmp_path, way):
+    folder = tmp_path / 'model'
+    save(folder, 'first')
+    context = multiprocessing.get_context('fork')
+    writers = [context.Process(target=save_often, args=(folder, f'{i}', 40)) for i in range(4)]
+    for writer in writers:
+        writer.start()
+    missing, mixed = 0, 0
+    while any(writer.is_alive() for writer in writers):
+        missing += way == 'exchanged' and not (folder / FILES[0]).exists()
+        mixed += len(set(read_settled(folder, lambda: [(folder / name).read_text() for name in FILES]))) > 1
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert missing == 0
+    assert mixed == 0
+    assert [p.name for p in tmp_path.iterdir()] == ['model']
+    assert len({(folder / name).read_text() for name in FILES}) == 1
+
+
+def test_an_error_leaves_the_folder_as_it_was(tmp_path, way):
+    save(tmp_path / 'model', 'first')
+    with pytest.raises(ZeroDivisionError), swap_in(tmp_path / 'model', replaces=FILES) as new:
+        (new / FILES[0]).write_text(f'{1 / 0}')
+    assert (tmp_path / 'model' / FILES[0]).read_text() == 'first'
+    assert [p.name for p in tmp_path.iterdir()] == ['model']
+
+
+def test_a_file_that_appears_in_the_folder_meanwhile_is_not_lost(tmp_path, way):
+    save(tmp_path / 'model', 'first')
+    with pytest.raises(FileExistsError, match=r'thesis\.tex'), swap_in(tmp_path / 'model', replaces=FILES):
+        (tmp_path / 'model' / 'thesis.tex').write_text('years of work')
+    assert (tmp_path / 'model' / 'thesis.tex').read_text() == 'years of work'
+
+
+def test_what_killed_writers_left_is_taken_away_by_the_next_and_nothing_else(tmp_path):
+    gone, alive = ended_process(), os.getpid()
+    names = [f'.model.{mark_of(p)}.{kind}' for p in (gone, alive) for kind in ('new', 'old')]
+    others = [f'.model.b.{mark_of(gone)}.new', '.model', '.model.new', 'model.old', '.model.1.2.3.new']
+    for name in [*names, *others]:
+        (tmp_path / name).mkdir()
+    save(tmp_path / 'model', 'new')
+    assert {p.name for p in tmp_path.iterdir()} == {*names[2:], *others, 'model'}
+
+
+def test_a_writer_that_is_killed_leaves_nothing_after_the_next(tmp_path):
+    save(tmp_path / 'model', 'first')
+
+    def stall() -> None:
+        with swap_in(tmp_path / 'model', replaces=FILES) as new:
+            (new / FILES[0]).write_text('half')
+            time.sleep(60)
+
+    writer = multiprocessing.get_context('fork').Process(target=stall)
+    writer.start()
+    while not list(tmp_path.glob(f'.model.*.new/{FILES[0]}')):
+        time.sleep(0.01)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    assert (tmp_path / 'model' / FILES[0]).read_text() == 'first'
+    save(tmp_path / 'model', 'second')
+    assert [p.name for p in tmp_path.iterdir()] == ['model']
+
+
+def test_a_folder_lost_between_two_renames_comes_back(tmp_path):
+    save(tmp_path / 'model', 'first')
+    (tmp_path / 'model').rename(tmp_path / f'.model.{mark_of(ended_process())}.old')
+    with pytest.raises(ZeroDivisionError), swap_in(tmp_path / 'model', replaces=FILES):
+        _ = 1 / 0
+    assert (tmp_path / 'model' / FILES[0]).read_text() == 'first'
+
+
+def test_a_reader_looks_again_when_the_folder_was_replaced_meanwhile(tmp_path):
+    folder, looks = tmp_path / 'model', []
+    save(folder, 'first')
+
+    def read() -> list[str]:
+        first = (folder / FILES[0]).read_text()
+        looks.append(first)
+        if len(looks) == 1:
+            save(folder, 'second')
+        return [first, (folder / FILES[1]).read_text()]
+
+    assert read_settled(folder, read) == ['second', 'second']
+    assert looks == ['first', 'second']
+
+
+def test_a_reader_of_a_folder_that_stays_looks_once(tmp_path):
+    looks = []
+    save(tmp_path / 'model', 'first')
+    with pytest.raises(FileNotFoundError):
+        read_settled(tmp_path / 'model', lambda: looks.append(1) or (tmp_path / 'model' / 'missing').read_text())
+    assert len(looks) == 1

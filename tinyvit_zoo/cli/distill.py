@@ -1,0 +1,290 @@
+"""`distill`: store a teacher's soft labels once, and train any student from them."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import command, print_json, printer, quiet_logs
+from .evaluator_options import backbone_of, load_backbone, loader, processes
+from .options import DataOptions, ModelOptions, RunOptions, Size, find_device, pair_of, read_size
+
+if TYPE_CHECKING:
+    from ..data.image_dataset import ImageDataset
+    from ..data.replay import ViewSpec
+    from ..soft_labels import Store, Teacher
+
+StoreForm = StrEnum('StoreForm', ['exact', 'compact'])
+TeacherPrecision = StrEnum('TeacherPrecision', ['float32', 'bfloat16'])
+Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
+Reuse = StrEnum('Reuse', ['cycle'])
+
+StorePlace = Annotated[str, typer.Argument(help='Folder, or an address that fsspec opens.', metavar='STORE')]
+Epochs = Annotated[str | None, typer.Option(help='Such as 3, or 0:10 for 0 to 9. Default: all.', metavar='EPOCHS')]
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    group = typer.Typer(help="Store a teacher's soft labels once, and train any student from them.")
+    for function in (save, check, train, convert, info):
+        group.command(function.__name__)(command(function))
+    app.add_typer(group, name='distill', rich_help_panel=panel)
+
+
+def save(
+    *,
+    teacher: Annotated[str, typer.Argument(help='Any name that timm.create_model takes.', metavar='TEACHER')],
+    weights: Annotated[
+        Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
+    ] = None,
+    data_options: DataOptions,
+    store: Annotated[Path, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.')],
+    epochs: Annotated[str, typer.Option(help='Such as 3, or 0:10 for 0 to 9.', metavar='EPOCHS')],
+    k: Annotated[int, typer.Option('--top-k', '-k', min=1, help='Probabilities kept.')] = 100,
+    form: Annotated[StoreForm, typer.Option(help='exact: 4 bytes each; compact: a little over 2.')] = StoreForm.exact,
+    precision: Annotated[TeacherPrecision, typer.Option(help='Of the teacher.')] = TeacherPrecision.float32,
+    view_size: Annotated[
+        Size | None,
+        typer.Option(parser=read_size, help="Of the views, if not the teacher's; students may differ.", metavar='SIZE'),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help='Images of a forward pass.', metavar='N')] = 64,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say images, bytes and time; write nothing.')] = False,
+    run: RunOptions,
+) -> None:
+    """Save what a teacher says of every view of some epochs. The same command again goes on where the last one stopped.
+
+    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill save ... Machines may take other epochs.
+    """
+    from ..soft_labels import estimate
+    from ..soft_labels import save as save_labels
+
+    quiet_logs()
+    numbers = _numbers(epochs)
+    with processes() as first:
+        dataset = loader(data_options, run.seed)('train')
+        found = _teacher(teacher, weights, str(precision), run)
+        spec = _view_spec(pair_of(view_size) or found.size)
+        common: dict[str, Any] = dict(k=k, form=str(form), batch_size=batch_size, workers=run.workers)
+        if dry_run:
+            if first:
+                cost = estimate(found, dataset, spec, numbers, **common)
+                printer()(
+                    f'{len(dataset):,} images x {len(numbers)} epochs = {cost.views:,} views; {cost.bytes:,} bytes; '
+                    f'about {cost.seconds:,.0f} s for one process on this machine.'
+                )
+            return
+        saved = save_labels(found, dataset, spec, store, numbers, seed=run.seed, **common)
+        if first:
+            printer()(f'Written to {store}: epochs {saved.epochs_in_words()} of {len(dataset):,} views each.')
+
+
+def check(
+    *,
+    store: StorePlace,
+    data_options: DataOptions,
+    epochs: Epochs = None,
+    against: Annotated[str | None, typer.Option(help='The teacher, to ask it again.', metavar='TEACHER')] = None,
+    weights: Annotated[Path | None, typer.Option(help='Checkpoint of that teacher.', metavar='FILE')] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help='Of the views that are made again.')] = 0.01,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help='Largest difference of a probability that is allowed.')
+    ] = 0.005,
+    run: RunOptions,
+) -> None:
+    """Check every record of a store, its data set and its views; with --against, whether its teacher says the same."""
+    from ..common.errors import EvaluationError
+    from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
+
+    quiet_logs()
+    say, wanted = printer(), _numbers(epochs) if epochs else None
+    opened = Store.open(store)
+    dataset = loader(data_options, run.seed)('train')
+    check_data(opened, dataset)
+    numbers = wanted or opened.epochs()
+    say(f'Records: all {check_records(opened, numbers):,} of epochs {opened.epochs_in_words()} are whole.')
+    say(f'Views: {check_views(opened, dataset, numbers, share or 1.0):,} were made again as the teacher saw them.')
+    if against:
+        found = _teacher(against, weights, opened.info.precision, run)
+        agreement = check_teacher(opened, dataset, found, numbers, share or 1.0, workers=run.workers)
+        say(
+            f'Teacher: {agreement.views:,} views; mean difference of a probability {agreement.error:.2g}, largest '
+            f'{agreement.largest:.2g}; {agreement.other_ids:.2%} other classes.'
+        )
+        if agreement.largest > tolerance:
+            raise EvaluationError(
+                f'{against} says something else than what is stored: {agreement.largest:.2g} is above {tolerance:g}.'
+            )
+
+
+def train(
+    *,
+    model_options: ModelOptions,
+    data_options: DataOptions,
+    store: Annotated[str, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')],
+    recipe: Annotated[str, typer.Option(help='Name of a recipe.', metavar='NAME')] = 'tinyvit_22k_distill',
+    output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's; the warm-up keeps its share.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's; its learning rate grows with it.", metavar='N')
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help='Images of a forward pass of a process.', metavar='N')
+    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help='Learning rate of an update, whatever the batch.')] = None,
+    drop_path: Annotated[float | None, typer.Option(min=0.0, max=0.99, help="Instead of the recipe's.")] = None,
+    reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
+    hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
+    precision: Annotated[Precision | None, typer.Option(help='Default: bf16 on CUDA, else no.')] = None,
+    run: RunOptions,
+) -> None:
+    """Train a student from stored soft labels. The same command again resumes where the last one stopped.
+
+    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
+    """
+    from ..downstream.reports.distill import write_distilled
+    from ..soft_labels import Store
+    from ..training.distillation import distil_from_store
+    from ..training.recipes import DISTILLATION, find_recipe
+
+    quiet_logs()
+    chosen = find_recipe(recipe, DISTILLATION)
+    changes = dict(epochs=epochs, batch_size=batch_size, drop_path=None if drop_path is None else {'': drop_path})
+    chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
+    if lr is not None:
+        chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
+    with processes() as first:
+        opened = Store.open(store)
+        dataset = loader(data_options, run.seed)('train')
+        rate = chosen.drop_path_of(model_options.name)
+        arguments: dict[str, Any] = dict(drop_path_rate=rate) if rate else {}
+        student = backbone_of(model_options, run.seed, num_classes=opened.info.classes, **arguments)
+        say = printer() if first else (lambda text: None)
+        result = distil_from_store(
+            student, dataset, opened, chosen, output, reuse=reuse is not None, hard_weight=hard_weight,
+            micro_batch=micro_batch, precision=precision and str(precision),
+            device=find_device(run.device) if run.device else None, workers=run.workers, seed=run.seed, say=say,
+        )  # fmt: skip
+        if first:
+            write_distilled(
+                output, result, student, dataset, opened, name=model_options.name,
+                weights=model_options.origin(run.seed), seed=run.seed, say=say,
+            )  # fmt: skip
+
+
+def convert(
+    *,
+    folder: Annotated[Path, typer.Argument(help="Of the released code's dumps.", metavar='OFFICIAL_DIR')],
+    store: Annotated[Path, typer.Argument(help='Folder to write.', metavar='STORE')],
+    num_classes: Annotated[int, typer.Option(min=1, help='Of the teacher.', metavar='N')] = 21841,
+    teacher: Annotated[str, typer.Option(help='Its name, for people.')] = 'clip_vit_large_patch14_22k',
+) -> None:
+    """Convert dumps of TinyViT's released code, augmentation seeds included, to a store.
+
+    Their views are those of the released code's own generator; `distill train` does not make them yet.
+    """
+    from tqdm import tqdm
+
+    from ..soft_labels.legacy import convert as convert_dumps
+    from ..soft_labels.official_views import official_spec
+
+    quiet_logs()
+    with tqdm(desc='records', unit='record', disable=None) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        views = {'released code': official_spec().settings()}
+        made = convert_dumps(folder, store, num_classes, views, teacher, progress)
+    printer()(f'Written to {store}: epochs {made.epochs_in_words()} of {made.info.images:,} records each.')
+
+
+def info(
+    *,
+    store: StorePlace,
+    as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
+    view: Annotated[
+        str | None, typer.Option(help='Show a view, such as 3:1207; needs --data.', metavar='EPOCH:POSITION')
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option('--data', '-d', help='Name of the data set, or its folder.', metavar='DATA')
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help='Folder that the data set lies in.', metavar='DIR')] = None,
+    image: Annotated[Path | None, typer.Option(help='File for the image of that view.', metavar='FILE')] = None,
+) -> None:
+    """Say what a store holds, or what was done to one image for one of its views."""
+    from dataclasses import asdict
+
+    from ..soft_labels import Store
+
+    quiet_logs()
+    opened = Store.open(store)
+    if view is not None:
+        _show_view(opened, view, data, root, image, as_json)
+        return
+    facts: dict[str, Any] = dict(asdict(opened.info), epochs=opened.epochs(), bytes_a_record=opened.info.record.size)
+    if as_json:
+        print_json(facts)
+        return
+    say = printer()
+    say(f'Teacher: {opened.info.teacher} ({opened.info.precision}); {opened.info.classes:,} classes.')
+    say(f'Data: {opened.info.data}, {opened.info.images:,} images.')
+    say(f'Epochs: {opened.epochs_in_words()}; {opened.info.form}, {opened.info.k} probabilities, '
+        f'{facts["bytes_a_record"]} bytes a record.')  # fmt: skip
+
+
+def _show_view(
+    store: 'Store', view: str, data: str | None, root: Path | None, image: Path | None, as_json: bool
+) -> None:
+    from ..data.replay import ViewSpec, describe_view
+    from ..soft_labels import check_data
+
+    match = re.fullmatch(r'(\d+):(\d+)', view)
+    if not match or data is None:
+        raise typer.BadParameter('--view takes EPOCH:POSITION such as 3:1207, and needs --data.')
+    epoch, position = int(match[1]), int(match[2])
+    if position >= store.info.images:
+        raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
+    dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
+    check_data(store, dataset)
+    found = describe_view(dataset, ViewSpec.from_settings(store.info.views), store.info.seed, epoch, position)
+    if as_json:
+        print_json(dict(words=found.words, parameters=found.record))
+    else:
+        say = printer()
+        for name, words in found.words.items():
+            say(f'{name}: {words}')
+    if image is not None:
+        found.image.save(image)
+
+
+def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':
+    """A timm model as teacher."""
+    from ..soft_labels import Teacher
+
+    model = load_backbone(name, weights, True, None, run.seed)
+    return Teacher.of_timm(model, name, precision=precision, device=find_device(run.device))
+
+
+def _view_spec(size: tuple[int, int]) -> 'ViewSpec':
+    """Views as in TinyViT's pretraining."""
+    from ..data.replay import ViewSpec
+    from ..training.recipes import DISTILLATION
+
+    recipe = DISTILLATION['tinyvit_22k_distill']
+    return ViewSpec.from_timm(
+        size, scale=recipe.crop_area, hflip=recipe.flip, auto_augment=recipe.auto_augment, re_prob=recipe.random_erase,
+        re_mode='pixel',
+    )  # fmt: skip
+
+
+def _numbers(text: str) -> list[int]:
+    """'3' -> [3], '0:10' -> [0, ..., 9]. Usage error on anything else."""
+    match = re.fullmatch(r'(\d+)(?::(\d+))?', text)
+    numbers = list(range(int(match[1]), int(match[2]) if match[2] else int(match[1]) + 1)) if match else []
+    if not numbers:
+        raise typer.BadParameter(f"takes a number such as 3, or 0:10 for 0 to 9, not '{text}'.", param_hint='--epochs')
+    return numbers

@@ -1,0 +1,123 @@
+"""Views of images together with what a teacher said of them, for a training from a store of soft labels."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..common.counter_rng import child_key, permutations
+from ..common.errors import EvaluationError
+from ..data.image_dataset import ImageDataset
+from ..data.replay import Place, ReplayedViews, ViewSpec
+from ..soft_labels.check import same_view
+from ..soft_labels.store import Epoch, Store
+
+__all__ = ['SoftLabelView', 'SoftLabelViews', 'ViewSampler']
+
+ORDER = 1  # of the counters of a run: the order of images has its own
+
+
+class SoftLabelView(NamedTuple):
+    """An item of `SoftLabelViews`, in the order in which the task takes it.
+
+    Attributes:
+        image: float32 (3, H, W).
+        label: The true class.
+        ids: (K,), the bits of the stored unsigned numbers as int16 or int32.
+        probabilities: (K,), float16 or float32.
+    """
+
+    image: torch.Tensor
+    label: int
+    ids: np.ndarray
+    probabilities: np.ndarray
+
+
+class SoftLabelViews(Dataset):
+    """The views of a store made again, by `Place`, each with its soft labels.
+
+    A view that carries a checksum is compared with the image that the teacher saw.
+
+    Args:
+        dataset: The one that the store was saved from.
+        store: Its epochs are opened when they are first met, in each worker.
+        size: (H, W) of the student.
+        mean: Of the student.
+        std: Of the student.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        store: Store,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.dataset, self.store = dataset, store
+        spec = ViewSpec.from_settings(store.info.views)
+        self.views = ReplayedViews(dataset, spec, store.info.seed, size=size, mean=mean, std=std)
+        self._epoch: Epoch | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: Place) -> SoftLabelView:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[Place]) -> list[SoftLabelView]:
+        """The views of a batch, all of one epoch.
+
+        Raises:
+            EvaluationError: If an image or a record cannot be read, or a view is not the one that the teacher saw.
+        """
+        epoch = self._opened(places[0].epoch)
+        labels = epoch.read([place.position for place in places])
+        ids = labels.ids.view(np.int16 if labels.ids.itemsize == 2 else np.int32)
+        found = []
+        for view, *of_view in zip(self.views.__getitems__(places), ids, labels.probabilities, strict=True):
+            if view.crc32 >= 0:
+                same_view(epoch, self.dataset, view.position, view.crc32)
+            found.append(SoftLabelView(view.image, view.label, *of_view))
+        return found
+
+    def _opened(self, number: int) -> Epoch:
+        if self._epoch is None or self._epoch.number != number:
+            self._epoch = self.store.epoch(number)
+        return self._epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | dict(_epoch=None)  # maps of files stay in their process
+
+
+class ViewSampler(Sampler[Place]):
+    """The images of an epoch of training in random order, each as the view of a stored epoch.
+
+    Args:
+        images: How many there are.
+        batch_size: Images in an update; the rest of an epoch that makes no whole batch is left out.
+        seed: Of the order, with the number of the epoch.
+        stored: Numbers of the stored epochs, taken in turn.
+
+    Raises:
+        EvaluationError: If there are fewer images than a batch has.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, stored: Sequence[int]) -> None:
+        if images < batch_size:
+            raise EvaluationError(f'{images} images make no batch of {batch_size}: choose a smaller --batch-size.')
+        self.images, self.seed, self.stored, self.epoch = images, seed, stored, 0
+        self.length = images // batch_size * batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Place]:
+        order = permutations(child_key(self.seed, ORDER, self.epoch), self.images)[: self.length]
+        stored = self.stored[self.epoch % len(self.stored)]
+        return (Place(stored, position) for position in order.tolist())
