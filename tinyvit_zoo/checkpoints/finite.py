@@ -48,7 +48,8 @@ def check_finite(state_dict: Mapping[str, torch.Tensor], origin: str, allow_nonf
     names = [] if allow_nonfinite else nonfinite(state_dict)
     if names:
         raise CheckpointError(
-            f'{origin}: {_found(names)}, so the training has failed or the file is damaged; --allow-nonfinite (allow_nonfinite=True) takes them as they are.'
+            f'{origin}: {_found(names)}, so the training has failed or the file is damaged; --allow-nonfinite '
+            '(allow_nonfinite=True) takes them as they are.'
         )
 
 
