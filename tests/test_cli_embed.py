@@ -109,6 +109,14 @@ def test_refusals_are_one_sentence(cli, model, images, tmp_path, monkeypatch, da
     assert words in err
 
 
+def test_a_folder_of_images_has_one_split_and_says_that_its_folders_are_no_classes(images, classes, caplog):
+    with pytest.raises(EvaluationError, match="only split is 'all'"):
+        find_images(images, 'train')
+    Image.new('RGB', (8, 8)).save(classes / 'cover.png')
+    assert find_images(classes).classes == ()
+    assert f'{classes}: its folders are no classes, as images lie beside them' in caplog.text
+
+
 def test_another_suffix_is_refused_from_python_too(tmp_path, classes):
     with pytest.raises(EvaluationError, match=r'\.npz'):
         embed(small_of('tinyvit', img_size=32), find_images(classes), tmp_path / 'features.csv')
