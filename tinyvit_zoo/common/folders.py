@@ -68,9 +68,13 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
         return read()
 
 
+<<<<<<< HEAD
 @contextmanager
 def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
     """The identity of a folder, which no other gets meanwhile: the number of one that is gone may be given anew."""
+=======
+def _identity(folder: Path) -> tuple[int, ...] | None:
+>>>>>>> main
     try:
         descriptor = os.open(folder, os.O_RDONLY) if os.name == 'posix' else None
     except OSError:
@@ -87,7 +91,7 @@ def _identity(folder: Path | int) -> tuple[int, int] | None:
         found = os.stat(folder)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns  # a new folder may have the number of one that has gone
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
@@ -109,8 +113,11 @@ def _exchanged(one: Path, other: Path) -> bool:
     """Let two folders change names in one step, so that no reader finds neither; False where the system cannot."""
     if sys.platform != 'linux':
         return False
-    rename = getattr(ctypes.CDLL(None), 'renameat2', None)
-    return bool(rename) and not rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:  # an old C library
+        return False
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 @contextmanager

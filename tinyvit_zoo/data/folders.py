@@ -258,8 +258,8 @@ def read_class_folders(
     beside = sum(_is_image(entry) for entry in _entries(folder))
     if beside:
         _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
-    files = Files(np.concatenate(names), root, prepare, upright=upright)
-    return ImageDataset(name, '', classes, np.concatenate(labels), files)
+    source = Files(np.concatenate(names), root, prepare, upright=upright)
+    return ImageDataset(name, '', classes, np.concatenate(labels), source)
 
 
 def _no_class(folder: Path, strange: str, classes: Sequence[str], name: str) -> str:
@@ -268,7 +268,7 @@ def _no_class(folder: Path, strange: str, classes: Sequence[str], name: str) -> 
     if inner is not None and set(class_folders(inner)) <= set(classes):
         return f'{message}: it has one folder too many above the classes, move those of {inner} up.'
     near = next((c for c in classes if c.lower() == strange.lower()), None)
-    return f"{message}: rename it{f' to {near!r}' if near else ''}, or take it away."
+    return f'{message}: rename it{f" to {near!r}" if near else ""}, or take it away.'
 
 
 def _is_text(name: str) -> bool:
