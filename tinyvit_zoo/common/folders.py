@@ -68,13 +68,9 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
         return read()
 
 
-<<<<<<< HEAD
 @contextmanager
 def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
     """The identity of a folder, which no other gets meanwhile: the number of one that is gone may be given anew."""
-=======
-def _identity(folder: Path) -> tuple[int, ...] | None:
->>>>>>> main
     try:
         descriptor = os.open(folder, os.O_RDONLY) if os.name == 'posix' else None
     except OSError:
@@ -91,7 +87,7 @@ def _identity(folder: Path | int) -> tuple[int, int] | None:
         found = os.stat(folder)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns  # a new folder may have the number of one that has gone
+    return found.st_dev, found.st_ino
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
