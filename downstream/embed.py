@@ -1,5 +1,6 @@
 """Features of images in one file, with the path and the label of every image."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError, MissingSplitError
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.data.datasets import load_dataset
-from tinyvit_zoo.data.folders import folder_too_many, is_plain_folder, read_plain_folder, split_folders
+from tinyvit_zoo.data.folders import class_folders, folder_too_many, is_plain_folder, read_plain_folder, split_folders
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from .features import Features, extract
 
 __all__ = ['embed', 'find_images']
+
+_log = logging.getLogger(__name__)
 
 
 def find_images(
@@ -44,6 +47,10 @@ def find_images(
     folder = Path(data)
     if not os.path.isdir(folder) or not _is_plain(folder):
         return load_dataset(str(data), split, root, skip_unreadable=skip_unreadable, **options)
+    if split != 'all':
+        raise MissingSplitError(f"{folder} holds images without classes, so that its only split is 'all'.")
+    if is_plain_folder(folder) and class_folders(folder):
+        _log.warning('%s: its folders are no classes, as images lie beside them: there are no labels.', folder)
     dataset = read_plain_folder(folder)
     dataset = dataset.without_unreadable() if skip_unreadable else dataset
     if not len(dataset):

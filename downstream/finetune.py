@@ -228,7 +228,10 @@ def _plan(
     if not share:
         words = f'{everything}; none is held out, so the last epoch is the result (--held-out 0.1 would choose one).'
         return train, None, _Plan(words, 'nothing: it is the last one')
-    rest, held = stratified_split(train.labels, share, seed)
+    try:
+        rest, held = stratified_split(train.labels, share, seed)
+    except EvaluationError as e:
+        raise EvaluationError(f'{str(e).removesuffix(".")}, or train on all of them (--held-out 0).') from e
     words = (
         f'Held out: {len(held):,} of the {total:,} images of {train.name} ({train.split}), about {share:.0%} of each '
         f'class, with which the epoch is chosen; {len(rest):,} are trained on (--held-out 0 for all).'

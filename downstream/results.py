@@ -142,7 +142,8 @@ def write(
     for name, entry in (eval_results or {}).items():
         if entry is not None:
             files[f'{EVAL_RESULTS}/{name}.yaml'] = partial(Path.write_text, data=entry, encoding='utf-8')
-    files[RESULTS] = partial(Path.write_text, data=text, encoding='utf-8')
+    # A name that is no UTF-8 becomes an escape of JSON.
+    files[RESULTS] = partial(Path.write_text, data=text, encoding='utf-8', errors='backslashreplace')
     try:
         for name, fill in files.items():
             with new_file(path.parent / name) as new:
@@ -156,7 +157,7 @@ def write(
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with path.open('w', newline='', encoding='utf-8') as file:
+    with path.open('w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

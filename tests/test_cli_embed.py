@@ -7,6 +7,7 @@ import torch
 from conftest import small_of
 from PIL import Image
 
+from tinyvit_zoo.cli.console import printer
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.downstream.embed import embed, find_images
 from tinyvit_zoo.downstream.features import extract
@@ -109,6 +110,19 @@ def test_refusals_are_one_sentence(cli, model, images, tmp_path, monkeypatch, da
     assert words in err
 
 
+def test_a_folder_of_images_has_one_split_and_says_that_its_folders_are_no_classes(images, classes, caplog):
+    with pytest.raises(EvaluationError, match="only split is 'all'"):
+        find_images(images, 'train')
+    Image.new('RGB', (8, 8)).save(classes / 'cover.png')
+    assert find_images(classes).classes == ()
+    assert f'{classes}: its folders are no classes, as images lie beside them' in caplog.text
+
+
 def test_another_suffix_is_refused_from_python_too(tmp_path, classes):
     with pytest.raises(EvaluationError, match=r'\.npz'):
         embed(small_of('tinyvit', img_size=32), find_images(classes), tmp_path / 'features.csv')
+
+
+def test_names_that_would_act_on_a_terminal_are_printed_as_escapes(capsys):
+    printer()('top-1 of ant\x1b[2J\nand of \ud800')
+    assert capsys.readouterr().out == 'top-1 of ant\\x1b[2J\nand of \\ud800\n'

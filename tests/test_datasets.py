@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import types
@@ -207,6 +208,56 @@ def test_folders_without_splits_or_without_classes_get_advice(tmp_path):
     for split in ('train', 'test', 'all'):
         denied(str(tmp_path / 'bare'), split, words=('no class folders', 'train/ and val/'))
         denied(str(tmp_path / 'split'), split, words=('Train/, val/ without class folders', 'Train/CLASS/'))
+
+
+@pytest.mark.parametrize(
+    ('layout', 'words'),
+    [
+        (('train2017/a', 'train2017/b', 'val2017/a'), ('train2017/, val2017/', 'train/, val/ and test/')),
+        (('seg_train/a', 'seg_test/a'), ('seg_test/, seg_train/', 'train/, val/ and test/')),
+        (('Trainset/a', 'Testset/a'), ('Testset/, Trainset/', 'train/, val/ and test/')),
+        (('ant/train', 'ant/test', 'bee/train'), ('within ant/, bee/', 'test/ant/ instead of ant/test/')),
+        (('images/train', 'images/val', 'labels/train'), ('within images/, labels/', 'train/images/')),
+    ],
+)
+def test_layouts_that_would_mix_the_splits_are_refused_with_advice(layout, words, tmp_path):
+    for name in layout:
+        fake.image(tmp_path / name / '0.png')
+    for split in ('train', 'test', 'all'):
+        denied(str(tmp_path), split, words=words)
+
+
+def test_classes_whose_names_hold_the_word_of_a_split_stay_classes(tmp_path):
+    fake.class_folders(tmp_path, ('test tube', 'train_car'))
+    assert load_dataset(str(tmp_path), 'all').classes == ('test tube', 'train_car')
+    for name in ('ant/train', 'bee/wings'):
+        fake.image(tmp_path / 'parts' / name / '0.png')
+    assert load_dataset(str(tmp_path / 'parts'), 'all').classes == ('ant', 'bee')
+
+
+def test_a_class_that_train_lacks_gets_advice(tmp_path):
+    fake.class_folders(tmp_path / 'train', ('Ant', 'Bee'))
+    for name, words in (('ant', "rename it to 'Ant'"), ('cat', 'rename it, or take it away')):
+        fake.class_folders(tmp_path / 'val', (name,))
+        denied(str(tmp_path), 'validation', words=(f"'{name}'", 'none of the 2 classes', words))
+        shutil.rmtree(tmp_path / 'val')
+    fake.class_folders(tmp_path / 'val' / 'images', ('Ant', 'Bee'))
+    denied(str(tmp_path), 'validation', words=("'images'", f'those of {tmp_path / "val/images"} up'))
+
+
+def test_links_of_classes_and_splits_that_lead_nowhere_are_said(tmp_path, caplog):
+    fake.class_folders(tmp_path / 'train', ('ant', 'bee'))
+    (tmp_path / 'train' / 'cat').symlink_to(tmp_path / 'no disk')
+    (tmp_path / 'val').symlink_to(tmp_path / 'no disk')
+    assert load_dataset(str(tmp_path), 'train').classes == ('ant', 'bee')
+    for folder, name in ((tmp_path, 'val'), (tmp_path / 'train', 'cat')):
+        assert f'{folder}: left out, as they are links that lead nowhere: {name}.' in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='others have no names that are not UTF-8')
+def test_a_class_folder_whose_name_cannot_be_written_is_named_before_anything_is_computed(tmp_path):
+    fake.class_folders(tmp_path, ('ant', os.fsdecode(b'b\xe9')))
+    denied(str(tmp_path), 'all', words=('b\\udce9', 'rename it'))
 
 
 def test_a_missing_split_says_what_there_is_instead(tmp_path, caplog):

@@ -131,6 +131,26 @@ def test_a_reader_looks_again_when_the_folder_was_replaced_meanwhile(tmp_path):
     assert looks == ['first', 'second']
 
 
+def test_a_new_folder_never_passes_for_the_one_that_was_read(tmp_path):
+    """File systems give the number of a folder that is gone to the next one."""
+    folder, numbers = tmp_path / 'model', set()
+    save(folder, 'first')
+    own = folder.stat().st_ino
+
+    def read() -> list[str]:
+        first = (folder / FILES[0]).read_text()
+        if first == 'first':
+            for _ in range(8):  # ends where it would be taken for the first
+                save(folder, 'second')
+                numbers.add(folder.stat().st_ino)
+                if folder.stat().st_ino == own:
+                    break
+        return [first, (folder / FILES[1]).read_text()]
+
+    assert read_settled(folder, read) == ['second', 'second']
+    assert own not in numbers
+
+
 def test_a_reader_of_a_folder_that_stays_looks_once(tmp_path):
     looks = []
     save(tmp_path / 'model', 'first')

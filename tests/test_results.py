@@ -93,6 +93,13 @@ def test_everything_is_written_and_reported(tmp_path):
     assert all(name in said[0] for name in (*files, str(path.parent)))
 
 
+def test_file_names_that_are_no_utf_8_are_written_as_escapes(tmp_path):
+    name = b'b\xe9.png'.decode(errors='surrogateescape')
+    path = write(tmp_path, dict(left_out=[name]), tables=dict(files=[dict(name=name)]), say=lambda line: None)
+    assert json.loads(path.read_text()) == dict(left_out=[name])
+    assert 'b\\udce9.png' in (tmp_path / 'files.csv').read_text()
+
+
 def test_a_failing_file_keeps_the_old_ones_and_leaves_no_other(tmp_path):
     class Broken(Figure):
         def savefig(self, *args, **kwargs):

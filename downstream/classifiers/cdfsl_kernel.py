@@ -103,7 +103,10 @@ def _load() -> ctypes.CDLL:
     path = folder / f'cdfsl-{key}.so'
     if not _is_as_built(path):
         with new_file(_note(path), private=True) as note, new_file(path, private=True) as new:
-            subprocess.run([*command, str(SOURCE), '-o', str(new)], check=True, capture_output=True, timeout=120)
+            subprocess.run(
+                [*command, str(SOURCE), '-o', str(new)], check=True, capture_output=True, timeout=120, text=True,
+                errors='replace',
+            )  # fmt: skip
             note.write_text(hashlib.sha256(new.read_bytes()).hexdigest())
     with _opened(path) as (file, _):
         return ctypes.CDLL(file)

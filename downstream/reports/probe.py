@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save
 
-from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.per_class import at_zero, per_class_words
 from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.class_map import readable
@@ -150,7 +150,8 @@ def write_probe(
         note = f'{TITLES[head["mode"]]}, {",".join(head["layers"])}'
         entry = eval_results_entry(test.name, result.test, notes=note)
     settings = record('linear-probe', dataset=parts._asdict(), **head)
-    path = write(
+    _write_head(Path(output) / HEAD, result)
+    return write(
         output,
         {**settings, **plain(summary(result, test))},
         tables=dict(grid=_grid_rows(result), per_class=classes),
@@ -158,16 +159,13 @@ def write_probe(
         eval_results={test.name: entry},
         say=say,
     )
-    _write_head(Path(output) / HEAD, result)
-    return path
 
 
 def _write_head(path: Path, result: Result) -> None:
     """Weight (K, D) and bias (K,) of the chosen head."""
     fit = result.fit if isinstance(result, LogisticResult) else result
     tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(fit, name))) for name in ('weight', 'bias')}
-    with new_file(path) as new:
-        new.write_bytes(save(tensors))
+    write_whole(path, save(tensors))
 
 
 def _grid_rows(result: Result) -> Sequence[dict[str, Any]]:

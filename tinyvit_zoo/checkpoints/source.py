@@ -30,7 +30,7 @@ __all__ = ['Weights', 'find_weights', 'imported_path']
 
 _logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 10.0  # without a byte, as the client of the Hub has it
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 

@@ -22,9 +22,11 @@ def console() -> Console:
 
 
 def printer() -> Callable[[str], None]:
-    """A function that prints a line as it is."""
+    """A function that prints lines as they are, but for what acts on a terminal: names of files and classes may."""
+    from ..common.text import escaped
+
     out = console()
-    return lambda text: out.print(text, markup=False, soft_wrap=True)
+    return lambda text: out.print('\n'.join(map(escaped, text.split('\n'))), markup=False, soft_wrap=True)
 
 
 def print_error(message: str) -> None:

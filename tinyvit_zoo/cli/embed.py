@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import command, quiet_logs
+from .console import command, printer, quiet_logs
 from .evaluator_options import backbone_of, dtype_of, processes
 from .options import Cache, DataOptions, ForwardOptions, Layers, ModelOptions, RunOptions, find_device, make_output
 
@@ -53,6 +53,7 @@ def embed(
         )  # fmt: skip
         if first:
             labels = f', {len(images.classes)} classes' if images.classes else ', no labels'
-            print(f'Written to {output}: {features.D} features of {len(images)} images{labels}')
+            say = printer()
+            say(f'Written to {output}: {features.D} features of {len(images)} images{labels}')
             for path in images.skipped:
-                print(f'Left out, as it cannot be read: {path}')
+                say(f'Left out, as it cannot be read: {path}')

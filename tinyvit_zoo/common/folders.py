@@ -56,24 +56,38 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
 
     Files of two versions do not belong together.
     """
-    before = _identity(folder)
-    try:
-        result = read()
-        if _identity(folder) == before:
-            return result
-    except Exception:
-        if _identity(folder) == before is not None:
-            raise
+    with _held(folder) as before:
+        try:
+            result = read()
+            if _identity(folder) == before:
+                return result
+        except Exception:
+            if _identity(folder) == before is not None:
+                raise
     with _locked(folder.parent):
         return read()
 
 
-def _identity(folder: Path) -> tuple[int, ...] | None:
+@contextmanager
+def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
+    """The identity of a folder, which no other gets meanwhile: the number of one that is gone may be given anew."""
     try:
-        found = folder.stat()
+        descriptor = os.open(folder, os.O_RDONLY) if os.name == 'posix' else None
+    except OSError:
+        descriptor = None
+    try:
+        yield _identity(folder if descriptor is None else descriptor)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _identity(folder: Path | int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns  # a new folder may have the number of one that has gone
+    return found.st_dev, found.st_ino
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from ..common.errors import EvaluationError, MissingSplitError
-from ..common.text import first_few, reason
+from ..common.text import first_few, reason, shown
 from .image_dataset import Files, ImageDataset, join
 
 __all__ = [
@@ -105,6 +106,7 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
     if not folder.is_dir():
         raise EvaluationError(f'{folder} is no folder.')
     parts = split_folders(folder)
+    _say_dead_links(folder)
     if not parts:
         _refuse_other_layouts(folder)
     if split != 'all' and split not in parts:
@@ -138,7 +140,31 @@ def _refuse_other_layouts(folder: Path) -> None:
             f'{folder} has images in {first_few([f"{name}/" for name in filled])} without class folders: '
             f'put those of each class into a folder of its name, such as {filled[0]}/CLASS/.'
         )
+    _refuse_near_splits(folder, filled)
     _refuse_single(folder)
+
+
+def _refuse_near_splits(folder: Path, filled: Sequence[str]) -> None:
+    """Errors for folders that are called nearly like splits, and for splits within the classes: both would be taken for
+    classes, and images to learn from for images to test on.
+    """
+    if any(is_plain_folder(folder / name) for name in filled):
+        return
+    named = first_few([f'{name}/' for name in filled])
+    if all(map(_sounds_like_split, filled)):
+        raise EvaluationError(f'{folder} has {named}: call the folders of its splits train/, val/ and test/.')
+    inner = {name: list(_filled(folder / name)) for name in filled}
+    if all(map(split_of, chain(*inner.values()))):
+        one, part = filled[0], inner[filled[0]][0]
+        raise EvaluationError(
+            f'{folder} has folders of splits within {named}: put the splits outside and the classes inside, such as '
+            f'{part}/{one}/ instead of {one}/{part}/.'
+        )
+
+
+def _sounds_like_split(name: str) -> bool:
+    """Whether a split is one of the words of a name, as in 'train2017', 'test_images' and 'val '."""
+    return any(split_of(word.removesuffix('set')) for word in re.findall(r'[a-z]+', name.lower()))
 
 
 def _refuse_single(folder: Path) -> None:
@@ -211,10 +237,12 @@ def read_class_folders(
     index = {c: i for i, c in enumerate(classes)}
     strange = [c for c in there if c not in index]
     if strange:
-        raise EvaluationError(
-            f"{folder} has {len(there)} class folders, among them '{strange[0]}', which is none of the "
-            f'{len(classes)} classes of {name}.'
-        )
+        raise EvaluationError(_no_class(folder, strange[0], classes, name))
+    for c in there:
+        if not _is_text(c):
+            raise EvaluationError(f'{folder} has a class folder whose name {shown(c)} is no UTF-8: rename it.')
+    if root is not None:
+        _say_dead_links(folder)
     root = root or folder
     names, labels, other, empty = [], [], Counter[str](), []
     for c in sorted(there, key=index.__getitem__):
@@ -232,6 +260,32 @@ def read_class_folders(
         _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
     source = Files(np.concatenate(names), root, prepare, upright=upright)
     return ImageDataset(name, '', classes, np.concatenate(labels), source)
+
+
+def _no_class(folder: Path, strange: str, classes: Sequence[str], name: str) -> str:
+    message = f"{folder} has the class folder '{strange}', which is none of the {len(classes)} classes of {name}"
+    inner = folder_too_many(folder)
+    if inner is not None and set(class_folders(inner)) <= set(classes):
+        return f'{message}: it has one folder too many above the classes, move those of {inner} up.'
+    near = next((c for c in classes if c.lower() == strange.lower()), None)
+    return f'{message}: rename it{f" to {near!r}" if near else ""}, or take it away.'
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name of the file system can be written to a file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _say_dead_links(folder: Path) -> None:
+    """Say which folders may be missing because their disk is."""
+    dead = [entry.name for entry in _entries(folder) if entry.is_symlink() and not os.path.exists(entry.path)]
+    dead = [name for name in dead if os.path.splitext(name)[1].lower() not in EXTENSIONS]
+    if dead:
+        _log.warning('%s: left out, as they are links that lead nowhere: %s.', folder, first_few(dead))
 
 
 def _no_images(folder: Path, other: Counter[str] | None = None) -> str:
