@@ -276,6 +276,12 @@ STOPPED = {
     'crowds alone': (
         lambda root: rewrite(root, lambda c: [f.update(iscrowd=1) for f in c['annotations']]), 'train.json', 'crowds'
     ),
+    'objects to ignore alone': (
+        lambda root: rewrite(root, lambda c: [f.update(ignore=1) for f in c['annotations']]), 'train.json', 'to ignore'
+    ),
+    'a name that no system can hold': (
+        lambda root: rewrite(root, lambda c: c['images'][1].update(file_name='x' * 5000), 'val'), '1 of 2 images', 'xx'
+    ),
     'parts of the image': (lambda root: rewrite(root, scale), 'train.json', 'boxes are in pixels'),
     'parts of the validation image': (lambda root: rewrite(root, scale, 'val'), 'val.json', 'boxes are in pixels'),
     'an image that is gone': (lambda root: (root / 'val_2.png').unlink(), '1 of 2 images', 'val_2.png'),
@@ -306,6 +312,7 @@ def test_data_that_would_stop_or_spoil_a_run_is_named_before_it(case, tmp_path):
 TOLD = {
     'boxes as corners': (lambda c: c['annotations'][2].update(bbox=[3, 35, 28, 60]), 'reach out', 'object 3'),
     'a box below a pixel': (lambda c: c['annotations'][1].update(bbox=[3, 3, 0.5, 9]), 'below 1 pixel', 'object 2'),
+    'an object to ignore': (lambda c: c['annotations'][1].update(ignore=True), 'not trained on', 'object 2'),
     'a box without extent': (lambda c: c['annotations'][1].update(bbox=[3, 3, 0, 9], segmentation=[]), 'left out'),
 }
 

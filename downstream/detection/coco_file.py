@@ -161,7 +161,9 @@ def _named_as(classes: Sequence[str], names: dict[str, str], categories: list[En
     """Call the categories as the classes are written. Returns their names by the text of their ids."""
     written = {tidy(name): name for name in classes}
     if len(written) < len(classes):
-        raise EvaluationError(f'The config has several classes of one name ({first_few(classes, 10)}): name them apart.')
+        raise EvaluationError(
+            f'The config has several classes of one name ({first_few(classes, 10)}): name them apart.'
+        )
     for category in categories:
         category['name'] = written.get(category['name'], category['name'])
     return {key: written.get(name, name) for key, name in names.items()}
