@@ -248,7 +248,8 @@ def _folder_of(annotations: Path, root: Path) -> Path:
     for folder in folders:
         if os.path.isfile(folder / first):  # a name may be too long to ask for
             return folder
+    places = ', '.join(dict.fromkeys(map(str, folders)))
     raise EvaluationError(
-        f"'{shown(first)}' of {annotations} is not in {', '.join(dict.fromkeys(map(str, folders)))}: give the folder of the "
-        'images (--train-images, --validation-images).'
+        f"'{shown(first)}' of {annotations} is not in {places}: give the folder of the images (--train-images, "
+        '--validation-images).'
     )
