@@ -133,7 +133,7 @@ def first(**values):
 
 
 REFUSED = {
-    'no dictionary': (lambda c: [c.clear(), c.update(images=[])], 'annotations, categories'),
+    'no dictionary': (lambda c: [c.clear(), c.update(images=[])], 'it has no categories'),
     'null categories': (lambda c: c.update(categories=None), 'it has no categories'),
     'objects by id': (lambda c: c.update(annotations={'1': {}}), 'annotations are no list'),
     'text among the images': (lambda c: c['images'].append('x'), 'images are no list'),

@@ -17,7 +17,7 @@ from PIL import Image
 from tinyvit_zoo.common.errors import EvaluationError, ImageError
 from tinyvit_zoo.data.image_file import load_image
 from tinyvit_zoo.downstream.detection import ZooCocoDataset, ZooCocoMetric, ZooLoadImage
-from tinyvit_zoo.downstream.detection.config_parts import heads_of, kind_of, pipeline_steps
+from tinyvit_zoo.downstream.detection.config_parts import heads_of, kind_of, own_classes_of, pipeline_steps
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, match_by_name, use_custom_data
 from tinyvit_zoo.downstream.detection.data_checks import check_data
 
@@ -151,6 +151,23 @@ def test_results_are_written_with_the_ids_of_the_file(tmp_path):
     for kind in ('bbox', 'segm'):
         found = json.loads((tmp_path / f'out.{kind}.json').read_text())
         assert [entry['category_id'] for entry in found] == [5, 9, 2] * 2
+
+
+def test_results_are_written_for_images_without_annotations(tmp_path):
+    content = make_squares(tmp_path / 'val.json')
+    rewrite(tmp_path, lambda c: c.pop('annotations'), 'val')
+    make_squares(tmp_path / 'train.json')
+    config = configure(tmp_path)
+    refused(lambda: check(config, training=False), 'val.json', 'nothing to measure', kind=EvaluationError)
+    config.test_evaluator.update(format_only=True, outfile_prefix=str(tmp_path / 'results'))
+    check(config, training=False)
+    perfect(config, content, 'test')
+    assert len(json.loads((tmp_path / 'results.bbox.json').read_bytes())) == 6
+
+
+def test_classes_may_be_the_lines_of_a_file(tmp_path):
+    (tmp_path / 'classes.txt').write_text('c\na\nb\n')
+    assert own_classes_of(dict(metainfo=dict(classes=str(tmp_path / 'classes.txt')))) == ('c', 'a', 'b')
 
 
 def test_files_without_what_can_be_derived_train_and_validate(tmp_path):

@@ -65,6 +65,8 @@ def read_annotations(path: str | Path) -> Entry:
         raise EvaluationError(f'The annotations {path} cannot be read: {e.strerror or e}.') from e
     except (ValueError, RecursionError) as e:
         raise EvaluationError(f'{path} is not a JSON file ({reason(e)}).') from e
+    if isinstance(content, dict):
+        content.setdefault('annotations', [])  # files of images to submit results for have none
     absent = [key for key in PARTS if not isinstance(content, dict) or content.get(key) is None]
     if absent:
         raise EvaluationError(f"{path} is not in COCO's format: it has no {', '.join(absent)}.")

@@ -77,7 +77,8 @@ def _check_coco(dataset: Mapping[str, Any], config: Config, loader: str, say: Ca
     file = read_coco(annotations, classes, sizes, masks)
     _check_images(file, folder, sizes, say)
     _check_shapes(file, dataset)
-    _check_objects(file, dataset, learned, say)
+    if not (metrics and all(metric.get('format_only') for metric in metrics)):  # else results are written alone
+        _check_objects(file, dataset, learned, say)
     for metric in metrics:
         _check_metric(metric, file, sizes)
 
