@@ -407,7 +407,7 @@ def test_a_file_of_no_known_family_is_reported(cli, tmp_path):
     code, _, err = cli('convert', tmp_path / 'resnet.pth', tmp_path / 'out.safetensors')
     assert code == 1
     assert_one_sentence(
-        err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin, plain ViT', 'conv1.0.weight', 'resnet.pth'
+        err, 'no known family (TinyViT, Mini-DeiT, Mini-Swin, CLIP ViT, plain ViT', 'conv1.0.weight', 'resnet.pth'
     )
 
 
@@ -482,8 +482,8 @@ def test_a_failed_conversion_leaves_an_existing_target_alone(cli, five_million, 
     ('target', 'error'), [('out.safetensors', SafetensorError), ('out.pth', RuntimeError), ('out', SafetensorError)]
 )
 def test_an_interrupted_write_leaves_no_partial_file(cli, five_million, tmp_path, monkeypatch, target, error):
-    def fail(tensors, path, **kwargs):
-        path.write_bytes(b'half')
+    def fail(tensors, file, **kwargs):
+        (file.write_bytes if isinstance(file, Path) else file.write)(b'half')
         raise error('No space left on device')
 
     monkeypatch.setattr('tinyvit_zoo.hub.folder.save_file', fail)

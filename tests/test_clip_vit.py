@@ -17,8 +17,9 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tinyvit_zoo.checkpoints import CLIP_VIT_KEYS, find_key_map, in1k_classes_in_22k
-from tinyvit_zoo.hub import save_folder, verify
+from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.hub.pack import pack
+from tinyvit_zoo.hub.verify import verify
 from tinyvit_zoo.releases import find_release
 
 NAME = 'clip_vit_large_patch14_224'

@@ -299,7 +299,7 @@ def test_epochs_that_are_none_are_a_usage_error(text, cli):
 
 def test_dumps_of_the_released_code_are_converted_by_a_command(cli, tmp_path):
     golden = Path(__file__).parent / 'golden' / 'tinyvit_logits_sample'
-    out = ran(cli('distill', 'convert', str(golden), str(tmp_path / 's'), '--classes', '32768'))
+    out = ran(cli('distill', 'convert', str(golden), str(tmp_path / 's'), '--num-classes', '32768'))
     assert 'epochs 3 of 3 records' in out
     assert Store.open(tmp_path / 's').epoch(3).seeds([0]).tolist() == [123456789]
 

@@ -282,7 +282,7 @@ def test_every_detection_config_has_its_row():
 
 def test_thumbnails_are_small_and_used():
     images = {path.name for path in (ROOT / 'docs' / 'images').iterdir()}
-    used = {name for text in TEXTS.values() for name in re.findall(r'images/([\w.]+)', text)}
+    used = {name for text in TEXTS.values() for name in re.findall(r'images/(\w+\.\w+)', text)}
     assert used == images
     for path in (ROOT / 'docs' / 'images').glob('*.png'):
         assert path.stat().st_size < 40_000, path.name

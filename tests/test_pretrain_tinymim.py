@@ -256,7 +256,7 @@ def test_a_teacher_drops_paths_in_training_mode_if_asked():
         (tinymim_teacher, dict(proj_drop_rate=0.1)),
         (tinymim_teacher, dict(global_pool='avg')),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, '__name__', str(value)),
 )
 def test_arguments_without_effect_are_refused(build, argument):
     refused(lambda: build('small', device='meta', **argument), next(iter(argument)), 'no effect', kind=TypeError)

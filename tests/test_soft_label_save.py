@@ -246,3 +246,20 @@ def test_two_processes_of_torchrun_save_the_bytes_of_one(teacher, digits, tmp_pa
     subprocess.run([*launcher, str(tmp_path / 'program.py')], env=environment, cwd=tmp_path, check=True, timeout=300)
     saved(teacher, digits, tmp_path / 'one')
     assert files_of(tmp_path / 'two') == files_of(tmp_path / 'one')
+
+
+def test_the_fingerprint_of_files_is_kept_beside_the_store(teacher, digits, tmp_path):
+    for i in range(6):
+        folder = tmp_path / 'data' / 'train' / f'digit{i % 2}'
+        folder.mkdir(parents=True, exist_ok=True)
+        digits.image(i).save(folder / f'{i}.png')
+    data = load_dataset(str(tmp_path / 'data'), 'train')
+    other = copy.deepcopy(teacher)
+    other.model.reset_classifier(2)
+    store = saved(other, data, tmp_path / 's', epochs=[0])
+    kept = tmp_path / 's' / 'fingerprints.json'
+    assert store.info.fingerprint in kept.read_text()
+    check_data(store, load_dataset(str(tmp_path / 'data'), 'train'))
+    digits.image(9).save(tmp_path / 'data' / 'train' / 'digit0' / '0.png')
+    changed = load_dataset(str(tmp_path / 'data'), 'train')
+    refused(lambda: check_data(store, changed), 'fingerprint', kind=EvaluationError)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -60,7 +60,9 @@ def write_distilled(
         loss=result.history[-1]['loss'],
     )  # fmt: skip
     history = [dict(epoch=i, **epoch) for i, epoch in enumerate(result.history, 1)]
-    curves = {kind: [epoch[kind] for epoch in result.history] for kind in LOSSES if kind in result.history[0]}
+    curves = {
+        kind: [cast(float, epoch[kind]) for epoch in result.history] for kind in LOSSES if kind in result.history[0]
+    }
     title = f'{name} from the soft labels of {info.teacher}'
     figures = dict(loss=plots.learning_curves(curves, title=title, y_label='loss'))
     write(output, {**head, **run}, tables=dict(history=history), figures=figures, eval_results={}, say=say)

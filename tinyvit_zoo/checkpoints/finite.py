@@ -31,12 +31,7 @@ def warn_nonfinite(state_dict: Mapping[str, torch.Tensor], origin: str) -> None:
     """One warning if a tensor holds NaN or infinity."""
     names = nonfinite(state_dict)
     if names:
-        _logger.warning(
-            '%s: %d tensors hold NaN or infinity (%s), so the model cannot compute with them.',
-            origin,
-            len(names),
-            first_few(names),
-        )
+        _logger.warning('%s: %s, so the model cannot compute with them.', origin, _found(names))
 
 
 def check_finite(state_dict: Mapping[str, torch.Tensor], origin: str, allow_nonfinite: bool = False) -> None:
@@ -53,6 +48,11 @@ def check_finite(state_dict: Mapping[str, torch.Tensor], origin: str, allow_nonf
     names = [] if allow_nonfinite else nonfinite(state_dict)
     if names:
         raise CheckpointError(
-            f'{origin}: {len(names)} tensors hold NaN or infinity ({first_few(names)}), so the training has failed or '
-            'the file is damaged; --allow-nonfinite (allow_nonfinite=True) takes them as they are.'
+            f'{origin}: {_found(names)}, so the training has failed or the file is damaged; --allow-nonfinite '
+            '(allow_nonfinite=True) takes them as they are.'
         )
+
+
+def _found(names: list[str]) -> str:
+    tensors = '1 tensor holds' if len(names) == 1 else f'{len(names)} tensors hold'
+    return f'{tensors} NaN or infinity ({first_few(names)})'

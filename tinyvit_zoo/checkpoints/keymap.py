@@ -335,9 +335,9 @@ CLIP_VIT_KEYS = KeyMap(
 # The order matters: a CLIP ViT has the signature of every plain ViT, too.
 KEY_MAPS = {
     'tinyvit': TINYVIT_KEYS,
-    'clip_vit': CLIP_VIT_KEYS,
     'mini_deit': MINI_DEIT_KEYS,
     'mini_swin': MINI_SWIN_KEYS,
+    'clip_vit': CLIP_VIT_KEYS,
     'tinymim': PLAIN_VIT_KEYS,
     'mae_lite': PLAIN_VIT_KEYS,
 }

@@ -20,7 +20,15 @@ from .shards import INDEX_NAMES, INDEX_SUFFIX, read_shards
 from .torch_file import ForeignNameError, read_torch
 from .wrappers import open_wrappers, unwrap
 
-__all__ = ['Clues', 'classes_in', 'clues_of', 'find_checkpoint', 'read_checkpoint', 'read_with_clues', 'unwrap']
+__all__ = [
+    'Clues',
+    'clues_of',
+    'find_checkpoint',
+    'open_checkpoint_file',
+    'read_checkpoint',
+    'read_with_clues',
+    'unwrap',
+]
 
 CHECKPOINT_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EMFILE, errno.ENFILE)
@@ -85,13 +93,13 @@ def read_checkpoint(path: str | Path, whole: bool = False, part: str | None = No
         CheckpointError: If it is not a checkpoint, is damaged, or would run code, or if it holds several models and
             `part` names none of them.
     """
-    path, checkpoint = _open(path)
+    path, checkpoint = open_checkpoint_file(path)
     return unwrap(checkpoint, _shown(path), whole, part)
 
 
 def read_with_clues(path: str | Path, part: str | None = None) -> tuple[dict[str, torch.Tensor], Clues]:
     """As `read_checkpoint`, with the clues in and around the file."""
-    path, checkpoint = _open(path)
+    path, checkpoint = open_checkpoint_file(path)
     return unwrap(checkpoint, _shown(path), part=part), clues_of(checkpoint, path)
 
 
@@ -101,7 +109,7 @@ def classes_in(path: str | Path) -> tuple[str, ...]:
     Raises:
         As `read_checkpoint`.
     """
-    _, found = _open(path)
+    _, found = open_checkpoint_file(path)
     for key in ('meta', 'dataset_meta', 'classes'):  # as mmengine saves them
         found = found.get(key) if isinstance(found, dict) else None
     return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
@@ -146,8 +154,12 @@ def _shown(path: Path) -> str:
     return shown(path, MAX_PATH)
 
 
-def _open(path: str | Path) -> tuple[Path, Any]:
-    """The file of a path, and the object in it."""
+def open_checkpoint_file(path: str | Path) -> tuple[Path, Any]:
+    """The file of a path, and the object in it.
+
+    Raises:
+        CheckpointError: See `read_checkpoint`, but for what the object is.
+    """
     path = user_path(path, WeightsNotFoundError)
     if path.is_dir():
         path = find_checkpoint(path)

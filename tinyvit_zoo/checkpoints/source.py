@@ -24,7 +24,7 @@ from ..common.text import reason
 from ..releases import Release, find_release
 from .hub_silence import hub_silence
 from .manifest import MANIFEST, check_download, check_listed, file_sha256, read_manifest
-from .read import Clues, clues_of, read_checkpoint, read_with_clues, unwrap
+from .read import Clues, clues_of, open_checkpoint_file, read_checkpoint, read_with_clues, unwrap
 
 __all__ = ['Weights', 'find_weights', 'imported_path']
 
@@ -197,10 +197,11 @@ def _from_url(url: str, release: Release | None, cache_dir: str | Path | None) -
     try:
         if release and release.sha256 and file_sha256(path) != release.sha256:
             raise CheckpointError(f'{path} does not have the released sha256 {release.sha256}.')
-        return read_checkpoint(path)
+        _, checkpoint = open_checkpoint_file(path)
     except CheckpointError as e:
         path.unlink(missing_ok=True)
         raise CheckpointError(f'{e} It came from {url} and was removed; the next call downloads it again.') from e
+    return unwrap(checkpoint, str(path))
 
 
 def _download(url: str, part: Path) -> None:

@@ -178,7 +178,7 @@ def convert(
     *,
     folder: Annotated[Path, typer.Argument(help="Of the released code's dumps.", metavar='OFFICIAL_DIR')],
     store: Annotated[Path, typer.Argument(help='Folder to write.', metavar='STORE')],
-    classes: Annotated[int, typer.Option(min=1, help='Of the teacher.')] = 21841,
+    num_classes: Annotated[int, typer.Option(min=1, help='Of the teacher.', metavar='N')] = 21841,
     teacher: Annotated[str, typer.Option(help='Its name, for people.')] = 'clip_vit_large_patch14_22k',
 ) -> None:
     """Convert dumps of TinyViT's released code, augmentation seeds included, to a store.
@@ -198,7 +198,7 @@ def convert(
             bar.update(done - bar.n)
 
         views = {'released code': official_spec().settings()}
-        made = convert_dumps(folder, store, classes, views, teacher, progress)
+        made = convert_dumps(folder, store, num_classes, views, teacher, progress)
     printer()(f'Written to {store}: epochs {made.epochs_in_words()} of {made.info.images:,} records each.')
 
 

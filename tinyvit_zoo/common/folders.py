@@ -68,12 +68,12 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
         return read()
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _identity(folder: Path) -> tuple[int, ...] | None:
     try:
         found = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns  # a new folder may have the number of one that has gone
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
@@ -95,8 +95,11 @@ def _exchanged(one: Path, other: Path) -> bool:
     """Let two folders change names in one step, so that no reader finds neither; False where the system cannot."""
     if sys.platform != 'linux':
         return False
-    rename = getattr(ctypes.CDLL(None), 'renameat2', None)
-    return bool(rename) and not rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:  # an old C library
+        return False
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 @contextmanager

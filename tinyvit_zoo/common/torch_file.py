@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .files import new_file
+from .text import reason
 
 __all__ = ['save_torch', 'write_torch']
 
@@ -33,9 +34,9 @@ def write_torch(value: Any, path: Path) -> None:
             raise _of_disk(e) from e
 
 
-def _of_disk(error: BaseException) -> BaseException:
-    """The error of the disk that led to this one; the error itself if there is none."""
+def _of_disk(error: BaseException) -> OSError:
+    """The error of the disk that led to this one; one with its words if there is none."""
     at: BaseException | None = error
     while at is not None and not isinstance(at, OSError):
         at = at.__cause__ or at.__context__
-    return at or error
+    return at or OSError(reason(error))

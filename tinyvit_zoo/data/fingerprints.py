@@ -8,16 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..common.errors import EvaluationError
 from ..common.files import new_file
 from ..common.text import reason
-
-if TYPE_CHECKING:
-    from .image_dataset import ImageDataset
 
 __all__ = ['MANY', 'compute_fingerprint', 'file_stamp', 'folder_stamps', 'kept_fingerprint', 'shown']
 
@@ -33,7 +30,27 @@ KEPT = 32
 FINGERPRINT = re.compile('[0-9a-f]{64}')
 
 
-def compute_fingerprint(dataset: 'ImageDataset') -> str:
+class Images(Protocol):
+    """An `ImageDataset`, as far as its fingerprint is concerned; `source` is a `Source`."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    label_sets: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def source(self) -> Any: ...
+
+    @property
+    def positions(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def describe(self, i: int) -> str: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def compute_fingerprint(dataset: Images) -> str:
     """sha256 (hex) of classes, labels and images in their order, see `ImageDataset.fingerprint`.
 
     Raises:
@@ -62,7 +79,7 @@ def shown(indices: range, what: str, delay: float = 0) -> Iterable[int]:
     return tqdm(indices, desc=what, unit='image', disable=None, leave=False, delay=delay)
 
 
-def kept_fingerprint(dataset: 'ImageDataset', path: Path) -> str:
+def kept_fingerprint(dataset: Images, path: Path) -> str:
     """The fingerprint that a file keeps for a data set in this very state; otherwise it is computed and kept there.
 
     The state is that of the list of images and labels, and of what the file system says: sizes and times of every file,
@@ -102,7 +119,7 @@ def _read(path: Path) -> dict[str, str]:
     return {}
 
 
-def _state(dataset: 'ImageDataset') -> str | None:
+def _state(dataset: Images) -> str | None:
     """sha256 (hex) of the list of a data set and of what the file system says of it; None if it is not all of files."""
     digest = hashlib.sha256(repr((dataset.classes, dataset.label_sets, MANY)).encode())
     digest.update(dataset.labels.astype('<i8').tobytes())

@@ -230,8 +230,8 @@ def read_class_folders(
     beside = sum(_is_image(entry) for entry in _entries(folder))
     if beside:
         _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
-    files = Files(np.concatenate(names), root, prepare, upright=upright)
-    return ImageDataset(name, '', classes, np.concatenate(labels), files)
+    source = Files(np.concatenate(names), root, prepare, upright=upright)
+    return ImageDataset(name, '', classes, np.concatenate(labels), source)
 
 
 def _no_images(folder: Path, other: Counter[str] | None = None) -> str:

@@ -1,6 +1,6 @@
 """Convolution + BatchNorm, the unit of TinyViT's stem, MBConv, patch merging and local convolution."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -54,24 +54,32 @@ class ConvNorm(nn.Module):
         Only in plain eager evaluation on a CPU: on a GPU, launching the small kernels would cost more than it saves,
         and graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for.
         """
-        return is_plain_inference(x) and not self.bn.training and self._foldable() and self.conv.weight.is_cpu
+        return is_plain_inference(x) and self._foldable(on_cpu=True)
 
     @torch.jit.unused
     def run_folded(self, x: torch.Tensor) -> torch.Tensor:
         """The one convolution that `folds` allows."""
         return self.conv._conv_forward(x, *self._folded())
 
-    def _foldable(self) -> bool:
-        """Whether one convolution can replace the two layers: both untouched, with running statistics."""
-        conv, bn = self.conv, self.bn
+    def _foldable(self, on_cpu: bool = False) -> bool:
+        """Whether one convolution can replace the two layers: both untouched, with running statistics.
+
+        Args:
+            on_cpu: For the input of this moment: both on the CPU, and in evaluation mode.
+        """
+        # In torch's dictionaries, since it looks attributes up slowly, and every call asks.
+        conv: Any = self._modules['conv']
+        bn: Any = self._modules['bn']
+        if not is_untouched(conv, nn.Conv2d) or not is_untouched(bn, nn.BatchNorm2d):
+            return False
+        weight: torch.Tensor = cast(Any, conv)._parameters['weight']
+        scale: torch.Tensor | None = bn._parameters['weight']
         return (
-            is_untouched(conv, nn.Conv2d)
-            and is_untouched(bn, nn.BatchNorm2d)
-            and conv.bias is None
+            conv._parameters['bias'] is None
             and conv.padding_mode == 'zeros'
-            and bn.weight is not None
-            and bn.running_mean is not None
-            and bn.weight.device == conv.weight.device
+            and scale is not None
+            and bn._buffers['running_mean'] is not None
+            and (weight.is_cpu and scale.is_cpu and not bn.training if on_cpu else weight.device == scale.device)
         )
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:

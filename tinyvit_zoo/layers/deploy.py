@@ -52,8 +52,8 @@ def _use_onednn(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor
         and _takes_part(weight, x.dtype)
         and (bias is None or _takes_part(bias, x.dtype))
         and not torch.is_autocast_enabled('cpu')
-        and x.numel() > 0
         and (not is_exporting() if torch.compiler.is_compiling() else _is_unwatched())
+        and x.numel() > 0  # last: a trace would record it
     )
 
 

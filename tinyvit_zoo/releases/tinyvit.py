@@ -184,7 +184,9 @@ def _timm_results(name: str) -> tuple[Result, ...]:
 
 def _protocols(name: str, img_size: int, published: tuple[float, float] | None) -> tuple[Protocol, ...]:
     """The default first: the preprocessing with the best measured result; then the others on record."""
-    by_authors = (Result('imagenet-1k', *published, 'authors', README, README_URL),) if published else ()
+    by_authors: tuple[Result, ...] = ()
+    if published:
+        by_authors = (Result('imagenet-1k', *published, 'authors', README, README_URL),)
     by_authors += tuple(
         Result(dataset, top1, None, 'authors', 'Table 1 of the paper', PAPER.url)
         for dataset, top1 in TABLE_1.get(name, ())

@@ -11,7 +11,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.replay import ReplayedViews, ViewSpec, image_crc32
 from .record import SoftLabels
 from .save import classes_hash, view_batches
-from .store import Epoch, Store
+from .store import FINGERPRINTS, Epoch, Store
 from .teacher import Teacher
 
 __all__ = ['Agreement', 'check_data', 'check_records', 'check_teacher', 'check_views']
@@ -38,9 +38,10 @@ class Agreement:
 
 def check_data(store: Store, dataset: ImageDataset) -> None:
     """Refuse a data set that is not the store's. Raises: EvaluationError: With both values."""
+    kept = store.place.folder / FINGERPRINTS if store.place.is_local else None
     store.info.check(
         store.place, images=len(dataset), classes=len(dataset.classes), classes_sha256=classes_hash(dataset),
-        fingerprint=dataset.fingerprint(),
+        fingerprint=dataset.fingerprint(kept),
     )  # fmt: skip
 
 

@@ -42,6 +42,11 @@ class Place:
         return self.name
 
     @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return self._system is None
+
+    @property
     def folder(self) -> Path:
         """The folder to write to. Raises: EvaluationError: If the place is an address."""
         if self._system:

@@ -16,7 +16,7 @@ from ..common.processes import Processes
 from ..data.image_dataset import ImageDataset
 from ..data.replay import Place, ReplayedView, ReplayedViews, ViewSpec
 from .record import FormName, SoftLabels
-from .store import Store, StoreInfo, shard_size_for
+from .store import FINGERPRINTS, Store, StoreInfo, shard_size_for
 from .teacher import Teacher
 
 __all__ = ['Estimate', 'classes_hash', 'estimate', 'save', 'store_info']
@@ -86,7 +86,8 @@ def save(
         raise EvaluationError('Soft labels need an image, an epoch from 0 and a batch size of at least 1.')
     processes = Processes()
     with teacher.ready():
-        info = store_info(teacher, dataset, spec, seed=seed, k=k, form=form, shard_size=shard_size)
+        kept = Path(store).expanduser() / FINGERPRINTS
+        info = store_info(teacher, dataset, spec, seed=seed, k=k, form=form, shard_size=shard_size, kept=kept)
         _check_classes(teacher, dataset, spec)
         opened = processes.from_first(lambda: Store.create(store, info))
         todo = processes.from_first(lambda: [(e, s) for e in epochs for s in opened.missing_shards(e)])
@@ -143,12 +144,13 @@ def store_info(
     k: int = 100,
     form: FormName = 'exact',
     shard_size: int | None = None,
+    kept: Path | None = None,
 ) -> StoreInfo:
-    """What a store of these labels is made from."""
+    """What a store of these labels is made from; `kept` is a file for the fingerprint of the data set."""
     return StoreInfo(
         form=form, k=min(k, len(dataset.classes)), classes=len(dataset.classes), classes_sha256=classes_hash(dataset),
         teacher=teacher.name, teacher_sha256=teacher.sha256, precision=teacher.precision, views=spec.settings(),
-        seed=seed, data=f'{dataset.name}, {dataset.split}', fingerprint=dataset.fingerprint(), images=len(dataset),
+        seed=seed, data=f'{dataset.name}, {dataset.split}', fingerprint=dataset.fingerprint(kept), images=len(dataset),
         shard_size=shard_size or shard_size_for(len(dataset)), libraries=_versions(),
     )  # fmt: skip
 

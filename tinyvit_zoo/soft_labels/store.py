@@ -29,6 +29,8 @@ __all__ = ['Epoch', 'Store', 'StoreInfo']
 
 VERSION = 1
 STORE, EPOCH = 'store.json', 'epoch.json'
+FINGERPRINTS = 'fingerprints.json'
+"""Beside the store: reading 128 KiB of every image of a large data set again would take longer than all else."""
 SHARD_SIZE, SMALL_SHARD_SIZE = 65_536, 4096
 SMALL = 2**18  # images below which a shard of the usual size would be most of an epoch
 

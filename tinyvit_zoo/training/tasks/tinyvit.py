@@ -23,7 +23,7 @@ class SparseDistillation(TrainingTask):
         self.trainable_module = model
         self.hard_weight = hard_weight
 
-    def forward(
+    def forward(  # type: ignore[override]  # timm's base class knows (input, target) only
         self, image: torch.Tensor, label: torch.Tensor, ids: torch.Tensor, probabilities: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Losses of images (B, 3, H, W) with labels (B,), stored classes (B, K) and their probabilities (B, K)."""
