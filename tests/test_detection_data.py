@@ -302,6 +302,10 @@ STOPPED = {
     'parts of the image': (lambda root: rewrite(root, scale), 'train.json', 'boxes are in pixels'),
     'parts of the validation image': (lambda root: rewrite(root, scale, 'val'), 'val.json', 'boxes are in pixels'),
     'an image that is gone': (lambda root: (root / 'val_2.png').unlink(), '1 of 2 images', 'val_2.png'),
+    'an image under two names': (
+        lambda root: rewrite(root, lambda c: c['images'][1].update(file_name=str(root / 'train_1.png'))),
+        'train.json', 'several entries', 'train_1.png',
+    ),
     'a file that is no image': (lambda root: (root / 'train_2.png').write_text('no'), 'train_2.png', 'known format'),
     'another size': (
         lambda root: rewrite(root, lambda c: c['images'][1].update(width=65)), 'train_2.png', '64x64', '65x64'

@@ -1,6 +1,7 @@
 """Checks of the data of a config before hours are spent on it: annotations, images, classes."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,7 +119,7 @@ class _Sizes:
 
 
 def _check_images(file: CocoFile, folder: Path, sizes: _Sizes, say: Callable[[str], None]) -> None:
-    """Refuse absent images and those whose size the annotations do not have."""
+    """Refuse absent images, one under two names, and those whose size the annotations do not have."""
     images = file.content['images']
     names = [image['file_name'] for image in images]
     absent = [name for name in names if not os.path.isfile(folder / name)]
@@ -126,6 +127,10 @@ def _check_images(file: CocoFile, folder: Path, sizes: _Sizes, say: Callable[[st
         raise EvaluationError(
             f'{len(absent)} of {len(names)} images of {file.path} are not in {folder}: {first_few(absent)}.'
         )
+    places = Counter(os.path.normpath(folder / name) for name in names)
+    twice = [place for place, count in places.items() if count > 1]
+    if twice:
+        raise EvaluationError(f'{file.path} has several entries for one image ({first_few(twice)}): keep one of each.')
     unclear = []
     with ThreadPoolExecutor() as pool:  # waits for disks
         for image, (size, orientation) in zip(images, pool.map(sizes.look, names), strict=True):
