@@ -84,6 +84,8 @@ READ = {
     ),
     'runs': as_runs(compressed=False),
     'compressed runs': as_runs(compressed=True),
+    'spaces around a name': lambda content: content['categories'][0].update(name=' a'),
+    'ignore as text': set_all('annotations', ignore='0'),
 }
 
 
@@ -131,12 +133,17 @@ def first(**values):
 
 
 REFUSED = {
-    'no dictionary': (lambda c: [c.clear(), c.update(images=[])], 'annotations, categories'),
+    'no dictionary': (lambda c: [c.clear(), c.update(images=[])], 'it has no categories'),
     'null categories': (lambda c: c.update(categories=None), 'it has no categories'),
     'objects by id': (lambda c: c.update(annotations={'1': {}}), 'annotations are no list'),
     'text among the images': (lambda c: c['images'].append('x'), 'images are no list'),
     'no images': (lambda c: c['images'].clear(), 'names no images'),
     'a name twice': (lambda c: c['categories'].append(dict(id=9, name='a')), 'several categories called a'),
+    'a name twice but for a space': (lambda c: c['categories'].append(dict(id=9, name='a ')), 'categories called a'),
+    'a name that configs replace': (
+        lambda c: c['categories'][1].update(name='{{fileBasename}}'),
+        'configs cannot hold',
+    ),
     'a category id twice': (lambda c: c['categories'][1].update(id='1'), 'several categories of id 1'),
     'no name': (lambda c: c['categories'][1].update(name=' '), 'without a name, of id 2'),
     'an image id twice': (lambda c: c['images'][1].update(id=1.0), 'several images of id 1'),
@@ -158,6 +165,7 @@ REFUSED = {
     'a box off the image': (first(bbox=[64, 3, 9, 9]), 'outside its image of 64x64'),
     'neither box nor mask': (first(bbox=None, segmentation=[]), 'neither a box nor a mask'),
     'crowd or not': (first(iscrowd='perhaps'), "iscrowd 'perhaps'"),
+    'ignored or not': (first(ignore='perhaps'), "ignore 'perhaps'"),
     'an empty mask': (first(segmentation=[]), 'Object 1 of image 1', 'an empty mask'),
     'no mask': (first(segmentation=None), 'an empty mask'),
     'two numbers': (first(segmentation=[[10, 10]]), 'a polygon of 2 numbers'),
@@ -165,6 +173,8 @@ REFUSED = {
     'seven numbers': (first(segmentation=[[10, 10, 20, 10, 20, 20, 9]]), 'a polygon of 7 numbers'),
     'NaN in a mask': (first(segmentation=[[math.nan] * 8]), 'something else than numbers'),
     'a mask off the image': (first(segmentation=[[70, 3, 90, 3, 90, 9]]), 'mask outside its image'),
+    'a mask that pycocotools does not survive': (first(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]), '1e+09 pixels away'),
+    'an endless run': (first(segmentation=dict(size=[64, 64], counts='o' * 10**6)), 'damaged'),
     'runs of another size': (first(segmentation=dict(size=[50, 50], counts=[2500])), 'size [50, 50]', '[64, 64]'),
     'runs that are too few': (first(segmentation=dict(size=[64, 64], counts=[10, 20])), 'damaged', '4096 pixels'),
     'runs below 0': (first(segmentation=dict(size=[64, 64], counts=[4097, -1])), 'damaged'),
@@ -201,6 +211,11 @@ def test_other_files_are_refused_in_a_sentence(data, tmp_path):
     refused(lambda: read_annotations(tmp_path / 'x.json'), 'x.json', kind=EvaluationError)
 
 
+def test_folders_may_be_separated_as_on_windows(tmp_path):
+    make_squares(tmp_path / 'x.json', change=lambda c: c['images'][0].update(file_name='sub\\more\\x.png'))
+    assert read(tmp_path / 'x.json').content['images'][0]['file_name'] == 'sub/more/x.png'
+
+
 def test_an_object_without_extent_is_left_out_with_a_note(tmp_path):
     make_squares(tmp_path / 'x.json', change=first(bbox=[5, 5, 0, 9], segmentation=None))
     file = read(tmp_path / 'x.json')
@@ -231,6 +246,23 @@ def test_a_class_without_a_category_keeps_its_place_and_other_categories_are_lef
     assert file.category_ids == [3, None, 1]
     assert [name for _, name, _ in objects(file)] == ['a', 'c'] * 2
     assert file.counts() == dict(a=2, c=2)
+    assert '2 objects' in file.notes[0]
+    assert 'left out: b' in file.notes[0]
+
+
+def test_classes_go_by_their_letters_however_these_are_written(tmp_path):
+    make_squares(tmp_path / 'x.json', names=('e\u0301', 'b'))
+    file = read(tmp_path / 'x.json', classes=('b ', '\xe9'))
+    assert [category['name'] for category in file.content['categories']] == ['b ', '\xe9']
+    assert file.counts() == {'b ': 2, '\xe9': 2}
+    refused(lambda: read(tmp_path / 'x.json', classes=('b', 'b ')), 'several classes', kind=EvaluationError)
+
+
+def test_what_is_to_be_ignored_is_measured_and_not_learned(tmp_path):
+    make_squares(tmp_path / 'x.json', change=first(ignore=1))
+    file = read(tmp_path / 'x.json')
+    assert file.counts() == dict(a=2, b=2, c=2)
+    assert file.counts(learned=True) == dict(a=1, b=2, c=2)
 
 
 def test_crowds_count_as_no_objects(tmp_path):

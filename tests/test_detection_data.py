@@ -17,7 +17,7 @@ from PIL import Image
 from tinyvit_zoo.common.errors import EvaluationError, ImageError
 from tinyvit_zoo.data.image_file import load_image
 from tinyvit_zoo.downstream.detection import ZooCocoDataset, ZooCocoMetric, ZooLoadImage
-from tinyvit_zoo.downstream.detection.config_parts import heads_of, kind_of, pipeline_steps
+from tinyvit_zoo.downstream.detection.config_parts import heads_of, kind_of, own_classes_of, pipeline_steps
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, match_by_name, use_custom_data
 from tinyvit_zoo.downstream.detection.data_checks import check_data
 
@@ -153,6 +153,23 @@ def test_results_are_written_with_the_ids_of_the_file(tmp_path):
         assert [entry['category_id'] for entry in found] == [5, 9, 2] * 2
 
 
+def test_results_are_written_for_images_without_annotations(tmp_path):
+    content = make_squares(tmp_path / 'val.json')
+    rewrite(tmp_path, lambda c: c.pop('annotations'), 'val')
+    make_squares(tmp_path / 'train.json')
+    config = configure(tmp_path)
+    refused(lambda: check(config, training=False), 'val.json', 'nothing to measure', kind=EvaluationError)
+    config.test_evaluator.update(format_only=True, outfile_prefix=str(tmp_path / 'results'))
+    check(config, training=False)
+    perfect(config, content, 'test')
+    assert len(json.loads((tmp_path / 'results.bbox.json').read_bytes())) == 6
+
+
+def test_classes_may_be_the_lines_of_a_file(tmp_path):
+    (tmp_path / 'classes.txt').write_text('c\na\nb\n')
+    assert own_classes_of(dict(metainfo=dict(classes=str(tmp_path / 'classes.txt')))) == ('c', 'a', 'b')
+
+
 def test_files_without_what_can_be_derived_train_and_validate(tmp_path):
     whole = make_squares(tmp_path / 'train.json')
     make_squares(tmp_path / 'train.json', change=bare)
@@ -276,9 +293,19 @@ STOPPED = {
     'crowds alone': (
         lambda root: rewrite(root, lambda c: [f.update(iscrowd=1) for f in c['annotations']]), 'train.json', 'crowds'
     ),
+    'objects to ignore alone': (
+        lambda root: rewrite(root, lambda c: [f.update(ignore=1) for f in c['annotations']]), 'train.json', 'to ignore'
+    ),
+    'a name that no system can hold': (
+        lambda root: rewrite(root, lambda c: c['images'][1].update(file_name='x' * 5000), 'val'), '1 of 2 images', 'xx'
+    ),
     'parts of the image': (lambda root: rewrite(root, scale), 'train.json', 'boxes are in pixels'),
     'parts of the validation image': (lambda root: rewrite(root, scale, 'val'), 'val.json', 'boxes are in pixels'),
     'an image that is gone': (lambda root: (root / 'val_2.png').unlink(), '1 of 2 images', 'val_2.png'),
+    'an image under two names': (
+        lambda root: rewrite(root, lambda c: c['images'][1].update(file_name=str(root / 'train_1.png'))),
+        'train.json', 'several entries', 'train_1.png',
+    ),
     'a file that is no image': (lambda root: (root / 'train_2.png').write_text('no'), 'train_2.png', 'known format'),
     'another size': (
         lambda root: rewrite(root, lambda c: c['images'][1].update(width=65)), 'train_2.png', '64x64', '65x64'
@@ -306,6 +333,7 @@ def test_data_that_would_stop_or_spoil_a_run_is_named_before_it(case, tmp_path):
 TOLD = {
     'boxes as corners': (lambda c: c['annotations'][2].update(bbox=[3, 35, 28, 60]), 'reach out', 'object 3'),
     'a box below a pixel': (lambda c: c['annotations'][1].update(bbox=[3, 3, 0.5, 9]), 'below 1 pixel', 'object 2'),
+    'an object to ignore': (lambda c: c['annotations'][1].update(ignore=True), 'not trained on', 'object 2'),
     'a box without extent': (lambda c: c['annotations'][1].update(bbox=[3, 3, 0, 9], segmentation=[]), 'left out'),
 }
 

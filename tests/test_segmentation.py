@@ -129,6 +129,26 @@ def test_label_maps_that_would_stop_or_spoil_a_run_are_named_before_it(case, tmp
     refused(lambda: label_maps(root, 'a', 'b', 'c'), *words, kind=EvaluationError)
 
 
+@for_each('label', [255, 256, 299])
+def test_labels_above_those_that_mmseg_reads_are_none(label, tmp_path):
+    root, names = make_ade(tmp_path, train=2, val=1, size=64), [f'class {i}' for i in range(300)]
+    relabel(root, 'training/0000', mode='I;16', label=label)
+    if label == 255:  # means nothing in mmseg
+        assert 'no pixel of 297 of 300 classes' in label_maps(root, *names)[0]
+    else:
+        refused(lambda: label_maps(root, *names), f'label {label}', '1 to 254', kind=EvaluationError)
+
+
+def test_images_that_mmseg_does_not_list_are_told_and_hidden_files_do_not_matter(tmp_path):
+    root = make_ade(tmp_path, train=2, val=1, size=64)
+    (root / 'images/training/._0000.jpg').write_bytes(b'of a Mac')
+    Image.new('RGB', (64, 64)).save(root / 'images/training/0002.JPG')
+    said, dataset = label_maps(root, 'a', 'b', 'c')
+    assert '1 images' in said
+    assert '0002.JPG' in said
+    assert len(dataset) == 2
+
+
 def test_a_turned_image_and_its_label_map_are_refused(tmp_path):
     root, exif = make_ade(tmp_path, train=2, val=1, size=64), Image.Exif()
     exif[0x0112] = 6

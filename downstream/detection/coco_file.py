@@ -6,6 +6,7 @@ out. What `read_coco` returns can be counted on: every entry is complete, and a 
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few, reason
+from tinyvit_zoo.common.text import first_few, reason, shown
 
 from .coco_masks import is_number
 from .coco_objects import complete_object
 
-__all__ = ['CocoFile', 'category_names', 'key_of', 'read_annotations', 'read_coco']
+__all__ = ['CocoFile', 'category_names', 'file_name_of', 'key_of', 'read_annotations', 'read_coco', 'tidy']
 
 PARTS = ('images', 'annotations', 'categories')
 
@@ -41,10 +42,15 @@ class CocoFile:
     category_ids: list[Any]
     notes: list[str] = field(default_factory=list)
 
-    def counts(self) -> Counter[str]:
-        """Number of objects by class, without crowds, which are neither learned nor found."""
+    def counts(self, learned: bool = False) -> Counter[str]:
+        """Number of objects by class, without crowds, which are neither learned nor found.
+
+        Args:
+            learned: Leave out what has `ignore` as well: mmdet measures with it, but does not train on it.
+        """
         names = {category['id']: category['name'] for category in self.content['categories']}
-        return Counter(names[found['category_id']] for found in self.content['annotations'] if not found['iscrowd'])
+        objects = (found for found in self.content['annotations'] if not found['iscrowd'])
+        return Counter(names[found['category_id']] for found in objects if not (learned and found.get('ignore')))
 
 
 def read_annotations(path: str | Path) -> Entry:
@@ -59,6 +65,8 @@ def read_annotations(path: str | Path) -> Entry:
         raise EvaluationError(f'The annotations {path} cannot be read: {e.strerror or e}.') from e
     except (ValueError, RecursionError) as e:
         raise EvaluationError(f'{path} is not a JSON file ({reason(e)}).') from e
+    if isinstance(content, dict):
+        content.setdefault('annotations', [])  # files of images to submit results for have none
     absent = [key for key in PARTS if not isinstance(content, dict) or content.get(key) is None]
     if absent:
         raise EvaluationError(f"{path} is not in COCO's format: it has no {', '.join(absent)}.")
@@ -89,11 +97,11 @@ def read_coco(
     """
     path = Path(path)
     content = read_annotations(path)
-    names = _check_categories(content['categories'], path)
+    names = _named_as(classes, _check_categories(content['categories'], path), content['categories'])
     images = _check_images(content['images'], path, size_of)
     marks = [found.get('id') for found in content['annotations']]
     _check_ids(content['annotations'], path)
-    objects, notes = [], []
+    objects, notes, others = [], [], Counter[str]()
     for number, (mark, found) in enumerate(zip(marks, content['annotations'], strict=True), 1):
         where = _where(mark, number, found, path)
         image = images.get(key_of(found.get('image_id')) or '')
@@ -105,6 +113,7 @@ def read_coco(
             what = 'has no category_id' if kind is None else f'is of category {kind}, which the file does not list'
             raise EvaluationError(f'{where} {what}: correct its category_id, or add the category.')
         if name not in classes:
+            others[name] += 1
             continue
         found['image_id'], found['category_id'] = image['id'], name
         note = complete_object(found, (image['width'], image['height']), masks, where)
@@ -114,7 +123,13 @@ def read_coco(
             objects.append(found)
     content['annotations'] = objects
     own_ids = _use_classes(content, {name: key for key, name in names.items()}, classes)
-    return CocoFile(path, content, own_ids, _shortened(notes))
+    return CocoFile(path, content, own_ids, [*_of_other_categories(others, path), *_shortened(notes)])
+
+
+def _of_other_categories(others: Counter[str], path: Path) -> list[str]:
+    if not others:
+        return []
+    return [f'{others.total()} objects of {path} are of no class of the model and are left out: {first_few(others)}.']
 
 
 def _where(mark: Any, number: int, found: Entry, path: Path) -> str:
@@ -131,6 +146,29 @@ def key_of(value: Any) -> str | None:
     if is_number(value):
         return str(int(value)) if value == int(value) else str(value)
     return value.strip() or None if isinstance(value, str) else None
+
+
+def tidy(name: str) -> str:
+    """A class's name without spaces around it, each letter in the one way to write it: 'é' has two."""
+    return unicodedata.normalize('NFC', name.strip())
+
+
+def file_name_of(image: Entry) -> str | None:
+    """The name of an image's file with / between folders, where annotation tools on Windows write a backslash."""
+    name = image.get('file_name')
+    return name.replace('\\', '/') if isinstance(name, str) and name.strip() else None
+
+
+def _named_as(classes: Sequence[str], names: dict[str, str], categories: list[Entry]) -> dict[str, str]:
+    """Call the categories as the classes are written. Returns their names by the text of their ids."""
+    written = {tidy(name): name for name in classes}
+    if len(written) < len(classes):
+        raise EvaluationError(
+            f'The config has several classes of one name ({first_few(classes, 10)}): name them apart.'
+        )
+    for category in categories:
+        category['name'] = written.get(category['name'], category['name'])
+    return {key: written.get(name, name) for key, name in names.items()}
 
 
 def category_names(content: Entry, path: Path) -> tuple[str, ...]:
@@ -150,6 +188,9 @@ def _check_categories(categories: list[Entry], path: Path) -> dict[str, str]:
             category['name'] = name = str(name)
         if not isinstance(name, str) or not name.strip():
             raise EvaluationError(f'{path} has a category without a name, of id {key}: name it.')
+        if '{{' in name:  # mmengine puts something else there when it reads the config again
+            raise EvaluationError(f'{path} has a category called {shown(name)}, which configs cannot hold: rename it.')
+        category['name'] = tidy(name)
     _refuse_twice(ids, 'categories of id', path)
     _refuse_twice([category['name'] for category in categories], 'categories called', path)
     return dict(zip(ids, [category['name'] for category in categories], strict=True))
@@ -163,8 +204,8 @@ def _check_images(
     _refuse_twice(ids, 'images of id', path)
     same_kind = len({isinstance(image['id'], str) for image in images}) == 1
     for image, key in zip(images, ids, strict=True):
-        name = image.get('file_name')
-        if not isinstance(name, str) or not name.strip():
+        name = image['file_name'] = file_name_of(image)
+        if name is None:
             raise EvaluationError(f'Image {key} of {path} has no file_name: add it.')
         if not same_kind:
             image['id'] = key

@@ -7,6 +7,9 @@ from pycocotools import mask as coco_mask
 
 __all__ = ['Mask', 'area_of_mask', 'box_of_mask', 'is_number', 'read_mask']
 
+FAR = 100  # sides of the image; pycocotools walks along outlines pixel by pixel, and ends the process at 1e8 of them
+LONGEST = 30  # bits of a run's length, many more than images have
+
 Mask = list[list[float]] | dict[str, Any]
 """Polygons, each x, y, x, y, ... of at least 3 points; or runs: `size` (height, width) and `counts`."""
 
@@ -59,6 +62,9 @@ def _check_place(polygons: list[list[float]], size: tuple[int, int]) -> None:
     left, top, right, bottom = _extent(polygons)
     if left >= size[0] or top >= size[1] or right <= 0 or bottom <= 0:
         raise ValueError(f'has its mask outside its image of {size[0]}x{size[1]} pixels')
+    farthest = max(-left, -top, right, bottom)
+    if farthest > FAR * max(size):
+        raise ValueError(f'has its mask {farthest:g} pixels away from its image of {size[0]}x{size[1]}')
 
 
 def _extent(polygons: list[list[float]]) -> tuple[float, float, float, float]:
@@ -76,7 +82,7 @@ def _read_runs(value: dict[str, Any], size: tuple[int, int]) -> Mask:
         raise ValueError(f'has a mask whose runs are damaged: they do not add up to {height * width} pixels')
     if not any(runs[1::2]):  # the first run is outside the object
         raise ValueError('has an empty mask')
-    return value
+    return dict(value, size=[height, width])
 
 
 def _decompressed(text: str) -> list[int]:
@@ -93,6 +99,8 @@ def _decompressed(text: str) -> list[int]:
             return []
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 2 * LONGEST:
+            return []
         if not bits & 32:
             value -= (1 << shift) if bits & 16 else 0
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))

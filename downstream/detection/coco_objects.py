@@ -25,6 +25,8 @@ def complete_object(found: dict[str, Any], size: tuple[int, int], masks: bool, w
         EvaluationError: If something is wrong with it.
     """
     found['iscrowd'] = _flag(found.get('iscrowd'), 'iscrowd', where)
+    if 'ignore' in found:
+        found['ignore'] = _flag(found['ignore'], 'ignore', where)  # mmdet takes '0' for true
     mask, fault = _mask_of(found, size)
     box = _box_of(found, where)
     if mask is not None and (box is None or min(box[2:]) == 0):

@@ -1,9 +1,11 @@
 """Parts of mmdet's and mmseg's configs, wherever they are: data sets within wrappers, pipelines, heads, classes."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
 
 __all__ = [
@@ -75,9 +77,14 @@ def _type_of(dataset: Mapping[str, Any]) -> Any:
 
 
 def own_classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes that a data set's config has itself, none if it leaves them to its type."""
+    """Names of the classes that a data set's config has itself, none if it leaves them to its type.
+
+    As for mmengine, a text may name a file with a class in each line.
+    """
     classes = (dataset.get('metainfo') or {}).get('classes') or ()
-    return (classes,) if isinstance(classes, str) else tuple(classes)
+    if isinstance(classes, str):
+        return tuple(list_from_file(classes)) if os.path.isfile(classes) else (classes,)
+    return tuple(classes)
 
 
 def set_classes(config: Config, count: int) -> None:

@@ -1,6 +1,7 @@
 """A user's own data in a config: COCO-format annotations for detectors, ADE20K's layout for segmenters."""
 
 import colorsys
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 from mmengine.config import Config
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few
+from tinyvit_zoo.common.text import first_few, shown
 
-from .coco_file import category_names, key_of, read_annotations
+from .coco_file import category_names, file_name_of, key_of, read_annotations, tidy
 from .config_parts import (
     LOADERS,
     classes_of,
@@ -67,8 +68,8 @@ def use_custom_data(config: Config, data: CustomData, trained: bool = False) -> 
     """
     if not data.root.is_dir():
         raise EvaluationError(f'There is no folder {data.root}: give the folder of your data.')
-    if len(set(data.classes)) < len(data.classes):
-        twice = [name for name, count in Counter(data.classes).items() if count > 1]
+    twice = [name for name, count in Counter(map(tidy, data.classes)).items() if count > 1]
+    if twice:
         raise EvaluationError(f"--classes names '{twice[0]}' several times: name each class once.")
     if trained:
         _check_names(config, data.classes)
@@ -136,8 +137,8 @@ def _import_ours(config: Config) -> None:
 
 def _check_names(config: Config, classes: Sequence[str]) -> None:
     """Refuse other names for the outputs of a trained model."""
-    own = next((own_classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
-    if own and classes and tuple(classes) != own:
+    own = _own(config)
+    if own and classes and [*map(tidy, classes)] != [*map(tidy, own)]:
         raise EvaluationError(
             f'The model was trained with the classes {first_few(own, 10)}, in this order, and --classes '
             f'{",".join(classes)} would rename its outputs: leave --classes out, or give them as they are.'
@@ -147,7 +148,8 @@ def _check_names(config: Config, classes: Sequence[str]) -> None:
 def _classes(config: Config, data: CustomData, train: Path | None, val: Path | None, trained: bool) -> tuple[str, ...]:
     """The classes of a detector, each of them in the training annotations, and those of the others among them."""
     listed = category_names(read_annotations(train), train) if train else ()
-    classes = tuple(data.classes) or (listed if train else _kept(config))
+    given = (_own(config) if trained else ()) or tuple(map(tidy, data.classes))
+    classes = given or (listed if train else _kept(config))
     if train and not classes:
         raise EvaluationError(f'{train} lists no categories: add them, with a name and an id each.')
     strange = [name for name in classes if train and name not in listed]
@@ -160,6 +162,11 @@ def _classes(config: Config, data: CustomData, train: Path | None, val: Path | N
     return classes
 
 
+def _own(config: Config) -> tuple[str, ...]:
+    """The classes that the config names, none if it leaves them to COCO."""
+    return next((own_classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
+
+
 def _kept(config: Config) -> tuple[str, ...]:
     """The classes that the config has as it is."""
     return next((classes_of(dataset) for dataset in datasets_of(config.get('test_dataloader'))), ())
@@ -169,11 +176,12 @@ def _check_others(path: Path, classes: tuple[str, ...], trained: bool) -> None:
     """Refuse objects that the model cannot know."""
     content = read_annotations(path)
     category_names(content, path)
+    known = set(map(tidy, classes))
     names = {key_of(category['id']): category['name'] for category in content['categories']}
     used = {names.get(key_of(found.get('category_id'))) for found in content['annotations']}
-    strange = [name for name in names.values() if name in used and name not in classes]
+    strange = [name for name in names.values() if name in used and name not in known]
     where = 'the config' if trained else 'the training annotations'
-    if not set(classes) & set(names.values()):
+    if not known & set(names.values()):
         raise EvaluationError(
             f'None of the classes of {where} ({first_few(classes)}) is a category of {path}, which has '
             f'{first_few(names.values()) or "none"}: name them alike.'
@@ -227,8 +235,8 @@ def _found(root: Path, path: Path | None) -> Path | None:
 
 def _folder_of(annotations: Path, root: Path) -> Path:
     """Folder of the first image of an annotation file: the file's own, `root`, or a folder with the file's name."""
-    first = read_annotations(annotations)['images'][0].get('file_name')
-    if not isinstance(first, str):
+    first = file_name_of(read_annotations(annotations)['images'][0])
+    if first is None:
         raise EvaluationError(f'The first image of {annotations} has no file_name: add it.')
     folders = (
         annotations.parent,
@@ -238,9 +246,10 @@ def _folder_of(annotations: Path, root: Path) -> Path:
         root / 'images',
     )
     for folder in folders:
-        if (folder / first).is_file():
+        if os.path.isfile(folder / first):  # a name may be too long to ask for
             return folder
+    places = ', '.join(dict.fromkeys(map(str, folders)))
     raise EvaluationError(
-        f"'{first}' of {annotations} is not in {', '.join(dict.fromkeys(map(str, folders)))}: give the folder of the "
-        'images (--train-images, --validation-images).'
+        f"'{shown(first)}' of {annotations} is not in {places}: give the folder of the images (--train-images, "
+        '--validation-images).'
     )

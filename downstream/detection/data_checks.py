@@ -1,5 +1,7 @@
 """Checks of the data of a config before hours are spent on it: annotations, images, classes."""
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few
+from tinyvit_zoo.common.text import first_few, shown
 from tinyvit_zoo.data.image_file import upright_size
 
 from .coco_file import CocoFile, read_coco
@@ -76,7 +78,8 @@ def _check_coco(dataset: Mapping[str, Any], config: Config, loader: str, say: Ca
     file = read_coco(annotations, classes, sizes, masks)
     _check_images(file, folder, sizes, say)
     _check_shapes(file, dataset)
-    _check_objects(file, dataset, learned, say)
+    if not (metrics and all(metric.get('format_only') for metric in metrics)):  # else results are written alone
+        _check_objects(file, dataset, learned, say)
     for metric in metrics:
         _check_metric(metric, file, sizes)
 
@@ -109,21 +112,25 @@ class _Sizes:
             EvaluationError: If the file is missing or no image.
         """
         if name not in self.known:
-            if not (self.folder / name).is_file():
-                raise EvaluationError(f"The image '{name}' of {self.annotations} is not in {self.folder}.")
+            if not os.path.isfile(self.folder / name):  # a name may be too long to ask for
+                raise EvaluationError(f"The image '{shown(name)}' of {self.annotations} is not in {self.folder}.")
             self.known[name] = upright_size(self.folder / name)
         return self.known[name]
 
 
 def _check_images(file: CocoFile, folder: Path, sizes: _Sizes, say: Callable[[str], None]) -> None:
-    """Refuse absent images and those whose size the annotations do not have."""
+    """Refuse absent images, one under two names, and those whose size the annotations do not have."""
     images = file.content['images']
     names = [image['file_name'] for image in images]
-    absent = [name for name in names if not (folder / name).is_file()]
+    absent = [name for name in names if not os.path.isfile(folder / name)]
     if absent:
         raise EvaluationError(
             f'{len(absent)} of {len(names)} images of {file.path} are not in {folder}: {first_few(absent)}.'
         )
+    places = Counter(os.path.normpath(folder / name) for name in names)
+    twice = [place for place, count in places.items() if count > 1]
+    if twice:
+        raise EvaluationError(f'{file.path} has several entries for one image ({first_few(twice)}): keep one of each.')
     unclear = []
     with ThreadPoolExecutor() as pool:  # waits for disks
         for image, (size, orientation) in zip(images, pool.map(sizes.look, names), strict=True):
@@ -181,11 +188,12 @@ def _check_objects(file: CocoFile, dataset: Mapping[str, Any], learned: bool, sa
             f'None of the classes of the config ({first_few(classes)}) is a category of {file.path}: name them alike, '
             'or give --data, which takes its categories for the classes.'
         )
-    counts = file.counts()
+    counts = file.counts(learned)
     if not counts:
+        but, what = ('crowds and those to ignore', 'learn') if learned else ('crowds', 'measure')
         raise EvaluationError(
-            f'{file.path} has no objects of the classes ({first_few(classes)}) but crowds, so there is nothing to '
-            f'{"learn" if learned else "measure"}: annotate some.'
+            f'{file.path} has no objects of the classes ({first_few(classes)}) but {but}, so there is nothing to '
+            f'{what}: annotate some.'
         )
     _check_boxes(file, dataset, learned, say)
     empty = [name for name in classes if not counts[name]]
@@ -231,11 +239,23 @@ def _check_left_out(
     """Tell what mmdet leaves out of the training; refuse a file of which nothing remains."""
     least = (dataset.get('filter_cfg') or {}).get('min_size', 0)
     small = {image['id']: image for image in file.content['images'] if min(image['width'], image['height']) < least}
-    skipped = {found['id'] for found in tiny}
-    if all(found['image_id'] in small for found in objects if found['id'] not in skipped):
+    ignored = [found for found in objects if found.get('ignore')]
+    skipped = {found['id'] for found in (*tiny, *ignored)}
+    left = [found for found in objects if found['id'] not in skipped]
+    if not left:
         raise EvaluationError(
-            f'{file.path} has objects only in images below {least} pixels, which the config leaves out: give larger '
-            'images or another train_dataloader.dataset.filter_cfg.min_size.'
+            f'{file.path} has only objects that are to be ignored or below 1 pixel, so there is nothing to learn: '
+            'annotate some.'
+        )
+    if all(found['image_id'] in small for found in left):
+        raise EvaluationError(
+            f'{file.path} has objects to learn only in images below {least} pixels, which the config leaves out: give '
+            'larger images or another train_dataloader.dataset.filter_cfg.min_size.'
+        )
+    if ignored:
+        say(
+            f'{len(ignored)} of {len(objects)} objects of {file.path} are to be ignored and are not trained on '
+            f'(object {ignored[0]["id"]}).'
         )
     if tiny:
         say(f'{len(tiny)} objects of {file.path} are below 1 pixel and are not trained on (object {tiny[0]["id"]}).')

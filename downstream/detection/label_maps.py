@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.text import first_few, reason
+from tinyvit_zoo.data.folders import EXTENSIONS
 from tinyvit_zoo.data.image_file import upright_size
 
 __all__ = ['check_label_maps']
@@ -36,11 +38,19 @@ def check_label_maps(
     root, prefix = Path(dataset.get('data_root') or ''), dataset.get('data_prefix') or {}
     images, maps = root / prefix.get('img_path', ''), root / prefix.get('seg_map_path', '')
     ending, map_ending = dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png')
-    files = sorted(images.rglob(f'*{ending}')) if images.is_dir() else []
+    # As mmseg lists them: no hidden ones, and of this ending alone.
+    names = sorted(list_dir_or_file(images, list_dir=False, recursive=True)) if images.is_dir() else []
+    files = [images / name for name in names if name.endswith(ending)]
     if not files:
         raise EvaluationError(
             f'{images} holds no images that end in {ending}: give the folder above as --data, or another img_suffix of '
             'the data set.'
+        )
+    others = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and not name.endswith(ending)]
+    if others:
+        say(
+            f'{len(others)} images of {images} do not end in {ending} and are left out, as img_suffix of the data set '
+            f'says: {first_few(others)}.'
         )
     pairs = [(file, maps / f'{str(file.relative_to(images))[: -len(ending)]}{map_ending}') for file in files]
     absent = [file.name for file, labels in pairs if not labels.is_file()]
@@ -51,7 +61,8 @@ def check_label_maps(
     with ThreadPoolExecutor() as pool:
         for values in pool.map(lambda pair: _labels(pair[0], pair[1], first, classes), pairs):
             seen[values] = True
-    empty = [name for i, name in enumerate(classes) if not seen[i + first]]
+    seen[IGNORED] = False
+    empty = [name for i, name in enumerate(classes) if i + first >= IGNORED or not seen[i + first]]
     if len(empty) == len(classes):
         raise EvaluationError(f'No label map of {maps} has a pixel of any class.')
     if empty:
@@ -78,10 +89,12 @@ def _labels(file: Path, labels: Path, first: int, classes: Sequence[str]) -> np.
             f'{array.shape[0]}: both must have the same size.'
         )
     values = np.unique(array.astype(np.int64))
-    strange = [v for v in values if v != IGNORED and not 0 <= v < first + len(classes)]
+    strange = [v for v in values if v != IGNORED and not 0 <= v < min(first + len(classes), IGNORED)]
     if strange:
+        last = min(first + len(classes), IGNORED) - 1
+        most = '' if last < IGNORED - 1 else f' (mmseg reads none above {last})'
         raise EvaluationError(
             f'{labels} has the label {strange[0]}, and the {len(classes)} classes ({first_few(classes)}) have the '
-            f'labels {first} to {first + len(classes) - 1}: correct it, or name all classes with --classes.'
+            f'labels {first} to {last}{most}: correct it, or name all classes with --classes.'
         )
     return values

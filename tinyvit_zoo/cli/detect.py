@@ -83,12 +83,13 @@ def _use_custom_data(
         if classes or any(files.values()):
             raise typer.BadParameter('Give the folder of your data as well: --data DIR.')
         return
+    from ..common.text import escaped  # names are of whoever annotated
     from ..downstream.detection.config_parts import datasets_of
     from ..downstream.detection.custom_data import CustomData, use_custom_data
 
     found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files), trained)
     if found:
-        print(f'{len(found)} classes: {", ".join(found)}')
+        print(f'{len(found)} classes: {escaped(", ".join(found))}')
     if files.get('train_annotations') and not files.get('validation_annotations'):
         for dataset in datasets_of(config.get('val_dataloader')):
             kept = Path(dataset.get('data_root') or '', dataset.get('ann_file', ''))
@@ -191,6 +192,7 @@ def predict(
 ) -> None:
     """Find objects in images, and draw their boxes and masks (of a segmenter: the class of every pixel)."""
     config = _read(name, None, cfg_options)
+    from ..common.text import escaped
     from ..downstream.detection.predict import Predictor, find_images, in_words, write_predictions
 
     found = find_images(images)
@@ -199,7 +201,7 @@ def predict(
     refused: list[str] = []
     done = 0
     for drawn, result in write_predictions(predictor, found, output, progress=True, refused=refused.append):
-        print(f'{drawn}: {in_words(result, predictor.classes)}')
+        print(escaped(f'{drawn}: {in_words(result, predictor.classes)}'))
         done += 1
     for sentence in refused:
         print_error(sentence)
