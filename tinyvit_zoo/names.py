@@ -8,6 +8,7 @@ from timm.models import is_model, parse_model_name, split_model_name_tag
 
 from .common.errors import ModelError
 from .common.paths import user_path
+from .common.text import shown
 from .releases import all_releases, find_release
 
 __all__ = ['CONFIG', 'check_name', 'model_folder', 'resolve_name']
@@ -71,7 +72,7 @@ def check_name(name: str) -> str | None:
         known = [r.name for r in all_releases()] + list({r.architecture: None for r in all_releases()})
         close = difflib.get_close_matches(name, known, n=1)
         hint = f'Did you mean {close[0]}? ' if close else ''
-        raise ModelError(f"Unknown model '{name}'. {hint}`tinyvit-zoo list` shows all models.")
+        raise ModelError(f"Unknown model '{shown(name)}'. {hint}`tinyvit-zoo list` shows all models.")
     if find_release(architecture) and find_release(model_id) is None:
         tags = ', '.join(r.tag for r in all_releases() if r.architecture == architecture)
         raise ModelError(f"{architecture} has no weights called '{tag}', it has: {tags}.")
