@@ -45,7 +45,7 @@ def find_images(
         EvaluationError: As `load_dataset`.
     """
     folder = Path(data)
-    if not os.path.isdir(folder) or not _is_plain(folder):
+    if not str(data) or not os.path.isdir(folder) or not _is_plain(folder):  # '' would be the working directory
         return load_dataset(str(data), split, root, skip_unreadable=skip_unreadable, **options)
     if split != 'all':
         raise MissingSplitError(f"{folder} holds images without classes, so that its only split is 'all'.")

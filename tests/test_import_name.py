@@ -14,7 +14,7 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess:
 def test_the_old_import_name_says_the_new_one():
     done = python('import downstream.knn', cwd=ROOT)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith('ImportError: The evaluators of tinyvit-zoo are imported as')
+    assert done.stderr.splitlines()[-1].startswith('ModuleNotFoundError: The evaluators of tinyvit-zoo are imported as')
     assert 'from tinyvit_zoo.downstream import' in done.stderr
 
 

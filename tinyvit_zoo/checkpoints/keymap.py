@@ -176,7 +176,8 @@ class KeyMap:
             return value.flatten(1)
         if key in self.transposed and value.ndim == 2:
             return value.mT
-        return value[(None,) * self.unbatched.get(key, 0)] if value.ndim > 0 else value
+        leading = self.unbatched.get(key, 0)
+        return value[(None,) * leading] if leading and value.ndim > 0 else value  # else the tensor itself
 
     def in_official_shape(self, key: str, value: torch.Tensor) -> torch.Tensor:
         """The inverse of `in_our_shape`."""
@@ -185,7 +186,7 @@ class KeyMap:
         if key in self.transposed and value.ndim == 2:
             return value.mT
         leading = self.unbatched.get(key, 0)
-        return value[(0,) * leading] if value.shape[:leading] == (1,) * leading else value
+        return value[(0,) * leading] if leading and value.shape[:leading] == (1,) * leading else value
 
     def _is_pointwise(self, key: str, value: torch.Tensor, ndim: int) -> bool:
         return value.ndim == ndim and key.endswith('.weight') and any(part in key for part in self.pointwise)

@@ -307,7 +307,7 @@ def _one_model(state_dict: dict[str, torch.Tensor], where: str) -> dict[str, tor
     roles = [role for role in ROLES if role in tops]
     places = roles if find_key_map(state_dict) else tops
     if len(roles) > 1 or any(_is_known(v) for k, v in _models(state_dict).items() if k in places):
-        raise _ask(where, tops)
+        raise _ask(where, [*roles, 'names without a prefix'] if find_key_map(state_dict) else tops)
     return state_dict
 
 

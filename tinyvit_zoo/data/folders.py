@@ -263,7 +263,10 @@ def read_class_folders(
 
 
 def _no_class(folder: Path, strange: str, classes: Sequence[str], name: str) -> str:
-    message = f"{folder} has the class folder '{strange}', which is none of the {len(classes)} classes of {name}"
+    message = (
+        f"{folder} has {len(class_folders(folder))} class folders, of which '{strange}' is none of the {len(classes)} "
+        f'classes of {name}'
+    )
     inner = folder_too_many(folder)
     if inner is not None and set(class_folders(inner)) <= set(classes):
         return f'{message}: it has one folder too many above the classes, move those of {inner} up.'
