@@ -272,6 +272,8 @@ def test_a_teacher_that_says_something_else_ends_check_with_an_error(folders, cl
     other = ('--weights', tmp_path / 'other.pth')
     code, _, err = cli('distill', 'check', store, *data, '--against', 'test_vit', *other)
     assert (code, 'teacher sha256' in err) == (1, True)
+    code, _, err = cli('distill', 'check', store, *data, '--share', '0')
+    assert (code, 'above 0' in err) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,12 @@ def test_a_store_gives_the_labels_of_any_positions_in_their_order(form, tmp_path
     assert [epoch.image_crc32(p) for p in (0, 16, 32, 48, 17)] == [5000, 5016, 5032, 5048, None]
 
 
+@pytest.mark.parametrize('position', [-1, 50, 2**40])
+def test_a_position_beyond_the_data_set_is_named(position, tmp_path):
+    epoch = saved(tmp_path / 's').epoch(3)
+    refused(lambda: epoch.read([3, position, 7]), 'from 0 to 49', f'not {position}', kind=EvaluationError)
+
+
 def test_a_shard_is_plain_safetensors_and_positions_take_no_bytes(tmp_path):
     saved(tmp_path / 's')
     files = sorted((tmp_path / 's' / 'epoch-0003').glob('*.safetensors'))

@@ -103,10 +103,10 @@ def check(
     check_data(opened, dataset)
     numbers = wanted or opened.epochs()
     say(f'Records: all {check_records(opened, numbers):,} of epochs {opened.epochs_in_words()} are whole.')
-    say(f'Views: {check_views(opened, dataset, numbers, share or 1.0):,} were made again as the teacher saw them.')
+    say(f'Views: {check_views(opened, dataset, numbers, share):,} were made again as the teacher saw them.')
     if against:
         found = _teacher(against, weights, opened.info.precision, run)
-        agreement = check_teacher(opened, dataset, found, numbers, share or 1.0, workers=run.workers)
+        agreement = check_teacher(opened, dataset, found, numbers, share, workers=run.workers)
         say(
             f'Teacher: {agreement.views:,} views; mean difference of a probability {agreement.error:.2g}, largest '
             f'{agreement.largest:.2g}; {agreement.other_ids:.2%} other classes.'

@@ -133,8 +133,9 @@ class Epoch:
             EvaluationError: If there is no such position, or a record is damaged; the message names its file.
         """
         positions = np.asarray(positions, np.int64)
-        if len(positions) and not 0 <= positions.min() <= positions.max() < self.info.images:
-            raise EvaluationError(f'Positions are from 0 to {self.info.images - 1}, not {positions.max()}.')
+        strange = positions[(positions < 0) | (positions >= self.info.images)]
+        if len(strange):
+            raise EvaluationError(f'Positions are from 0 to {self.info.images - 1}, not {strange[0]}.')
         try:
             return self._form.decode(self._gather(positions), self.number, positions)
         except DamagedRecordError as e:
