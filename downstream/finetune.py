@@ -8,7 +8,7 @@ takes its statistics, too.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.data.transforms import data_config
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, evaluation_config, reset_head
-from tinyvit_zoo.training.loop import Record, TrainingLoop, best_epoch
+from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.tasks.classification import classification_task
 
@@ -112,12 +112,7 @@ def finetune(
     validation: ImageDataset | None = None,
     test: ImageDataset | None = None,
     held_out: float | None = None,
-    micro_batch: int | None = None,
-    precision: str | None = None,
-    device: torch.device | None = None,
-    workers: int = 0,
-    seed: int = 0,
-    say: Callable[[str], None] = print,
+    **run: Unpack[RunSettings],
 ) -> Finetuned:
     """Train, or resume an earlier run into the same folder.
 
@@ -136,34 +131,21 @@ def finetune(
         test: Images for the one number at the end.
         held_out: Share of `train`, of each class alike; 0 to train on all of it and take the last epoch. None: as the
             recipe has it. Without effect where there are images to choose with.
-        micro_batch: Images that a process takes at once; gradients add up to a batch. None: its part of the batch.
-        precision: 'no', 'bf16' or 'fp16'. None: 'bf16' on CUDA, else 'no'.
-        device: None: the best one, or with several processes that of each.
-        workers: Processes that read and transform images.
-        seed: Of order, augmentation, held-out images, a head of `recipe.head_std` and drop path.
-        say: Prints a line.
+        **run: See `TrainingLoop`; `seed` is also that of order, augmentation, held-out images and a head of
+            `recipe.head_std`.
 
     Raises:
         EvaluationError: If classes do not fit, the model takes other images than RGB, the batch does not fit images or
             processes, the folder holds the state of another run or another run is writing to it, the device has no such
             precision, or the loss is no longer a number.
     """
+    seed = run.get('seed', 0)
     _check_classes(model, train, validation, test)
     train, validation, plan = _plan(train, validation, recipe, held_out, seed)
     recipe = recipe.fitted(len(train))
     _check_batch(train, recipe, plan)
     reset_head(model, recipe.head_std, seed)
-    loop = TrainingLoop(
-        classification_task(model, recipe, len(train.classes)),
-        recipe,
-        Path(output),
-        micro_batch=micro_batch,
-        precision=precision,
-        device=device,
-        workers=workers,
-        seed=seed,
-        say=say,
-    )
+    loop = TrainingLoop(classification_task(model, recipe, len(train.classes)), recipe, Path(output), **run)
     loop.say(plan.words)
     _warn_of_average(recipe, len(train), loop.say)
     training_transform, evaluation_transform = create_transforms(model, recipe)

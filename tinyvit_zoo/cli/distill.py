@@ -10,6 +10,7 @@ import typer
 from .console import command, print_json, printer, quiet_logs
 from .evaluator_options import backbone_of, load_backbone, loader, processes
 from .options import DataOptions, ModelOptions, RunOptions, Size, find_device, pair_of, read_size
+from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from ..data.image_dataset import ImageDataset
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 StoreForm = StrEnum('StoreForm', ['exact', 'compact'])
 TeacherPrecision = StrEnum('TeacherPrecision', ['float32', 'bfloat16'])
-Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 Reuse = StrEnum('Reuse', ['cycle'])
 
 StorePlace = Annotated[str, typer.Argument(help='Folder, or an address that fsspec opens.', metavar='STORE')]
@@ -124,20 +124,9 @@ def train(
     store: Annotated[str, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')],
     recipe: Annotated[str, typer.Option(help='Name of a recipe.', metavar='NAME')] = 'tinyvit_22k_distill',
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the recipe's; the warm-up keeps its share.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the recipe's; its learning rate grows with it.", metavar='N')
-    ] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=1, help='Images of a forward pass of a process.', metavar='N')
-    ] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help='Learning rate of an update, whatever the batch.')] = None,
-    drop_path: Annotated[float | None, typer.Option(min=0.0, max=0.99, help="Instead of the recipe's.")] = None,
+    training: TrainingOptions,
     reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
-    precision: Annotated[Precision | None, typer.Option(help='Default: bf16 on CUDA, else no.')] = None,
     run: RunOptions,
 ) -> None:
     """Train a student from stored soft labels. The same command again resumes where the last one stopped.
@@ -150,11 +139,7 @@ def train(
     from ..training.recipes import DISTILLATION, find_recipe
 
     quiet_logs()
-    chosen = find_recipe(recipe, DISTILLATION)
-    changes = dict(epochs=epochs, batch_size=batch_size, drop_path=None if drop_path is None else {'': drop_path})
-    chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
-    if lr is not None:
-        chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
+    chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
         opened = Store.open(store)
         dataset = loader(data_options, run.seed)('train')
@@ -164,8 +149,7 @@ def train(
         say = printer() if first else (lambda text: None)
         result = distil_from_store(
             student, dataset, opened, chosen, output, reuse=reuse is not None, hard_weight=hard_weight,
-            micro_batch=micro_batch, precision=precision and str(precision),
-            device=find_device(run.device) if run.device else None, workers=run.workers, seed=run.seed, say=say,
+            **training.settings(run, say),
         )  # fmt: skip
         if first:
             write_distilled(

@@ -4,7 +4,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,8 @@ import typer
 
 from .console import command, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes
-from .options import DataOptions, ModelOptions, RunOptions, Size, find_device
+from .options import DataOptions, ModelOptions, RunOptions, Size
+from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..data.image_dataset import ImageDataset
     from ..downstream.starts import Start
     from ..training.recipes import Recipe
-
-Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -74,23 +72,8 @@ def finetune(
         typer.Option(help='Name of a recipe, see --recipes; small is for up to some thousand images.', metavar='NAME'),
     ] = 'small',
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the recipe's; the warm-up keeps its share.")
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Images of an update, instead of the recipe's; its learning rate grows with it.",
-            metavar='N',
-        ),
-    ] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=1, help='Images of a forward pass of a process.', metavar='N')
-    ] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help='Learning rate of an update, whatever the batch.')] = None,
+    training: TrainingOptions,
     layer_decay: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Instead of the recipe's.")] = None,
-    drop_path: Annotated[float | None, typer.Option(min=0.0, max=0.99, help="Instead of the recipe's.")] = None,
     ema_decay: Annotated[
         float | None, typer.Option(min=0.0, max=0.999999, help='The result is a moving average of the weights.')
     ] = None,
@@ -102,7 +85,6 @@ def finetune(
             help="Share of train to choose the epoch with, instead of the recipe's; 0 takes the last epoch.",
         ),
     ] = None,
-    precision: Annotated[Precision | None, typer.Option(help='Default: bf16 on CUDA, else no.')] = None,
     run: RunOptions,
     recipes: Annotated[
         bool,
@@ -118,23 +100,15 @@ def finetune(
     from ..training.recipes import find_recipe
 
     quiet_logs()
-    changes: dict[str, Any] = dict(
-        epochs=epochs, batch_size=batch_size, layer_decay=layer_decay, ema_decay=ema_decay,
-        drop_path=None if drop_path is None else {'': drop_path},
-    )  # fmt: skip
-    chosen = find_recipe(recipe)
-    chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
-    if lr is not None:
-        chosen = chosen.changed(lr=lr * chosen.lr_batch / chosen.batch_size)
+    chosen = training.changed(find_recipe(recipe), layer_decay=layer_decay, ema_decay=ema_decay)
     with processes() as first:
         train, validation, test = _datasets(loader(data_options, run.seed))
         model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
         say = printer() if first else (lambda text: None)
         departures = _say_start(chosen, start, classifier, model, say)
         result = train_model(
-            model, train, chosen, output, validation=validation, test=test, held_out=held_out, micro_batch=micro_batch,
-            precision=precision and str(precision), device=find_device(run.device) if run.device else None,
-            workers=run.workers, seed=run.seed, say=say,
+            model, train, chosen, output, validation=validation, test=test, held_out=held_out,
+            **training.settings(run, say),
         )  # fmt: skip
         if first:
             print_finetuned(summary(result), say)

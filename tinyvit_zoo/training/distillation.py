@@ -1,10 +1,9 @@
 """Training a student from a store of soft labels: the teacher is not needed any more."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
-import torch
 from torch import nn
 
 from ..common.errors import EvaluationError
@@ -12,7 +11,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.transforms import data_config
 from ..soft_labels.check import check_data
 from ..soft_labels.store import Store
-from .loop import Record, TrainingLoop
+from .loop import RunSettings, Trained, train_task
 from .recipes import Recipe
 from .soft_label_views import SoftLabelViews, ViewSampler
 from .tasks.tinyvit import SparseDistillation
@@ -21,22 +20,14 @@ __all__ = ['Distilled', 'distil_from_store']
 
 
 @dataclass(frozen=True)
-class Distilled:
-    """A finished training; the student has the weights of the last epoch.
+class Distilled(Trained):
+    """A finished training from a store; the losses are 'loss', and 'soft' and 'hard' where there are both.
 
     Attributes:
-        history: One record an epoch: 'loss', and 'soft' and 'hard' where there are both; 'lr'.
         stored_epochs: Which epochs of the store were used.
-        recipe: As it was trained by.
-        precision: 'no' (float32), 'bf16' or 'fp16'.
-        processes: How many trained together.
     """
 
-    history: tuple[Record, ...]
     stored_epochs: tuple[int, ...]
-    recipe: Recipe
-    precision: str
-    processes: int
 
 
 def distil_from_store(
@@ -48,12 +39,7 @@ def distil_from_store(
     *,
     reuse: bool = False,
     hard_weight: float = 0.0,
-    micro_batch: int | None = None,
-    precision: str | None = None,
-    device: torch.device | None = None,
-    workers: int = 0,
-    seed: int = 0,
-    say: Callable[[str], None] = print,
+    **run: Unpack[RunSettings],
 ) -> Distilled:
     """Train a student on the views that a teacher saw, or resume an earlier run into the same folder.
 
@@ -68,12 +54,7 @@ def distil_from_store(
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
         reuse: Take the stored epochs in turn where there are fewer than the recipe has.
         hard_weight: Share of the true labels in the loss.
-        micro_batch: See `TrainingLoop`.
-        precision: See `TrainingLoop`.
-        device: See `TrainingLoop`.
-        workers: See `TrainingLoop`.
-        seed: Of the order of images and of random numbers within the model.
-        say: Prints a line.
+        **run: See `TrainingLoop`; `seed` is that of the order of images and of random numbers within the model.
 
     Raises:
         EvaluationError: If student, data, store and recipe do not fit, or for a reason of `TrainingLoop.run`.
@@ -87,17 +68,13 @@ def distil_from_store(
         )
     check_data(store, dataset)
     stored = _stored_epochs(store, recipe, reuse)
-    loop = TrainingLoop(
-        SparseDistillation(student, hard_weight), recipe, Path(output), micro_batch=micro_batch, precision=precision,
-        device=device, workers=workers, seed=seed, say=say,
-    )  # fmt: skip
     config = data_config(student)
     views = SoftLabelViews(dataset, store, tuple(config['input_size'][-2:]), config['mean'], config['std'])
-    sampler = ViewSampler(len(dataset), recipe.batch_size, seed, stored)
+    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
     identity = {'soft labels': store.info.identity, 'stored epochs': repr(stored), 'hard weight': repr(hard_weight)}
-    history = loop.run(loop.loader(views, sampler), identity)
-    student.eval()
-    return Distilled(tuple(history), stored, recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes)
+    task = SparseDistillation(student, hard_weight)
+    trained = train_task(task, views, sampler, recipe, output, identity, **run)
+    return Distilled(**vars(trained), stored_epochs=stored)
 
 
 def _stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:

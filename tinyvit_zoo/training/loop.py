@@ -7,8 +7,9 @@ the loader; the loop itself knows nothing but the 'loss' that it minimizes.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ with needs_extra('eval'):
     from accelerate.state import AcceleratorState
     from accelerate.utils import DataLoaderConfiguration
 
-__all__ = ['Record', 'TrainingLoop', 'best_epoch']
+__all__ = ['Record', 'RunSettings', 'Trained', 'TrainingLoop', 'best_epoch', 'train_task']
 
 # What a recipe says of itself; and the held-out share, which the images that are trained on show.
 NO_SETTING = ('source', 'notes', 'starts', 'starts_at', 'held_out')
@@ -43,6 +44,34 @@ LOOK_EVERY = 50  # steps between looks at whether the loss is still a number: ea
 Record = dict[str, float | None]
 """An epoch by name: the mean of each loss, 'lr' of its last update (the highest of all layers), measurements after it.
 """
+
+
+class RunSettings(TypedDict, total=False):
+    """How a training is run, on what and where; the losses of one seed stay the same. See `TrainingLoop` for each."""
+
+    micro_batch: int | None
+    precision: str | None
+    device: torch.device | None
+    workers: int
+    seed: int
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training of a task; its module has the weights of the last epoch.
+
+    Attributes:
+        history: One record an epoch: each of the task's losses, and 'lr'.
+        recipe: As it was trained by.
+        precision: 'no' (float32), 'bf16' or 'fp16'.
+        processes: How many trained together.
+    """
+
+    history: tuple[Record, ...]
+    recipe: Recipe
+    precision: str
+    processes: int
 
 
 def best_epoch(history: Sequence[Record], chosen_by: str | None) -> int:
@@ -240,6 +269,35 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(state['scaler'])
         self.say(f'{self.folder}: resumed after epoch {len(state["history"])} of {self.recipe.epochs}.')
         return state['history']
+
+
+def train_task(
+    task: TrainingTask,
+    views: Dataset,
+    sampler: Sampler,
+    recipe: Recipe,
+    output: str | Path,
+    identity: Mapping[str, str],
+    **run: Unpack[RunSettings],
+) -> Trained:
+    """Train a task that measures nothing but its losses, or resume an earlier run into the same folder.
+
+    Args:
+        task: See `TrainingLoop`. Its trainable module is left in eval mode.
+        views: Items that torch collates to the arguments of the task's forward.
+        sampler: Indices of `views`, in whole batches of the recipe.
+        recipe: Its mixing and augmentation have no effect: the views are what they are.
+        output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
+        identity: What must be the same for a run to be resumed, besides recipe, seed and initial weights.
+        **run: See `TrainingLoop`.
+
+    Raises:
+        EvaluationError: For a reason of `TrainingLoop` or of its `run`.
+    """
+    loop = TrainingLoop(task, recipe, Path(output), **run)
+    history = loop.run(loop.loader(views, sampler), identity)
+    loop.module.eval()
+    return Trained(tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes)
 
 
 def _accelerator(

@@ -1,0 +1,68 @@
+"""Options that the commands that train have in common: changes of the recipe, and how it is run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import RunOptions, find_device
+
+if TYPE_CHECKING:
+    from ..training.loop import RunSettings
+    from ..training.recipes import Recipe
+
+__all__ = ['Precision', 'TrainingOptions']
+
+Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What of a recipe is changed, and how it is run."""
+
+    epochs: Annotated[
+        int | None, typer.Option('--epochs', min=1, help="Instead of the recipe's; the warm-up keeps its share.")
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            '--batch-size',
+            min=1,
+            help="Images of an update, instead of the recipe's; its learning rate grows with it.",
+            metavar='N',
+        ),
+    ] = None
+    micro_batch: Annotated[
+        int | None,
+        typer.Option('--micro-batch', min=1, help='Images of a forward pass of a process.', metavar='N'),
+    ] = None
+    lr: Annotated[
+        float | None, typer.Option('--lr', min=0.0, help='Learning rate of an update, whatever the batch.')
+    ] = None
+    drop_path: Annotated[
+        float | None, typer.Option('--drop-path', min=0.0, max=0.99, help="Instead of the recipe's.")
+    ] = None
+    precision: Annotated[Precision | None, typer.Option('--precision', help='Default: bf16 on CUDA, else no.')] = None
+
+    def changed(self, recipe: 'Recipe', **changes: Any) -> 'Recipe':
+        """The recipe with what these options change, and with further changes that are not None."""
+        own = dict(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            drop_path=None if self.drop_path is None else {'': self.drop_path},
+        )
+        recipe = recipe.changed(**{key: value for key, value in {**own, **changes}.items() if value is not None})
+        return recipe if self.lr is None else recipe.changed(lr=self.lr * recipe.lr_batch / recipe.batch_size)
+
+    def settings(self, run: RunOptions, say: Callable[[str], None]) -> 'RunSettings':
+        """How the training is run."""
+        return dict(
+            micro_batch=self.micro_batch,
+            precision=self.precision and str(self.precision),
+            device=find_device(run.device) if run.device else None,
+            workers=run.workers,
+            seed=run.seed,
+            say=say,
+        )
