@@ -2,10 +2,10 @@
 
     python benchmarks/kill_training.py -o OUT --points 20 -- finetune test_vit --random -d digits --epochs 3
 
-Everything after `--` is a command of `tinyvit-zoo` that trains, without `--output`. It runs to its end in OUT/whole. Then
-it runs in OUT/killed with a state after each update, is killed with SIGKILL as many times as asked for, each at a random
-moment after its first update, and resumed; its last start is left alone. The log (all losses of all updates looked at,
-and all epochs) and the weights that result must be equal to the bit.
+Everything after `--` is a command of `tinyvit-zoo` that trains, without `--output`. It runs to its end in OUT/whole.
+Then it runs in OUT/killed with a state after each update, is killed with SIGKILL as many times as asked for, each at a
+random moment after its first update, and resumed; its last start is left alone. The log (the losses of all updates that
+were looked at, and of all epochs) and the weights that result must be equal to the bit.
 """
 
 import argparse
