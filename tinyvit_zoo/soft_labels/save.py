@@ -19,7 +19,7 @@ from .record import FormName, SoftLabels
 from .store import FINGERPRINTS, Store, StoreInfo, shard_size_for
 from .teacher import Teacher
 
-__all__ = ['Estimate', 'classes_hash', 'estimate', 'save', 'store_info']
+__all__ = ['Estimate', 'check_output', 'classes_hash', 'estimate', 'save', 'store_info']
 
 LIBRARIES = ('numpy', 'pillow', 'timm', 'torch', 'torchvision')
 TRIED = 2  # batches
@@ -88,7 +88,7 @@ def save(
     with teacher.ready():
         kept = Path(store).expanduser() / FINGERPRINTS
         info = store_info(teacher, dataset, spec, seed=seed, k=k, form=form, shard_size=shard_size, kept=kept)
-        _check_classes(teacher, dataset, spec)
+        check_output(teacher, dataset, spec)
         opened = processes.from_first(lambda: Store.create(store, info))
         todo = processes.from_first(lambda: [(e, s) for e in epochs for s in opened.missing_shards(e)])
         mine = todo[processes.rank :: processes.number]
@@ -123,7 +123,7 @@ def estimate(
     """
     with teacher.ready():
         info = store_info(teacher, dataset, spec, k=k, form=form)
-        _check_classes(teacher, dataset, spec)
+        check_output(teacher, dataset, spec)
         places = [(0, i) for i in range(min((1 + TRIED) * batch_size, len(dataset)))]
         seconds, seen, start = 0.0, 0, time.perf_counter()
         for number, batch in enumerate(view_batches(teacher, dataset, spec, 0, places, batch_size, workers)):
@@ -170,14 +170,35 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _check_classes(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> None:
-    """Refuse a teacher of other classes before the first shard."""
+def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> None:
+    """Refuse a teacher that cannot teach, by what it says of the first image.
+
+    Args:
+        teacher: Inside its `ready`.
+        dataset: With an image.
+        spec: Settings of the views.
+
+    Raises:
+        EvaluationError: If it has other classes than the data, or its probabilities are not finite.
+    """
     views = next(view_batches(teacher, dataset, spec, 0, [(0, 0)], 1, 0))
-    classes = teacher.logits(views.image).shape[1]
-    if classes != len(dataset.classes):
+    logits = teacher.logits(views.image)
+    if logits.shape[1] != len(dataset.classes):
         raise EvaluationError(
-            f'{teacher.name} has {classes} classes, {dataset.name} has {len(dataset.classes)}: they must be the same.'
+            f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
+            'the same.'
         )
+    _check_finite(logits.cpu().numpy(), [0], teacher, dataset)
+
+
+def _check_finite(
+    output: np.ndarray, positions: Sequence[int] | torch.Tensor, teacher: Teacher, dataset: ImageDataset
+) -> None:
+    """Refuse logits or probabilities (n, C) of images at these positions that are no numbers."""
+    wrong = np.flatnonzero(~np.isfinite(output).all(axis=1))
+    if len(wrong):
+        where = dataset.describe(int(positions[wrong[0]]))
+        raise EvaluationError(f'{teacher.name} gives no finite probabilities for {where}: check its weights.')
 
 
 def _shard_labels(
@@ -197,10 +218,7 @@ def _shard_labels(
     images: dict[int, int] = {}
     for views in view_batches(teacher, dataset, spec, info.seed, places, batch_size, workers):
         labels = teacher.labels(views.image, info.k)
-        if not np.isfinite(labels.probabilities).all():
-            row = int((~np.isfinite(labels.probabilities).all(axis=1)).nonzero()[0][0])
-            where = dataset.describe(int(views.position[row]))
-            raise EvaluationError(f'{teacher.name} gives no finite probabilities for {where}: check its weights.')
+        _check_finite(labels.probabilities, views.position, teacher, dataset)
         parts.append(labels)
         marked = zip(views.position.tolist(), views.crc32.tolist(), strict=True)
         images |= {position: crc for position, crc in marked if crc >= 0}
