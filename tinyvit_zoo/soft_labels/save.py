@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import EvaluationError
 from ..common.hashes import json_hash
@@ -19,7 +19,7 @@ from .record import FormName, SoftLabels
 from .store import FINGERPRINTS, Store, StoreInfo, shard_size_for
 from .teacher import Teacher
 
-__all__ = ['Estimate', 'classes_hash', 'estimate', 'save', 'store_info']
+__all__ = ['Estimate', 'check_output', 'classes_hash', 'estimate', 'save', 'store_info']
 
 LIBRARIES = ('numpy', 'pillow', 'timm', 'torch', 'torchvision')
 TRIED = 2  # batches
@@ -88,7 +88,7 @@ def save(
     with teacher.ready():
         kept = Path(store).expanduser() / FINGERPRINTS
         info = store_info(teacher, dataset, spec, seed=seed, k=k, form=form, shard_size=shard_size, kept=kept)
-        _check_classes(teacher, dataset, spec)
+        check_output(teacher, dataset, spec)
         opened = processes.from_first(lambda: Store.create(store, info))
         todo = processes.from_first(lambda: [(e, s) for e in epochs for s in opened.missing_shards(e)])
         mine = todo[processes.rank :: processes.number]
@@ -123,10 +123,11 @@ def estimate(
     """
     with teacher.ready():
         info = store_info(teacher, dataset, spec, k=k, form=form)
-        _check_classes(teacher, dataset, spec)
+        check_output(teacher, dataset, spec)
         places = [(0, i) for i in range(min((1 + TRIED) * batch_size, len(dataset)))]
         seconds, seen, start = 0.0, 0, time.perf_counter()
-        for number, batch in enumerate(view_batches(teacher, dataset, spec, 0, places, batch_size, workers)):
+        views_of = _views(teacher, dataset, spec, 0)
+        for number, batch in enumerate(view_batches(teacher, views_of, places, batch_size, workers)):
             teacher.labels(batch.image, info.k)
             if number or len(places) <= batch_size:  # the first batch pays for starting
                 seconds, seen = seconds + time.perf_counter() - start, seen + len(batch.label)
@@ -170,14 +171,34 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _check_classes(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> None:
-    """Refuse a teacher of other classes before the first shard."""
-    views = next(view_batches(teacher, dataset, spec, 0, [(0, 0)], 1, 0))
-    classes = teacher.logits(views.image).shape[1]
-    if classes != len(dataset.classes):
+def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> None:
+    """Refuse a teacher that cannot teach, by what it says of the first image.
+
+    Args:
+        teacher: Inside its `ready`.
+        dataset: With an image.
+        spec: Settings of the views.
+
+    Raises:
+        EvaluationError: If it has other classes than the data, or its probabilities are not finite.
+    """
+    logits = teacher.logits(_views(teacher, dataset, spec, 0)[0].image[None])
+    if logits.shape[1] != len(dataset.classes):
         raise EvaluationError(
-            f'{teacher.name} has {classes} classes, {dataset.name} has {len(dataset.classes)}: they must be the same.'
+            f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
+            'the same.'
         )
+    _check_finite(logits.cpu().numpy(), [0], teacher, dataset)
+
+
+def _check_finite(
+    output: np.ndarray, positions: Sequence[int] | torch.Tensor, teacher: Teacher, dataset: ImageDataset
+) -> None:
+    """Refuse logits or probabilities (n, C) of images at these positions that are no numbers."""
+    wrong = np.flatnonzero(~np.isfinite(output).all(axis=1))
+    if len(wrong):
+        where = dataset.describe(int(positions[wrong[0]]))
+        raise EvaluationError(f'{teacher.name} gives no finite probabilities for {where}: check its weights.')
 
 
 def _shard_labels(
@@ -195,12 +216,10 @@ def _shard_labels(
     places = [(epoch, position) for position in info.positions(shard)]
     parts: list[SoftLabels] = []
     images: dict[int, int] = {}
-    for views in view_batches(teacher, dataset, spec, info.seed, places, batch_size, workers):
+    of_data = _views(teacher, dataset, spec, info.seed)
+    for views in view_batches(teacher, of_data, places, batch_size, workers):
         labels = teacher.labels(views.image, info.k)
-        if not np.isfinite(labels.probabilities).all():
-            row = int((~np.isfinite(labels.probabilities).all(axis=1)).nonzero()[0][0])
-            where = dataset.describe(int(views.position[row]))
-            raise EvaluationError(f'{teacher.name} gives no finite probabilities for {where}: check its weights.')
+        _check_finite(labels.probabilities, views.position, teacher, dataset)
         parts.append(labels)
         marked = zip(views.position.tolist(), views.crc32.tolist(), strict=True)
         images |= {position: crc for position, crc in marked if crc >= 0}
@@ -208,17 +227,18 @@ def _shard_labels(
     return SoftLabels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), images
 
 
+def _views(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec, seed: int) -> ReplayedViews:
+    return ReplayedViews(dataset, spec, seed, size=teacher.size, mean=teacher.mean, std=teacher.std)
+
+
 def view_batches(
-    teacher: Teacher,
-    dataset: ImageDataset,
-    spec: ViewSpec,
-    seed: int,
-    places: Sequence[tuple[int, int]],
-    batch_size: int,
-    workers: int,
+    teacher: Teacher, views: Dataset, places: Sequence[tuple[int, int]], batch_size: int, workers: int
 ) -> Iterator[ReplayedView]:
-    """Batches of views in the order of their places; raises EvaluationError if an image cannot be read."""
-    views = ReplayedViews(dataset, spec, seed, size=teacher.size, mean=teacher.mean, std=teacher.std)
+    """Batches of views as the teacher takes them, in the order of their places.
+
+    Raises:
+        EvaluationError: If an image cannot be read.
+    """
     order = [[Place(*p) for p in places[i : i + batch_size]] for i in range(0, len(places), batch_size)]
     yield from DataLoader(
         views,
