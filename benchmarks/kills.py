@@ -1,4 +1,4 @@
-"""Saving soft labels and training from them, killed at random moments: what follows must be as if nothing had happened.
+"""Saving soft labels, killed at random moments: the store that follows must have the bytes of one left alone.
 
 Processes are forked from one that has imported everything, with what `torchrun` would tell each of them, so that a
 kill hits the work and not the imports.
@@ -20,15 +20,12 @@ import torch
 from tinyvit_zoo.common.counter_rng import child_key, uniform
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.replay import ViewSpec
-from tinyvit_zoo.soft_labels import Store, Teacher, save
-from tinyvit_zoo.training.distillation import distil_from_store
-from tinyvit_zoo.training.recipes import DISTILLATION
+from tinyvit_zoo.soft_labels import Teacher, save
 
-__all__ = ['Group', 'files_of', 'kill_a_save', 'kill_a_training']
+__all__ = ['Group', 'files_of', 'kill_a_save']
 
 IMAGES, EPOCHS, SHARD, BATCH = 600, 4, 50, 25
 SPEC = ViewSpec.from_timm((32, 32), auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.25)
-RECIPE = DISTILLATION['tinyvit_22k_distill'].changed(epochs=8, batch_size=50, lr=5e-4, lr_batch=50)
 
 
 class Group:
@@ -90,7 +87,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def kill_a_save(points: int, processes: int = 2, seed: int = 0) -> list[str]:
-    """Kill a save by several processes at so many random moments, resume it, and compare every byte.
+    """Kill a save at so many random moments, each time resume it, and compare every byte.
 
     Returns:
         What each kill left behind, in words.
@@ -98,65 +95,22 @@ def kill_a_save(points: int, processes: int = 2, seed: int = 0) -> list[str]:
     Raises:
         SystemExit: If a resumed store has other bytes than one that was never killed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-
-        def compare(whole: Path, resumed: Path) -> bool:
-            return files_of(whole) == files_of(resumed)
-
-        def left(killed: Path) -> str:
-            parts = len(list(killed.rglob('.*.part*')))
-            return f'{len(list(killed.rglob("0*.safetensors")))} of {EPOCHS * IMAGES // SHARD} shards, {parts} cut'
-
-        return _kill(points, processes, seed, Path(folder), _save, compare, left)
-
-
-def kill_a_training(points: int, seed: int = 1) -> list[str]:
-    """Kill a training from a store at so many random moments, resume it, and compare losses and weights to the bit.
-
-    Returns:
-        What each kill left behind, in words.
-
-    Raises:
-        SystemExit: If a resumed training has other losses or weights than one that was never killed.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        _save(Path(folder) / 'labels')
-
-        def compare(whole: Path, resumed: Path) -> bool:
-            one, two = (torch.load(run / 'result.pt', weights_only=True) for run in (whole, resumed))
-            same = all(torch.equal(value, two['weights'][key]) for key, value in one['weights'].items())
-            return same and one['history'] == two['history']
-
-        def left(killed: Path) -> str:
-            state = killed / 'state.pt'
-            done = len(torch.load(state, weights_only=True)['history']) if state.exists() else 0
-            return f'{done} of {RECIPE.epochs} epochs'
-
-        return _kill(points, 1, seed, Path(folder), _train, compare, left)
-
-
-def _kill(
-    points: int,
-    processes: int,
-    seed: int,
-    folder: Path,
-    work: Callable[[Path], object],
-    compare: Callable[[Path, Path], bool],
-    left: Callable[[Path], str],
-) -> list[str]:
-    start = time.perf_counter()
-    Group(processes, work, folder / 'whole').finish()
-    seconds, found = time.perf_counter() - start, []
-    for point, share in enumerate(uniform(child_key(seed), points).tolist()):
-        killed = folder / f'killed-{point}'
-        group = Group(processes, work, killed)
-        time.sleep(share * seconds)
-        group.kill()
-        found.append(left(killed))
-        Group(processes, work, killed).finish()
-        if not compare(folder / 'whole', killed):
-            raise SystemExit(f'Killed after {share * seconds:.2f} s ({found[-1]}), it ended otherwise.')
-    return found
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, found = Path(temporary), []
+        start = time.perf_counter()
+        Group(processes, _save, folder / 'whole').finish()
+        seconds = time.perf_counter() - start
+        for point, share in enumerate(uniform(child_key(seed), points).tolist()):
+            killed = folder / f'killed-{point}'
+            group = Group(processes, _save, killed)
+            time.sleep(share * seconds)
+            group.kill()
+            shards, cut = (len(list(killed.rglob(pattern))) for pattern in ('0*.safetensors', '.*.part*'))
+            found.append(f'{shards} of {EPOCHS * IMAGES // SHARD} shards' + (f' and {cut} cut' if cut else ''))
+            Group(processes, _save, killed).finish()
+            if files_of(folder / 'whole') != files_of(killed):
+                raise SystemExit(f'Killed after {share * seconds:.2f} s ({found[-1]}), the store has other bytes.')
+        return found
 
 
 def _save(folder: Path) -> None:
@@ -167,14 +121,3 @@ def _save(folder: Path) -> None:
         Teacher.of_timm(model, 'a small ViT'), data, SPEC, folder, range(EPOCHS), k=5, batch_size=BATCH,
         shard_size=SHARD, progress=False,
     )  # fmt: skip
-
-
-def _train(folder: Path) -> None:
-    torch.manual_seed(1)
-    student = timm.create_model('test_vit', num_classes=10, img_size=32)
-    data = load_dataset('digits', 'train').subset(range(IMAGES))
-    run = distil_from_store(
-        student, data, Store.open(folder.parent / 'labels'), RECIPE, folder, reuse=True, device=torch.device('cpu'),
-        say=lambda text: None,
-    )  # fmt: skip
-    torch.save(dict(history=list(run.history), weights=student.state_dict()), folder / 'result.pt')

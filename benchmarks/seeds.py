@@ -1,4 +1,4 @@
-"""Shared by the benchmarks that train: one file a seed, so that a run resumes after a kill, and intervals over seeds."""
+"""Shared by benchmarks that train: a file for each seed, so that a run resumes after a kill; intervals over seeds."""
 
 import json
 import statistics

@@ -4,7 +4,7 @@ One process, one thread, process CPU time, in turn. The store of 2 million recor
 the live teacher 2 GB of memory and a few minutes; its weights are random.
 
     python benchmarks/soft_labels.py [--rounds 9]
-    python benchmarks/soft_labels.py --kill 20      # a save by 2 processes and a training, each killed 20 times
+    python benchmarks/soft_labels.py --kill 20      # a save by 2 processes, killed 20 times
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from kills import kill_a_save, kill_a_training
+from kills import kill_a_save
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timing import print_machine, write_figures
@@ -32,15 +32,16 @@ import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.common.paired_timing import measure, ratio
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.image_dataset import ImageDataset
-from tinyvit_zoo.data.replay import ReplayedViews, ViewSpec, draw_views, is_checked
+from tinyvit_zoo.data.replay import ModelInput, ViewSpec, draw_views, is_checked
 from tinyvit_zoo.data.seeded import SeededDataset
+from tinyvit_zoo.data.transforms import data_config
 from tinyvit_zoo.soft_labels import Epoch, SoftLabels, Store, StoreInfo, Teacher
 from tinyvit_zoo.soft_labels.record import FormName
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_optimizer, create_transforms
 from tinyvit_zoo.training.recipes import DISTILLATION
-from tinyvit_zoo.training.soft_label_views import SoftLabelViews, ViewSampler
+from tinyvit_zoo.training.soft_label_views import LiveViews, SoftLabelViews, ViewSampler
 from tinyvit_zoo.training.tasks.classification import classification_task
-from tinyvit_zoo.training.tasks.tinyvit import SparseDistillation
+from tinyvit_zoo.training.tasks.tinyvit import LiveDistillation, SparseDistillation
 
 BATCH, BATCHES = 256, 16
 VIEWS_TARGET = 100
@@ -119,7 +120,7 @@ def stored(folder: Path, labels: SoftLabels, form: FormName, shard_size: int) ->
 
 def new_store(folder: Path, form: FormName, images: int, shard_size: int) -> Store:
     info = StoreInfo(
-        form=form, k=K, classes=CLASSES, classes_sha256='', teacher='synthetic', teacher_sha256='', precision='float32',
+        form=form, k=K, classes=CLASSES, classes_sha256='', teacher='none', teacher_sha256='none', precision='float32',
         views=SPEC.settings(), seed=0, data='synthetic', fingerprint='', images=images, shard_size=shard_size,
         libraries={},
     )  # fmt: skip
@@ -232,11 +233,6 @@ def photographs(folder: Path) -> ImageDataset:
 def training_steps(folder: Path) -> dict[str, Callable[[], object]]:
     """Steps of TinyViT-5M at 224 pixels, their images read, decoded and transformed; each takes the next batch."""
     data = photographs(folder / 'images')
-    labels = synthetic(IMAGES)
-    stored(folder, labels, 'exact', 4096)
-    views = SoftLabelViews(data, Store.open(folder / 'exact-4096'), SPEC.size, *mean_and_std())
-    places = ViewSampler(len(data), RECIPE.batch_size, 0, [0])
-
     student, step = new_student()
     transform, _ = create_transforms(student, RECIPE)
     ordinary = SeededDataset(data.with_transform(transform))
@@ -245,24 +241,23 @@ def training_steps(folder: Path) -> dict[str, Callable[[], object]]:
     hard_task = classification_task(student, RECIPE, CLASSES)
 
     from_store, step_from_store = new_student()
-    soft = batches(views.__getitems__, list(places))
+    stored(folder, synthetic(IMAGES), 'exact', 4096)
+    places = list(ViewSampler(len(data), RECIPE.batch_size, 0, [0]))
+    views = SoftLabelViews(data, Store.open(folder / 'exact-4096'), input_of(from_store))
+    soft = batches(views.__getitems__, places)
     soft_task = SparseDistillation(from_store)
 
     taught, step_taught = new_student()
     model = timm.create_model('clip_vit_large_patch14_224', num_classes=CLASSES)
     teacher = Teacher.of_timm(model.eval(), 'random weights')
-    seen = batches(ReplayedViews(data, SPEC, 0).__getitems__, list(places))
-    live_task = SparseDistillation(taught)
-
-    def with_teacher() -> None:
-        view = next(seen)
-        labels = teacher.labels(view.image, K)
-        step_taught(live_task(view.image, view.label, *map(torch.from_numpy, labels)))
+    seen = ModelInput(teacher.size, teacher.mean, teacher.std)
+    live = batches(LiveViews(data, SPEC, 0, input_of(taught), seen).__getitems__, places)
+    live_task = LiveDistillation(taught, teacher, K)
 
     return {
         HARD: lambda: step(hard_task(*next(hard))),
         STORED: lambda: step_from_store(soft_task(*next(soft))),
-        LIVE: with_teacher,
+        LIVE: lambda: step_taught(live_task(*next(live))),
     }
 
 
@@ -281,9 +276,9 @@ def new_student() -> tuple[nn.Module, Callable[[dict[str, torch.Tensor]], None]]
     return student, step
 
 
-def mean_and_std() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    views = ReplayedViews.__init__.__kwdefaults__
-    return views['mean'], views['std']
+def input_of(student: nn.Module) -> ModelInput:
+    config = data_config(student)
+    return ModelInput(tuple(config['input_size'][-2:]), config['mean'], config['std'])
 
 
 def batches(read: Callable[[list], list], order: list) -> Iterator[Any]:
@@ -307,17 +302,17 @@ def report_steps(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def report_kills(points: int) -> None:
-    """Kill a save and a training, and say what each kill left; ends the program where one goes on otherwise."""
-    for what, kill in ('a save by 2 processes', kill_a_save), ('a training', kill_a_training):
-        found = kill(points)
-        print(f'{what}: killed {points} times, resumed to the same bits each time. Left: {"; ".join(found)}.')
+    """Kill a save, and say what each kill left; ends the program where the resumed store has other bytes."""
+    found = kill_a_save(points)
+    print(f'A save by 2 processes was killed {points} times; each time the resumed store had the bytes of one that')
+    print(f'was left alone. Left by the kills: {"; ".join(found)}.')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--json', type=Path, help='keep the figures in this file')
-    parser.add_argument('--kill', type=int, metavar='N', help='instead: kill a save and a training N times each')
+    parser.add_argument('--kill', type=int, metavar='N', help='instead: kill a save by 2 processes N times')
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.kill:
