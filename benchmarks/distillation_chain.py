@@ -68,8 +68,8 @@ PAIRS = [  # (better, worse), as the method has it; the first one is its premise
     (WRONG_STORE, WRONG_LABELS),
 ]
 PAPER = (
-    'The paper: TinyViT-21M on ImageNet-1k, pre-trained on ImageNet-21k with its labels 83.8, with cleaned labels 84.2, '
-    'with soft labels 84.8 (arXiv:2207.10666, Table 1).'
+    'The paper: TinyViT-21M on ImageNet-1k, pre-trained on ImageNet-21k with its labels 83.8, with cleaned labels '
+    '84.2, with soft labels 84.8 (arXiv:2207.10666, Table 1).'
 )
 IMAGES, WRONG, VIEWS = 1, 2, 3  # what is drawn has counters of its own
 
