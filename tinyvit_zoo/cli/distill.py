@@ -41,7 +41,9 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def save(
     *,
-    teacher: Annotated[str, typer.Argument(help='Any name that timm.create_model takes.', metavar='TEACHER')],
+    teacher: Annotated[
+        str, typer.Argument(help='Any model of timm, or a classifier of transformers.', metavar='TEACHER')
+    ],
     weights: Annotated[
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
@@ -291,11 +293,18 @@ def _show_view(
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':
-    """A timm model as teacher."""
+    """A model of timm or transformers as teacher."""
+    from ..common.errors import ModelError
     from ..soft_labels import Teacher
+    from ..soft_labels.transformers_teacher import find_transformers_teacher
 
-    model = load_backbone(name, weights, True, None, run.seed)
-    return Teacher.of_timm(model, name, precision=precision, device=find_device(run.device))
+    settings: dict[str, Any] = dict(precision=precision, device=find_device(run.device))
+    found = find_transformers_teacher(name, **settings)
+    if found is None:
+        return Teacher.of_timm(load_backbone(name, weights, True, None, run.seed), name, **settings)
+    if weights is not None:
+        raise ModelError(f'{name} is a model of transformers, which has its weights beside it: leave {weights} out.')
+    return found
 
 
 def _view_spec(size: tuple[int, int]) -> 'ViewSpec':
