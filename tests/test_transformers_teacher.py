@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import refused
+from minihub import Page
 
 from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.data import load_dataset
@@ -132,6 +133,22 @@ def test_what_cannot_teach_is_one_sentence(fault, tmp_path):
 def test_a_page_that_nobody_can_reach_is_one_sentence():
     message = refused(lambda: find_transformers_teacher('hf-hub:nobody/nothing'), 'nobody/nothing', kind=ModelError)
     assert 'not in the cache' in message
+
+
+def test_a_page_of_the_hub_teaches_also_from_the_cache_of_a_silent_hub(hub, client, folder):
+    hub.pages['me/vit'] = Page({path.name: path.read_bytes() for path in folder.iterdir()})
+    ask = """
+import tinyvit_zoo
+from huggingface_hub import constants
+from tinyvit_zoo.soft_labels.transformers_teacher import find_transformers_teacher
+constants.HF_HUB_OFFLINE = OFFLINE
+teacher = find_transformers_teacher('hf-hub:me/vit@main')
+print(teacher.name, teacher.size, teacher.sha256)
+"""
+    expected = find_transformers_teacher(str(folder)).sha256
+    for offline in ('False', 'True'):
+        code, out, err = client.run(python=ask.replace('OFFLINE', offline))
+        assert (code, out.split('\n')[0]) == (0, f'hf-hub:me/vit@main (32, 32) {expected}'), err
 
 
 def test_the_commands_take_a_transformers_teacher(folder, data, cli, tmp_path):

@@ -128,10 +128,11 @@ def check(
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTeacherOptions:
-    """A teacher that is at work while a student learns, in place of a store."""
+    """A live teacher in place of a store."""
 
     teacher: Annotated[
-        str | None, typer.Option('--teacher', help='At work, instead of --store; as TEACHER of save.', metavar='NAME')
+        str | None,
+        typer.Option('--teacher', help='Live teacher instead of --store; as TEACHER of save.', metavar='NAME'),
     ] = None
     teacher_weights: Annotated[
         Path | None, typer.Option('--teacher-weights', help='Checkpoint of that teacher.', metavar='FILE')
@@ -171,7 +172,7 @@ def train(
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     run: RunOptions,
 ) -> None:
-    """Train a student from stored soft labels, or with the teacher at work. The same command again resumes.
+    """Train a student from stored soft labels or a live teacher. The same command again resumes where the last one stopped.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """

@@ -89,9 +89,9 @@ def _size(name: str, processor: Mapping[str, Any], config: Any) -> tuple[int, in
     ]
     for size in filter(None, sizes):
         values = size if isinstance(size, Mapping) else dict(height=size, width=size)
-        sides = [values.get(side) or values.get('shortest_edge') for side in ('height', 'width')]
-        if all(isinstance(side, int) and side > 0 for side in sides):
-            return sides[0], sides[1]
+        height, width = (values.get(side) or values.get('shortest_edge') for side in ('height', 'width'))
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
     raise ModelError(f'{name}: its preprocessing does not say the size of its images.')
 
 
