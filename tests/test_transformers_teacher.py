@@ -104,7 +104,10 @@ def test_models_of_timm_are_left_to_timm(tmp_path):
 
 FAULTS = {
     'no classifier': (lambda d: write(d, 'ViTModel'), ('classifier.bias', 'fine-tuned')),
-    'no preprocessing': (lambda d: (write(d) / 'preprocessor_config.json').unlink(), ('cannot be loaded', 'image processor')),
+    'no preprocessing': (
+        lambda d: (write(d) / 'preprocessor_config.json').unlink(),
+        ('cannot be loaded', 'image processor'),
+    ),
     'code of its own': (
         lambda d: change(write(d), 'config.json', model_type='mine', auto_map={'AutoConfig': 'evil.Config'}),
         ('cannot be loaded',),

@@ -172,7 +172,9 @@ def train(
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     run: RunOptions,
 ) -> None:
-    """Train a student from stored soft labels or a live teacher. The same command again resumes where the last one stopped.
+    """Train a student from stored soft labels or a live teacher.
+
+    The same command again resumes where the last one stopped.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """
