@@ -1,4 +1,4 @@
-"""The views of converted dumps: those that the released code made, for the images that it saw, and training on them."""
+"""The views of converted dumps: those of the released code, for the images that it saw; a training on them."""
 
 import hashlib
 import json
