@@ -1,21 +1,21 @@
 """Saving soft labels, killed at random moments: the store that follows must have the bytes of one left alone.
 
-Processes are forked from one that has imported everything, with what `torchrun` would tell each of them, so that a
-kill hits the work and not the imports.
+Processes are forked from one that has imported everything, so that a kill hits the work and not the imports.
 """
 
 import multiprocessing
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.distributed as dist
 
 from tinyvit_zoo.common.counter_rng import child_key, uniform
 from tinyvit_zoo.data import load_dataset
@@ -25,11 +25,12 @@ from tinyvit_zoo.soft_labels import Teacher, save
 __all__ = ['Group', 'files_of', 'kill_a_save']
 
 IMAGES, EPOCHS, SHARD, BATCH = 1000, 8, 50, 25
+PATIENCE = timedelta(minutes=2)  # for the other process, before it is an error
 SPEC = ViewSpec.from_timm((32, 32), auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.25)
 
 
 class Group:
-    """Processes that call a function together, each as a process of `torchrun`.
+    """Processes that call a function together, as those of `torchrun` do; they meet in a file, as a port may be taken.
 
     Args:
         number: Of processes.
@@ -39,9 +40,10 @@ class Group:
 
     def __init__(self, number: int, target: Callable[..., Any], *args: Any) -> None:
         context = multiprocessing.get_context('fork')
-        port = str(_free_port())
+        self.folder = tempfile.TemporaryDirectory()
+        meeting = f'file://{self.folder.name}/meeting'
         self.processes = [
-            context.Process(target=_call, args=(rank, number, port, target, args)) for rank in range(number)
+            context.Process(target=_call, args=(rank, number, meeting, target, args)) for rank in range(number)
         ]
         for process in self.processes:
             process.start()
@@ -66,19 +68,11 @@ class Group:
             raise RuntimeError(f'Processes ended with {[process.exitcode for process in self.processes]}.')
 
 
-def _call(rank: int, number: int, port: str, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _call(rank: int, number: int, meeting: str, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     if number > 1:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), MASTER_ADDR='127.0.0.1', MASTER_PORT=port
-        )
+        dist.init_process_group('gloo', meeting, PATIENCE, number, rank)
     target(*args)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -4,11 +4,11 @@ import copy
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +106,9 @@ def test_a_saving_by_two_processes_that_is_killed_anywhere_goes_on_to_the_same_b
     saved(teacher, digits, tmp_path / 'whole')
     context = multiprocessing.get_context('fork')
     for point in range(3):
-        folder, port = tmp_path / f'killed {point}', _free_port()
+        folder, meeting = tmp_path / f'killed {point}', f'file://{tmp_path}/meeting-{point}'
         processes = [
-            context.Process(target=_saved_by_one_of_two, args=(rank, port, _Slow(teacher), digits, folder))
+            context.Process(target=_saved_by_one_of_two, args=(rank, meeting, _Slow(teacher), digits, folder))
             for rank in range(2)
         ]
         for process in processes:
@@ -128,16 +128,9 @@ def test_a_saving_by_two_processes_that_is_killed_anywhere_goes_on_to_the_same_b
         assert files_of(folder) == files_of(tmp_path / 'whole')
 
 
-def _saved_by_one_of_two(rank: int, port: int, *args) -> None:
-    """What each process of `torchrun --nproc-per-node=2` does."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+def _saved_by_one_of_two(rank: int, meeting: str, *args) -> None:
+    torch.distributed.init_process_group('gloo', meeting, timedelta(minutes=1), world_size=2, rank=rank)
     saved(*args, progress=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
 
 
 def test_a_shard_has_no_temporary_name_but_the_one_that_is_removed_after_a_kill(teacher, digits, tmp_path, monkeypatch):
