@@ -18,7 +18,7 @@ from .losses import (
     qkv_relation_loss,
 )
 from .relation import HeadQKV, RelationLoss, relation_distillation_loss, relation_logits
-from .sparse import sparse_cross_entropy
+from .sparse import dense_log_probabilities, sparse_cross_entropy
 from .taps import FeatureTap, LayerFeatures, match_layers, stage_depths
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     'RelationLoss',
     'WeightDistillation',
     'attention_distillation_loss',
+    'dense_log_probabilities',
     'feature_map_loss',
     'hidden_mse_loss',
     'hidden_relation_ce_loss',

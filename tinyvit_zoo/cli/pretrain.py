@@ -1,0 +1,15 @@
+"""`pretrain`: train a small model from a teacher, or from images alone."""
+
+import typer
+
+from .console import command
+from .pretrain_minivit import minivit
+
+COMMANDS = (minivit,)
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    group = typer.Typer(help='Train a small model from a teacher, or from images alone.')
+    for function in COMMANDS:
+        group.command(function.__name__)(command(function))
+    app.add_typer(group, name='pretrain', rich_help_panel=panel)
