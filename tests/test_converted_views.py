@@ -1,4 +1,4 @@
-"""The views of converted dumps: those that the released code made, for the images that it saw, and a training on them."""
+"""The views of converted dumps: those of the released code, for the images that it saw; a training on them."""
 
 import hashlib
 import json
@@ -173,7 +173,7 @@ def test_settings_that_no_seed_replays_are_refused(views, words, folder, data, t
 
 
 def test_a_numpy_that_draws_other_numbers_is_refused(data, store, monkeypatch):
-    monkeypatch.setattr(official_views, 'KNOWN', (8.9, [4, 0, 1, 0], -0.6))
+    monkeypatch.setattr(official_views, 'KNOWN', (8.9, ['4', '0', '1', '0'], -0.6))
     refused(lambda: SoftLabelViews(data, store, MODEL), f'NumPy {np.__version__}', '1.26', kind=EvaluationError)
 
 

@@ -41,7 +41,9 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def save(
     *,
-    teacher: Annotated[str, typer.Argument(help='Any name that timm.create_model takes.', metavar='TEACHER')],
+    teacher: Annotated[
+        str, typer.Argument(help='Any model of timm, or a classifier of transformers.', metavar='TEACHER')
+    ],
     weights: Annotated[
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
@@ -126,10 +128,11 @@ def check(
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTeacherOptions:
-    """A teacher that is at work while a student learns, in place of a store."""
+    """A live teacher in place of a store."""
 
     teacher: Annotated[
-        str | None, typer.Option('--teacher', help='At work, instead of --store; as TEACHER of save.', metavar='NAME')
+        str | None,
+        typer.Option('--teacher', help='Live teacher instead of --store; as TEACHER of save.', metavar='NAME'),
     ] = None
     teacher_weights: Annotated[
         Path | None, typer.Option('--teacher-weights', help='Checkpoint of that teacher.', metavar='FILE')
@@ -169,7 +172,9 @@ def train(
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     run: RunOptions,
 ) -> None:
-    """Train a student from stored soft labels, or with the teacher at work. The same command again resumes.
+    """Train a student from stored soft labels or a live teacher.
+
+    The same command again resumes where the last one stopped.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """
@@ -291,11 +296,18 @@ def _show_view(
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':
-    """A timm model as teacher."""
+    """A model of timm or transformers as teacher."""
+    from ..common.errors import ModelError
     from ..soft_labels import Teacher
+    from ..soft_labels.transformers_teacher import find_transformers_teacher
 
-    model = load_backbone(name, weights, True, None, run.seed)
-    return Teacher.of_timm(model, name, precision=precision, device=find_device(run.device))
+    settings: dict[str, Any] = dict(precision=precision, device=find_device(run.device))
+    found = find_transformers_teacher(name, **settings)
+    if found is None:
+        return Teacher.of_timm(load_backbone(name, weights, True, None, run.seed), name, **settings)
+    if weights is not None:
+        raise ModelError(f'{name} is a model of transformers, which has its weights beside it: leave {weights} out.')
+    return found
 
 
 def _view_spec(size: tuple[int, int]) -> 'ViewSpec':

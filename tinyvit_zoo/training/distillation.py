@@ -1,4 +1,4 @@
-"""Training a student from a teacher's soft labels: from a store, without the teacher, or with the teacher at work."""
+"""Training a student from a teacher's soft labels: from a store of them, or from a live teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ class Distilled(Trained):
 
     Attributes:
         labels: What the soft labels were made from, the teacher above all.
-        store: Where they lie; None where the teacher was at work.
-        stored_epochs: Which epochs of the store were used; none where the teacher was at work.
+        store: Where they lie; None with a live teacher.
+        stored_epochs: Which epochs of the store were used; none with a live teacher.
     """
 
     labels: StoreInfo
