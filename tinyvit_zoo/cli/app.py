@@ -20,6 +20,7 @@ from . import (
     finetune,
     hub,
     knn,
+    pretrain,
     probe,
     run,
     weights,
@@ -31,7 +32,7 @@ PANELS = {
     'Models': (catalogue, classify, weights, compress, export, demo),
     'Pages of the Hub': (hub, cards),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
-    'Training': (finetune, distill, run),
+    'Training': (finetune, distill, pretrain, run),
     'Detection and segmentation': (detect,),
 }
 """Modules of commands by the panel of `--help` that they are in, in its order."""
