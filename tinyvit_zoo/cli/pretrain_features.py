@@ -27,15 +27,15 @@ def features(
     teacher: Annotated[
         str, typer.Option(help='A name of timm, or transformers:OWNER/NAME, or a folder.', metavar='NAME')
     ],
-    teacher_weights: Annotated[
-        Path | None, typer.Option(help='Checkpoint of a timm teacher.', metavar='FILE')
-    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help='Checkpoint of a timm teacher.', metavar='FILE')] = None,
     teacher_img_size: Annotated[
         Size | None, typer.Option(parser=read_size, help="Of the teacher's images, if not its own.", metavar='SIZE')
     ] = None,
     data_options: UnlabelledDataOptions,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
-    loss: Annotated[FeatureLoss, typer.Option(help='smooth_l1 on whitened targets, or cosine.')] = FeatureLoss.smooth_l1,
+    loss: Annotated[
+        FeatureLoss, typer.Option(help='smooth_l1 on whitened targets, or cosine.')
+    ] = FeatureLoss.smooth_l1,
     dense_weight: Annotated[
         float, typer.Option(min=0.0, max=1.0, help='Share of dense features in the loss; the rest is of pooled ones.')
     ] = 0.5,

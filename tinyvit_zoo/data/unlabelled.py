@@ -45,9 +45,7 @@ def load_unlabelled(
         return dataset
 
     def load(split: str) -> ImageDataset:
-        return load_dataset(
-            name, split, root, seed=seed, skip_unreadable=skip_unreadable, check_counts=check_counts
-        )
+        return load_dataset(name, split, root, seed=seed, skip_unreadable=skip_unreadable, check_counts=check_counts)
 
     try:
         return load('train')

@@ -74,9 +74,7 @@ def timm_reader(
     return _checked(read, model, name, size, pooled, dense)
 
 
-def _map_layout(
-    model: Any, name: str, blank: torch.Tensor, last: Any
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _map_layout(model: Any, name: str, blank: torch.Tensor, last: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from what `forward_features` gives to (B, C, h, w)."""
     if isinstance(last, torch.Tensor) and last.ndim == 4:
         if getattr(model, 'output_fmt', 'NCHW') == 'NHWC':
@@ -90,9 +88,7 @@ def _map_layout(
     return _tokens_as_map(name, last.shape[1], grid or _square(last.shape[1], *blank.shape[-2:]))
 
 
-def _tokens_as_map(
-    name: str, tokens: int, grid: tuple[int, ...] | None
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _tokens_as_map(name: str, tokens: int, grid: tuple[int, ...] | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from (B, N, C) to (B, C, h, w); tokens that are too many stand first and are left out."""
     if grid is None or math.prod(grid) > tokens:
         raise EvaluationError(f'{name} lacks dense features: its {tokens} tokens make no grid over the image.')

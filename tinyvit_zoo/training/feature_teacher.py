@@ -123,7 +123,9 @@ def load_feature_teacher(
     if place is None:
         return FeatureTeacher.of_timm(_timm_model(name, weights, img_size), name, img_size)
     if weights is not None:
-        raise EvaluationError(f'{name} comes with its own weights: leave out the file, or give the name of a timm model.')
+        raise EvaluationError(
+            f'{name} comes with its own weights: leave out the file, or give the name of a timm model.'
+        )
     return _load_transformers(place, name, img_size)
 
 

@@ -30,9 +30,7 @@ class FeatureViews(Dataset):
         self.alike = _values(student) == _values(teacher)
         self.views: ReplayedViews | ReplayedPairs
         if self.alike:
-            self.views = ReplayedViews(
-                dataset, spec, seed, size=student.size, mean=student.mean, std=student.std
-            )
+            self.views = ReplayedViews(dataset, spec, seed, size=student.size, mean=student.mean, std=student.std)
         else:
             self.views = ReplayedPairs(dataset, spec, seed, student, teacher)
 

@@ -101,7 +101,11 @@ def distil_features(
     views = FeatureViews(dataset, spec, seed, takes, taught_by.input)
     module, facts = _mapped(net, taught_by, takes.size, dense_weight, seed)
     identity = dict(
-        teacher=json_hash(facts | dict(name='')), views=spec.hash, data=dataset.fingerprint(), loss=loss, dense_weight=repr(dense_weight)
+        teacher=json_hash(facts | dict(name='')),
+        views=spec.hash,
+        data=dataset.fingerprint(),
+        loss=loss,
+        dense_weight=repr(dense_weight),
     )
     task = FeatureDistillation(module, taught_by, loss, dense_weight, _autocast_of(run))
     was_trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
