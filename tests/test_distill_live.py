@@ -1,4 +1,4 @@
-"""Training with the teacher at work: what a store of its soft labels would teach, from one decoded image a view."""
+"""Training with a live teacher: what a store of its soft labels would teach, from one decoded image a view."""
 
 import copy
 import json
@@ -228,7 +228,7 @@ def folders(tmp_path_factory) -> Path:
 TRAIN = ('train', 'test_vit', '--random', '--epochs', '1', '--batch-size', '16', '--device', 'cpu')
 
 
-def test_a_student_is_trained_by_a_teacher_at_work(folders, cli, tmp_path):
+def test_a_student_is_trained_by_a_live_teacher(folders, cli, tmp_path):
     data, weights = ('-d', str(folders / 'data')), str(folders / 'teacher.pth')
     teacher = ('--teacher', 'test_vit', '--teacher-weights', weights, '-k', '4', '--hard-weight', '0.5')
     code, out, err = cli('distill', *TRAIN, *data, *teacher, '--view-size', '40', '-o', str(tmp_path / 'run'))
@@ -258,7 +258,7 @@ def test_a_student_has_one_source_of_soft_labels(words, message, cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_with_a_teacher_at_work(folders, tmp_path):
+def test_two_processes_train_as_one_does_with_a_live_teacher(folders, tmp_path):
     """A plain ViT: BatchNorm would take its statistics over each process's part of the batch."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parents[1])}
     teacher = ['--teacher', 'test_vit', '--teacher-weights', str(folders / 'teacher.pth'), '-k', '4']

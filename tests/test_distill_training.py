@@ -16,7 +16,7 @@ from conftest import refused
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
-from tinyvit_zoo.data.replay import ReplayedViews, ViewSpec
+from tinyvit_zoo.data.replay import ModelInput, ReplayedViews, ViewSpec
 from tinyvit_zoo.distill import sparse_cross_entropy
 from tinyvit_zoo.soft_labels import Store, Teacher, save
 from tinyvit_zoo.training.distillation import distil_from_store
@@ -157,7 +157,7 @@ def test_stored_epochs_are_taken_in_turn_only_where_that_is_wanted(digits, store
 
 
 def test_a_student_of_another_size_takes_the_same_views(digits, store):
-    views = SoftLabelViews(digits, store, (48, 48), (0.5,) * 3, (0.5,) * 3)
+    views = SoftLabelViews(digits, store, ModelInput((48, 48), (0.5,) * 3, (0.5,) * 3))
     image, label, ids, p = views[ViewSampler(IMAGES, BATCH, 0, (1,)).__iter__().__next__()]
     assert image.shape == (3, 48, 48)
     assert (ids.dtype, ids.shape, p.dtype) == (np.int16, (4,), np.float16)

@@ -44,7 +44,7 @@ def write_distilled(
         store=result.store, identity=info.identity, teacher=info.teacher, teacher_sha256=info.teacher_sha256,
         teacher_precision=info.precision, form=info.form, k=info.k, epochs=list(result.stored_epochs),
     )  # fmt: skip
-    source = f'{info.teacher} at work' if live else f'the soft labels of {info.teacher}'
+    source = f'the live teacher {info.teacher}' if live else f'the soft labels of {info.teacher}'
     write_training(
         output, 'distill', result, model, dataset, name=name, weights=weights, seed=seed,
         title=f'{name} from {source}', label_names=dataset.classes,

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from . import (
+    bench,
     cards,
     catalogue,
     classify,
@@ -29,7 +30,7 @@ from .console import print_error
 
 app = typer.Typer(name='tinyvit-zoo', help='Small vision transformers for timm.', pretty_exceptions_enable=False)
 PANELS = {
-    'Models': (catalogue, classify, weights, compress, export, demo),
+    'Models': (catalogue, classify, weights, compress, export, bench, demo),
     'Pages of the Hub': (hub, cards),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
     'Training': (finetune, distill, pretrain, run),

@@ -41,7 +41,9 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def save(
     *,
-    teacher: Annotated[str, typer.Argument(help='Any name that timm.create_model takes.', metavar='TEACHER')],
+    teacher: Annotated[
+        str, typer.Argument(help='Any model of timm, or a classifier of transformers.', metavar='TEACHER')
+    ],
     weights: Annotated[
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
@@ -99,6 +101,7 @@ def check(
     """Check every record of a store, its data set and its views; with --against, whether its teacher says the same."""
     from ..common.errors import EvaluationError
     from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
+    from ..soft_labels.stored_views import is_converted
 
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
@@ -107,9 +110,11 @@ def check(
     check_data(opened, dataset)
     numbers = wanted or opened.epochs()
     say(f'Records: all {check_records(opened, numbers):,} of epochs {opened.epochs_in_words()} are whole.')
-    say(f'Views: {check_views(opened, dataset, numbers, share):,} were made again as the teacher saw them.')
+    views = check_views(opened, dataset, numbers, share)
+    say(f'Views: {views:,} were made again as the teacher saw them.' if views else 'Views: none carries a checksum.')
     if against:
-        found = _teacher(against, weights, opened.info.precision, run)
+        precision = 'float32' if is_converted(opened.info) else opened.info.precision
+        found = _teacher(against, weights, precision, run)
         agreement = check_teacher(opened, dataset, found, numbers, share, workers=run.workers)
         say(
             f'Teacher: {agreement.views:,} views; mean difference of a probability {agreement.error:.2g}, largest '
@@ -123,10 +128,11 @@ def check(
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTeacherOptions:
-    """A teacher that is at work while a student learns, in place of a store."""
+    """A live teacher in place of a store."""
 
     teacher: Annotated[
-        str | None, typer.Option('--teacher', help='At work, instead of --store; as TEACHER of save.', metavar='NAME')
+        str | None,
+        typer.Option('--teacher', help='Live teacher instead of --store; as TEACHER of save.', metavar='NAME'),
     ] = None
     teacher_weights: Annotated[
         Path | None, typer.Option('--teacher-weights', help='Checkpoint of that teacher.', metavar='FILE')
@@ -166,7 +172,9 @@ def train(
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     run: RunOptions,
 ) -> None:
-    """Train a student from stored soft labels, or with the teacher at work. The same command again resumes.
+    """Train a student from stored soft labels or a live teacher.
+
+    The same command again resumes where the last one stopped.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """
@@ -191,7 +199,7 @@ def train(
             result = distil_from_store(student, dataset, opened, chosen, output, reuse=reuse is not None, **common)
         else:
             assert live.teacher is not None
-            teacher = _teacher(live.teacher, live.teacher_weights, live.teacher_precision or 'float32', run)
+            teacher = _teacher(live.teacher, live.teacher_weights, str(live.teacher_precision or 'float32'), run)
             spec = _view_spec(pair_of(live.view_size) or teacher.size)
             result = distil_live(student, dataset, teacher, spec, chosen, output, k=live.top_k or 100, **common)
         if first:
@@ -210,12 +218,12 @@ def convert(
 ) -> None:
     """Convert dumps of TinyViT's released code, augmentation seeds included, to a store.
 
-    Their views are those of the released code's own generator; `distill train` does not make them yet.
+    `distill train` makes their views again from the seeds, for any student, with the images that the released code saw.
     """
     from tqdm import tqdm
 
     from ..soft_labels.legacy import convert as convert_dumps
-    from ..soft_labels.official_views import official_spec
+    from ..soft_labels.stored_views import released_settings
 
     quiet_logs()
     with tqdm(desc='records', unit='record', disable=None) as bar:
@@ -224,8 +232,7 @@ def convert(
             bar.total = of
             bar.update(done - bar.n)
 
-        views = {'released code': official_spec().settings()}
-        made = convert_dumps(folder, store, num_classes, views, teacher, progress)
+        made = convert_dumps(folder, store, num_classes, released_settings(), teacher, progress)
     printer()(f'Written to {store}: epochs {made.epochs_in_words()} of {made.info.images:,} records each.')
 
 
@@ -266,8 +273,8 @@ def info(
 def _show_view(
     store: 'Store', view: str, data: str | None, root: Path | None, image: Path | None, as_json: bool
 ) -> None:
-    from ..data.replay import ViewSpec, describe_view
     from ..soft_labels import check_data
+    from ..soft_labels.stored_views import describe_stored
 
     match = re.fullmatch(r'(\d+):(\d+)', view)
     if not match or data is None:
@@ -277,7 +284,7 @@ def _show_view(
         raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
     dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
     check_data(store, dataset)
-    found = describe_view(dataset, ViewSpec.from_settings(store.info.views), store.info.seed, epoch, position)
+    found = describe_stored(store, dataset, epoch, position)
     if as_json:
         print_json(dict(words=found.words, parameters=found.record))
     else:
@@ -289,11 +296,18 @@ def _show_view(
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':
-    """A timm model as teacher."""
+    """A model of timm or transformers as teacher."""
+    from ..common.errors import ModelError
     from ..soft_labels import Teacher
+    from ..soft_labels.transformers_teacher import find_transformers_teacher
 
-    model = load_backbone(name, weights, True, None, run.seed)
-    return Teacher.of_timm(model, name, precision=precision, device=find_device(run.device))
+    settings: dict[str, Any] = dict(precision=precision, device=find_device(run.device))
+    found = find_transformers_teacher(name, **settings)
+    if found is None:
+        return Teacher.of_timm(load_backbone(name, weights, True, None, run.seed), name, **settings)
+    if weights is not None:
+        raise ModelError(f'{name} is a model of transformers, which has its weights beside it: leave {weights} out.')
+    return found
 
 
 def _view_spec(size: tuple[int, int]) -> 'ViewSpec':

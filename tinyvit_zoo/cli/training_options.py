@@ -45,6 +45,11 @@ class TrainingOptions:
         float | None, typer.Option('--drop-path', min=0.0, max=0.99, help="Instead of the recipe's.")
     ] = None
     precision: Annotated[Precision | None, typer.Option('--precision', help='Default: bf16 on CUDA, else no.')] = None
+    save_minutes: Annotated[
+        float,
+        typer.Option('--save-minutes', min=0.0, help='Between two states within an epoch; 0: after each update.'),
+    ] = 10.0
+    compile: Annotated[bool, typer.Option('--compile', help='Compile the model with torch.compile.')] = False
 
     def changed(self, recipe: 'Recipe', **changes: Any) -> 'Recipe':
         """The recipe with what these options change, and with further changes that are not None."""
@@ -64,5 +69,7 @@ class TrainingOptions:
             device=find_device(run.device) if run.device else None,
             workers=run.workers,
             seed=run.seed,
+            save_minutes=self.save_minutes,
+            compile=self.compile,
             say=say,
         )

@@ -23,6 +23,7 @@ from .view_params import View, ViewParameters, draw_views, is_checked
 from .view_spec import Erasing, ViewSpec, fill_color
 
 __all__ = [
+    'UNCHECKED',
     'DescribedView',
     'Erasing',
     'ModelInput',
@@ -35,6 +36,7 @@ __all__ = [
     'View',
     'ViewParameters',
     'ViewSpec',
+    'describe_made',
     'describe_view',
     'draw_views',
     'fill_color',
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 UNCHECKED = -1
+"""In place of the CRC32 of a view that carries none."""
 
 
 class Place(NamedTuple):
@@ -239,9 +242,32 @@ def describe_view(dataset: ImageDataset, spec: ViewSpec, seed: int, epoch: int, 
     views = ReplayedViews(dataset, spec, seed, epoch)
     view, image = views.view(position)
     pixels = to_tensor(image, view, spec, views.mean, views.std)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (views.mean, views.std))
-    shown = (pixels * std + mean).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    words = dict(image=dataset.describe(position), **_words(view, spec), crc32=f'{image_crc32(image):08x}')
+    return describe_made(dataset.describe(position), view, spec, image, pixels, views.mean, views.std)
+
+
+def describe_made(
+    name: str,
+    view: View,
+    spec: ViewSpec,
+    image: Image.Image,
+    pixels: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> DescribedView:
+    """A view that has been made.
+
+    Args:
+        name: Of the image in its data set.
+        view: Parameters.
+        spec: Settings that they were drawn with.
+        image: Of `make_image`.
+        pixels: float32 (3, H, W), of a model with this mean and standard deviation.
+        mean: For each channel.
+        std: For each channel.
+    """
+    center, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    shown = (pixels * scale + center).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    words = dict(image=name, **_words(view, spec), crc32=f'{image_crc32(image):08x}')
     return DescribedView(words, view.record(), Image.fromarray(shown))
 
 

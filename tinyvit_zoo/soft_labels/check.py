@@ -8,10 +8,11 @@ import numpy as np
 from ..common.counter_rng import child_key, uniform
 from ..common.errors import EvaluationError
 from ..data.image_dataset import ImageDataset
-from ..data.replay import ReplayedViews, ViewSpec, image_crc32
+from ..data.replay import ModelInput, ReplayedViews, ViewSpec, image_crc32
 from .record import SoftLabels
 from .save import classes_hash, view_batches
 from .store import FINGERPRINTS, Epoch, Store
+from .stored_views import is_converted, records_of, rows_of, stored_views
 from .teacher import Teacher
 
 __all__ = ['Agreement', 'check_data', 'check_records', 'check_teacher', 'check_views']
@@ -38,6 +39,9 @@ class Agreement:
 
 def check_data(store: Store, dataset: ImageDataset) -> None:
     """Refuse a data set that is not the store's. Raises: EvaluationError: With both values."""
+    if is_converted(store.info):
+        rows_of(store, dataset)
+        return
     kept = store.place.folder / FINGERPRINTS if store.place.is_local else None
     store.info.check(
         store.place, images=len(dataset), classes=len(dataset.classes), classes_sha256=classes_hash(dataset),
@@ -55,7 +59,7 @@ def check_records(store: Store, epochs: Sequence[int]) -> int:
 
 
 def check_views(store: Store, dataset: ImageDataset, epochs: Sequence[int], share: float = 1.0) -> int:
-    """Make the views again that carry a checksum of their image; returns how many.
+    """Make the views again that carry a checksum of their image; returns how many. Converted ones carry none.
 
     Args:
         store: The store.
@@ -67,6 +71,8 @@ def check_views(store: Store, dataset: ImageDataset, epochs: Sequence[int], shar
         EvaluationError: If an image is another one than when the store was saved; the message names it, and the
             libraries' versions then.
     """
+    if is_converted(store.info):
+        return 0
     spec, made = ViewSpec.from_settings(store.info.views), 0
     for number in epochs:
         epoch = store.epoch(number)
@@ -104,18 +110,21 @@ def check_teacher(
 ) -> Agreement:
     """Let a teacher see a share of the views again, at least one of each epoch, and compare.
 
+    Converted stores do not know the weights of their teacher: there the difference alone tells whether it is the one.
+
     Raises:
         EvaluationError: If it is not the teacher whose labels are stored, or an image cannot be read.
     """
-    store.info.check(store.place, teacher_sha256=teacher.sha256, precision=teacher.precision)
-    spec = ViewSpec.from_settings(store.info.views)
+    if not is_converted(store.info):
+        store.info.check(store.place, teacher_sha256=teacher.sha256, precision=teacher.precision)
+    made = stored_views(store, dataset, ModelInput(teacher.size, teacher.mean, teacher.std))
     views, error, other, largest = 0, 0.0, 0, 0.0
     with teacher.ready():
         for number in epochs:
             epoch, positions = store.epoch(number), _some(store.info.seed, number, store.info.images, share)
             places = [(number, position) for position in positions]
-            for batch in view_batches(teacher, dataset, spec, store.info.seed, places, batch_size, workers):
-                stored = epoch.read(batch.position.numpy())
+            for batch in view_batches(teacher, made, places, batch_size, workers):
+                stored = epoch.read(records_of(made, batch.position.numpy()))
                 probabilities = teacher.logits(batch.image).softmax(dim=1).cpu().numpy()
                 far, others = _compare(stored, probabilities)
                 views, error, other = views + len(far), error + far.sum(), other + others

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import EvaluationError
 from ..common.hashes import json_hash
@@ -126,7 +126,8 @@ def estimate(
         check_output(teacher, dataset, spec)
         places = [(0, i) for i in range(min((1 + TRIED) * batch_size, len(dataset)))]
         seconds, seen, start = 0.0, 0, time.perf_counter()
-        for number, batch in enumerate(view_batches(teacher, dataset, spec, 0, places, batch_size, workers)):
+        views_of = _views(teacher, dataset, spec, 0)
+        for number, batch in enumerate(view_batches(teacher, views_of, places, batch_size, workers)):
             teacher.labels(batch.image, info.k)
             if number or len(places) <= batch_size:  # the first batch pays for starting
                 seconds, seen = seconds + time.perf_counter() - start, seen + len(batch.label)
@@ -181,8 +182,7 @@ def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> Non
     Raises:
         EvaluationError: If it has other classes than the data, or its probabilities are not finite.
     """
-    views = next(view_batches(teacher, dataset, spec, 0, [(0, 0)], 1, 0))
-    logits = teacher.logits(views.image)
+    logits = teacher.logits(_views(teacher, dataset, spec, 0)[0].image[None])
     if logits.shape[1] != len(dataset.classes):
         raise EvaluationError(
             f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
@@ -216,7 +216,8 @@ def _shard_labels(
     places = [(epoch, position) for position in info.positions(shard)]
     parts: list[SoftLabels] = []
     images: dict[int, int] = {}
-    for views in view_batches(teacher, dataset, spec, info.seed, places, batch_size, workers):
+    of_data = _views(teacher, dataset, spec, info.seed)
+    for views in view_batches(teacher, of_data, places, batch_size, workers):
         labels = teacher.labels(views.image, info.k)
         _check_finite(labels.probabilities, views.position, teacher, dataset)
         parts.append(labels)
@@ -226,17 +227,18 @@ def _shard_labels(
     return SoftLabels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), images
 
 
+def _views(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec, seed: int) -> ReplayedViews:
+    return ReplayedViews(dataset, spec, seed, size=teacher.size, mean=teacher.mean, std=teacher.std)
+
+
 def view_batches(
-    teacher: Teacher,
-    dataset: ImageDataset,
-    spec: ViewSpec,
-    seed: int,
-    places: Sequence[tuple[int, int]],
-    batch_size: int,
-    workers: int,
+    teacher: Teacher, views: Dataset, places: Sequence[tuple[int, int]], batch_size: int, workers: int
 ) -> Iterator[ReplayedView]:
-    """Batches of views in the order of their places; raises EvaluationError if an image cannot be read."""
-    views = ReplayedViews(dataset, spec, seed, size=teacher.size, mean=teacher.mean, std=teacher.std)
+    """Batches of views as the teacher takes them, in the order of their places.
+
+    Raises:
+        EvaluationError: If an image cannot be read.
+    """
     order = [[Place(*p) for p in places[i : i + batch_size]] for i in range(0, len(places), batch_size)]
     yield from DataLoader(
         views,

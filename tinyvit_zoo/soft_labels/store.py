@@ -25,7 +25,7 @@ from .record import DamagedRecordError, Form, FormName, SoftLabels
 from .sealed import read_sealed, write_sealed
 from .shard import Shard, open_shard, write_shard
 
-__all__ = ['Epoch', 'Store', 'StoreInfo']
+__all__ = ['Epoch', 'LastEpoch', 'Store', 'StoreInfo']
 
 VERSION = 1
 STORE, EPOCH = 'store.json', 'epoch.json'
@@ -325,6 +325,23 @@ class Store:
         except EvaluationError:
             return False
         return True
+
+
+class LastEpoch:
+    """Calls give an epoch of a store; the last one stays open, in its own process: maps of files are not sent on."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._epoch: Epoch | None = None
+
+    def __call__(self, number: int) -> Epoch:
+        """An epoch. Raises: EvaluationError: See `Store.epoch`."""
+        if self._epoch is None or self._epoch.number != number:
+            self._epoch = self.store.epoch(number)
+        return self._epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | dict(_epoch=None)
 
 
 def _folder(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Training a student from a teacher's soft labels: from a store, without the teacher, or with the teacher at work."""
+"""Training a student from a teacher's soft labels: from a store of them, or from a live teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ class Distilled(Trained):
 
     Attributes:
         labels: What the soft labels were made from, the teacher above all.
-        store: Where they lie; None where the teacher was at work.
-        stored_epochs: Which epochs of the store were used; none where the teacher was at work.
+        store: Where they lie; None with a live teacher.
+        stored_epochs: Which epochs of the store were used; none with a live teacher.
     """
 
     labels: StoreInfo
@@ -55,7 +55,7 @@ def distil_from_store(
 
     Args:
         student: Any timm model with the classes of the store. Trained in place; left in eval mode.
-        dataset: The one that the store was saved from.
+        dataset: The one that the store was saved from, or that the released code saw where it was converted.
         store: With as many whole epochs as the recipe has.
         recipe: Its mixing and augmentation have no effect: the views are the stored ones.
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
@@ -69,7 +69,7 @@ def distil_from_store(
     _check(student, store.info.classes, str(store.place), hard_weight)
     check_data(store, dataset)
     stored = _stored_epochs(store, recipe, reuse)
-    views = SoftLabelViews(dataset, store, *_input_of(student))
+    views = SoftLabelViews(dataset, store, _input_of(student))
     sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
     identity = {'soft labels': store.info.identity, 'stored epochs': repr(stored), 'hard weight': repr(hard_weight)}
     trained = train_task(SparseDistillation(student, hard_weight), views, sampler, recipe, output, identity, **run)

@@ -104,7 +104,7 @@ def _write(value: Any, path: Path) -> None:
     except OSError as e:
         raise EvaluationError(
             f'{path} cannot be written ({e.strerror or reason(e)}): make room and give the same command again, which '
-            'resumes after the last epoch that is on the disk.'
+            'resumes from the last state that is on the disk.'
         ) from e
 
 
