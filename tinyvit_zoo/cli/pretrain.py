@@ -3,10 +3,11 @@
 import typer
 
 from .console import command
+from .pretrain_features import features
 from .pretrain_images import d_mae, mae, mocov3, tinymim
 from .pretrain_minivit import minivit
 
-COMMANDS = (tinymim, mae, d_mae, mocov3, minivit)
+COMMANDS = (tinymim, mae, d_mae, mocov3, minivit, features)
 
 
 def register(app: typer.Typer, panel: str) -> None:
