@@ -155,6 +155,9 @@ def finetune(
         model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
         say = printer() if first else (lambda text: None)
         teaching = teacher.teaching(model, run.seed)
+        if teaching is not None:
+            part = f'{teaching.kind_for(model)}, alpha {teaching.alpha:g}, tau {teaching.tau:g}'
+            say(f'Teacher: {teacher.teacher} ({teacher.origin}); {part}.')
         departures = _say_start(chosen, start, classifier, model, say, taught=teaching is not None)
         result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, teaching=teaching,

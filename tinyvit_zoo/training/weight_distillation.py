@@ -114,7 +114,8 @@ def distil_weights(
         'teacher': teacher_hash, 'objective': repr(objective), 'layers': repr(layers),
         'training images': dataset.fingerprint(), 'input': repr(sorted(plain(data_config(student)).items())),
     }  # fmt: skip
-    history = loop.run(loop.loader(views, sampler), identity)
+    # Losses that are divided by the number of classes are small.
+    history = loop.run(loop.loader(views, sampler), identity, describe=lambda epoch: f'loss {epoch["loss"]:.4g}')
     loop.module.eval()
     return WeightDistilled(
         tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes,
