@@ -176,7 +176,9 @@ def test_the_commands_take_a_transformers_teacher(folder, data, cli, tmp_path):
 def test_other_classes_and_files_of_weights_are_refused(fault, folder, data, cli, tmp_path):
     teacher = folder if fault == 'file' else write(tmp_path / 'm', labels=7)
     weights = ('--weights', str(tmp_path / 'w.pth')) if fault == 'file' else ()
-    code, _, err = cli('distill', 'save', str(teacher), *weights, '-d', str(data), '--store', 's', '--epochs', '0')
+    code, _, err = cli(
+        'distill', 'save', str(teacher), *weights, '-d', str(data), '--store', str(tmp_path / 's'), '--epochs', '0'
+    )
     assert code == 1
     assert ('w.pth' if fault == 'file' else '7 classes') in err
     assert err.count('\n') == 1

@@ -1,11 +1,13 @@
-"""`pretrain`: train a small model from a teacher, or from images alone."""
+"""`pretrain`: train a small model from a teacher, or from images alone. A command is a function of its own module."""
 
 import typer
 
 from .console import command
+from .pretrain_features import features
+from .pretrain_images import d_mae, mae, mocov3, tinymim
 from .pretrain_minivit import minivit
 
-COMMANDS = (minivit,)
+COMMANDS = (tinymim, mae, d_mae, mocov3, minivit, features)
 
 
 def register(app: typer.Typer, panel: str) -> None:

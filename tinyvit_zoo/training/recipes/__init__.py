@@ -18,6 +18,7 @@ from .record import STARTS, Rates, Recipe
 __all__ = [
     'DEFAULT',
     'DISTILLATION',
+    'PRETRAINING',
     'RECIPES',
     'STARTS',
     'WEIGHT_DISTILLATION',
@@ -31,6 +32,8 @@ RECIPES: dict[str, Recipe] = {
 }
 DISTILLATION: dict[str, Recipe] = {recipe.name: recipe for recipe in tinyvit.DISTILLATION}
 """Recipes that learn from soft labels."""
+PRETRAINING: dict[str, Recipe] = {recipe.name: recipe for paper in (tinymim, mae_lite) for recipe in paper.PRETRAINING}
+"""Recipes of encoders, by the name of the command; with `_small` behind it for small data sets."""
 WEIGHT_DISTILLATION: dict[str, Recipe] = {recipe.name: recipe for recipe in minivit.WEIGHT_DISTILLATION}
 """Recipes of a student whose layers share their weights, and a teacher."""
 DEFAULT = small.SMALL.name
