@@ -21,7 +21,6 @@ from tinyvit_zoo.distill import relation_distillation_loss
 from tinyvit_zoo.models import PlainVit
 from tinyvit_zoo.pretrain import (
     DMae,
-    MocoV3,
     TinyMim,
     cosine_momentum,
     mae_lite_small,
@@ -30,7 +29,6 @@ from tinyvit_zoo.pretrain import (
     tinymim_student,
     tinymim_teacher,
 )
-from tinyvit_zoo.pretrain.moco import _mlp
 from tinyvit_zoo.training.ingredients import create_optimizer, create_scheduler
 from tinyvit_zoo.training.pretraining import Pretraining, d_mae, mae, mocov3, tinymim
 from tinyvit_zoo.training.recipes import PRETRAINING
@@ -117,26 +115,23 @@ def test_the_objective_of_d_mae_is_the_released_one():
 
 
 def test_the_objective_of_mocov3_is_the_released_one_in_both_directions():
-    """Encoders that return the queries and keys of the reference, which has one direction."""
     official = {name: torch.from_numpy(array).double() for name, array in golden('maelite_mocov3_loss_unit').items()}
     form = mocov3_tiny(mlp_dim=8, dim=official['q'].shape[1], **SMALL).double()
-    form.base_encoder, form.predictor = Given(official['q'], official['k']), nn.Identity()
-    form.momentum_encoder, form.temperature = Given(official['k'], official['q']), official['T'].item()
-    first, second = torch.zeros(1), torch.ones(1)
-    loss = MocoV3Task(form, 10, 0.99)(first, second, torch.tensor([3]))['loss']
+    form.base_encoder, form.momentum_encoder = Given(official['q']), Given(official['k'])
+    form.predictor, form.temperature = nn.Identity(), official['T'].item()
+    loss = MocoV3Task(form, 10, 0.99)(torch.zeros(1), torch.zeros(1), torch.tensor([3]))['loss']
     assert loss.item() == pytest.approx(2 * official['loss'].item(), abs=2 * SINGLE)
 
 
 class Given(nn.Module):
-    """Returns one tensor for the view 0 and another for the view 1."""
+    """An encoder that returns the same whatever it sees."""
 
-    def __init__(self, first, second):
+    def __init__(self, output):
         super().__init__()
-        self.outputs = first, second
+        self.output = output
 
     def forward(self, view):
-        # Both directions compare q with k: the second view's query is k's partner q again.
-        return self.outputs[0]
+        return self.output
 
 
 def norms_of(official) -> dict[str, float]:
@@ -372,15 +367,21 @@ def test_kill_9_and_resume_gives_the_same_weights(digits, tmp_path):
 
 
 def test_two_processes_train_as_one(digits, tmp_path):
-    """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only."""
+    """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only.
+
+    Attention is the same whatever is added to all keys: gradients of their biases are nothing but rounding, which AdamW
+    makes as large as any other.
+    """
     launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
     assert run_script(tmp_path, 'both', *launcher) == 0
     for method in MASKED:
         alone = plan_of(method, digits)
         alone.train(tmp_path / 'one' / method)
-        one, two = (
-            torch.load(tmp_path / run / method / 'best.pt', weights_only=True) for run in ('one', 'out')
-        )
+        one, two = (torch.load(tmp_path / run / method / 'best.pt', weights_only=True) for run in ('one', 'out'))
+        for weights in (one, two):
+            for key, bias in weights.items():
+                if key.endswith('qkv.bias'):
+                    bias.unflatten(0, (3, -1))[1] = 0
         assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5, method
 
 
