@@ -142,9 +142,7 @@ def test_chains_that_are_none_are_refused(student, teacher, chain, words, tmp_pa
 
 
 def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(cli, data, tmp_path):
-    code, out, _ = cli(
-        'pretrain', 'mocov3', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF, '--dry-run'
-    )
+    code, out, _ = cli('pretrain', 'mocov3', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF, '--dry-run')
     assert code == 0
     assert out.startswith('3 updates in 3 steps; about ')
     assert not (tmp_path / 'run').exists()

@@ -22,9 +22,7 @@ RECIPES: dict[str, Recipe] = {
 }
 DISTILLATION: dict[str, Recipe] = {recipe.name: recipe for recipe in tinyvit.DISTILLATION}
 """Recipes that learn from soft labels."""
-PRETRAINING: dict[str, Recipe] = {
-    recipe.name: recipe for paper in (tinymim, mae_lite) for recipe in paper.PRETRAINING
-}
+PRETRAINING: dict[str, Recipe] = {recipe.name: recipe for paper in (tinymim, mae_lite) for recipe in paper.PRETRAINING}
 """Recipes of encoders, by the name of the command; with `_small` behind it for small data sets."""
 DEFAULT = small.SMALL.name
 
