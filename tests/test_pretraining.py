@@ -1,5 +1,6 @@
 """Training of TinyMIM, MAE, D-MAE and MoCo v3: objectives, recipes, updates, processes, killed runs."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from golden_rule import GOLDEN, fill_by_rule, golden, noise, rule_value
+from PIL import Image, ImageOps
 from timm.models.vision_transformer import Block
 from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
+from tinyvit_zoo.data.replay import Place, ReplayedViews
 from tinyvit_zoo.distill import relation_distillation_loss
 from tinyvit_zoo.models import PlainVit
 from tinyvit_zoo.pretrain import (
@@ -31,6 +34,7 @@ from tinyvit_zoo.pretrain import (
 )
 from tinyvit_zoo.training.ingredients import create_optimizer, create_scheduler
 from tinyvit_zoo.training.pretraining import Pretraining, d_mae, mae, mocov3, tinymim
+from tinyvit_zoo.training.pretraining_views import Moment, mask_noise
 from tinyvit_zoo.training.recipes import PRETRAINING
 from tinyvit_zoo.training.tasks.mae_lite import DMaeTask, MaeTask, MocoV3Task
 from tinyvit_zoo.training.tasks.tinymim import TinyMimTask
@@ -78,6 +82,7 @@ def largest_difference(one: nn.Module, two: nn.Module) -> float:
 # objectives: the released losses and gradients
 
 
+@pytest.mark.slow
 def test_the_objective_of_tinymim_is_the_released_one():
     official = json.loads((GOLDEN / 'tinymim_relation_loss_e2e.json').read_text())['tiny<-base']
     form = TinyMim(tinymim_student('tiny'), tinymim_teacher('base')).eval()
@@ -99,6 +104,7 @@ def test_the_objective_of_mae_is_the_released_one():
     assert_gradients(form, norms_of(official))
 
 
+@pytest.mark.slow
 def test_the_objective_of_d_mae_is_the_released_one():
     official = golden('maelite_distill_tiny_attn_hidden')
     teacher = PlainVit(embed_dim=768, depth=12, num_heads=12, num_classes=0, norm_layer='layernorm')
@@ -211,6 +217,52 @@ def test_small_recipes_keep_the_method_and_suit_few_images():
         assert (small.betas, small.weight_decay, small.crop_area) == (paper.betas, paper.weight_decay, paper.crop_area)
 
 
+# views
+
+
+@pytest.mark.parametrize('method', ['tinymim', 'mae', 'mocov3'])
+def test_views_depend_on_seed_epoch_and_position_alone(method, digits):
+    views = plan_of(method, digits).views
+    at = partial(Moment, update=0) if method == 'mocov3' else Place
+    batch = views.__getitems__([at(1, 5), at(0, 5), at(1, 7)])
+    assert_same(batch[0], views.__getitems__([at(0, 3), at(1, 5)])[1])
+    others = [batch[1], batch[2], plan_of(method, digits, seed=SEED + 1).views[at(1, 5)]]
+    for other in others:
+        assert not any(torch.equal(a, b) for a, b in zip(batch[0][:2], other[:2], strict=True))
+
+
+def assert_same(one, two) -> None:
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def test_student_and_teacher_see_one_crop_and_the_student_other_colors(digits):
+    views = plan_of('tinymim', digits).views
+    student, teacher, noise = views[Place(0, 5)]
+    plain = ReplayedViews(digits, dataclasses.replace(views.spec, color_jitter=None), SEED)[Place(0, 5)].image
+    assert torch.equal(teacher, plain)
+    assert not torch.allclose(student, teacher, atol=0.05)
+    assert torch.corrcoef(torch.stack([student.flatten(), teacher.flatten()]))[0, 1] > 0.9
+    assert noise.shape == (0,)
+
+
+def test_a_mask_is_a_random_order_of_all_patches():
+    noises = torch.stack([mask_noise(0, Place(0, i), 16) for i in range(400)])
+    assert torch.equal(noises.sort(dim=1).values, torch.arange(16.0).expand(400, 16))
+    hidden = (noises.argsort(dim=1).argsort(dim=1) >= 4).double().mean(dim=0)
+    assert (hidden - 0.75).abs().max() < 0.09  # four standard deviations
+
+
+def test_the_views_of_mocov3_are_gray_blurred_and_solarized_as_often_as_in_the_paper(digits, monkeypatch):
+    done = []
+    monkeypatch.setattr(ImageOps, 'solarize', lambda image: done.append('solarize') or image)
+    monkeypatch.setattr(Image.Image, 'filter', lambda image, kernel: done.append('blur') or image)
+    views = plan_of('mocov3', digits).views
+    pairs = views.__getitems__([Moment(epoch, i, 0) for epoch in range(10) for i in range(IMAGES)])
+    assert done.count('blur') == pytest.approx(len(pairs) * 1.1, abs=20)  # all first views, a tenth of the second
+    assert done.count('solarize') == pytest.approx(len(pairs) * 0.2, abs=25)
+
+
 # updates
 
 
@@ -230,7 +282,7 @@ def plain_loop(method: str, dataset) -> nn.Module:
         indices = list(plan.sampler)
         for start in range(0, IMAGES, BATCH):
             items = plan.views.__getitems__(indices[start : start + BATCH])
-            first, second, *rest = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*items))
+            first, second = (torch.stack([item[k] for item in items]) for k in range(2))
             if method == 'tinymim':
                 loss = relation_distillation_loss(form.student.encoder(first), form.teacher.encoder(second)).total
             elif method == 'mocov3':
@@ -331,6 +383,7 @@ import torch
 from test_pretraining import IMAGES, MASKED, plan_of
 from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.data import load_dataset
+from tinyvit_zoo.data.replay import Place, ReplayedViews
 torch.set_num_threads(1)
 digits, mode = load_dataset('digits', 'train').subset(range(IMAGES)), sys.argv[1]
 with processes():

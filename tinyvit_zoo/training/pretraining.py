@@ -96,6 +96,7 @@ def tinymim(form: TinyMim, dataset: ImageDataset, recipe: Recipe, **run: Unpack[
     Raises:
         EvaluationError: If there are fewer images than a batch has.
     """
+    recipe = recipe.fitted(len(dataset))
     student, teacher = form.student.encoder.vit, form.teacher.encoder.vit
     seed, patches = run.get('seed', 0), student.patch_embed.num_patches
     spec = _crops(recipe, input_of(student), color_jitter=COLOR_JITTER)
@@ -180,6 +181,7 @@ def mocov3(form: MocoV3, dataset: ImageDataset, recipe: Recipe, **run: Unpack[Ru
     Raises:
         EvaluationError: If there are fewer images than a batch has, or on several processes without CUDA.
     """
+    recipe = recipe.fitted(len(dataset))
     device, processes = run.get('device'), Processes().number
     if processes > 1:
         on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
@@ -211,6 +213,7 @@ def _masked(
     objective: Mapping[str, Any],
     run: RunSettings,
 ) -> Pretraining:
+    recipe = recipe.fitted(len(dataset))
     patches, seed = student.patch_embed.num_patches, run.get('seed', 0)
     if not 0 < int(patches * (1 - mask_ratio)) < patches:
         raise EvaluationError(
