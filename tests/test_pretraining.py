@@ -457,6 +457,13 @@ def test_a_drop_path_that_an_autoencoder_does_not_have_is_refused(digits):
         mae(form_of('mae'), digits, recipe_of('mae').changed(drop_path={'': 0.1}))
 
 
+def test_a_teacher_of_d_mae_with_another_normalization_is_refused(digits):
+    form = form_of('d_mae')
+    form.tch_model.pretrained_cfg = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(EvaluationError, match='another mean and standard deviation'):
+        d_mae(form, digits, recipe_of('d_mae'))
+
+
 def test_fewer_images_than_a_batch_are_refused(digits):
     with pytest.raises(EvaluationError, match=r'24 images make no batch of 4096'):
         mae(form_of('mae'), digits, PRETRAINING['mae'])

@@ -159,6 +159,11 @@ def d_mae(
     Raises:
         EvaluationError: As `mae`.
     """
+    if input_of(form.tch_model)[1:] != input_of(form.model)[1:]:
+        raise EvaluationError(
+            "The teacher takes images with another mean and standard deviation than ImageNet's, which the student has: "
+            'choose an MAE encoder.'
+        )
     objective = dict(
         attention_blocks=form.attention_blocks, hidden_layers=form.hidden_layers,
         attention_weight=form.attention_weight, hidden_weight=form.hidden_weight, teacher=state_hash(form.tch_model),
