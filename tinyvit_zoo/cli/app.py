@@ -10,6 +10,7 @@ from . import (
     classify,
     compare,
     compress,
+    contract,
     demo,
     detect,
     distill,
@@ -31,7 +32,7 @@ PANELS = {
     'Models': (catalogue, classify, weights, compress, export, demo),
     'Pages of the Hub': (hub, cards),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
-    'Training': (finetune, distill, run),
+    'Training': (finetune, distill, contract, run),
     'Detection and segmentation': (detect,),
 }
 """Modules of commands by the panel of `--help` that they are in, in its order."""

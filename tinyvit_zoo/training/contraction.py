@@ -149,32 +149,28 @@ def contract(
             batches do not suffice, the folder is that of another search or cannot be written to, or a training fails,
             see `TrainingLoop`.
     """
-    output, seed, say = Path(output), run.get('seed', 0), run.get('say', print)
-    start = make(device='meta')
-    factors, own = factors_of(start, name), count_parameters(start)
-    limits = limits_of(own, name, parameters, throughput, steps)
-    rest, held = _split(dataset, recipe, held_out, seed)
-    recipe = _fitted(recipe, len(rest))
+    output, say = Path(output), run.get('say', print)
+    plan = _plan(make, name, dataset, recipe, parameters, throughput, steps, held_out, run)
+    training = plan.training
     with on_its_own():
-        training = ShortTraining(make, factors, rest, held, recipe, run)
         with alone_in(output):
-            _check_same_search(output, _identity(start, name, limits, recipe, rest, held, seed))
+            _check_same_search(output, plan.identity(name))
         say(
-            f'{name}: {own:,} parameters; {len(rest):,} images to train on, {len(held):,} held out to rank on; '
-            f'{_steps_words(limits)}.'
+            f'{name}: {plan.parameters:,} parameters; {len(training.train):,} images to train on, '
+            f'{len(training.held):,} held out to rank on; {_steps_words(plan.limits)}.'
         )
-        found = search(factors, limits, start.img_size, training.count, training, output, say)
+        found = search(training.start, plan.limits, plan.img_size, training.count, training, output, say)
         model = training.make(found[-1].winner.factors)
         model.load_state_dict(read_weights(_folder(output, found[-1].number, found[-1].winner)))
     return Contraction(
         model=model.eval(),
-        arguments=found[-1].winner.factors.arguments(factors),
-        start=factors,
-        start_parameters=own,
+        arguments=found[-1].winner.factors.arguments(training.start),
+        start=training.start,
+        start_parameters=plan.parameters,
         steps=found,
-        training_images=len(rest),
-        held_out_images=len(held),
-        recipe=recipe,
+        training_images=len(training.train),
+        held_out_images=len(training.held),
+        recipe=training.recipe,
     )
 
 
@@ -197,13 +193,9 @@ def estimate(
     Raises:
         EvaluationError: See `contract`.
     """
-    start = make(device='meta')
-    factors = factors_of(start, name)
-    limits = limits_of(count_parameters(start), name, parameters, throughput, steps)
-    rest, held = _split(dataset, recipe, held_out, run.get('seed', 0))
-    recipe = _fitted(recipe, len(rest))
-    training = ShortTraining(make, factors, rest, held, recipe, run)
-    first = candidates(factors, limits[0].parameters, start.img_size, training.count)
+    plan = _plan(make, name, dataset, recipe, parameters, throughput, steps, held_out, run)
+    training, limits = plan.training, plan.limits
+    first = candidates(training.start, limits[0].parameters, plan.img_size, training.count)
     return Estimate(limits, tuple(first), len(limits) * len(first) * training.seconds())
 
 
@@ -280,6 +272,56 @@ def search(
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A search before its first step."""
+
+    parameters: int
+    img_size: tuple[int, int]
+    input: Mapping[str, Any]
+    limits: tuple[Limits, ...]
+    training: ShortTraining
+
+    def identity(self, name: str) -> dict[str, str]:
+        """Everything that must be the same for a search to go on in a folder."""
+        settings = {key: value for key, value in plain(self.training.recipe).items() if key not in WORDS}
+        return dict(
+            {f'recipe: {key}': repr(value) for key, value in settings.items()},
+            model=f'{name}: {self.training.start}',
+            input=repr(sorted(plain(self.input).items())),
+            limits=repr(plain(self.limits)),
+            images=self.training.train.fingerprint(),
+            held_out=self.training.held.fingerprint(),
+            seed=str(self.training.seed),
+        )
+
+
+def _plan(
+    make: Make,
+    name: str,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    parameters: int,
+    throughput: float | None,
+    steps: int | None,
+    held_out: float | None,
+    run: RunSettings,
+) -> _Plan:
+    """What is to be searched, checked as far as it can be before the first training."""
+    start: Any = make(device='meta')
+    factors, own = factors_of(start, name), count_parameters(start)
+    limits = limits_of(own, name, parameters, throughput, steps)
+    rest, held = _split(dataset, recipe, held_out, run.get('seed', 0))
+    training = ShortTraining(make, factors, rest, held, _fitted(recipe, len(rest)), run)
+    least = training.count(smallest(factors))
+    if parameters < least:
+        raise EvaluationError(
+            f'--params {parameters:,} is less than the smallest model that {name} contracts to has, which is nearest '
+            f'with {least:,}: give at least as many.'
+        )
+    return _Plan(own, start.img_size, data_config(start), limits, training)
+
+
 def _split(
     dataset: ImageDataset, recipe: Recipe, held_out: float | None, seed: int
 ) -> tuple[ImageDataset, ImageDataset]:
@@ -342,22 +384,6 @@ def _step(number: int, limit: Limits, outcomes: Sequence[Outcome]) -> Step:
 
 def _folder(output: Path, number: int, candidate: Candidate) -> Path:
     return output / f'step-{number}' / candidate.name
-
-
-def _identity(
-    start: Any, name: str, limits: Sequence[Limits], recipe: Recipe, train: ImageDataset, held: ImageDataset, seed: int
-) -> dict[str, str]:
-    """Everything that must be the same for a search to go on in a folder."""
-    settings = {f'recipe: {key}': repr(value) for key, value in plain(recipe).items() if key not in WORDS}
-    return dict(
-        settings,
-        model=f'{name}: {factors_of(start, name)}',
-        input=repr(sorted(plain(data_config(start)).items())),
-        limits=repr(plain(limits)),
-        images=train.fingerprint(),
-        held_out=held.fingerprint(),
-        seed=str(seed),
-    )
 
 
 def _check_same_search(output: Path, identity: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from ..common.errors import EvaluationError
 from ..layers import stage_grids
 from ..models.tinyvit import ConvStage, TinyViT, TinyVitStage
 
-__all__ = ['Candidate', 'Factors', 'candidates', 'count_parameters', 'factors_of']
+__all__ = ['Candidate', 'Factors', 'candidates', 'count_parameters', 'factors_of', 'smallest']
 
 Size = tuple[int, int]
 
@@ -118,6 +118,19 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def smallest(start: Factors) -> Factors:
+    """What no contraction of `start` goes below."""
+    head = min(HEAD_STEP, start.E)
+    return Factors(
+        D=(head,) * len(start.D),
+        N=(1,) * len(start.N),
+        W=tuple((min(LEAST_WINDOW, h), min(LEAST_WINDOW, w)) for h, w in start.W),
+        R=start.R - max(0, int(start.R) - 1),
+        M=start.M - max(0, int(start.M) - 1),
+        E=head,
+    )
+
+
 def candidates(
     current: Factors, limit: int, img_size: Size, count: Callable[[Factors], int], option: str = '--params'
 ) -> list[Candidate]:
@@ -200,7 +213,7 @@ def _narrowing(factors: Factors, widths: tuple[int, ...]) -> Iterator[Factors]:
 
 
 def _widened(factors: Factors, most: tuple[int, ...], fits: Callable[[Factors], bool]) -> Factors:
-    """The model with heads given back, as far as it still fits: the last narrowing may have taken more than it had to."""
+    """The model with heads given back as long as it fits: the last narrowing may have taken more than it had to."""
     wider = [replace(factors, D=_less(factors.D, i, -factors.E)) for i in range(len(most))]
     allowed = [(w.D[i] / most[i], i) for i, w in enumerate(wider) if w.D[i] <= most[i] and fits(w)]
     return _widened(wider[min(allowed)[1]], most, fits) if allowed else factors
