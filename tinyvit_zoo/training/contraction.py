@@ -25,7 +25,7 @@ from ..common.processes import on_its_own
 from ..data.image_dataset import ImageDataset
 from ..data.split import stratified_split
 from ..data.transforms import data_config
-from .contraction_factors import Candidate, Factors, candidates, count_parameters, factors_of
+from .contraction_factors import Candidate, Factors, candidates, count_parameters, factors_of, smallest
 from .contraction_outcomes import Outcome, Ranked, Trainer, outcome_of, outcome_words, rank
 from .loop import RunSettings
 from .recipes import Recipe
