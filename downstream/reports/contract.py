@@ -110,6 +110,7 @@ def write_contraction(
     figures = dict(parameters=_figure(result, f'Contraction of {name} on {dataset.name}'))
     write_whole(output / TREE, (json.dumps(found, indent=2) + '\n').encode())
     write(output, results, tables=dict(candidates=rows), figures=figures, say=say)
+    say(f'The tree of the search: {output / TREE}')
     tag = 'contract_' + re.sub(r'\W+', '_', Path(dataset.name).name).strip('_').lower()
     try:
         save_folder(result.model, output / 'model', label_names=dataset.classes, tag=tag)
