@@ -37,7 +37,7 @@ START: dict[str, Any] = dict(
 )  # fmt: skip
 RECIPE = CONTRACTION.changed(epochs=2, batch_size=16, lr=4e-3)
 IMAGES, CLASSES = 120, 3
-LEAST_WAIT = 1.0  # seconds: an import takes longer
+LONGEST = 0.6  # of the time of a whole search, so that most are killed again after they have been resumed
 
 
 def made_up_throughput(training: ShortTraining, candidate: Candidate) -> float:
@@ -76,6 +76,15 @@ def started(folder: Path, out: Path, steps: int = 2) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
+def begun(process: subprocess.Popen, out: Path) -> float:
+    """The time when a process has imported everything and its search begins."""
+    mark = out.with_suffix('.begun')
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.01)
+    mark.unlink(missing_ok=True)
+    return time.perf_counter()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--kills', type=int, default=20)
@@ -84,12 +93,14 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.search:
+        options.out.with_suffix('.begun').touch()
         options.out.write_text(json.dumps(ranking(search(options.search, options.steps))))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begin = time.perf_counter()
-        if started(folder / 'whole', folder / 'whole.json').wait():
+        process = started(folder / 'whole', folder / 'whole.json')
+        begin = begun(process, folder / 'whole.json')
+        if process.wait():
             raise SystemExit('The search failed.')
         took, draw, kills = time.perf_counter() - begin, random.Random(0), 0
         round_number = 0
@@ -99,8 +110,9 @@ def main() -> None:
             while not out.exists():
                 process = started(place, out)
                 if kills < options.kills:
+                    begun(process, out)
                     try:
-                        process.wait(draw.uniform(LEAST_WAIT, took))
+                        process.wait(draw.uniform(0, LONGEST * took))
                     except subprocess.TimeoutExpired:
                         process.kill()
                         kills += 1
