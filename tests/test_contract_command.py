@@ -176,7 +176,7 @@ def test_the_files_of_a_search(tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_torchrun_search_together_and_the_result_can_be_loaded(tmp_path):
     save_folder(make(num_classes=2), tmp_path / 'start')
-    class_folders(tmp_path / 'photos', ('cat', 'dog'), images=20)
+    class_folders(tmp_path / 'photos' / 'train', ('cat', 'dog'), images=20)
     args = [
         sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'tinyvit_zoo.cli',
         'contract', tmp_path / 'start', '-d', tmp_path / 'photos', '--params', '68k', '--steps', '1', '--epochs', '1',

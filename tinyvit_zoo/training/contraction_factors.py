@@ -14,7 +14,7 @@ from torch import nn
 
 from ..common.errors import EvaluationError
 from ..layers import stage_grids
-from ..models.tinyvit import ConvStage, TinyViT, TinyVitStage
+from ..models.tinyvit import TinyViT, TinyVitStage
 
 __all__ = ['Candidate', 'Factors', 'candidates', 'count_parameters', 'factors_of', 'smallest']
 
@@ -95,8 +95,8 @@ def factors_of(model: nn.Module, name: str) -> Factors:
             'one, such as tinyvit_21m_224.'
         )
     first, *rest = model.stages
-    conv, stages = cast(ConvStage, first).blocks[0], [cast(TinyVitStage, stage) for stage in rest]
-    width = conv.conv1.conv.in_channels
+    expand = cast(nn.Conv2d, cast(Any, first).blocks[0].conv1.conv)
+    stages = [cast(TinyVitStage, stage) for stage in rest]
     heads = {stage.blocks[0].attn.head_dim for stage in stages}
     if len(heads) > 1:
         raise EvaluationError(
@@ -107,7 +107,7 @@ def factors_of(model: nn.Module, name: str) -> Factors:
         D=tuple(info['num_chs'] for info in model.feature_info),
         N=tuple(len(stage.blocks) for stage in model.stages),
         W=tuple(stage.blocks[0].attn.window_size for stage in stages),
-        R=conv.conv1.conv.out_channels / width,
+        R=expand.out_channels / expand.in_channels,
         M=stages[0].blocks[0].mlp.fc1.out_features / stages[0].blocks[0].mlp.fc1.in_features,
         E=heads.pop(),
     )
