@@ -52,7 +52,9 @@ class Recipe:
         per_epoch: The learning rate changes with the epoch, not with each update.
         optimizer: timm's name. timm's 'sgd' has Nesterov momentum.
         momentum: Of SGD.
+        betas: Of AdamW; None for its default, (0.9, 0.999).
         weight_decay: See the package for what it spares.
+        decay_all: Weight decay spares nothing; None for no.
         layer_decay: Factor from each layer's learning rate to that of the layer before it; None for one rate.
         clip_grad: Largest norm of the gradient; None for any.
         drop_path: Of the last block, by prefix of the model's name; '' stands for any other model.
@@ -94,7 +96,9 @@ class Recipe:
     per_epoch: bool = False
     optimizer: str = 'adamw'
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     weight_decay: float
+    decay_all: bool | None = None
     layer_decay: float | None = None
     clip_grad: float | None = None
     drop_path: Mapping[str, float]
