@@ -5,24 +5,21 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
+from .feature_targets import smooth_l1_loss, whitened
 from .precision import in_full_precision
 
-__all__ = ['BETA', 'FEATURE_LOSSES', 'FeatureLossName', 'feature_loss']
+__all__ = ['FEATURE_LOSSES', 'FeatureLossName', 'feature_loss']
 
 FeatureLossName = Literal['smooth_l1', 'cosine']
 FEATURE_LOSSES: tuple[FeatureLossName, ...] = get_args(FeatureLossName)
-
-BETA = 2.0
-"""Of the smooth L1 loss: squared below that difference, linear above it (TinyMIM, Eq. 8)."""
 
 
 @in_full_precision
 def feature_loss(student: torch.Tensor, teacher: torch.Tensor, loss: FeatureLossName = 'smooth_l1') -> torch.Tensor:
     """Distance of mapped features, mean over all of them. No gradient goes into the teacher.
 
-    'smooth_l1': to the teacher's whitened features, as TinyMIM does (https://arxiv.org/abs/2301.01296, Eq. 7, 8): each
-    vector has mean 0 and variance 1 over its channels, which is a layer norm without scale and shift. 'cosine': 1 minus
-    the cosine of each pair of vectors.
+    'smooth_l1': to the teacher's whitened features, as in `feature_targets`. 'cosine': 1 minus the cosine of each pair of
+    vectors.
 
     Args:
         student: (..., C), already mapped to the teacher's C channels.
@@ -38,7 +35,7 @@ def feature_loss(student: torch.Tensor, teacher: torch.Tensor, loss: FeatureLoss
     if student.shape != teacher.shape:
         raise ValueError(f'Features {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher.')
     if loss == 'smooth_l1':
-        return F.smooth_l1_loss(student, F.layer_norm(teacher, teacher.shape[-1:]), beta=BETA)
+        return smooth_l1_loss(student, whitened(teacher))
     if loss == 'cosine':
         return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
     raise ValueError(f"There is no feature loss '{loss}': take {' or '.join(FEATURE_LOSSES)}.")

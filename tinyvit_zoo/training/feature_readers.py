@@ -109,7 +109,7 @@ def vision_part(model: Any) -> nn.Module:
     for part in ('vision_model', 'vision_encoder'):
         if isinstance(getattr(model, part, None), nn.Module):
             return getattr(model, part)
-    return model.base_model
+    return getattr(model, 'base_model', model)
 
 
 def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> FeatureReader:
