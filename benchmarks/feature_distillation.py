@@ -160,6 +160,7 @@ def train_mae(data: ImageDataset, output: Path, seed: int, settings: Settings) -
         SIDE, 8, embed_dim=settings.student_width, depth=settings.student_depth, num_heads=settings.student_width // 32,
         decoder_embed_dim=settings.student_width // 2, decoder_num_heads=2,
     )  # fmt: skip
+    form.pretrained_cfg = dict(input_size=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
     recipe = settings.recipe.fitted(len(data))
     mae(form, data, recipe, seed=seed, device=torch.device('cpu'), say=lambda text: None).train(output)
     return form
