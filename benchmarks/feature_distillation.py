@@ -3,10 +3,10 @@
 A small ViT, the teacher, learns scikit-learn's handwritten digits with their labels. A smaller one, the student, sees
 the same images without labels and learns the teacher's features, by each of our losses and, in as many steps on the
 same views and with the same optimizer, by timm's `FeatureDistillationTask` (mean squared error of the pooled features,
-its classification loss at weight 0); and without a teacher by MAE. Every encoder is then frozen: kNN and a ridge
-classifier on the training digits, tested on digits that neither saw, once on the class token, the input of the
-classifier, and once on class token and mean of the patches. MAE teaches its class token nothing. Settings were fixed beforehand, but for the number of epochs,
-which was doubled after a look at the first seed.
+its classification loss at weight 0); and without a teacher by MAE. Every encoder is then
+frozen: kNN and a ridge classifier on the training digits, tested on digits that neither saw, once on the class token,
+which is the input of the classifier, and once on class token and mean of the patches. MAE teaches its class token
+nothing. Settings were fixed beforehand, but for the number of epochs, which was doubled after a look at the first seed.
 
     python benchmarks/feature_distillation.py                      # 3 seeds
     python benchmarks/feature_distillation.py --seeds 6            # adds the missing ones to the 3

@@ -57,8 +57,9 @@ def timm_reader(
         )
     from_map = getattr(model, 'head_hidden_size', None) not in (None, getattr(model, 'num_features', None))
     needs_map = dense or from_map
+    backbone: Any = model
     with _blank_image(model, name, size) as blank:
-        last = model.forward_features(blank)
+        last = backbone.forward_features(blank)
         as_map = _map_layout(model, name, blank, last) if needs_map else None
 
     def read(model: Any, images: torch.Tensor) -> Features:
