@@ -18,7 +18,7 @@ from torch import nn
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.replay import ModelInput, Place, ReplayedViews, ViewSpec
-from tinyvit_zoo.distill.feature_loss import feature_loss
+from tinyvit_zoo.distill.feature_targets import feature_loss
 from tinyvit_zoo.training import distil_features
 from tinyvit_zoo.training.feature_readers import Features
 from tinyvit_zoo.training.feature_teacher import FeatureTeacher

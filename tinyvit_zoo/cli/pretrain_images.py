@@ -81,7 +81,8 @@ def tinymim(
     ] = 'qk,vv',  # type: ignore[assignment]  # typer parses the default, too
     no_softmax: Annotated[bool, typer.Option('--no-softmax', help='Compare relations before the softmax.')] = False,
     block: Annotated[
-        int | None, typer.Option(min=1, help='Target block of the teacher, from 1. Default: 18 of large, else the last.')
+        int | None,
+        typer.Option(min=1, help='Target block of the teacher, from 1. Default: 18 of large, else the last.'),
     ] = None,
     mask_ratio: MaskRatio = 0.0,
     reconstruct: Annotated[bool, typer.Option('--reconstruct', help="MAE's loss, too; needs --mask-ratio.")] = False,
@@ -105,9 +106,7 @@ def tinymim(
     from ..training.pretraining_forms import load_teacher, tinymim_form
 
     recipe = options.recipe('tinymim', training)
-    stages = find_stages(
-        student and str(student), teacher, teacher_weights, chain, options.output
-    )
+    stages = find_stages(student and str(student), teacher, teacher_weights, chain, options.output)
     objective: dict[str, Any] = dict(
         target=str(target), relations=relations, softmax=not no_softmax, mask_ratio=mask_ratio, reconstruct=reconstruct
     )

@@ -19,7 +19,7 @@ from .recipes import Recipe
 from .soft_label_views import LiveViews, SoftLabelViews, ViewSampler
 from .tasks.tinyvit import LiveDistillation, SparseDistillation
 
-__all__ = ['Distilled', 'distil_from_store', 'distil_live']
+__all__ = ['Distilled', 'distil_from_store', 'distil_live', 'model_input', 'stored_epochs']
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def distil_from_store(
     """
     _check(student, store.info.classes, str(store.place), hard_weight)
     check_data(store, dataset)
-    stored = _stored_epochs(store, recipe, reuse)
-    views = SoftLabelViews(dataset, store, _input_of(student))
+    stored = stored_epochs(store, recipe, reuse)
+    views = SoftLabelViews(dataset, store, model_input(student))
     sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
     identity = {'soft labels': store.info.identity, 'stored epochs': repr(stored), 'hard weight': repr(hard_weight)}
     trained = train_task(SparseDistillation(student, hard_weight), views, sampler, recipe, output, identity, **run)
@@ -117,13 +117,14 @@ def distil_live(
         labels = store_info(teacher, dataset, spec, seed=seed, k=k)
         identity = {'soft labels': labels.identity, 'stored epochs': 'live', 'hard weight': repr(hard_weight)}
         seen = ModelInput(teacher.size, teacher.mean, teacher.std)
-        views = LiveViews(dataset, spec, seed, _input_of(student), seen)
+        views = LiveViews(dataset, spec, seed, model_input(student), seen)
         task = LiveDistillation(student, teacher, labels.k, hard_weight)
         trained = train_task(task, views, sampler, recipe, output, identity, **run)
     return Distilled(**vars(trained), labels=labels, store=None, stored_epochs=())
 
 
-def _input_of(student: nn.Module) -> ModelInput:
+def model_input(student: nn.Module) -> ModelInput:
+    """How a timm model takes images. Raises: EvaluationError: If they are not RGB."""
     config = data_config(student)
     return ModelInput(tuple(config['input_size'][-2:]), config['mean'], config['std'])
 
@@ -138,8 +139,8 @@ def _check(student: nn.Module, classes: int, owner: str, hard_weight: float) -> 
         )
 
 
-def _stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
-    """The stored epochs to take in turn."""
+def stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
+    """The stored epochs to take in turn. Raises: EvaluationError: If they are too few, and not to be reused."""
     whole = store.epochs()
     if not whole:
         raise EvaluationError(f'{store.place} has no whole epoch yet: save one with `tinyvit-zoo distill save`.')

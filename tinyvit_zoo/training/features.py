@@ -14,7 +14,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, ViewSpec
 from ..data.transforms import data_config
 from ..data.unlabelled import load_unlabelled
-from ..distill.feature_loss import FEATURE_LOSSES, FeatureLossName
+from ..distill.feature_targets import FEATURE_LOSSES, FeatureLossName
 from .accelerator import find_precision
 from .feature_readers import timm_reader
 from .feature_teacher import FeatureTeacher, load_feature_teacher
@@ -105,7 +105,7 @@ def distil_features(
         data: Images; or a folder of images or a name as in `load_unlabelled`. Labels are not used.
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
         recipe: Its crops, flips and RandAugment make the views. Its batch shrinks for few images, see `Recipe.fitted`.
-        loss: 'smooth_l1' on whitened targets, or 'cosine'; see `distill.feature_loss`.
+        loss: 'smooth_l1' on whitened targets, or 'cosine'; see `distill.feature_targets.feature_loss`.
         dense_weight: Share of the dense features in the loss, from 0 to 1; the rest is that of the pooled ones.
         img_size: (H, W) of the student's images, where it is a name.
         teacher_img_size: (H, W) of the teacher's images, where it is no `FeatureTeacher`; None for its own.

@@ -198,7 +198,7 @@ def _student_with_decoder(size: str, heads: int, last_heads: int, drop_path: flo
         block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
     blocks[-1].attn.num_heads = last_heads
     blocks[-1].attn.head_dim = vit.embed_dim // last_heads
-    blocks[-1].attn.scale = blocks[-1].attn.head_dim**-0.5
+    blocks[-1].attn.scale = blocks[-1].attn.head_dim ** -0.5
     return RelationEncoder(vit, len(blocks))
 
 

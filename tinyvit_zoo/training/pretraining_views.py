@@ -209,7 +209,9 @@ class ContrastViews(Dataset):
         found = []
         for i, moment in enumerate(moments):
             place, image = Place(moment.epoch, moment.position), self.dataset.image(moment.position)
-            both = (views.made(place, parameters[i], image) for views, parameters in zip(self.views, drawn, strict=True))
+            both = (
+                views.made(place, parameters[i], image) for views, parameters in zip(self.views, drawn, strict=True)
+            )
             found.append(ContrastView(*both, moment.update))
         return found
 

@@ -39,6 +39,7 @@ class Recipe:
         notes: What was not published, and what stands in for it; quirks of the released code.
         starts: Keys of `STARTS` that it was published for; none for any.
         starts_at: Side of the images in pixels that those weights are for; None for that of the model.
+        teacher: What it was published with to teach, in words; None for none.
         epochs: In all, the warm-up included.
         warmup_epochs: Learning rate rises linearly from `warmup_lr`.
         batch_size: Images in an update, over all processes and accumulated steps.
@@ -84,6 +85,7 @@ class Recipe:
     notes: str = ''
     starts: tuple[str, ...] = ()
     starts_at: int | None = None
+    teacher: str | None = None
     epochs: int
     warmup_epochs: float
     batch_size: int

@@ -38,7 +38,6 @@ SMALL = Recipe(
 )
 
 
-
 def of_few_images(recipe: Recipe) -> Recipe:
     """A pre-training recipe for some thousand images: more passes, small batches, a rate that suits them."""
     return dataclasses.replace(

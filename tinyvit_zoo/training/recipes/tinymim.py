@@ -1,4 +1,4 @@
-"""TinyMIM's recipes of pre-training and fine-tuning."""
+"""TinyMIM's recipes of pre-training and fine-tuning, and that of TinyMIM*-T, which has a teacher."""
 
 import dataclasses
 
@@ -29,6 +29,16 @@ TINYMIM = Recipe(
     crop_mode='center',
     interpolation='bicubic',
 )
+TINYMIM_STAR = dataclasses.replace(
+    TINYMIM,
+    name='tinymim_star',
+    source='TinyMIM paper, Table 3 (1000 epochs, DeiT-style distillation); all else from the recipe tinymim',
+    notes="Neither the teacher, the form and weight of its part in the loss nor any other number was published: DeiT's "
+    'teacher and what it does for students with a distillation token (--distillation hard --distillation-alpha 0.5) '
+    'stand in for the former, the numbers of ViT-B for the rest.',
+    teacher="a ConvNet, as DeiT's regnety_160.deit_in1k",
+    epochs=1000,
+)
 
 TINYMIM_PRETRAINING = dataclasses.replace(
     TINYMIM,
@@ -56,4 +66,4 @@ TINYMIM_PRETRAINING = dataclasses.replace(
 COLOR_JITTER = (0.4, 0.4, 0.4)  # brightness, contrast, saturation of the student's images; the same source
 
 PRETRAINING = (TINYMIM_PRETRAINING, of_few_images(TINYMIM_PRETRAINING))
-RECIPES = (TINYMIM,)
+RECIPES = (TINYMIM, TINYMIM_STAR)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.task import TrainingTask
 from torch import nn
 
-from ...distill.feature_loss import FeatureLossName, feature_loss
+from ...distill.feature_targets import FeatureLossName, feature_loss
 from ..feature_readers import FeatureReader, Features
 from ..feature_teacher import FeatureTeacher
 
