@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import loader, processes
-from .options import Counts, DataOptions, ImgSize, RunOptions, Words, pair_of, read_counts, read_words
+from .evaluator_options import processes
+from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
 from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..data.image_dataset import ImageDataset
     from ..pretrain import RelationEncoder
+    from ..training.chain import Stage
     from ..training.pretraining import Pretraining
     from ..training.recipes import Recipe
 
@@ -48,15 +49,6 @@ class PretrainingOptions:
     dry_run: Annotated[
         bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
     ] = False
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        return dict(img_size=pair_of(self.img_size), patch_size=self.patch_size)
-
-    def recipe(self, method: str, training: TrainingOptions) -> 'Recipe':
-        from ..training.recipes import PRETRAINING
-
-        return training.changed(PRETRAINING[f'{method}_small' if self.small else method])
 
 
 def tinymim(
@@ -92,7 +84,7 @@ def tinymim(
     keep_heads: Annotated[
         bool, typer.Option('--keep-heads', help='Fine-tune tiny with its 6 heads, not with 3 as released.')
     ] = False,
-    data_options: DataOptions,
+    data_options: UnlabelledDataOptions,
     options: PretrainingOptions,
     training: TrainingOptions,
     run: RunOptions,
@@ -102,41 +94,44 @@ def tinymim(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain tinymim ...
     """
     from ..training.chain import find_stages
-    from ..training.pretraining import tinymim as plan
-    from ..training.pretraining_forms import load_teacher, tinymim_form
 
-    recipe = options.recipe('tinymim', training)
-    stages = find_stages(student and str(student), teacher, teacher_weights, chain, options.output)
     objective: dict[str, Any] = dict(
         target=str(target), relations=relations, softmax=not no_softmax, mask_ratio=mask_ratio, reconstruct=reconstruct
     )
-    for stage in stages:
+    given = _Given(data_options, options, training, run)
+    stages = find_stages(student and str(student), teacher, teacher_weights, chain, options.output)
+    with processes():
+        for stage in stages[:1] if options.dry_run else stages:
+            teaching = dict(block=block if stage.first else None, drop_path=teacher_drop_path)
+            _stage(stage, objective, teaching, keep_heads, given)
 
-        def form() -> 'nn.Module':
-            taught_by = load_teacher(
-                stage.teacher, stage.weights, pair_of(options.img_size), block=block if stage.first else None,
-                drop_path=teacher_drop_path,
-            )  # fmt: skip
-            rate = recipe.drop_path_of(stage.student)
-            return tinymim_form(stage.student, taught_by, **objective, drop_path=rate, **_shape(options, taught_by))
 
-        said: dict[str, Any] = dict(
-            objective, relations=list(relations), block=block, teacher=stage.teacher,
-            teacher_weights=stage.weights and str(stage.weights),
-        )  # fmt: skip
-        _pretrain(
-            'tinymim', stage.student, form, plan, recipe, stage.output, data_options, options, training, run, said,
-            keep_heads,
-        )  # fmt: skip
-        if options.dry_run:
-            return
+def _stage(
+    stage: 'Stage', objective: dict[str, Any], teaching: dict[str, Any], keep_heads: bool, given: '_Given'
+) -> None:
+    """One pre-training by TinyMIM."""
+    from ..training.pretraining import tinymim as plan
+    from ..training.pretraining_forms import load_teacher, tinymim_form
+
+    recipe = given.recipe('tinymim')
+
+    def form() -> 'nn.Module':
+        teacher = load_teacher(stage.teacher, stage.weights, pair_of(given.options.img_size), **teaching)
+        rate = recipe.drop_path_of(stage.student)
+        return tinymim_form(stage.student, teacher, **objective, drop_path=rate, **given.shape_beside(teacher))
+
+    said: dict[str, Any] = dict(
+        objective, relations=list(objective['relations']), block=teaching['block'], teacher=stage.teacher,
+        teacher_drop_path=teaching['drop_path'], teacher_weights=stage.weights and str(stage.weights),
+    )  # fmt: skip
+    _pretrain('tinymim', stage.student, form, plan, given, said, stage.output, keep_heads)
 
 
 def mae(
     *,
     size: Annotated[Size, typer.Option(help='Of the encoder.')] = Size.tiny,
     mask_ratio: MaskRatio = 0.75,
-    data_options: DataOptions,
+    data_options: UnlabelledDataOptions,
     options: PretrainingOptions,
     training: TrainingOptions,
     run: RunOptions,
@@ -150,9 +145,9 @@ def mae(
     from ..training.pretraining import mae as plan
     from ..training.pretraining_forms import mae_form
 
+    given = _Given(data_options, options, training, run)
     _pretrain(
-        'mae', str(size), lambda: mae_form(str(size), **options.shape), partial(plan, mask_ratio=mask_ratio),
-        options.recipe('mae', training), options.output, data_options, options, training, run,
+        'mae', str(size), lambda: mae_form(str(size), **given.shape), partial(plan, mask_ratio=mask_ratio), given,
         dict(mask_ratio=mask_ratio),
     )  # fmt: skip
 
@@ -174,7 +169,7 @@ def d_mae(
         ),
     ] = '',  # type: ignore[assignment]
     mask_ratio: MaskRatio = 0.75,
-    data_options: DataOptions,
+    data_options: UnlabelledDataOptions,
     options: PretrainingOptions,
     training: TrainingOptions,
     run: RunOptions,
@@ -188,24 +183,21 @@ def d_mae(
     from ..training.pretraining import d_mae as plan
     from ..training.pretraining_forms import d_mae_form, load_teacher
 
-    layers = _layers(hidden_layers)
+    layers, given = _layers(hidden_layers), _Given(data_options, options, training, run)
 
     def form() -> 'nn.Module':
         taught_by = load_teacher(teacher, teacher_weights, pair_of(options.img_size), block=1)
-        return d_mae_form(str(size), taught_by.vit, attention_blocks, layers, **_shape(options, taught_by))
+        return d_mae_form(str(size), taught_by.vit, attention_blocks, layers, **given.shape_beside(taught_by))
 
     said: dict[str, Any] = dict(
         mask_ratio=mask_ratio, attention_blocks=list(attention_blocks), hidden_layers=list(layers), teacher=teacher,
         teacher_weights=teacher_weights and str(teacher_weights),
     )  # fmt: skip
-    _pretrain(
-        'd_mae', str(size), form, partial(plan, mask_ratio=mask_ratio), options.recipe('d_mae', training),
-        options.output, data_options, options, training, run, said,
-    )  # fmt: skip
+    _pretrain('d_mae', str(size), form, partial(plan, mask_ratio=mask_ratio), given, said)
 
 
 def mocov3(
-    *, data_options: DataOptions, options: PretrainingOptions, training: TrainingOptions, run: RunOptions
+    *, data_options: UnlabelledDataOptions, options: PretrainingOptions, training: TrainingOptions, run: RunOptions
 ) -> None:
     """MoCo v3 as in MAE-Lite: two views of an image are to be alike; tiny. The same command again resumes.
 
@@ -214,10 +206,42 @@ def mocov3(
     from ..training.pretraining import mocov3 as plan
     from ..training.pretraining_forms import mocov3_form
 
-    _pretrain(
-        'mocov3', 'tiny', lambda: mocov3_form(**options.shape), plan, options.recipe('mocov3', training),
-        options.output, data_options, options, training, run, {},
-    )  # fmt: skip
+    given = _Given(data_options, options, training, run)
+    _pretrain('mocov3', 'tiny', lambda: mocov3_form(**given.shape), plan, given, {})
+
+
+class _Given(NamedTuple):
+    """The options that all of these commands have."""
+
+    data_options: UnlabelledDataOptions
+    options: PretrainingOptions
+    training: TrainingOptions
+    run: RunOptions
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Image and patch size, None for those of the form."""
+        return dict(img_size=pair_of(self.options.img_size), patch_size=self.options.patch_size)
+
+    def shape_beside(self, teacher: 'RelationEncoder') -> dict[str, Any]:
+        """Image and patch size of a student: what the options say, or else its teacher's."""
+        embed: Any = teacher.vit.patch_embed
+        own = {key: value for key, value in self.shape.items() if value is not None}
+        return {**dict(img_size=tuple(embed.img_size), patch_size=tuple(embed.patch_size)), **own}
+
+    def recipe(self, method: str) -> 'Recipe':
+        from ..training.recipes import PRETRAINING
+
+        return self.training.changed(PRETRAINING[f'{method}_small' if self.options.small else method])
+
+    def dataset(self) -> 'ImageDataset':
+        from ..data.unlabelled import load_unlabelled
+
+        options = self.data_options
+        return load_unlabelled(
+            options.data, options.root, seed=self.run.seed, skip_unreadable=options.skip_unreadable,
+            check_counts=not options.any_counts,
+        )  # fmt: skip
 
 
 def _pretrain(
@@ -225,44 +249,36 @@ def _pretrain(
     size: str,
     make: Callable[[], 'nn.Module'],
     plan: Callable[..., 'Pretraining'],
-    recipe: 'Recipe',
-    output: Path,
-    data_options: DataOptions,
-    options: PretrainingOptions,
-    training: TrainingOptions,
-    run: RunOptions,
+    given: _Given,
     details: dict[str, Any],
+    output: Path | None = None,
     keep_heads: bool = False,
 ) -> None:
     """Make the form, train it, and write what results."""
     import torch
 
+    from ..common.processes import Processes
     from ..downstream.reports.pretraining import write_pretrained
     from ..training.pretraining_forms import encoder_of
 
     quiet_logs()
+    output = output or given.options.output
     with processes() as first:
         say = printer() if first else (lambda text: None)
-        dataset: ImageDataset = loader(data_options, run.seed)('train')
-        torch.manual_seed(run.seed)
+        dataset = given.dataset()
+        torch.manual_seed(given.run.seed)
         form = make()
-        planned = plan(form, dataset, recipe, **training.settings(run, say))
-        if options.dry_run:
+        planned = plan(form, dataset, given.recipe(kind), **given.training.settings(given.run, say))
+        if given.options.dry_run:
             say(planned.estimate().words)
             return
         result = planned.train(output)
         if first:
             write_pretrained(
-                output, kind, result, form, encoder_of(form, size, keep_heads), dataset, data=data_options.data,
-                seed=run.seed, details=details, say=say,
+                output, kind, result, form, encoder_of(form, size, keep_heads), dataset,
+                data=given.data_options.data, seed=given.run.seed, details=details, say=say,
             )  # fmt: skip
-
-
-def _shape(options: PretrainingOptions, teacher: 'RelationEncoder') -> dict[str, Any]:
-    """Image and patch size of a student: what the options say, or else its teacher's."""
-    embed: Any = teacher.vit.patch_embed
-    own = {key: value for key, value in options.shape.items() if value is not None}
-    return {**dict(img_size=tuple(embed.img_size), patch_size=tuple(embed.patch_size)), **own}
+        Processes().wait()  # the next stage of a chain reads what was written
 
 
 def _layers(words: Words) -> tuple[int, ...]:

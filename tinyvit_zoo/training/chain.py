@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ..common.errors import EvaluationError
@@ -53,7 +54,7 @@ def find_stages(
             f'{",".join(chain)}.'
         )
     stages = [Stage(students[0], teacher or chain[0], weights, output / students[0], True)]
-    for before, size in zip(students, students[1:], strict=False):
+    for before, size in pairwise(students):
         file = output / before / 'model' / 'model.safetensors'
         stages.append(Stage(size, before, file, output / size, False))
     if any(stage.teacher == 'tiny' for stage in stages):

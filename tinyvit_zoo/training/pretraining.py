@@ -96,6 +96,7 @@ def tinymim(form: TinyMim, dataset: ImageDataset, recipe: Recipe, **run: Unpack[
     Raises:
         EvaluationError: If there are fewer images than a batch has.
     """
+    recipe = recipe.fitted(len(dataset))
     student, teacher = form.student.encoder.vit, form.teacher.encoder.vit
     seed, patches = run.get('seed', 0), student.patch_embed.num_patches
     spec = _crops(recipe, input_of(student), color_jitter=COLOR_JITTER)
@@ -158,6 +159,11 @@ def d_mae(
     Raises:
         EvaluationError: As `mae`.
     """
+    if input_of(form.tch_model)[1:] != input_of(form.model)[1:]:
+        raise EvaluationError(
+            "The teacher takes images with another mean and standard deviation than ImageNet's, which the student has: "
+            'choose an MAE encoder.'
+        )
     objective = dict(
         attention_blocks=form.attention_blocks, hidden_layers=form.hidden_layers,
         attention_weight=form.attention_weight, hidden_weight=form.hidden_weight, teacher=state_hash(form.tch_model),
@@ -180,6 +186,7 @@ def mocov3(form: MocoV3, dataset: ImageDataset, recipe: Recipe, **run: Unpack[Ru
     Raises:
         EvaluationError: If there are fewer images than a batch has, or on several processes without CUDA.
     """
+    recipe = recipe.fitted(len(dataset))
     device, processes = run.get('device'), Processes().number
     if processes > 1:
         on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
@@ -211,6 +218,7 @@ def _masked(
     objective: Mapping[str, Any],
     run: RunSettings,
 ) -> Pretraining:
+    recipe = recipe.fitted(len(dataset))
     patches, seed = student.patch_embed.num_patches, run.get('seed', 0)
     if not 0 < int(patches * (1 - mask_ratio)) < patches:
         raise EvaluationError(

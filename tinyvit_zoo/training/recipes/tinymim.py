@@ -43,9 +43,10 @@ TINYMIM_STAR = dataclasses.replace(
 TINYMIM_PRETRAINING = dataclasses.replace(
     TINYMIM,
     name='tinymim',
-    source='OliverRensu/TinyMIM d084705, README.md (ViT-B, 32 x 128) and defaults of main_pretrain.py, models_tinymim.py',
-    notes='Published for ViT-B only; tiny and small take the same numbers here. Drop path is the same in all blocks but '
-    'the last, which has none.',
+    source='OliverRensu/TinyMIM d084705, README.md (ViT-B, 32 x 128), defaults of main_pretrain.py and '
+    'models_tinymim.py',
+    notes='Published for ViT-B only; tiny and small take the same numbers here. Drop path is the same in all blocks '
+    'but the last, which has none.',
     starts=('random',),
     epochs=300,
     warmup_epochs=15,
