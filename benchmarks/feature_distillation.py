@@ -3,8 +3,10 @@
 A small ViT, the teacher, learns scikit-learn's handwritten digits with their labels. A smaller one, the student, sees
 the same images without labels and learns the teacher's features, by each of our losses and, in as many steps on the
 same views and with the same optimizer, by timm's `FeatureDistillationTask` (mean squared error of the pooled features,
-its classification loss at weight 0). Every encoder is then frozen: kNN and a ridge classifier on the training digits,
-tested on digits that neither saw. Settings were fixed beforehand, but for the number of epochs, which fits the time.
+its classification loss at weight 0); and without a teacher by MAE. Every encoder is then
+frozen: kNN and a ridge classifier on the training digits, tested on digits that neither saw, once on the class token,
+which is the input of the classifier, and once on class token and mean of the patches. MAE teaches its class token
+nothing. Settings were fixed beforehand, but for the number of epochs, which was doubled after a look at the first seed.
 
     python benchmarks/feature_distillation.py                      # 3 seeds
     python benchmarks/feature_distillation.py --seeds 6            # adds the missing ones to the 3
@@ -38,24 +40,32 @@ from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.downstream import knn
 from tinyvit_zoo.downstream.classifiers import ridge
 from tinyvit_zoo.downstream.features import extract
+from tinyvit_zoo.pretrain import MaskedAutoencoder
 from tinyvit_zoo.training import distil_features
 from tinyvit_zoo.training.feature_teacher import FeatureTeacher
 from tinyvit_zoo.training.feature_views import FeatureViews
 from tinyvit_zoo.training.loop import train_task
+from tinyvit_zoo.training.pretraining import mae
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.recipes.features import FEATURES
 from tinyvit_zoo.training.soft_label_views import ViewSampler
 
 SIDE, K = 32, 10
-RANDOM, TIMM, TEACHER = 'random weights', "timm's FeatureDistillationTask", 'teacher'
+RANDOM, TIMM, MAE, TEACHER = 'random weights', "timm's FeatureDistillationTask", 'MAE', 'teacher'
 OURS = {  # name -> settings of distil_features
     'smooth L1, pooled and dense': dict(loss='smooth_l1'),
     'smooth L1, pooled': dict(loss='smooth_l1', dense_weight=0.0),
     'cosine, pooled and dense': dict(loss='cosine'),
 }
 DEFAULT = next(iter(OURS))
-MEASURES = ('kNN', 'ridge')
-PAIRS = [*[(name, RANDOM) for name in (*OURS, TIMM)], *[(name, TIMM) for name in OURS], (DEFAULT, TEACHER)]
+LAYERS = ('pooled', 'last:1')
+MEASURES = ('kNN', 'ridge', 'kNN, patches too', 'ridge, patches too')  # kNN and ridge by layers
+PAIRS = [
+    *[(name, RANDOM) for name in (*OURS, TIMM, MAE)],
+    *[(name, TIMM) for name in OURS],
+    (DEFAULT, MAE),
+    (DEFAULT, TEACHER),
+]
 
 
 @dataclass(frozen=True)
@@ -144,16 +154,32 @@ def train_timms(
     return student
 
 
+def train_mae(data: ImageDataset, output: Path, seed: int, settings: Settings) -> nn.Module:
+    """MAE with an encoder of the student's size, in as many steps by the same recipe."""
+    torch.manual_seed(seed)
+    form = MaskedAutoencoder(
+        SIDE, 8, embed_dim=settings.student_width, depth=settings.student_depth, num_heads=settings.student_width // 32,
+        decoder_embed_dim=settings.student_width // 2, decoder_num_heads=2,
+    )  # fmt: skip
+    form.pretrained_cfg = dict(input_size=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
+    recipe = settings.recipe.fitted(len(data))
+    mae(form, data, recipe, seed=seed, device=torch.device('cpu'), say=lambda text: None).train(output)
+    return form
+
+
 def worth(model: nn.Module, train: ImageDataset, test: ImageDataset, seed: int) -> dict[str, float]:
-    """Accuracies of the frozen encoder in %."""
-    found = [extract(model, data, progress=False).values for data in (train, test)]
-    near = knn.run(found[0], train.labels, found[1], test.labels, (K,)).accuracy[K]
+    """Accuracies of the frozen encoder in %, by measure."""
     rest, held = stratified_split(train.labels, 0.1, seed)
-    bank, queries = (values.numpy() for values in found)
-    fitted = ridge.probe(
-        bank[rest], train.labels[rest], bank[held], train.labels[held], queries, test.labels, num_classes=10
-    )
-    return dict(zip(MEASURES, (near, fitted.test), strict=True))
+    accuracies = []
+    for layers in LAYERS:
+        bank, queries = (extract(model, data, layers=layers, progress=False).values for data in (train, test))
+        accuracies.append(knn.run(bank, train.labels, queries, test.labels, (K,)).accuracy[K])
+        bank, queries = bank.numpy(), queries.numpy()
+        fitted = ridge.probe(
+            bank[rest], train.labels[rest], bank[held], train.labels[held], queries, test.labels, num_classes=10
+        )
+        accuracies.append(fitted.test)
+    return dict(zip(MEASURES, accuracies, strict=True))
 
 
 def run_seed(seed: int, settings: Settings, folder: Path) -> dict:
@@ -174,6 +200,7 @@ def run_seed(seed: int, settings: Settings, folder: Path) -> dict:
     student = vit(seed, settings.student_width, settings.student_depth)
     recipe = settings.recipe.fitted(len(train))
     found[TIMM] = worth(train_timms(student, teacher, train, recipe, folder / 'timm', seed), train, test, seed)
+    found[MAE] = worth(train_mae(train, folder / 'mae', seed, settings), train, test, seed)
     return found
 
 
@@ -201,7 +228,7 @@ def summarise(results: dict[int, dict]) -> dict:
     def values(name: str, measure: str) -> list[float]:
         return [result['accuracy'][name][measure] for result in results.values()]
 
-    names = (RANDOM, TIMM, *OURS, TEACHER)
+    names = (RANDOM, MAE, TIMM, *OURS, TEACHER)
     rows = {name: {measure: interval(values(name, measure)) for measure in MEASURES} for name in names}
     pairs = []
     for one, other in PAIRS:

@@ -322,6 +322,13 @@ def test_a_flat_folder_of_images_is_enough_and_the_result_is_an_encoder(folders,
     assert np.load(tmp_path / 'e.npz')['features'].shape == (IMAGES, 64)
 
 
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(folders, cli, tmp_path):
+    code, out, err = cli(*command(folders, tmp_path / 'run', '--dry-run'))
+    assert code == 0, err
+    assert f'{IMAGES // BATCH} updates in {IMAGES // BATCH} steps' in out
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.slow
 def test_the_result_is_evaluated_and_fine_tuned_like_any_other(folders, cli, tmp_path):
     run, device = tmp_path / 'run', ('--device', 'cpu', '-d', 'digits')

@@ -9,7 +9,7 @@ import transformers
 from conftest import refused
 from torch import nn
 
-from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError, ModelError
 from tinyvit_zoo.training.feature_readers import timm_reader, vision_part
 from tinyvit_zoo.training.feature_teacher import FeatureTeacher, load_feature_teacher
 
@@ -164,13 +164,16 @@ def test_a_teacher_is_frozen_and_in_evaluation_mode():
 def page(tmp_path):
     """A folder of transformers with a small DINOv2."""
     dinov2().save_pretrained(tmp_path / 'page')
-    (tmp_path / 'page' / 'preprocessor_config.json').write_text(json.dumps(dict(image_mean=HALF, image_std=[0.2] * 3)))
+    settings = dict(image_processor_type='BitImageProcessor', image_mean=HALF, image_std=[0.2] * 3, do_normalize=True)
+    settings |= dict(do_resize=True, size=dict(shortest_edge=72), do_center_crop=True, crop_size=64)
+    (tmp_path / 'page' / 'preprocessor_config.json').write_text(json.dumps(settings))
     return tmp_path / 'page'
 
 
 def test_a_folder_of_transformers_is_a_teacher_with_its_own_weights(page):
     teacher = load_feature_teacher(str(page), img_size=(96, 96))
-    assert teacher.sha256 == load_feature_teacher(f'transformers:{page}').sha256
+    assert teacher.sha256 == load_feature_teacher(f'local-dir:{page}').sha256
+    assert load_feature_teacher(str(page)).input.size == (64, 64)
     assert (teacher.input.size, teacher.input.mean, teacher.input.std) == ((96, 96), (0.5,) * 3, (0.2,) * 3)
     assert not teacher.model.training
 
@@ -191,14 +194,14 @@ def test_a_page_without_some_weights_is_named(page):
     weights = load_file(page / 'model.safetensors')
     weights.pop('layernorm.weight')
     save_file(weights, page / 'model.safetensors', {'format': 'pt'})
-    refused(lambda: load_feature_teacher(str(page)), 'lacks weights', 'layernorm.weight', kind=EvaluationError)
+    refused(lambda: load_feature_teacher(str(page)), 'no weights for', 'layernorm.weight', kind=ModelError)
 
 
-def test_a_page_without_mean_and_deviation_is_named(page):
-    (page / 'preprocessor_config.json').write_text('{}')
-    refused(lambda: load_feature_teacher(str(page)), 'image_mean', kind=EvaluationError)
-    refused(lambda: load_feature_teacher(str(page), 'file.pth'), 'its own weights', kind=EvaluationError)
-    refused(lambda: load_feature_teacher('transformers:nowhere/at-all'), 'cannot be read', kind=EvaluationError)
+def test_a_page_that_cannot_be_read_is_named(page):
+    refused(lambda: load_feature_teacher(str(page), 'file.pth'), 'weights beside it', kind=ModelError)
+    (page / 'preprocessor_config.json').unlink()
+    refused(lambda: load_feature_teacher(str(page)), 'cannot be loaded', kind=ModelError)
+    refused(lambda: load_feature_teacher('tinyvit_5n_224'), 'Unknown model', kind=ModelError)
 
 
 def fixed_vit():

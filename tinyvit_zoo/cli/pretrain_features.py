@@ -25,7 +25,7 @@ def features(
     ] = False,
     img_size: ImgSize = None,
     teacher: Annotated[
-        str, typer.Option(help='A name of timm, or transformers:OWNER/NAME, or a folder.', metavar='NAME')
+        str, typer.Option(help='A name of timm; or a folder or hf-hub:OWNER/NAME, of transformers too.', metavar='NAME')
     ],
     teacher_weights: Annotated[Path | None, typer.Option(help='Checkpoint of a timm teacher.', metavar='FILE')] = None,
     teacher_img_size: Annotated[
@@ -39,6 +39,9 @@ def features(
     dense_weight: Annotated[
         float, typer.Option(min=0.0, max=1.0, help='Share of dense features in the loss; the rest is of pooled ones.')
     ] = 0.5,
+    dry_run: Annotated[
+        bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
+    ] = False,
     training: TrainingOptions,
     run: RunOptions,
 ) -> None:
@@ -49,7 +52,7 @@ def features(
     from ..data.unlabelled import load_unlabelled
     from ..downstream.reports.pretrain_features import write_feature_distilled
     from ..training.feature_teacher import load_feature_teacher
-    from ..training.features import distil_features
+    from ..training.features import plan_features
     from ..training.recipes.features import FEATURES
 
     quiet_logs()
@@ -67,10 +70,14 @@ def features(
             student, student_weights, pretrained, pair_of(img_size), run.seed, num_classes=0, **arguments
         )
         say = printer() if first else (lambda text: None)
-        result = distil_features(
-            net, taught_by, dataset, output, recipe=recipe, loss=str(loss), dense_weight=dense_weight,
+        plan = plan_features(
+            net, taught_by, dataset, recipe, loss=str(loss), dense_weight=dense_weight,  # type: ignore[arg-type]
             **training.settings(run, say),
         )  # fmt: skip
+        if dry_run:
+            say(plan.estimate().words)
+            return
+        result = plan.distil(output)
         if first:
             weights = str(student_weights or ('pretrained' if pretrained else f'random (seed {run.seed})'))
             write_feature_distilled(output, result, name=student, weights=weights, seed=run.seed, say=say)

@@ -57,8 +57,9 @@ def timm_reader(
         )
     from_map = getattr(model, 'head_hidden_size', None) not in (None, getattr(model, 'num_features', None))
     needs_map = dense or from_map
+    backbone: Any = model
     with _blank_image(model, name, size) as blank:
-        last = model.forward_features(blank)
+        last = backbone.forward_features(blank)
         as_map = _map_layout(model, name, blank, last) if needs_map else None
 
     def read(model: Any, images: torch.Tensor) -> Features:
@@ -109,7 +110,7 @@ def vision_part(model: Any) -> nn.Module:
     for part in ('vision_model', 'vision_encoder'):
         if isinstance(getattr(model, part, None), nn.Module):
             return getattr(model, part)
-    return model.base_model
+    return getattr(model, 'base_model', model)
 
 
 def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> FeatureReader:

@@ -1,6 +1,5 @@
 """A teacher of features: any vision model of timm or transformers, by the weights that it comes with."""
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,20 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..build import load_model
+from ..build import asking_once, load_model
 from ..common.errors import EvaluationError, ModelError
 from ..common.extras import needs_extra
 from ..common.hashes import state_hash
-from ..common.paths import read_json
-from ..common.text import reason
+from ..common.text import first_few, reason
 from ..data.replay import ModelInput
 from ..data.transforms import data_config
+from ..names import resolve_name
+from ..soft_labels.transformers_teacher import Page, find_page, image_size, normalization, quiet_transformers
 from .feature_readers import FeatureReader, Features, timm_reader, transformers_reader, vision_part
 
-__all__ = ['TRANSFORMERS', 'FeatureTeacher', 'load_feature_teacher']
-
-TRANSFORMERS = 'transformers:'
-"""What the name of a model of transformers begins with: a page of the Hub or a folder follows."""
+__all__ = ['FeatureTeacher', 'load_feature_teacher']
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def load_feature_teacher(
     """A teacher by its name.
 
     Args:
-        name: Any name that timm takes; 'transformers:OWNER/NAME' or 'transformers:FOLDER', or the folder alone.
+        name: Any name that timm takes; or a folder or 'hf-hub:OWNER/NAME' with a model of transformers.
         weights: Checkpoint file of a timm model, instead of the weights of its name.
         img_size: (H, W) of its images; None for its own.
 
@@ -119,14 +116,13 @@ def load_feature_teacher(
         EvaluationError: If it lacks features, or takes no such images.
         MissingExtraError: If it needs transformers, which is not installed.
     """
-    place = _transformers_place(name)
-    if place is None:
+    page = find_page(name)
+    if page is None:
         return FeatureTeacher.of_timm(_timm_model(name, weights, img_size), name, img_size)
     if weights is not None:
-        raise EvaluationError(
-            f'{name} comes with its own weights: leave out the file, or give the name of a timm model.'
-        )
-    return _load_transformers(place, name, img_size)
+        raise ModelError(f'{name} is a model of transformers, which has its weights beside it: leave {weights} out.')
+    with asking_once(resolve_name(name), {}):
+        return _load_transformers(page, img_size)
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -145,39 +141,23 @@ def _timm_model(name: str, weights: str | Path | None, img_size: tuple[int, int]
     return load_model(name, weights)
 
 
-def _transformers_place(name: str) -> str | None:
-    """The page or folder of a transformers model; None if the name is timm's."""
-    if name.startswith(TRANSFORMERS):
-        return name.removeprefix(TRANSFORMERS)
-    if name and os.path.isfile(Path(name) / 'config.json'):
-        try:
-            config = read_json(Path(name) / 'config.json')
-        except ValueError:  # for timm's loader to report
-            return None
-        if isinstance(config, dict) and 'model_type' in config and 'architecture' not in config:
-            return name
-    return None
-
-
-def _load_transformers(place: str, name: str, size: tuple[int, int] | None) -> FeatureTeacher:
+def _load_transformers(page: Page, size: tuple[int, int] | None) -> FeatureTeacher:
     with needs_extra('transformers'):
-        from transformers import AutoModel
-        from transformers.image_processing_base import ImageProcessingMixin
+        from transformers import AutoImageProcessor, AutoModel
+    name, place, _ = page
     try:
-        model, found = AutoModel.from_pretrained(place, output_loading_info=True)
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(place)
-    except Exception as e:  # the Hub client and the files of others fail in any way
-        raise EvaluationError(f'{name} cannot be read as a model of transformers ({reason(e)}): check the name.') from e
-    missing = sorted(key for key in found['missing_keys'] if 'pooler.dense.' not in key)  # which is not read
+        with quiet_transformers():
+            model, report = AutoModel.from_pretrained(place, output_loading_info=True, **page.options)
+            processor = AutoImageProcessor.from_pretrained(place, **page.options).to_dict()
+    except Exception as e:  # files and pages of others fail in any way
+        raise ModelError(f'{name} cannot be loaded as a model of transformers: {reason(e, longest=300)}') from e
+    missing = sorted(key for key in report['missing_keys'] if 'pooler.dense.' not in key)  # which is not read
+    missing += [key for key, *_ in report['mismatched_keys']]
     if missing:
-        raise EvaluationError(f'{name} lacks weights, such as {missing[0]}: take a page that has all of them.')
-    if processor.get('do_normalize', True):
-        if not {'image_mean', 'image_std'} <= processor.keys():
-            raise EvaluationError(f'{name} lacks image_mean and image_std in preprocessor_config.json: add that file.')
-        mean, std = processor['image_mean'], processor['image_std']
-    else:
-        mean, std = (0.0,) * 3, (1.0,) * 3
-    return FeatureTeacher.of_transformers(model, name, mean, std, size)
+        raise ModelError(f'{name} has no weights for {first_few(missing)}: take a page or folder that has all of them.')
+    vision: Any = vision_part(model)
+    size = size or image_size(name, processor, vision.config)
+    return FeatureTeacher.of_transformers(vision.float(), name, *normalization(name, processor), size)
 
 
 def _configured_size(model: Any, name: str) -> tuple[int, int]:

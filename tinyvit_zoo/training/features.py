@@ -15,16 +15,18 @@ from ..data.replay import ModelInput, ViewSpec
 from ..data.transforms import data_config
 from ..data.unlabelled import load_unlabelled
 from ..distill.feature_targets import FEATURE_LOSSES, FeatureLossName
+from .accelerator import find_precision
 from .feature_readers import timm_reader
 from .feature_teacher import FeatureTeacher, load_feature_teacher
 from .feature_views import FeatureViews
-from .loop import RunSettings, Trained, train_task
+from .loop import RunSettings, Trained
+from .pretraining import Pretraining
 from .recipes import Recipe
 from .recipes.features import FEATURES
 from .soft_label_views import ViewSampler
 from .tasks.features import FeatureDistillation, MappedStudent
 
-__all__ = ['FeatureDistilled', 'distil_features']
+__all__ = ['FeatureDistilled', 'FeaturePlan', 'distil_features', 'plan_features']
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,34 @@ class FeatureDistilled(Trained):
     teacher: dict[str, Any]
     loss: str
     dense_weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePlan(Pretraining):
+    """A training on features before it begins.
+
+    Attributes:
+        student: See `FeatureDistilled`, also for the rest.
+        dataset: The images.
+        teacher: What it is taught by.
+        loss: How features are compared.
+        dense_weight: Share of the dense features in the loss.
+    """
+
+    student: nn.Module
+    dataset: ImageDataset
+    teacher: dict[str, Any]
+    loss: str
+    dense_weight: float
+
+    def distil(self, output: str | Path) -> FeatureDistilled:
+        """Train it, or resume an earlier run into the same folder.
+
+        Raises:
+            EvaluationError: For a reason of `TrainingLoop` or of its `run`.
+        """
+        own = {name: getattr(self, name) for name in ('student', 'dataset', 'teacher', 'loss', 'dense_weight')}
+        return FeatureDistilled(**vars(self.train(output)), **own)
 
 
 def distil_features(
@@ -86,38 +116,44 @@ def distil_features(
         ModelError: If a name is unknown.
         CheckpointError: If weights cannot be found, read or matched.
     """
-    _check(loss, dense_weight)
     seed = run.get('seed', 0)
+    _check(loss, dense_weight)
     dataset = data if isinstance(data, ImageDataset) else load_unlabelled(str(data), seed=seed)
     taught_by = _teacher(teacher, teacher_img_size)
     net = student if isinstance(student, nn.Module) else _random_student(student, img_size, seed)
-    if net is taught_by.model:
+    return plan_features(net, taught_by, dataset, recipe, loss=loss, dense_weight=dense_weight, **run).distil(output)
+
+
+def plan_features(
+    student: nn.Module,
+    teacher: FeatureTeacher,
+    dataset: ImageDataset,
+    recipe: Recipe = FEATURES,
+    *,
+    loss: FeatureLossName = 'smooth_l1',
+    dense_weight: float = 0.5,
+    **run: Unpack[RunSettings],
+) -> FeaturePlan:
+    """What `distil_features` trains, to be trained or estimated. Arguments and errors are its own."""
+    _check(loss, dense_weight)
+    if student is teacher.model:
         raise EvaluationError('Student and teacher are the same model: make the student a model of its own.')
-    recipe = recipe.fitted(len(dataset))
-    config = data_config(net)
+    seed, recipe = run.get('seed', 0), recipe.fitted(len(dataset))
+    config = data_config(student)
     takes = ModelInput(tuple(config['input_size'][-2:]), config['mean'], config['std'])
-    spec = _view_spec(recipe, taught_by.input)
+    spec = _view_spec(recipe, teacher.input)
     sampler = ViewSampler(len(dataset), recipe.batch_size, seed, range(recipe.epochs))
-    views = FeatureViews(dataset, spec, seed, takes, taught_by.input)
-    module, facts = _mapped(net, taught_by, takes.size, dense_weight, seed)
-    identity = dict(
-        teacher=json_hash(facts | dict(name='')),
-        views=spec.hash,
-        data=dataset.fingerprint(),
-        loss=loss,
-        dense_weight=repr(dense_weight),
-    )
-    task = FeatureDistillation(module, taught_by, loss, dense_weight, _autocast_of(run))
-    was_trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
-    _freeze_unreached(task, takes, taught_by.input)
-    try:
-        trained = train_task(task, views, sampler, recipe, output, identity, **run)
-    finally:
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(was_trained[name])
-    return FeatureDistilled(
-        **vars(trained), student=net, dataset=dataset, teacher=facts, loss=loss, dense_weight=dense_weight
-    )
+    module, facts = _mapped(student, teacher, takes.size, dense_weight, seed)
+    task = FeatureDistillation(module, teacher, loss, dense_weight, _autocast_of(run))
+    identity = {
+        'method': 'features', 'teacher': json_hash(facts | dict(name='')), 'views': spec.hash,
+        'data': dataset.fingerprint(), 'loss': loss, 'dense weight': repr(dense_weight),
+    }  # fmt: skip
+    return FeaturePlan(
+        module, task, FeatureViews(dataset, spec, seed, takes, teacher.input), sampler, recipe, identity, run,
+        _unreached(task, takes, teacher.input), student=student, dataset=dataset, teacher=facts, loss=loss,
+        dense_weight=dense_weight,
+    )  # fmt: skip
 
 
 def _check(loss: str, dense_weight: float) -> None:
@@ -179,10 +215,10 @@ def _blank(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
     return torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
 
 
-def _freeze_unreached(task: FeatureDistillation, student: ModelInput, teacher: ModelInput) -> None:
-    """Take the gradient from parameters that the loss does not reach, such as a classifier's.
+def _unreached(task: FeatureDistillation, student: ModelInput, teacher: ModelInput) -> tuple[nn.Parameter, ...]:
+    """Parameters that the loss does not reach, such as a classifier's.
 
-    DistributedDataParallel would wait for theirs, and an optimizer would shrink them.
+    DistributedDataParallel would wait for their gradients, and an optimizer would shrink them.
     """
     module = task.trainable_module
     assert isinstance(module, MappedStudent)
@@ -191,15 +227,12 @@ def _freeze_unreached(task: FeatureDistillation, student: ModelInput, teacher: M
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     images = _blank(module, student.size), _blank(task.teacher.model, teacher.size)
     gradients = torch.autograd.grad(task(*images)['loss'], trained, allow_unused=True)
-    for parameter, gradient in zip(trained, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad_(False)
-    module.train(training)
+    # To train() and back: timm's TinyViT keeps what it made of its biases in evaluation mode, gradient and all.
+    module.train().train(training)
+    return tuple(parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None)
 
 
 def _autocast_of(run: RunSettings) -> torch.dtype | None:
     """What the teacher computes in: the precision of the run."""
-    device = run.get('device')
-    on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
-    precision = run.get('precision') or ('bf16' if on_cuda else 'no')
+    precision, _ = find_precision(run.get('precision'), run.get('device'))
     return {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
