@@ -24,7 +24,7 @@ from tinyvit_zoo.soft_labels import Teacher, save
 
 __all__ = ['Group', 'files_of', 'kill_a_save']
 
-IMAGES, EPOCHS, SHARD, BATCH = 600, 4, 50, 25
+IMAGES, EPOCHS, SHARD, BATCH = 1000, 8, 50, 25
 SPEC = ViewSpec.from_timm((32, 32), auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.25)
 
 

@@ -311,6 +311,15 @@ def test_six_updates_are_those_of_a_plain_loop(method, digits, tmp_path):
     assert largest_difference(plan.form, plain_loop(method, digits)) < 1e-6
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_bfloat16_gives_nearly_the_same_losses(method, digits, tmp_path):
+    exact = plan_of(method, digits).train(tmp_path / 'no').history
+    half = plan_of(method, digits, precision='bf16').train(tmp_path / 'bf16').history
+    assert half != exact
+    for one, two in zip(exact, half, strict=True):
+        assert one == pytest.approx(two, rel=0.03)
+
+
 def test_what_no_loss_reaches_stays_as_it_is_and_can_be_trained_afterwards(digits, tmp_path):
     plan = plan_of('tinymim', digits)
     before = {key: value.clone() for key, value in plan.form.student.state_dict().items()}
@@ -410,6 +419,7 @@ def run_script(tmp_path: Path, mode: str, *launcher: str) -> int:
     return subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGKILL')
 def test_kill_9_and_resume_gives_the_same_weights(digits, tmp_path):
     assert run_script(tmp_path, 'kill') == -signal.SIGKILL

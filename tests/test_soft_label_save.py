@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,23 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return free.getsockname()[1]
+
+
+def test_a_shard_has_no_temporary_name_but_the_one_that_is_removed_after_a_kill(teacher, digits, tmp_path, monkeypatch):
+    """safetensors' own `save_file` writes elsewhere in the folder and renames."""
+    module, files = sys.modules['tinyvit_zoo.soft_labels.shard'], []
+
+    @contextmanager
+    def watched(path, new_file=module.new_file):
+        with new_file(path) as new:
+            before = new.stat().st_ino
+            yield new
+            files.append((before, new.stat().st_ino))
+
+    monkeypatch.setattr(module, 'new_file', watched)
+    saved(teacher, digits, tmp_path / 's', epochs=[0])
+    assert len(files) == 4
+    assert all(before == after for before, after in files)
 
 
 class _Slow(Teacher):

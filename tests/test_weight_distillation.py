@@ -73,6 +73,7 @@ def folders(tmp_path_factory):
     save_folder(swin_teacher(), root / 'teacher')
     save_folder(multiplex(swin_teacher(), 2, init='first'), root / 'student')
     save_folder(mini_deit(), root / 'mini_deit')
+    save_folder(convnet_teacher(), root / 'convnet')
     for i in range(IMAGES):
         folder = root / 'data' / 'train' / f'digit{data.labels[i]}'
         folder.mkdir(parents=True, exist_ok=True)
@@ -328,9 +329,31 @@ def test_the_teacher_sees_the_mixed_images_with_its_own_mean_and_deviation(digit
     teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     distil(tmp_path, digits, 'mini_deit', teacher=teacher, by=recipe('mini_deit', epochs=1, warmup_epochs=0))
     mean, std = (torch.tensor(mini_deit().pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    assert len(Recorded.made) == UPDATES
     for images, (mixed, _) in zip(seen[-UPDATES:], Recorded.made, strict=True):
         pixels = images * torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1) + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
         torch.testing.assert_close(pixels, mixed * std + mean, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('student', [lambda teacher: multiplex(teacher, 2, init='first'), lambda teacher: mini_deit()])
+def test_features_of_a_vit_are_compared_and_a_class_token_that_one_lacks_is_left_out(student, digits, tmp_path):
+    torch.manual_seed(9)
+    sizes = dict(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=10)
+    teacher = timm.create_model('deit_tiny_patch16_224', **sizes)
+    by = recipe('mini_deit', epochs=1, warmup_epochs=0)
+    _, result = distil(tmp_path, digits, student=student(teacher), teacher=teacher, by=by)
+    assert result.layers == ((1,), (1,))
+    assert result.history[0]['relation'] > 0
+    assert result.history[0]['hidden'] > 0
+
+
+def test_the_teacher_computes_in_the_precision_of_the_student(digits, tmp_path):
+    teacher, types = convnet_teacher(), []
+    teacher.register_forward_hook(lambda module, args, output: types.append(output.dtype))
+    by = recipe('mini_deit', epochs=1, warmup_epochs=0)
+    _, result = distil(tmp_path, digits, 'mini_deit', teacher=teacher, by=by, precision='bf16')
+    assert result.precision == 'bf16'
+    assert types[-UPDATES:] == [torch.bfloat16] * UPDATES
 
 
 class Killed(BaseException): ...
@@ -475,6 +498,20 @@ def test_the_command_trains_the_folder_that_compress_wrote(folders, cli, tmp_pat
     assert results['teacher']['sha256'] == state_hash(swin_teacher())
     model = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
     assert model.num_classes == 10
+
+
+def test_the_command_takes_a_name_from_random_weights_and_a_teacher_at_the_student_s_size(folders, cli, tmp_path):
+    code, out, err = cli(
+        'pretrain', 'minivit', '--student', 'mini_deit_tiny_patch16_224', '--img-size', '32', '--teacher',
+        folders / 'convnet', '-d', folders / 'data', '-o', tmp_path, '--epochs', '1', '--batch-size', '8',
+        '--device', 'cpu',
+    )  # fmt: skip
+    assert code == 0, err
+    assert 'random weights, as published' in out
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert results['recipe']['name'] == 'mini_deit'
+    assert results['layers'] == dict(student=[], teacher=[])
+    assert results['losses']['prediction'] == 'kl_per_logit'
 
 
 def test_the_command_trains_from_a_store_with_the_losses_of_predictions(folders, store, cli, tmp_path):

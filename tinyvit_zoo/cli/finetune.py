@@ -46,8 +46,10 @@ class TeachingOptions(TeacherOptions):
 
     def teaching(self, student: 'nn.Module', seed: int) -> 'Teaching | None':
         """The teacher and the form of its part in the loss; None if none is asked for."""
-        form = dict(kind=self.distillation, alpha=self.distillation_alpha, tau=self.distillation_tau)
-        given: dict[str, Any] = {key: value for key, value in form.items() if value is not None}
+        form: dict[str, Any] = dict(
+            kind=self.distillation and str(self.distillation), alpha=self.distillation_alpha, tau=self.distillation_tau
+        )
+        given = {key: value for key, value in form.items() if value is not None}
         if given and self.teacher is None:
             raise typer.BadParameter('--distillation and its options say what --teacher NAME does: give that, too.')
         teacher = self.load(student, seed)
@@ -55,7 +57,7 @@ class TeachingOptions(TeacherOptions):
             return None
         from ..training.tasks.classification import Teaching
 
-        return Teaching(teacher, **{key: str(value) if key == 'kind' else value for key, value in given.items()})
+        return Teaching(teacher, **given)
 
     def facts(self, teaching: 'Teaching | None', student: 'nn.Module') -> dict[str, Any] | None:
         """The same for results.json."""
@@ -155,6 +157,9 @@ def finetune(
         model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
         say = printer() if first else (lambda text: None)
         teaching = teacher.teaching(model, run.seed)
+        if teaching is not None:
+            part = f'{teaching.kind_for(model)}, alpha {teaching.alpha:g}, tau {teaching.tau:g}'
+            say(f'Teacher: {teacher.teacher} ({teacher.origin}); {part}.')
         departures = _say_start(chosen, start, classifier, model, say, taught=teaching is not None)
         result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, teaching=teaching,

@@ -23,7 +23,7 @@ NO_COUNTERPART = 'do_flip_channel_order', 'rescale_offset'
 
 
 class Page(NamedTuple):
-    """Where a model of transformers lies: folder or page of the Hub, its name, and its revision if one is named."""
+    """Where a model of transformers lies: a folder or page of the Hub, with the revision, if one is named."""
 
     name: str
     place: str

@@ -209,10 +209,8 @@ class ContrastViews(Dataset):
         found = []
         for i, moment in enumerate(moments):
             place, image = Place(moment.epoch, moment.position), self.dataset.image(moment.position)
-            both = (
-                views.made(place, parameters[i], image) for views, parameters in zip(self.views, drawn, strict=True)
-            )
-            found.append(ContrastView(*both, moment.update))
+            first, second = (self.views[k].made(place, drawn[k][i], image) for k in range(2))
+            found.append(ContrastView(first, second, moment.update))
         return found
 
 

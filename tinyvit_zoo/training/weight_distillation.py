@@ -6,7 +6,7 @@ and 3.3. Released code: https://github.com/microsoft/Cream/tree/main/MiniViT.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 import torch
@@ -114,7 +114,8 @@ def distil_weights(
         'teacher': teacher_hash, 'objective': repr(objective), 'layers': repr(layers),
         'training images': dataset.fingerprint(), 'input': repr(sorted(plain(data_config(student)).items())),
     }  # fmt: skip
-    history = loop.run(loop.loader(views, sampler), identity)
+    # Losses that are divided by the number of classes are small.
+    history = loop.run(loop.loader(views, sampler), identity, describe=lambda epoch: f'loss {epoch["loss"]:.4g}')
     loop.module.eval()
     return WeightDistilled(
         tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes,
@@ -200,7 +201,7 @@ def _layers(
 def _try(task: WeightDistillationTask, student: nn.Module) -> None:
     """Compare student and teacher on one image: what does not match is said before the first batch."""
     image, label = trial_images(student), torch.zeros(1, dtype=torch.int64)
-    target = label if task.mixup is None else F.one_hot(label, student.num_classes).to(image)
+    target = label if task.mixup is None else F.one_hot(label, cast(int, student.num_classes)).to(image)
     try:
         with torch.no_grad():
             task.losses(image, target)

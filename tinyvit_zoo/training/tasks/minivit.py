@@ -1,6 +1,7 @@
 """MiniViT's weight distillation: what a student learns from a teacher at work, or from its predictions in a store."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from timm.data import Mixup
@@ -35,6 +36,9 @@ class WeightDistillationTask(TrainingTask):
         compiles: Whether the student may be compiled: only where no features are taken, for hooks take them.
     """
 
+    student_mean: torch.Tensor
+    student_std: torch.Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -52,8 +56,9 @@ class WeightDistillationTask(TrainingTask):
         self.compiles = not (objective.relation_weight or objective.hidden_weight)
         # Class tokens that only one of them has are no partners of any patch.
         self.drop_prefix = getattr(model, 'num_prefix_tokens', 0) != getattr(teacher, 'num_prefix_tokens', 0)
+        cfg = cast(Any, model).pretrained_cfg
         for name in ('mean', 'std'):
-            of_student = torch.tensor(model.pretrained_cfg[name]).view(1, -1, 1, 1)
+            of_student = torch.tensor(cfg[name]).view(1, -1, 1, 1)
             self.register_buffer(f'student_{name}', of_student, persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
