@@ -241,10 +241,10 @@ def summarise(results: dict[int, dict]) -> dict:
 def table(summary: dict, seeds: int) -> str:
     """All of it as text."""
     lines = [f'Test accuracy of frozen encoders in per cent, mean and 95 % interval over {seeds} seeds']
-    lines.append(f'  {"":34s}' + ''.join(f'{measure:>18s}' for measure in MEASURES))
+    lines.append(f'  {"":34s}' + ''.join(f'{measure:>20s}' for measure in MEASURES))
     for name, row in summary['rows'].items():
         cells = (f'{row[measure]["mean"]:9.2f} ± {row[measure]["half_width"]:5.2f}' for measure in MEASURES)
-        lines.append(f'  {name:34s}' + ''.join(f'{cell:>18s}' for cell in cells))
+        lines.append(f'  {name:34s}' + ''.join(f'{cell:>20s}' for cell in cells))
     lines.append('Paired differences')
     for pair in summary['pairs']:
         sure = (

@@ -89,7 +89,7 @@ def train_ours(student: nn.Module, teacher: nn.Module, folder: Path) -> nn.Modul
 
 
 def train_plainly(student: nn.Module, teacher: nn.Module, folder: Path) -> nn.Module:
-    """The same updates in a plain loop, on the same views; no state is saved and no loss recorded."""
+    """The same work in a plain loop, on the same views, at a constant rate; no state is saved and no loss recorded."""
     from tinyvit_zoo.data.unlabelled import load_unlabelled
 
     teacher.eval().requires_grad_(False)
@@ -234,7 +234,8 @@ def main() -> None:
     chosen = [name for name in COMPARISONS if name.startswith(args.rows)]
     if not chosen:
         parser.error(f'no comparison begins with {args.rows}: take one of {", ".join(COMPARISONS)}')
-    logging.getLogger('lightly_train').setLevel(logging.ERROR)
+    for name in ('lightly_train', 'lightning.fabric', 'lightning_fabric', 'pytorch_lightning'):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with one_thread():
         run(chosen, args.rounds, args.figures)
 
