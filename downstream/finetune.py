@@ -119,8 +119,8 @@ def finetune(
 ) -> Finetuned:
     """Train, or resume an earlier run into the same folder.
 
-    A run that is killed at any moment resumes from its last complete epoch with the same losses to the bit (on the same
-    machine, with as many threads and processes).
+    A run that is killed at any moment resumes from its last state, after an epoch or within one, with the same losses
+    to the bit (on the same machine, with as many threads and processes).
 
     Args:
         model: Any timm model with as many classes as `train`, made with `drop_path_rate=recipe.drop_path_of(name)` and

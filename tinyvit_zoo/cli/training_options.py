@@ -43,7 +43,7 @@ class TrainingOptions:
         typer.Option('--micro-batch', min=1, help='Images of a forward pass of a process.', metavar='N'),
     ] = None
     lr: Annotated[
-        float | None, typer.Option('--lr', min=0.0, help='Learning rate of an update, whatever the batch.')
+        float | None, typer.Option('--lr', min=0.0, max=1e6, help='Learning rate of an update, whatever the batch.')
     ] = None
     drop_path: Annotated[
         float | None, typer.Option('--drop-path', min=0.0, max=0.99, help="Instead of the recipe's.")
