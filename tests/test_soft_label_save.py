@@ -4,9 +4,11 @@ import copy
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -100,23 +102,60 @@ def test_workers_and_processes_save_the_same_bytes(form, teacher, digits, tmp_pa
     assert files_of(tmp_path / 'two') == files_of(tmp_path / 'alone')
 
 
-def test_a_saving_that_is_killed_anywhere_goes_on_to_the_same_bytes(teacher, digits, tmp_path):
+def test_a_saving_by_two_processes_that_is_killed_anywhere_goes_on_to_the_same_bytes(teacher, digits, tmp_path):
+    """`python benchmarks/soft_labels.py --kill 20` does it at 20 random moments."""
     saved(teacher, digits, tmp_path / 'whole')
     context = multiprocessing.get_context('fork')
     for point in range(3):
-        folder = tmp_path / f'killed {point}'
-        process = context.Process(target=saved, args=(_Slow(teacher), digits, folder), kwargs=dict(progress=False))
-        process.start()
-        while len(list(folder.rglob('0*.safetensors'))) < 2 * point + 1 and process.is_alive():
+        folder, port = tmp_path / f'killed {point}', _free_port()
+        processes = [
+            context.Process(target=_saved_by_one_of_two, args=(rank, port, _Slow(teacher), digits, folder))
+            for rank in range(2)
+        ]
+        for process in processes:
+            process.start()
+        while len(list(folder.rglob('0*.safetensors'))) < 2 * point + 1 and processes[0].is_alive():
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.join()
+        assert processes[0].exitcode == -signal.SIGKILL
         assert len(list(folder.rglob('epoch.json'))) < 2
         whole = set(folder.rglob('0*.safetensors'))
         times = {p: p.stat().st_mtime_ns for p in whole}
         saved(teacher, digits, folder)
         assert {p: p.stat().st_mtime_ns for p in whole} == times  # nothing is computed twice
         assert files_of(folder) == files_of(tmp_path / 'whole')
+
+
+def _saved_by_one_of_two(rank: int, port: int, *args) -> None:
+    """What each process of `torchrun --nproc-per-node=2` does."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    saved(*args, progress=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def test_a_shard_has_no_temporary_name_but_the_one_that_is_removed_after_a_kill(teacher, digits, tmp_path, monkeypatch):
+    """safetensors' own `save_file` writes elsewhere in the folder and renames."""
+    module, files = sys.modules['tinyvit_zoo.soft_labels.shard'], []
+
+    @contextmanager
+    def watched(path, new_file=module.new_file):
+        with new_file(path) as new:
+            before = new.stat().st_ino
+            yield new
+            files.append((before, new.stat().st_ino))
+
+    monkeypatch.setattr(module, 'new_file', watched)
+    saved(teacher, digits, tmp_path / 's', epochs=[0])
+    assert len(files) == 4
+    assert all(before == after for before, after in files)
 
 
 class _Slow(Teacher):

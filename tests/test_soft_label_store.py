@@ -411,7 +411,7 @@ def test_a_full_disk_leaves_finished_shards_and_no_partial_one(tmp_path, monkeyp
 
     labels = teacher_output(20, 32, 5)
     store.write_shard(4, 0, labels, {})
-    monkeypatch.setattr('tinyvit_zoo.soft_labels.shard.save_file', full)
+    monkeypatch.setattr('tinyvit_zoo.soft_labels.shard.to_bytes', full)
     with pytest.raises(EvaluationError, match=r'No space left on device.*finished shards stay'):
         store.write_shard(4, 1, labels, {})
     assert [p.name for p in folder.iterdir()] == ['00000.safetensors']

@@ -391,11 +391,14 @@ def _commit() -> str:
     """The commit of a checkout, with '+' where it has changes; '' outside of one."""
     root = Path(__file__).parent
     with suppress(OSError, subprocess.SubprocessError):
-        words = dict(cwd=root, capture_output=True, text=True, check=True, timeout=10)
-        commit = subprocess.run(['git', 'rev-parse', '--short=10', 'HEAD'], **words).stdout.strip()
-        changed = subprocess.run(['git', 'status', '--porcelain', '-uno'], **words).stdout.strip()
-        return commit + ('+' if changed else '')
+        changed = _git(root, 'status', '--porcelain', '-uno')
+        return _git(root, 'rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
     return ''
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(['git', *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -412,11 +415,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(line: Mapping[str, str]) -> Row:
-    read: dict[type, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
-    return Row(**{
-        field.name: read[field.type](line[field.name]) if field.type in read else _number(line[field.name])  # type: ignore[index]
-        for field in fields(Row)
-    })  # fmt: skip
+    read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
+    values: dict[str, Any] = {one.name: read.get(one.type, _number)(line[one.name]) for one in fields(Row)}
+    return Row(**values)
 
 
 def _number(text: str) -> float | None:

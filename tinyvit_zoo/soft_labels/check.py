@@ -138,7 +138,7 @@ def check_teacher(
                 probabilities = teacher.logits(batch.image).softmax(dim=1).cpu().numpy()
                 check_finite(probabilities, batch.position, teacher, dataset)
                 far, others = _compare(stored, probabilities)
-                views, error, other = views + len(far), error + far.sum(), other + others
+                views, error, other = views + len(far), error + float(far.sum()), other + others
                 largest = max(largest, float(far.max()))
     return Agreement(views, error / (views * store.info.k), other / (views * store.info.k), largest)
 

@@ -11,6 +11,7 @@ used alone, with `store.json` beside it; machines that save different epochs nev
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class StoreInfo:
     shard_size: int
     libraries: Mapping[str, str]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Hash of everything that must stay the same."""
         return json_hash(self.fixed())

@@ -19,7 +19,7 @@ from .recipes import Recipe
 from .soft_label_views import LiveViews, SoftLabelViews, ViewSampler
 from .tasks.tinyvit import LiveDistillation, SparseDistillation
 
-__all__ = ['Distilled', 'distil_from_store', 'distil_live']
+__all__ = ['Distilled', 'distil_from_store', 'distil_live', 'model_input', 'stored_epochs']
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def distil_from_store(
     """
     _check(student, store.info.classes, str(store.place), hard_weight)
     check_data(store, dataset)
-    stored = _stored_epochs(store, recipe, reuse)
-    input = _input_of(student)
+    stored = stored_epochs(store, recipe, reuse)
+    input = model_input(student)
     views = SoftLabelViews(dataset, store, input)
     sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
     identity = _identity(store.info, repr(stored), hard_weight, input)
@@ -116,7 +116,7 @@ def distil_live(
     with teacher.ready():
         check_output(teacher, dataset, spec)
         labels = store_info(teacher, dataset, spec, seed=seed, k=k)
-        input, seen = _input_of(student), ModelInput(teacher.size, teacher.mean, teacher.std)
+        input, seen = model_input(student), ModelInput(teacher.size, teacher.mean, teacher.std)
         identity = _identity(labels, 'live', hard_weight, input)
         views = LiveViews(dataset, spec, seed, input, seen)
         task = LiveDistillation(student, teacher, labels.k, hard_weight)
@@ -124,7 +124,8 @@ def distil_live(
     return Distilled(**vars(trained), labels=labels, store=None, stored_epochs=())
 
 
-def _input_of(student: nn.Module) -> ModelInput:
+def model_input(student: nn.Module) -> ModelInput:
+    """How a timm model takes images. Raises: EvaluationError: If they are not RGB."""
     config = data_config(student)
     return ModelInput(tuple(config['input_size'][-2:]), config['mean'], config['std'])
 
@@ -149,8 +150,12 @@ def _check(student: nn.Module, classes: int, owner: str, hard_weight: float) -> 
         )
 
 
-def _stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
-    """The stored epochs to take in turn. Damaged files of a folder are found here, not when their epoch begins."""
+def stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
+    """The stored epochs to take in turn. Damaged files of a folder are found here, not when their epoch begins.
+
+    Raises:
+        EvaluationError: If they are too few, and not to be reused, or a file is missing or damaged.
+    """
     whole = store.whole_epochs()
     if len(whole) < recipe.epochs and not reuse:
         raise EvaluationError(
