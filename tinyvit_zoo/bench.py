@@ -217,7 +217,8 @@ def _variant(row: Row, settings: Settings) -> Callable[[], object]:
     if row.form == 'deploy':
         model = reparameterize_model(model)
     last = torch.channels_last if settings.channels_last or row.form == 'deploy' else torch.preserve_format
-    model, x = model.to(dtype=dtype, memory_format=last), x.to(dtype=dtype, memory_format=last)
+    layout: dict[str, Any] = dict(dtype=dtype, memory_format=last)
+    model, x = model.to(**layout), x.to(**layout)
     call = _training_step(model, x, settings) if settings.train else _inference(model, x, settings)
     if row.form == 'compiled':
         model.compile()
