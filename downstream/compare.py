@@ -3,7 +3,6 @@
 Shape legend: `N` test images.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.extras import needs_extra
+from tinyvit_zoo.common.paired_accuracy import paired_interval
 from tinyvit_zoo.common.per_class import at_zero, mean_per_class, per_class_words
 from tinyvit_zoo.data.split import stratified_split
 
@@ -165,10 +165,8 @@ def _ridge(train: Features, test: Features, seed: int) -> ridge.RidgeResult:
 def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
     """Difference of the accuracies of two models on the same images.
 
-    The interval is that of Agresti & Min 2005 ('Simple improved confidence intervals for comparing matched
-    proportions', Statistics in Medicine 24): the usual interval for paired proportions after adding 1/2 to each of the
-    four counts, which keeps its width above zero if the models hardly differ. The test is McNemar's exact test,
-    binomial on the images that exactly one model classifies correctly.
+    The interval is that of `paired_interval`. The test is McNemar's exact test, binomial on the images that exactly one
+    model classifies correctly.
 
     Args:
         task: Its name.
@@ -179,12 +177,10 @@ def difference_of_right(task: str, a: np.ndarray, b: np.ndarray) -> Row:
         from scipy.stats import binomtest
 
     only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    total = n + 2
-    middle = (only_a - only_b) / total
-    half = 1.96 * math.sqrt((only_a + only_b + 1) / total - middle**2) / math.sqrt(total)
+    low, high = paired_interval(a, b)
     p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return Row(
         task, 100 * float(a.mean()), 100 * float(b.mean()), 100 * (only_a - only_b) / n,
-        100 * max(-1.0, middle - half), 100 * min(1.0, middle + half), n,
+        low, high, n,
         f'Agresti & Min 2005; {only_a} images right with the first model alone, {only_b} with the second', float(p),
     )  # fmt: skip

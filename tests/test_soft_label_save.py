@@ -30,6 +30,7 @@ from tinyvit_zoo.soft_labels import (
     estimate,
     save,
 )
+from tinyvit_zoo.soft_labels.save import library_versions
 
 SPEC = ViewSpec.from_timm((32, 32), auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.25)
 IMAGES = 64
@@ -252,7 +253,41 @@ def test_images_that_became_others_are_named_with_the_versions_that_made_them(te
     store = saved(teacher, digits, tmp_path / 's', epochs=[0])
     rotated = ReplayedViews.view
     monkeypatch.setattr(ReplayedViews, 'view', lambda self, i: (rotated(self, i)[0], rotated(self, i)[1].rotate(90)))
-    refused(lambda: check_views(store, digits, [0]), 'not the one that the teacher saw', 'pillow', kind=EvaluationError)
+    refused(
+        lambda: check_views(store, digits, [0]), 'digits[0]', 'not the one that the teacher saw', 'versions are those',
+        'pillow', kind=EvaluationError,
+    )  # fmt: skip
+    now = library_versions()
+    monkeypatch.setattr('tinyvit_zoo.soft_labels.check.library_versions', lambda: now | dict(pillow='99'))
+    refused(
+        lambda: check_views(store, digits, [0]), f'pillow {now["pillow"]}', 'here are', 'pillow 99',
+        kind=EvaluationError,
+    )  # fmt: skip
+
+
+def test_a_teacher_without_numbers_does_not_agree_with_a_store(teacher, digits, tmp_path, monkeypatch):
+    store = saved(teacher, digits, tmp_path / 's', epochs=[0])
+    silent = copy.deepcopy(teacher)
+    silent.model.head.bias.data.fill_(float('nan'))
+    # As where nothing is known of the teacher's weights.
+    monkeypatch.setattr(Teacher, 'sha256', property(lambda self: store.info.teacher_sha256))
+    refused(lambda: check_teacher(store, digits, silent, [0]), 'no finite probabilities', kind=EvaluationError)
+    refused(lambda: check_teacher(store, digits, silent, []), 'an epoch at least', kind=EvaluationError)
+
+
+@pytest.mark.parametrize('epochs', [[-1], [0, 10**6], [10**20]])
+def test_epochs_that_no_store_has_are_named(epochs, teacher, digits, tmp_path):
+    refused(
+        lambda: saved(teacher, digits, tmp_path / 's', epochs), f'not {min(epochs)} to {max(epochs)}',
+        kind=EvaluationError,
+    )  # fmt: skip
+    assert not (tmp_path / 's').exists()
+
+
+def test_nothing_is_saved_to_an_address(teacher, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: saved(teacher, digits, 'memory://labels'), 'name a folder', kind=EvaluationError)
+    assert not list(tmp_path.iterdir())
 
 
 PROGRAM = """

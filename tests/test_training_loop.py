@@ -190,6 +190,27 @@ def lines_of(folder):
     return [{key: value for key, value in line.items() if key != 'images_per_second'} for line in lines]
 
 
+def test_a_run_killed_after_the_last_line_of_an_epoch_does_not_lose_or_repeat_it(tmp_path, monkeypatch):
+    train_listed(loop_in(tmp_path / 'whole'))
+    write = training_loop.write_state
+
+    def killed(folder, identity, state, best):
+        if len(state['history']) == 2:
+            raise Killed
+        write(folder, identity, state, best)
+
+    for at in (killed, write):
+        monkeypatch.setattr(training_loop, 'write_state', at)
+        train_listed(loop_in(tmp_path / 'killed'))
+    assert lines_of(tmp_path / 'killed') == lines_of(tmp_path / 'whole')
+
+
+def test_another_precision_does_not_continue_a_run(tmp_path):
+    train(loop_in(tmp_path, RECIPE.changed(epochs=1, warmup_epochs=0), precision='bf16'))
+    with pytest.raises(EvaluationError, match=r'differs in: precision\.'):
+        train(loop_in(tmp_path, RECIPE.changed(epochs=1, warmup_epochs=0)))
+
+
 def test_states_within_an_epoch_are_written_when_it_is_time(tmp_path, monkeypatch):
     now, written = [0.0], []
     monkeypatch.setattr(training_loop.time, 'monotonic', lambda: now[0])

@@ -217,7 +217,8 @@ def _variant(row: Row, settings: Settings) -> Callable[[], object]:
     if row.form == 'deploy':
         model = reparameterize_model(model)
     last = torch.channels_last if settings.channels_last or row.form == 'deploy' else torch.preserve_format
-    model, x = model.to(dtype=dtype, memory_format=last), x.to(dtype=dtype, memory_format=last)
+    layout: dict[str, Any] = dict(dtype=dtype, memory_format=last)
+    model, x = model.to(**layout), x.to(**layout)
     call = _training_step(model, x, settings) if settings.train else _inference(model, x, settings)
     if row.form == 'compiled':
         model.compile()
@@ -391,11 +392,14 @@ def _commit() -> str:
     """The commit of a checkout, with '+' where it has changes; '' outside of one."""
     root = Path(__file__).parent
     with suppress(OSError, subprocess.SubprocessError):
-        words = dict(cwd=root, capture_output=True, text=True, check=True, timeout=10)
-        commit = subprocess.run(['git', 'rev-parse', '--short=10', 'HEAD'], **words).stdout.strip()
-        changed = subprocess.run(['git', 'status', '--porcelain', '-uno'], **words).stdout.strip()
-        return commit + ('+' if changed else '')
+        changed = _git(root, 'status', '--porcelain', '-uno')
+        return _git(root, 'rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
     return ''
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(['git', *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -412,11 +416,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(line: Mapping[str, str]) -> Row:
-    read: dict[type, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
-    return Row(**{
-        field.name: read[field.type](line[field.name]) if field.type in read else _number(line[field.name])  # type: ignore[index]
-        for field in fields(Row)
-    })  # fmt: skip
+    read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
+    values: dict[str, Any] = {one.name: read.get(one.type, _number)(line[one.name]) for one in fields(Row)}
+    return Row(**values)
 
 
 def _number(text: str) -> float | None:

@@ -143,7 +143,8 @@ def _checked(store: Store, images: ImageDataset, teacher: Teacher) -> str:
 def _student(store: Store, images: ImageDataset, epochs: int, seed: int, hard_weight: float) -> nn.Module:
     """A small TinyViT, trained from the soft labels (0) or the true ones (1)."""
     torch.manual_seed(seed)
-    student = timm.create_model('tinyvit_5m_224', img_size=SIZE, num_classes=len(CLASSES), **SMALL)
+    sizes: dict[str, Any] = SMALL
+    student = timm.create_model('tinyvit_5m_224', img_size=SIZE, num_classes=len(CLASSES), **sizes)
     batch = min(BATCH, len(images))
     recipe = DISTILLATION['tinyvit_22k_distill'].changed(
         epochs=epochs, batch_size=batch, lr=LEARNING_RATE, lr_batch=batch
@@ -163,7 +164,8 @@ def _figure(store: Store, images: ImageDataset, accuracies: dict[str, float]) ->
     labels = epoch.read(shown)
     views = ReplayedViews(images, ViewSpec.from_settings(store.info.views), store.info.seed, epoch.number)
     figure = Figure(figsize=(9, 4.2), dpi=110, facecolor='white', layout='constrained')
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    top, bottom = parts
     top.suptitle('Views of the last epoch with what is stored of them', fontsize=11, fontweight='bold')
     for i, axis in zip(shown, np.atleast_1d(top.subplots(1, len(shown))), strict=True):
         axis.imshow(views.view(i)[1])

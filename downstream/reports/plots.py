@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from tinyvit_zoo.common.errors import EvaluationError
 
 __all__ = [
+    'accuracy_over_parameters',
     'accuracy_over_shots',
     'confusion',
     'differences',
@@ -70,6 +71,35 @@ def accuracy_over_shots(
     axis.set(xlabel='images per class to learn from', ylabel='accuracy, % (95 % interval)')
     axis.margins(x=0.15, y=0.15)
     figure.legend(frameon=False, fontsize=9, loc='outside lower center')
+    return figure
+
+
+def accuracy_over_parameters(
+    points: Mapping[str, Sequence[tuple[float, float, str]]], *, title: str, y_label: str = 'accuracy, %'
+) -> Figure:
+    """Accuracy of models over their parameters, a color for each group; the first of a group is filled and named, and
+    a line leads from it to that of the next group.
+
+    Args:
+        points: By name of the group: (millions of parameters, accuracy, name of the model).
+        title: Of the figure.
+        y_label: Meaning of the accuracies.
+    """
+    figure, axis = _one_axis((6.4, 4.2), title)
+    firsts = [group[0] for group in points.values()]
+    axis.plot([x for x, _, _ in firsts], [y for _, y, _ in firsts], color=QUIET, linewidth=1, zorder=1)
+    for i, (name, group) in enumerate(points.items()):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        x, y = [point[0] for point in group], [point[1] for point in group]
+        axis.scatter(x[1:], y[1:], s=28, facecolors='white', edgecolors=color, marker=marker)
+        axis.scatter(x[:1], y[:1], s=52, color=color, marker=marker, label=name, zorder=2)
+        axis.annotate(
+            group[0][2], (x[0], y[0]), xytext=(6, 6), textcoords='offset points', fontsize=8, color=color,
+            path_effects=OUTLINE,
+        )  # fmt: skip
+    axis.set(xlabel='parameters, millions', ylabel=y_label)
+    axis.margins(0.1)
+    axis.legend(frameon=False, fontsize=9)
     return figure
 
 

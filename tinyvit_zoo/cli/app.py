@@ -11,6 +11,7 @@ from . import (
     classify,
     compare,
     compress,
+    contract,
     demo,
     detect,
     distill,
@@ -21,6 +22,7 @@ from . import (
     finetune,
     hub,
     knn,
+    pretrain,
     probe,
     run,
     weights,
@@ -32,7 +34,7 @@ PANELS = {
     'Models': (catalogue, classify, weights, compress, export, bench, demo),
     'Pages of the Hub': (hub, cards),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
-    'Training': (finetune, distill, run),
+    'Training': (finetune, distill, pretrain, contract, run),
     'Detection and segmentation': (detect,),
 }
 """Modules of commands by the panel of `--help` that they are in, in its order."""

@@ -14,6 +14,8 @@ from .options import DataOptions, ModelOptions, RunOptions, Size, find_device, p
 from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..data.image_dataset import ImageDataset
     from ..data.replay import ViewSpec
     from ..soft_labels import Store, Teacher
@@ -48,7 +50,9 @@ def save(
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
     data_options: DataOptions,
-    store: Annotated[Path, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.')],
+    store: Annotated[
+        str, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.', metavar='DIR')
+    ],
     epochs: Annotated[str, typer.Option(help='Such as 3, or 0:10 for 0 to 9.', metavar='EPOCHS')],
     k: Annotated[int, typer.Option('--top-k', '-k', min=1, help='Probabilities kept.')] = 100,
     form: Annotated[StoreForm, typer.Option(help='exact: 4 bytes each; compact: a little over 2.')] = StoreForm.exact,
@@ -101,15 +105,16 @@ def check(
     """Check every record of a store, its data set and its views; with --against, whether its teacher says the same."""
     from ..common.errors import EvaluationError
     from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
+    from ..soft_labels.store import in_words
     from ..soft_labels.stored_views import is_converted
 
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
+    numbers = wanted or opened.whole_epochs()
     dataset = loader(data_options, run.seed)('train')
     check_data(opened, dataset)
-    numbers = wanted or opened.epochs()
-    say(f'Records: all {check_records(opened, numbers):,} of epochs {opened.epochs_in_words()} are whole.')
+    say(f'Records: all {check_records(opened, numbers):,} of epochs {in_words(numbers)} are whole.')
     views = check_views(opened, dataset, numbers, share)
     say(f'Views: {views:,} were made again as the teacher saw them.' if views else 'Views: none carries a checksum.')
     if against:
@@ -212,7 +217,7 @@ def train(
 def convert(
     *,
     folder: Annotated[Path, typer.Argument(help="Of the released code's dumps.", metavar='OFFICIAL_DIR')],
-    store: Annotated[Path, typer.Argument(help='Folder to write.', metavar='STORE')],
+    store: Annotated[str, typer.Argument(help='Folder to write.', metavar='STORE')],
     num_classes: Annotated[int, typer.Option(min=1, help='Of the teacher.', metavar='N')] = 21841,
     teacher: Annotated[str, typer.Option(help='Its name, for people.')] = 'clip_vit_large_patch14_22k',
 ) -> None:
@@ -255,6 +260,8 @@ def info(
     from ..soft_labels import Store
 
     quiet_logs()
+    if image is not None and view is None:
+        raise typer.BadParameter('--image is for the image of a --view: give EPOCH:POSITION, too.')
     opened = Store.open(store)
     if view is not None:
         _show_view(opened, view, data, root, image, as_json)
@@ -282,17 +289,32 @@ def _show_view(
     epoch, position = int(match[1]), int(match[2])
     if position >= store.info.images:
         raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
+    store.check_epoch(epoch)
     dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
     check_data(store, dataset)
     found = describe_stored(store, dataset, epoch, position)
+    if image is not None:
+        _save_image(found.image, image)
     if as_json:
         print_json(dict(words=found.words, parameters=found.record))
     else:
         say = printer()
         for name, words in found.words.items():
             say(f'{name}: {words}')
-    if image is not None:
-        found.image.save(image)
+
+
+def _save_image(image: 'Image', path: Path) -> None:
+    """Write an image in the format of its ending. Raises: EvaluationError: If it cannot be written."""
+    from ..common.errors import EvaluationError
+    from ..common.files import new_file
+    from ..common.text import reason
+
+    try:
+        with new_file(path) as new:
+            image.save(new)
+    except (OSError, ValueError) as e:
+        words = getattr(e, 'strerror', None) or reason(e)
+        raise EvaluationError(f'{path} cannot be written ({words}): name a file such as view.png.') from e
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':
@@ -324,8 +346,10 @@ def _view_spec(size: tuple[int, int]) -> 'ViewSpec':
 
 def _numbers(text: str) -> list[int]:
     """'3' -> [3], '0:10' -> [0, ..., 9]. Usage error on anything else."""
-    match = re.fullmatch(r'(\d+)(?::(\d+))?', text)
+    match = re.fullmatch(r'(\d{1,6})(?::(\d{1,6}))?', text)
     numbers = list(range(int(match[1]), int(match[2]) if match[2] else int(match[1]) + 1)) if match else []
     if not numbers:
-        raise typer.BadParameter(f"takes a number such as 3, or 0:10 for 0 to 9, not '{text}'.", param_hint='--epochs')
+        raise typer.BadParameter(
+            f"takes a number below a million such as 3, or 0:10 for 0 to 9, not '{text}'.", param_hint='--epochs'
+        )
     return numbers

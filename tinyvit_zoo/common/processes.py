@@ -1,16 +1,30 @@
 """Processes that share work: those started by `torchrun` or `accelerate launch`, or this one alone."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ['Processes']
+__all__ = ['Processes', 'on_its_own']
 
 T = TypeVar('T')
+
+SHARED = ('RANK', 'LOCAL_RANK', 'GROUP_RANK', 'ROLE_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'ROLE_WORLD_SIZE')
+"""What a launcher tells its processes of each other."""
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """A block in which a process that a launcher has started does not know of the others, and trains by itself."""
+    told = {key: os.environ.pop(key) for key in SHARED if key in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(told)
 
 
 class Processes:

@@ -19,7 +19,7 @@ from .losses import (
     qkv_relation_loss,
 )
 from .relation import HeadQKV, RelationLoss, relation_distillation_loss, relation_logits, relation_losses
-from .sparse import sparse_cross_entropy
+from .sparse import dense_log_probabilities, sparse_cross_entropy
 from .taps import FeatureTap, LayerFeatures, match_layers, stage_depths
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     'WeightDistillation',
     'attention_distillation_loss',
     'class_token_loss',
+    'dense_log_probabilities',
     'feature_map_loss',
     'hidden_mse_loss',
     'hidden_relation_ce_loss',

@@ -1,17 +1,30 @@
-"""Distillation of features and of the class token, which TinyMIM compares with its relations.
+"""Distillation of features, by smooth L1 on whitened targets or by cosine, and of the class token.
 
 Paper: TinyMIM: An Empirical Study of Distilling MIM Pre-trained Models, https://arxiv.org/abs/2301.01296, Eq. 5 to 8.
-None of it is in the released code.
+TinyMIM compares them with its relations; none of it is in the released code.
 
 Shape legend: `B` images, `N` tokens, `C` channels of the target.
 """
+
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
 from .precision import in_full_precision
 
-__all__ = ['SMOOTH_L1_BETA', 'class_token_loss', 'smooth_l1_loss', 'whitened']
+__all__ = [
+    'FEATURE_LOSSES',
+    'SMOOTH_L1_BETA',
+    'FeatureLossName',
+    'class_token_loss',
+    'feature_loss',
+    'smooth_l1_loss',
+    'whitened',
+]
+
+FeatureLossName = Literal['smooth_l1', 'cosine']
+FEATURE_LOSSES: tuple[FeatureLossName, ...] = get_args(FeatureLossName)
 
 SMOOTH_L1_BETA = 2.0
 """Below it the smooth L1 loss is quadratic (Eq. 8)."""
@@ -58,3 +71,27 @@ def class_token_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
         Scalar, at least 0.
     """
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction='batchmean', log_target=True)
+
+
+@in_full_precision
+def feature_loss(student: torch.Tensor, teacher: torch.Tensor, loss: FeatureLossName = 'smooth_l1') -> torch.Tensor:
+    """Distance of mapped features, mean over all of them. No gradient goes into the teacher.
+
+    Args:
+        student: (..., C), already mapped to the teacher's C channels.
+        teacher: (..., C), not whitened.
+        loss: 'smooth_l1', to the whitened teacher (Eq. 7 and 8); 'cosine', 1 minus the cosine of each pair of vectors.
+
+    Returns:
+        Scalar, float32 or wider; its minimum is 0.
+
+    Raises:
+        ValueError: If the shapes differ, or there is no such loss.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f'Features {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher.')
+    if loss == 'smooth_l1':
+        return F.smooth_l1_loss(student, whitened(teacher), beta=SMOOTH_L1_BETA)
+    if loss == 'cosine':
+        return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+    raise ValueError(f"There is no feature loss '{loss}': take {' or '.join(FEATURE_LOSSES)}.")

@@ -117,7 +117,7 @@ def relation_losses(
         raise ValueError(f'relations must be some of {", ".join(known)}, each once, not {", ".join(relations)!r}.')
     _check_relations(student, teacher)
     compare = _relation_kl if softmax else _smooth_l1
-    losses = {}
+    losses: dict[str, torch.Tensor] = {}
     for relation in relations:
         with torch.no_grad():
             target = relation_logits(*(getattr(teacher, side) for side in relation))

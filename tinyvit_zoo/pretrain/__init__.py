@@ -1,4 +1,7 @@
-"""Pre-training forms of the plain ViTs: modules and their losses, but no trainers. Not imported by `tinyvit_zoo`."""
+"""Pre-training forms of the plain ViTs: modules and their losses, which `training.pretraining` trains.
+
+Not imported by `tinyvit_zoo`.
+"""
 
 from .d_mae import DMae, DMaeOutput
 from .load import load_pretraining

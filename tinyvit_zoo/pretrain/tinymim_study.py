@@ -68,9 +68,13 @@ class TinyMimStudent(nn.Module):
         self.encoder = encoder
         self.target = target
         self.reconstruct = reconstruct
-        dd = dict(device=encoder.vit.cls_token.device, dtype=encoder.vit.cls_token.dtype)
+        like: Any = encoder.vit.patch_embed.proj.weight
         outputs = 3 * width if target == 'qkv' else width
-        self.map = nn.Identity() if target == 'relation' else nn.Linear(encoder.vit.embed_dim, outputs, **dd)
+        self.map = (
+            nn.Identity()
+            if target == 'relation'
+            else nn.Linear(encoder.vit.embed_dim, outputs, device=like.device, dtype=like.dtype)
+        )
 
     def unreached_parameters(self) -> list[str]:
         """Names of the parameters that no loss depends on: freeze them before DistributedDataParallel sees them."""

@@ -15,11 +15,22 @@ from ..common.hashes import json_hash
 from ..common.processes import Processes
 from ..data.image_dataset import ImageDataset
 from ..data.replay import Place, ReplayedView, ReplayedViews, ViewSpec
+from .place import Place as StorePlace
 from .record import FormName, SoftLabels
-from .store import FINGERPRINTS, Store, StoreInfo, shard_size_for
+from .store import FINGERPRINTS, MOST_EPOCHS, Store, StoreInfo, shard_size_for
 from .teacher import Teacher
 
-__all__ = ['Estimate', 'check_output', 'classes_hash', 'estimate', 'save', 'store_info']
+__all__ = [
+    'Estimate',
+    'check_finite',
+    'check_output',
+    'classes_hash',
+    'estimate',
+    'library_versions',
+    'save',
+    'store_info',
+    'view_batches',
+]
 
 LIBRARIES = ('numpy', 'pillow', 'timm', 'torch', 'torchvision')
 TRIED = 2  # batches
@@ -82,11 +93,13 @@ def save(
         EvaluationError: If teacher and data do not fit, an image cannot be read, a probability is not finite, the
             folder holds other labels, or there is no room.
     """
-    if not len(dataset) or not epochs or min(epochs) < 0 or batch_size < 1:
-        raise EvaluationError('Soft labels need an image, an epoch from 0 and a batch size of at least 1.')
+    if not len(dataset) or not epochs or batch_size < 1:
+        raise EvaluationError('Soft labels need an image, an epoch and a batch size of at least 1.')
+    if not 0 <= min(epochs) <= max(epochs) < MOST_EPOCHS:
+        raise EvaluationError(f'Epochs are from 0 to {MOST_EPOCHS - 1}, not {min(epochs)} to {max(epochs)}.')
     processes = Processes()
     with teacher.ready():
-        kept = Path(store).expanduser() / FINGERPRINTS
+        kept = StorePlace(store).folder / FINGERPRINTS
         info = store_info(teacher, dataset, spec, seed=seed, k=k, form=form, shard_size=shard_size, kept=kept)
         check_output(teacher, dataset, spec)
         opened = processes.from_first(lambda: Store.create(store, info))
@@ -152,7 +165,7 @@ def store_info(
         form=form, k=min(k, len(dataset.classes)), classes=len(dataset.classes), classes_sha256=classes_hash(dataset),
         teacher=teacher.name, teacher_sha256=teacher.sha256, precision=teacher.precision, views=spec.settings(),
         seed=seed, data=f'{dataset.name}, {dataset.split}', fingerprint=dataset.fingerprint(kept), images=len(dataset),
-        shard_size=shard_size or shard_size_for(len(dataset)), libraries=_versions(),
+        shard_size=shard_size or shard_size_for(len(dataset)), libraries=library_versions(),
     )  # fmt: skip
 
 
@@ -161,7 +174,8 @@ def classes_hash(dataset: ImageDataset) -> str:
     return json_hash({'classes': list(dataset.classes)})
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of what makes views and computes labels, by name of the package."""
     found = {}
     for name in LIBRARIES:
         try:
@@ -188,10 +202,10 @@ def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> Non
             f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
             'the same.'
         )
-    _check_finite(logits.cpu().numpy(), [0], teacher, dataset)
+    check_finite(logits.cpu().numpy(), [0], teacher, dataset)
 
 
-def _check_finite(
+def check_finite(
     output: np.ndarray, positions: Sequence[int] | torch.Tensor, teacher: Teacher, dataset: ImageDataset
 ) -> None:
     """Refuse logits or probabilities (n, C) of images at these positions that are no numbers."""
@@ -219,7 +233,7 @@ def _shard_labels(
     of_data = _views(teacher, dataset, spec, info.seed)
     for views in view_batches(teacher, of_data, places, batch_size, workers):
         labels = teacher.labels(views.image, info.k)
-        _check_finite(labels.probabilities, views.position, teacher, dataset)
+        check_finite(labels.probabilities, views.position, teacher, dataset)
         parts.append(labels)
         marked = zip(views.position.tolist(), views.crc32.tolist(), strict=True)
         images |= {position: crc for position, crc in marked if crc >= 0}

@@ -95,7 +95,7 @@ def open_shard(path: Path) -> Shard:
         rows = records.view(np.dtype((np.void, records.shape[1])))[:, 0]
     except OSError as e:
         raise EvaluationError(f'{path} cannot be read ({reason(e)}).') from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise EvaluationError(f'{path} is cut short, damaged or no shard of soft labels: copy or save it again.') from e
     return Shard(rows, seeds, about, hashlib.sha256(mapped[: 8 + length]).hexdigest())
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.models import is_model, parse_model_name, split_model_name_tag
 from timm.models._hub import download_from_hf, hf_split
@@ -16,26 +16,34 @@ from ..common.text import first_few, reason
 from ..names import CONFIG, resolve_name
 from .teacher import Teacher
 
-__all__ = ['find_transformers_teacher']
+__all__ = ['Page', 'find_page', 'find_transformers_teacher', 'image_size', 'normalization', 'quiet_transformers']
 
 NO_COUNTERPART = 'do_flip_channel_order', 'rescale_offset'
 """Steps of a preprocessing that no mean and no standard deviation stand for."""
 
 
-def find_transformers_teacher(name: str, **settings: Any) -> Teacher | None:
-    """The teacher of that name if it is a model of transformers; None if it is timm's, or nothing at all.
+class Page(NamedTuple):
+    """Where a model of transformers lies: a folder or page of the Hub, with the revision, if one is named."""
 
-    It takes images of the size and with the mean and standard deviation that its own preprocessing has. No code of a
-    folder or page is ever run.
+    name: str
+    place: str
+    revision: str | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained`; no code of a folder or page is ever run."""
+        return dict(trust_remote_code=False, **(dict(revision=self.revision) if self.revision else {}))
+
+
+def find_page(name: str) -> Page | None:
+    """Where the model of that name lies if it is one of transformers; None if it is timm's, or nothing at all.
 
     Args:
         name: A folder, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'. It is a model of transformers if its config.json has
             a `model_type` and no `architecture`, as timm's have.
-        **settings: Of `Teacher`.
 
     Raises:
-        ModelError: If it is one and cannot be loaded, is no classifier, or has a preprocessing that cannot be followed.
-        MissingExtraError: If it is one and transformers is not installed.
+        ModelError: If it is a folder without a model, or a page that cannot be read.
     """
     name = resolve_name(name)
     if is_model(split_model_name_tag(name)[0]):
@@ -51,22 +59,43 @@ def find_transformers_teacher(name: str, **settings: Any) -> Teacher | None:
             config = read_json(Path(place) / CONFIG if source == 'local-dir' else Path(download_from_hf(place, CONFIG)))
         except ValueError:
             return None
-        if not isinstance(config, dict) or 'architecture' in config or 'model_type' not in config:
-            return None
-        page, revision = hf_split(place) if source == 'hf-hub' else (place, None)
-        return _load(name.removeprefix('local-dir:'), page, revision, settings)
+    if not isinstance(config, dict) or 'architecture' in config or 'model_type' not in config:
+        return None
+    page, revision = hf_split(place) if source == 'hf-hub' else (place, None)
+    return Page(name.removeprefix('local-dir:'), page, revision)
 
 
-def _load(name: str, place: str, revision: str | None, settings: Mapping[str, Any]) -> Teacher:
+def find_transformers_teacher(name: str, **settings: Any) -> Teacher | None:
+    """The teacher of that name if it is a model of transformers; None if it is timm's, or nothing at all.
+
+    It takes images of the size and with the mean and standard deviation that its own preprocessing has. No code of a
+    folder or page is ever run.
+
+    Args:
+        name: See `find_page`.
+        **settings: Of `Teacher`.
+
+    Raises:
+        ModelError: If it is one and cannot be loaded, is no classifier, or has a preprocessing that cannot be followed.
+        MissingExtraError: If it is one and transformers is not installed.
+    """
+    page = find_page(name)
+    if page is None:
+        return None
+    with asking_once(resolve_name(name), {}):
+        return _load(page, settings)
+
+
+def _load(page: Page, settings: Mapping[str, Any]) -> Teacher:
     with needs_extra('transformers'):
         from transformers import AutoImageProcessor, AutoModelForImageClassification
-    common: dict[str, Any] = dict(revision=revision) if revision else {}
+    name, place, _ = page
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = AutoModelForImageClassification.from_pretrained(
-                place, output_loading_info=True, trust_remote_code=False, **common
+                place, output_loading_info=True, **page.options
             )
-            processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False, **common).to_dict()
+            processor = AutoImageProcessor.from_pretrained(place, **page.options).to_dict()
     except Exception as e:  # files and pages of others fail in any way
         raise ModelError(f'{name} cannot be loaded as a classifier of transformers: {reason(e, longest=300)}') from e
     fresh = sorted(report['missing_keys']) + [key for key, *_ in report['mismatched_keys']]
@@ -75,12 +104,12 @@ def _load(name: str, place: str, revision: str | None, settings: Mapping[str, An
             f'{name} has no weights for {first_few(fresh)} of {type(model).__name__}, and only a whole classifier can '
             'teach: take a page or folder that has been fine-tuned.'
         )
-    size = _size(name, processor, model.config)
-    mean, std = _normalization(name, processor)
+    size = image_size(name, processor, model.config)
+    mean, std = normalization(name, processor)
     return Teacher(model.float(), name, size, mean, std, **settings)
 
 
-def _size(name: str, processor: Mapping[str, Any], config: Any) -> tuple[int, int]:
+def image_size(name: str, processor: Mapping[str, Any], config: Any) -> tuple[int, int]:
     """(height, width) of the images that the model gets in the end."""
     sizes = [
         processor.get('do_center_crop') and processor.get('crop_size'),
@@ -95,7 +124,7 @@ def _size(name: str, processor: Mapping[str, Any], config: Any) -> tuple[int, in
     raise ModelError(f'{name}: its preprocessing does not say the size of its images.')
 
 
-def _normalization(name: str, processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(name: str, processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation for pixels from 0 to 1."""
     strange = [step for step in NO_COUNTERPART if processor.get(step)]
     if strange:
@@ -111,7 +140,7 @@ def _normalization(name: str, processor: Mapping[str, Any]) -> tuple[tuple[float
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """A block in which transformers shows no bars and no report of what it loads."""
     from transformers.utils import logging
 

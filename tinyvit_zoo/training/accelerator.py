@@ -11,14 +11,21 @@ with needs_extra('eval'):
     from accelerate.state import AcceleratorState
     from accelerate.utils import DataLoaderConfiguration
 
-__all__ = ['create_accelerator']
+__all__ = ['create_accelerator', 'find_precision']
+
+
+def find_precision(precision: str | None, device: torch.device | None) -> tuple[str, str]:
+    """The precision of a training, 'bf16' on CUDA and else 'no' where none is given, and the kind of its device."""
+    on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
+    return precision or ('bf16' if on_cuda else 'no'), 'cuda' if on_cuda else 'cpu'
 
 
 def create_accelerator(
     recipe: Recipe, micro_batch: int | None, precision: str | None, device: torch.device | None
 ) -> tuple[Accelerator, int]:
     """accelerate's accelerator, and the images that a process takes at once. Arguments and errors of `TrainingLoop`."""
-    on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
+    precision, kind = find_precision(precision, device)
+    on_cuda = kind == 'cuda'
     if on_cuda and device is not None and device.index is not None:
         torch.cuda.set_device(device)
     if precision == 'fp16' and not on_cuda:
@@ -28,7 +35,7 @@ def create_accelerator(
     micro_batch = micro_batch or max(recipe.batch_size // processes, 1)
     accelerator = Accelerator(
         cpu=not on_cuda,
-        mixed_precision=precision or ('bf16' if on_cuda else 'no'),
+        mixed_precision=precision,
         gradient_accumulation_steps=_accumulated_steps(recipe, micro_batch, processes),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         rng_types=[],  # every random number here has a seed of its own

@@ -19,7 +19,7 @@ from .recipes import Recipe
 from .soft_label_views import LiveViews, SoftLabelViews, ViewSampler
 from .tasks.tinyvit import LiveDistillation, SparseDistillation
 
-__all__ = ['Distilled', 'distil_from_store', 'distil_live']
+__all__ = ['Distilled', 'distil_from_store', 'distil_live', 'model_input', 'stored_epochs']
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ def distil_from_store(
     """
     _check(student, store.info.classes, str(store.place), hard_weight)
     check_data(store, dataset)
-    stored = _stored_epochs(store, recipe, reuse)
-    views = SoftLabelViews(dataset, store, _input_of(student))
+    stored = stored_epochs(store, recipe, reuse)
+    input = model_input(student)
+    views = SoftLabelViews(dataset, store, input)
     sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
-    identity = {'soft labels': store.info.identity, 'stored epochs': repr(stored), 'hard weight': repr(hard_weight)}
+    identity = _identity(store.info, repr(stored), hard_weight, input)
     trained = train_task(SparseDistillation(student, hard_weight), views, sampler, recipe, output, identity, **run)
     return Distilled(**vars(trained), labels=store.info, store=str(store.place), stored_epochs=stored)
 
@@ -115,17 +116,28 @@ def distil_live(
     with teacher.ready():
         check_output(teacher, dataset, spec)
         labels = store_info(teacher, dataset, spec, seed=seed, k=k)
-        identity = {'soft labels': labels.identity, 'stored epochs': 'live', 'hard weight': repr(hard_weight)}
-        seen = ModelInput(teacher.size, teacher.mean, teacher.std)
-        views = LiveViews(dataset, spec, seed, _input_of(student), seen)
+        input, seen = model_input(student), ModelInput(teacher.size, teacher.mean, teacher.std)
+        identity = _identity(labels, 'live', hard_weight, input)
+        views = LiveViews(dataset, spec, seed, input, seen)
         task = LiveDistillation(student, teacher, labels.k, hard_weight)
         trained = train_task(task, views, sampler, recipe, output, identity, **run)
     return Distilled(**vars(trained), labels=labels, store=None, stored_epochs=())
 
 
-def _input_of(student: nn.Module) -> ModelInput:
+def model_input(student: nn.Module) -> ModelInput:
+    """How a timm model takes images. Raises: EvaluationError: If they are not RGB."""
     config = data_config(student)
     return ModelInput(tuple(config['input_size'][-2:]), config['mean'], config['std'])
+
+
+def _identity(labels: StoreInfo, stored: str, hard_weight: float, input: ModelInput) -> dict[str, str]:
+    """What must be the same for a run to be resumed: soft labels, and how the student takes images."""
+    return {
+        'soft labels': labels.identity,
+        'stored epochs': stored,
+        'hard weight': repr(hard_weight),
+        'input': repr(tuple(map(tuple, input))),  # a ConvNet's weights fit any size
+    }
 
 
 def _check(student: nn.Module, classes: int, owner: str, hard_weight: float) -> None:
@@ -138,14 +150,20 @@ def _check(student: nn.Module, classes: int, owner: str, hard_weight: float) -> 
         )
 
 
-def _stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
-    """The stored epochs to take in turn."""
-    whole = store.epochs()
-    if not whole:
-        raise EvaluationError(f'{store.place} has no whole epoch yet: save one with `tinyvit-zoo distill save`.')
+def stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
+    """The stored epochs to take in turn. Damaged files of a folder are found here, not when their epoch begins.
+
+    Raises:
+        EvaluationError: If a file is damaged, or the epochs are too few and not to be reused.
+    """
+    whole = store.whole_epochs()
     if len(whole) < recipe.epochs and not reuse:
         raise EvaluationError(
             f'{store.place} has {len(whole)} whole epochs, the recipe {recipe.epochs}: save more, choose --epochs '
             f'{len(whole)}, or take them in turn with --reuse cycle.'
         )
-    return tuple(whole[: recipe.epochs])
+    stored = tuple(whole[: recipe.epochs])
+    if store.place.is_local:  # behind an address, that would fetch all of them
+        for number in stored:
+            store.epoch(number)
+    return stored

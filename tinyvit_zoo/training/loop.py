@@ -75,7 +75,7 @@ class Trained:
         history: One record an epoch: each of the task's losses, and 'lr'.
         recipe: As it was trained by.
         precision: 'no' (float32), 'bf16' or 'fp16'.
-        processes: How many trained together.
+        processes: How many trained together, at the end where a run was resumed with others.
     """
 
     history: tuple[Record, ...]
@@ -185,7 +185,8 @@ class TrainingLoop:
 
         Args:
             loader: Of training batches, see `loader`: as many as make whole updates.
-            identity: What must be the same for a run to be resumed, besides recipe, seed and initial weights.
+            identity: What must be the same for a run to be resumed, besides recipe, seed, precision and initial
+                weights.
             evaluate: Measures the weights that result so far after each epoch, on all processes.
             chosen_by: Which of its measurements chooses the epoch that results, the highest; None for the last epoch.
             describe: An epoch in words.
@@ -224,9 +225,9 @@ class TrainingLoop:
                 losses = EpochLosses(self.accelerator)
                 history.append(record | (evaluate(self.result) if evaluate else {}))
                 scheduler.step(done + 1)
-                self._save(identity, history, best_epoch(history, chosen_by) == len(history))
-                if log:
+                if log:  # before the state: what is killed between the two writes the line again, and only once
                     log.write((done + 1) * updates, done + 1, history[-1], 'epoch')
+                self._save(identity, history, best_epoch(history, chosen_by) == len(history))
                 self.say(f'Epoch {done + 1}/{self.recipe.epochs}: {describe(history[-1])}')
         return history
 
@@ -305,7 +306,13 @@ class TrainingLoop:
     def _own_identity(self) -> dict[str, str]:
         settings = {key: value for key, value in plain(self.recipe).items() if key not in NO_SETTING}
         recipe = {f'recipe: {key}': repr(value) for key, value in settings.items()}
-        return dict(recipe, seed=str(self.seed), weights=self.initial_hash, **{'random numbers': 'of each step'})
+        return {
+            **recipe,
+            'seed': str(self.seed),
+            'weights': self.initial_hash,
+            'precision': self.accelerator.mixed_precision,
+            'random numbers': 'of each step',
+        }
 
     def _save(
         self, identity: Mapping[str, str], history: list[Record], best: bool, losses: EpochLosses | None = None
@@ -417,7 +424,7 @@ def train_task(
         sampler: Indices of `views`, in whole batches of the recipe.
         recipe: Its mixing and augmentation have no effect: the views are what they are.
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
-        identity: What must be the same for a run to be resumed, besides recipe, seed and initial weights.
+        identity: What must be the same for a run to be resumed, besides recipe, seed, precision and initial weights.
         **run: See `TrainingLoop`.
 
     Raises:
