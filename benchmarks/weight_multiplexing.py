@@ -14,21 +14,19 @@ Every finished seed is kept: started again after a kill, the benchmark resumes w
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import timm
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
+from seeds import interval, results_of, write_json
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from timm.models import VisionTransformer
@@ -39,7 +37,6 @@ from tqdm import tqdm
 import tinyvit_zoo
 from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.files import new_file
-from tinyvit_zoo.common.paired_timing import timed
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers
 from tinyvit_zoo.downstream.demo.digits import SIZE
@@ -204,52 +201,7 @@ def run_seed(seed: int, settings: Settings, done: Callable[[], object] = lambda:
     )
 
 
-# keeping and reading results
-
-
-def results_of(seeds: int, settings: Settings, output: Path, say: Callable[[str], None] = print) -> dict[int, dict]:
-    """Results by seed: read where they are kept already, else made, one file a seed.
-
-    Raises:
-        SystemExit: If the folder holds results of other settings.
-    """
-    results: dict[int, dict] = {}
-    for seed in range(seeds):
-        path = seed_file(output, seed)
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept['settings'] != asdict(settings):
-                raise SystemExit(f'{path} was made with other settings: choose another --output, or delete it.')
-            results[seed] = kept
-    if results:
-        say(f'Found {len(results)} of {seeds} seeds in {output}.')
-    missing = [seed for seed in range(seeds) if seed not in results]
-    with tqdm(total=len(missing) * settings.steps, unit='step', disable=None) as bar:
-        for seed in missing:
-            seconds, result = timed(partial(run_seed, seed, settings, bar.update))
-            results[seed] = dict(settings=asdict(settings), seed=seed, cpu_seconds=round(seconds, 1), **result)
-            write_json(seed_file(output, seed), results[seed])
-            accuracies = ', '.join(f'{name} {value:.2f}' for name, value in result['accuracy'].items())
-            say(f'seed {seed} ({len(results)} of {seeds}, {seconds:.0f} s of CPU): {accuracies}')
-    return dict(sorted(results.items()))
-
-
-def seed_file(output: Path, seed: int) -> Path:
-    return output / 'seeds' / f'{seed}.json'
-
-
-def write_json(path: Path, value: dict) -> None:
-    with new_file(path) as new:
-        new.write_text(json.dumps(value, indent=2) + '\n')
-
-
 # what they say
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean of at least two values, and half the width of its 95 % interval (Student's t)."""
-    spread = statistics.stdev(values) / len(values) ** 0.5
-    return dict(mean=statistics.mean(values), half_width=float(scipy.stats.t.ppf(0.975, len(values) - 1)) * spread)
 
 
 def summarise(results: dict[int, dict]) -> dict:
@@ -338,7 +290,7 @@ def plot(summary: dict, results: dict[int, dict], path: Path) -> None:
 def run(seeds: int, settings: Settings, output: Path, say: Callable[[str], None] = print) -> dict:
     """Make what is missing, and write results.json and results.png. Returns what results.json holds."""
     with torch.random.fork_rng(devices=[]), one_thread():
-        results = results_of(seeds, settings, output, say)
+        results = results_of(seeds, settings, output, run_seed, say)
     summary = summarise(results)
     say('\n' + table(summary, results))
     versions = dict(torch=torch.__version__, timm=timm.__version__, tinyvit_zoo=tinyvit_zoo.__version__)

@@ -1,7 +1,7 @@
 """Make the thumbnails of the README again, by the commands that stand beside them: `python docs/make_images.py`.
 
-It takes about six minutes on a CPU and needs the extra `dev`. The detector is trained first, on 8 images of shapes that
-the tests make; everything else comes from the demo and from random weights, as the README says.
+It takes about eight minutes on a CPU and needs the extra `dev`. The detector is trained first, on 8 images of shapes
+that the tests make; everything else comes from the demo and from random weights, as the README says.
 """
 
 import re
@@ -24,6 +24,7 @@ MOST_BYTES = 40_000
 WRITTEN = {
     'demo': 'demo_output/contact_sheet.png',
     'finetune': 'finetuned/accuracy.png',
+    'distill': 'distilled/loss.png',
     'fewshot': 'few_shot/accuracy.png',
     'compare': 'compared/differences.png',
     'detect': 'drawn/0001.png',

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.common.per_class import at_zero, mean_per_class
 from tinyvit_zoo.common.plain import plain
 from tinyvit_zoo.data.augment import create_transform
@@ -28,7 +29,8 @@ from tinyvit_zoo.data.transforms import data_config
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, evaluation_config, reset_head
 from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch
 from tinyvit_zoo.training.recipes import Recipe
-from tinyvit_zoo.training.tasks.classification import classification_task
+from tinyvit_zoo.training.tasks.classification import Teaching, classification_task, has_token
+from tinyvit_zoo.training.tasks.teacher import check_teacher
 
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 
@@ -112,12 +114,13 @@ def finetune(
     validation: ImageDataset | None = None,
     test: ImageDataset | None = None,
     held_out: float | None = None,
+    teaching: Teaching | None = None,
     **run: Unpack[RunSettings],
 ) -> Finetuned:
     """Train, or resume an earlier run into the same folder.
 
-    A run that is killed at any moment resumes from its last complete epoch with the same losses to the bit (on the same
-    machine, with as many threads and processes).
+    A run that is killed at any moment resumes from its last state, after an epoch or within one, with the same losses
+    to the bit (on the same machine, with as many threads and processes).
 
     Args:
         model: Any timm model with as many classes as `train`, made with `drop_path_rate=recipe.drop_path_of(name)` and
@@ -131,13 +134,15 @@ def finetune(
         test: Images for the one number at the end.
         held_out: Share of `train`, of each class alike; 0 to train on all of it and take the last epoch. None: as the
             recipe has it. Without effect where there are images to choose with.
+        teaching: A teacher's part in the loss, as in DeiT. It sees the mixed images of the model, with its own mean and
+            standard deviation, and stays as it is, in eval mode.
         **run: See `TrainingLoop`; `seed` is also that of order, augmentation, held-out images and a head of
             `recipe.head_std`.
 
     Raises:
-        EvaluationError: If classes do not fit, the model takes other images than RGB, the batch does not fit images or
-            processes, the folder holds the state of another run or another run is writing to it, the device has no such
-            precision, or the loss is no longer a number.
+        EvaluationError: If classes do not fit, those of a teacher included, the model takes other images than RGB, the
+            batch does not fit images or processes, the folder holds the state of another run or another run is writing
+            to it, the device has no such precision, or the loss is no longer a number.
     """
     seed = run.get('seed', 0)
     _check_classes(model, train, validation, test)
@@ -145,7 +150,12 @@ def finetune(
     recipe = recipe.fitted(len(train))
     _check_batch(train, recipe, plan)
     reset_head(model, recipe.head_std, seed)
-    loop = TrainingLoop(classification_task(model, recipe, len(train.classes)), recipe, Path(output), **run)
+    if teaching is not None:
+        check_teacher(teaching.teacher, model)
+    task = classification_task(model, recipe, len(train.classes), teaching)
+    loop = TrainingLoop(task, recipe, Path(output), **run)
+    if teaching is not None:
+        cast(Any, task).teacher.autocast = loop.accelerator.autocast
     loop.say(plan.words)
     _warn_of_average(recipe, len(train), loop.say)
     training_transform, evaluation_transform = create_transforms(model, recipe)
@@ -163,11 +173,13 @@ def finetune(
             SeededDataset(train.with_transform(training_transform)),
             RepeatedAugSampler(len(train), recipe.batch_size, recipe.repeats, seed),
         ),
-        _identity(model, train, validation),
+        _identity(model, train, validation, teaching),
         evaluate=evaluate,
         chosen_by='validation_accuracy',
         describe=_in_words,
     )
+    if has_token(model):
+        cast(Any, model).set_distilled_training(False)
     ours, own = evaluation_config(model, recipe), evaluation_config(model)
     best = best_epoch(history, 'validation_accuracy')
     scores = [record['validation_accuracy'] for record in history]
@@ -245,11 +257,16 @@ def _warn_of_average(recipe: Recipe, images: int, say: Callable[[str], None]) ->
         )
 
 
-def _identity(model: nn.Module, train: ImageDataset, validation: ImageDataset | None) -> dict[str, str]:
-    """Everything about the images that must be the same for a run to be resumed."""
+def _identity(
+    model: nn.Module, train: ImageDataset, validation: ImageDataset | None, teaching: Teaching | None
+) -> dict[str, str]:
+    """Everything about the images and the teacher that must be the same for a run to be resumed."""
     images = {'training images': train.fingerprint()}
     if validation is not None:
         images['validation images'] = validation.fingerprint()
+    if teaching is not None:
+        images['teacher'] = state_hash(teaching.teacher)
+        images['distillation'] = repr((teaching.kind_for(model), teaching.alpha, teaching.tau))
     return dict(images, input=repr(sorted(plain(data_config(model)).items())))  # a ConvNet's weights fit any size
 
 

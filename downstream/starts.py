@@ -127,9 +127,15 @@ def _classifier_words(start: Start, classes: Sequence[str], recipe: Recipe) -> s
     return f'that of the weights, which have {start.classes} classes, too'
 
 
-def departures(recipe: Recipe, start: Start, model: nn.Module) -> list[str]:
-    """What of a recipe is not as its source has it, or makes no sense, for this start; each without a full stop."""
+def departures(recipe: Recipe, start: Start, model: nn.Module, taught: bool = False) -> list[str]:
+    """What of a recipe is not as its source has it, or makes no sense, for this start, with or without a teacher; each
+    without a full stop.
+    """
     found = []
+    if recipe.teacher and not taught:
+        found.append(f'it is published with a teacher ({recipe.teacher}), and this training has none (--teacher)')
+    elif taught and not recipe.teacher:
+        found.append('it is published without a teacher')
     if recipe.starts and start.kind not in recipe.starts:
         published = ' or '.join(STARTS[kind] for kind in recipe.starts)
         found.append(f'it is published for {published}, and this training starts from {start.words}')

@@ -2,14 +2,17 @@
 
 # ruff: noqa: E402 (the environment is set first)
 
+import importlib.util
 import inspect
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Before huggingface_hub and torch are imported, here and in every subprocess that a test starts.
@@ -266,6 +269,22 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=lambda m, k=key: f'{k}: {m}')
+
+
+@contextmanager
+def imported_benchmark(name: str) -> Iterator[ModuleType]:
+    """A file of `benchmarks/` as a module; those that it imports lie beside it."""
+    path = Path(__file__).parent.parent / 'benchmarks' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(f'benchmark_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(path.parent))
+        del sys.modules[spec.name]
 
 
 def refused(action, *words: str, kind: type[Exception] = CheckpointError) -> str:

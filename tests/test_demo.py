@@ -14,8 +14,13 @@ import timm
 import torch
 from PIL import Image
 
+from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.downstream.compare import Row
 from tinyvit_zoo.downstream.demo.comparison import comparison_images
 from tinyvit_zoo.downstream.demo.digits import CLASSES, NUM_DIGITS, PHOTOS, SIZE, load_images
+from tinyvit_zoo.downstream.demo.run import predict
+from tinyvit_zoo.downstream.demo.student import Taught, teach_student
+from tinyvit_zoo.soft_labels import Store
 
 
 def test_training_and_held_out_images_are_disjoint():
@@ -96,8 +101,15 @@ def test_a_shortened_demo_writes_everything(tmp_path, photographs):
     with (written / 'compared_with_random.csv').open() as file:
         assert len(list(csv.DictReader(file))) == sum(map(len, comparison.values()))
     first = comparison['digits'][0]
-    assert said[-1].startswith('5-way 1-shot')
-    assert f'{first["a"]:.1f} %' in said[-1]
+    assert said[-2].startswith('5-way 1-shot')
+    assert f'{first["a"]:.1f} %' in said[-2]
+    student = results['student']
+    assert (student['epochs'], student['bytes_a_record'], student['n']) == (2, 24, results['held_out_images'])
+    assert said[-1].startswith('Soft labels ')
+    assert f'{student["a"]:.1f} % with them, {student["b"]:.1f} % with the true labels' in said[-1]
+    assert Store.open(written / 'soft_labels').epochs() == [0, 1]
+    with Image.open(written / 'soft_labels.png') as image:
+        assert min(image.size) > 300
     assert results['data'].keys() == comparison.keys()
     assert results['versions']['timm'] == timm.__version__
 
@@ -118,6 +130,29 @@ def test_features_are_compared_on_images_that_were_not_trained_on():
     assert not names & set(PHOTOS)
     assert not set(textures.train) & set(textures.test)
     assert textures.episodes.tolist() == textures.test.tolist()
+
+
+@pytest.mark.parametrize(
+    ('difference', 'low', 'high', 'words'),
+    [
+        (2.5, 0.4, 4.6, 'gained 2.5 points (+0.4 to +4.6)'),
+        (0.5, -0.4, 1.6, 'gained nothing that could be told from chance, +0.5 points'),
+        (-2.5, -4.6, -0.4, 'lost 2.5 points'),
+    ],
+)
+def test_what_the_student_gained_is_said_whatever_it_is(difference, low, high, words):
+    row = Row('', 90.0, 90.0 - difference, difference, low, high, 540, '')
+    assert f'Soft labels {words}' in Taught(row, 98.0, 1000, {}, None).words
+
+
+def test_a_student_replaces_the_soft_labels_of_an_earlier_demo(tmp_path):
+    training, held_out = load_images(limit=60)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = timm.create_model('test_vit', img_size=SIZE, num_classes=len(CLASSES)).eval()
+        taught = teach_student(model, training, held_out, tmp_path / 's', predict, epochs=1, say=lambda text: None)
+        assert Store.open(tmp_path / 's').info.teacher_sha256 == state_hash(model)
+    assert taught.record['images'] == len(training)
 
 
 @pytest.mark.slow

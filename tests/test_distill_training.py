@@ -16,7 +16,7 @@ from conftest import refused
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
-from tinyvit_zoo.data.replay import ReplayedViews, ViewSpec
+from tinyvit_zoo.data.replay import ModelInput, ReplayedViews, ViewSpec
 from tinyvit_zoo.distill import sparse_cross_entropy
 from tinyvit_zoo.soft_labels import Store, Teacher, save
 from tinyvit_zoo.training.distillation import distil_from_store
@@ -131,6 +131,32 @@ def test_a_killed_training_goes_on_with_the_same_losses(digits, store, tmp_path,
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
+def test_a_training_killed_within_an_epoch_goes_on_with_other_images_at_once(digits, store, tmp_path, monkeypatch):
+    """To rounding: this student draws no random numbers and has no BatchNorm."""
+    whole, expected = trained(digits, store, tmp_path / 'whole')
+    step, steps = TrainingLoop._step, []
+
+    def killed(self, *args):
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, '_step', killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(digits, store, tmp_path / 'cut', save_minutes=0)
+    said = []
+    resumed = small()
+    result = distil_from_store(
+        resumed, digits, store, RECIPE, tmp_path / 'cut', device=torch.device('cpu'), say=said.append, micro_batch=4
+    )
+    assert 'epoch 1 of 2, update 1 of the next' in said[0]
+    assert [r['loss'] for r in result.history] == pytest.approx([r['loss'] for r in expected.history], abs=1e-5)
+    far = max((a - b).abs().max().item() for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+    assert far < 1e-4
+
+
 def test_workers_change_nothing(digits, store, tmp_path):
     _, one = trained(digits, store, tmp_path / 'one')
     _, two = trained(digits, store, tmp_path / 'two', workers=2)
@@ -157,7 +183,7 @@ def test_stored_epochs_are_taken_in_turn_only_where_that_is_wanted(digits, store
 
 
 def test_a_student_of_another_size_takes_the_same_views(digits, store):
-    views = SoftLabelViews(digits, store, (48, 48), (0.5,) * 3, (0.5,) * 3)
+    views = SoftLabelViews(digits, store, ModelInput((48, 48), (0.5,) * 3, (0.5,) * 3))
     image, label, ids, p = views[ViewSampler(IMAGES, BATCH, 0, (1,)).__iter__().__next__()]
     assert image.shape == (3, 48, 48)
     assert (ids.dtype, ids.shape, p.dtype) == (np.int16, (4,), np.float16)
@@ -204,6 +230,28 @@ def test_another_store_does_not_continue_a_training(digits, store, teacher, tmp_
         trained(digits, other, tmp_path / 'run')
 
 
+def test_another_image_size_does_not_continue_a_training(digits, store, tmp_path):
+    """The weights of a ConvNet are the same for any."""
+
+    def student(size: int) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = timm.create_model('test_resnet', num_classes=10)
+        model.pretrained_cfg = model.pretrained_cfg | dict(input_size=(3, size, size))
+        return model
+
+    one = RECIPE.changed(epochs=1, warmup_epochs=0)
+    trained(digits, store, tmp_path, one, student(32))
+    refused(lambda: trained(digits, store, tmp_path, one, student(64)), 'differs in: input.', kind=EvaluationError)
+
+
+def test_a_damaged_file_of_a_later_epoch_is_named_before_the_first(digits, store, tmp_path):
+    shutil.copytree(store.place.folder, tmp_path / 's')
+    file = tmp_path / 's/epoch-0001/00001.safetensors'
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(lambda: trained(digits, Store.open(tmp_path / 's'), tmp_path / 'run'), str(file), kind=EvaluationError)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_the_papers_recipe_has_the_papers_numbers():
     recipe = DISTILLATION['tinyvit_22k_distill']
     assert (recipe.epochs, recipe.warmup_epochs, recipe.batch_size, recipe.weight_decay) == (90, 5, 4096, 0.01)
@@ -248,6 +296,7 @@ def test_the_commands_save_check_show_and_train(folders, cli, tmp_path):
     )
     assert 'all 96 of epochs 0 to 1 are whole' in checked
     assert 'Teacher: 48 views' in checked
+    assert 'all 48 of epochs 1 are whole' in ran(cli('distill', 'check', str(tmp_path / 's'), *data, '--epochs', '1'))
     facts = json.loads(ran(cli('distill', 'info', str(tmp_path / 's'), '--json')))
     assert (facts['epochs'], facts['bytes_a_record'], facts['teacher']) == ([0, 1], 20, 'test_vit')
     shown = ran(cli('distill', 'info', str(tmp_path / 's'), '--view', '1:7', *data, '--image', str(tmp_path / 'v.png')))
@@ -262,6 +311,26 @@ def test_the_commands_save_check_show_and_train(folders, cli, tmp_path):
     assert results['soft_labels']['epochs'] == [0, 1]
     model = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
     assert model.num_classes == 10
+
+
+def test_what_cannot_be_shown_or_checked_is_one_sentence(folders, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, teacher = ('-d', str(folders / 'data')), ('test_vit', '--weights', str(folders / 'teacher.pth'))
+    ran(cli('distill', 'save', *teacher, *data, '--store', 's', '--epochs', '0', '-k', '4', '--device', 'cpu'))
+    view = ('distill', 'info', 's', *data, '--view')
+    for code, words, message in (
+        (1, (*view, '1:0'), 'no whole epoch 1, it has 0'),
+        (1, (*view, '0:0', '--image', 'view.xyz'), 'view.xyz cannot be written'),
+        (1, (*view, '0:0', '--image', 's/store.json/view.png'), 'view.png cannot be written'),
+        (2, ('distill', 'info', 's', '--image', 'view.png'), '--view'),
+        (1, ('distill', 'save', *teacher, *data, '--store', 'memory://s', '--epochs', '0'), 'name a folder'),
+    ):
+        found, out, err = cli(*words)
+        assert (found, out, message in err) == (code, '', True), err
+    (tmp_path / 's/epoch-0000/epoch.json').unlink()
+    code, out, err = cli('distill', 'check', 's', *data)
+    assert (code, out, 'no whole epoch yet' in err) == (1, '', True)
+    assert {p.name for p in tmp_path.iterdir()} == {'s'}
 
 
 def test_a_teacher_that_says_something_else_ends_check_with_an_error(folders, cli, tmp_path):

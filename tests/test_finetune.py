@@ -369,7 +369,7 @@ def test_a_run_that_ends_while_it_writes_resumes_with_the_same_losses(tmp_path, 
     assert np.array_equal(resumed.test.predictions, whole.test.predictions)
     for name in ('state.pt', 'best.pt'):
         assert_same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'killed')))
-    assert sorted(p.name for p in (tmp_path / 'killed').iterdir()) == ['.lock', 'best.pt', 'state.pt']
+    assert not list((tmp_path / 'killed').glob('.*.part*'))
 
 
 def assert_same(one, two):
@@ -444,7 +444,7 @@ def test_a_full_disk_is_said_and_the_run_resumes_from_what_is_there(tmp_path, di
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert len(read_state(tmp_path / 'full')['history']) == 1
-    assert sorted(p.name for p in (tmp_path / 'full').iterdir()) == ['.lock', 'best.pt', 'state.pt']
+    assert not list((tmp_path / 'full').glob('.*.part*'))
     assert fit(small_model(), train, PLAIN, tmp_path / 'full').history == whole.history
 
 
@@ -452,21 +452,27 @@ SCRIPT = """
 import os, sys
 import timm, torch
 sys.path.insert(0, {tests!r})
-from test_finetune import PLAIN, plain_vit, fit
+from test_finetune import PLAIN, fit, {model}
 from tinyvit_zoo.data.datasets import load_dataset
 torch.set_num_threads(1)
-recipe = PLAIN.changed(epochs=6, drop_path={{'': {drop}}}, auto_augment='rand-m9-mstd0.5-inc1')
+recipe = PLAIN.changed(
+    epochs=6, drop_path={{'': {drop}}}, auto_augment='rand-m9-mstd0.5-inc1', freeze_batch_norm=True, lr={lr}
+)
 train, test = load_dataset('digits', 'train').subset(range(320)), load_dataset('digits', 'test').subset(range(50))
-result = fit(plain_vit(drop_path_rate={drop}), train, recipe, sys.argv[1], test=test, **eval(sys.argv[2]), say=print)
+result = fit({model}(drop_path_rate={drop}), train, recipe, sys.argv[1], test=test, **eval(sys.argv[2]), say=print)
 if os.environ.get('RANK', '0') == '0':  # else the lines of two processes may run into each other
     print('LOSSES', [e.loss for e in result.history], result.processes)
     print('SCORES', [e.validation_accuracy for e in result.history], result.test.accuracy)
 """
 
 
-def command(folder, *launcher, drop=0.1, options='{}'):
+def command(folder, *launcher, drop=0.1, model='plain_vit', options='{}'):
     script = folder.parent / f'{folder.name}.py'
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), drop=drop))
+    script.write_text(
+        SCRIPT.format(
+            tests=str(Path(__file__).parent), drop=drop, model=model, lr=4e-3 if model == 'plain_vit' else 4e-4
+        )
+    )
     return [sys.executable, *launcher, str(script), str(folder), options]
 
 
@@ -512,10 +518,12 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_losses(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path):
-    one = run_script(tmp_path / 'one', drop=0.0)
+@pytest.mark.parametrize('model', ['plain_vit', 'small_model'])
+def test_two_processes_train_as_one_does(tmp_path, model):
+    """TinyViT, too, where BatchNorm is frozen: else it takes its statistics over each process's part of a batch."""
+    one = run_script(tmp_path / 'one', drop=0.0, model=model)
     launcher = ('-m', 'torch.distributed.run', '--nproc-per-node=2', '--master-port=29517')
-    two = run_script(tmp_path / 'two', *launcher, drop=0.0)
+    two = run_script(tmp_path / 'two', *launcher, drop=0.0, model=model)
     first, second = (json.loads(result['LOSSES'].removeprefix('LOSSES ').rpartition(' ')[0]) for result in (one, two))
     assert (one['LOSSES'][-1], two['LOSSES'][-1]) == ('1', '2')
     assert second == pytest.approx(first, rel=1e-5)  # sums are taken in another order
@@ -523,6 +531,20 @@ def test_two_processes_train_as_one_does(tmp_path):
     weights = [torch.load(tmp_path / run / 'best.pt', weights_only=True) for run in ('one', 'two')]
     for key in weights[0]:
         torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-3, atol=1e-4)
+
+
+def test_accumulated_steps_train_tinyvit_as_one_batch_does_where_batch_norm_is_frozen(tmp_path, digits):
+    """BatchNorm that learns takes its statistics over the images at once, of processes as of accumulated steps."""
+    train, _ = digits
+    frozen, learning = (
+        [
+            fit(small_model(), train, recipe, tmp_path / f'{recipe.freeze_batch_norm}{micro}', micro_batch=micro)
+            for micro in (32, 8)
+        ]
+        for recipe in (PLAIN.changed(epochs=2, freeze_batch_norm=freeze) for freeze in (True, False))
+    )
+    assert losses(frozen[1]) == pytest.approx(losses(frozen[0]), rel=1e-5)
+    assert losses(learning[1]) != pytest.approx(losses(learning[0]), rel=1e-5)
 
 
 def test_accumulated_steps_train_as_one_batch_does(tmp_path, digits):
@@ -678,7 +700,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_its_state_is_written(t
     model = small_model()
     torch.nn.init.constant_(model.get_classifier().weight, float('nan'))
     with pytest.raises(
-        EvaluationError, match=r'no longer a number in epoch 1: choose another --output and a lower --lr'
+        EvaluationError, match=r'no longer a number in update 1 of epoch 1: choose another --output and a lower --lr'
     ):
         fit(model, train, PLAIN, tmp_path / 'bad')
     assert not (tmp_path / 'bad' / 'state.pt').exists()

@@ -36,6 +36,7 @@ PUBLISHED = {
     'minivit_transfer_flowers': (5e-3, 1e-5, 1e-6, 5, 300, 256, BY_EPOCH),
     'minivit_transfer_cars': (1e-3, 1e-5, 1e-6, 5, 300, 256, BY_EPOCH),
     'tinymim': (2e-3, 1e-6, 0, 5, 100, 1024, SHIFTED),
+    'tinymim_star': (2e-3, 1e-6, 0, 5, 1000, 1024, SHIFTED),
     'mae_lite_default': (4e-3, 1e-6, 0, 5, 100, 1024, SHIFTED),
     'mae_lite_improved': (4e-3, 1e-6, 0, 5, 300, 1024, SHIFTED),
     'mae_lite_1000': (4e-3, 1e-6, 0, 5, 1000, 1024, SHIFTED),

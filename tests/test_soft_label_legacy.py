@@ -104,6 +104,7 @@ FAULTS = {
         ('b', 'rank0-values.bin', 'rank1-values.bin'),
     ),
     'a number missing': (lambda d: write_epoch(d, [['0', '1', '3']]), ('lacks 1 keys', '2')),
+    'a number far beyond the others': (lambda d: write_epoch(d, [['0', '1', '9' * 18]]), ('lacks 9', 'such as 2')),
     'a record cut': (
         lambda d: (write_epoch(d, [['0', '1']]) / 'rank0-values.bin').write_bytes(b'\0' * 25),
         ('rank0-values.bin', 'is cut', '16 bytes and 9 more'),

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from tinyvit_zoo.soft_labels import (
     estimate,
     save,
 )
+from tinyvit_zoo.soft_labels.save import library_versions
 
 SPEC = ViewSpec.from_timm((32, 32), auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.25)
 IMAGES = 64
@@ -99,23 +102,53 @@ def test_workers_and_processes_save_the_same_bytes(form, teacher, digits, tmp_pa
     assert files_of(tmp_path / 'two') == files_of(tmp_path / 'alone')
 
 
-def test_a_saving_that_is_killed_anywhere_goes_on_to_the_same_bytes(teacher, digits, tmp_path):
+def test_a_saving_by_two_processes_that_is_killed_anywhere_goes_on_to_the_same_bytes(teacher, digits, tmp_path):
+    """`python benchmarks/soft_labels.py --kill 20` does it at 20 random moments."""
     saved(teacher, digits, tmp_path / 'whole')
     context = multiprocessing.get_context('fork')
     for point in range(3):
-        folder = tmp_path / f'killed {point}'
-        process = context.Process(target=saved, args=(_Slow(teacher), digits, folder), kwargs=dict(progress=False))
-        process.start()
-        while len(list(folder.rglob('0*.safetensors'))) < 2 * point + 1 and process.is_alive():
+        folder, meeting = tmp_path / f'killed {point}', f'file://{tmp_path}/meeting-{point}'
+        processes = [
+            context.Process(target=_saved_by_one_of_two, args=(rank, meeting, _Slow(teacher), digits, folder))
+            for rank in range(2)
+        ]
+        for process in processes:
+            process.start()
+        while len(list(folder.rglob('0*.safetensors'))) < 2 * point + 1 and processes[0].is_alive():
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.join()
+        assert processes[0].exitcode == -signal.SIGKILL
         assert len(list(folder.rglob('epoch.json'))) < 2
         whole = set(folder.rglob('0*.safetensors'))
         times = {p: p.stat().st_mtime_ns for p in whole}
         saved(teacher, digits, folder)
         assert {p: p.stat().st_mtime_ns for p in whole} == times  # nothing is computed twice
         assert files_of(folder) == files_of(tmp_path / 'whole')
+
+
+def _saved_by_one_of_two(rank: int, meeting: str, *args) -> None:
+    torch.distributed.init_process_group('gloo', meeting, timedelta(minutes=1), world_size=2, rank=rank)
+    saved(*args, progress=False)
+
+
+def test_a_shard_has_no_temporary_name_but_the_one_that_is_removed_after_a_kill(teacher, digits, tmp_path, monkeypatch):
+    """safetensors' own `save_file` writes elsewhere in the folder and renames."""
+    module, files = sys.modules['tinyvit_zoo.soft_labels.shard'], []
+
+    @contextmanager
+    def watched(path, new_file=module.new_file):
+        with new_file(path) as new:
+            before = new.stat().st_ino
+            yield new
+            files.append((before, new.stat().st_ino))
+
+    monkeypatch.setattr(module, 'new_file', watched)
+    saved(teacher, digits, tmp_path / 's', epochs=[0])
+    assert len(files) == 4
+    assert all(before == after for before, after in files)
 
 
 class _Slow(Teacher):
@@ -220,7 +253,41 @@ def test_images_that_became_others_are_named_with_the_versions_that_made_them(te
     store = saved(teacher, digits, tmp_path / 's', epochs=[0])
     rotated = ReplayedViews.view
     monkeypatch.setattr(ReplayedViews, 'view', lambda self, i: (rotated(self, i)[0], rotated(self, i)[1].rotate(90)))
-    refused(lambda: check_views(store, digits, [0]), 'not the one that the teacher saw', 'pillow', kind=EvaluationError)
+    refused(
+        lambda: check_views(store, digits, [0]), 'digits[0]', 'not the one that the teacher saw', 'versions are those',
+        'pillow', kind=EvaluationError,
+    )  # fmt: skip
+    now = library_versions()
+    monkeypatch.setattr('tinyvit_zoo.soft_labels.check.library_versions', lambda: now | dict(pillow='99'))
+    refused(
+        lambda: check_views(store, digits, [0]), f'pillow {now["pillow"]}', 'here are', 'pillow 99',
+        kind=EvaluationError,
+    )  # fmt: skip
+
+
+def test_a_teacher_without_numbers_does_not_agree_with_a_store(teacher, digits, tmp_path, monkeypatch):
+    store = saved(teacher, digits, tmp_path / 's', epochs=[0])
+    silent = copy.deepcopy(teacher)
+    silent.model.head.bias.data.fill_(float('nan'))
+    # As where nothing is known of the teacher's weights.
+    monkeypatch.setattr(Teacher, 'sha256', property(lambda self: store.info.teacher_sha256))
+    refused(lambda: check_teacher(store, digits, silent, [0]), 'no finite probabilities', kind=EvaluationError)
+    refused(lambda: check_teacher(store, digits, silent, []), 'an epoch at least', kind=EvaluationError)
+
+
+@pytest.mark.parametrize('epochs', [[-1], [0, 10**6], [10**20]])
+def test_epochs_that_no_store_has_are_named(epochs, teacher, digits, tmp_path):
+    refused(
+        lambda: saved(teacher, digits, tmp_path / 's', epochs), f'not {min(epochs)} to {max(epochs)}',
+        kind=EvaluationError,
+    )  # fmt: skip
+    assert not (tmp_path / 's').exists()
+
+
+def test_nothing_is_saved_to_an_address(teacher, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: saved(teacher, digits, 'memory://labels'), 'name a folder', kind=EvaluationError)
+    assert not list(tmp_path.iterdir())
 
 
 PROGRAM = """

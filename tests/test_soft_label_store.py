@@ -1,5 +1,6 @@
 """The store of soft labels: records, shards, epochs; every changed byte is noticed."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.soft_labels import Form, SoftLabels, Store, StoreInfo
 from tinyvit_zoo.soft_labels import store as store_module
+from tinyvit_zoo.soft_labels.sealed import read_sealed, write_sealed
 
 FORMS = ['exact', 'compact']
 INFO = StoreInfo(
@@ -198,12 +200,83 @@ def test_every_flipped_byte_of_a_store_is_noticed(tmp_path):
             path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x11]) + whole[i + 1 :])
             try:
                 Store.open(tmp_path / 's').epoch(3).read(range(50))
-            except EvaluationError:
-                continue
-            silent.append((path.name, i))
+                said = ''
+            except EvaluationError as e:
+                said = str(e)
+            if str(path) not in said:
+                silent.append((path.name, i, said))
         path.write_bytes(whole)
     assert silent == []
     assert len(Store.open(tmp_path / 's').epoch(3).read(range(50)).ids) == 50
+
+
+def test_a_checksum_that_was_changed_before_its_epoch_is_noted_is_computed_again(tmp_path):
+    """Saving again would otherwise note the header as it is by then."""
+    saved(tmp_path / 's')
+    path = tmp_path / 's/epoch-0003/00000.safetensors'
+    whole = path.read_bytes()
+    assert whole.count(b'3016') == 1
+    path.write_bytes(whole.replace(b'3016', b'3017'))
+    assert Store.open(tmp_path / 's').missing_shards(3) == [0]
+    saved(tmp_path / 's')
+    assert path.read_bytes() == whole
+
+
+def _sealed(path: Path, **changes) -> None:
+    """Change a sealed file as somebody would who knows the format."""
+    write_sealed(path, read_sealed(path) | changes)
+
+
+def _headed(path: Path, old: bytes, new: bytes) -> None:
+    """Change the header of the first shard and its hash in the note."""
+    shard = path / '00000.safetensors'
+    data = shard.read_bytes()
+    length = int.from_bytes(data[:8], 'little')
+    header = data[8 : 8 + length].replace(old, new)
+    assert header != data[8 : 8 + length]
+    shard.write_bytes(len(header).to_bytes(8, 'little') + header + data[8 + length :])
+    sha256 = hashlib.sha256(shard.read_bytes()[: 8 + len(header)]).hexdigest()
+    hashes = read_sealed(path / 'epoch.json')['shards'] | {shard.name: sha256}
+    _sealed(path / 'epoch.json', shards=hashes)
+
+
+FORGED = {
+    'no number of images': lambda s: _sealed(s / 'store.json', images='50'),
+    'no images': lambda s: _sealed(s / 'store.json', images=0),
+    'no size of shards': lambda s: _sealed(s / 'store.json', shard_size=0),
+    'views that are a list': lambda s: _sealed(s / 'store.json', views=[1]),
+    'an unknown form': lambda s: _sealed(s / 'store.json', form='other'),
+    'hashes that are a list': lambda s: _sealed(s / 'epoch-0003/epoch.json', shards=['0']),
+    'hashes that are numbers': lambda s: _sealed(s / 'epoch-0003/epoch.json', shards={'00000.safetensors': 7}),
+    'an endless place': lambda s: _headed(s / 'epoch-0003', b'"data_offsets":[0', b'"data_offsets":[' + b'9' * 40),
+    'no checksums of images': lambda s: _headed(s / 'epoch-0003', b'\\"images\\"', b'\\"others\\"'),
+}
+
+
+@pytest.mark.parametrize('change', FORGED)
+def test_a_forged_store_is_an_error_too(change, tmp_path):
+    """Stores come from other people: their hashes may be right and their content none."""
+    saved(tmp_path / 's')
+    FORGED[change](tmp_path / 's')
+    refused(lambda: Store.open(tmp_path / 's').epoch(3).read(range(50)), kind=EvaluationError)
+
+
+def test_a_fetched_store_writes_nowhere_but_into_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / 'a/b/c/home'))
+    saved(tmp_path / 's')
+    hashes = read_sealed(tmp_path / 's/epoch-0003/epoch.json')['shards']
+    _sealed(tmp_path / 's/epoch-0003/epoch.json', shards=dict.fromkeys(hashes, '../../../../../'))
+    memory = fsspec.filesystem('memory')
+    memory.put(str(tmp_path / 's'), '/labels/forged', recursive=True)
+    try:
+        with pytest.raises(EvaluationError, match='not the file that was written'):
+            Store.open('memory://labels/forged').epoch(3)
+    finally:
+        memory.rm('/labels', recursive=True)
+    outside = [
+        p for p in (tmp_path / 'a').rglob('*.safetensors') if tmp_path / 'a/b/c/home/soft_labels' not in p.parents
+    ]
+    assert outside == []
 
 
 def _swap(a: Path, b: Path) -> None:
@@ -264,6 +337,18 @@ def test_a_folder_of_other_labels_is_not_continued_and_both_values_are_said(attr
     assert (tmp_path / 's' / 'store.json').read_bytes() == before
 
 
+def test_of_other_settings_the_message_has_those_that_differ(tmp_path):
+    views = dict(color_jitter=None, erasing=dict(area=[0.02, 0.333], aspect=[0.3, 3.333]), size=[32, 32])
+    info = replace(INFO, views=views)
+    saved(tmp_path / 's', info=info)
+    other = replace(info, views=dict(views, size=[64, 64]), images=51, teacher_sha256='u' * 64)
+    refused(
+        lambda: Store.create(tmp_path / 's', replace(other, images=50)), "views {'size': [32, 32]}",
+        "this is {'size': [64, 64]}", 'another store', kind=EvaluationError,
+    )  # fmt: skip
+    refused(lambda: Store.create(tmp_path / 's', replace(other, views=views)), 'images 50', '51', kind=EvaluationError)
+
+
 def test_other_versions_of_libraries_continue_a_store(tmp_path):
     saved(tmp_path / 's')
     store = Store.create(tmp_path / 's', replace(INFO, libraries={'pillow': '14.0'}))
@@ -305,6 +390,13 @@ def test_a_store_is_read_from_an_address_and_its_shards_are_fetched_once(tmp_pat
         memory.rm('/labels', recursive=True)
 
 
+def test_an_address_of_this_machine_is_a_folder(tmp_path):
+    saved(tmp_path / 's')
+    store = Store.create((tmp_path / 's').as_uri(), INFO)
+    assert store.place.folder == tmp_path / 's'
+    assert store.epochs() == [3]
+
+
 def test_an_address_that_nothing_can_open_is_one_sentence():
     with pytest.raises(EvaluationError, match=r'nowhere://labels cannot be opened'):
         Store.open('nowhere://labels')
@@ -319,7 +411,7 @@ def test_a_full_disk_leaves_finished_shards_and_no_partial_one(tmp_path, monkeyp
 
     labels = teacher_output(20, 32, 5)
     store.write_shard(4, 0, labels, {})
-    monkeypatch.setattr('tinyvit_zoo.soft_labels.shard.save_file', full)
+    monkeypatch.setattr('tinyvit_zoo.soft_labels.shard.to_bytes', full)
     with pytest.raises(EvaluationError, match=r'No space left on device.*finished shards stay'):
         store.write_shard(4, 1, labels, {})
     assert [p.name for p in folder.iterdir()] == ['00000.safetensors']

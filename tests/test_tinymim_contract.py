@@ -51,7 +51,7 @@ def without_gradient(model: nn.Module) -> set[str]:
 
 
 def test_a_students_tail_gets_no_gradient_by_default():
-    """Its last block, and the norm behind it: `find_unused_parameters=True` for DistributedDataParallel."""
+    """Its last block, and the norm behind it: to be frozen before DistributedDataParallel sees them."""
     last = {f'blocks.4.{name}' for name, _ in student().blocks[4].named_parameters()}
     assert without_gradient(student()) == last | {'norm.weight', 'norm.bias'}
     assert without_gradient(student(forward_depth=5)) == set()

@@ -1,25 +1,17 @@
 """The benchmark of weight multiplexing: it runs, resumes after a kill, and reports the result, whatever it is."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import imported_benchmark
 from PIL import Image
-
-PATH = Path(__file__).parent.parent / 'benchmarks' / 'weight_multiplexing.py'
 
 
 @pytest.fixture(scope='module')
 def benchmark():
-    spec = importlib.util.spec_from_file_location('weight_multiplexing_benchmark', PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported_benchmark('weight_multiplexing') as module:
+        yield module
 
 
 @pytest.fixture
@@ -86,7 +78,7 @@ def test_after_a_kill_it_resumes_with_the_next_seed(benchmark, tiny, tmp_path, m
 
 
 def test_results_of_other_settings_are_refused(benchmark, tiny, tmp_path):
-    path = benchmark.seed_file(tmp_path, 0)
+    path = tmp_path / 'seeds' / '0.json'
     benchmark.write_json(path, dict(settings=dict(batch=1)))
     with pytest.raises(SystemExit, match='other settings'):
         benchmark.run(2, tiny, tmp_path)

@@ -1,4 +1,5 @@
-"""The demo: train a TinyViT on small real images, save it, reload it, classify image files, and use its features.
+"""The demo: train a TinyViT on small real images, save it, reload it, classify image files, use its features, and let
+it teach a smaller one through stored soft labels.
 
 All measurements are on held-out images, and the number of epochs is fixed in advance: held-out images affect no choice.
 
@@ -30,6 +31,8 @@ from .comparison import EPISODES, NAMES, Comparison, compare_with_random, compar
 from .digits import CLASSES, SIZE, DemoImages, load_images, load_photos
 from .figures import Epoch, contact_sheet, training_curves
 from .hub_probe import weights_at_hand
+from .student import EPOCHS as STUDENT_EPOCHS
+from .student import teach_student
 
 __all__ = ['predict', 'run_demo', 'train']
 
@@ -38,6 +41,7 @@ BATCH = 64
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 MAX_SHIFT = 3  # pixels
+QUICK_EPOCHS = 2  # of the student, where the demo is shortened
 
 PRETRAINED = 'tinyvit_5m_224'
 
@@ -50,7 +54,8 @@ def run_demo(
     photographs: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train, save, reload, classify, compare the features with those of random weights, and write the results.
+    """Train, save, reload, classify, compare the features with those of random weights, teach a student, and write the
+    results.
 
     Args:
         output: Folder for the saved model, figures, some held-out images and results.json.
@@ -102,6 +107,11 @@ def run_demo(
         comparison, figures = compare_with_random(
             output / 'model', reloaded, pools, seed, EPISODES if limit is None else limit, say
         )
+    with torch.random.fork_rng(devices=[]), one_thread():
+        taught = teach_student(
+            reloaded, training, held_out, output / 'soft_labels', predict, seed,
+            STUDENT_EPOCHS if limit is None else QUICK_EPOCHS, say,
+        )  # fmt: skip
     results = record(
         'demo',
         model=reloaded,
@@ -117,12 +127,20 @@ def run_demo(
         seconds=round(time.perf_counter() - start, 1),
         history=history,
         compared_with_random=comparison,
+        student=taught.record,
     )
     rows = [
         {'data': name, **row, 'remarks': '; '.join(row['remarks'])} for name, rows in comparison.items() for row in rows
     ]
-    write(output, results, tables=dict(compared_with_random=rows), figures=figures, say=say)
+    write(
+        output,
+        results,
+        tables=dict(compared_with_random=rows),
+        figures=figures | dict(soft_labels=taught.figure),
+        say=say,
+    )
     say(summary(comparison))
+    say(taught.words)
     return results
 
 

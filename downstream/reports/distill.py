@@ -6,7 +6,6 @@ from pathlib import Path
 from torch import nn
 
 from tinyvit_zoo.data.image_dataset import ImageDataset
-from tinyvit_zoo.soft_labels import Store
 from tinyvit_zoo.training.distillation import Distilled
 
 from .training import write_training
@@ -19,7 +18,6 @@ def write_distilled(
     result: Distilled,
     model: nn.Module,
     dataset: ImageDataset,
-    store: Store,
     *,
     name: str,
     weights: str,
@@ -30,10 +28,9 @@ def write_distilled(
 
     Args:
         output: Folder of the training.
-        result: Of the training.
+        result: Of the training; says who taught.
         model: The student, trained.
         dataset: What it was trained on.
-        store: Its soft labels.
         name: Of the student.
         weights: Where they came from before the training.
         seed: Of the training.
@@ -42,13 +39,15 @@ def write_distilled(
     Raises:
         EvaluationError: If the folder cannot be written to, or the model cannot be saved.
     """
-    info = store.info
+    info, live = result.labels, result.store is None
     labels = dict(
-        store=str(store.place), identity=info.identity, teacher=info.teacher, teacher_sha256=info.teacher_sha256,
-        form=info.form, k=info.k, epochs=list(result.stored_epochs),
+        store=result.store, identity=info.identity, teacher=info.teacher, teacher_sha256=info.teacher_sha256,
+        teacher_precision=info.precision, form=info.form, k=info.k, epochs=list(result.stored_epochs),
     )  # fmt: skip
+    source = f'the live teacher {info.teacher}' if live else f'the soft labels of {info.teacher}'
     write_training(
         output, 'distill', result, model, dataset, name=name, weights=weights, seed=seed,
-        title=f'{name} from the soft labels of {info.teacher}', label_names=dataset.classes,
+        title=f'{name} from {source}', label_names=dataset.classes,
         details=dict(soft_labels=labels), say=say,
     )  # fmt: skip
+    say(f'Taught by {info.teacher} ({info.precision}), {"live" if live else f"from {result.store}"}; K = {info.k}.')

@@ -107,6 +107,7 @@ def write_finetuned(
     weights: str,
     seed: int,
     start: Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Write results.json, history.csv, per_class.csv, the figures, an entry for the card, and the model with its labels
@@ -122,6 +123,7 @@ def write_finetuned(
         weights: Where they came from before the training.
         seed: Of the training run.
         start: What it started from, for results.json.
+        teacher: What taught it and how, for results.json; None for none.
         say: Prints a line.
 
     Raises:
@@ -134,6 +136,7 @@ def write_finetuned(
     datasets = dict(train=train) if test is None else dict(train=train, test=test)
     head = record('finetune', model=model, dataset=datasets, seed=seed, name=name, weights=weights)
     run = dict(recipe=recipe, precision=result.precision, processes=result.processes, start=start)
+    run |= {} if teacher is None else dict(teacher=teacher)
     results = {**head, **run, **summary(result)}
     entries = {test.name: _entry(results, test)} if test is not None and test.complete else {}
     figures = _figures(result, train, test, title)

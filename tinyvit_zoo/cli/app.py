@@ -5,6 +5,7 @@ import sys
 import typer
 
 from . import (
+    bench,
     cards,
     catalogue,
     classify,
@@ -21,6 +22,7 @@ from . import (
     finetune,
     hub,
     knn,
+    pretrain,
     probe,
     run,
     weights,
@@ -29,10 +31,10 @@ from .console import print_error
 
 app = typer.Typer(name='tinyvit-zoo', help='Small vision transformers for timm.', pretty_exceptions_enable=False)
 PANELS = {
-    'Models': (catalogue, classify, weights, compress, export, demo),
+    'Models': (catalogue, classify, weights, compress, export, bench, demo),
     'Pages of the Hub': (hub, cards),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
-    'Training': (finetune, distill, contract, run),
+    'Training': (finetune, distill, pretrain, contract, run),
     'Detection and segmentation': (detect,),
 }
 """Modules of commands by the panel of `--help` that they are in, in its order."""

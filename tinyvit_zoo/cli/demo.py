@@ -27,8 +27,8 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Train a small TinyViT on real digits and photo crops, save it, load it, classify, and compare its features on
-    unseen digits with those of random weights (no network needed)."""
+    """Train a small TinyViT on real digits and photo crops, save it, load it, classify, compare its features on unseen
+    digits with those of random weights, and let it teach a smaller one (no network needed)."""
     from ..downstream.demo.run import EPOCHS, run_demo
 
     with own_folder(output, first=True):

@@ -1,6 +1,7 @@
 """`distill`: store a teacher's soft labels once, and train any student from them."""
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ from .options import DataOptions, ModelOptions, RunOptions, Size, find_device, p
 from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..data.image_dataset import ImageDataset
     from ..data.replay import ViewSpec
     from ..soft_labels import Store, Teacher
@@ -21,6 +24,12 @@ StoreForm = StrEnum('StoreForm', ['exact', 'compact'])
 TeacherPrecision = StrEnum('TeacherPrecision', ['float32', 'bfloat16'])
 Reuse = StrEnum('Reuse', ['cycle'])
 
+ViewSize = Annotated[
+    Size | None,
+    typer.Option(
+        '--view-size', parser=read_size, help="Of the views, if not the teacher's; students may differ.", metavar='SIZE'
+    ),
+]
 StorePlace = Annotated[str, typer.Argument(help='Folder, or an address that fsspec opens.', metavar='STORE')]
 Epochs = Annotated[str | None, typer.Option(help='Such as 3, or 0:10 for 0 to 9. Default: all.', metavar='EPOCHS')]
 
@@ -34,20 +43,21 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def save(
     *,
-    teacher: Annotated[str, typer.Argument(help='Any name that timm.create_model takes.', metavar='TEACHER')],
+    teacher: Annotated[
+        str, typer.Argument(help='Any model of timm, or a classifier of transformers.', metavar='TEACHER')
+    ],
     weights: Annotated[
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
     data_options: DataOptions,
-    store: Annotated[Path, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.')],
+    store: Annotated[
+        str, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.', metavar='DIR')
+    ],
     epochs: Annotated[str, typer.Option(help='Such as 3, or 0:10 for 0 to 9.', metavar='EPOCHS')],
     k: Annotated[int, typer.Option('--top-k', '-k', min=1, help='Probabilities kept.')] = 100,
     form: Annotated[StoreForm, typer.Option(help='exact: 4 bytes each; compact: a little over 2.')] = StoreForm.exact,
     precision: Annotated[TeacherPrecision, typer.Option(help='Of the teacher.')] = TeacherPrecision.float32,
-    view_size: Annotated[
-        Size | None,
-        typer.Option(parser=read_size, help="Of the views, if not the teacher's; students may differ.", metavar='SIZE'),
-    ] = None,
+    view_size: ViewSize = None,
     batch_size: Annotated[int, typer.Option(min=1, help='Images of a forward pass.', metavar='N')] = 64,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Say images, bytes and time; write nothing.')] = False,
     run: RunOptions,
@@ -95,17 +105,21 @@ def check(
     """Check every record of a store, its data set and its views; with --against, whether its teacher says the same."""
     from ..common.errors import EvaluationError
     from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
+    from ..soft_labels.store import in_words
+    from ..soft_labels.stored_views import is_converted
 
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
+    numbers = wanted or opened.whole_epochs()
     dataset = loader(data_options, run.seed)('train')
     check_data(opened, dataset)
-    numbers = wanted or opened.epochs()
-    say(f'Records: all {check_records(opened, numbers):,} of epochs {opened.epochs_in_words()} are whole.')
-    say(f'Views: {check_views(opened, dataset, numbers, share):,} were made again as the teacher saw them.')
+    say(f'Records: all {check_records(opened, numbers):,} of epochs {in_words(numbers)} are whole.')
+    views = check_views(opened, dataset, numbers, share)
+    say(f'Views: {views:,} were made again as the teacher saw them.' if views else 'Views: none carries a checksum.')
     if against:
-        found = _teacher(against, weights, opened.info.precision, run)
+        precision = 'float32' if is_converted(opened.info) else opened.info.precision
+        found = _teacher(against, weights, precision, run)
         agreement = check_teacher(opened, dataset, found, numbers, share, workers=run.workers)
         say(
             f'Teacher: {agreement.views:,} views; mean difference of a probability {agreement.error:.2g}, largest '
@@ -117,11 +131,45 @@ def check(
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LiveTeacherOptions:
+    """A live teacher in place of a store."""
+
+    teacher: Annotated[
+        str | None,
+        typer.Option('--teacher', help='Live teacher instead of --store; as TEACHER of save.', metavar='NAME'),
+    ] = None
+    teacher_weights: Annotated[
+        Path | None, typer.Option('--teacher-weights', help='Checkpoint of that teacher.', metavar='FILE')
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option('--top-k', '-k', min=1, help='Probabilities kept of that teacher. Default: 100.')
+    ] = None
+    teacher_precision: Annotated[
+        TeacherPrecision | None, typer.Option('--teacher-precision', help='Of that teacher. Default: float32.')
+    ] = None
+    view_size: ViewSize = None
+
+    def check(self, store: str | None, reuse: Reuse | None) -> None:
+        """Usage error unless there is one source of soft labels, with its own options only."""
+        if (store is None) == (self.teacher is None):
+            raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them says the soft labels.')
+        if self.teacher is not None and reuse is not None:
+            raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
+        given = [name for name, value in vars(self).items() if value is not None]
+        if store is not None and given:
+            names = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+            raise typer.BadParameter(f'{names}: only with --teacher, for a --store was saved with its own.')
+
+
 def train(
     *,
     model_options: ModelOptions,
     data_options: DataOptions,
-    store: Annotated[str, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')],
+    store: Annotated[
+        str | None, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')
+    ] = None,
+    live: LiveTeacherOptions,
     recipe: Annotated[str, typer.Option(help='Name of a recipe.', metavar='NAME')] = 'tinyvit_22k_distill',
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     training: TrainingOptions,
@@ -129,50 +177,58 @@ def train(
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     run: RunOptions,
 ) -> None:
-    """Train a student from stored soft labels. The same command again resumes where the last one stopped.
+    """Train a student from stored soft labels or a live teacher.
+
+    The same command again resumes where the last one stopped.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """
     from ..downstream.reports.distill import write_distilled
     from ..soft_labels import Store
-    from ..training.distillation import distil_from_store
+    from ..training.distillation import distil_from_store, distil_live
     from ..training.recipes import DISTILLATION, find_recipe
 
+    live.check(store, reuse)
     quiet_logs()
     chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
-        opened = Store.open(store)
+        opened = None if store is None else Store.open(store)
         dataset = loader(data_options, run.seed)('train')
         rate = chosen.drop_path_of(model_options.name)
         arguments: dict[str, Any] = dict(drop_path_rate=rate) if rate else {}
-        student = backbone_of(model_options, run.seed, num_classes=opened.info.classes, **arguments)
+        classes = len(dataset.classes) if opened is None else opened.info.classes
+        student = backbone_of(model_options, run.seed, num_classes=classes, **arguments)
         say = printer() if first else (lambda text: None)
-        result = distil_from_store(
-            student, dataset, opened, chosen, output, reuse=reuse is not None, hard_weight=hard_weight,
-            **training.settings(run, say),
-        )  # fmt: skip
+        common: dict[str, Any] = dict(hard_weight=hard_weight, **training.settings(run, say))
+        if opened is not None:
+            result = distil_from_store(student, dataset, opened, chosen, output, reuse=reuse is not None, **common)
+        else:
+            assert live.teacher is not None
+            teacher = _teacher(live.teacher, live.teacher_weights, str(live.teacher_precision or 'float32'), run)
+            spec = _view_spec(pair_of(live.view_size) or teacher.size)
+            result = distil_live(student, dataset, teacher, spec, chosen, output, k=live.top_k or 100, **common)
         if first:
             write_distilled(
-                output, result, student, dataset, opened, name=model_options.name,
-                weights=model_options.origin(run.seed), seed=run.seed, say=say,
+                output, result, student, dataset, name=model_options.name, weights=model_options.origin(run.seed),
+                seed=run.seed, say=say,
             )  # fmt: skip
 
 
 def convert(
     *,
     folder: Annotated[Path, typer.Argument(help="Of the released code's dumps.", metavar='OFFICIAL_DIR')],
-    store: Annotated[Path, typer.Argument(help='Folder to write.', metavar='STORE')],
+    store: Annotated[str, typer.Argument(help='Folder to write.', metavar='STORE')],
     num_classes: Annotated[int, typer.Option(min=1, help='Of the teacher.', metavar='N')] = 21841,
     teacher: Annotated[str, typer.Option(help='Its name, for people.')] = 'clip_vit_large_patch14_22k',
 ) -> None:
     """Convert dumps of TinyViT's released code, augmentation seeds included, to a store.
 
-    Their views are those of the released code's own generator; `distill train` does not make them yet.
+    `distill train` makes their views again from the seeds, for any student, with the images that the released code saw.
     """
     from tqdm import tqdm
 
     from ..soft_labels.legacy import convert as convert_dumps
-    from ..soft_labels.official_views import official_spec
+    from ..soft_labels.stored_views import released_settings
 
     quiet_logs()
     with tqdm(desc='records', unit='record', disable=None) as bar:
@@ -181,8 +237,7 @@ def convert(
             bar.total = of
             bar.update(done - bar.n)
 
-        views = {'released code': official_spec().settings()}
-        made = convert_dumps(folder, store, num_classes, views, teacher, progress)
+        made = convert_dumps(folder, store, num_classes, released_settings(), teacher, progress)
     printer()(f'Written to {store}: epochs {made.epochs_in_words()} of {made.info.images:,} records each.')
 
 
@@ -205,6 +260,8 @@ def info(
     from ..soft_labels import Store
 
     quiet_logs()
+    if image is not None and view is None:
+        raise typer.BadParameter('--image is for the image of a --view: give EPOCH:POSITION, too.')
     opened = Store.open(store)
     if view is not None:
         _show_view(opened, view, data, root, image, as_json)
@@ -223,8 +280,8 @@ def info(
 def _show_view(
     store: 'Store', view: str, data: str | None, root: Path | None, image: Path | None, as_json: bool
 ) -> None:
-    from ..data.replay import ViewSpec, describe_view
     from ..soft_labels import check_data
+    from ..soft_labels.stored_views import describe_stored
 
     match = re.fullmatch(r'(\d+):(\d+)', view)
     if not match or data is None:
@@ -232,25 +289,47 @@ def _show_view(
     epoch, position = int(match[1]), int(match[2])
     if position >= store.info.images:
         raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
+    store.check_epoch(epoch)
     dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
     check_data(store, dataset)
-    found = describe_view(dataset, ViewSpec.from_settings(store.info.views), store.info.seed, epoch, position)
+    found = describe_stored(store, dataset, epoch, position)
+    if image is not None:
+        _save_image(found.image, image)
     if as_json:
         print_json(dict(words=found.words, parameters=found.record))
     else:
         say = printer()
         for name, words in found.words.items():
             say(f'{name}: {words}')
-    if image is not None:
-        found.image.save(image)
+
+
+def _save_image(image: 'Image', path: Path) -> None:
+    """Write an image in the format of its ending. Raises: EvaluationError: If it cannot be written."""
+    from ..common.errors import EvaluationError
+    from ..common.files import new_file
+    from ..common.text import reason
+
+    try:
+        with new_file(path) as new:
+            image.save(new)
+    except (OSError, ValueError) as e:
+        words = getattr(e, 'strerror', None) or reason(e)
+        raise EvaluationError(f'{path} cannot be written ({words}): name a file such as view.png.') from e
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':
-    """A timm model as teacher."""
+    """A model of timm or transformers as teacher."""
+    from ..common.errors import ModelError
     from ..soft_labels import Teacher
+    from ..soft_labels.transformers_teacher import find_transformers_teacher
 
-    model = load_backbone(name, weights, True, None, run.seed)
-    return Teacher.of_timm(model, name, precision=precision, device=find_device(run.device))
+    settings: dict[str, Any] = dict(precision=precision, device=find_device(run.device))
+    found = find_transformers_teacher(name, **settings)
+    if found is None:
+        return Teacher.of_timm(load_backbone(name, weights, True, None, run.seed), name, **settings)
+    if weights is not None:
+        raise ModelError(f'{name} is a model of transformers, which has its weights beside it: leave {weights} out.')
+    return found
 
 
 def _view_spec(size: tuple[int, int]) -> 'ViewSpec':
@@ -267,8 +346,10 @@ def _view_spec(size: tuple[int, int]) -> 'ViewSpec':
 
 def _numbers(text: str) -> list[int]:
     """'3' -> [3], '0:10' -> [0, ..., 9]. Usage error on anything else."""
-    match = re.fullmatch(r'(\d+)(?::(\d+))?', text)
+    match = re.fullmatch(r'(\d{1,6})(?::(\d{1,6}))?', text)
     numbers = list(range(int(match[1]), int(match[2]) if match[2] else int(match[1]) + 1)) if match else []
     if not numbers:
-        raise typer.BadParameter(f"takes a number such as 3, or 0:10 for 0 to 9, not '{text}'.", param_hint='--epochs')
+        raise typer.BadParameter(
+            f"takes a number below a million such as 3, or 0:10 for 0 to 9, not '{text}'.", param_hint='--epochs'
+        )
     return numbers

@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from .console import command, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes
 from .options import DataOptions, ModelOptions, RunOptions, Size
-from .training_options import TrainingOptions
+from .training_options import TeacherOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,54 @@ if TYPE_CHECKING:
     from ..data.image_dataset import ImageDataset
     from ..downstream.starts import Start
     from ..training.recipes import Recipe
+    from ..training.tasks.classification import Teaching
+
+Distillation = StrEnum('Distillation', ['soft', 'hard'])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachingOptions(TeacherOptions):
+    """A teacher's part in the loss, as in DeiT."""
+
+    distillation: Annotated[
+        Distillation | None,
+        typer.Option(
+            '--distillation', help='Of its predictions. Default: hard for a model with a distillation token, else soft.'
+        ),
+    ] = None
+    distillation_alpha: Annotated[
+        float | None,
+        typer.Option('--distillation-alpha', min=0.0, max=1.0, help='Share of the teacher in the loss. Default: 0.5.'),
+    ] = None
+    distillation_tau: Annotated[
+        float | None, typer.Option('--distillation-tau', min=1e-3, help='Temperature of soft. Default: 1.')
+    ] = None
+
+    def teaching(self, student: 'nn.Module', seed: int) -> 'Teaching | None':
+        """The teacher and the form of its part in the loss; None if none is asked for."""
+        form: dict[str, Any] = dict(
+            kind=self.distillation and str(self.distillation), alpha=self.distillation_alpha, tau=self.distillation_tau
+        )
+        given = {key: value for key, value in form.items() if value is not None}
+        if given and self.teacher is None:
+            raise typer.BadParameter('--distillation and its options say what --teacher NAME does: give that, too.')
+        teacher = self.load(student, seed)
+        if teacher is None:
+            return None
+        from ..training.tasks.classification import Teaching
+
+        return Teaching(teacher, **given)
+
+    def facts(self, teaching: 'Teaching | None', student: 'nn.Module') -> dict[str, Any] | None:
+        """The same for results.json."""
+        if teaching is None:
+            return None
+        from ..common.hashes import state_hash
+
+        return dict(
+            name=self.teacher, weights=self.origin, sha256=state_hash(teaching.teacher),
+            distillation=teaching.kind_for(student), alpha=teaching.alpha, tau=teaching.tau,
+        )  # fmt: skip
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -54,7 +103,8 @@ def _protocol(recipe: 'Recipe') -> str:
     evaluation = "the model's own preprocessing"
     if recipe.evaluation:
         evaluation = '{interpolation}, crop {crop_pct:g} ({crop_mode})'.format(**recipe.evaluation)
-    return f'Starts from {starts}; {images}; evaluates with {evaluation}.'
+    teacher = f'has a teacher ({recipe.teacher}); ' if recipe.teacher else ''
+    return f'Starts from {starts}; {teacher}{images}; evaluates with {evaluation}.'
 
 
 def finetune(
@@ -73,6 +123,7 @@ def finetune(
     ] = 'small',
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     training: TrainingOptions,
+    teacher: TeachingOptions,
     layer_decay: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Instead of the recipe's.")] = None,
     ema_decay: Annotated[
         float | None, typer.Option(min=0.0, max=0.999999, help='The result is a moving average of the weights.')
@@ -105,9 +156,13 @@ def finetune(
         train, validation, test = _datasets(loader(data_options, run.seed))
         model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
         say = printer() if first else (lambda text: None)
-        departures = _say_start(chosen, start, classifier, model, say)
+        teaching = teacher.teaching(model, run.seed)
+        if teaching is not None:
+            part = f'{teaching.kind_for(model)}, alpha {teaching.alpha:g}, tau {teaching.tau:g}'
+            say(f'Teacher: {teacher.teacher} ({teacher.origin}); {part}.')
+        departures = _say_start(chosen, start, classifier, model, say, taught=teaching is not None)
         result = train_model(
-            model, train, chosen, output, validation=validation, test=test, held_out=held_out,
+            model, train, chosen, output, validation=validation, test=test, held_out=held_out, teaching=teaching,
             **training.settings(run, say),
         )  # fmt: skip
         if first:
@@ -116,6 +171,7 @@ def finetune(
                 output, result, model, train, test, name=model_options.name,
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
                 start=dict(weights=start.words, classifier=classifier or 'fresh', departures=departures),
+                teacher=teacher.facts(teaching, model),
             )  # fmt: skip
 
 
@@ -138,14 +194,14 @@ def _model(
 
 
 def _say_start(
-    recipe: 'Recipe', start: 'Start', classifier: str, model: 'nn.Module', say: Callable[[str], None]
+    recipe: 'Recipe', start: 'Start', classifier: str, model: 'nn.Module', say: Callable[[str], None], taught: bool
 ) -> list[str]:
     """Say before the first epoch what it starts from; the departures from the recipe's source."""
     from ..downstream.starts import departures
 
     if classifier:
         say(f'Classifier: {classifier}.')
-    found = departures(recipe, start, model)
+    found = departures(recipe, start, model, taught)
     if found:
         say(f'Recipe {recipe.name}: {"; ".join(found)}.')
     return found

@@ -150,6 +150,18 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledDataOptions(DataOptions):
+    """Images that are trained on without labels, and how to load them."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            '--data', '-d', help='Folder of images, or name of a data set; labels are not used.', metavar='DATA'
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a run is made."""
 

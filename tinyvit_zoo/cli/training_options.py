@@ -3,17 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import RunOptions, find_device
+from .evaluator_options import load_backbone
+from .options import RunOptions, find_device, origin_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..training.loop import RunSettings
     from ..training.recipes import Recipe
 
-__all__ = ['Precision', 'TrainingOptions']
+__all__ = ['Precision', 'TeacherOptions', 'TrainingOptions']
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
@@ -39,12 +43,17 @@ class TrainingOptions:
         typer.Option('--micro-batch', min=1, help='Images of a forward pass of a process.', metavar='N'),
     ] = None
     lr: Annotated[
-        float | None, typer.Option('--lr', min=0.0, help='Learning rate of an update, whatever the batch.')
+        float | None, typer.Option('--lr', min=0.0, max=1e6, help='Learning rate of an update, whatever the batch.')
     ] = None
     drop_path: Annotated[
         float | None, typer.Option('--drop-path', min=0.0, max=0.99, help="Instead of the recipe's.")
     ] = None
     precision: Annotated[Precision | None, typer.Option('--precision', help='Default: bf16 on CUDA, else no.')] = None
+    save_minutes: Annotated[
+        float,
+        typer.Option('--save-minutes', min=0.0, help='Between two states within an epoch; 0: after each update.'),
+    ] = 10.0
+    compile: Annotated[bool, typer.Option('--compile', help='Compile the model with torch.compile.')] = False
 
     def changed(self, recipe: 'Recipe', **changes: Any) -> 'Recipe':
         """The recipe with what these options change, and with further changes that are not None."""
@@ -64,5 +73,40 @@ class TrainingOptions:
             device=find_device(run.device) if run.device else None,
             workers=run.workers,
             seed=run.seed,
+            save_minutes=self.save_minutes,
+            compile=self.compile,
             say=say,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """A teacher that sees what the student sees."""
+
+    teacher: Annotated[
+        str | None, typer.Option('--teacher', help='Any name that timm.create_model takes.', metavar='NAME')
+    ] = None
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option('--teacher-weights', help='Checkpoint instead of its pretrained weights.', metavar='FILE'),
+    ] = None
+
+    def load(self, student: 'nn.Module', seed: int) -> 'nn.Module | None':
+        """The teacher for images of the student's size, in eval mode; None if none is asked for."""
+        if self.teacher is None:
+            if self.teacher_weights is not None:
+                raise typer.BadParameter('--teacher-weights: only with --teacher NAME, which says whose they are.')
+            return None
+        from ..build import build_model
+        from ..data.transforms import data_config
+
+        own, size = (
+            tuple(data_config(model)['input_size'][-2:])
+            for model in (build_model(self.teacher, device='meta'), student)
+        )
+        return load_backbone(self.teacher, self.teacher_weights, True, None if size == own else size, seed)
+
+    @property
+    def origin(self) -> str:
+        """Where its weights come from, as results say it."""
+        return origin_of(self.teacher_weights, False, 0)

@@ -6,7 +6,7 @@ worker holds one of them.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,15 +23,20 @@ from .view_params import View, ViewParameters, draw_views, is_checked
 from .view_spec import Erasing, ViewSpec, fill_color
 
 __all__ = [
+    'UNCHECKED',
     'DescribedView',
     'Erasing',
+    'ModelInput',
     'Place',
     'RandAugment',
+    'ReplayedPair',
+    'ReplayedPairs',
     'ReplayedView',
     'ReplayedViews',
     'View',
     'ViewParameters',
     'ViewSpec',
+    'describe_made',
     'describe_view',
     'draw_views',
     'fill_color',
@@ -42,6 +47,7 @@ __all__ = [
 ]
 
 UNCHECKED = -1
+"""In place of the CRC32 of a view that carries none."""
 
 
 class Place(NamedTuple):
@@ -49,6 +55,14 @@ class Place(NamedTuple):
 
     epoch: int
     position: int
+
+
+class ModelInput(NamedTuple):
+    """How a model takes images: (height, width), and mean and standard deviation of each channel."""
+
+    size: tuple[int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 class ReplayedView(NamedTuple):
@@ -113,11 +127,18 @@ class ReplayedViews(Dataset):
         """
         if not len(indices):
             return []
+        return [self._item(*decoded) for decoded in self._decoded(indices)]
+
+    def _decoded(self, indices: Sequence[int | tuple[int, int]]) -> Iterator[tuple[Place, View, Image.Image]]:
+        """The views of a batch, the image of one at a time."""
         places = [self._place(index) for index in indices]
         epochs, positions = (np.array(numbers, dtype=np.int64) for numbers in zip(*places, strict=True))
         sizes = [self.dataset.image_size(place.position) for place in places]
         parameters = draw_views(self.spec, self.seed, epochs, positions, sizes)
-        return [self._item(place, view) for place, view in zip(places, parameters, strict=True)]
+        for place, view in zip(places, parameters, strict=True):
+            image = self.dataset.image(place.position)
+            # A format whose header does not tell the size has been drawn for another one.
+            yield place, (view if size_of(image) == view.image_size else self._drawn(place, image)), image
 
     def view(self, index: int | tuple[int, int]) -> tuple[View, Image.Image]:
         """Parameters and image of one view, at the size of its settings, neither normalized nor erased."""
@@ -135,16 +156,65 @@ class ReplayedViews(Dataset):
     def _drawn(self, place: Place, image: Image.Image) -> View:
         return draw_views(self.spec, self.seed, place.epoch, [place.position], [size_of(image)])[0]
 
-    def _item(self, place: Place, view: View) -> ReplayedView:
-        image = self.dataset.image(place.position)
-        if size_of(image) != view.image_size:  # a format whose header does not tell it
-            view = self._drawn(place, image)
+    def _item(self, place: Place, view: View, image: Image.Image) -> ReplayedView:
         result = make_image(image, view, self.spec, self.size)
         crc32 = UNCHECKED
         if is_checked(place.position):
             crc32 = image_crc32(result if self.size == self.spec.size else make_image(image, view, self.spec))
         label = int(self.dataset.labels[place.position])
         return ReplayedView(to_tensor(result, view, self.spec, self.mean, self.std), label, *place, crc32)
+
+
+class ReplayedPair(NamedTuple):
+    """An item of `ReplayedPairs`: one view as two models take it.
+
+    Attributes:
+        first: float32 (3, H, W), normalized and erased.
+        second: float32 (3, H', W'), of the other model.
+        label: int, of the image.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    label: Any
+
+
+class ReplayedPairs(Dataset):
+    """Views of a data set for two models: each image is decoded once, and its parameters are drawn once.
+
+    Each tensor is what `ReplayedViews` gives that model.
+
+    Args:
+        dataset: Its positions are those of the views.
+        spec: Settings of the views.
+        seed: Of the run.
+        first: How one model takes images.
+        second: How the other does.
+    """
+
+    def __init__(self, dataset: ImageDataset, spec: ViewSpec, seed: int, first: ModelInput, second: ModelInput) -> None:
+        self.first, self.second = first, second
+        self.views = ReplayedViews(dataset, spec, seed, size=first.size, mean=first.mean, std=first.std)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, place: Place) -> ReplayedPair:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[Place]) -> list[ReplayedPair]:
+        """The views of a batch. Raises: IndexError, EvaluationError: See `ReplayedViews`."""
+        return [self._item(*decoded) for decoded in self.views._decoded(places)]
+
+    def _item(self, place: Place, view: View, image: Image.Image) -> ReplayedPair:
+        spec, (first, second) = self.views.spec, (self.first, self.second)
+        one = make_image(image, view, spec, first.size)
+        other = one if second.size == first.size else make_image(image, view, spec, second.size)
+        return ReplayedPair(
+            to_tensor(one, view, spec, first.mean, first.std),
+            to_tensor(other, view, spec, second.mean, second.std),
+            int(self.views.dataset.labels[place.position]),
+        )
 
 
 @dataclass(frozen=True)
@@ -172,9 +242,32 @@ def describe_view(dataset: ImageDataset, spec: ViewSpec, seed: int, epoch: int, 
     views = ReplayedViews(dataset, spec, seed, epoch)
     view, image = views.view(position)
     pixels = to_tensor(image, view, spec, views.mean, views.std)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (views.mean, views.std))
-    shown = (pixels * std + mean).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    words = dict(image=dataset.describe(position), **_words(view, spec), crc32=f'{image_crc32(image):08x}')
+    return describe_made(dataset.describe(position), view, spec, image, pixels, views.mean, views.std)
+
+
+def describe_made(
+    name: str,
+    view: View,
+    spec: ViewSpec,
+    image: Image.Image,
+    pixels: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> DescribedView:
+    """A view that has been made.
+
+    Args:
+        name: Of the image in its data set.
+        view: Parameters.
+        spec: Settings that they were drawn with.
+        image: Of `make_image`.
+        pixels: float32 (3, H, W), of a model with this mean and standard deviation.
+        mean: For each channel.
+        std: For each channel.
+    """
+    center, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    shown = (pixels * scale + center).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    words = dict(image=name, **_words(view, spec), crc32=f'{image_crc32(image):08x}')
     return DescribedView(words, view.record(), Image.fromarray(shown))
 
 

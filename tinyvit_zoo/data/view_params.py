@@ -39,6 +39,8 @@ class Stage(IntEnum):
     COLOR_JITTER = 3
     ERASE = 4
     ERASE_NOISE = 5
+    MASK = 6
+    CONTRAST = 7
 
 
 @dataclass(frozen=True)

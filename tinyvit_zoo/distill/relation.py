@@ -6,15 +6,30 @@ Released code: https://github.com/OliverRensu/TinyMIM.
 Shape legend: `B` images, `H` heads, `N` tokens (class token included), `d` width of a head.
 """
 
+from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 
+from .feature_targets import SMOOTH_L1_BETA
 from .precision import autocast_off, in_full_precision
 
-__all__ = ['HeadQKV', 'RelationLoss', 'relation_distillation_loss', 'relation_logits']
+__all__ = [
+    'RELATIONS',
+    'HeadQKV',
+    'Relation',
+    'RelationLoss',
+    'relation_distillation_loss',
+    'relation_logits',
+    'relation_losses',
+]
+
+Relation = Literal['qq', 'kk', 'vv', 'qk', 'qv', 'kv']
+"""Which rows are multiplied with which columns, such as queries with keys."""
+RELATIONS: tuple[Relation, ...] = ('qk', 'vv')
+"""Those of the paper's default and of the released code."""
 
 
 class HeadQKV(NamedTuple):
@@ -72,10 +87,42 @@ def relation_distillation_loss(student: HeadQKV, teacher: HeadQKV) -> RelationLo
     Raises:
         ValueError: If the heads differ (build one of the models with other `last_heads`), or images or tokens do.
     """
+    parts = relation_losses(student, teacher)
+    return RelationLoss(parts['qk'] + parts['vv'], parts['qk'], parts['vv'])
+
+
+def relation_losses(
+    student: HeadQKV, teacher: HeadQKV, relations: Sequence[Relation] = RELATIONS, softmax: bool = True
+) -> dict[str, torch.Tensor]:
+    """The loss of each relation, as the paper's Table 7 varies them; their sum is to be minimised.
+
+    With softmax KL(teacher || student), see `relation_distillation_loss`. Without, the scaled products themselves are
+    compared. The paper does not say how, and KL is not defined there: here it is the smooth L1 loss of its Eq. 8
+    (beta 2), mean over all pairs of tokens.
+
+    Args:
+        student: As in `relation_distillation_loss`.
+        teacher: As in `relation_distillation_loss`.
+        relations: Any of `Relation`, each once.
+        softmax: See above.
+
+    Returns:
+        A scalar for each relation, in the order given.
+
+    Raises:
+        ValueError: On no or an unknown relation, one that is given twice, and as `relation_distillation_loss`.
+    """
+    known = get_args(Relation)
+    if not relations or len(set(relations)) < len(relations) or not set(relations) <= set(known):
+        raise ValueError(f'relations must be some of {", ".join(known)}, each once, not {", ".join(relations)!r}.')
     _check_relations(student, teacher)
-    qk = _relation_kl(relation_logits(student.q, student.k), _no_grad_logits(teacher.q, teacher.k))
-    vv = _relation_kl(relation_logits(student.v, student.v), _no_grad_logits(teacher.v, teacher.v))
-    return RelationLoss(qk + vv, qk, vv)
+    compare = _relation_kl if softmax else _smooth_l1
+    losses: dict[str, torch.Tensor] = {}
+    for relation in relations:
+        with torch.no_grad():
+            target = relation_logits(*(getattr(teacher, side) for side in relation))
+        losses[relation] = compare(relation_logits(*(getattr(student, side) for side in relation)), target)
+    return losses
 
 
 def _check_relations(student: HeadQKV, teacher: HeadQKV) -> None:
@@ -99,12 +146,12 @@ def _check_relations(student: HeadQKV, teacher: HeadQKV) -> None:
         )
 
 
-@torch.no_grad()
-def _no_grad_logits(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return relation_logits(rows, columns)
-
-
 @in_full_precision
 def _relation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     student, teacher = student_logits.log_softmax(dim=-1), teacher_logits.log_softmax(dim=-1)
     return F.kl_div(student, teacher, reduction='sum', log_target=True) / student[..., 0].numel()
+
+
+@in_full_precision
+def _smooth_l1(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    return F.smooth_l1_loss(student_logits, teacher_logits, beta=SMOOTH_L1_BETA)

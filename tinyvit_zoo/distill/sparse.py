@@ -11,7 +11,7 @@ import torch
 
 from .precision import in_full_precision
 
-__all__ = ['sparse_cross_entropy']
+__all__ = ['dense_log_probabilities', 'sparse_cross_entropy']
 
 
 def sparse_cross_entropy(
@@ -59,3 +59,22 @@ def _loss(logits: torch.Tensor, probabilities: torch.Tensor, ids: torch.Tensor, 
     of_ids = ((probabilities - share[:, None]) * (logits.gather(1, ids) - log_sum[:, None])).sum(dim=1)
     of_all = share * (logits.sum(dim=1) - C * log_sum)
     return -(of_ids + of_all).mean()
+
+
+def dense_log_probabilities(ids: torch.Tensor, probabilities: torch.Tensor, classes: int) -> torch.Tensor:
+    """Logarithms of all C probabilities, which are logits of the teacher up to a constant: for losses that need those.
+
+    A probability of 0 is taken as the smallest number above it, so that no logarithm is infinite.
+
+    Args:
+        ids: Integers (B, K), classes, no two of an image equal.
+        probabilities: (B, K), of these classes; where they sum to more than 1, the rest is 0.
+        classes: C.
+
+    Returns:
+        (B, C), float32, or float64 where the probabilities are.
+    """
+    kept = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+    rest = (1 - kept.sum(dim=1, keepdim=True)).clamp(min=0) / max(classes - ids.shape[1], 1)
+    dense = rest.expand(-1, classes).scatter(1, ids.long(), kept)
+    return dense.clamp(min=torch.finfo(dense.dtype).tiny).log()

@@ -9,6 +9,7 @@ Released code: https://github.com/OliverRensu/TinyMIM.
 Shape legend: `B` images, `N` tokens (class token included), `H` heads, `d` head width.
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from ..distill import HeadQKV
 from ..models import PlainVit
-from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae, refuse_arguments
+from .encoder import block_inputs, check_block, embed, head_qkv, init_as_mae, refuse_arguments, visible_tokens
 
 __all__ = ['RelationEncoder', 'tinymim_student', 'tinymim_teacher']
 
@@ -29,8 +30,8 @@ class RelationEncoder(nn.Module):
     """A plain ViT up to one block, of which only norm and projection are run: (B, 3, H, W) -> `HeadQKV`.
 
     The parts after that projection are in the state dict but get no gradient from the loss: for a student the rest of
-    its last block and the final norm, which in released files are as initialised. (DistributedDataParallel therefore
-    needs `find_unused_parameters=True`.)
+    its last block and the final norm, which in released files are as initialised. `unreached_parameters` names them:
+    they are to be frozen before DistributedDataParallel sees them.
 
     The ViT is `vit`: load and save its state dict, whose names are timm's and those of the released files.
     """
@@ -78,18 +79,40 @@ class RelationEncoder(nn.Module):
                     module.train(mode)
         return self
 
-    def forward(self, images: torch.Tensor) -> HeadQKV:
+    def unreached_parameters(self) -> list[str]:
+        """Names of the parameters that its output does not depend on."""
+        return [name for name, _ in self.named_parameters() if not self._reaches(name)]
+
+    def _reaches(self, name: str) -> bool:
+        _, part, *rest = name.split('.')
+        if part != 'blocks':
+            return part in ('cls_token', 'reg_token', 'pos_embed', 'patch_embed', 'norm_pre')
+        number, inside = int(rest[0]) + 1, '.'.join(rest[1:])
+        return number < self.block or (number == self.block and inside.startswith(('norm1.', 'attn.qkv.')))
+
+    def forward(self, images: torch.Tensor, ids_keep: torch.Tensor | None = None) -> HeadQKV:
         """
         Args:
             images: (B, 3, H, W).
+            ids_keep: int64 (B, K), the only patches that are seen; None for all.
 
         Returns:
-            Queries, keys and values of the target block, each (B, H, N, d).
+            Queries, keys and values of the target block, each (B, H, N, d), N counting what is seen.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             last = self.block - 1
-            tokens = block_inputs(self.vit, embed(self.vit, images), (last,))[last]
-            return head_qkv(self.vit.blocks[last], tokens, self.heads)
+            return self.heads_of(self.tokens(images, (last,), ids_keep)[last])
+
+    def heads_of(self, tokens: torch.Tensor) -> HeadQKV:
+        """Queries, keys and values of the target block, from its input (B, N, C)."""
+        return head_qkv(self.vit.blocks[self.block - 1], tokens, self.heads)
+
+    def tokens(
+        self, images: torch.Tensor, blocks: Collection[int], ids_keep: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
+        """Inputs of some blocks, see `encoder.block_inputs`."""
+        seen = embed(self.vit, images) if ids_keep is None else visible_tokens(self.vit, images, ids_keep)
+        return block_inputs(self.vit, seen, blocks)
 
 
 def tinymim_student(

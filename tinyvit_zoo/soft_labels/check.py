@@ -1,6 +1,6 @@
 """Checks of a store: is every record whole, is this the data, are these the views, would the teacher say it again?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy as np
 from ..common.counter_rng import child_key, uniform
 from ..common.errors import EvaluationError
 from ..data.image_dataset import ImageDataset
-from ..data.replay import ReplayedViews, ViewSpec, image_crc32
+from ..data.replay import ModelInput, ReplayedViews, ViewSpec, image_crc32
 from .record import SoftLabels
-from .save import classes_hash, view_batches
+from .save import check_finite, classes_hash, library_versions, view_batches
 from .store import FINGERPRINTS, Epoch, Store
+from .stored_views import is_converted, records_of, rows_of, stored_views
 from .teacher import Teacher
 
 __all__ = ['Agreement', 'check_data', 'check_records', 'check_teacher', 'check_views']
@@ -38,6 +39,9 @@ class Agreement:
 
 def check_data(store: Store, dataset: ImageDataset) -> None:
     """Refuse a data set that is not the store's. Raises: EvaluationError: With both values."""
+    if is_converted(store.info):
+        rows_of(store, dataset)
+        return
     kept = store.place.folder / FINGERPRINTS if store.place.is_local else None
     store.info.check(
         store.place, images=len(dataset), classes=len(dataset.classes), classes_sha256=classes_hash(dataset),
@@ -55,7 +59,7 @@ def check_records(store: Store, epochs: Sequence[int]) -> int:
 
 
 def check_views(store: Store, dataset: ImageDataset, epochs: Sequence[int], share: float = 1.0) -> int:
-    """Make the views again that carry a checksum of their image; returns how many.
+    """Make the views again that carry a checksum of their image; returns how many. Converted ones carry none.
 
     Args:
         store: The store.
@@ -65,8 +69,10 @@ def check_views(store: Store, dataset: ImageDataset, epochs: Sequence[int], shar
 
     Raises:
         EvaluationError: If an image is another one than when the store was saved; the message names it, and the
-            libraries' versions then.
+            libraries' versions then and now.
     """
+    if is_converted(store.info):
+        return 0
     spec, made = ViewSpec.from_settings(store.info.views), 0
     for number in epochs:
         epoch = store.epoch(number)
@@ -82,15 +88,22 @@ def same_view(epoch: Epoch, dataset: ImageDataset, position: int, crc32: int) ->
     """Refuse a view whose image is not the one that the teacher saw.
 
     Raises:
-        EvaluationError: With the image, and the versions of libraries then.
+        EvaluationError: With the image, and the versions of libraries then and now.
     """
     known = epoch.image_crc32(position)
     if known is not None and known != crc32:
-        versions = ', '.join(f'{name} {version}' for name, version in sorted(epoch.info.libraries.items()))
+        then, now = (_versions(found) for found in (epoch.info.libraries, library_versions()))
+        advice = f'use the versions that the labels were saved with ({then}; here are {now})'
+        if then == now:
+            advice = f'the versions are those that the labels were saved with ({then}), so put the image back'
         raise EvaluationError(
             f'The view of {dataset.describe(position)} in epoch {epoch.number} is not the one that the teacher saw: '
-            f'use the versions that the labels were saved with ({versions or "unknown"}), or save them again.'
+            f'{advice}, or save the labels again.'
         )
+
+
+def _versions(libraries: Mapping[str, str]) -> str:
+    return ', '.join(f'{name} {version}' for name, version in sorted(libraries.items())) or 'unknown'
 
 
 def check_teacher(
@@ -104,21 +117,28 @@ def check_teacher(
 ) -> Agreement:
     """Let a teacher see a share of the views again, at least one of each epoch, and compare.
 
+    Converted stores do not know the weights of their teacher: there the difference alone tells whether it is the one.
+
     Raises:
-        EvaluationError: If it is not the teacher whose labels are stored, or an image cannot be read.
+        EvaluationError: If it is not the teacher whose labels are stored, its output is no number, an image cannot be
+            read, or there is no epoch to ask for.
     """
-    store.info.check(store.place, teacher_sha256=teacher.sha256, precision=teacher.precision)
-    spec = ViewSpec.from_settings(store.info.views)
+    if not epochs:
+        raise EvaluationError('A teacher is asked about the views of an epoch at least.')
+    if not is_converted(store.info):
+        store.info.check(store.place, teacher_sha256=teacher.sha256, precision=teacher.precision)
+    made = stored_views(store, dataset, ModelInput(teacher.size, teacher.mean, teacher.std))
     views, error, other, largest = 0, 0.0, 0, 0.0
     with teacher.ready():
         for number in epochs:
             epoch, positions = store.epoch(number), _some(store.info.seed, number, store.info.images, share)
             places = [(number, position) for position in positions]
-            for batch in view_batches(teacher, dataset, spec, store.info.seed, places, batch_size, workers):
-                stored = epoch.read(batch.position.numpy())
+            for batch in view_batches(teacher, made, places, batch_size, workers):
+                stored = epoch.read(records_of(made, batch.position.numpy()))
                 probabilities = teacher.logits(batch.image).softmax(dim=1).cpu().numpy()
+                check_finite(probabilities, batch.position, teacher, dataset)
                 far, others = _compare(stored, probabilities)
-                views, error, other = views + len(far), error + far.sum(), other + others
+                views, error, other = views + len(far), error + float(far.sum()), other + others
                 largest = max(largest, float(far.max()))
     return Agreement(views, error / (views * store.info.k), other / (views * store.info.k), largest)
 

@@ -212,10 +212,12 @@ def _order(keys: np.ndarray, folder: Path) -> np.ndarray:
         return keys.argsort(kind='stable')
     try:
         numbers = keys.astype(np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         return keys.argsort(kind='stable')
     order = numbers.argsort(kind='stable')
-    gaps = np.setdiff1d(np.arange(numbers.max() + 1), numbers)
-    if len(gaps):
-        raise EvaluationError(f"{folder} lacks {len(gaps)} keys, such as {gaps[0]}: a rank's files are missing.")
+    present = np.unique(numbers)
+    missing = int(present[-1]) + 1 - len(present)
+    if missing:
+        first = np.flatnonzero(present != np.arange(len(present)))[0]  # at the latest where the largest one stands
+        raise EvaluationError(f"{folder} lacks {missing} keys, such as {first}: a rank's files are missing.")
     return order

@@ -17,7 +17,8 @@ T = TypeVar('T')
 class Place:
     """A folder, or an address that fsspec can open, such as 's3://BUCKET/FOLDER' or 'hf://datasets/OWNER/NAME'.
 
-    Files of an address are kept in this machine's cache, under a key that changes with their content.
+    'file://' is a folder. Files of other addresses are kept in this machine's cache, under a key that changes
+    with their content.
 
     Args:
         place: Either of them.
@@ -37,6 +38,8 @@ class Place:
                 self._system, self._root = fsspec.core.url_to_fs(self.name)
             except (ImportError, ValueError) as e:
                 raise EvaluationError(f'{self.name} cannot be opened here ({reason(e)}).') from e
+            if isinstance(self._system, fsspec.get_filesystem_class('file')):
+                self.name, self._system = self._root, None
 
     def __str__(self) -> str:
         return self.name

@@ -8,18 +8,29 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import EvaluationError
 from ..common.hashes import json_hash
 from ..common.processes import Processes
 from ..data.image_dataset import ImageDataset
 from ..data.replay import Place, ReplayedView, ReplayedViews, ViewSpec
+from .place import Place as StorePlace
 from .record import FormName, SoftLabels
-from .store import FINGERPRINTS, Store, StoreInfo, shard_size_for
+from .store import FINGERPRINTS, MOST_EPOCHS, Store, StoreInfo, shard_size_for
 from .teacher import Teacher
 
-__all__ = ['Estimate', 'classes_hash', 'estimate', 'save', 'store_info']
+__all__ = [
+    'Estimate',
+    'check_finite',
+    'check_output',
+    'classes_hash',
+    'estimate',
+    'library_versions',
+    'save',
+    'store_info',
+    'view_batches',
+]
 
 LIBRARIES = ('numpy', 'pillow', 'timm', 'torch', 'torchvision')
 TRIED = 2  # batches
@@ -82,13 +93,15 @@ def save(
         EvaluationError: If teacher and data do not fit, an image cannot be read, a probability is not finite, the
             folder holds other labels, or there is no room.
     """
-    if not len(dataset) or not epochs or min(epochs) < 0 or batch_size < 1:
-        raise EvaluationError('Soft labels need an image, an epoch from 0 and a batch size of at least 1.')
+    if not len(dataset) or not epochs or batch_size < 1:
+        raise EvaluationError('Soft labels need an image, an epoch and a batch size of at least 1.')
+    if not 0 <= min(epochs) <= max(epochs) < MOST_EPOCHS:
+        raise EvaluationError(f'Epochs are from 0 to {MOST_EPOCHS - 1}, not {min(epochs)} to {max(epochs)}.')
     processes = Processes()
     with teacher.ready():
-        kept = Path(store).expanduser() / FINGERPRINTS
+        kept = StorePlace(store).folder / FINGERPRINTS
         info = store_info(teacher, dataset, spec, seed=seed, k=k, form=form, shard_size=shard_size, kept=kept)
-        _check_classes(teacher, dataset, spec)
+        check_output(teacher, dataset, spec)
         opened = processes.from_first(lambda: Store.create(store, info))
         todo = processes.from_first(lambda: [(e, s) for e in epochs for s in opened.missing_shards(e)])
         mine = todo[processes.rank :: processes.number]
@@ -123,10 +136,11 @@ def estimate(
     """
     with teacher.ready():
         info = store_info(teacher, dataset, spec, k=k, form=form)
-        _check_classes(teacher, dataset, spec)
+        check_output(teacher, dataset, spec)
         places = [(0, i) for i in range(min((1 + TRIED) * batch_size, len(dataset)))]
         seconds, seen, start = 0.0, 0, time.perf_counter()
-        for number, batch in enumerate(view_batches(teacher, dataset, spec, 0, places, batch_size, workers)):
+        views_of = _views(teacher, dataset, spec, 0)
+        for number, batch in enumerate(view_batches(teacher, views_of, places, batch_size, workers)):
             teacher.labels(batch.image, info.k)
             if number or len(places) <= batch_size:  # the first batch pays for starting
                 seconds, seen = seconds + time.perf_counter() - start, seen + len(batch.label)
@@ -151,7 +165,7 @@ def store_info(
         form=form, k=min(k, len(dataset.classes)), classes=len(dataset.classes), classes_sha256=classes_hash(dataset),
         teacher=teacher.name, teacher_sha256=teacher.sha256, precision=teacher.precision, views=spec.settings(),
         seed=seed, data=f'{dataset.name}, {dataset.split}', fingerprint=dataset.fingerprint(kept), images=len(dataset),
-        shard_size=shard_size or shard_size_for(len(dataset)), libraries=_versions(),
+        shard_size=shard_size or shard_size_for(len(dataset)), libraries=library_versions(),
     )  # fmt: skip
 
 
@@ -160,7 +174,8 @@ def classes_hash(dataset: ImageDataset) -> str:
     return json_hash({'classes': list(dataset.classes)})
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of what makes views and computes labels, by name of the package."""
     found = {}
     for name in LIBRARIES:
         try:
@@ -170,14 +185,34 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _check_classes(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> None:
-    """Refuse a teacher of other classes before the first shard."""
-    views = next(view_batches(teacher, dataset, spec, 0, [(0, 0)], 1, 0))
-    classes = teacher.logits(views.image).shape[1]
-    if classes != len(dataset.classes):
+def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> None:
+    """Refuse a teacher that cannot teach, by what it says of the first image.
+
+    Args:
+        teacher: Inside its `ready`.
+        dataset: With an image.
+        spec: Settings of the views.
+
+    Raises:
+        EvaluationError: If it has other classes than the data, or its probabilities are not finite.
+    """
+    logits = teacher.logits(_views(teacher, dataset, spec, 0)[0].image[None])
+    if logits.shape[1] != len(dataset.classes):
         raise EvaluationError(
-            f'{teacher.name} has {classes} classes, {dataset.name} has {len(dataset.classes)}: they must be the same.'
+            f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
+            'the same.'
         )
+    check_finite(logits.cpu().numpy(), [0], teacher, dataset)
+
+
+def check_finite(
+    output: np.ndarray, positions: Sequence[int] | torch.Tensor, teacher: Teacher, dataset: ImageDataset
+) -> None:
+    """Refuse logits or probabilities (n, C) of images at these positions that are no numbers."""
+    wrong = np.flatnonzero(~np.isfinite(output).all(axis=1))
+    if len(wrong):
+        where = dataset.describe(int(positions[wrong[0]]))
+        raise EvaluationError(f'{teacher.name} gives no finite probabilities for {where}: check its weights.')
 
 
 def _shard_labels(
@@ -195,12 +230,10 @@ def _shard_labels(
     places = [(epoch, position) for position in info.positions(shard)]
     parts: list[SoftLabels] = []
     images: dict[int, int] = {}
-    for views in view_batches(teacher, dataset, spec, info.seed, places, batch_size, workers):
+    of_data = _views(teacher, dataset, spec, info.seed)
+    for views in view_batches(teacher, of_data, places, batch_size, workers):
         labels = teacher.labels(views.image, info.k)
-        if not np.isfinite(labels.probabilities).all():
-            row = int((~np.isfinite(labels.probabilities).all(axis=1)).nonzero()[0][0])
-            where = dataset.describe(int(views.position[row]))
-            raise EvaluationError(f'{teacher.name} gives no finite probabilities for {where}: check its weights.')
+        check_finite(labels.probabilities, views.position, teacher, dataset)
         parts.append(labels)
         marked = zip(views.position.tolist(), views.crc32.tolist(), strict=True)
         images |= {position: crc for position, crc in marked if crc >= 0}
@@ -208,17 +241,18 @@ def _shard_labels(
     return SoftLabels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), images
 
 
+def _views(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec, seed: int) -> ReplayedViews:
+    return ReplayedViews(dataset, spec, seed, size=teacher.size, mean=teacher.mean, std=teacher.std)
+
+
 def view_batches(
-    teacher: Teacher,
-    dataset: ImageDataset,
-    spec: ViewSpec,
-    seed: int,
-    places: Sequence[tuple[int, int]],
-    batch_size: int,
-    workers: int,
+    teacher: Teacher, views: Dataset, places: Sequence[tuple[int, int]], batch_size: int, workers: int
 ) -> Iterator[ReplayedView]:
-    """Batches of views in the order of their places; raises EvaluationError if an image cannot be read."""
-    views = ReplayedViews(dataset, spec, seed, size=teacher.size, mean=teacher.mean, std=teacher.std)
+    """Batches of views as the teacher takes them, in the order of their places.
+
+    Raises:
+        EvaluationError: If an image cannot be read.
+    """
     order = [[Place(*p) for p in places[i : i + batch_size]] for i in range(0, len(places), batch_size)]
     yield from DataLoader(
         views,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 from ..common.errors import EvaluationError
 from ..common.files import new_file
@@ -63,7 +63,8 @@ def write_shard(path: Path, records: np.ndarray, about: Mapping[str, Any], seeds
         about = dict(about, **{SEEDS: hashlib.sha256(tensors['seeds'].tobytes()).hexdigest()})
     try:
         with new_file(path) as new:
-            save_file(tensors, new, dict(about=json.dumps(about, sort_keys=True)))
+            # Not `save_file`: it writes to a name of its own, which nobody would remove after a kill.
+            new.write_bytes(to_bytes(tensors, dict(about=json.dumps(about, sort_keys=True))))
     except (OSError, SafetensorError) as e:
         raise EvaluationError(
             f'{path} cannot be written ({reason(e)}): make room and run the command again; finished shards stay.'
@@ -94,7 +95,7 @@ def open_shard(path: Path) -> Shard:
         rows = records.view(np.dtype((np.void, records.shape[1])))[:, 0]
     except OSError as e:
         raise EvaluationError(f'{path} cannot be read ({reason(e)}).') from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise EvaluationError(f'{path} is cut short, damaged or no shard of soft labels: copy or save it again.') from e
     return Shard(rows, seeds, about, hashlib.sha256(mapped[: 8 + length]).hexdigest())
 

@@ -11,6 +11,7 @@ used alone, with `store.json` beside it; machines that save different epochs nev
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ import numpy as np
 from ..common.errors import EvaluationError
 from ..common.files import remove_leftovers
 from ..common.hashes import json_hash
-from ..common.text import first_few
 from .place import Place
 from .record import DamagedRecordError, Form, FormName, SoftLabels
 from .sealed import read_sealed, write_sealed
 from .shard import Shard, open_shard, write_shard
 
-__all__ = ['Epoch', 'Store', 'StoreInfo']
+__all__ = ['MOST_EPOCHS', 'Epoch', 'LastEpoch', 'Store', 'StoreInfo', 'in_words']
 
 VERSION = 1
 STORE, EPOCH = 'store.json', 'epoch.json'
@@ -33,6 +33,13 @@ FINGERPRINTS = 'fingerprints.json'
 """Beside the store: reading 128 KiB of every image of a large data set again would take longer than all else."""
 SHARD_SIZE, SMALL_SHARD_SIZE = 65_536, 4096
 SMALL = 2**18  # images below which a shard of the usual size would be most of an epoch
+MOST_EPOCHS = 10**6
+IMAGES, SEAL = 'images', 'images_sha256'
+"""In the header of a shard: CRC32 of views' images by position, and a hash of them."""
+HASHES = ('classes_sha256', 'teacher_sha256', 'fingerprint')
+"""Attributes that tell people the least: what else differs is said first."""
+TYPES = dict(k=int, classes=int, seed=int, images=int, shard_size=int, views=dict, libraries=dict)
+"""Of the attributes in `store.json` that are no strings."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class StoreInfo:
     shard_size: int
     libraries: Mapping[str, str]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Hash of everything that must stay the same."""
         return json_hash(self.fixed())
@@ -104,13 +111,16 @@ class StoreInfo:
             **needed: Attributes and the values that they must have.
 
         Raises:
-            EvaluationError: With the first attribute that differs, and both values.
+            EvaluationError: With the first attribute that differs, and both values; of settings, those that differ.
         """
-        for name, value in needed.items():
+        for name, value in sorted(needed.items(), key=lambda item: item[0] in HASHES):
             stored = getattr(self, name)
             if stored != value:
-                words = name.replace('_', ' ')
-                raise EvaluationError(f'{place} was saved with {words} {_short(stored)}, but this is {_short(value)}.')
+                one, other = map(_short, _differences(stored, value))
+                raise EvaluationError(
+                    f'{place} was saved with {name.replace("_", " ")} {one}, but this is {other}: give what it was '
+                    'saved with, or another store.'
+                )
 
 
 def shard_size_for(images: int) -> int:
@@ -148,7 +158,7 @@ class Epoch:
         """The CRC32 of the view's image at this position; None for the views that carry none."""
         number = position // self.info.shard_size
         if number not in self._images:
-            self._images[number] = self._shards[number].about['images']
+            self._images[number] = self._shards[number].about[IMAGES]
         return self._images[number].get(str(position))
 
     def seeds(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -201,8 +211,8 @@ class Store:
         version = content.pop('version', None)
         if version != VERSION:
             raise EvaluationError(f'{place} is a store of version {version}, this package reads {VERSION}: update it.')
-        if content.keys() != {f.name for f in fields(StoreInfo)}:
-            raise EvaluationError(f'{place} is no store of this version: {first_few(sorted(content))}.')
+        if not _describes_a_store(content):
+            raise EvaluationError(f'{place}/{STORE} does not describe soft labels of this version: copy it again.')
         return cls(where, StoreInfo(**content))
 
     @classmethod
@@ -226,9 +236,26 @@ class Store:
         found = (re.fullmatch(r'epoch-(\d{4,})', name) for name in self.place.names())
         return sorted(int(m[1]) for m in found if m and self.place.has(f'{m[0]}/{EPOCH}'))
 
+    def whole_epochs(self) -> list[int]:
+        """`epochs`, of which there must be one. Raises: EvaluationError: If there is none."""
+        found = self.epochs()
+        if not found:
+            raise EvaluationError(f'{self.place} has no whole epoch yet: save one with `tinyvit-zoo distill save`.')
+        return found
+
     def epochs_in_words(self) -> str:
         """The whole epochs as in '0 to 3, 7'; 'none'."""
-        return _ranges(self.epochs()) or 'none'
+        return in_words(self.epochs())
+
+    def check_epoch(self, number: int) -> None:
+        """Refuse an epoch that is not there, before any of its shards is opened or fetched.
+
+        Raises:
+            EvaluationError: If it is not there or not whole.
+        """
+        known = self.epochs()
+        if number not in known:
+            raise EvaluationError(f'{self.place} has no whole epoch {number}, it has {in_words(known)}.')
 
     def epoch(self, number: int) -> Epoch:
         """A whole epoch, its files mapped into memory.
@@ -238,11 +265,10 @@ class Store:
                 another header than when it was written.
         """
         folder = _folder(number)
-        known = self.epochs()
-        has = f'it has {_ranges(known)}' if known else 'it has none'
-        missing = f'{self.place} has no whole epoch {number}, {has}.'
+        self.check_epoch(number)
+        missing = f'{self.place}/{folder}/{EPOCH} is missing: copy it again.'
         content = read_sealed(self.place.local(f'{folder}/{EPOCH}', missing=missing))
-        hashes = content.get('shards', {})
+        hashes = _hashes(content.get('shards'))
         if content.get('epoch') != number or content.get('store') != self.info.identity:
             raise EvaluationError(f'{self.place}/{folder}/{EPOCH} belongs to another epoch or store: copy it again.')
         shards, paths = [], []
@@ -285,7 +311,8 @@ class Store:
         if len(labels.ids) != len(positions):
             raise EvaluationError(f'{len(labels.ids)} labels for the {len(positions)} positions of shard {shard}.')
         records = self.info.record.encode(labels, number, np.arange(positions.start, positions.stop))
-        about = dict(self._about(number, shard), images={str(p): crc for p, crc in sorted(images.items())})
+        named = {str(p): crc for p, crc in sorted(images.items())}
+        about = {**self._about(number, shard), IMAGES: named, SEAL: json_hash(named)}
         write_shard(self._shard_path(number, shard), records, about, seeds)
 
     def finish(self, number: int) -> None:
@@ -309,8 +336,9 @@ class Store:
         """A shard whose header fits its place. Raises: EvaluationError: If it does not."""
         opened = open_shard(path)
         expected = (len(self.info.positions(shard)), self.info.record.size)
-        about = {k: v for k, v in opened.about.items() if k != 'images'}
-        if opened.records.shape != expected or about != self._about(number, shard):
+        about = {k: v for k, v in opened.about.items() if k not in (IMAGES, SEAL)}
+        named = isinstance(opened.about.get(IMAGES), dict)
+        if opened.records.shape != expected or about != self._about(number, shard) or not named:
             raise EvaluationError(f'{path} belongs to another place, epoch or store: copy or save it again.')
         return opened
 
@@ -324,7 +352,24 @@ class Store:
             self.info.record.decode(opened.records, number, np.arange(positions.start, positions.stop))
         except EvaluationError:
             return False
-        return True
+        return json_hash(opened.about[IMAGES]) == opened.about.get(SEAL)  # not yet, or again, in `epoch.json`
+
+
+class LastEpoch:
+    """Calls give an epoch of a store; the last one stays open, in its own process: maps of files are not sent on."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._epoch: Epoch | None = None
+
+    def __call__(self, number: int) -> Epoch:
+        """An epoch. Raises: EvaluationError: See `Store.epoch`."""
+        if self._epoch is None or self._epoch.number != number:
+            self._epoch = self.store.epoch(number)
+        return self._epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | dict(_epoch=None)
 
 
 def _folder(number: int) -> str:
@@ -335,15 +380,40 @@ def _shard_name(number: int, shard: int) -> str:
     return f'{_folder(number)}/{shard:05d}.safetensors'
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers as in '0 to 3, 7'."""
+def _describes_a_store(content: Mapping[str, Any]) -> bool:
+    """Whether a `store.json`, which may come from anybody, has what a store needs."""
+    if content.keys() != {f.name for f in fields(StoreInfo)}:
+        return False
+    if not all(isinstance(value, TYPES.get(name, str)) for name, value in content.items()):
+        return False
+    return content['images'] > 0 and content['shard_size'] > 0
+
+
+def _hashes(shards: Any) -> dict[str, str]:
+    """Hashes by name of file; anything else in an `epoch.json` is none, and must not become part of a path."""
+    if not isinstance(shards, Mapping):
+        return {}
+    return {k: v for k, v in shards.items() if isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)}
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """Numbers in order as in '0 to 3, 7'; 'none'."""
     parts: list[list[int]] = []
     for n in numbers:
         if parts and n == parts[-1][-1] + 1:
             parts[-1].append(n)
         else:
             parts.append([n])
-    return ', '.join(f'{p[0]} to {p[-1]}' if len(p) > 1 else str(p[0]) for p in parts)
+    return ', '.join(f'{p[0]} to {p[-1]}' if len(p) > 1 else str(p[0]) for p in parts) or 'none'
+
+
+def _differences(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values; of two mappings only the entries that differ."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return one, other
+    same = {key for key in one.keys() & other.keys() if one[key] == other[key]}
+    first, second = ({key: x[key] for key in sorted(x.keys() - same)} for x in (one, other))
+    return first, second
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from ..common.hashes import state_hash
 from ..data.transforms import data_config
 from .record import SoftLabels
 
-__all__ = ['PRECISIONS', 'Teacher']
+__all__ = ['PRECISIONS', 'Teacher', 'rounded']
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
@@ -82,5 +82,36 @@ class Teacher:
 
     def labels(self, images: torch.Tensor, k: int) -> SoftLabels:
         """The K most probable classes of images (B, 3, H, W), most probable first."""
-        probabilities, ids = self.logits(images).softmax(dim=1).topk(k, dim=1)
+        probabilities, ids = self._largest(images, k)
         return SoftLabels(ids.cpu().numpy(), probabilities.cpu().numpy())
+
+    def live_labels(self, images: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What an `exact` store would give a student of images (B, 3, H, W): ids int64 and probabilities float16, both
+        (B, K), on its device.
+        """
+        probabilities, ids = self._largest(images, k)
+        return ids, rounded(probabilities)
+
+    def _largest(self, images: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.logits(images).softmax(dim=1).topk(k, dim=1)
+
+
+def rounded(probabilities: torch.Tensor) -> torch.Tensor:
+    """As float16, like `exact` records: to nearest, but down in rows that would then sum to more than 1.
+
+    Args:
+        probabilities: float32 (B, K), largest first.
+    """
+    halves = probabilities.half()
+    halves = _where_above_1(halves, _next_below(halves, halves > probabilities))
+    first = torch.arange(halves.shape[1], device=halves.device) == 0
+    return _where_above_1(halves, _next_below(halves, first.expand_as(halves)))  # float32 itself summed to more
+
+
+def _where_above_1(halves: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    return torch.where(halves.double().sum(dim=1, keepdim=True) > 1, lower, halves)
+
+
+def _next_below(halves: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """Positive float16 numbers as bits are in order: one less is the next number below."""
+    return (halves.view(torch.int16) - which.to(torch.int16)).view(torch.float16)

@@ -32,6 +32,7 @@ __all__ = [
 
 def create_optimizer(model: nn.Module, recipe: Recipe, batch_size: int) -> torch.optim.Optimizer:
     """timm's optimizer; groups have 'lr_scale' where the recipe has a layer decay, for the scheduler to apply."""
+    own: dict[str, Any] = {} if recipe.betas is None else dict(betas=recipe.betas)
     return create_optimizer_v2(
         model,
         opt=recipe.optimizer,
@@ -39,6 +40,8 @@ def create_optimizer(model: nn.Module, recipe: Recipe, batch_size: int) -> torch
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
         layer_decay=recipe.layer_decay,
+        filter_bias_and_bn=not recipe.decay_all,
+        **own,
     )
 
 

@@ -1,13 +1,20 @@
 """The training loop: any task in timm's form, on one process or many, with its state on disk.
 
-A run that is killed at any moment resumes from its last complete epoch with the same losses to the bit, on the same
-machine with as many threads and processes. Model and losses come from the task, numbers from the recipe, images from
-the loader; the loop itself knows nothing but the 'loss' that it minimizes.
+A run that is killed at any moment resumes from its last state, after an epoch or within one, with the same losses to
+the bit, on the same machine with as many threads and processes; no image is read twice. Model and losses come from the
+task, numbers from the recipe, images from the loader; the loop itself knows nothing but the 'loss' that it minimizes.
+
+Processes and accumulated steps give the same weights to rounding where the model draws no random numbers and every
+image counts for itself. BatchNorm that learns takes its statistics over the images at once: one process is then not
+two, since its synchronised form needs CUDA; with `Recipe.freeze_batch_norm` it is.
 """
 
+import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
@@ -25,21 +32,22 @@ from ..common.extras import needs_extra
 from ..common.hashes import state_hash
 from ..common.plain import plain
 from ..common.seeding import Seeds, seed_generators
+from .accelerator import create_accelerator
+from .epoch_losses import EpochLosses
 from .ingredients import create_optimizer, create_scheduler, set_training
 from .recipes import Recipe
+from .run_log import RunLog
 from .run_state import alone_in, read_state, read_weights, write_state
 
 with needs_extra('eval'):
-    from accelerate import Accelerator, PartialState
     from accelerate.data_loader import DataLoaderShard
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DataLoaderConfiguration
+    from accelerate.utils import broadcast
 
-__all__ = ['Record', 'RunSettings', 'Trained', 'TrainingLoop', 'best_epoch', 'train_task']
+__all__ = ['Record', 'RestOfEpoch', 'RunSettings', 'Trained', 'TrainingLoop', 'best_epoch', 'train_task']
 
 # What a recipe says of itself; and the held-out share, which the images that are trained on show.
 NO_SETTING = ('source', 'notes', 'starts', 'starts_at', 'held_out')
-LOOK_EVERY = 50  # steps between looks at whether the loss is still a number: each waits for the device
+LOOK_EVERY = 50  # updates between looks at the losses: each waits for the device and for the other processes
 
 Record = dict[str, float | None]
 """An epoch by name: the mean of each loss, 'lr' of its last update (the highest of all layers), measurements after it.
@@ -54,6 +62,8 @@ class RunSettings(TypedDict, total=False):
     device: torch.device | None
     workers: int
     seed: int
+    save_minutes: float
+    compile: bool
     say: Callable[[str], None]
 
 
@@ -65,7 +75,7 @@ class Trained:
         history: One record an epoch: each of the task's losses, and 'lr'.
         recipe: As it was trained by.
         precision: 'no' (float32), 'bf16' or 'fp16'.
-        processes: How many trained together.
+        processes: How many trained together, at the end where a run was resumed with others.
     """
 
     history: tuple[Record, ...]
@@ -94,7 +104,10 @@ class TrainingLoop:
         precision: 'no' (float32), 'bf16' or 'fp16'. None: 'bf16' on CUDA, else 'no'.
         device: None: the best one, or with several processes that of each.
         workers: Processes that read and transform images.
-        seed: Of every random number within the model and the task, with the numbers of epoch and process.
+        seed: Of every random number within the model and the task, with the numbers of epoch, step and process.
+        save_minutes: Between two states within an epoch; 0 for one after each update. Several processes save them after
+            every 50th update only, if it is time.
+        compile: Compile the trainable module with `torch.compile`. A task that has `compiles = False` refuses it.
         say: Prints a line.
 
     Attributes:
@@ -103,7 +116,8 @@ class TrainingLoop:
         ema: Moving average of its weights, where the recipe has one.
 
     Raises:
-        EvaluationError: If the batch does not fit images at once and processes, or the device has no such precision.
+        EvaluationError: If the batch does not fit images at once and processes, the device has no such precision, or
+            the task refuses to be compiled.
     """
 
     def __init__(
@@ -117,16 +131,21 @@ class TrainingLoop:
         device: torch.device | None = None,
         workers: int = 0,
         seed: int = 0,
+        save_minutes: float = 10.0,
+        compile: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.folder, self.workers, self.seed = recipe, folder, workers, seed
-        self.accelerator, self.micro_batch = _accelerator(recipe, micro_batch, precision, device)
+        self.save_every = 60 * save_minutes
+        self.accelerator, self.micro_batch = create_accelerator(recipe, micro_batch, precision, device)
         self.say = say if self.accelerator.is_main_process else lambda text: None
         self.module = cast(nn.Module, task.get_trainable_module())
         self.initial_hash = state_hash(self.module)
         self.task = task.to(self.accelerator.device)
         self.ema = ModelEmaV3(self.module, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = create_optimizer(self.module, recipe, recipe.batch_size)
+        if compile:
+            _compile(self.module, task)
         self.wrapped, self.prepared_optimizer = self.accelerator.prepare(self.module, self.optimizer)
         self.task.trainable_module = self.wrapped  # as timm's own `prepare_distributed` does
 
@@ -146,7 +165,7 @@ class TrainingLoop:
         loader: DataLoader = DataLoader(
             dataset,
             batch_size=self.micro_batch * self.accelerator.num_processes,
-            sampler=sampler,
+            sampler=None if sampler is None else RestOfEpoch(sampler),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=self.accelerator.device.type == 'cuda',
@@ -166,7 +185,8 @@ class TrainingLoop:
 
         Args:
             loader: Of training batches, see `loader`: as many as make whole updates.
-            identity: What must be the same for a run to be resumed, besides recipe, seed and initial weights.
+            identity: What must be the same for a run to be resumed, besides recipe, seed, precision and initial
+                weights.
             evaluate: Measures the weights that result so far after each epoch, on all processes.
             chosen_by: Which of its measurements chooses the epoch that results, the highest; None for the last epoch.
             describe: An epoch in words.
@@ -183,6 +203,7 @@ class TrainingLoop:
             history = self._run(loader, identity, evaluate, chosen_by, describe)
             self.module.load_state_dict(read_weights(self.folder))
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.module._compiled_call_impl = None  # what is done with it next is not training
         return history
 
     def _run(
@@ -195,59 +216,113 @@ class TrainingLoop:
     ) -> list[Record]:
         updates = len(loader) // self.accelerator.gradient_accumulation_steps
         scheduler = create_scheduler(self.optimizer, self.recipe, self.recipe.batch_size, updates)
-        history = self._resume(identity)  # learning rates too: the optimizer holds them
-        for done in range(len(history), self.recipe.epochs):
-            loader.set_epoch(done)  # accelerate counts epochs from 0 in every run, and passes that on to the sampler
-            record = self._train_epoch(loader, scheduler, done, updates)
-            history.append(record | (evaluate(self.result) if evaluate else {}))
-            scheduler.step(done + 1)
-            self._save(identity, history, best_epoch(history, chosen_by) == len(history))
-            self.say(f'Epoch {done + 1}/{self.recipe.epochs}: {describe(history[-1])}')
+        history, losses = self._resume(identity)  # learning rates too: the optimizer holds them
+        log = self._open_log(len(history) * updates + losses.updates)
+        with log or nullcontext():
+            for done in range(len(history), self.recipe.epochs):
+                epoch = _Epoch(done, updates, losses, log, partial(self._save, identity, history, False))
+                record = self._train_epoch(loader, scheduler, epoch)
+                losses = EpochLosses(self.accelerator)
+                history.append(record | (evaluate(self.result) if evaluate else {}))
+                scheduler.step(done + 1)
+                if log:  # before the state: what is killed between the two writes the line again, and only once
+                    log.write((done + 1) * updates, done + 1, history[-1], 'epoch')
+                self._save(identity, history, best_epoch(history, chosen_by) == len(history))
+                self.say(f'Epoch {done + 1}/{self.recipe.epochs}: {describe(history[-1])}')
         return history
 
-    def _train_epoch(self, loader: DataLoaderShard, scheduler: CosineLRScheduler, done: int, updates: int) -> Record:
-        """One epoch after `done` others."""
-        accelerator, losses = self.accelerator, []
-        # A resumed run has the same random numbers because every epoch begins with its own.
-        epoch_seed = np.random.SeedSequence((self.seed, done, accelerator.process_index)).generate_state(1)[0]
-        seed_generators(Seeds.same(int(epoch_seed)), device=True)
+    def _open_log(self, update: int) -> RunLog | None:
+        return RunLog(self.folder, update, self.recipe.batch_size) if self.accelerator.is_main_process else None
+
+    def _train_epoch(self, loader: DataLoaderShard, scheduler: CosineLRScheduler, epoch: '_Epoch') -> Record:
+        """The rest of an epoch."""
+        accumulated, losses = self.accelerator.gradient_accumulation_steps, epoch.losses
         set_training(self.wrapped, self.recipe.freeze_batch_norm)
-        number = done * updates
-        hidden = None if accelerator.is_main_process else True
-        for batch in tqdm(loader, desc=f'epoch {done + 1}', unit='step', leave=False, disable=hidden):
-            with accelerator.accumulate(self.wrapped), _one_image_named():
-                outputs = self.task(*batch)
-                accelerator.backward(outputs['loss'])
-                if self.recipe.clip_grad and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip_grad)
-                lr = max(group['lr'] for group in self.optimizer.param_groups)
-                self.prepared_optimizer.step()
-                self.prepared_optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                number += 1
-                scheduler.step_update(number)
+        skipped = losses.updates
+        _sampler_of(loader).first = skipped * self.recipe.batch_size
+        loader.set_epoch(epoch.done)  # accelerate counts epochs from 0 in every run, and passes that on to the sampler
+        hidden = None if self.accelerator.is_main_process else True
+        bar = tqdm(
+            total=epoch.updates, initial=skipped, desc=f'epoch {epoch.done + 1}', unit='update', leave=False,
+            disable=hidden,
+        )  # fmt: skip
+        saved = time.monotonic()
+        with bar:
+            for step, batch in enumerate(loader, skipped * accumulated):
+                lr = self._step(batch, step, epoch)
+                if not self.accelerator.sync_gradients:
+                    continue
+                update = (step + 1) // accumulated  # of the epoch
+                scheduler.step_update(epoch.before + update)
                 if self.ema is not None:
                     self.ema.update(self.module)
-            losses.append({name: value.detach() for name, value in outputs.items() if value.ndim == 0})
-            if len(losses) % LOOK_EVERY == 0:
-                _check_losses(losses, done)
-        _check_losses(losses, done)
-        means: Record = {name: self._mean([step[name] for step in losses]) for name in losses[0]}
-        return means | dict(lr=lr)
+                bar.update()
+                if update == epoch.updates:
+                    continue  # the epoch's own state is next
+                look = update % LOOK_EVERY == 0
+                if look:
+                    self._look(epoch, lr, bar)
+                if self._is_time_to_save(saved, look):
+                    _settle(epoch)
+                    epoch.save(losses)
+                    saved = time.monotonic()
+        self._look(epoch, lr, bar)
+        return losses.means() | dict(lr=lr)
 
-    def _mean(self, values: list[torch.Tensor]) -> float:
-        return self.accelerator.reduce(torch.stack(values).double().mean(), 'mean').item()
+    def _step(self, batch: Any, step: int, epoch: '_Epoch') -> float:
+        """A forward and a backward pass; with the last one of a batch, an update. Returns its learning rate."""
+        accelerator = self.accelerator
+        # A resumed run has the same random numbers because every step begins with its own.
+        seed_generators(Seeds.spawned(self.seed, epoch.done, step, accelerator.process_index), device=True)
+        with accelerator.accumulate(self.wrapped), _one_image_named():
+            outputs = self.task(*batch)
+            accelerator.backward(outputs['loss'])
+            if self.recipe.clip_grad and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip_grad)
+            lr = max(group['lr'] for group in self.optimizer.param_groups)
+            self.prepared_optimizer.step()
+            self.prepared_optimizer.zero_grad()
+        epoch.losses.add(outputs)
+        return lr
+
+    def _look(self, epoch: '_Epoch', lr: float, bar: tqdm) -> None:
+        """Settle the losses so far, and log them."""
+        _settle(epoch)
+        losses = epoch.losses
+        means = losses.means((losses.updates - 1) % LOOK_EVERY + 1)
+        bar.set_postfix_str(f'loss {means["loss"]:.4f}', refresh=False)
+        if epoch.log and losses.updates < epoch.updates:
+            epoch.log.write(epoch.before + losses.updates, epoch.done + 1, means | dict(lr=lr))
+
+    def _is_time_to_save(self, since: float, look: bool) -> bool:
+        """Whether to save a state within the epoch; all processes decide alike, and ask each other at looks only."""
+        if not self.save_every:
+            return True
+        due = time.monotonic() - since >= self.save_every
+        if self.accelerator.num_processes == 1:
+            return due
+        return look and bool(broadcast(torch.tensor([due], dtype=torch.int32, device=self.accelerator.device)).item())
 
     def _own_identity(self) -> dict[str, str]:
         settings = {key: value for key, value in plain(self.recipe).items() if key not in NO_SETTING}
         recipe = {f'recipe: {key}': repr(value) for key, value in settings.items()}
-        return dict(recipe, seed=str(self.seed), weights=self.initial_hash)
+        return {
+            **recipe,
+            'seed': str(self.seed),
+            'weights': self.initial_hash,
+            'precision': self.accelerator.mixed_precision,
+            'random numbers': 'of each step',
+        }
 
-    def _save(self, identity: Mapping[str, str], history: list[Record], best: bool) -> None:
+    def _save(
+        self, identity: Mapping[str, str], history: list[Record], best: bool, losses: EpochLosses | None = None
+    ) -> None:
+        """Write the state after an epoch, or within one that has these losses so far."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = dict(
                 history=history,
+                losses=None if losses is None else losses.settled,
                 model=self.module.state_dict(),
                 ema=None if self.ema is None else self.ema.module.state_dict(),
                 optimizer=self.optimizer.state_dict(),
@@ -256,19 +331,80 @@ class TrainingLoop:
             write_state(self.folder, identity, state, self.result.state_dict() if best else None)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self, identity: Mapping[str, str]) -> list[Record]:
-        """Take up the state in the folder, if there is one. Returns the epochs that are done."""
+    def _resume(self, identity: Mapping[str, str]) -> tuple[list[Record], EpochLosses]:
+        """Take up the state in the folder, if there is one. Returns the epochs that are done, and what of the next."""
         state = read_state(self.folder, identity)
         if state is None:
-            return []
+            return [], EpochLosses(self.accelerator)
         self.module.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
         if self.ema is not None:
             self.ema.module.load_state_dict(state['ema'])
         if self.accelerator.scaler is not None and state['scaler'] is not None:
             self.accelerator.scaler.load_state_dict(state['scaler'])
-        self.say(f'{self.folder}: resumed after epoch {len(state["history"])} of {self.recipe.epochs}.')
-        return state['history']
+        losses = EpochLosses(self.accelerator, state['losses'])
+        within = f', update {losses.updates} of the next' if losses.updates else ''
+        self.say(f'{self.folder}: resumed after epoch {len(state["history"])} of {self.recipe.epochs}{within}.')
+        return state['history'], losses
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """An epoch in work: how many are done, the updates of one, its losses, the log, and what saves the state."""
+
+    done: int
+    updates: int
+    losses: EpochLosses
+    log: RunLog | None
+    save: Callable[[EpochLosses], None]
+
+    @property
+    def before(self) -> int:
+        """Updates of the epochs that are done."""
+        return self.done * self.updates
+
+
+def _settle(epoch: _Epoch) -> None:
+    """Settle the losses so far; stop where one is no number."""
+    epoch.losses.settle()
+    bad = epoch.losses.first_without_number()
+    if bad is not None:
+        raise EvaluationError(
+            f'The loss is no longer a number in update {bad} of epoch {epoch.done + 1}: choose another --output and a '
+            'lower --lr, or --precision no.'
+        )
+
+
+class RestOfEpoch(Sampler):
+    """The indices of a sampler from `first` on, in the next epoch only: those before it are never read."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.first = sampler, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hand the number of the epoch on."""
+        cast(Any, self.sampler).set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.sampler))
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self.first = self.first, 0
+        return itertools.islice(iter(self.sampler), first, None)
+
+
+def _sampler_of(loader: DataLoaderShard) -> RestOfEpoch:
+    batches = loader.batch_sampler
+    return getattr(batches, 'batch_sampler', batches).sampler
+
+
+def _compile(module: nn.Module, task: TrainingTask) -> None:
+    if not getattr(task, 'compiles', True):
+        raise EvaluationError(
+            f'{type(task).__name__} reads what is inside the model by hooks, which a compiled one does not run: leave '
+            '--compile out.'
+        )
+    module.compile()
 
 
 def train_task(
@@ -288,7 +424,7 @@ def train_task(
         sampler: Indices of `views`, in whole batches of the recipe.
         recipe: Its mixing and augmentation have no effect: the views are what they are.
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
-        identity: What must be the same for a run to be resumed, besides recipe, seed and initial weights.
+        identity: What must be the same for a run to be resumed, besides recipe, seed, precision and initial weights.
         **run: See `TrainingLoop`.
 
     Raises:
@@ -298,42 +434,6 @@ def train_task(
     history = loop.run(loop.loader(views, sampler), identity)
     loop.module.eval()
     return Trained(tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes)
-
-
-def _accelerator(
-    recipe: Recipe, micro_batch: int | None, precision: str | None, device: torch.device | None
-) -> tuple[Accelerator, int]:
-    """accelerate's accelerator, and the images that a process takes at once."""
-    on_cuda = torch.cuda.is_available() if device is None else device.type == 'cuda'
-    if on_cuda and device is not None and device.index is not None:
-        torch.cuda.set_device(device)
-    if precision == 'fp16' and not on_cuda:
-        raise EvaluationError('fp16 needs a CUDA device: choose bf16, or no.')
-    AcceleratorState._reset_state(reset_partial_state=True)  # else device and precision of an earlier run stay
-    processes = PartialState(cpu=not on_cuda).num_processes
-    micro_batch = micro_batch or max(recipe.batch_size // processes, 1)
-    accelerator = Accelerator(
-        cpu=not on_cuda,
-        mixed_precision=precision or ('bf16' if on_cuda else 'no'),
-        gradient_accumulation_steps=_accumulated_steps(recipe, micro_batch, processes),
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        rng_types=[],  # every random number here has a seed of its own
-    )
-    return accelerator, micro_batch
-
-
-def _accumulated_steps(recipe: Recipe, micro_batch: int, processes: int) -> int:
-    steps, rest = divmod(recipe.batch_size, micro_batch * processes)
-    if rest or not steps:
-        raise EvaluationError(
-            f'A batch of {recipe.batch_size} is not a multiple of {processes} x {micro_batch} images at once: choose '
-            '--batch-size and --micro-batch so that one divides the other.'
-        )
-    if micro_batch % 2 and (recipe.mixup or recipe.cutmix):
-        raise EvaluationError(
-            f'Mixup needs pairs and {micro_batch} images at once are odd: choose an even --batch-size or --micro-batch.'
-        )
-    return steps
 
 
 @contextmanager
@@ -348,11 +448,3 @@ def _one_image_named() -> Iterator[None]:
             'BatchNorm takes its statistics over the images at once, and of a single small one there are none: choose '
             'a --batch-size, or a --micro-batch, of at least 2.'
         ) from e
-
-
-def _check_losses(losses: Sequence[Mapping[str, Any]], done: int) -> None:
-    if not torch.stack([step['loss'] for step in losses[-LOOK_EVERY:]]).isfinite().all():
-        raise EvaluationError(
-            f'The loss is no longer a number in epoch {done + 1}: choose another --output and a lower --lr, or '
-            '--precision no.'
-        )

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..common.errors import EvaluationError
 from ..common.files import remove_leftovers
-from ..common.text import reason
+from ..common.text import first_few, reason
 from ..common.torch_file import save_torch
 
 __all__ = ['alone_in', 'read_state', 'read_weights', 'write_state']
@@ -38,7 +38,9 @@ def alone_in(folder: Path, option: str = '--output') -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another {option}.') from e
+        raise EvaluationError(
+            f'{folder} cannot be written to ({e.strerror or reason(e)}): choose another {option}.'
+        ) from e
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
@@ -86,9 +88,10 @@ def read_state(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | No
     keys = (identity.keys() | theirs.keys()) - WORDS
     other = sorted(key for key in keys if identity.get(key, 'None') != theirs.get(key, 'None'))
     if other:
+        other.sort(key=lambda key: key.startswith('recipe: '))  # of another recipe or command, the rest says more
         raise EvaluationError(
-            f'{folder} holds the state of another run, which differs in: {", ".join(other)}. Choose another --output, '
-            f'or remove {path}.'
+            f'{folder} holds the state of another run, which differs in: {first_few(other, 8)}. Choose another '
+            f'--output, or remove {path}.'
         )
     return state
 
@@ -104,7 +107,7 @@ def _write(value: Any, path: Path) -> None:
     except OSError as e:
         raise EvaluationError(
             f'{path} cannot be written ({e.strerror or reason(e)}): make room and give the same command again, which '
-            'resumes after the last epoch that is on the disk.'
+            'resumes from the last state that is on the disk.'
         ) from e
 
 

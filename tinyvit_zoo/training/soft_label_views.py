@@ -1,7 +1,7 @@
-"""Views of images together with what a teacher said of them, for a training from a store of soft labels."""
+"""Views of images together with what a teacher said of them, or as it sees them: for a training from soft labels."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from torch.utils.data import Dataset, Sampler
 from ..common.counter_rng import child_key, permutations
 from ..common.errors import EvaluationError
 from ..data.image_dataset import ImageDataset
-from ..data.replay import Place, ReplayedViews, ViewSpec
+from ..data.replay import ModelInput, Place, ReplayedPairs, ViewSpec
 from ..soft_labels.check import same_view
-from ..soft_labels.store import Epoch, Store
+from ..soft_labels.store import LastEpoch, Store
+from ..soft_labels.stored_views import records_of, stored_views
 
-__all__ = ['SoftLabelView', 'SoftLabelViews', 'ViewSampler']
+__all__ = ['LiveView', 'LiveViews', 'SoftLabelView', 'SoftLabelViews', 'ViewSampler']
 
 ORDER = 1  # of the counters of a run: the order of images has its own
 
@@ -43,23 +44,16 @@ class SoftLabelViews(Dataset):
     Args:
         dataset: The one that the store was saved from.
         store: Its epochs are opened when they are first met, in each worker.
-        size: (H, W) of the student.
-        mean: Of the student.
-        std: Of the student.
+        student: How it takes images.
+
+    Raises:
+        EvaluationError: If the views of the store cannot be made here.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        store: Store,
-        size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
-        self.dataset, self.store = dataset, store
-        spec = ViewSpec.from_settings(store.info.views)
-        self.views = ReplayedViews(dataset, spec, store.info.seed, size=size, mean=mean, std=std)
-        self._epoch: Epoch | None = None
+    def __init__(self, dataset: ImageDataset, store: Store, student: ModelInput) -> None:
+        self.dataset = dataset
+        self.views = stored_views(store, dataset, student)
+        self._epoch = LastEpoch(store)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -73,8 +67,8 @@ class SoftLabelViews(Dataset):
         Raises:
             EvaluationError: If an image or a record cannot be read, or a view is not the one that the teacher saw.
         """
-        epoch = self._opened(places[0].epoch)
-        labels = epoch.read([place.position for place in places])
+        epoch = self._epoch(places[0].epoch)
+        labels = epoch.read(records_of(self.views, [place.position for place in places]))
         ids = labels.ids.view(np.int16 if labels.ids.itemsize == 2 else np.int32)
         found = []
         for view, *of_view in zip(self.views.__getitems__(places), ids, labels.probabilities, strict=True):
@@ -83,23 +77,56 @@ class SoftLabelViews(Dataset):
             found.append(SoftLabelView(view.image, view.label, *of_view))
         return found
 
-    def _opened(self, number: int) -> Epoch:
-        if self._epoch is None or self._epoch.number != number:
-            self._epoch = self.store.epoch(number)
-        return self._epoch
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | dict(_epoch=None)  # maps of files stay in their process
+class LiveView(NamedTuple):
+    """An item of `LiveViews`, in the order in which the task takes it.
+
+    Attributes:
+        image: float32 (3, H, W), of the student.
+        label: The true class.
+        teacher_image: float32 (3, H', W'), the same view as the teacher takes it.
+    """
+
+    image: torch.Tensor
+    label: int
+    teacher_image: torch.Tensor
+
+
+class LiveViews(Dataset):
+    """The views that `soft_labels.save` would store labels of, by `Place`, as student and teacher take them.
+
+    Args:
+        dataset: N images.
+        spec: Settings of the views.
+        seed: Of the run.
+        student: How it takes images.
+        teacher: How it takes them.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, spec: ViewSpec, seed: int, student: ModelInput, teacher: ModelInput
+    ) -> None:
+        self.views = ReplayedPairs(dataset, spec, seed, student, teacher)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, place: Place) -> LiveView:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[Place]) -> list[LiveView]:
+        """The views of a batch. Raises: EvaluationError: If an image cannot be read."""
+        return [LiveView(pair.first, pair.label, pair.second) for pair in self.views.__getitems__(places)]
 
 
 class ViewSampler(Sampler[Place]):
-    """The images of an epoch of training in random order, each as the view of a stored epoch.
+    """The images of an epoch of training in random order, each as its view of one epoch.
 
     Args:
         images: How many there are.
         batch_size: Images in an update; the rest of an epoch that makes no whole batch is left out.
         seed: Of the order, with the number of the epoch.
-        stored: Numbers of the stored epochs, taken in turn.
+        stored: Numbers of the epochs of views, taken in turn.
 
     Raises:
         EvaluationError: If there are fewer images than a batch has.

@@ -15,13 +15,27 @@ from ...common.errors import EvaluationError
 from . import mae_lite, minivit, small, tinymim, tinyvit
 from .record import STARTS, Rates, Recipe
 
-__all__ = ['DEFAULT', 'DISTILLATION', 'RECIPES', 'STARTS', 'Rates', 'Recipe', 'find_recipe']
+__all__ = [
+    'DEFAULT',
+    'DISTILLATION',
+    'PRETRAINING',
+    'RECIPES',
+    'STARTS',
+    'WEIGHT_DISTILLATION',
+    'Rates',
+    'Recipe',
+    'find_recipe',
+]
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe for paper in (small, tinyvit, minivit, tinymim, mae_lite) for recipe in paper.RECIPES
 }
 DISTILLATION: dict[str, Recipe] = {recipe.name: recipe for recipe in tinyvit.DISTILLATION}
 """Recipes that learn from soft labels."""
+PRETRAINING: dict[str, Recipe] = {recipe.name: recipe for paper in (tinymim, mae_lite) for recipe in paper.PRETRAINING}
+"""Recipes of encoders, by the name of the command; with `_small` behind it for small data sets."""
+WEIGHT_DISTILLATION: dict[str, Recipe] = {recipe.name: recipe for recipe in minivit.WEIGHT_DISTILLATION}
+"""Recipes of a student whose layers share their weights, and a teacher."""
 DEFAULT = small.SMALL.name
 
 

@@ -1,10 +1,24 @@
-"""Recipes of MAE-Lite: on ImageNet-1k and on smaller data sets."""
+"""Recipes of MAE-Lite: pre-training by MAE, D-MAE and MoCo v3, ImageNet-1k, and smaller data sets."""
 
 import dataclasses
 
-from .tinymim import TINYMIM
+from .small import of_few_images
+from .tinymim import TINYMIM, TINYMIM_PRETRAINING
 
-__all__ = ['RECIPES']
+__all__ = [
+    'BLUR',
+    'CONTRAST_JITTER',
+    'D_MAE',
+    'GRAYSCALE',
+    'JITTERED',
+    'MAE',
+    'MASK_RATIO',
+    'MOCOV3',
+    'PRETRAINING',
+    'RECIPES',
+    'SOLARIZED',
+    'START_MOMENTUM',
+]
 
 MAE_LITE = 'wangsr126/MAE-Lite a5d1a74, projects/eval_tools'
 MAE_LITE_DEFAULT = dataclasses.replace(
@@ -73,4 +87,39 @@ MAE_LITE_CIFAR100 = dataclasses.replace(
     lr=0.1,
 )
 
+MAE = dataclasses.replace(
+    TINYMIM_PRETRAINING,
+    name='mae',
+    source='wangsr126/MAE-Lite f3090d4, projects/mae_lite/mae_lite_exp.py and README.md (400 epochs, batch 4096)',
+    notes='',
+    epochs=400,
+    warmup_epochs=40,
+    drop_path={'': 0.0},
+    crop_area=(0.08, 1.0),
+)
+MASK_RATIO = 0.75  # the same source
+D_MAE = dataclasses.replace(
+    MAE,
+    name='d_mae',
+    source='wangsr126/MAE-Lite f3090d4, projects/mae_lite/mae_lite_distill_exp.py (400 epochs, batch 4096)',
+    notes='Published with MAE-Base after 1600 epochs as the teacher.',
+)
+MOCOV3 = dataclasses.replace(
+    MAE,
+    name='mocov3',
+    source='wangsr126/MAE-Lite f3090d4, projects/mocov3/mocov3_exp.py and MOCOV3.md (400 epochs, batch 1024)',
+    notes='Weight decay spares nothing, as released.',
+    batch_size=1024,
+    warmup_lr=1e-6,
+    weight_decay=0.1,
+    decay_all=True,
+    betas=None,
+)
+# Views of MoCo v3, the same source: first and second where they differ.
+CONTRAST_JITTER = (0.4, 0.4, 0.2, 0.1)
+JITTERED, GRAYSCALE = 0.8, 0.2  # probabilities
+BLUR, SOLARIZED = (1.0, 0.1), (0.0, 0.2)
+START_MOMENTUM = 0.99
+
+PRETRAINING = (MAE, D_MAE, MOCOV3, *map(of_few_images, (MAE, D_MAE, MOCOV3)))
 RECIPES = (MAE_LITE_DEFAULT, MAE_LITE_IMPROVED, MAE_LITE_1000, MAE_LITE_TRANSFER, MAE_LITE_CIFAR100)

@@ -39,6 +39,7 @@ class Recipe:
         notes: What was not published, and what stands in for it; quirks of the released code.
         starts: Keys of `STARTS` that it was published for; none for any.
         starts_at: Side of the images in pixels that those weights are for; None for that of the model.
+        teacher: What it was published with to teach, in words; None for none.
         epochs: In all, the warm-up included.
         warmup_epochs: Learning rate rises linearly from `warmup_lr`.
         batch_size: Images in an update, over all processes and accumulated steps.
@@ -52,7 +53,9 @@ class Recipe:
         per_epoch: The learning rate changes with the epoch, not with each update.
         optimizer: timm's name. timm's 'sgd' has Nesterov momentum.
         momentum: Of SGD.
+        betas: Of AdamW; None for its default, (0.9, 0.999).
         weight_decay: See the package for what it spares.
+        decay_all: Weight decay spares nothing; None for no.
         layer_decay: Factor from each layer's learning rate to that of the layer before it; None for one rate.
         clip_grad: Largest norm of the gradient; None for any.
         drop_path: Of the last block, by prefix of the model's name; '' stands for any other model.
@@ -82,6 +85,7 @@ class Recipe:
     notes: str = ''
     starts: tuple[str, ...] = ()
     starts_at: int | None = None
+    teacher: str | None = None
     epochs: int
     warmup_epochs: float
     batch_size: int
@@ -94,7 +98,9 @@ class Recipe:
     per_epoch: bool = False
     optimizer: str = 'adamw'
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     weight_decay: float
+    decay_all: bool | None = None
     layer_decay: float | None = None
     clip_grad: float | None = None
     drop_path: Mapping[str, float]

@@ -1,8 +1,10 @@
-"""The recipe for small data sets of one's own, the default of `tinyvit-zoo finetune`."""
+"""Small data sets of one's own: the default of `tinyvit-zoo finetune`, and what it makes of a pre-training recipe."""
+
+import dataclasses
 
 from .record import Recipe
 
-__all__ = ['RECIPES', 'SMALL']
+__all__ = ['RECIPES', 'SMALL', 'of_few_images']
 
 SMALL = Recipe(
     name='small',
@@ -34,5 +36,23 @@ SMALL = Recipe(
     crop_area=(0.25, 1.0),
     held_out=0.1,
 )
+
+
+def of_few_images(recipe: Recipe) -> Recipe:
+    """A pre-training recipe for some thousand images: more passes, small batches, a rate that suits them."""
+    return dataclasses.replace(
+        recipe,
+        name=f'{recipe.name}_small',
+        source=f'{recipe.source}; epochs, warm-up, batch and learning rate were chosen here',
+        notes='For up to some thousand images: batches of 64, less where an epoch would have fewer than 8, and 5e-4 as '
+        'the highest learning rate. Nothing was tuned.',
+        epochs=200,
+        warmup_epochs=10,
+        batch_size=64,
+        lr_batch=64,
+        least_updates=8,
+        lr=5e-4,
+    )
+
 
 RECIPES = (SMALL,)

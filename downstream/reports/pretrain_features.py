@@ -1,0 +1,43 @@
+"""What a training on a teacher's features leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tinyvit_zoo.training.features import FeatureDistilled
+
+from .training import write_training
+
+__all__ = ['write_feature_distilled']
+
+
+def write_feature_distilled(
+    output: Path,
+    result: FeatureDistilled,
+    *,
+    name: str,
+    weights: str,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write results.json, history.csv, loss.png and the encoder as the folder `model`.
+
+    Args:
+        output: Folder of the training.
+        result: Of the training.
+        name: Of the student.
+        weights: Where they came from before the training.
+        seed: Of the training.
+        say: Prints a line.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to, or the model cannot be saved.
+    """
+    teacher = result.teacher
+    write_training(
+        output, 'features', result, result.student, result.dataset, name=name, weights=weights, seed=seed,
+        title=f'{name} on the features of {teacher["name"]}',
+        details=dict(teacher=teacher, feature_loss=result.loss, dense_weight=result.dense_weight), say=say,
+    )  # fmt: skip
+    height, width = teacher['img_size']
+    say(f'Taught by {teacher["name"]} ({height}x{width}), whose features it fits by {result.loss}.')
+    say(f'Next: tinyvit-zoo finetune {name} --weights {output} -d DATA -o DIR')

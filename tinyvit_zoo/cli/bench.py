@@ -1,0 +1,90 @@
+"""`bench`: how fast models are here, beside each other."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import command, print_json, printer, quiet_logs
+from .options import Counts, Json, Size, Words, pair_of, read_counts, read_size, read_words
+
+if TYPE_CHECKING:
+    from ..bench import Row
+
+BenchDevice = StrEnum('BenchDevice', ['cpu', 'cuda'])
+Amp = StrEnum('Amp', ['bfloat16', 'float16'])
+BenchType = StrEnum('BenchType', ['float32', 'bfloat16', 'float16'])
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    app.command('bench', rich_help_panel=panel)(command(bench))
+
+
+def bench(
+    *,
+    models: Annotated[
+        list[str], typer.Argument(help='Any names that timm takes; ratios are to the first.', metavar='MODELS')
+    ],
+    batch_size: Annotated[
+        Counts, typer.Option('--batch-size', '-b', parser=read_counts, help='Images of a call.', metavar='N,N')
+    ] = Counts((1,)),
+    form: Annotated[
+        Words, typer.Option(parser=read_words, help='Some of created,deploy,compiled,graph.', metavar='FORM,FORM')
+    ] = Words(('created',)),
+    train: Annotated[bool, typer.Option('--train', help='A step of training instead of inference.')] = False,
+    device: Annotated[BenchDevice, typer.Option(help='Where they run.')] = BenchDevice.cpu,
+    threads: Annotated[int, typer.Option(min=1, help='Of the CPU.', metavar='N')] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help='Calls of each model in each form.', metavar='N')] = 11,
+    img_size: Annotated[
+        Size | None,
+        typer.Option(parser=read_size, help="Side, or HEIGHTxWIDTH, if not the model's own.", metavar='SIZE'),
+    ] = None,
+    channels_last: Annotated[
+        bool, typer.Option('--channels-last', help='Memory format of all forms; deploy always has it.')
+    ] = False,
+    amp: Annotated[Amp | None, typer.Option(help='Type of autocast.')] = None,
+    dtype: Annotated[BenchType, typer.Option(help='Of weights and images.')] = BenchType.float32,
+    csv: Annotated[
+        Path | None, typer.Option(help='Rows are appended; those that it has are not measured again.', metavar='FILE')
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the speed of models in one process, in turn. Weights are random, which does not change the time."""
+    from ..bench import Settings
+    from ..bench import bench as run
+
+    quiet_logs()
+    settings = Settings(
+        device=str(device), threads=threads, rounds=rounds, channels_last=channels_last, amp=amp and str(amp),
+        dtype=str(dtype), img_size=pair_of(img_size), train=train,
+    )  # fmt: skip
+    rows = run(models, batch_size, form, settings, csv)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    _print(rows)
+    if csv:
+        printer()(f'Written to {csv}.')
+
+
+def _print(rows: list['Row']) -> None:
+    say, one = printer(), rows[0]
+    where = one.gpu or f'{one.processor}, {one.isa}, {one.threads} {"thread" if one.threads == 1 else "threads"}'
+    say(f'{where}; torch {one.torch}, timm {one.timm}; {one.clock}, {one.rounds} rounds, load average {one.load:g}')
+    autocast = f', autocast {one.amp}' if one.amp else ''
+    say(f'{one.mode}, {one.dtype}{autocast}; ratios to {one.first}, with the range of 90 % of the rounds')
+    width = max(len(f'{row.model} {row.form}') for row in rows)
+    say(f'{"":{width}}  batch  images/s  median ms   95 % ms  peak MB  ratio')
+    for row in rows:
+        name = f'{row.model} {row.form}'
+        say(f'{name:{width}}  {row.batch:5}  {_figures(row)}')
+
+
+def _figures(row: 'Row') -> str:
+    if row.state != 'ok':
+        return 'out of memory'
+    memory = '-' if row.memory_mb is None else f'{row.memory_mb:.0f}'
+    ratio = '' if row.ratio is None else f'{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})'
+    return f'{row.images_per_second:8.1f}  {row.median_ms:9.2f}  {row.p95_ms:8.2f}  {memory:>7}  {ratio}'

@@ -1,0 +1,114 @@
+"""`pretrain minivit`: a student with shared weights learns from a teacher, or from its stored predictions."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import printer, quiet_logs
+from .evaluator_options import backbone_of, loader, processes
+from .options import DataOptions, ImgSize, ModelOptions, RunOptions
+from .training_options import TeacherOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from ..distill import WeightDistillation
+
+WeightRecipe = StrEnum('WeightRecipe', ['mini_swin', 'mini_deit'])
+Losses = StrEnum('Losses', ['mini_swin', 'mini_deit', 'paper'])
+Reuse = StrEnum('Reuse', ['cycle'])
+
+
+def minivit(
+    *,
+    student: Annotated[
+        str,
+        typer.Option(help='A Mini model, from random weights; or the folder of one, from its weights.', metavar='NAME'),
+    ],
+    student_weights: Annotated[
+        Path | None, typer.Option(help='Checkpoint that the student starts from.', metavar='FILE')
+    ] = None,
+    img_size: ImgSize = None,
+    teacher: TeacherOptions,
+    store: Annotated[
+        str | None, typer.Option(help="Folder of a teacher's stored predictions, instead of --teacher.")
+    ] = None,
+    reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
+    data_options: DataOptions,
+    recipe: Annotated[
+        WeightRecipe | None, typer.Option(help='Default: mini_swin for a Swin, mini_deit for any other student.')
+    ] = None,
+    losses: Annotated[
+        Losses | None,
+        typer.Option(help='mini_deit: of predictions only. Default: as the recipe; mini_deit with --store.'),
+    ] = None,
+    hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
+    output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
+    training: TrainingOptions,
+    run: RunOptions,
+) -> None:
+    """Train a student with shared weights by weight distillation (MiniViT). The same command again resumes.
+
+    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain minivit ...
+    """
+    from ..downstream.reports.minivit import write_minivit
+    from ..soft_labels import Store
+    from ..training.recipes import WEIGHT_DISTILLATION
+    from ..training.weight_distillation import distil_predictions, distil_weights
+
+    if (store is None) == (teacher.teacher is None):
+        raise typer.BadParameter(
+            'Give either --teacher NAME or --store STORE: one of them says what the student learns.'
+        )
+    if store is None and reuse is not None:
+        raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
+    quiet_logs()
+    architecture, swin, starts = _about(student, student_weights)
+    chosen = training.changed(WEIGHT_DISTILLATION[str(recipe or ('mini_swin' if swin else 'mini_deit'))])
+    objective = _objective(str(losses or ('mini_deit' if store else chosen.name)), hard_weight)
+    with processes() as first:
+        opened = None if store is None else Store.open(store)
+        dataset = loader(data_options, run.seed)('train')
+        options = ModelOptions(name=student, weights=student_weights, random=not starts, img_size=img_size)
+        classes = len(dataset.classes) if opened is None else opened.info.classes
+        model = backbone_of(options, run.seed, num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        say = printer() if first else (lambda text: None)
+        say(f'Student: {student}, from {"its weights" if starts else "random weights, as published"}.')
+        settings: dict[str, Any] = dict(training.settings(run, say))
+        if opened is not None:
+            say('The views are the stored ones: images are neither mixed nor repeated within an epoch.')
+            result: Any = distil_predictions(
+                model, dataset, opened, objective, chosen, output, reuse=reuse is not None, **settings
+            )
+        else:
+            taught_by = teacher.load(model, run.seed)
+            assert taught_by is not None
+            result = distil_weights(model, dataset, taught_by, objective, chosen, output, **settings)
+        if first:
+            write_minivit(
+                output, result, model, dataset, objective, name=student, weights=options.origin(run.seed),
+                teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, say=say,
+            )  # fmt: skip
+
+
+def _about(student: str, weights: Path | None) -> tuple[str, bool, bool]:
+    """The architecture (of a multiplexed model that of its base), whether it is a Swin, and whether it starts from
+    weights: those of a file, a tag, a folder or a page.
+    """
+    from timm.models import split_model_name_tag
+
+    from ..build import build_model
+    from ..names import check_name
+
+    model: Any = build_model(student, device='meta')
+    architecture = model.pretrained_cfg['architecture']
+    if architecture == 'multiplexed':
+        architecture = model._model_args['base']
+    given = weights is not None or check_name(student) is not None or bool(split_model_name_tag(student)[1])
+    return architecture, 'swin' in type(model).__name__.lower(), given
+
+
+def _objective(losses: str, hard_weight: float) -> 'WeightDistillation':
+    from ..training.weight_distillation import OBJECTIVES, with_hard_weight
+
+    return with_hard_weight(OBJECTIVES[losses], hard_weight)
