@@ -5,7 +5,7 @@ import torch
 from test_tinyvit_contract import operators
 from torch import nn
 
-from tinyvit_zoo.layers import ConvNorm, DeployConv2d, DeployLinear, deploy
+from tinyvit_zoo.layers import ConvNorm, DeployConv2d, DeployLinear, routes
 from tinyvit_zoo.layers.conv_norm import conv_act, linear_act
 
 KERNELS = {'mkldnn::_convolution_pointwise', 'mkldnn::_linear_pointwise'}
@@ -42,7 +42,7 @@ def test_the_fused_kernel_equals_the_plain_layers(name, memory, gelu, monkeypatc
     layer, act, x = make(), nn.GELU() if gelu else nn.Identity(), torch.randn(shape)
     if x.ndim == 4:
         x = x.contiguous(memory_format=memory)
-    monkeypatch.setattr(deploy, '_use_onednn', lambda *_: False)
+    monkeypatch.setattr(routes, 'SETTING', 'plain')
     assert not fused(lambda: applied(layer, act, x))
     plain = applied(layer, act, x)
     monkeypatch.undo()
