@@ -129,7 +129,7 @@ class ConvNorm(nn.Module):
 
 
 def _on_view(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product over the channels can take x as it lies, and would not be refused where a convolution is not."""
+    """Whether a product over the channels can take x as it lies, and is refused only where a convolution is."""
     return (
         x.ndim == 4
         and x.shape[1] == weight.shape[1]
@@ -141,7 +141,7 @@ def _on_view(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`act(conv(x))`, in one kernel or with the activation in place where nobody can notice."""
-    if fuses_gelu(conv, act) and (route := conv.route_of(x, True)) != 'plain':
+    if fuses_gelu(conv, act) and (route := conv.route_of(x, True)) is not None:
         return conv.run(x, route, True)
     # A fold without a call of `conv`: then its output is referenced nowhere else.
     if is_untouched(conv, ConvNorm) and conv.folds(x):
@@ -151,6 +151,6 @@ def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def linear_act(linear: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`act(linear(x))`, in one kernel or with the activation in place where nobody can notice."""
-    if fuses_gelu(linear, act) and (route := linear.route_of(x, True)) != 'plain':
+    if fuses_gelu(linear, act) and (route := linear.route_of(x, True)) is not None:
         return linear.run(x, route, True)
     return activate(act, linear(x), fresh=is_untouched(linear, nn.Linear))

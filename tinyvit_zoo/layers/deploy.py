@@ -75,9 +75,7 @@ def _is_unwatched() -> bool:
 
 def _allowed(x: torch.Tensor, on_view: bool = True) -> tuple[Route, ...]:
     """Routes that this build of torch has for x. `on_view`: whether a product can read the map without a copy."""
-    onednn = (
-        x.is_cpu and x.dtype in ONEDNN_DTYPES and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
-    )
+    onednn = x.is_cpu and x.dtype in ONEDNN_DTYPES and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
     return tuple(r for r in ROUTES if (r != 'onednn' or onednn) and (r != 'linear' or on_view))
 
 
@@ -131,12 +129,12 @@ class DeployConv2d(nn.Conv2d):
     """Conv2d. (B, C, H, W) in any memory format."""
 
     @torch.jit.unused
-    def route_of(self, x: torch.Tensor, gelu: bool) -> Route:
-        """By which route `run` is to compute what `forward` does; 'plain' for not at all."""
+    def route_of(self, x: torch.Tensor, gelu: bool) -> Route | None:
+        """By which route `run` is to compute what `forward` does; None where `run` may not stand in for it."""
         # Not `self.weight`: torch looks that up slowly, and it may be computed from others.
         weight, bias = self._parameters.get('weight'), self._parameters.get('bias')
         if not _is_plain_call(x, weight, bias) or x.ndim != 4 or x.shape[1] != self.in_channels:
-            return 'plain'
+            return None
         kind: Kind = 'conv1x1' if is_pointwise(self) else 'conv' if self.groups == 1 else 'depthwise'
         on_view = kind == 'conv1x1' and x.is_contiguous(memory_format=torch.channels_last)
         rows = x.shape[0] * (x.shape[2] // self.stride[0]) * (x.shape[3] // self.stride[1])
@@ -162,7 +160,7 @@ class DeployConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
             route = self.route_of(x, False)
-            if route != 'plain':
+            if route is not None:
                 return self.run(x, route, False)
         return self._conv_forward(x, self.weight, self.bias)
 
@@ -182,12 +180,12 @@ class DeployLinear(nn.Linear):
         return layer.train(linear.training)
 
     @torch.jit.unused
-    def route_of(self, x: torch.Tensor, gelu: bool) -> Route:
-        """By which route `run` is to compute what `forward` does; 'plain' for not at all."""
+    def route_of(self, x: torch.Tensor, gelu: bool) -> Route | None:
+        """By which route `run` is to compute what `forward` does; None where `run` may not stand in for it."""
         # Not `self.weight`: torch looks that up slowly, and it may be computed from others.
         weight, bias = self._parameters.get('weight'), self._parameters.get('bias')
         if not _is_plain_call(x, weight, bias) or x.shape[-1] != self.in_features:
-            return 'plain'
+            return None
         rows = x.numel() // self.in_features
 
         def run(route: Route) -> torch.Tensor:
@@ -220,8 +218,5 @@ def fuses_gelu(layer: nn.Module, act: nn.Module) -> TypeGuard[DeployConv2d | Dep
     """Whether `layer.run(x, route, True)` gives `act(layer(x))`: both untouched, the activation an exact GELU."""
     kind = DeployLinear if type(layer) is DeployLinear else DeployConv2d
     return (
-        type(layer) is kind
-        and is_untouched(layer, kind)
-        and is_untouched(act, nn.GELU)
-        and act.approximate == 'none'
+        type(layer) is kind and is_untouched(layer, kind) and is_untouched(act, nn.GELU) and act.approximate == 'none'
     )

@@ -195,7 +195,10 @@ def _treats_images_alone(module: nn.Module) -> bool:
     In training mode random numbers are drawn for a batch, and a quantised weight may scale the whole of its input.
     """
     return all(
-        (type(m) in PER_IMAGE or (type(m) is nn.BatchNorm2d and m.running_mean is not None and m.running_var is not None))
+        (
+            type(m) in PER_IMAGE
+            or (type(m) is nn.BatchNorm2d and m.running_mean is not None and m.running_var is not None)
+        )
         and not m.training
         and _runs_its_class(m)
         and _holds_plain_tensors(m)

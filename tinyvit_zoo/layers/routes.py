@@ -28,7 +28,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ROUTES: tuple[Route, ...] = get_args(Route)
 
 SETTINGS = ('table', 'measure', 'plain')
-"""`table`: as `route` has it. `measure`: candidates are timed once for each kind and shape. `plain`: nothing special."""
+"""`table`: as `route` has it. `measure`: candidates are timed, once for each kind and shape. `plain`: none but torch's."""
 SETTING = os.environ.get('TINYVIT_ZOO_ROUTES', 'table')
 ISA = torch.backends.cpu.get_cpu_capability()
 
@@ -135,7 +135,7 @@ MEASURE_SECONDS = 1.0
 TIMED_CALLS = 3
 
 _measured: dict[Choice, Route] = {}
-_spent = [0.0]
+_seconds = {'spent': 0.0, 'longest call': 0.0}
 _recorders: list[Counter[tuple[Choice, Route]]] = []
 
 
@@ -199,17 +199,16 @@ def _fastest(choice: Choice, first: Route, run: Callable[[Route], object], allow
     if choice not in _measured:
         candidates = [first, *(r for r in CANDIDATES[choice.kind] if r in allowed and r != first)]
         best = dict.fromkeys(candidates, float('inf'))
-        longest = 0.0
         for number in range(1 + TIMED_CALLS):  # the first one warms up
             seconds = {}
             for candidate in candidates:
-                if _spent[0] + longest >= MEASURE_SECONDS:
+                if _seconds['spent'] + _seconds['longest call'] > MEASURE_SECONDS:
                     break
                 start = time.perf_counter()
                 run(candidate)
                 seconds[candidate] = time.perf_counter() - start
-                _spent[0] += seconds[candidate]
-                longest = max(longest, seconds[candidate])
+                _seconds['spent'] += seconds[candidate]
+                _seconds['longest call'] = max(_seconds['longest call'], seconds[candidate])
             if len(seconds) < len(candidates):
                 break
             if number:
