@@ -19,7 +19,7 @@ from timm.models import register_notrace_module
 from torch import nn
 
 from .inference import is_observed, is_untouched, known_class
-from .routes import ROUTES, Kind, Route, choose
+from .routes import ROUTES, Kind, Route, choose, may_be_onednn
 
 __all__ = ['DeployConv2d', 'DeployLinear', 'fuses_gelu', 'is_pointwise', 'pointwise']
 
@@ -204,7 +204,7 @@ class DeployLinear(nn.Linear):
         return _gelu(x) if route == 'linear' else F.gelu(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting() and self.route_of(x, False) == 'onednn':
+        if not torch.jit.is_scripting() and may_be_onednn('linear', x) and self.route_of(x, False) == 'onednn':
             return self.run(x, 'onednn', False)
         return F.linear(x, self.weight, self.bias)
 

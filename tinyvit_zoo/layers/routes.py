@@ -16,7 +16,19 @@ import torch
 
 from ..common.errors import ModelError
 
-__all__ = ['KINDS', 'ROUTES', 'Choice', 'Kind', 'Route', 'check_setting', 'choose', 'device_name', 'recorded', 'route']
+__all__ = [
+    'KINDS',
+    'ROUTES',
+    'Choice',
+    'Kind',
+    'Route',
+    'check_setting',
+    'choose',
+    'device_name',
+    'may_be_onednn',
+    'recorded',
+    'route',
+]
 
 Kind = Literal['linear', 'conv1x1', 'depthwise', 'conv', 'folded1x1']
 """`linear`, `conv1x1`, `depthwise` (every grouped convolution) and `conv` (dense, larger than 1x1) are layers of the
@@ -28,7 +40,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ROUTES: tuple[Route, ...] = get_args(Route)
 
 SETTINGS = ('table', 'measure', 'plain')
-"""`table`: as `route` has it. `measure`: candidates are timed, once for each kind and shape. `plain`: none but torch's."""
+"""`table`: as `route` has it. `measure`: the fastest, timed once for each kind and shape. `plain`: torch's own."""
 SETTING = os.environ.get('TINYVIT_ZOO_ROUTES', 'table')
 ISA = torch.backends.cpu.get_cpu_capability()
 
@@ -147,6 +159,15 @@ def check_setting() -> None:
     """
     if SETTING not in SETTINGS:
         raise ModelError(f"TINYVIT_ZOO_ROUTES must be {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}, not '{SETTING}'.")
+
+
+def may_be_onednn(kind: Kind, x: torch.Tensor) -> bool:
+    """Whether `choose` may say so: a cheap question before its dear ones, where every other route is the same call."""
+    if type(x) is not torch.Tensor:
+        return False
+    if SETTING != 'table' or (not torch.compiler.is_compiling() and _recorders):
+        return True
+    return route(kind, x.device.type, x.dtype, ISA, 1, 1, 1, 1, False) == 'onednn'
 
 
 def choose(
