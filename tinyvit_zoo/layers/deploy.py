@@ -203,8 +203,12 @@ class DeployLinear(nn.Linear):
             return x
         return _gelu(x) if route == 'linear' else F.gelu(x)
 
+    @torch.jit.unused
+    def _takes_onednn(self, x: torch.Tensor) -> bool:
+        return may_be_onednn('linear', x) and self.route_of(x, False) == 'onednn'
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting() and may_be_onednn('linear', x) and self.route_of(x, False) == 'onednn':
+        if not torch.jit.is_scripting() and self._takes_onednn(x):
             return self.run(x, 'onednn', False)
         return F.linear(x, self.weight, self.bias)
 
