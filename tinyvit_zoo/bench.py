@@ -29,9 +29,10 @@ from .build import build_model
 from .common.errors import ModelError
 from .common.files import write_whole
 from .common.paired_timing import cpu_name
+from .layers import routes
 from .version import __version__
 
-__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'read_rows']
+__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'read_rows', 'routes_of']
 
 FORMS = ('created', 'deploy', 'compiled', 'graph')
 """As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch."""
@@ -159,7 +160,37 @@ def bench(
     return rows
 
 
+def routes_of(models: Sequence[str], batches: Sequence[int], settings: Settings = Settings()) -> list[dict[str, Any]]:
+    """Which kernel each layer takes in a forward pass, as created and in deploy form; nothing is timed.
+
+    Args:
+        models: Any names that timm takes; models of other packages than this one make no choices.
+        batches: Images of a call.
+        settings: See `Settings`; a choice is made in inference without autocast only.
+
+    Returns:
+        A dictionary for each choice, in the order of the layers: model, form, batch, kind, rows, in and out features,
+        whether GELU follows, the route (see `layers/routes.py`), and how often.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    _check(models, ('created',), settings)
+    torch.set_num_threads(settings.threads)
+    lines = []
+    for model, batch, form in ((m, b, f) for m in models for b in batches for f in ('created', 'deploy')):
+        call = _variant(_blank(model, form, batch, models[0], form, settings), settings)
+        with routes.recorded() as choices:
+            call()
+        for (choice, taken), calls in choices.items():
+            line: dict[str, Any] = dict(model=model, form=form, batch=batch, kind=choice.kind, rows=choice.rows)
+            line |= dict(in_features=choice.in_features, out_features=choice.out_features, gelu=choice.gelu)
+            lines.append(line | dict(route=taken, calls=calls))
+    return lines
+
+
 def _check(models: Sequence[str], forms: Sequence[str], settings: Settings) -> None:
+    routes.check_setting()
     for form in forms:
         if form not in FORMS:
             raise ModelError(f"There is no form '{form}': take some of {', '.join(FORMS)}.")

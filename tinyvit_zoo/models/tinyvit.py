@@ -46,8 +46,10 @@ from ..layers import (
     checkpoint_block,
     conv_act,
     expand_abs_bias,
+    in_sub_batches,
     is_exactly,
     is_fx_proxy,
+    known_class,
     per_stage_windows,
     resize_grid,
     scaled_windows,
@@ -63,7 +65,12 @@ __all__ = ['TinyViT']
 # Windows per side of each stage at 224 (56/7, 28/7, 14/14, 7/7), kept at every other size; stage 0 has none in use.
 NUM_WINDOWS = (8, 4, 1, 1)
 
+# Images at a time in the stem, stage 0 and the first merge, see `in_sub_batches`: at 224 and batch 8 one map of stage 0
+# has 38 MB, more than the allocator keeps, and every layer would have the system map it in anew.
+FRONT_IMAGES = 2
 
+
+@known_class
 class PatchEmbed(nn.Module):
     """Two 3x3 stride-2 convolutions. (B, in_chans, 4H, 4W) -> (B, C, H, W) in channels_last memory format."""
 
@@ -75,6 +82,12 @@ class PatchEmbed(nn.Module):
         self.conv2 = ConvNorm(out_chs // 2, out_chs, 3, stride=2, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self._run(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self._run, x, FRONT_IMAGES)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
         # the same memory as B,H,W,C without a copy. (`contiguous(memory_format=...)` does not work under vmap.)
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -82,6 +95,7 @@ class PatchEmbed(nn.Module):
         return self.conv2(x)
 
 
+@known_class
 class MBConv(nn.Module):
     """Inverted residual: 1x1 expand, 3x3 depthwise, 1x1 project; activation after the residual sum. (B, C, H, W)."""
 
@@ -113,12 +127,16 @@ class MBConv(nn.Module):
         return self.act3(x) if torch.jit.is_scripting() else activate(self.act3, x, fresh=True)
 
 
+@known_class
 class PatchMerging(nn.Module):
     """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2)."""
 
-    def __init__(self, dim: int, out_dim: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
+    def __init__(
+        self, dim: int, out_dim: int, act_layer: type[nn.Module], in_parts: bool = False, device=None, dtype=None
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        self.in_parts = in_parts
         self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
         self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
@@ -126,11 +144,18 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting() or not self.in_parts:
+            return self._run(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self._run, x, FRONT_IMAGES)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
         x = self.act2(self.conv2(x)) if torch.jit.is_scripting() else conv_act(self.conv2, self.act2, x)
         return self.conv3(x)
 
 
+@known_class
 class ConvStage(nn.Module):
     """Stage 0: a sequence of MBConv blocks. (B, C, H, W)."""
 
@@ -151,7 +176,10 @@ class ConvStage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return _checkpoint_blocks(self.blocks, x)
-        return self.blocks(x)
+        if torch.jit.is_scripting():
+            return self.blocks(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self.blocks, x, FRONT_IMAGES)
 
 
 class Attention(nn.Module):
@@ -298,13 +326,14 @@ class TinyVitStage(nn.Module):
         act_layer: type[nn.Module],
         proj_drop: float,
         drop_path: Sequence[float],
+        merge_in_parts: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim, out_dim, act_layer, **dd)
+        self.downsample = PatchMerging(dim, out_dim, act_layer, merge_in_parts, **dd)
         self.blocks = TypedSequential(
             *[
                 TinyVitBlock(
@@ -417,6 +446,7 @@ class TinyViT(nn.Module):
                     act_layer,
                     proj_drop_rate,
                     dpr[i],
+                    merge_in_parts=i == 1,
                     **dd,
                 )
             )
