@@ -23,11 +23,16 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvit_zoo.layers import DeployConv2d, DeployLinear, deploy, inference, routes
+from tinyvit_zoo.layers import DeployConv2d, DeployLinear, conv_norm, deploy, inference, routes
 
 SIZE = (64, 32)
 BATCH = 3
 SHORTCUTS = {'aten::gelu_', 'mkldnn::_convolution_pointwise', 'mkldnn::_linear_pointwise'}
+
+
+@pytest.fixture(autouse=True)
+def _every_activation_is_large(monkeypatch):
+    monkeypatch.setattr(conv_norm, 'LARGE', 1)
 
 
 @pytest.fixture(autouse=True)

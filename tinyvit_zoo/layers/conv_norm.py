@@ -5,11 +5,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .deploy import DeployConv2d, fuses_gelu, is_pointwise, pointwise
+from .deploy import DeployConv2d, DeployLinear, fuses_gelu, is_pointwise, pointwise
 from .inference import activate, is_plain_inference, is_untouched, known_class
-from .routes import Route, choose
+from .routes import Route, choose, may_be_onednn
 
 __all__ = ['ConvNorm', 'conv_act', 'linear_act']
+
+# Elements of an activation that is worth computing in place: more than a core's second-level cache holds.
+LARGE = 2**18
 
 
 @known_class
@@ -151,6 +154,18 @@ def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def linear_act(linear: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`act(linear(x))`, in one kernel or with the activation in place where nobody can notice."""
-    if fuses_gelu(linear, act) and (route := linear.route_of(x, True)) is not None:
+    # The cheap question first: in a small model at batch 1 the others cost more than a kernel of their own gains.
+    if may_be_onednn('linear', x) and fuses_gelu(linear, act) and (route := linear.route_of(x, True)) is not None:
         return linear.run(x, route, True)
-    return activate(act, linear(x), fresh=is_untouched(linear, nn.Linear))
+    y = linear(x)
+    if not _is_large(y):
+        return act(y)
+    kind = DeployLinear if type(linear) is DeployLinear else nn.Linear
+    return activate(act, y, fresh=is_untouched(linear, kind))
+
+
+def _is_large(x: torch.Tensor) -> bool:
+    """Whether a second buffer costs more than what must be asked before doing without."""
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor or torch.jit.is_tracing():
+        return False
+    return x.numel() >= LARGE

@@ -4,6 +4,7 @@
 The environment variable `TINYVIT_ZOO_ROUTES` chooses between the table and two other ways, see `SETTINGS`.
 """
 
+import itertools
 import os
 import time
 from collections import Counter
@@ -55,9 +56,12 @@ class _Entry(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     taken: Route
     one_thread: bool = False  # with one thread only
+    min_rows: int = 1
 
 
 TABLE = (
+    # The first entry that fits. On wide maps GELU inside the kernel outweighs the slower product of the next entry.
+    _Entry(('conv1x1',), 'cpu', ('AVX2',), (F32,), 'onednn', min_rows=56 * 56),
     # MKL's products are at the limit of AVX2, and faster than oneDNN's.
     _Entry(('linear', 'conv1x1'), 'cpu', ('AVX2',), (F32,), 'linear'),
     _Entry(('depthwise', 'conv'), 'cpu', ('AVX2',), (F32,), 'onednn'),
@@ -68,6 +72,14 @@ TABLE = (
     # cuBLASLt adds the bias in its epilogue; after a convolution torch adds it in a kernel of its own.
     _Entry(('linear', 'conv1x1'), 'cuda', (), (F32, BF16, F16), 'linear'),
 )
+
+ONEDNN = frozenset(
+    (kind, isa, dtype)
+    for entry in TABLE
+    for kind, isa, dtype in itertools.product(entry.kinds, entry.isas, entry.dtypes)
+    if entry.taken == 'onednn'
+)
+"""Where the table has oneDNN's kernel for some number of rows."""
 
 CANDIDATES: Mapping[Kind, tuple[Route, ...]] = {
     'linear': ('linear', 'onednn'),
@@ -115,6 +127,7 @@ def route(
             and (not entry.isas or isa in entry.isas)
             and dtype in entry.dtypes
             and (threads == 1 or not entry.one_thread)
+            and rows >= entry.min_rows
         ):
             return entry.taken
     return 'plain'
@@ -165,9 +178,9 @@ def may_be_onednn(kind: Kind, x: torch.Tensor) -> bool:
     """Whether `choose` may say so: a cheap question before its dear ones, where every other route is the same call."""
     if type(x) is not torch.Tensor:
         return False
-    if SETTING != 'table' or (not torch.compiler.is_compiling() and _recorders):
+    if SETTING != 'table' or (_recorders and not torch.compiler.is_compiling()):
         return True
-    return route(kind, x.device.type, x.dtype, ISA, 1, 1, 1, 1, False) == 'onednn'
+    return x.is_cpu and (kind, ISA, x.dtype) in ONEDNN
 
 
 def choose(
@@ -199,8 +212,8 @@ def choose(
     if SETTING == 'plain':
         return 'plain'
     device = device_name(x.device)
-    if torch.compiler.is_compiling():  # the number of threads belongs to no entry of the deploy form
-        taken = route(kind, device, x.dtype, ISA, 1, rows, in_features, out_features, gelu)
+    if torch.compiler.is_compiling():  # one graph for any number of threads and, where sizes are dynamic, of rows
+        taken = route(kind, device, x.dtype, ISA, 1, 1, in_features, out_features, gelu)
         return taken if taken in allowed else 'plain'
     threads = torch.get_num_threads()
     taken = route(kind, device, x.dtype, ISA, threads, rows, in_features, out_features, gelu)
