@@ -1,7 +1,6 @@
 """Which kernel a layer takes on which processor, and TinyViT's front a few images at a time: structure, never time."""
 
 import importlib.util
-import itertools
 import json
 import sys
 

@@ -25,6 +25,7 @@ from .inference import (
     known_class,
 )
 from .irpe import RelativeKeys, irpe_index, piecewise_index
+from .kept_bias import KeepsBias
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
@@ -45,6 +46,7 @@ __all__ = [
     'DeployConv2d',
     'DeployLinear',
     'HeadMix',
+    'KeepsBias',
     'Mlp',
     'PerRepeat',
     'RelativeKeys',

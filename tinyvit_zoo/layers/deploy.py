@@ -2,9 +2,10 @@
 
 `timm.models.reparameterize_model(model)` inserts them. In plain inference they take the route that `routes.route` has
 for the device, the dtype, the processor and the shape: oneDNN's fused kernel, in which the bias and, in `conv_act` and
-`linear_act`, the exact GELU are applied while the result is still in cache; or `F.linear`, for 1x1 convolutions on the
-B,H,W,C view, then GELU in place. Everywhere else (autograd, autocast, quantised or other special weights, torch.export,
-TorchScript, tracing) they are the plain layer. All routes compute in the weights' dtype and differ by rounding only.
+`linear_act`, the exact GELU are applied while the result is still in cache; `F.linear`, for 1x1 convolutions on the
+B,H,W,C view, then GELU in place; or, on CUDA, a convolution without bias, then one kernel for bias and GELU. Everywhere
+else (autograd, autocast, quantised or other special weights, torch.export, TorchScript, tracing) they are the plain
+layer. All routes compute in the weights' dtype and differ by rounding only.
 
 The activation remains a module of its own: hooks see the same tensors as before, and an adapter around the layer (LoRA)
 adds to its output, not to what the activation made of it.
@@ -18,8 +19,9 @@ from timm.layers import is_exporting
 from timm.models import register_notrace_module
 from torch import nn
 
+from .bias_gelu import add_bias_gelu_, is_one_block, works_on
 from .inference import is_observed, is_untouched, known_class
-from .routes import ROUTES, Kind, Route, choose, may_be_onednn
+from .routes import ROUTES, Kind, Route, choose, device_name, may_be_onednn
 
 __all__ = ['DeployConv2d', 'DeployLinear', 'fuses_gelu', 'is_pointwise', 'pointwise']
 
@@ -73,10 +75,20 @@ def _is_unwatched() -> bool:
     return not torch.jit.is_tracing() and not is_observed()
 
 
-def _allowed(x: torch.Tensor, on_view: bool = True) -> tuple[Route, ...]:
-    """Routes that this build of torch has for x. `on_view`: whether a product can read the map without a copy."""
-    onednn = x.is_cpu and x.dtype in ONEDNN_DTYPES and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
-    return tuple(r for r in ROUTES if (r != 'onednn' or onednn) and (r != 'linear' or on_view))
+def _allowed(x: torch.Tensor, on_view: bool = True, own_bias: bool = False) -> tuple[Route, ...]:
+    """Routes that this build of torch has for x.
+
+    `on_view`: whether a product can read the map without a copy. `own_bias`: whether there is a bias to add afterwards.
+    """
+    compiling = torch.compiler.is_compiling()
+    admitted = {
+        'plain': True,
+        'linear': on_view,
+        'onednn': x.is_cpu and x.dtype in ONEDNN_DTYPES and (compiling or torch._C._get_mkldnn_enabled()),
+        # Inductor writes such a kernel by itself.
+        'triton': own_bias and not compiling and device_name(x.device) == 'cuda' and works_on(x.device),
+    }
+    return tuple(r for r in ROUTES if admitted[r])
 
 
 def _conv2d(
@@ -142,7 +154,9 @@ class DeployConv2d(nn.Conv2d):
         def run(route: Route) -> torch.Tensor:
             return self.run(x, route, gelu)
 
-        return choose(kind, x, rows, self.in_channels, self.out_channels, gelu, run, _allowed(x, on_view))
+        return choose(
+            kind, x, rows, self.in_channels, self.out_channels, gelu, run, _allowed(x, on_view, bias is not None)
+        )
 
     @torch.jit.unused
     def run(self, x: torch.Tensor, route: Route, gelu: bool) -> torch.Tensor:
@@ -154,7 +168,14 @@ class DeployConv2d(nn.Conv2d):
         if route == 'linear':
             x = pointwise(x, self.weight, self.bias)
             return _gelu(x) if gelu else x
-        x = self._conv_forward(x, self.weight, self.bias)
+        if route == 'triton':
+            assert self.bias is not None  # see `_allowed`
+            x = self._conv_forward(x, self.weight, None)
+            if is_one_block(x):
+                return add_bias_gelu_(x, self.bias, gelu)
+            x = x + self.bias[:, None, None]
+        else:
+            x = self._conv_forward(x, self.weight, self.bias)
         return F.gelu(x) if gelu else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

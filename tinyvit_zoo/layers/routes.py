@@ -34,9 +34,10 @@ __all__ = [
 Kind = Literal['linear', 'conv1x1', 'depthwise', 'conv', 'folded1x1']
 """`linear`, `conv1x1`, `depthwise` (every grouped convolution) and `conv` (dense, larger than 1x1) are layers of the
 deploy form; `folded1x1` is a 1x1 convolution of a model as created, with its BatchNorm folded for this call."""
-Route = Literal['plain', 'linear', 'onednn']
+Route = Literal['plain', 'linear', 'onednn', 'triton']
 """`plain`: the layer as torch has it, then its activation. `linear`: `F.linear`, for convolutions on the B,H,W,C view,
-then GELU in place. `onednn`: oneDNN's fused kernel, bias and GELU included."""
+then GELU in place. `onednn`: oneDNN's fused kernel, bias and GELU included. `triton`: the convolution without bias,
+then one kernel for bias and GELU."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ROUTES: tuple[Route, ...] = get_args(Route)
 
@@ -69,8 +70,9 @@ TABLE = (
     _Entry(('linear', 'conv1x1', 'depthwise', 'conv'), 'cpu', ('AVX512',), (F32, BF16), 'onednn'),
     # With one thread torch keeps 1x1 convolutions from oneDNN, and unfolds the map instead.
     _Entry(('folded1x1',), 'cpu', X86, (F32,), 'linear', one_thread=True),
-    # cuBLASLt adds the bias in its epilogue; after a convolution torch adds it in a kernel of its own.
+    # cuBLASLt adds the bias in its epilogue; after a convolution torch adds it in a slow kernel of its own.
     _Entry(('linear', 'conv1x1'), 'cuda', (), (F32, BF16, F16), 'linear'),
+    _Entry(('depthwise', 'conv'), 'cuda', (), (F32, BF16, F16), 'triton'),
 )
 
 ONEDNN = frozenset(
@@ -84,8 +86,8 @@ ONEDNN = frozenset(
 CANDIDATES: Mapping[Kind, tuple[Route, ...]] = {
     'linear': ('linear', 'onednn'),
     'conv1x1': ('linear', 'onednn', 'plain'),
-    'depthwise': ('onednn', 'plain'),
-    'conv': ('onednn', 'plain'),
+    'depthwise': ('onednn', 'triton', 'plain'),
+    'conv': ('onednn', 'triton', 'plain'),
     'folded1x1': ('linear', 'plain'),
 }
 
@@ -158,6 +160,7 @@ class Choice:
 MEASURE_SECONDS = 1.0
 """What timing candidates may take in a process, all together."""
 TIMED_CALLS = 3
+CAN_MEASURE = ('cpu', 'cuda')
 
 _measured: dict[Choice, Route] = {}
 _seconds = {'spent': 0.0, 'longest call': 0.0}
@@ -221,7 +224,7 @@ def choose(
         taken = 'plain'
     if SETTING == 'measure' or _recorders:
         choice = Choice(kind, device, x.dtype, threads, rows, in_features, out_features, gelu)
-        if SETTING == 'measure' and device == 'cpu':
+        if SETTING == 'measure' and device in CAN_MEASURE and not _is_capturing(device):
             taken = _fastest(choice, taken, run, allowed)
         for recorder in _recorders:
             recorder[choice, taken] += 1
@@ -232,14 +235,17 @@ def _fastest(choice: Choice, first: Route, run: Callable[[Route], object], allow
     """The fastest of the candidates, timed at the first call of this shape; `first`, the table's, without time left."""
     if choice not in _measured:
         candidates = [first, *(r for r in CANDIDATES[choice.kind] if r in allowed and r != first)]
+        wait = torch.cuda.synchronize if choice.device == 'cuda' else _no_wait
         best = dict.fromkeys(candidates, float('inf'))
         for number in range(1 + TIMED_CALLS):  # the first one warms up
             seconds = {}
             for candidate in candidates:
                 if _seconds['spent'] + _seconds['longest call'] > MEASURE_SECONDS:
                     break
+                wait()
                 start = time.perf_counter()
                 run(candidate)
+                wait()
                 seconds[candidate] = time.perf_counter() - start
                 _seconds['spent'] += seconds[candidate]
                 _seconds['longest call'] = max(_seconds['longest call'], seconds[candidate])
@@ -249,6 +255,15 @@ def _fastest(choice: Choice, first: Route, run: Callable[[Route], object], allow
                 best = {candidate: min(best[candidate], seconds[candidate]) for candidate in candidates}
         _measured[choice] = min(candidates, key=best.__getitem__)  # the first one among equals
     return _measured[choice]
+
+
+def _no_wait() -> None:
+    return
+
+
+def _is_capturing(device: str) -> bool:
+    """Whether a CUDA graph is being captured, which waiting would break."""
+    return device == 'cuda' and torch.cuda.is_current_stream_capturing()
 
 
 @contextmanager

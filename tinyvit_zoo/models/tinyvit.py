@@ -38,6 +38,7 @@ from ..checkpoints import TINYVIT_KEYS, fit_to_model, stage_tables
 from ..layers import (
     ConvNorm,
     DeployLinear,
+    KeepsBias,
     Mlp,
     TypedSequential,
     abs_offset_index,
@@ -182,7 +183,7 @@ class ConvStage(nn.Module):
             return in_sub_batches(self, self.blocks, x, FRONT_IMAGES)
 
 
-class Attention(nn.Module):
+class Attention(KeepsBias):
     """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2)."""
 
     fused_attn: Final[bool]
@@ -219,6 +220,20 @@ class Attention(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """Fill the offset indices, which no checkpoint holds (after `to_empty`; transformers calls this too)."""
         self._register_offsets(self.attention_biases.device)
+        self.keep_bias()
+
+    @torch.jit.unused
+    def bias_table(self) -> torch.Tensor:
+        return self.attention_biases
+
+    def spread_bias(self, dtype: torch.dtype) -> torch.Tensor:
+        # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
+        return expand_abs_bias(self.attention_biases.to(dtype), self.row_offsets, self.col_offsets)
+
+    @torch.jit.unused
+    def can_spread_bias(self) -> bool:
+        offsets = zip((self.row_offsets, self.col_offsets), self.window_size, strict=True)
+        return all(torch.equal(index, abs_offset_index(size, index.device)) for index, size in offsets)
 
     def set_window_size(self, window_size: tuple[int, int], mode: str = 'bicubic') -> None:
         """Change the window size; the bias table is resized, see `resize_grid`."""
@@ -234,6 +249,8 @@ class Attention(nn.Module):
         """Deploy form: see `timm.models.reparameterize_model`."""
         self.qkv = DeployLinear.from_linear(self.qkv)
         self.proj = DeployLinear.from_linear(self.proj)
+        self.keeps_bias = True
+        self.keep_bias()
 
     def _prefers_plain(self, q: torch.Tensor, bias: torch.Tensor) -> bool:
         """Whether attention in single steps is faster than the fused kernel.
@@ -254,8 +271,7 @@ class Attention(nn.Module):
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
         qkv = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2)
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B * nW, heads, N, d)
-        # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
-        bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
+        bias = (self.spread_bias(q.dtype) if torch.jit.is_scripting() else self.bias_for(q))[None]
 
         if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -463,7 +479,17 @@ class TinyViT(nn.Module):
             **dd,
         )
         self.head_hidden_size = self.head.num_features
+        self._limit_kept_biases()
         self.init_weights(needs_reset=False)
+
+    def _limit_kept_biases(self) -> None:
+        """Let the deploy form on CUDA keep its biases spread while all of them are smaller than the weights."""
+        layers = [m for m in self.modules() if isinstance(m, Attention)]
+        spread = sum(layer.num_heads * (layer.window_size[0] * layer.window_size[1]) ** 2 for layer in layers)
+        smaller = spread < sum(p.numel() for p in self.parameters())
+        for layer in layers:
+            layer.may_keep_bias = smaller
+            layer.keep_bias()
 
     @staticmethod
     def _layout(
@@ -565,6 +591,7 @@ class TinyViT(nn.Module):
         for stage, window in zip(self.stages[1:], self.window_sizes[1:], strict=True):
             for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
+        self._limit_kept_biases()
         grid = stage_grids(self.img_size, len(self.stages))[-1]
         record_input_size(self, self.img_size, grid, window_sizes=window_sizes, window_size=None)
 
