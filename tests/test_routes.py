@@ -53,9 +53,9 @@ def test_the_table_has_the_processors_that_were_measured(threads, rows):
     assert routes_on('cpu', BF16, 'AVX512', threads, rows) == onednn | {'folded1x1': 'plain'}
     narrow = {'linear': 'linear', 'conv1x1': 'onednn' if rows >= WIDE else 'linear'}
     assert routes_on('cpu', F32, 'AVX2', threads, rows) == onednn | narrow | folded
-    products = {'linear': 'linear', 'conv1x1': 'linear'}
+    cuda = {'linear': 'linear', 'conv1x1': 'linear', 'depthwise': 'triton', 'conv': 'triton', 'folded1x1': 'plain'}
     for dtype in (F32, BF16, F16):
-        assert routes_on('cuda', dtype, 'AVX2', threads, rows) == dict.fromkeys(KINDS, 'plain') | products
+        assert routes_on('cuda', dtype, 'AVX2', threads, rows) == cuda
 
 
 def test_everything_else_is_plain():
