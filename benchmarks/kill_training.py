@@ -8,19 +8,29 @@ Then it runs in OUT/killed with a state after each update, is killed with SIGKIL
 random moment after its first update, and resumed; its last start is left alone. The logs (the losses of all updates
 that were looked at, and of all epochs), the weights that result and those that are written for others must be equal to
 the bit, and so must the names of all files. The stages of a chain have folders of their own: all are compared.
+
+All starts are forked from a process that has imported everything: a kill hits the work, and no time goes to imports.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+import tinyvit_zoo.cli.app
+import tinyvit_zoo.training.features  # noqa: F401  here, and not again in every process
+from tinyvit_zoo.cli import main as main_of_cli
+
+Process = multiprocessing.get_context('fork').Process
 
 LONGEST = 3.0  # seconds that a start trains before it is killed
 
@@ -34,35 +44,52 @@ def main() -> None:
     options = parser.parse_args()
     words = [word for word in options.command if word != '--']
     whole, killed = options.output / 'whole', options.output / 'killed'
-    subprocess.run(_command(words, whole), check=True, stdout=subprocess.DEVNULL)
+    _run_to_the_end(words, whole)
     rng, within = random.Random(options.seed), []
     while len(within) < options.points:
-        found = _kill_once(_command(words, killed), killed, rng)
+        found = _kill_once(words, killed, rng)
         if found is None:
             raise SystemExit(f'The training ended after {len(within)} kills: give it more epochs or images.')
         within.append(found)
-    subprocess.run(_command(words, killed), check=True, stdout=subprocess.DEVNULL)
+    _run_to_the_end(words, killed)
     different = _differences(whole, killed)
     print(f'Killed {len(within)} times, {sum(within)} of them within an epoch: ', end='')
     print(f'{", ".join(different)} DIFFER.' if different else 'losses, weights and names of files are equal.')
     raise SystemExit(1 if different else 0)
 
 
-def _command(words: list[str], output: Path) -> list[str]:
-    return [sys.executable, '-m', 'tinyvit_zoo.cli', *words, '--save-minutes', '0', '-o', str(output)]
+def _started(words: list[str], output: Path) -> Process:
+    process = Process(target=_run, args=([*words, '--save-minutes', '0', '-o', str(output)],))
+    process.start()
+    return process
 
 
-def _kill_once(command: list[str], folder: Path, rng: random.Random) -> bool | None:
+def _run(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    sys.argv = ['tinyvit-zoo', *words]
+    with Path(os.devnull).open('w') as nowhere, redirect_stdout(nowhere):
+        main_of_cli()
+
+
+def _run_to_the_end(words: list[str], output: Path) -> None:
+    process = _started(words, output)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f'The training in {output} ended with {process.exitcode}.')
+
+
+def _kill_once(words: list[str], folder: Path, rng: random.Random) -> bool | None:
     """Start, wait for an update and a random while longer, kill. Whether it was within an epoch; None if it ended."""
     before = _newest_state(folder)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and _newest_state(folder) == before:
+    process = _started(words, folder)
+    while process.is_alive() and _newest_state(folder) == before:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, LONGEST))
-    ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return None if ended else torch.load(_newest_state(folder)[1], weights_only=True)['losses'] is not None
+    process.kill()
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
+        return None
+    return torch.load(_newest_state(folder)[1], weights_only=True)['losses'] is not None
 
 
 def _newest_state(folder: Path) -> tuple[int, Path]:
