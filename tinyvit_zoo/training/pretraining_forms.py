@@ -30,6 +30,8 @@ from ..pretrain import (
 )
 from ..pretrain.encoder import check_block
 from ..pretrain.tinymim import TEACHERS
+from ..soft_labels.transformers_teacher import Page, find_page
+from .transformers_vit import load_transformers_vit
 
 __all__ = ['Encoder', 'd_mae_form', 'encoder_of', 'load_teacher', 'mae_form', 'mocov3_form', 'tinymim_form']
 
@@ -74,7 +76,7 @@ def load_teacher(
 
     Args:
         name: 'small', 'base' or 'large' for TinyMIM's teachers with a file; or any timm name, or a folder that a
-            pre-training wrote, of a plain ViT.
+            pre-training wrote, of a plain ViT; or a folder or 'hf-hub:OWNER/NAME' with one of transformers.
         weights: A file of the encoder alone or with its decoder: Meta's MAE, a pre-training form of this package. None
             for those of the name.
         img_size: (height, width) that it is to take; None for its own.
@@ -83,12 +85,16 @@ def load_teacher(
 
     Raises:
         EvaluationError: If it is no plain ViT, fine-tuned, or has no such block.
-        ModelError: On an unknown name.
+        ModelError: On an unknown name, or a model of transformers that cannot be loaded.
         CheckpointError: If the weights cannot be found, read or matched.
+        MissingExtraError: If it needs transformers, which is not installed.
     """
     try:
+        page = None if name in TEACHERS else find_page(name)
         if name in TEACHERS:
             encoder = _sized_teacher(name, weights, block, drop_path)
+        elif page is not None:
+            encoder = _transformers_teacher(page, weights, img_size, block, drop_path)
         else:
             encoder = _named_teacher(name, weights, block, drop_path)
         vit: Any = encoder.vit
@@ -138,6 +144,17 @@ def _named_teacher(name: str, weights: Path | None, block: int | None, drop_path
         check_block(layer)
     target = len(vit.blocks) if block is None else block
     return RelationEncoder(vit, target, frozen=True, drop_path=drop_path > 0)
+
+
+def _transformers_teacher(
+    page: Page, weights: Path | None, img_size: tuple[int, int] | None, block: int | None, drop_path: float
+) -> RelationEncoder:
+    if weights is not None:
+        raise ModelError(
+            f'{page.name} is a model of transformers, which has its weights beside it: leave {weights} out.'
+        )
+    vit = load_transformers_vit(page, img_size, drop_path)
+    return RelationEncoder(vit, len(vit.blocks) if block is None else block, frozen=True, drop_path=drop_path > 0)
 
 
 def tinymim_form(
