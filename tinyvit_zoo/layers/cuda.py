@@ -7,10 +7,10 @@ __all__ = ['CUDA_SDPA', 'cuda_sdpa', 'runs_on_cuda', 'sdpa_bias']
 CUDA_SDPA: tuple[tuple[int | None, str], ...] = ((196, 'memory-efficient'), (None, 'cuDNN'))
 """Kernel of windows with up to so many tokens (None: any number), for a learned bias in bfloat16 and float16.
 
-* 49 and 196 tokens: memory-efficient 4.04 ms, cuDNN 4.60 ms in the ten blocks of TinyViT-21M at 224, batch 256, bfloat16.
-* 144 and 576 tokens: only whole models were measured. TinyViT-21M at 384 ran 1.11 times as fast with cuDNN as timm's with
-  the memory-efficient kernel (3706 and 3329 images/s), at 224 only 0.96 times. Nearly all of the products are at 576, so
-  that is where cuDNN stays; 144 lies between the sizes that were measured.
+* 49 and 196 tokens, the ten blocks of TinyViT-21M at 224, batch 256, bfloat16: memory-efficient 4.04 ms, cuDNN 4.60.
+* 144 and 576 tokens: only whole models were measured. At 384 TinyViT-21M ran with cuDNN 1.11 times as fast as timm's
+  with the memory-efficient kernel (3706 and 3329 images/s), at 224 only 0.96 times. At 384 nearly all of the products
+  are at 576 tokens, so cuDNN stays there; 144 lies between the sizes that were measured.
 
 One H200, torch 2.11.0+cu130, CUDA events. Not measured since the choice is made here; `benchmarks/gpu.py` does.
 """
@@ -30,8 +30,8 @@ def cuda_sdpa(tokens: int) -> str:
 def sdpa_bias(bias: torch.Tensor, tokens: int, on_cuda: bool) -> torch.Tensor:
     """A bias (heads, N, N) as `scaled_dot_product_attention` should see it, for the kernel that is the fastest.
 
-    torch takes cuDNN's kernel for half precision where it can, which is with masks in two or four dimensions; for one in
-    three it goes on to the memory-efficient one (`check_attn_mask_shape` in its `sdp_utils_cpp.h`). The fused kernel of
+    For half precision torch takes cuDNN's kernel where it can, which is with masks in two or four dimensions; for one
+    in three it goes on to the memory-efficient one (`check_attn_mask_shape` in its `sdp_utils_cpp.h`). The fused kernel of
     the CPU needs four, which TorchScript keeps on every device.
 
     Args:
