@@ -53,7 +53,9 @@ from ..layers import (
     known_class,
     per_stage_windows,
     resize_grid,
+    runs_on_cuda,
     scaled_windows,
+    sdpa_bias,
     stage_grids,
     window_partition,
     window_reverse,
@@ -228,7 +230,8 @@ class Attention(KeepsBias):
 
     def spread_bias(self, dtype: torch.dtype) -> torch.Tensor:
         # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
-        return expand_abs_bias(self.attention_biases.to(dtype), self.row_offsets, self.col_offsets)
+        table, on_cuda = self.attention_biases.to(dtype), runs_on_cuda(self.row_offsets)
+        return expand_abs_bias(table, self.row_offsets, self.col_offsets, on_cuda)
 
     @torch.jit.unused
     def can_spread_bias(self) -> bool:
@@ -269,9 +272,12 @@ class Attention(KeepsBias):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B * nW, N, C)
         B, N, C = x.shape
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
-        qkv = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B * nW, heads, N, d)
-        bias = (self.spread_bias(q.dtype) if torch.jit.is_scripting() else self.bias_for(q))[None]
+        # Split before the heads move: the backward then joins the three gradients in the layout that the linear layer
+        # reads, without a copy.
+        q, k, v = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).split(self.head_dim, dim=-1)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # each (B * nW, heads, N, d)
+        bias = self.spread_bias(q.dtype) if torch.jit.is_scripting() else self.bias_for(q)
+        bias = sdpa_bias(bias, self.window_size[0] * self.window_size[1], runs_on_cuda(self.row_offsets))
 
         if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
