@@ -10,6 +10,7 @@ import io
 import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -82,6 +83,8 @@ class Row:
         ratio: Median over the rounds of the first variant's time divided by this one's: above 1, this one is faster.
         ratio_low: 5th percentile of the rounds' ratios.
         ratio_high: 95th percentile of the rounds' ratios.
+        page_faults: Median over the rounds of the pages (usually of 4 KiB) that the system maps in for a call on the
+            CPU; None on CUDA, where nobody tells, and in rows written before they were counted.
     """
 
     model: str
@@ -114,10 +117,13 @@ class Row:
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    page_faults: float | None = None
 
 
 WHEN = ('date', 'load', 'clock')
-FIGURES = ('state', 'images_per_second', 'median_ms', 'p95_ms', 'memory_mb', 'ratio', 'ratio_low', 'ratio_high')
+FIGURES = (
+    'state', 'images_per_second', 'median_ms', 'p95_ms', 'memory_mb', 'ratio', 'ratio_low', 'ratio_high', 'page_faults',
+)  # fmt: skip
 """Fields that another run of the same command has other values of."""
 
 
@@ -249,8 +255,8 @@ def _measure_batch(rows: Sequence[Row], settings: Settings) -> list[Row]:
             if not _is_out_of_memory(e):
                 raise
             _free()
-    times = _rounds(calls, settings)
-    return [_filled(row, times.get(i), times.get(0), memory.get(i)) for i, row in enumerate(rows)]
+    times, faults = _rounds(calls, settings)
+    return [_filled(row, times.get(i), times.get(0), memory.get(i), faults.get(i)) for i, row in enumerate(rows)]
 
 
 def _variant(row: Row, settings: Settings) -> Callable[[], object]:
@@ -333,14 +339,30 @@ def _warm_up(call: Callable[[], object], settings: Settings) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def _rounds(calls: Mapping[int, Callable[[], object]], settings: Settings) -> dict[int, list[float]]:
-    """Seconds of each call in each round."""
+def _rounds(
+    calls: Mapping[int, Callable[[], object]], settings: Settings
+) -> tuple[dict[int, list[float]], dict[int, list[int]]]:
+    """Seconds and page faults of each call in each round; no page faults where nobody counts them."""
     timed = _timer(settings)
+    counts = sys.platform != 'win32' and settings.device == 'cpu'
     seconds: dict[int, list[float]] = {i: [] for i in calls}
+    faults: dict[int, list[int]] = {i: [] for i in calls if counts}
     for number in tqdm(range(settings.rounds), unit='round', leave=False, disable=None):
         for i in list(calls)[:: 1 if number % 2 == 0 else -1]:
+            before = _page_faults()
             seconds[i].append(timed(calls[i]))
-    return seconds
+            if counts:
+                faults[i].append(_page_faults() - before)
+    return seconds, faults
+
+
+def _page_faults() -> int:
+    """Of this process so far, without reading from a disk; 0 on Windows, which does not count them."""
+    if sys.platform == 'win32':
+        return 0
+    import resource  # Unix alone has it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _timer(settings: Settings) -> Callable[[Callable[[], object]], float]:
@@ -410,7 +432,13 @@ def _blank(model: str, form: str, batch: int, first: str, first_form: str, setti
     )
 
 
-def _filled(row: Row, seconds: list[float] | None, first: list[float] | None, memory: float | None) -> Row:
+def _filled(
+    row: Row,
+    seconds: list[float] | None,
+    first: list[float] | None,
+    memory: float | None,
+    faults: list[int] | None,
+) -> Row:
     if seconds is None:
         return row
     figures: dict[str, Any] = dict(
@@ -419,6 +447,7 @@ def _filled(row: Row, seconds: list[float] | None, first: list[float] | None, me
         median_ms=1e3 * statistics.median(seconds),
         p95_ms=1e3 * float(np.percentile(seconds, 95)),
         memory_mb=memory,
+        page_faults=None if faults is None else float(statistics.median(faults)),
     )
     if first is not None:
         ratios = [one / own for one, own in zip(first, seconds, strict=True)]
@@ -465,6 +494,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(line: Mapping[str, str]) -> Row:
     read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
+    line = {'page_faults': ''} | dict(line)  # not in rows written before they were counted
     values: dict[str, Any] = {one.name: read.get(one.type, _number)(line[one.name]) for one in fields(Row)}
     return Row(**values)
 

@@ -88,7 +88,7 @@ def _print(rows: list['Row']) -> None:
     autocast = f', autocast {one.amp}' if one.amp else ''
     say(f'{one.mode}, {one.dtype}{autocast}; ratios to {one.first}, with the range of 90 % of the rounds')
     width = max(len(f'{row.model} {row.form}') for row in rows)
-    say(f'{"":{width}}  batch  images/s  median ms   95 % ms  peak MB  ratio')
+    say(f'{"":{width}}  batch  images/s  median ms   95 % ms  peak MB  page faults  ratio')
     for row in rows:
         name = f'{row.model} {row.form}'
         say(f'{name:{width}}  {row.batch:5}  {_figures(row)}')
@@ -111,5 +111,6 @@ def _figures(row: 'Row') -> str:
     if row.state != 'ok':
         return 'out of memory'
     memory = '-' if row.memory_mb is None else f'{row.memory_mb:.0f}'
+    faults = '-' if row.page_faults is None else f'{row.page_faults:.0f}'
     ratio = '' if row.ratio is None else f'{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})'
-    return f'{row.images_per_second:8.1f}  {row.median_ms:9.2f}  {row.p95_ms:8.2f}  {memory:>7}  {ratio}'
+    return f'{row.images_per_second:8.1f}  {row.median_ms:9.2f}  {row.p95_ms:8.2f}  {memory:>7}  {faults:>11}  {ratio}'
