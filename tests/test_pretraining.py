@@ -430,6 +430,11 @@ def test_a_teacher_of_d_mae_with_another_normalization_is_refused(digits):
         d_mae(form, digits, recipe_of('d_mae'))
 
 
+def test_a_batch_that_cannot_be_divided_among_passes_is_refused(digits, tmp_path):
+    with pytest.raises(EvaluationError, match=r'A batch of 8 is not a multiple of 1 x 3 images at once: choose'):
+        plan_of('mocov3', digits, micro_batch=3).train(tmp_path)
+
+
 def test_fewer_images_than_a_batch_are_refused(digits):
     with pytest.raises(EvaluationError, match=r'24 images make no batch of 4096'):
         mae(form_of('mae'), digits, PRETRAINING['mae'])
