@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from golden_rule import GOLDEN, fill_by_rule, golden, noise, rule_value
 from PIL import Image, ImageOps
@@ -21,6 +22,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.replay import Place, ReplayedViews
 from tinyvit_zoo.distill import relation_distillation_loss
+from tinyvit_zoo.downstream.finetune import finetune
 from tinyvit_zoo.models import PlainVit
 from tinyvit_zoo.pretrain import (
     DMae,
@@ -35,7 +37,7 @@ from tinyvit_zoo.pretrain import (
 from tinyvit_zoo.training.ingredients import create_optimizer, create_scheduler
 from tinyvit_zoo.training.pretraining import Pretraining, d_mae, mae, mocov3, tinymim
 from tinyvit_zoo.training.pretraining_views import Moment, mask_noise
-from tinyvit_zoo.training.recipes import PRETRAINING
+from tinyvit_zoo.training.recipes import PRETRAINING, RECIPES
 from tinyvit_zoo.training.tasks.mae_lite import DMaeTask, MaeTask, MocoV3Task
 from tinyvit_zoo.training.tasks.tinymim import TinyMimTask
 
@@ -389,14 +391,18 @@ SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_pretraining import IMAGES, MASKED, plan_of
+from test_pretraining import IMAGES, MASKED, chain, plan_of, tuned
 from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.replay import Place, ReplayedViews
 torch.set_num_threads(1)
 digits, mode = load_dataset('digits', 'train').subset(range(IMAGES)), sys.argv[1]
 with processes():
-    for method in MASKED if mode == 'both' else ('mocov3',):
+    if mode == 'chain':
+        chain(sys.argv[2])
+    if mode == 'tuned':
+        tuned(digits, sys.argv[2])
+    for method in {{'both': MASKED, 'kill': ('mocov3',)}}.get(mode, ()):
         plan = plan_of(method, digits, save_minutes=0)
         if mode == 'kill':
             forward, steps = plan.task.forward, []
@@ -429,23 +435,92 @@ def test_kill_9_and_resume_gives_the_same_weights(digits, tmp_path):
     assert largest_difference(whole.form, resumed.form) == 0
 
 
-def test_two_processes_train_as_one(digits, tmp_path):
-    """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only.
+TWO = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+
+
+def difference(one: Path, two: Path) -> float:
+    """The largest one of two runs' weights.
 
     Attention is the same whatever is added to all keys: gradients of their biases are nothing but rounding, which AdamW
     makes as large as any other.
     """
-    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
-    assert run_script(tmp_path, 'both', *launcher) == 0
+    weights = [torch.load(run / 'best.pt', weights_only=True) for run in (one, two)]
+    for run in weights:
+        for key, bias in run.items():
+            if key.endswith('qkv.bias'):
+                bias.unflatten(0, (3, -1))[1] = 0
+    assert weights[0]
+    return max((value - weights[1][key]).abs().max().item() for key, value in weights[0].items())
+
+
+def test_two_processes_train_as_one(digits, tmp_path):
+    """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only."""
+    assert run_script(tmp_path, 'both', *TWO) == 0
     for method in MASKED:
-        alone = plan_of(method, digits)
-        alone.train(tmp_path / 'one' / method)
-        one, two = (torch.load(tmp_path / run / method / 'best.pt', weights_only=True) for run in ('one', 'out'))
-        for weights in (one, two):
-            for key, bias in weights.items():
-                if key.endswith('qkv.bias'):
-                    bias.unflatten(0, (3, -1))[1] = 0
-        assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5, method
+        plan_of(method, digits).train(tmp_path / 'one' / method)
+        assert difference(tmp_path / 'one' / method, tmp_path / 'out' / method) < 1e-5, method
+
+
+def tuned(digits, folder: str | Path) -> nn.Module:
+    """The form of a TinyMIM student, fine-tuned; its forward stops before its last block, which was not trained."""
+    torch.manual_seed(1)
+    model = timm.create_model(
+        'tinymim_vit_tiny_student_patch16_224', img_size=32, patch_size=8, depth=3, num_classes=10
+    )
+    recipe = RECIPES['small'].changed(epochs=2, warmup_epochs=0, batch_size=BATCH)
+    finetune(model, digits, recipe, folder, held_out=0, device=torch.device('cpu'), say=lambda text: None)
+    return model
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_the_form_of_a_student_whose_tail_no_loss_reaches(digits, tmp_path):
+    """DistributedDataParallel would wait for the gradients of the tail; it stays as it was."""
+    assert run_script(tmp_path, 'tuned', *TWO) == 0
+    model = tuned(digits, tmp_path / 'one')
+    assert difference(tmp_path / 'one', tmp_path / 'out') < 1e-5
+    torch.manual_seed(1)
+    fresh = timm.create_model(
+        'tinymim_vit_tiny_student_patch16_224', img_size=32, patch_size=8, depth=3, num_classes=10
+    )
+    tail = model.unreached_parameters()
+    assert {name.split('.')[1] for name in tail if name.startswith('blocks.')} == {'2'}
+    assert all(torch.equal(fresh.get_parameter(name), model.get_parameter(name)) for name in tail)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def chain(folder: str | Path) -> None:
+    """`pretrain tinymim --chain base,small,tiny` with models of two blocks, on the images beside the folder."""
+    from tinyvit_zoo.cli.app import run_app
+
+    def teacher(size, block=None, last_heads=None, drop_path_rate=0.0, **shape):
+        return tinymim_teacher(size, 2, last_heads, drop_path_rate, depth=2, **shape)
+
+    arguments = ('--small', '--epochs', 2, '--batch-size', BATCH, '--drop-path', 0, '--device', 'cpu')
+    near = Path(folder).parent
+    places = ('--teacher-weights', near / 'base.pth', '-d', near / 'images', '-o', folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('tinyvit_zoo.training.pretraining_forms.tinymim_teacher', teacher)
+        patch.setattr('tinyvit_zoo.training.pretraining_forms.tinymim_student', partial(tinymim_student, depth=2))
+        words = ('tinyvit-zoo', 'pretrain', 'tinymim', '--chain', 'base,small,tiny', *places, *arguments)
+        patch.setattr(sys, 'argv', list(map(str, words)))
+        with pytest.raises(SystemExit) as end:
+            run_app()
+    assert not end.value.code
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_chain_as_one_does(digits, tmp_path):
+    (tmp_path / 'images').mkdir()
+    for i in range(IMAGES):
+        digits.image(i).save(tmp_path / 'images' / f'{i:02}.png')
+    torch.manual_seed(1)
+    torch.save(tinymim_teacher('base', 2, **SMALL).vit.state_dict(), tmp_path / 'base.pth')
+    assert run_script(tmp_path, 'chain', *TWO) == 0
+    chain(tmp_path / 'one')
+    for stage in ('small', 'tiny'):
+        assert difference(tmp_path / 'one' / stage, tmp_path / 'out' / stage) < 1e-5, stage
+        processes = [json.loads((tmp_path / run / stage / 'results.json').read_text()) for run in ('one', 'out')]
+        assert [results['processes'] for results in processes] == [1, 2]
 
 
 def test_several_processes_on_the_cpu_are_refused_for_mocov3(digits, monkeypatch):
