@@ -131,6 +131,36 @@ def test_the_objective_of_mocov3_is_the_released_one_in_both_directions():
     assert loss.item() == pytest.approx(2 * official['loss'].item(), abs=2 * SINGLE)
 
 
+def test_the_gradients_of_mocov3_are_those_of_plain_lines():
+    """In float64, through encoders, projectors, predictor and the momentum encoder that has moved first."""
+    form, views = form_of('mocov3').double(), torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    slow = form_of('mocov3').double()
+    with torch.no_grad():  # off the encoder that it starts as
+        for net in (form, slow):
+            for parameter in net.momentum_encoder.parameters():
+                parameter += 0.01 * parameter.abs().mean()
+    MocoV3Task(form, 10, 0.99)(*views, torch.full((4,), 3))['loss'].backward()
+
+    momentum = 1 - 0.01 * (1 + math.cos(math.pi * 3 / 10)) / 2
+    queries = [slow.predictor(slow.base_encoder(view)) for view in views]
+    for theirs, own in zip(slow.momentum_encoder.parameters(), slow.base_encoder.parameters(), strict=True):
+        theirs.data = momentum * theirs.data + (1 - momentum) * own.data
+    with torch.no_grad():
+        keys = [slow.momentum_encoder(view) for view in views]
+    loss = torch.zeros((), dtype=torch.float64)
+    for query, key in ((queries[0], keys[1]), (queries[1], keys[0])):
+        logits = (query / query.norm(dim=1, keepdim=True)) @ (key / key.norm(dim=1, keepdim=True)).T / 0.2
+        loss = loss - 0.4 * logits.log_softmax(1).diagonal().mean()
+    loss.backward()
+    expected = {name: p.grad for name, p in slow.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in form.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    assert not any(name.startswith('momentum_encoder') for name in found)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+    assert largest_difference(form.momentum_encoder, slow.momentum_encoder) < 1e-12
+
+
 class Given(nn.Module):
     """An encoder that returns the same whatever it sees."""
 
@@ -165,32 +195,44 @@ def test_the_momentum_rises_with_the_updates_and_moves_once_in_each():
 # recipes
 
 
-@pytest.mark.parametrize(
-    ('method', 'epochs', 'warmup', 'batch', 'start', 'top', 'betas', 'decay'),
-    [
-        ('tinymim', 300, 15, 4096, 0.0, 2.4e-3, (0.9, 0.95), 0.05),
-        ('mae', 400, 40, 4096, 0.0, 2.4e-3, (0.9, 0.95), 0.05),
-        ('d_mae', 400, 40, 4096, 0.0, 2.4e-3, (0.9, 0.95), 0.05),
-        ('mocov3', 400, 40, 1024, 1e-6, 6e-4, (0.9, 0.999), 0.1),
-    ],
-)
-def test_schedule_and_groups_are_those_of_the_paper(method, epochs, warmup, batch, start, top, betas, decay):
-    recipe, updates = PRETRAINING[method], 2  # of an epoch
+# Epochs, warm-up, batch; first and highest learning rate; betas; weight decay.
+OF_MAE = (0.0, 2.4e-3, (0.9, 0.95), 0.05)
+PUBLISHED = {
+    'tinymim': (300, 15, 4096, *OF_MAE),
+    'mae': (400, 40, 4096, *OF_MAE),
+    'd_mae': (400, 40, 4096, *OF_MAE),
+    'mocov3': (400, 40, 1024, 1e-6, 6e-4, (0.9, 0.999), 0.1),
+}
+CHOSEN = {f'{name}_small': (200, 10, 64, row[3], 5e-4, *row[5:]) for name, row in PUBLISHED.items()}
+
+
+def test_every_recipe_is_in_the_table():
+    assert PRETRAINING.keys() == PUBLISHED.keys() | CHOSEN.keys()
+
+
+@pytest.mark.parametrize('name', [*PUBLISHED, *CHOSEN])
+def test_schedule_and_groups_are_those_of_the_table(name):
+    epochs, warmup, batch, first, highest, betas, decay = (PUBLISHED | CHOSEN)[name]
+    recipe, updates, method = PRETRAINING[name], 2, name.removesuffix('_small')  # updates of an epoch
     assert (recipe.epochs, recipe.warmup_epochs, recipe.batch_size) == (epochs, warmup, batch)
     module = plan_task(method).trainable_module
     optimizer = create_optimizer(module, recipe, recipe.batch_size)
     scheduler = create_scheduler(optimizer, recipe, recipe.batch_size, updates)
 
-    def lr_at(update: float) -> float:
-        scheduler.step_update(int(update))
+    def lr_at(update: int) -> float:
+        scheduler.step_update(update)
+        assert len({group['lr'] for group in optimizer.param_groups}) == 1
         return optimizer.param_groups[0]['lr']
 
-    middle = (epochs + warmup) / 2
-    assert lr_at(0) == pytest.approx(start)
-    assert lr_at(warmup) == pytest.approx((start + top) / 2)  # halfway through the warm-up
-    assert lr_at(updates * warmup) == pytest.approx(top)
-    assert lr_at(updates * middle) == pytest.approx(top / 2, rel=0.02)
-    assert lr_at(updates * epochs - 1) < 1e-4 * top
+    last, total = updates * epochs - 1, updates * (epochs - warmup)
+    expected = {
+        0: first,
+        warmup: (first + highest) / 2,  # halfway through the warm-up
+        updates * warmup: highest,
+        epochs + warmup: highest / 2,  # halfway through the cosine
+        last: highest * (1 + math.cos(math.pi * (total - 1) / total)) / 2,
+    }
+    assert {update: lr_at(update) for update in expected} == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert {group['betas'] for group in optimizer.param_groups} == {betas}
     names = {id(p): name for name, p in module.named_parameters()}
     groups = {names[id(p)]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
