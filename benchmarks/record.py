@@ -1,10 +1,10 @@
-"""Measures this processor and keeps its rows in `benchmarks/results/`, then writes the tables of README and docs/speed.md.
+"""Measures this processor, keeps its rows in `benchmarks/results/`, and writes the tables of README and docs/speed.md.
 
     python benchmarks/record.py                  # about 5 minutes on a core that nothing else uses
     python benchmarks/record.py --emulate-avx2   # the same processor with AVX-512 switched off: a file of its own
 
-One thread, process CPU time, the variants in turn. A stopped run is taken up by the same command at the same commit; rows
-of earlier commits are replaced when all are there. A GPU: `benchmarks/gpu.py`.
+One thread, process CPU time, the variants in turn. A stopped run is taken up by the same command at the same commit;
+rows of earlier commits are replaced when all are there. A GPU: `benchmarks/gpu.py`.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import tables
@@ -33,7 +32,7 @@ Run = tuple[list[tuple[str, str]], int, Settings]
 """Pairs of model and form, the batch, how."""
 
 
-def runs(comparisons: Iterable[tables.Comparison] = tables.COMPARISONS, base: Settings = Settings()) -> list[Run]:
+def runs(comparisons: Iterable[tables.Comparison] = tables.COMPARISONS) -> list[Run]:
     """One run for each batch and model that others are compared with."""
     grouped: dict[tuple[str, str, bool, int], list[tuple[str, str]]] = {}
     for line in comparisons:
@@ -42,8 +41,7 @@ def runs(comparisons: Iterable[tables.Comparison] = tables.COMPARISONS, base: Se
             pairs = grouped.setdefault((*first, line.train, batch), [first])
             pairs.append((line.model, line.form))
     return [
-        (pairs, batch, replace(base, train=train, rounds=ROUNDS[batch]))
-        for (_, _, train, batch), pairs in grouped.items()
+        (pairs, batch, Settings(train=train, rounds=ROUNDS[batch])) for (_, _, train, batch), pairs in grouped.items()
     ]
 
 

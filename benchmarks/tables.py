@@ -3,9 +3,9 @@
     python benchmarks/tables.py                  # writes both; `python benchmarks/record.py` measures
     python benchmarks/tables.py --json FILE      # the same figures for a page of the models
 
-One CSV per processor, each written by `tinyvit_zoo.bench`. A file whose name ends in `_emulated` was measured with a part
-of the instructions switched off; a real processor of that kind takes its place. What nobody could measure with the code
-as it is stands in `results/earlier/`, with its source and the commit that it was measured before.
+One CSV per processor, each written by `tinyvit_zoo.bench`. A file whose name ends in `_emulated` was measured with a
+part of the instructions switched off; a real processor of that kind takes its place. What nobody could measure with the
+code as it is stands in `results/earlier/`, with its source and the commit that it was measured before.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from tinyvit_zoo.bench import Row, read_rows
 from tinyvit_zoo.common.files import write_whole
 
-__all__ = ['COMPARISONS', 'Comparison', 'RESULTS', 'columns', 'figures', 'replaced', 'short_table', 'table']
+__all__ = ['COMPARISONS', 'RESULTS', 'Comparison', 'columns', 'figures', 'replaced', 'short_table', 'table']
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / 'results'
