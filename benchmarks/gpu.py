@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --dry-run --out DIR     # the whole plan on a CPU, smallest models, less than a minute
 
 In order: correctness (float64 on the GPU against the CPU, forward and backward; bfloat16), the kernels against plain
-code, then speed: eager, training, one image with a CUDA graph, profiles of kernels, compiled. After every step DIR holds
-all that is known: `report.json`, `rows.csv` (the rows of record: keep it as `benchmarks/results/nvidia_<name>.csv` and run
-`python benchmarks/tables.py`) and `targets.md`: met, missed, not run. A step that no longer fits into the minutes is
-skipped, one that fails says why, and the same command with the same DIR runs what is missing.
+code, then speed: eager, training, one image with a CUDA graph, profiles of kernels, compiled. After every step DIR
+holds all that is known: `report.json`, `rows.csv` (to be kept as `benchmarks/results/NAME.csv`, see `tables.py`) and
+`targets.md`: met, missed, not run. A step that no longer fits into the minutes is skipped, one that fails says why, and
+the same command with the same DIR runs what is missing.
 """
 
 import argparse
