@@ -36,10 +36,10 @@ from tinyvit_zoo.common.paired_timing import cpu_name
 
 __all__ = ['DRY', 'GPU', 'STEPS', 'Plan', 'Step', 'Target', 'run', 'targets']
 
-KERNELS = ('tinyvit_zoo.layers.head_mix_cuda', 'check')
-"""Module and function that compares the kernels of head mixing with plain code on a device: {case: relative error}."""
-EXACT, HALF = 1e-10, 3e-2
-"""Largest relative errors: float64, and bfloat16 against float64."""
+KERNELS = ('head_mix', 'check_head_mix')
+"""Benchmark and function that compares the kernel of head mixing with plain code, forward and backward."""
+LIMITS = dict(float64=1e-10, float32=1e-5, bfloat16=3e-2)
+"""Largest relative errors against float64 (on the CPU for models)."""
 
 Models = tuple[str, str]
 """Ours, and the one of timm that it is compared with."""
@@ -145,18 +145,25 @@ def _norm_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _judged(errors: dict[str, float]) -> dict[str, Any]:
-    wrong = [name for name, error in errors.items() if not error < (HALF if 'bfloat16' in name else EXACT)]
+    """The errors, and the names of those that are above the limit of the type that the name ends in."""
+    wrong = [name for name, error in errors.items() if not error < LIMITS[name.rsplit(' ', 1)[-1]]]
     return dict(errors=errors, wrong=wrong)
 
 
 def kernels(plan: Plan, out: Path) -> dict[str, Any]:
-    """The kernels of head mixing against plain code, forward and backward."""
+    """The kernel of head mixing against plain code in float64, both directions."""
     module, function = KERNELS
     try:
         check = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError):
-        return dict(note=f'not there: {module}.{function}')
-    return dict(errors=check(plan.settings.device))
+        return dict(note=f'not there: benchmarks/{module}.py with {function}')
+    if plan.settings.device != 'cuda':
+        return dict(note='not run: it needs CUDA')
+    errors = {}
+    for dtype in ('float32', 'bfloat16'):
+        found = check(plan.settings.device, getattr(torch, dtype))
+        errors |= {f'{case}, {dtype}': error for case, error in found.items()}
+    return _judged(errors)
 
 
 # --- speed

@@ -1,9 +1,12 @@
 """The benchmark of a GPU, walked on a CPU: its order, what it writes after each step, what it skips, its targets."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import imported_benchmark
 from test_tables import GPU, ROW
 
@@ -103,8 +106,24 @@ def test_targets_are_met_missed_or_not_run(gpu):
 
 
 def test_kernels_that_are_not_there_are_no_failure(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, 'KERNELS', ('tinyvit_zoo.layers.no_such_kernels', 'check'))
-    assert gpu.kernels(gpu.DRY, tmp_path) == {'note': 'not there: tinyvit_zoo.layers.no_such_kernels.check'}
+    monkeypatch.setattr(gpu, 'KERNELS', ('no_such_benchmark', 'check'))
+    assert gpu.kernels(gpu.DRY, tmp_path) == {'note': 'not there: benchmarks/no_such_benchmark.py with check'}
+
+
+def test_kernels_are_compared_in_each_type_on_cuda_only(gpu, tmp_path, monkeypatch):
+    asked = []
+
+    def check(device, dtype):
+        asked.append((device, dtype))
+        return {'6 heads': 1e-3}
+
+    monkeypatch.setitem(sys.modules, 'some_kernels', SimpleNamespace(check=check))
+    monkeypatch.setattr(gpu, 'KERNELS', ('some_kernels', 'check'))
+    assert gpu.kernels(gpu.DRY, tmp_path) == {'note': 'not run: it needs CUDA'}
+    assert not asked
+    found = gpu.kernels(gpu.GPU, tmp_path)
+    assert asked == [('cuda', torch.float32), ('cuda', torch.bfloat16)]
+    assert found['wrong'] == ['6 heads, float32']
 
 
 def test_an_error_that_is_too_large_is_named(gpu):
