@@ -118,6 +118,17 @@ def test_a_record_is_taken_up_and_has_every_row(record, tmp_path, monkeypatch, c
     assert 'test_resnet deploy, B=2, inference' in capsys.readouterr().out
 
 
+def test_targets_are_met_or_missed(record):
+    deploy = replace(ROW, form='deploy', ratio=2.5)
+    slow = [replace(row, model='tinyvit_5m_224', ratio=ratio) for row, ratio in ((ROW, 2.0), (deploy, 1.9))]
+    assert record.against_targets([ROW, deploy, *slow]) == [
+        'tinyvit_21m_224 created, B=8, over timm: 1.23, target 1.55 missed',
+        'tinyvit_21m_224 deploy, B=8, over timm: 2.50, target 2.43 met',
+        'tinyvit_21m_224 deploy, B=8, over as created: 2.03, target 0.98 met',
+        'tinyvit_5m_224 deploy, B=8, over as created: 0.95, target 0.98 missed',
+    ]
+
+
 def test_a_file_of_results_is_named_by_processor_and_instructions(record, monkeypatch):
     monkeypatch.setattr(record, 'cpu_name', lambda: 'AMD EPYC (R) 9-Core')
     monkeypatch.setattr(record.torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
