@@ -179,9 +179,7 @@ def _notes(all_columns: Sequence[Column]) -> str:
     notes = ['On CPUs batches of 8 / 1 on one thread, training 4; on the GPU 256, training 128. One process, in turn.']
     notes += [f'{_kind(column.title)}: {_when(column.rows)}.' for column in all_columns if column.rows]
     if any('emulated' in column.title for column in all_columns):
-        notes.append(
-            'Emulated: with the newer instructions switched off, which no processor of that kind need be like.'
-        )
+        notes.append('Emulated: with newer instructions switched off; a processor without them may differ.')
     notes += [f'{_kind(column.title)}: {column.earlier[0]["source"]}' for column in all_columns if column.earlier]
     return _wrapped(' '.join(notes))
 
