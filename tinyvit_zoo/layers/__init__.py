@@ -14,12 +14,14 @@ from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
+from .head_mix_cuda import has_mix_kernel, run_mix_kernel
 from .image_size import check_image_size, check_patch_grid
 from .inference import (
     activate,
     add_to_fresh,
     in_sub_batches,
     is_observed,
+    is_plain_cuda,
     is_plain_inference,
     is_untouched,
     known_class,
@@ -39,6 +41,7 @@ from .window import (
     window_partition,
     window_reverse,
 )
+from .window_cuda import gather_windows, gathers_windows, return_windows
 
 __all__ = [
     'ConvNorm',
@@ -65,11 +68,15 @@ __all__ = [
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
+    'gather_windows',
+    'gathers_windows',
+    'has_mix_kernel',
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
     'is_fx_proxy',
     'is_observed',
+    'is_plain_cuda',
     'is_plain_inference',
     'is_untouched',
     'known_class',
@@ -79,6 +86,8 @@ __all__ = [
     'resize_beit_table',
     'resize_grid',
     'resize_position',
+    'return_windows',
+    'run_mix_kernel',
     'scaled_windows',
     'shifted_window_mask',
     'signed_offset',

@@ -15,11 +15,10 @@ Shape legend: `B` images or windows, `H` heads, `N` queries, `M` keys, `windows`
 import importlib
 
 import torch
-from timm.layers import is_exporting
 from torch import nn
 
 from .head_mix import HeadMix
-from .inference import is_observed, is_untouched
+from .inference import is_plain_cuda, is_untouched
 from .repeat import PerRepeat
 
 __all__ = ['has_mix_kernel', 'mix_heads_gradients', 'mix_heads_plain', 'run_mix_kernel']
@@ -134,9 +133,7 @@ def has_mix_kernel(
         mask: (windows, N, M).
     """
     return (
-        type(logits) is torch.Tensor  # no proxy, no tensor subclass
-        and _on_gpu(logits)
-        and (not is_exporting() if torch.compiler.is_compiling() else _is_unwatched())
+        is_plain_cuda(logits)
         and logits.dtype in DTYPES
         and _fits(logits, mask)
         and not (drop.training and drop.p > 0)
@@ -146,20 +143,13 @@ def has_mix_kernel(
         and repeat < min(len(first), len(second))
         and _takes_part(first[repeat], logits)
         and _takes_part(second[repeat], logits)
+        and _has_triton(logits.get_device())
     )
 
 
-def _is_unwatched() -> bool:
-    return not torch.jit.is_tracing() and not is_observed()
-
-
-def _on_gpu(x: torch.Tensor) -> bool:
-    """Whether x is where Triton has kernels."""
-    return x.is_cuda and x.layout is torch.strided and _is_capable(x.get_device())
-
-
 @torch.compiler.assume_constant_result
-def _is_capable(device: int) -> bool:
+def _has_triton(device: int) -> bool:
+    """Whether Triton has kernels for a CUDA device; registers the operators if so."""
     if device not in _CAPABLE:
         new_enough = torch.version.hip is None and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
         _CAPABLE[device] = new_enough and load_operators()
@@ -218,6 +208,4 @@ def run_mix_kernel(
         mask: (windows, N, M), added between the first mixing and the softmax.
     """
     before, after = first[repeat], second[repeat]
-    return torch.ops.tinyvit_zoo.mix_heads(
-        logits, before.weight, before.bias, after.weight, after.bias, position, mask
-    )
+    return torch.ops.tinyvit_zoo.mix_heads(logits, before.weight, before.bias, after.weight, after.bias, position, mask)

@@ -74,11 +74,11 @@ def _raised(u, top):
 @triton.jit
 def _forward_few(
     logits,
+    position,
     first,
     first_bias,
     second,
     second_bias,
-    position,
     mask,
     out,
     rows,
@@ -101,7 +101,8 @@ def _forward_few(
     ok = (row < rows) & (col < M)
     x = ()
     for h in tl.static_range(H):
-        x = x + (_load_logits(logits, position, b, h, i, col, ok, H, N, M, POSITION),)
+        xh = _load_logits(logits, position, b, h, i, col, ok, H, N, M, POSITION)
+        x = x + (xh,)  # noqa: RUF005 (Triton has no *x)
     p = ()
     for g in tl.static_range(H):
         u = tl.zeros((ROWS, COLS), tl.float32)
@@ -109,7 +110,7 @@ def _forward_few(
             u += tl.load(first + g * H + h).to(tl.float32) * x[h]
         if FIRST_BIAS:
             u += tl.load(first_bias + g).to(tl.float32)
-        p = p + (_softmax(_masked(u, mask, b, i, col, ok, N, M, windows, MASK)),)
+        p = p + (_softmax(_masked(u, mask, b, i, col, ok, N, M, windows, MASK)),)  # noqa: RUF005
     for g in tl.static_range(H):
         z = tl.zeros((ROWS, COLS), tl.float32)
         for h in tl.static_range(H):
@@ -169,11 +170,11 @@ def _mixed_logits(
 @triton.jit
 def _forward_many(
     logits,
+    position,
     first,
     first_bias,
     second,
     second_bias,
-    position,
     mask,
     out,
     rows,
@@ -204,7 +205,7 @@ def _forward_many(
         for start in range(0, M, COLS):
             col = start + tl.arange(0, COLS)[None, :]
             ok = (h < H) & (col < M)
-            x, u = _mixed_logits(
+            _, u = _mixed_logits(
                 logits, position, into, first_bias, mask, b, h, i, col, ok, col < M, N, M, windows,
                 H, 1, TILE, POSITION, MASK, FIRST_BIAS, PRECISION,
             )  # fmt: skip
@@ -215,7 +216,7 @@ def _forward_many(
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)[None, :]
         ok = (h < H) & (col < M)
-        x, u = _mixed_logits(
+        _, u = _mixed_logits(
             logits, position, into, first_bias, mask, b, h, i, col, ok, col < M, N, M, windows,
             H, 1, TILE, POSITION, MASK, FIRST_BIAS, PRECISION,
         )  # fmt: skip
@@ -232,10 +233,10 @@ def _forward_many(
 @triton.jit
 def _backward(
     logits,
+    position,
     first,
     first_bias,
     second,
-    position,
     mask,
     grad,
     grad_logits,
@@ -279,7 +280,7 @@ def _backward(
         for start in range(0, M, COLS):
             col = start + tl.arange(0, COLS)[None, :]
             ok = inside & (col < M)
-            x, u = _mixed_logits(
+            _, u = _mixed_logits(
                 logits, position, into, first_bias, mask, b, h, i, col, ok, ok, N, M, windows,
                 H, GROUP, TILE, POSITION, MASK, FIRST_BIAS, PRECISION,
             )  # fmt: skip
@@ -330,8 +331,12 @@ def _position_kind(position: torch.Tensor | None) -> int:
     return SHARED_POSITION if position.ndim == 3 else OWN_POSITION
 
 
-def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+def _inputs(logits: torch.Tensor, position: torch.Tensor | None, *others: torch.Tensor | None) -> list[torch.Tensor]:
+    """Contiguous tensors; the logits stand for what is not there."""
+    logits = logits.contiguous()
+    if position is not None:
+        position = position.expand(logits.shape[4 - position.ndim :])
+    return [logits, *(logits if t is None else t.contiguous() for t in (position, *others))]
 
 
 def _warps(elements: int, each: int) -> int:
@@ -351,44 +356,29 @@ def mix_heads(
 ) -> torch.Tensor:
     """`head_mix_cuda.mix_heads_plain` in one kernel. See there."""
     B, H, N, M = logits.shape
-    logits, first, first_bias, second, second_bias, position, mask = _contiguous(
-        logits, first, first_bias, second, second_bias, position, mask
-    )
-    out = torch.empty_like(logits)
+    inputs = _inputs(logits, position, first, first_bias, second, second_bias, mask)
+    out = torch.empty_like(inputs[0])
     if out.numel() == 0:
         return out
+    sizes = (B * N, N, M, 1 if mask is None else mask.shape[0])
     flags = dict(
         POSITION=_position_kind(position),
         MASK=mask is not None,
         FIRST_BIAS=first_bias is not None,
         SECOND_BIAS=second_bias is not None,
+        num_stages=1,  # more need shared memory that not every GPU has
     )
-    tensors = [logits if t is None else t for t in (first, first_bias, second, second_bias, position, mask)]
-    sizes = (B * N, N, M, 1 if mask is None else mask.shape[0])
     cols = max(triton.next_power_of_2(M), MIN_DOT)
     with torch.cuda.device_of(logits):
         if H <= FEW_HEADS:
-            ROWS = max(256 // cols, 1)
-            wrap_triton(_forward_few)[(triton.cdiv(B * N, ROWS),)](
-                logits, *tensors, out, *sizes, H=H, ROWS=ROWS, COLS=cols, **flags, num_warps=_warps(ROWS * cols, 4), num_stages=1
-            )
+            together = max(256 // cols, 1)
+            flags |= dict(ROWS=together, COLS=cols, num_warps=_warps(together * cols, 4))
+            wrap_triton(_forward_few)[(triton.cdiv(B * N, together),)](*inputs, out, *sizes, H=H, **flags)
         else:
-            tile = max(triton.next_power_of_2(H), MIN_DOT)
-            COLS = min(cols, FORWARD_COLS)
-            wrap_triton(_forward_many)[(B * N,)](
-                logits,
-                *tensors,
-                out,
-                *sizes,
-                H=H,
-                TILE=tile,
-                COLS=COLS,
-                ONE_TILE=M <= COLS,
-                **flags,
-                PRECISION=_precision(logits.dtype),
-                num_warps=_warps(tile * COLS, 32),
-                num_stages=1,
-            )
+            tile, cols = max(triton.next_power_of_2(H), MIN_DOT), min(cols, FORWARD_COLS)
+            flags |= dict(TILE=tile, COLS=cols, ONE_TILE=M <= cols, num_warps=_warps(tile * cols, 32))
+            flags |= dict(PRECISION=_precision(logits.dtype))
+            wrap_triton(_forward_many)[(B * N,)](*inputs, out, *sizes, H=H, **flags)
     return out
 
 
@@ -409,24 +399,18 @@ def mix_heads_backward(
         (2, H, H + 1) in float32.
     """
     B, H, N, M = logits.shape
-    grad, logits, first, first_bias, second, position, mask = _contiguous(
-        grad, logits, first, first_bias, second, position, mask
-    )
-    grad_logits = torch.empty_like(logits)
+    inputs = _inputs(logits, position, first, first_bias, second, mask, grad)
+    grad_logits = torch.empty_like(inputs[0])
     if logits.numel() == 0:
         return grad_logits, logits.new_zeros(2, H, H + 1, dtype=torch.float32)
     tile = max(triton.next_power_of_2(H), MIN_DOT)
-    cols = min(max(triton.next_power_of_2(M), MIN_DOT), BACKWARD_COLS)
     group = tile // H
     steps = max(triton.cdiv(triton.cdiv(B * N, group), BACKWARD_PROGRAMS), 4)
     programs = triton.cdiv(B * N, group * steps)
     sums = logits.new_empty(programs, 2, tile, tile + 1, dtype=torch.float32)
-    tensors = [logits if t is None else t for t in (first, first_bias, second, position, mask)]
     with torch.cuda.device_of(logits):
         wrap_triton(_backward)[(programs,)](
-            logits,
-            *tensors,
-            grad,
+            *inputs,
             grad_logits,
             sums,
             B * N,
@@ -437,18 +421,17 @@ def mix_heads_backward(
             H=H,
             GROUP=group,
             TILE=tile,
-            COLS=cols,
+            COLS=BACKWARD_COLS,
             POSITION=_position_kind(position),
             MASK=mask is not None,
             FIRST_BIAS=first_bias is not None,
             PRECISION=_precision(logits.dtype),
             num_warps=tile // 8,
-            num_stages=1,  # others need shared memory that not every GPU has
+            num_stages=1,
         )
     total = sums.sum(0)
     blocks = [
-        torch.cat([total[:, at : at + H, at : at + H], total[:, at : at + H, tile:]], 2)
-        for at in range(0, group * H, H)
+        torch.cat([total[:, k : k + H, k : k + H], total[:, k : k + H, tile:]], 2) for k in range(0, group * H, H)
     ]
     return grad_logits, torch.stack(blocks).sum(0)
 
@@ -495,7 +478,7 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     sums = sums.to(first.dtype)
     grad_position = None
     if position is not None and ctx.needs_input_grad[5]:
-        grad_position = (grad_logits if position.ndim == 4 else grad_logits.sum(0)).to(position.dtype)
+        grad_position = grad_logits.sum_to_size(position.shape).to(position.dtype)
     biases = [sums[k, :, -1] if ctx.needs_input_grad[at] else None for k, at in ((0, 2), (1, 4))]
     return grad_logits, sums[0, :, :-1], biases[0], sums[1, :, :-1], biases[1], grad_position, None
 
