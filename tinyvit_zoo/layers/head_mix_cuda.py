@@ -136,8 +136,8 @@ def has_mix_kernel(
         is_plain_cuda(logits)
         and logits.dtype in DTYPES
         and _fits(logits, mask)
-        and not (drop.training and drop.p > 0)
         and is_untouched(drop, nn.Dropout)
+        and not (drop.training and drop.p > 0)
         and is_untouched(first, PerRepeat)
         and is_untouched(second, PerRepeat)
         and repeat < min(len(first), len(second))

@@ -97,10 +97,14 @@ def is_plain_cuda(x: torch.Tensor) -> bool:
     """
     return (
         type(x) is torch.Tensor
-        and x.is_cuda
+        and _is_on_cuda(x)
         and x.layout is torch.strided
         and (not is_exporting() if torch.compiler.is_compiling() else not torch.jit.is_tracing() and not is_observed())
     )
+
+
+def _is_on_cuda(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def is_observed() -> bool:
