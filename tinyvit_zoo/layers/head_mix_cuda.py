@@ -113,6 +113,43 @@ def mix_heads_gradients(
     return _mixed(grad_u, first.T, None), torch.stack(sums)
 
 
+def mixed_attention_plain(
+    qkv: torch.Tensor,
+    lookups: torch.Tensor | None,
+    index: torch.Tensor | None,
+    first: torch.Tensor,
+    first_bias: torch.Tensor | None,
+    second: torch.Tensor,
+    second_bias: torch.Tensor | None,
+    position: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """What the attention kernels compute, in plain torch.
+
+    Args:
+        qkv: Queries, keys and values (B, N, 3, H, d).
+        lookups: Products of each query with the K relative keys, (B, N, H, K), added to the logits by `index`.
+        index: int64 (N * N,), i * K + bucket of (i, j), see `irpe_index`.
+        first: As in `mix_heads_plain`, like the next.
+        first_bias: See there.
+        second: See there.
+        second_bias: See there.
+        position: See there.
+        mask: See there.
+        scale: Of the products of queries and keys.
+
+    Returns:
+        (B, N, H * d).
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    logits = q @ k.transpose(-2, -1) * scale
+    if lookups is not None and index is not None:
+        logits = logits + lookups.transpose(1, 2).flatten(2).index_select(2, index).view(logits.shape)
+    maps = mix_heads_plain(logits, first, first_bias, second, second_bias, position, mask)
+    return (maps @ v).transpose(1, 2).flatten(2)
+
+
 @torch.jit.unused
 def has_mix_kernel(
     logits: torch.Tensor,
@@ -157,9 +194,9 @@ def _has_triton(device: int) -> bool:
 
 
 def load_operators() -> bool:
-    """Register `torch.ops.tinyvit_zoo.mix_heads`; whether there is a Triton to do so."""
+    """Register `mix_heads` and `mixed_attention` in `torch.ops.tinyvit_zoo`; whether there is a Triton to do so."""
     try:
-        importlib.import_module(f'{__package__}.head_mix_triton')
+        importlib.import_module(f'{__package__}.mixed_attention_triton')
     except ImportError:
         return False
     return True
