@@ -1,13 +1,11 @@
 """The images of an analysis: drawn once, in batches of a fixed order, for one model or for two."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from tinyvit_zoo.common.counter_rng import child_key, permutations
-from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import described
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import own_dtype
@@ -31,7 +29,7 @@ def draw_images(dataset: ImageDataset, images: int, seed: int) -> ImageDataset:
 
 
 def batches_of(
-    models: AnalysedModel | tuple[AnalysedModel, AnalysedModel],
+    models: Sequence[AnalysedModel],
     dataset: ImageDataset,
     batch_size: int,
     *,
@@ -43,7 +41,7 @@ def batches_of(
     """Images (B, 3, H, W) of each batch as each model takes them, on its device and in its type.
 
     Args:
-        models: One, or two.
+        models: One or more.
         dataset: N images.
         batch_size: Images of a batch.
         device: Where the models are.
@@ -54,7 +52,6 @@ def batches_of(
     Raises:
         EvaluationError: If an image cannot be read.
     """
-    models = models if isinstance(models, tuple) else (models,)
     order = [
         [(0, i) for i in range(start, min(start + batch_size, len(dataset)))]
         for start in range(0, len(dataset), batch_size)
@@ -67,13 +64,3 @@ def batches_of(
     for batches in tqdm(zip(*readers, strict=True), total=len(order), unit='batch', disable=None if progress else True):
         images = batches * len(models) if shared else batches
         yield tuple(x.to(device, own_dtype(m.model)) for x, m in zip(images, models, strict=True))
-
-
-def check_finite(values: np.ndarray, what: str) -> None:
-    """Refuse numbers that are not finite.
-
-    Raises:
-        EvaluationError: Which names them.
-    """
-    if not np.isfinite(values).all():
-        raise EvaluationError(f'{what} is not finite: check the weights of the model, or use float32.')
