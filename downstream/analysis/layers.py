@@ -7,7 +7,7 @@ Shape legend: `B` images, `N` tokens, `C` channels, `H W` pixels, `h w` map or g
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 
 from .analysed_model import AnalysedModel
 
-__all__ = ['BLOCKS', 'MAE_LITE', 'Grid', 'LayerOutputs', 'as_map', 'find_blocks', 'token_grid']
+__all__ = ['BLOCKS', 'MAE_LITE', 'Grid', 'LayerOutputs', 'as_map', 'find_blocks', 'next_name', 'token_grid']
 
 T = TypeVar('T')
 
@@ -115,7 +115,7 @@ class LayerOutputs(Generic[T]):
     def _hook(self, tap: _Tap) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             x = output[0] if isinstance(output, tuple | list) and output else output
-            name = _next_name(tap.name, self._found)
+            name = next_name(tap.name, self._found)
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
                 raise EvaluationError(f'{self.model.name}: {name} gives no tensor of the images, so name other layers.')
             self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
@@ -123,8 +123,8 @@ class LayerOutputs(Generic[T]):
         return hook
 
 
-def _next_name(name: str, found: dict[str, Any]) -> str:
-    """The name of the next call of a module."""
+def next_name(name: str, found: Collection[str]) -> str:
+    """The name of the next call of a module, given those of the calls so far."""
     calls = 1
     while (named := name if calls == 1 else f'{name} ({calls})') in found:
         calls += 1
