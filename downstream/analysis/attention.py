@@ -1,9 +1,9 @@
 """Distance and entropy of each head's attention (MAE-Lite Fig. 5), from what a model itself computes.
 
-While the attention of a block runs, a mode of `__torch_function__` sees its softmax, or its fused attention, and reduces
-the map at once, a part at a time: no map of a layer is kept. Bias tables, rotations, norms of queries and keys, masks and
-mixed heads come as the model computes them. A map is the softmax before any mixing of heads that follows it, which leaves
-rows that do not sum to one.
+While the attention of a block runs, a mode of `__torch_function__` sees its softmax, or its fused attention, and
+reduces the map at once, a part at a time: no map of a layer is kept. Bias tables, rotations, norms of queries and keys,
+masks and mixed heads come as the model computes them. A map is the softmax before any mixing of heads that follows it,
+which leaves rows that do not sum to one.
 
 Shape legend: `B` images or windows, `N` tokens that attend to each other, `h w` their grid, `H W` map of a layer.
 """
@@ -305,7 +305,8 @@ class AttentionWatch:
 
     def _unknown(self, where: str) -> EvaluationError:
         return EvaluationError(
-            f'{self.model.name} computes attention {where}: such a layout is not known, and distances would be wrong.'
+            f'{self.model.name} computes attention {where}, a layout that is not known here, and distances would be '
+            'wrong: analyse its frequencies, or its layers by CKA.'
         )
 
     def see_softmax(self, logits: torch.Tensor) -> None:
@@ -363,7 +364,7 @@ class AttentionWatch:
         return _Layout(window, 0, (H, W), _real_cells((H, W), window, x.device))
 
     def _step(self, name: str, of_map: tuple[int, int]) -> tuple[float, float]:
-        """Pixels between neighbors on a map (H, W): the stride of the stage. A padded map covers more than the image."""
+        """Pixels between neighbors on a map (H, W): the stride of the stage; a padded map covers more than the image."""
         if self.pixel_step is not None:
             return self.pixel_step, self.pixel_step
         fitting = [stride for stride in _strides(self.model.model) if _fits(stride, of_map, self._size)]
