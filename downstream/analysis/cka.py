@@ -104,7 +104,7 @@ def compare(
 def _check_batches(batch_size: int, images: int) -> None:
     if batch_size < FEWEST:
         raise EvaluationError(
-            f'CKA needs batches of at least {FEWEST} images, not {batch_size}: give --batch-size 128.'
+            f'CKA needs batches of at least {FEWEST} images, not {batch_size}: give more (--batch-size).'
         )
     if images < batch_size:
         raise EvaluationError(

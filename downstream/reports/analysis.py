@@ -107,7 +107,7 @@ def write_cka(
 def _cka_map(result: CKAResult, a: AnalysedModel, b: AnalysedModel | None, head: Mapping[str, Any]) -> Figure:
     """The map of MAE-Lite's Fig. 1: the first layers at the bottom left."""
     R, C = result.value.shape
-    figure, axis = _figure((max(4.8, 2.6 + 0.34 * C), max(4.0, 2.2 + 0.34 * R)), f'CKA on {head["dataset"].name}')
+    figure, axis = _figure((max(4.8, 3.2 + 0.36 * C), max(4.0, 1.9 + 0.36 * R)), f'CKA on {head["dataset"].name}')
     colors = colormaps['magma'].with_extremes(bad='white')
     image = axis.imshow(result.value, cmap=colors, vmin=0, vmax=1, origin='lower', interpolation='nearest')
     if max(R, C) <= MOST_CELLS:
@@ -256,7 +256,7 @@ def write_fourier(
     axes[0].set_title('first layer dark, last layer light', fontsize=9)
     axes[1].plot([x.delta for x in result.layers], color=COLORS[0], marker='o', markersize=4)
     axes[1].set_xticks(range(len(result.layers)), [x.layer for x in result.layers], rotation=90, fontsize=6.5)
-    axes[1].set(ylabel='Δ log amplitude of the highest frequency')
+    axes[1].set(ylabel='that of the highest frequency')
     results = _record('fourier', model, head, result, delta_log_amplitude={x.layer: x.delta for x in result.layers})
     return write(output, results, tables=dict(fourier=rows), figures=dict(fourier=figure), say=say)
 
