@@ -53,9 +53,7 @@ def test_rotation_scale_and_shift_change_nothing():
     first, second = outputs(seed=1), outputs(seed=2)
     rotation = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64)).Q
     moved = [[3.5 * x.flatten(1) @ rotation + 7 for x in batch] for batch in first]
-    np.testing.assert_allclose(
-        of(moved, second).result().value, of(first, second).result().value, rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(of(moved, second).result().value, of(first, second).result().value, rtol=0, atol=1e-12)
 
 
 def test_a_layer_is_like_itself():
@@ -66,9 +64,7 @@ def test_a_layer_is_like_itself():
 def test_the_interval_leaves_one_batch_out_at_a_time():
     first, second = outputs(batches=4, seed=1), outputs(batches=4, seed=2)
     result = of(first, second).result()
-    without = np.stack(
-        [of(first[:i] + first[i + 1 :], second[:i] + second[i + 1 :]).result().value for i in range(4)]
-    )
+    without = np.stack([of(first[:i] + first[i + 1 :], second[:i] + second[i + 1 :]).result().value for i in range(4)])
     error = np.sqrt(3 / 4 * np.square(without - without.mean(0)).sum(0))
     np.testing.assert_allclose(result.high - result.value, 3.18244630528 * error, rtol=1e-9)  # t, 3 degrees of freedom
     np.testing.assert_allclose(result.value - result.low, 3.18244630528 * error, rtol=1e-9)
@@ -128,6 +124,7 @@ def test_batches_that_are_too_small_are_refused():
     model = analysed('tinymim', img_size=32)
     refused(lambda: compare(model, None, digits(16), batch_size=3), 'at least 4', kind=EvaluationError)
     refused(lambda: compare(model, None, digits(5), batch_size=8), '5 images', kind=EvaluationError)
+    refused(lambda: compare(model, None, digits(3), batch_size=8), 'at least 4', kind=EvaluationError)
 
 
 def test_models_of_different_image_sizes_are_refused():
