@@ -159,7 +159,7 @@ class Maps(TorchFunctionMode):
 
 
 def by_hand(p: np.ndarray, prefix: int, width: int, step: float, real: np.ndarray | None = None) -> tuple:
-    """Distance and entropy of the heads of maps (B, heads, N, N), query by query; `real` (B, N) are those that count."""
+    """Distance and entropy of the heads of maps (B, heads, N, N), query by query; `real` (B, N) count."""
     p = p[..., prefix:, prefix:]
     p = p / p.sum(axis=-1, keepdims=True)
     distance, entropy, count = np.zeros(p.shape[1]), np.zeros(p.shape[1]), 0

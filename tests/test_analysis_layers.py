@@ -1,4 +1,4 @@
-"""The layers that analyses compare: by calls, as MAE-Lite's code takes them, or by name; and what lies where in them."""
+"""The layers that analyses compare: by calls, as MAE-Lite's code takes them, or by name; what lies where in them."""
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_hooks_are_gone_after_an_error():
     def fail(name: str, x: torch.Tensor, size: tuple[int, int], module: torch.nn.Module) -> None:
         raise ZeroDivisionError(name)
 
-    with pytest.raises(ZeroDivisionError, match='blocks.0'), LayerOutputs(model, ['blocks'], fail) as outputs:
+    with pytest.raises(ZeroDivisionError, match=r'blocks\.0'), LayerOutputs(model, ['blocks'], fail) as outputs:
         outputs(torch.zeros(BATCH))
     assert not any(module._forward_hooks for module in model.model.modules())
 

@@ -27,24 +27,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_cka_of_two_models(cli, models, tmp_path):
-    code, out, err = cli(
-        'analyze',
-        'cka',
-        models['tinyvit'],
-        models['mini_deit'],
-        *RUN,
-        '--images',
-        13,
-        '--batch-size',
-        6,
-        '-o',
-        tmp_path,
-    )
+    batches = ('--images', 13, '--batch-size', 6)
+    code, out, err = cli('analyze', 'cka', models['tinyvit'], models['mini_deit'], *RUN, *batches, '-o', tmp_path)
     assert (code, err) == (0, '')
-    assert '2 batches of 6 images; 1 images that fill no batch were left out' in out
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != '.lock') == [
-        'cka.csv', 'cka.png', 'results.json',
-    ]  # fmt: skip
+    assert '2 batches of 6 images; 1 image that fills no batch was left out' in out
+    assert {path.name for path in tmp_path.iterdir()} >= {'cka.csv', 'cka.png', 'results.json'}
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['evaluator'] == 'analyze cka'
     assert results['data']['images'] == 13
@@ -113,9 +100,8 @@ def test_a_model_of_transformers_is_analysed_from_its_folder(cli, tmp_path):
     assert '4x4 tokens of 8 pixels' in out
     assert len(rows(tmp_path / 'out' / 'attention.csv')) == 4
     # At another size, its positions are resized.
-    code, out, err = cli(
-        'analyze', 'cka', tmp_path / 'vit', *RUN, '--images', 4, '--img-size', 48, '--layers', 'mae-lite'
-    )
+    options = ('--images', 4, '--img-size', 48, '--layers', 'mae-lite')
+    code, out, err = cli('analyze', 'cka', tmp_path / 'vit', *RUN, *options)
     assert (code, err) == (0, '')
     assert out.count('most similar') == 3
 
@@ -123,8 +109,9 @@ def test_a_model_of_transformers_is_analysed_from_its_folder(cli, tmp_path):
 @pytest.mark.parametrize(
     ('words', 'part'),
     [
-        (('cka', 'MODEL', '--batch-size', 3), 'at least 4 images'),
-        (('cka', 'MODEL', '--images', 2), 'at least 4 images'),
+        (('cka', 'MODEL', '--batch-size', 3), '--batch-size'),
+        (('cka', 'MODEL', '--batch-size', 9), '8 images'),
+        (('cka', 'MODEL', '--images', 2), '--images'),
         (('cka', 'MODEL', '--layers', 'nothing.*'), 'nothing.*'),
         (('cka', 'MODEL', 'test_vit', '--random-b'), '--img-size'),
         (('attention', 'test_resnet', '--random'), 'no attention'),

@@ -372,7 +372,7 @@ class AttentionWatch:
         return _Layout(window, 0, (H, W), _real_cells((H, W), window, x.device))
 
     def _step(self, name: str, of_map: tuple[int, int]) -> tuple[float, float]:
-        """Pixels between neighbors on a map (H, W): the stride of its stage. (A padded map covers more than the image.)"""
+        """Pixels between neighbors on a map (H, W): the stride of its stage, whether the map is padded or not."""
         if self.pixel_step is not None:
             return self.pixel_step, self.pixel_step
         fitting = [stride for stride in _strides(self.model.model) if _fits(stride, of_map, self._size)]

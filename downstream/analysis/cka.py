@@ -102,14 +102,16 @@ def compare(
 
 
 def _check_batches(batch_size: int, images: int) -> None:
+    if images < FEWEST:
+        raise EvaluationError(f'CKA needs at least {FEWEST} images, and there are {images}: take more (--images).')
     if batch_size < FEWEST:
         raise EvaluationError(
-            f'CKA needs batches of at least {FEWEST} images, not {batch_size}: give more (--batch-size).'
+            f'CKA needs batches of at least {FEWEST} images: give --batch-size more than {batch_size}.'
         )
     if images < batch_size:
         raise EvaluationError(
-            f'There are {images} images, too few for a batch of {batch_size}: take more, or smaller batches '
-            f'(--batch-size, at least {FEWEST}).'
+            f'There are {images} images, too few for a batch of {batch_size}: take more (--images), or smaller batches '
+            '(--batch-size).'
         )
 
 

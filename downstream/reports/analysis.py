@@ -45,7 +45,9 @@ def print_cka(
     say(f'A: {a.name} ({head["weights"]})')
     if b is not None:
         say(f'B: {b.name} ({head["weights_b"]})')
-    left = f'; {result.left_out} images that fill no batch were left out' if result.left_out else ''
+    left = {0: '', 1: '; 1 image that fills no batch was left out'}.get(
+        result.left_out, f'; {result.left_out} images that fill no batch were left out'
+    )
     batches = '1 batch' if result.batches == 1 else f'{result.batches} batches'
     say(f'{head["dataset"].name}: CKA of {batches} of {result.batch_size} images{left}')
     value = result.value.copy()
