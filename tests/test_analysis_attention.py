@@ -246,6 +246,7 @@ def test_uniform_attention_has_the_mean_distance_and_log_n(kind):
             stage.attn_mask = None
     model = analysed(net)
     _, layers = watched(model, images_for(model, 2).double(), epsilon=0)
+    assert layers
     for layer in layers:
         N = math.prod(layer.grid)
         assert layer.distance.dtype == np.float64
@@ -260,6 +261,7 @@ def test_maps_that_do_not_fit_the_cache_are_reduced_in_parts(monkeypatch):
     _, whole = watched(model, images)
     monkeypatch.setattr('tinyvit_zoo.downstream.analysis.attention.IN_CACHE', 16 * 3 * 5)  # five rows at a time
     _, parts = watched(model, images)
+    assert len(whole) == 4
     for a, b in zip(whole, parts, strict=True):
         assert a.queries == b.queries == 48
         np.testing.assert_allclose(a.distance, b.distance, rtol=1e-6)
@@ -300,6 +302,17 @@ def test_hooks_and_mode_are_gone_after_an_error(where):
     handle.remove()
     assert clean(model.model)
     assert bare(model, images_for(model)).isfinite().all()
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_a_window_of_one_cell_is_no_layer(fused):
+    model = analysed('tinyvit', img_size=32)
+    fuse(model, fused)
+    _, layers = watched(model, images_for(model))
+    assert [(layer.layer, layer.grid) for layer in layers] == [
+        ('stages.2.blocks.0', (2, 2)),
+        ('stages.2.blocks.1', (2, 2)),
+    ]
 
 
 def test_class_attention_is_no_layer():

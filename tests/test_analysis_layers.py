@@ -10,6 +10,7 @@ from conftest import refused
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.downstream.analysis.analysed_model import AnalysedModel
+from tinyvit_zoo.downstream.analysis.attention import AttentionWatch
 from tinyvit_zoo.downstream.analysis.images import batches_of, draw_images
 from tinyvit_zoo.downstream.analysis.layers import MAE_LITE, LayerOutputs, as_map, find_blocks, token_grid
 
@@ -166,5 +167,8 @@ def test_two_models_see_the_same_images_each_in_its_own_preprocessing():
 def test_compiled_models_are_refused():
     model = timm.create_model('test_vit')
     refused(lambda: analysed(torch.compile(model)), 'compiled', kind=EvaluationError)
+    before = analysed(model)
     model.blocks[0].compile()
     refused(lambda: analysed(model), 'compiled', kind=EvaluationError)
+    refused(lambda: LayerOutputs(before, ['blocks'], print), 'compiled', kind=EvaluationError)
+    refused(lambda: AttentionWatch(before), 'compiled', kind=EvaluationError)

@@ -25,7 +25,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..features.extraction import untouched
-from .analysed_model import AnalysedModel
+from .analysed_model import AnalysedModel, check_not_compiled
 from .images import batches_of
 from .layers import find_blocks, next_name, token_grid
 
@@ -34,7 +34,8 @@ __all__ = ['BATCH_SIZE', 'AttentionResult', 'AttentionWatch', 'LayerAttention', 
 BATCH_SIZE = 32
 EPSILON = 1e-6
 """Added to probabilities in the logarithm, as in the released code: an entropy is up to N * 1e-6 lower by it."""
-IN_CACHE = 1 << 18  # numbers of a map that are reduced at a time
+IN_CACHE = 1 << 18  # numbers of a map that are reduced at a time on a CPU
+ON_CARD = 1 << 26
 
 NAMES = ('attn', 'attention')
 """Of the attention of a block."""
@@ -211,10 +212,11 @@ class AttentionWatch:
         epsilon: See `EPSILON`.
 
     Raises:
-        EvaluationError: If no block has attention. Calls raise it if attention is laid out in a way that is not known.
+        EvaluationError: If the model is compiled. Calls raise it if attention is laid out in a way that is not known.
     """
 
     def __init__(self, model: AnalysedModel, pixel_step: float | None = None, epsilon: float = EPSILON) -> None:
+        check_not_compiled(model.model, model.name)
         self.model, self.pixel_step, self.epsilon = model, pixel_step, epsilon
         self.checked = False
         self._blocks = {name: block for name, block in find_blocks(model.model).items() if _attention_of(block)}
@@ -436,7 +438,7 @@ def _of_fused(
 
 def _over_keys(input: torch.Tensor, dim: int | None = None, *_: Any, **__: Any) -> bool:
     """Whether a softmax is one over the last dimension of maps."""
-    return input.ndim > 2 and dim in (-1, input.ndim - 1) and input.shape[-1] > 1
+    return input.ndim > 2 and dim in (-1, input.ndim - 1)
 
 
 @torch.no_grad()
@@ -451,8 +453,9 @@ def _add(
     """Add the queries of a map (B, heads, N, N), a part of it at a time."""
     B, heads = shape[:2]
     N = math.prod(layout.grid)
-    rows = max(1, min(N, IN_CACHE // (heads * N)))
-    images = max(1, IN_CACHE // (heads * rows * N))
+    most = IN_CACHE if device.type == 'cpu' else ON_CARD
+    rows = max(1, min(N, most // (heads * N)))
+    images = max(1, most // (heads * rows * N))
     for a in range(0, B, images):
         chosen = slice(a, min(a + images, B))
         for start in range(0, N, rows):

@@ -28,7 +28,8 @@ __all__ = ['BATCH_SIZE', 'CKA', 'CKAResult', 'compare', 'gram', 'hsic', 'hsic_se
 BATCH_SIZE = 128  # of MAE-Lite's released code
 FEWEST = 4
 """Images of a batch that the unbiased estimate needs."""
-IN_CACHE = 1 << 19  # features that are centered at a time
+IN_CACHE = 1 << 19  # features that are centered at a time on a CPU
+ON_CARD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def gram(x: torch.Tensor) -> torch.Tensor:
     """
     x = x.flatten(1)
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for part in x.split(max(1, IN_CACHE // len(x)), dim=1):
+    most = IN_CACHE if x.device.type == 'cpu' else ON_CARD
+    for part in x.split(max(1, most // len(x)), dim=1):
         part = part if part.dtype == torch.float64 else part.float()
         part = part - part.mean(dim=0)
         kernel += part @ part.T
