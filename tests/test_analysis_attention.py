@@ -308,8 +308,9 @@ def test_hooks_and_mode_are_gone_after_an_error(where):
 def test_a_window_of_one_cell_is_no_layer(fused):
     model = analysed('tinyvit', img_size=32)
     fuse(model, fused)
-    _, layers = watched(model, images_for(model))
-    assert [(layer.layer, layer.grid) for layer in layers] == [
+    result = measure(model, digits(2), progress=False)
+    assert result.left_out == ('stages.3.blocks.0',)
+    assert [(layer.layer, layer.grid) for layer in result.layers] == [
         ('stages.2.blocks.0', (2, 2)),
         ('stages.2.blocks.1', (2, 2)),
     ]

@@ -82,10 +82,17 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class AttentionResult:
-    """All layers in the order of the calls, and the number of images."""
+    """All layers.
+
+    Attributes:
+        layers: In the order of the calls.
+        images: N.
+        left_out: Names of layers in which a single query attends: class attention, and windows of one cell.
+    """
 
     layers: tuple[LayerAttention, ...]
     images: int
+    left_out: tuple[str, ...] = ()
 
 
 def measure(
@@ -120,7 +127,7 @@ def measure(
             if not watch.checked:
                 watch.check(images[:1])
             watch(images)
-        return AttentionResult(watch.layers(), len(dataset))
+        return AttentionResult(watch.layers(), len(dataset), tuple(watch.left_out))
 
 
 def grid_distances(grid: tuple[int, int], pixel_step: tuple[float, float]) -> torch.Tensor:
@@ -226,6 +233,7 @@ class AttentionWatch:
         self._calls: list[_Call] = []
         self._sums: dict[str, _Sums] = {}
         self._seen: dict[str, None] = {}
+        self.left_out: dict[str, None] = {}
         self._size = model.size
 
     def __enter__(self) -> 'AttentionWatch':
@@ -298,6 +306,8 @@ class AttentionWatch:
         if call.maps != 1 and not (call.pools and not call.maps):
             how = 'not as softmax or fused attention' if not call.maps else f'{call.maps} times a call'
             raise self._unknown(f'in {call.name}, {how}')
+        if not call.maps:
+            self.left_out[call.name] = None
 
     def _begin(self, attention: nn.Module, args: tuple) -> None:
         if self._calls and not self._open:

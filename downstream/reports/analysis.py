@@ -148,6 +148,8 @@ def print_attention(
             f'uniform {x.uniform_distance:.1f}), entropy {x.entropy.mean():.2f}, {relative.mean():.2f} of log N '
             f'({relative.min():.2f} to {relative.max():.2f}); {grid} tokens of {step} pixels'
         )
+    if result.left_out:
+        say(f'A single query attends in {", ".join(result.left_out)}, which has no distance.')
 
 
 def write_attention(
