@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from ..training.loop import RunSettings
     from ..training.recipes import Recipe
 
-__all__ = ['Precision', 'TeacherOptions', 'TrainingOptions']
+__all__ = ['DryRun', 'Precision', 'TeacherOptions', 'TrainingOptions']
 
+DryRun = Annotated[
+    bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
+]
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
 
