@@ -34,7 +34,6 @@ from tinyvit_zoo.pretrain import (
     DMae,
     TinyMim,
     cosine_momentum,
-    mae_lite_small,
     mae_lite_tiny,
     mocov3_tiny,
     tinymim_student,
@@ -53,7 +52,6 @@ __all__ = ['LIMIT', 'TRAINERS', 'Timed', 'compare', 'share_of_teacher', 'with_te
 
 LIMIT = 1.03
 SEED, SIDE, BATCH, PER_EPOCH, EPOCHS = 0, 32, 32, 12, 4
-PATCHES = dict(tinymim=8, mae=4, d_mae=4, mocov3=8)
 SPARED = ('bias', 'relative_position_bias_table', 'pos_embed')
 QUIET: dict[str, Any] = dict(seed=SEED, device=torch.device('cpu'), say=lambda text: None)
 Batch = list[torch.Tensor]
@@ -108,11 +106,11 @@ def plain_loop(training: Training) -> Iterator[None]:
             for group in adamw.param_groups:
                 cosine = (1 + math.cos(math.pi * update / updates)) / 2
                 group['lr'] = rates.min_lr + (rates.lr - rates.min_lr) * cosine
-            adamw.zero_grad()
             training.loss(batch, update).backward()
             if recipe.clip_grad:
                 nn.utils.clip_grad_norm_([p for _, p in named], recipe.clip_grad)
             adamw.step()
+            adamw.zero_grad()  # here: else the other side would compute beside these gradients, in memory of its own
             update += 1
             yield
 
@@ -142,7 +140,8 @@ def mae_training(data: ImageDataset, **shape: Any) -> Training:
 
 def d_mae_training(data: ImageDataset, **shape: Any) -> Training:
     torch.manual_seed(1)
-    form = DMae(mae_lite_tiny(**shape), mae_lite_small(**shape), attention_blocks=(shape.get('depth', 12),))
+    teacher = tinymim_teacher('small', **shape).vit
+    form = DMae(mae_lite_tiny(**shape), teacher, attention_blocks=(shape.get('depth', 12),))
     return _of_plan(
         d_mae, form, data, form.model, lambda batch, update: form(batch[0], noise=batch[1]).loss,
         lambda batch: form.model(batch[0], noise=batch[1]).loss, form.tch_model,

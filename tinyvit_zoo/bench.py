@@ -33,7 +33,17 @@ from .common.paired_timing import cpu_name
 from .layers import routes
 from .version import __version__
 
-__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'bench_variants', 'read_rows', 'routes_of', 'write_rows']
+__all__ = [
+    'FORMS',
+    'Row',
+    'Settings',
+    'bench',
+    'bench_variants',
+    'call_of',
+    'read_rows',
+    'routes_of',
+    'write_rows',
+]
 
 FORMS = ('created', 'deploy', 'compiled', 'graph', 'deploy+compiled', 'deploy+graph')
 """As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch; the last two
@@ -182,6 +192,16 @@ def bench_variants(
     return rows
 
 
+def call_of(model: str, form: str, batch: int, settings: Settings = Settings()) -> Callable[[], object]:
+    """What `bench` times of a model in a form: one call, on random images.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    _check([model], [form], settings)
+    return _variant(_blank(model, form, batch, model, form, settings), settings)
+
+
 def routes_of(models: Sequence[str], batches: Sequence[int], settings: Settings = Settings()) -> list[dict[str, Any]]:
     """Which kernel each layer takes in a forward pass, as created and in deploy form; nothing is timed.
 
@@ -201,7 +221,7 @@ def routes_of(models: Sequence[str], batches: Sequence[int], settings: Settings 
     torch.set_num_threads(settings.threads)
     lines = []
     for model, batch, form in ((m, b, f) for m in models for b in batches for f in ('created', 'deploy')):
-        call = _variant(_blank(model, form, batch, models[0], form, settings), settings)
+        call = call_of(model, form, batch, settings)
         with routes.recorded() as choices:
             call()
         for (choice, taken), calls in choices.items():
