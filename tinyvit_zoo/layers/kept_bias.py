@@ -71,13 +71,12 @@ class KeepsBias(nn.Module):
             or not keeps_on(q.device)
             or table.device != q.device
             or table.dtype is not q.dtype
-            or table.is_inference()  # they do not count their changes
         ):
             return None
         if torch.compiler.is_compiling():  # a graph cannot count changes; what changes a table at rest spreads it again
             fits = self._kept is not None and self._kept.table is table and not is_exporting()
             return self._kept.bias if fits and self._kept is not None else None
-        if torch.jit.is_tracing() or is_observed():
+        if torch.jit.is_tracing() or is_observed() or table.is_inference():  # those do not count their changes
             return None
         if self._kept is None or self._kept.table is not table or self._kept.version != table._version:
             if _is_capturing(q.device):
