@@ -91,6 +91,7 @@ def _model(model: nn.Module, name: str | None) -> dict[str, Any]:
 
 
 def _data(dataset: Any) -> dict[str, Any]:
+    selection = dataset.selection
     return dict(
         name=dataset.name,
         split=dataset.split,
@@ -99,6 +100,7 @@ def _data(dataset: Any) -> dict[str, Any]:
         complete=dataset.complete,
         unreadable_left_out=list(dataset.skipped),
         sha256=dataset.fingerprint(),
+        **({} if selection is None else dict(subset=selection.facts())),
     )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, printer, quiet_logs
-from .evaluator_options import backbone_of, load_backbone, loader, processes
-from .options import DataOptions, ModelOptions, RunOptions, Size, find_device, pair_of, read_size
+from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
+from .options import DataOptions, ModelOptions, RunOptions, Size, TrainingDataOptions, find_device, pair_of, read_size
 from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def save(
     weights: Annotated[
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     store: Annotated[
         str, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.', metavar='DIR')
     ],
@@ -72,7 +72,7 @@ def save(
     quiet_logs()
     numbers = _numbers(epochs)
     with processes() as first:
-        dataset = loader(data_options, run.seed)('train')
+        dataset = training_images(data_options, run.seed)
         found = _teacher(teacher, weights, str(precision), run)
         spec = _view_spec(pair_of(view_size) or found.size)
         common: dict[str, Any] = dict(k=k, form=str(form), batch_size=batch_size, workers=run.workers)
@@ -92,7 +92,7 @@ def save(
 def check(
     *,
     store: StorePlace,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     epochs: Epochs = None,
     against: Annotated[str | None, typer.Option(help='The teacher, to ask it again.', metavar='TEACHER')] = None,
     weights: Annotated[Path | None, typer.Option(help='Checkpoint of that teacher.', metavar='FILE')] = None,
@@ -112,7 +112,7 @@ def check(
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
     numbers = wanted or opened.whole_epochs()
-    dataset = loader(data_options, run.seed)('train')
+    dataset = training_images(data_options, run.seed)
     check_data(opened, dataset)
     say(f'Records: all {check_records(opened, numbers):,} of epochs {in_words(numbers)} are whole.')
     views = check_views(opened, dataset, numbers, share)
@@ -165,7 +165,7 @@ class LiveTeacherOptions:
 def train(
     *,
     model_options: ModelOptions,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     store: Annotated[
         str | None, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')
     ] = None,
@@ -193,7 +193,7 @@ def train(
     chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
         opened = None if store is None else Store.open(store)
-        dataset = loader(data_options, run.seed)('train')
+        dataset = training_images(data_options, run.seed)
         rate = chosen.drop_path_of(model_options.name)
         arguments: dict[str, Any] = dict(drop_path_rate=rate) if rate else {}
         classes = len(dataset.classes) if opened is None else opened.info.classes

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes
-from .options import DataOptions, ModelOptions, RunOptions, Size
+from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes, training_images
+from .options import ModelOptions, RunOptions, Size, TrainingDataOptions
 from .training_options import TeacherOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def finetune(
             '--as-init', help='Start from an encoder: fresh classifier and last norms, any number of heads (plain ViT).'
         ),
     ] = False,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     recipe: Annotated[
         str,
         typer.Option(help='Name of a recipe, see --recipes; small is for up to some thousand images.', metavar='NAME'),
@@ -153,7 +153,7 @@ def finetune(
     quiet_logs()
     chosen = training.changed(find_recipe(recipe), layer_decay=layer_decay, ema_decay=ema_decay)
     with processes() as first:
-        train, validation, test = _datasets(loader(data_options, run.seed))
+        train, validation, test = _datasets(data_options, run.seed)
         model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
         say = printer() if first else (lambda text: None)
         teaching = teacher.teaching(model, run.seed)
@@ -245,14 +245,15 @@ def _architecture(name: str) -> str:
 
 
 def _datasets(
-    load: Callable[..., 'ImageDataset'],
+    options: TrainingDataOptions, seed: int
 ) -> tuple['ImageDataset', 'ImageDataset | None', 'ImageDataset | None']:
     """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
     then must not choose the epoch.
     """
     from ..common.errors import MissingSplitError
 
-    train, there = load('train'), {}
+    load = loader(options, seed)
+    train, there = training_images(options, seed), {}
     for split in TO_TEST_ON:
         with suppress(MissingSplitError):
             there[split] = load(split)

@@ -150,7 +150,21 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlabelledDataOptions(DataOptions):
+class TrainingDataOptions(DataOptions):
+    """Images that are trained on, and which of them."""
+
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            '--subset',
+            help='Of the images to train on: 1% of each class, long-tailed, or a file of names.',
+            metavar='1%|10%|long-tailed|FILE',
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledDataOptions(TrainingDataOptions):
     """Images that are trained on without labels, and how to load them."""
 
     data: Annotated[

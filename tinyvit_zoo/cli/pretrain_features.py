@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import load_backbone, processes
+from .evaluator_options import load_backbone, processes, unlabelled_images
 from .options import ImgSize, RunOptions, Size, UnlabelledDataOptions, pair_of, read_size
 from .training_options import TrainingOptions
 
@@ -49,7 +49,6 @@ def features(
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain features ...
     """
-    from ..data.unlabelled import load_unlabelled
     from ..downstream.reports.pretrain_features import write_feature_distilled
     from ..training.feature_teacher import load_feature_teacher
     from ..training.features import plan_features
@@ -58,10 +57,7 @@ def features(
     quiet_logs()
     recipe = training.changed(FEATURES)
     with processes() as first:
-        dataset = load_unlabelled(
-            data_options.data, data_options.root, seed=run.seed, skip_unreadable=data_options.skip_unreadable,
-            check_counts=not data_options.any_counts,
-        )  # fmt: skip
+        dataset = unlabelled_images(data_options, run.seed)
         taught_by = load_feature_teacher(teacher, teacher_weights, pair_of(teacher_img_size))
         rate = recipe.drop_path_of(student)
         arguments: dict[str, Any] = dict(drop_path_rate=rate) if rate else {}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import backbone_of, loader, processes
-from .options import DataOptions, ImgSize, ModelOptions, RunOptions
+from .evaluator_options import backbone_of, processes, training_images
+from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
 from .training_options import TeacherOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def minivit(
         str | None, typer.Option(help="Folder of a teacher's stored predictions, instead of --teacher.")
     ] = None,
     reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     recipe: Annotated[
         WeightRecipe | None, typer.Option(help='Default: mini_swin for a Swin, mini_deit for any other student.')
     ] = None,
@@ -68,7 +68,7 @@ def minivit(
     objective = _objective(str(losses or ('mini_deit' if store else chosen.name)), hard_weight)
     with processes() as first:
         opened = None if store is None else Store.open(store)
-        dataset = loader(data_options, run.seed)('train')
+        dataset = training_images(data_options, run.seed)
         options = ModelOptions(name=student, weights=student_weights, random=not starts, img_size=img_size)
         classes = len(dataset.classes) if opened is None else opened.info.classes
         model = backbone_of(options, run.seed, num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
