@@ -1,7 +1,7 @@
 """`distill`: store a teacher's soft labels once, and train any student from them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 from .console import command, print_json, printer, quiet_logs
 from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
 from .options import DataOptions, ModelOptions, RunOptions, Size, TrainingDataOptions, find_device, pair_of, read_size
-from .training_options import TrainingOptions
+from .training_options import ReserveOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,6 +165,7 @@ class LiveTeacherOptions:
 def train(
     *,
     model_options: ModelOptions,
+    reserve: ReserveOptions,
     data_options: TrainingDataOptions,
     store: Annotated[
         str | None, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')
@@ -189,6 +190,7 @@ def train(
     from ..training.recipes import DISTILLATION, find_recipe
 
     live.check(store, reuse)
+    reserve.check(model_options.random)
     quiet_logs()
     chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
@@ -199,6 +201,8 @@ def train(
         classes = len(dataset.classes) if opened is None else opened.info.classes
         student = backbone_of(model_options, run.seed, num_classes=classes, **arguments)
         say = printer() if first else (lambda text: None)
+        fresh = replace(model_options, random=True, weights=None, part=None)
+        reserved = reserve.apply(student, lambda: backbone_of(fresh, run.seed, num_classes=classes, **arguments), say)
         common: dict[str, Any] = dict(hard_weight=hard_weight, **training.settings(run, say))
         if opened is not None:
             result = distil_from_store(student, dataset, opened, chosen, output, reuse=reuse is not None, **common)
@@ -210,7 +214,7 @@ def train(
         if first:
             write_distilled(
                 output, result, student, dataset, name=model_options.name, weights=model_options.origin(run.seed),
-                seed=run.seed, say=say,
+                seed=run.seed, layer_reserve=reserved, say=say,
             )  # fmt: skip
 
 

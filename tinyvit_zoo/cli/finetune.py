@@ -13,7 +13,7 @@ import typer
 from .console import command, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes, training_images
 from .options import ModelOptions, RunOptions, Size, TrainingDataOptions
-from .training_options import TeacherOptions, TrainingOptions
+from .training_options import ReserveOptions, TeacherOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,6 +116,7 @@ def finetune(
             '--as-init', help='Start from an encoder: fresh classifier and last norms, any number of heads (plain ViT).'
         ),
     ] = False,
+    reserve: ReserveOptions,
     data_options: TrainingDataOptions,
     recipe: Annotated[
         str,
@@ -150,12 +151,16 @@ def finetune(
     from ..downstream.reports.finetune import print_finetuned, summary, write_finetuned
     from ..training.recipes import find_recipe
 
+    reserve.check(model_options.random)
     quiet_logs()
     chosen = training.changed(find_recipe(recipe), layer_decay=layer_decay, ema_decay=ema_decay)
     with processes() as first:
         train, validation, test = _datasets(data_options, run.seed)
-        model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
         say = printer() if first else (lambda text: None)
+        model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
+        reserved = reserve.apply(model, lambda: _fresh(model_options, chosen, len(train.classes), run.seed), say)
+        if reserved and reserved.get('keep_blocks', reserved['blocks']) < reserved['blocks']:
+            classifier = 'fresh, as --keep-blocks has it'
         teaching = teacher.teaching(model, run.seed)
         if teaching is not None:
             part = f'{teaching.kind_for(model)}, alpha {teaching.alpha:g}, tau {teaching.tau:g}'
@@ -170,7 +175,10 @@ def finetune(
             write_finetuned(
                 output, result, model, train, test, name=model_options.name,
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
-                start=dict(weights=start.words, classifier=classifier or 'fresh', departures=departures),
+                start=dict(
+                    weights=start.words, classifier=classifier or 'fresh', departures=departures,
+                    **({} if reserved is None else dict(layer_reserve=reserved)),
+                ),
                 teacher=teacher.facts(teaching, model),
             )  # fmt: skip
 
@@ -186,11 +194,17 @@ def _model(
     start = find_start(options.name, options.weights, options.random, as_init, options.part)
 
     def make(num_classes: int, random: bool = False) -> 'nn.Module':
-        own = replace(options, random=True, weights=None, part=None) if random else options
-        return _make(own, as_init and not random, recipe, num_classes, seed)
+        return (
+            _fresh(options, recipe, num_classes, seed) if random else _make(options, as_init, recipe, num_classes, seed)
+        )
 
     model, classifier = start_model(make, start, classes, recipe)
     return model, start, classifier
+
+
+def _fresh(options: ModelOptions, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
+    """The same model with random weights."""
+    return _make(replace(options, random=True, weights=None, part=None), False, recipe, classes, seed)
 
 
 def _say_start(

@@ -1,5 +1,6 @@
 """`pretrain minivit`: a student with shared weights learns from a teacher, or from its stored predictions."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ import typer
 from .console import printer, quiet_logs
 from .evaluator_options import backbone_of, processes, training_images
 from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
-from .training_options import TeacherOptions, TrainingOptions
+from .training_options import ReserveOptions, TeacherOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from ..distill import WeightDistillation
@@ -28,6 +29,7 @@ def minivit(
     student_weights: Annotated[
         Path | None, typer.Option(help='Checkpoint that the student starts from.', metavar='FILE')
     ] = None,
+    reserve: ReserveOptions,
     img_size: ImgSize = None,
     teacher: TeacherOptions,
     store: Annotated[
@@ -64,6 +66,7 @@ def minivit(
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
     quiet_logs()
     architecture, swin, starts = _about(student, student_weights)
+    reserve.check(not starts)
     chosen = training.changed(WEIGHT_DISTILLATION[str(recipe or ('mini_swin' if swin else 'mini_deit'))])
     objective = _objective(str(losses or ('mini_deit' if store else chosen.name)), hard_weight)
     with processes() as first:
@@ -71,9 +74,12 @@ def minivit(
         dataset = training_images(data_options, run.seed)
         options = ModelOptions(name=student, weights=student_weights, random=not starts, img_size=img_size)
         classes = len(dataset.classes) if opened is None else opened.info.classes
-        model = backbone_of(options, run.seed, num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        given: dict[str, Any] = dict(num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        model = backbone_of(options, run.seed, **given)
         say = printer() if first else (lambda text: None)
         say(f'Student: {student}, from {"its weights" if starts else "random weights, as published"}.')
+        fresh = replace(options, weights=None, random=True)
+        reserved = reserve.apply(model, lambda: backbone_of(fresh, run.seed, **given), say)
         settings: dict[str, Any] = dict(training.settings(run, say))
         if opened is not None:
             say('The views are the stored ones: images are neither mixed nor repeated within an epoch.')
@@ -87,7 +93,8 @@ def minivit(
         if first:
             write_minivit(
                 output, result, model, dataset, objective, name=student, weights=options.origin(run.seed),
-                teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, say=say,
+                teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, layer_reserve=reserved,
+                say=say,
             )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """Options that the commands that train have in common: changes of the recipe, and how it is run."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..training.loop import RunSettings
     from ..training.recipes import Recipe
 
-__all__ = ['Precision', 'TeacherOptions', 'TrainingOptions']
+__all__ = ['Precision', 'ReserveOptions', 'TeacherOptions', 'TrainingOptions']
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
@@ -77,6 +78,84 @@ class TrainingOptions:
             compile=self.compile,
             say=say,
         )
+
+
+class BlockRange(NamedTuple):
+    """Blocks from 1, both ends included; prints as it is written."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f'{self.first}-{self.last}'
+
+
+def read_blocks(text: str) -> BlockRange:
+    """'9-11' -> (9, 11), '9' -> (9, 9). Usage error on anything else."""
+    match = re.fullmatch(r'(\d{1,4})(?:-(\d{1,4}))?', str(text).strip())
+    blocks = match and BlockRange(int(match[1]), int(match[2] or match[1]))
+    if not blocks or not 1 <= blocks.first <= blocks.last:
+        raise typer.BadParameter(f"takes blocks from 1 such as 9-11, or a single one, not '{text}'.")
+    return blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReserveOptions:
+    """Which blocks of the weights that a training starts from stay."""
+
+    keep_blocks: Annotated[
+        int | None,
+        typer.Option(
+            '--keep-blocks',
+            min=0,
+            help='Keep the first N blocks of the weights, and what is before them; the rest begins anew.',
+            metavar='N',
+        ),
+    ] = None
+    reset_blocks: Annotated[
+        BlockRange | None,
+        typer.Option(
+            '--reset-blocks',
+            parser=read_blocks,
+            help='Begin these blocks anew, from 1, such as 9-11.',
+            metavar='BLOCKS',
+        ),
+    ] = None
+
+    def check(self, random: bool) -> None:
+        """Usage error where the weights are random, or both options are given."""
+        if self.keep_blocks is not None and self.reset_blocks is not None:
+            raise typer.BadParameter('--keep-blocks and --reset-blocks exclude each other: leave one of them out.')
+        if random and vars(self) != vars(ReserveOptions()):
+            raise typer.BadParameter(
+                '--keep-blocks and --reset-blocks are about weights, and this training starts from random ones: give '
+                'weights, or leave them out.'
+            )
+
+    def apply(
+        self, model: 'nn.Module', make_fresh: Callable[[], 'nn.Module'], say: Callable[[str], None]
+    ) -> dict[str, Any] | None:
+        """Begin the blocks anew that do not stay, and say so.
+
+        Args:
+            model: With its weights; changed in place.
+            make_fresh: The same model with random weights.
+            say: Prints a line.
+
+        Returns:
+            What was done, for results.json; None if nothing is asked for.
+
+        Raises:
+            EvaluationError: See `training.layer_reserve.reserve_layers`.
+        """
+        if self.keep_blocks is None and self.reset_blocks is None:
+            return None
+        from ..training.layer_reserve import LayerReserve, reserve_layers
+
+        reserve = LayerReserve(self.keep_blocks, self.reset_blocks and (self.reset_blocks[0], self.reset_blocks[1]))
+        depth = reserve_layers(model, make_fresh(), reserve)
+        say(f'Layer reserve: {reserve.words(depth)}.')
+        return reserve.facts(depth)
 
 
 @dataclass(frozen=True, kw_only=True)
