@@ -13,7 +13,14 @@ import typer
 from .console import command, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes, training_images
 from .options import ModelOptions, RunOptions, Size, TrainingDataOptions
-from .training_options import ReserveOptions, TeacherOptions, TrainingOptions
+from .training_options import (
+    GradientNormsOption,
+    ReserveOptions,
+    TeacherOptions,
+    TrainingOptions,
+    draw_gradients,
+    gradient_observer,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,6 +144,7 @@ def finetune(
             help="Share of train to choose the epoch with, instead of the recipe's; 0 takes the last epoch.",
         ),
     ] = None,
+    gradient_norms: GradientNormsOption = False,
     run: RunOptions,
     recipes: Annotated[
         bool,
@@ -168,9 +176,10 @@ def finetune(
         departures = _say_start(chosen, start, classifier, model, say, taught=teaching is not None)
         result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, teaching=teaching,
-            **training.settings(run, say),
+            **training.settings(run, say, gradient_observer(gradient_norms)),
         )  # fmt: skip
         if first:
+            draw_gradients(gradient_norms, output, f'{model_options.name} on {train.name}', say)
             print_finetuned(summary(result), say)
             write_finetuned(
                 output, result, model, train, test, name=model_options.name,

@@ -10,7 +10,14 @@ import typer
 from .console import printer, quiet_logs
 from .evaluator_options import backbone_of, processes, training_images
 from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
-from .training_options import ReserveOptions, TeacherOptions, TrainingOptions
+from .training_options import (
+    GradientNormsOption,
+    ReserveOptions,
+    TeacherOptions,
+    TrainingOptions,
+    draw_gradients,
+    gradient_observer,
+)
 
 if TYPE_CHECKING:
     from ..distill import WeightDistillation
@@ -47,6 +54,7 @@ def minivit(
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     training: TrainingOptions,
+    gradient_norms: GradientNormsOption = False,
     run: RunOptions,
 ) -> None:
     """Train a student with shared weights by weight distillation (MiniViT). The same command again resumes.
@@ -80,7 +88,7 @@ def minivit(
         say(f'Student: {student}, from {"its weights" if starts else "random weights, as published"}.')
         fresh = replace(options, weights=None, random=True)
         reserved = reserve.apply(model, lambda: backbone_of(fresh, run.seed, **given), say)
-        settings: dict[str, Any] = dict(training.settings(run, say))
+        settings: dict[str, Any] = dict(training.settings(run, say, gradient_observer(gradient_norms)))
         if opened is not None:
             say('The views are the stored ones: images are neither mixed nor repeated within an epoch.')
             result: Any = distil_predictions(
@@ -91,6 +99,7 @@ def minivit(
             assert taught_by is not None
             result = distil_weights(model, dataset, taught_by, objective, chosen, output, **settings)
         if first:
+            draw_gradients(gradient_norms, output, f'{student} on {dataset.name}', say)
             write_minivit(
                 output, result, model, dataset, objective, name=student, weights=options.origin(run.seed),
                 teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, layer_reserve=reserved,

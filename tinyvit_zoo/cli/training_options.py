@@ -15,12 +15,27 @@ from .options import RunOptions, find_device, origin_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..training.loop import RunSettings
+    from ..training.loop import Observer, RunSettings
     from ..training.recipes import Recipe
 
-__all__ = ['Precision', 'ReserveOptions', 'TeacherOptions', 'TrainingOptions']
+__all__ = [
+    'GradientNormsOption',
+    'Precision',
+    'ReserveOptions',
+    'TeacherOptions',
+    'TrainingOptions',
+    'draw_gradients',
+    'gradient_observer',
+]
 
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
+
+GradientNormsOption = Annotated[
+    bool,
+    typer.Option(
+        '--gradient-norms', help="Write the norm of each layer's gradient at each update, and draw them at the end."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +81,9 @@ class TrainingOptions:
         recipe = recipe.changed(**{key: value for key, value in {**own, **changes}.items() if value is not None})
         return recipe if self.lr is None else recipe.changed(lr=self.lr * recipe.lr_batch / recipe.batch_size)
 
-    def settings(self, run: RunOptions, say: Callable[[str], None]) -> 'RunSettings':
+    def settings(
+        self, run: RunOptions, say: Callable[[str], None], observer: 'Observer | None' = None
+    ) -> 'RunSettings':
         """How the training is run."""
         return dict(
             micro_batch=self.micro_batch,
@@ -77,6 +94,7 @@ class TrainingOptions:
             save_minutes=self.save_minutes,
             compile=self.compile,
             say=say,
+            observer=observer,
         )
 
 
@@ -189,3 +207,20 @@ class TeacherOptions:
     def origin(self) -> str:
         """Where its weights come from, as results say it."""
         return origin_of(self.teacher_weights, False, 0)
+
+
+def gradient_observer(wanted: bool) -> 'Observer | None':
+    """What writes the norms of gradients while a training runs, if that is asked for."""
+    if not wanted:
+        return None
+    from ..downstream.analysis.gradients import GradientNorms
+
+    return GradientNorms()
+
+
+def draw_gradients(wanted: bool, output: Path, title: str, say: Callable[[str], None]) -> None:
+    """Draw the norms that a training wrote, if that is asked for."""
+    if wanted:
+        from ..downstream.reports.gradients import write_gradients
+
+        write_gradients(output, title, say)
