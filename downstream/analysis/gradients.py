@@ -225,5 +225,7 @@ def read_norms(folder: Path) -> Norms:
             header, *rows = csv.reader(file)
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
     except (OSError, ValueError) as e:
-        raise EvaluationError(f'{path} is missing or damaged ({reason(e)}): train with --gradient-norms again.') from e
+        raise EvaluationError(
+            f'{path} is missing or damaged ({reason(e)}): choose another --output, and train with --gradient-norms.'
+        ) from e
     return Norms(values[:, 0].astype(np.int64), tuple(header[1:]), values[:, 1:])
