@@ -1,9 +1,9 @@
 """Distance and entropy of each head's attention (MAE-Lite Fig. 5), from what a model itself computes.
 
-While the attention of a block runs, a mode of `__torch_function__` sees its softmax, or its fused attention, and reduces
-the map at once, a part at a time: no map of a layer is kept. Bias tables, rotations, norms of queries and keys, masks and
-mixed heads come as the model computes them. A map is the softmax before any mixing of heads that follows it, which leaves
-rows that do not sum to one.
+While the attention of a block runs, a mode of `__torch_function__` sees its softmax, or its fused attention, and
+reduces the map at once, a part at a time: no map of a layer is kept. Bias tables, rotations, norms of queries and keys,
+masks and mixed heads come as the model computes them. A map is the softmax before any mixing of heads that follows it,
+which leaves rows that do not sum to one.
 
 Shape legend: `B` images or windows, `N` tokens that attend to each other, `h w` their grid, `H W` map of a layer.
 """
@@ -175,6 +175,8 @@ class _Call:
     block: nn.Module
     input: torch.Tensor
     maps: int = 0
+    pools: bool = False
+    """Whether one query attends, as class attention does."""
 
 
 @dataclass
@@ -291,7 +293,7 @@ class AttentionWatch:
 
     def _left(self, block: nn.Module, args: tuple, output: Any) -> None:
         call = self._calls.pop()
-        if call.maps != 1:
+        if call.maps != 1 and not (call.pools and not call.maps):
             how = 'not as softmax or fused attention' if not call.maps else f'{call.maps} times a call'
             raise self._unknown(f'in {call.name}, {how}')
 
@@ -305,11 +307,15 @@ class AttentionWatch:
 
     def _unknown(self, where: str) -> EvaluationError:
         return EvaluationError(
-            f'{self.model.name} computes attention {where}: such a layout is not known, and distances would be wrong.'
+            f'{self.model.name} computes attention {where}, a layout that is not known here, and distances would be '
+            'wrong: analyse its frequencies, or its layers by CKA.'
         )
 
     def see_softmax(self, logits: torch.Tensor) -> None:
         """Reduce a map by its logits (B, ..., heads, N, N)."""
+        if logits.shape[-2] == 1:
+            self._calls[-1].pools = True
+            return
         if logits.ndim < 4:
             raise self._unknown(f'of {tuple(logits.shape)} logits in {self._calls[-1].name}')
         x = logits.flatten(0, -4)
@@ -317,6 +323,9 @@ class AttentionWatch:
 
     def see_fused(self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None, scale: float) -> None:
         """Reduce a map by queries and keys (B, heads, N, d), a bias or mask that broadcasts, and the scale."""
+        if q.shape[-2] == 1:
+            self._calls[-1].pools = True
+            return
         if q.ndim != 4 or q.shape[:-1] != k.shape[:-1]:
             raise self._unknown(f'of {tuple(q.shape)} queries and {tuple(k.shape)} keys in {self._calls[-1].name}')
         B, heads, N, _ = q.shape
@@ -363,7 +372,7 @@ class AttentionWatch:
         return _Layout(window, 0, (H, W), _real_cells((H, W), window, x.device))
 
     def _step(self, name: str, of_map: tuple[int, int]) -> tuple[float, float]:
-        """Pixels between neighbors on a map (H, W): the stride of the stage. A padded map covers more than the image."""
+        """Pixels between neighbors on a map (H, W): the stride of its stage, as a padded map covers more than the image."""
         if self.pixel_step is not None:
             return self.pixel_step, self.pixel_step
         fitting = [stride for stride in _strides(self.model.model) if _fits(stride, of_map, self._size)]
@@ -430,6 +439,7 @@ def _over_keys(input: torch.Tensor, dim: int | None = None, *_: Any, **__: Any) 
     return input.ndim > 2 and dim in (-1, input.ndim - 1) and input.shape[-1] > 1
 
 
+@torch.no_grad()
 def _add(
     sums: _Sums,
     shape: Sequence[int],

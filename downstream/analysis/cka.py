@@ -1,7 +1,7 @@
 """Centered kernel alignment (CKA) of layers, minibatch by minibatch (MAE-Lite Fig. 1 and 6, MiniViT Fig. 5).
 
-Linear kernels and the unbiased estimate of HSIC (Song et al. 2012), summed over batches (Nguyen et al. 2021): a ratio of
-means, which may be negative or above 1 and is never clamped. Only the n x n Gram matrices of a batch are kept.
+Linear kernels and the unbiased estimate of HSIC (Song et al. 2012), summed over batches (Nguyen et al. 2021): a ratio
+of means, which may be negative or above 1 and is never clamped. Only the n x n Gram matrices of a batch are kept.
 
 Shape legend: `n` images of a batch, `D` features of an image, `a b` layers of the two models.
 """
@@ -104,7 +104,7 @@ def compare(
 def _check_batches(batch_size: int, images: int) -> None:
     if batch_size < FEWEST:
         raise EvaluationError(
-            f'CKA needs batches of at least {FEWEST} images, not {batch_size}: give --batch-size 128.'
+            f'CKA needs batches of at least {FEWEST} images, not {batch_size}: give more (--batch-size).'
         )
     if images < batch_size:
         raise EvaluationError(

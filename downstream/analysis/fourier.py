@@ -1,7 +1,7 @@
 """Amplitudes of the frequencies in each layer's output (MAE-Lite Fig. 3, after Park & Kim 2022).
 
-Of each channel the logarithm of the amplitude, averaged over images and channels, along the diagonal of the spectrum from
-frequency 0 outward, less that of frequency 0. The last value is the paper's Δ log amplitude.
+Of each channel the logarithm of the amplitude, averaged over images and channels, along the diagonal of the spectrum
+from frequency 0 outward, less that of frequency 0. The last value is the paper's Δ log amplitude.
 
 Shape legend: `B` images, `C` channels, `h w` map, `F` frequencies.
 """
@@ -94,23 +94,23 @@ def measure(
     """
     sums: dict[str, torch.Tensor] = {}
     grids: dict[str, tuple[int, int]] = {}
-    with exact_cudnn(), torch.inference_mode(), untouched(model.model.to(device)):
-        with LayerOutputs(model, layers, partial(_spectrum, model, grids)) as outputs:
-            for (images,) in batches_of(
-                [model], dataset, batch_size, device=device, workers=workers, progress=progress
-            ):
-                for name, values in outputs(images).items():
-                    sums[name] = sums.get(name, torch.zeros_like(values)) + values
+    reduce = partial(_spectrum, model, grids)
+    with (
+        exact_cudnn(), torch.inference_mode(), untouched(model.model.to(device)),
+        LayerOutputs(model, layers, reduce) as outputs,
+    ):  # fmt: skip
+        for (images,) in batches_of([model], dataset, batch_size, device=device, workers=workers, progress=progress):
+            for name, values in outputs(images).items():
+                sums[name] = sums.get(name, torch.zeros_like(values)) + values
+    curves = {name: ((total - total[0]) / len(dataset)).cpu().numpy() for name, total in sums.items()}
     found = [
-        LayerSpectrum(
-            name, grids[name], np.linspace(0, 1, len(total)), ((total - total[0]) / len(dataset)).cpu().numpy()
-        )
-        for name, total in sums.items()
-        if len(total) > 1
+        LayerSpectrum(name, grids[name], np.linspace(0, 1, len(curve)), curve)
+        for name, curve in curves.items()
+        if len(curve) > 1
     ]
     if not found:
         raise EvaluationError(f'{model.name} has no map of at least 3x3 among these layers: take larger images.')
-    return FourierResult(tuple(found), len(dataset), tuple(name for name, total in sums.items() if len(total) == 1))
+    return FourierResult(tuple(found), len(dataset), tuple(name for name, curve in curves.items() if len(curve) == 1))
 
 
 def _spectrum(

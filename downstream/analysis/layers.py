@@ -118,7 +118,8 @@ class LayerOutputs(Generic[T]):
             name = next_name(tap.name, self._found)
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
                 raise EvaluationError(f'{self.model.name}: {name} gives no tensor of the images, so name other layers.')
-            self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
+            with torch.no_grad():
+                self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
 
         return hook
 
@@ -205,13 +206,15 @@ def token_grid(model: AnalysedModel, tokens: int, size: tuple[int, int]) -> Grid
     prefix = getattr(model.model, 'num_prefix_tokens', None)
     for grid in _patch_grids(model.model, size):
         rest = tokens - math.prod(grid)
-        if rest == prefix or (prefix is None and 0 <= rest <= MOST_PREFIX):
+        if rest in (0, prefix) or (prefix is None and 0 < rest <= MOST_PREFIX):
             return Grid(*grid, rest)
-    height = round(math.sqrt(tokens * size[0] / size[1]))
-    if not prefix and height and height * round(height * size[1] / size[0]) == tokens:
-        return Grid(height, tokens // height, 0)
+    patches = tokens - (prefix or 0)
+    height = round(math.sqrt(max(0, patches) * size[0] / size[1]))
+    if height and height * round(height * size[1] / size[0]) == patches:
+        return Grid(height, patches // height, prefix or 0)
     raise EvaluationError(
-        f'{model.name} has {tokens} tokens for an image of {size[0]}x{size[1]} pixels, which make no grid known here.'
+        f'{model.name} has {tokens} tokens for an image of {size[0]}x{size[1]} pixels, which make no grid known here: '
+        'compare its layers by CKA.'
     )
 
 
