@@ -70,9 +70,7 @@ def hard_of_teacher(
         EvaluationError: If there are no labels or no more classes than `top`, or as `imagenet.evaluate`.
     """
     _check(dataset, top)
-    scores = evaluate(
-        teacher, dataset, batch_size=batch_size, device=device, workers=workers, progress=progress
-    )
+    scores = evaluate(teacher, dataset, batch_size=batch_size, device=device, workers=workers, progress=progress)
     return HardSamples(top, 1, (scores.ranks >= top).astype(np.int64), scores.predictions)
 
 

@@ -75,7 +75,9 @@ def write_hard(
             with new_file(file) as new:
                 fill(new)
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be written ({e.strerror or e}): make room, or choose another file.') from e
+        raise EvaluationError(
+            f'{path} cannot be written ({e.strerror or e}): make room, or choose another file.'
+        ) from e
     about = record('hard-samples', model=None, dataset=dataset, seed=seed, top=found.top, views=found.views,
                    teacher=dict(teacher), hard=len(hard))  # fmt: skip
     write_kept(path, dataset, hard, about=about)

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .analysis_options import AnalysisOptions, analysed, images_of
 from .console import printer, quiet_logs
-from .evaluator_options import load_backbone, loader, processes
-from .options import DataOptions, RunOptions, find_device
+from .evaluator_options import TO_TEST_ON, load_backbone, loader, own_folder, processes
+from .options import DataOptions, ModelOptions, RunOptions, find_device
 
 
 def hard_samples(
@@ -69,3 +70,48 @@ def hard_samples(
             say = printer()
             say(hard_words(found, dataset))
             write_hard(output, found, dataset, facts, run.seed, say)
+
+
+def class_relations(
+    *,
+    model_options: ModelOptions,
+    data_options: DataOptions,
+    per_class: Annotated[
+        int | None, typer.Option('--per-class', min=1, help='Images of each class, 8 in the paper, not --images.')
+    ] = None,
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            '--order',
+            help="Of the classes: order.csv of another run, or a tree with lines 'PARENT CHILD'. Default: clustering.",
+            metavar='FILE',
+        ),
+    ] = None,
+    options: AnalysisOptions,
+    run: RunOptions,
+) -> None:
+    """Pearson correlations of a classifier's outputs over images: which classes it takes for related."""
+    from ..data.subsets import some_of_each_class
+    from ..downstream.analysis.class_relations import BATCH_SIZE, measure
+    from ..downstream.reports.class_relations import relation_words, write_relations
+
+    quiet_logs()
+    device, seed, say = find_device(run.device), run.seed, printer()
+    with own_folder(options.output, True):
+        if per_class is None:
+            dataset = images_of(options, data_options, seed)
+        else:
+            load = loader(data_options, seed)
+            dataset = load(options.split) if options.split else load(*TO_TEST_ON, 'all')
+            dataset = dataset.subset(some_of_each_class(dataset.labels, per_class, seed))
+        model = analysed(
+            model_options.name, model_options.weights, model_options.random, model_options.img_size, seed,
+            model_options.part,
+        )  # fmt: skip
+        found = measure(
+            model, dataset, order, batch_size=options.batch_size or BATCH_SIZE, device=device, workers=run.workers
+        )
+        for line in relation_words(found):
+            say(line)
+        if options.output is not None:
+            write_relations(options.output, found, model, dataset, model_options.origin(seed), seed, say)

@@ -19,7 +19,15 @@ from ..common.files import new_file
 from ..common.text import first_few, reason, shown
 from .image_dataset import ImageDataset, Selection
 
-__all__ = ['IMBALANCE', 'long_tailed', 'share_of_each_class', 'subset_identity', 'take_subset', 'write_kept']
+__all__ = [
+    'IMBALANCE',
+    'long_tailed',
+    'share_of_each_class',
+    'some_of_each_class',
+    'subset_identity',
+    'take_subset',
+    'write_kept',
+]
 
 LONG_TAILED = 'long-tailed'
 IMBALANCE = 100
@@ -76,6 +84,11 @@ def share_of_each_class(labels: np.ndarray, share: float, seed: int = 0) -> np.n
         int64, ascending.
     """
     return _first_of_each_class(labels, seed, lambda label, images: round(share * images))
+
+
+def some_of_each_class(labels: np.ndarray, images: int, seed: int = 0) -> np.ndarray:
+    """Positions of so many images of each class, or all of fewer: int64, ascending. They begin every share of it."""
+    return _first_of_each_class(labels, seed, lambda label, total: images)
 
 
 def long_tailed(labels: np.ndarray, seed: int = 0, imbalance: float = IMBALANCE) -> np.ndarray:
