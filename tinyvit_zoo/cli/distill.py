@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, printer, quiet_logs
-from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
-from .options import DataOptions, ModelOptions, RunOptions, Size, TrainingDataOptions, find_device, pair_of, read_size
+from .evaluator_options import backbone_of, load_backbone, processes, training_images
+from .options import ModelOptions, RunOptions, Size, Subset, TrainingDataOptions, find_device, pair_of, read_size
 from .training_options import ReserveOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -256,6 +256,7 @@ def info(
         str | None, typer.Option('--data', '-d', help='Name of the data set, or its folder.', metavar='DATA')
     ] = None,
     root: Annotated[Path | None, typer.Option(help='Folder that the data set lies in.', metavar='DIR')] = None,
+    subset: Subset = None,
     image: Annotated[Path | None, typer.Option(help='File for the image of that view.', metavar='FILE')] = None,
 ) -> None:
     """Say what a store holds, or what was done to one image for one of its views."""
@@ -268,7 +269,7 @@ def info(
         raise typer.BadParameter('--image is for the image of a --view: give EPOCH:POSITION, too.')
     opened = Store.open(store)
     if view is not None:
-        _show_view(opened, view, data, root, image, as_json)
+        _show_view(opened, view, data, root, subset, image, as_json)
         return
     facts: dict[str, Any] = dict(asdict(opened.info), epochs=opened.epochs(), bytes_a_record=opened.info.record.size)
     if as_json:
@@ -282,7 +283,13 @@ def info(
 
 
 def _show_view(
-    store: 'Store', view: str, data: str | None, root: Path | None, image: Path | None, as_json: bool
+    store: 'Store',
+    view: str,
+    data: str | None,
+    root: Path | None,
+    subset: str | None,
+    image: Path | None,
+    as_json: bool,
 ) -> None:
     from ..soft_labels import check_data
     from ..soft_labels.stored_views import describe_stored
@@ -294,7 +301,7 @@ def _show_view(
     if position >= store.info.images:
         raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
     store.check_epoch(epoch)
-    dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
+    dataset: ImageDataset = training_images(TrainingDataOptions(data=data, root=root, subset=subset), 0)
     check_data(store, dataset)
     found = describe_stored(store, dataset, epoch, position)
     if image is not None:

@@ -109,6 +109,14 @@ Queries = Annotated[
     int | None,
     typer.Option('--queries', min=1, help='Images of each class to answer. Default: 15, or as many as there are.'),
 ]
+Subset = Annotated[
+    str | None,
+    typer.Option(
+        '--subset',
+        help='Of the images to train on: 1% of each class, long-tailed, or a file of names.',
+        metavar='1%|10%|long-tailed|FILE',
+    ),
+]
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
 
@@ -153,14 +161,7 @@ class DataOptions:
 class TrainingDataOptions(DataOptions):
     """Images that are trained on, and which of them."""
 
-    subset: Annotated[
-        str | None,
-        typer.Option(
-            '--subset',
-            help='Of the images to train on: 1% of each class, long-tailed, or a file of names.',
-            metavar='1%|10%|long-tailed|FILE',
-        ),
-    ] = None
+    subset: Subset = None
 
 
 @dataclass(frozen=True, kw_only=True)
