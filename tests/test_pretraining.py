@@ -495,6 +495,7 @@ def difference(one: Path, two: Path) -> float:
     return max((value - weights[1][key]).abs().max().item() for key, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(digits, tmp_path):
     """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only."""
     assert run_script(tmp_path, 'both', *TWO) == 0
