@@ -12,7 +12,7 @@ import torch
 from conftest import refused
 
 from tinyvit_zoo import bench as bench_module
-from tinyvit_zoo.bench import Settings, bench, read_rows
+from tinyvit_zoo.bench import Settings, bench, bench_variants, read_rows
 from tinyvit_zoo.common.errors import ModelError
 
 SMALL = Settings(rounds=3, img_size=(64, 64))
@@ -72,14 +72,24 @@ def test_forms_are_what_they_say(monkeypatch):
         return lambda: None
 
     monkeypatch.setattr(bench_module, '_inference', inference)
-    bench(['tinyvit_5m_224'], [1], ['created', 'deploy', 'compiled'], Settings(rounds=1, dtype='bfloat16'))
-    (created, plain), (deploy, last), (compiled, _) = seen.values()
-    assert not any(type(module).__name__ == 'BatchNorm2d' for module in deploy.modules())
+    forms = ['created', 'deploy', 'compiled', 'deploy+compiled']
+    bench(['tinyvit_5m_224'], [1], forms, Settings(rounds=1, dtype='bfloat16'))
+    (created, plain), (deploy, last), (compiled, _), (both, _) = seen.values()
+    for folded in (deploy, both):
+        assert not any(type(module).__name__ == 'BatchNorm2d' for module in folded.modules())
     assert any(type(module).__name__ == 'BatchNorm2d' for module in created.modules())
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert plain.dtype == next(deploy.parameters()).dtype == torch.bfloat16
-    assert compiled._compiled_call_impl is not None
-    assert created._compiled_call_impl is None
+    assert None not in (compiled._compiled_call_impl, both._compiled_call_impl)
+    assert created._compiled_call_impl is deploy._compiled_call_impl is None
+
+
+def test_pairs_of_model_and_form_can_be_measured_alone(calls):
+    pairs = [('test_resnet', 'created'), ('test_vit', 'deploy')]
+    rows = bench_variants(pairs, [1], SMALL)
+    assert [(row.model, row.form) for row in rows] == pairs
+    assert {(model, form) for model, form, _ in calls} == set(pairs)
+    assert {row.first for row in rows} == {'test_resnet created'}
 
 
 def test_training_is_a_step_that_moves_the_weights(monkeypatch):
@@ -187,7 +197,7 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path):
     {
         'no_such_model': (['test_vit', 'no_such_model'], ['created'], Settings()),
         'created, deploy, compiled, graph': (['test_vit'], ['folded'], Settings()),
-        'leave graph out': (['test_vit'], ['graph'], Settings()),
+        'leave graph out': (['test_vit'], ['deploy+graph'], Settings()),
         'created and compiled only': (['test_vit'], ['deploy'], Settings(train=True)),
     }.items(),
     ids=['model', 'form', 'graph', 'train'],

@@ -52,9 +52,7 @@ def digits():
 
 def trained(digits, folder, student=None, teacher=None, recipe=RECIPE, **settings):
     common = dict(device=torch.device('cpu'), say=lambda text: None)
-    return distil_features(
-        student or vit(), teacher or taught_by(), digits, folder, recipe=recipe, **common, **settings
-    )
+    return distil_features(student or vit(), teacher or taught_by(), digits, folder, recipe=recipe, **common | settings)
 
 
 # loss and maps

@@ -31,10 +31,11 @@ from .common.files import write_whole
 from .common.paired_timing import cpu_name
 from .version import __version__
 
-__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'read_rows']
+__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'bench_variants', 'read_rows', 'write_rows']
 
-FORMS = ('created', 'deploy', 'compiled', 'graph')
-"""As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch."""
+FORMS = ('created', 'deploy', 'compiled', 'graph', 'deploy+compiled', 'deploy+graph')
+"""As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch; the last two
+of the deploy form."""
 TRAINABLE = ('created', 'compiled')
 WARM_UP = 2
 GRAPH_WARM_UP = 3  # on a stream of its own, before a graph is captured
@@ -142,12 +143,27 @@ def bench(
     Raises:
         ModelError: On an unknown model or form, or what the device cannot do, before anything is measured.
     """
+    return bench_variants([(model, form) for model in models for form in forms], batches, settings, csv_file)
+
+
+def bench_variants(
+    variants: Sequence[tuple[str, str]],
+    batches: Sequence[int],
+    settings: Settings = Settings(),
+    csv_file: Path | None = None,
+) -> list[Row]:
+    """`bench` for these pairs of a model and a form alone; the first one is what ratios are to.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    models, forms = (list(dict.fromkeys(names)) for names in zip(*variants, strict=True))
     _check(models, forms, settings)
     torch.set_num_threads(settings.threads)
     known = read_rows(csv_file) if csv_file and csv_file.exists() else []
     rows = []
     for batch in batches:
-        wanted = [_blank(model, form, batch, models[0], forms[0], settings) for model in models for form in forms]
+        wanted = [_blank(model, form, batch, *variants[0], settings) for model, form in variants]
         found = [_known(row, known) for row in wanted]
         done = [row for row in found if row is not None]
         if len(done) < len(wanted):
@@ -165,7 +181,7 @@ def _check(models: Sequence[str], forms: Sequence[str], settings: Settings) -> N
             raise ModelError(f"There is no form '{form}': take some of {', '.join(FORMS)}.")
     if settings.device == 'cuda' and not torch.cuda.is_available():
         raise ModelError('There is no CUDA device here: leave --device cuda out.')
-    if 'graph' in forms and settings.device != 'cuda':
+    if any('graph' in form for form in forms) and settings.device != 'cuda':
         raise ModelError('A CUDA graph needs --device cuda: leave graph out of --form.')
     if settings.train and not set(forms) <= set(TRAINABLE):
         raise ModelError(f'--train measures the forms {" and ".join(TRAINABLE)} only.')
@@ -214,15 +230,16 @@ def _variant(row: Row, settings: Settings) -> Callable[[], object]:
     size = settings.img_size or tuple(cfg['input_size'][-2:])
     x = torch.randn(row.batch, cfg['input_size'][0], *size, device=settings.device)
     dtype = getattr(torch, settings.dtype)
-    if row.form == 'deploy':
+    steps = row.form.split('+')
+    if 'deploy' in steps:
         model = reparameterize_model(model)
-    last = torch.channels_last if settings.channels_last or row.form == 'deploy' else torch.preserve_format
+    last = torch.channels_last if settings.channels_last or 'deploy' in steps else torch.preserve_format
     layout: dict[str, Any] = dict(dtype=dtype, memory_format=last)
     model, x = model.to(**layout), x.to(**layout)
     call = _training_step(model, x, settings) if settings.train else _inference(model, x, settings)
-    if row.form == 'compiled':
+    if 'compiled' in steps:
         model.compile()
-    return _graph_of(call) if row.form == 'graph' else call
+    return _graph_of(call) if 'graph' in steps else call
 
 
 def _autocast(settings: Settings) -> Any:

@@ -25,7 +25,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..features.extraction import untouched
-from .analysed_model import AnalysedModel
+from .analysed_model import AnalysedModel, check_not_compiled
 from .images import batches_of
 from .layers import find_blocks, next_name, token_grid
 
@@ -34,7 +34,8 @@ __all__ = ['BATCH_SIZE', 'AttentionResult', 'AttentionWatch', 'LayerAttention', 
 BATCH_SIZE = 32
 EPSILON = 1e-6
 """Added to probabilities in the logarithm, as in the released code: an entropy is up to N * 1e-6 lower by it."""
-IN_CACHE = 1 << 18  # numbers of a map that are reduced at a time
+IN_CACHE = 1 << 18  # numbers of a map that are reduced at a time on a CPU
+ON_CARD = 1 << 26
 
 NAMES = ('attn', 'attention')
 """Of the attention of a block."""
@@ -81,10 +82,17 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class AttentionResult:
-    """All layers in the order of the calls, and the number of images."""
+    """All layers.
+
+    Attributes:
+        layers: In the order of the calls.
+        images: N.
+        left_out: Names of layers in which a single query attends: class attention, and windows of one cell.
+    """
 
     layers: tuple[LayerAttention, ...]
     images: int
+    left_out: tuple[str, ...] = ()
 
 
 def measure(
@@ -119,7 +127,7 @@ def measure(
             if not watch.checked:
                 watch.check(images[:1])
             watch(images)
-        return AttentionResult(watch.layers(), len(dataset))
+        return AttentionResult(watch.layers(), len(dataset), tuple(watch.left_out))
 
 
 def grid_distances(grid: tuple[int, int], pixel_step: tuple[float, float]) -> torch.Tensor:
@@ -189,6 +197,11 @@ class _Sums:
     entropy: torch.Tensor | float = 0.0
     queries: int = 0
 
+    def mean(self, name: str) -> LayerAttention:
+        """The layer of that name."""
+        distance, entropy = ((torch.as_tensor(x) / self.queries).cpu().numpy() for x in (self.distance, self.entropy))
+        return LayerAttention(name, distance, entropy, self.layout.grid, self.pixel_step, self.queries)
+
 
 class AttentionWatch:
     """A model whose calls add up distance and entropy of each head. Its outputs are those it has without being watched.
@@ -211,10 +224,11 @@ class AttentionWatch:
         epsilon: See `EPSILON`.
 
     Raises:
-        EvaluationError: If no block has attention. Calls raise it if attention is laid out in a way that is not known.
+        EvaluationError: If the model is compiled. Calls raise it if attention is laid out in a way that is not known.
     """
 
     def __init__(self, model: AnalysedModel, pixel_step: float | None = None, epsilon: float = EPSILON) -> None:
+        check_not_compiled(model.model, model.name)
         self.model, self.pixel_step, self.epsilon = model, pixel_step, epsilon
         self.checked = False
         self._blocks = {name: block for name, block in find_blocks(model.model).items() if _attention_of(block)}
@@ -224,6 +238,7 @@ class AttentionWatch:
         self._calls: list[_Call] = []
         self._sums: dict[str, _Sums] = {}
         self._seen: dict[str, None] = {}
+        self.left_out: dict[str, None] = {}
         self._size = model.size
 
     def __enter__(self) -> 'AttentionWatch':
@@ -268,13 +283,7 @@ class AttentionWatch:
 
     def layers(self) -> tuple[LayerAttention, ...]:
         """Means of all that was called."""
-        return tuple(
-            LayerAttention(
-                name, *((torch.as_tensor(x) / s.queries).cpu().numpy() for x in (s.distance, s.entropy)), s.layout.grid,
-                s.pixel_step, s.queries,
-            )
-            for name, s in self._sums.items()
-        )  # fmt: skip
+        return tuple(s.mean(name) for name, s in self._sums.items())
 
     def _close(self) -> None:
         """Leave the mode, also where an error has left the attention of a block."""
@@ -296,6 +305,8 @@ class AttentionWatch:
         if call.maps != 1 and not (call.pools and not call.maps):
             how = 'not as softmax or fused attention' if not call.maps else f'{call.maps} times a call'
             raise self._unknown(f'in {call.name}, {how}')
+        if not call.maps:
+            self.left_out[call.name] = None
 
     def _begin(self, attention: nn.Module, args: tuple) -> None:
         if self._calls and not self._open:
@@ -372,7 +383,7 @@ class AttentionWatch:
         return _Layout(window, 0, (H, W), _real_cells((H, W), window, x.device))
 
     def _step(self, name: str, of_map: tuple[int, int]) -> tuple[float, float]:
-        """Pixels between neighbors on a map (H, W): the stride of its stage, as a padded map covers more than the image."""
+        """Pixels between neighbors on a map (H, W): the stride of its stage, whether the map is padded or not."""
         if self.pixel_step is not None:
             return self.pixel_step, self.pixel_step
         fitting = [stride for stride in _strides(self.model.model) if _fits(stride, of_map, self._size)]
@@ -436,7 +447,7 @@ def _of_fused(
 
 def _over_keys(input: torch.Tensor, dim: int | None = None, *_: Any, **__: Any) -> bool:
     """Whether a softmax is one over the last dimension of maps."""
-    return input.ndim > 2 and dim in (-1, input.ndim - 1) and input.shape[-1] > 1
+    return input.ndim > 2 and dim in (-1, input.ndim - 1)
 
 
 @torch.no_grad()
@@ -451,22 +462,25 @@ def _add(
     """Add the queries of a map (B, heads, N, N), a part of it at a time."""
     B, heads = shape[:2]
     N = math.prod(layout.grid)
-    rows = max(1, min(N, IN_CACHE // (heads * N)))
-    images = max(1, IN_CACHE // (heads * rows * N))
+    most = IN_CACHE if device.type == 'cpu' else ON_CARD
+    rows = max(1, min(N, most // (heads * N)))
+    images = max(1, most // (heads * rows * N))
     for a in range(0, B, images):
         chosen = slice(a, min(a + images, B))
         for start in range(0, N, rows):
             part = slice(start, min(start + rows, N))
             scores = _at_least_float(logits(chosen, part, layout.prefix))
-            found = reduce(scores, _distances(layout.grid, sums.pixel_step, scores.dtype, device)[part], epsilon)
-            weight = None
-            if layout.real is not None:
+            distances = _distances(layout.grid, sums.pixel_step, scores.dtype, device)
+            distance, entropy = reduce(scores, distances[part], epsilon)
+            if layout.real is None:
+                sums.queries += scores.shape[0] * scores.shape[2]
+            else:
                 windows = torch.arange(chosen.start, chosen.stop, device=device) % len(layout.real)
-                weight = layout.real[windows, part]
-                found = tuple(x * weight[:, None] for x in found)
-            distance, entropy = (x.sum(dim=(0, 2), dtype=torch.float64) for x in found)
-            sums.distance, sums.entropy = sums.distance + distance, sums.entropy + entropy
-            sums.queries += scores.shape[0] * scores.shape[2] if weight is None else int(weight.sum())
+                real = layout.real[windows, part]
+                distance, entropy = distance * real[:, None], entropy * real[:, None]
+                sums.queries += int(real.sum())
+            sums.distance = sums.distance + distance.sum(dim=(0, 2), dtype=torch.float64)
+            sums.entropy = sums.entropy + entropy.sum(dim=(0, 2), dtype=torch.float64)
 
 
 def _at_least_float(x: torch.Tensor) -> torch.Tensor:

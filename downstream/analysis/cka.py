@@ -28,7 +28,8 @@ __all__ = ['BATCH_SIZE', 'CKA', 'CKAResult', 'compare', 'gram', 'hsic', 'hsic_se
 BATCH_SIZE = 128  # of MAE-Lite's released code
 FEWEST = 4
 """Images of a batch that the unbiased estimate needs."""
-IN_CACHE = 1 << 19  # features that are centered at a time
+IN_CACHE = 1 << 19  # features that are centered at a time on a CPU
+ON_CARD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,16 @@ def compare(
 
 
 def _check_batches(batch_size: int, images: int) -> None:
+    if images < FEWEST:
+        raise EvaluationError(f'CKA needs at least {FEWEST} images, and there are {images}: take more (--images).')
     if batch_size < FEWEST:
         raise EvaluationError(
-            f'CKA needs batches of at least {FEWEST} images, not {batch_size}: give more (--batch-size).'
+            f'CKA needs batches of at least {FEWEST} images: give --batch-size more than {batch_size}.'
         )
     if images < batch_size:
         raise EvaluationError(
-            f'There are {images} images, too few for a batch of {batch_size}: take more, or smaller batches '
-            f'(--batch-size, at least {FEWEST}).'
+            f'There are {images} images, too few for a batch of {batch_size}: take more (--images), or smaller batches '
+            '(--batch-size).'
         )
 
 
@@ -128,7 +131,8 @@ def gram(x: torch.Tensor) -> torch.Tensor:
     """
     x = x.flatten(1)
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for part in x.split(max(1, IN_CACHE // len(x)), dim=1):
+    most = IN_CACHE if x.device.type == 'cpu' else ON_CARD
+    for part in x.split(max(1, most // len(x)), dim=1):
         part = part if part.dtype == torch.float64 else part.float()
         part = part - part.mean(dim=0)
         kernel += part @ part.T
@@ -190,8 +194,8 @@ class CKA:
         L = K if first is second else torch.stack(list(second.values()))
         self.rows, self.columns, self.batch_size = tuple(first), tuple(second), K.shape[-1]
         kk = hsic_self(K)
-        found = hsic(K, L.to(K.device)), kk, kk if first is second else hsic_self(L)
-        self.estimates.append(tuple(x.cpu().numpy() for x in found))
+        kl, ll = hsic(K, L.to(K.device)), kk if first is second else hsic_self(L)
+        self.estimates.append((kl.cpu().numpy(), kk.cpu().numpy(), ll.cpu().numpy()))
 
     def result(self, left_out: int = 0) -> CKAResult:
         """The similarities, and their intervals by the jackknife over batches.

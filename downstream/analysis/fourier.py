@@ -26,7 +26,8 @@ __all__ = ['BATCH_SIZE', 'FourierResult', 'LayerSpectrum', 'log_amplitudes', 'me
 
 BATCH_SIZE = 32
 EPSILON = 1e-6  # added to amplitudes, as in the code of Park & Kim
-IN_CACHE = 1 << 19  # numbers that are converted at a time
+IN_CACHE = 1 << 19  # numbers that are converted at a time on a CPU
+ON_CARD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def log_amplitudes(x: torch.Tensor) -> torch.Tensor:
     angle = 2 * torch.pi * (turns[0][:, :, None] + turns[1][:, None, :]).flatten(1).T  # (h * w, F)
     waves = torch.cat([angle.cos(), angle.sin()], dim=1)
     found = []
-    for part in x.split(max(1, IN_CACHE // max(1, x[0].numel()))):
+    most = IN_CACHE if x.device.type == 'cpu' else ON_CARD
+    for part in x.split(max(1, most // x[0].numel())):
         real, imaginary = (part.flatten(2).double() @ waves).split(F, dim=-1)
         found.append(torch.hypot(real, imaginary).add(EPSILON).log().mean(dim=1))
     return torch.cat(found)

@@ -17,7 +17,7 @@ from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 
-from .analysed_model import AnalysedModel
+from .analysed_model import AnalysedModel, check_not_compiled
 
 __all__ = ['BLOCKS', 'MAE_LITE', 'Grid', 'LayerOutputs', 'as_map', 'find_blocks', 'next_name', 'token_grid']
 
@@ -71,7 +71,7 @@ class LayerOutputs(Generic[T]):
         reduce: Called with the name of a layer, its output (B, ...), the size (H, W) of the images, and the module.
 
     Raises:
-        EvaluationError: If the model has no such layers.
+        EvaluationError: If the model has no such layers, or is compiled.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class LayerOutputs(Generic[T]):
         layers: Sequence[str],
         reduce: Callable[[str, torch.Tensor, tuple[int, int], nn.Module], T],
     ) -> None:
+        check_not_compiled(model.model, model.name)
         self.model, self.reduce = model, reduce
         self._taps = _find_taps(model, layers)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -220,7 +221,8 @@ def token_grid(model: AnalysedModel, tokens: int, size: tuple[int, int]) -> Grid
 
 def _patch_grids(net: Any, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Grids of patches that the model may have for images of this size."""
-    embed, patch = getattr(net, 'patch_embed', None), getattr(getattr(net, 'config', None), 'patch_size', None)
+    embed: Any = getattr(net, 'patch_embed', None)
+    patch = getattr(getattr(net, 'config', None), 'patch_size', None)
     if hasattr(embed, 'dynamic_feat_size') and getattr(embed, 'patch_size', None):
         height, width = embed.dynamic_feat_size(size)
         yield int(height), int(width)

@@ -45,7 +45,9 @@ def print_cka(
     say(f'A: {a.name} ({head["weights"]})')
     if b is not None:
         say(f'B: {b.name} ({head["weights_b"]})')
-    left = f'; {result.left_out} images that fill no batch were left out' if result.left_out else ''
+    left = {0: '', 1: '; 1 image that fills no batch was left out'}.get(
+        result.left_out, f'; {result.left_out} images that fill no batch were left out'
+    )
     batches = '1 batch' if result.batches == 1 else f'{result.batches} batches'
     say(f'{head["dataset"].name}: CKA of {batches} of {result.batch_size} images{left}')
     value = result.value.copy()
@@ -146,6 +148,8 @@ def print_attention(
             f'uniform {x.uniform_distance:.1f}), entropy {x.entropy.mean():.2f}, {relative.mean():.2f} of log N '
             f'({relative.min():.2f} to {relative.max():.2f}); {grid} tokens of {step} pixels'
         )
+    if result.left_out:
+        say(f'A single query attends in {", ".join(result.left_out)}, which has no distance.')
 
 
 def write_attention(

@@ -31,7 +31,12 @@ def bench(
         Counts, typer.Option('--batch-size', '-b', parser=read_counts, help='Images of a call.', metavar='N,N')
     ] = Counts((1,)),
     form: Annotated[
-        Words, typer.Option(parser=read_words, help='Some of created,deploy,compiled,graph.', metavar='FORM,FORM')
+        Words,
+        typer.Option(
+            parser=read_words,
+            help='Some of created,deploy,compiled,graph,deploy+compiled,deploy+graph.',
+            metavar='FORM,FORM',
+        ),
     ] = Words(('created',)),
     train: Annotated[bool, typer.Option('--train', help='A step of training instead of inference.')] = False,
     device: Annotated[BenchDevice, typer.Option(help='Where they run.')] = BenchDevice.cpu,

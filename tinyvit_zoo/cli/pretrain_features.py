@@ -9,7 +9,7 @@ import typer
 from .console import printer, quiet_logs
 from .evaluator_options import load_backbone, processes, unlabelled_images
 from .options import ImgSize, RunOptions, Size, UnlabelledDataOptions, pair_of, read_size
-from .training_options import ReserveOptions, TrainingOptions
+from .training_options import DryRun, ReserveOptions, TrainingOptions
 
 FeatureLoss = StrEnum('FeatureLoss', ['smooth_l1', 'cosine'])
 
@@ -40,9 +40,7 @@ def features(
     dense_weight: Annotated[
         float, typer.Option(min=0.0, max=1.0, help='Share of dense features in the loss; the rest is of pooled ones.')
     ] = 0.5,
-    dry_run: Annotated[
-        bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
-    ] = False,
+    dry_run: DryRun = False,
     training: TrainingOptions,
     run: RunOptions,
 ) -> None:

@@ -11,7 +11,7 @@ import typer
 from .console import printer, quiet_logs
 from .evaluator_options import processes, unlabelled_images
 from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
-from .training_options import TrainingOptions
+from .training_options import DryRun, TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,9 +46,7 @@ class PretrainingOptions:
     ] = False
     img_size: ImgSize = None
     patch_size: Annotated[int | None, typer.Option('--patch-size', min=1, help='Side of a patch, if not 16.')] = None
-    dry_run: Annotated[
-        bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
-    ] = False
+    dry_run: DryRun = False
 
 
 def tinymim(

@@ -11,6 +11,7 @@ from .console import printer, quiet_logs
 from .evaluator_options import backbone_of, processes, training_images
 from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
 from .training_options import (
+    DryRun,
     GradientNormsOption,
     ReserveOptions,
     TeacherOptions,
@@ -53,6 +54,7 @@ def minivit(
     ] = None,
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
+    dry_run: DryRun = False,
     training: TrainingOptions,
     gradient_norms: GradientNormsOption = False,
     run: RunOptions,
@@ -64,7 +66,7 @@ def minivit(
     from ..downstream.reports.minivit import write_minivit
     from ..soft_labels import Store
     from ..training.recipes import WEIGHT_DISTILLATION
-    from ..training.weight_distillation import distil_predictions, distil_weights
+    from ..training.weight_distillation import plan_predictions, plan_weights
 
     if (store is None) == (teacher.teacher is None):
         raise typer.BadParameter(
@@ -91,13 +93,15 @@ def minivit(
         settings: dict[str, Any] = dict(training.settings(run, say, gradient_observer(gradient_norms)))
         if opened is not None:
             say('The views are the stored ones: images are neither mixed nor repeated within an epoch.')
-            result: Any = distil_predictions(
-                model, dataset, opened, objective, chosen, output, reuse=reuse is not None, **settings
-            )
+            plan: Any = plan_predictions(model, dataset, opened, objective, chosen, reuse=reuse is not None, **settings)
         else:
             taught_by = teacher.load(model, run.seed)
             assert taught_by is not None
-            result = distil_weights(model, dataset, taught_by, objective, chosen, output, **settings)
+            plan = plan_weights(model, dataset, taught_by, objective, chosen, **settings)
+        if dry_run:
+            say(plan.estimate().words)
+            return
+        result = plan.distil(output)
         if first:
             draw_gradients(gradient_norms, output, f'{student} on {dataset.name}', say)
             write_minivit(

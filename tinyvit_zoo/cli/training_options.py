@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..training.recipes import Recipe
 
 __all__ = [
+    'DryRun',
     'GradientNormsOption',
     'Precision',
     'ReserveOptions',
@@ -28,6 +29,9 @@ __all__ = [
     'gradient_observer',
 ]
 
+DryRun = Annotated[
+    bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
+]
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
 GradientNormsOption = Annotated[

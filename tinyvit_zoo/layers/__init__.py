@@ -12,6 +12,7 @@ from .bias_table import (
 from .checkpointing import checkpoint_block
 from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
+from .cuda import cuda_sdpa, runs_on_cuda, sdpa_bias
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
 from .image_size import check_image_size, check_patch_grid
@@ -62,6 +63,7 @@ __all__ = [
     'check_patch_grid',
     'checkpoint_block',
     'conv_act',
+    'cuda_sdpa',
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
@@ -79,7 +81,9 @@ __all__ = [
     'resize_beit_table',
     'resize_grid',
     'resize_position',
+    'runs_on_cuda',
     'scaled_windows',
+    'sdpa_bias',
     'shifted_window_mask',
     'signed_offset',
     'signed_offset_index',

@@ -50,7 +50,9 @@ from ..layers import (
     is_fx_proxy,
     per_stage_windows,
     resize_grid,
+    runs_on_cuda,
     scaled_windows,
+    sdpa_bias,
     stage_grids,
     window_partition,
     window_reverse,
@@ -224,10 +226,14 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B * nW, N, C)
         B, N, C = x.shape
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
-        qkv = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B * nW, heads, N, d)
+        # Split before the heads move: the backward then joins the three gradients in the layout that the linear layer
+        # reads, without a copy.
+        q, k, v = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).split(self.head_dim, dim=-1)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # each (B * nW, heads, N, d)
+        on_cuda = runs_on_cuda(self.row_offsets)
         # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
-        bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
+        bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets, on_cuda)
+        bias = sdpa_bias(bias, self.window_size[0] * self.window_size[1], on_cuda)
 
         if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -203,7 +203,7 @@ class TrainingLoop:
         *,
         evaluate: Callable[[nn.Module], Record] | None = None,
         chosen_by: str | None = None,
-        describe: Callable[[Record], str] = lambda record: f'loss {record["loss"]:.4f}',
+        describe: Callable[[Record], str] = lambda record: f'loss {record["loss"]:.4g}',
     ) -> list[Record]:
         """Train every epoch that is not done yet. The module ends with the weights that result, in float32.
 

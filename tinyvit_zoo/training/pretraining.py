@@ -39,7 +39,7 @@ from .soft_label_views import ViewSampler
 from .tasks.mae_lite import DMaeTask, MaeTask, MocoV3Task
 from .tasks.tinymim import TinyMimTask
 
-__all__ = ['Pretraining', 'd_mae', 'input_of', 'mae', 'mocov3', 'tinymim']
+__all__ = ['Pretraining', 'autocast_of', 'd_mae', 'input_of', 'mae', 'mocov3', 'tinymim']
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def tinymim(form: TinyMim, dataset: ImageDataset, recipe: Recipe, **run: Unpack[
     unreached = tuple(parameters[name] for name in form.student.unreached_parameters())
     if form.teacher.encoder.drop_path:
         form.teacher.train()
-    task = TinyMimTask(form, _autocast(run))
+    task = TinyMimTask(form, autocast_of(run))
     sampler = ViewSampler(len(dataset), recipe.batch_size, seed, range(recipe.epochs))
     return Pretraining(form, task, views, sampler, recipe, identity, run, unreached)
 
@@ -255,8 +255,8 @@ def _identity(name: str, dataset: ImageDataset, spec: ViewSpec, **settings: Any)
     return dict(own, method=name, data=dataset.fingerprint(), views=spec.hash, **subset_identity(dataset))
 
 
-def _autocast(run: RunSettings) -> Callable[[], AbstractContextManager]:
-    """The context of the student's forward pass."""
+def autocast_of(run: RunSettings) -> Callable[[], AbstractContextManager]:
+    """What makes the context of the student's forward pass, for its teacher."""
     precision, kind = find_precision(run.get('precision'), run.get('device'))
     if precision == 'no':
         return nullcontext

@@ -1,0 +1,98 @@
+"""Measures this processor and keeps its rows in `benchmarks/results/`, then writes the tables of README and docs/speed.md.
+
+    python benchmarks/record.py                  # about 5 minutes on a core that nothing else uses
+    python benchmarks/record.py --emulate-avx2   # the same processor with AVX-512 switched off: a file of its own
+
+One thread, process CPU time, the variants in turn. A stopped run is taken up by the same command at the same commit; rows
+of earlier commits are replaced when all are there. A GPU: `benchmarks/gpu.py`.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import tables
+import torch
+
+from tinyvit_zoo.bench import Row, Settings, bench_variants, read_rows, write_rows
+from tinyvit_zoo.common.paired_timing import cpu_name
+
+__all__ = ['Run', 'file_name', 'main', 'measure', 'merged', 'runs']
+
+EMULATED = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2')
+"""What torch, oneDNN and MKL read when they are loaded."""
+ROUNDS = {8: 9, 4: 5, 1: 41}
+"""By batch: small ones are short, and noisy."""
+
+Run = tuple[list[tuple[str, str]], int, Settings]
+"""Pairs of model and form, the batch, how."""
+
+
+def runs(comparisons: Iterable[tables.Comparison] = tables.COMPARISONS, base: Settings = Settings()) -> list[Run]:
+    """One run for each batch and model that others are compared with."""
+    grouped: dict[tuple[str, str, bool, int], list[tuple[str, str]]] = {}
+    for line in comparisons:
+        for batch in line.cpu:
+            first = line.first, line.first_form
+            pairs = grouped.setdefault((*first, line.train, batch), [first])
+            pairs.append((line.model, line.form))
+    return [
+        (pairs, batch, replace(base, train=train, rounds=ROUNDS[batch]))
+        for (_, _, train, batch), pairs in grouped.items()
+    ]
+
+
+def measure(all_runs: Iterable[Run], file: Path) -> list[Row]:
+    """Rows of all runs; those that are in the file already are not measured again."""
+    rows = []
+    for pairs, batch, settings in all_runs:
+        done = bench_variants(pairs, [batch], settings, file)
+        for row in done[1:]:
+            figure = f'{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})' if row.ratio else row.state
+            print(f'{row.model} {row.form}, B={row.batch}, {row.mode}: {figure} of {row.first}', flush=True)
+        rows += done
+    return rows
+
+
+def file_name(emulated: bool) -> str:
+    """By processor and instruction set."""
+    words = f'{cpu_name()} {torch.backends.cpu.get_cpu_capability()}'.lower()
+    return re.sub(r'[^a-z0-9]+', '_', words).strip('_') + ('_emulated' if emulated else '') + '.csv'
+
+
+def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
+    """The new rows, and old ones of which there is no new one."""
+    new = list(new)
+
+    def what(row: Row) -> tuple[object, ...]:
+        return row.model, row.form, row.first, row.batch, row.mode, row.device, row.dtype, row.amp, row.threads
+
+    known = {what(row) for row in new}
+    return [row for row in old if what(row) not in known] + new
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--emulate-avx2', action='store_true', help='with AVX-512 switched off')
+    args = parser.parse_args()
+    if args.emulate_avx2 and any(os.environ.get(name) != value for name, value in EMULATED.items()):
+        # The libraries read these when they are loaded, which has happened here.
+        done = subprocess.run([sys.executable, *sys.argv], env={**os.environ, **EMULATED}, check=False)
+        raise SystemExit(done.returncode)
+    file = tables.RESULTS / file_name(args.emulate_avx2)
+    part = file.with_suffix('.part')  # not tracked: a changed file of results would change the commit of the next rows
+    rows = measure(runs(), part)
+    write_rows(file, merged(read_rows(file) if file.exists() else [], rows))
+    part.unlink()
+    for path, text in tables.pages().items():
+        tables.write_whole(path, text.encode())
+    print(f'Written to {file}, README.md and docs/speed.md.')
+
+
+if __name__ == '__main__':
+    main()
