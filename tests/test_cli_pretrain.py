@@ -97,6 +97,33 @@ def test_tiny_is_fine_tuned_with_the_released_heads_or_with_its_own(keep, cli, d
     load_pretraining(student, run / 'model')
 
 
+@pytest.mark.parametrize('keep', [False, True])
+def test_finetune_says_that_the_encoder_had_other_heads_and_keeps_them_where_it_is_told_to(keep, cli, data, tmp_path):
+    encoder = timm.create_model('tinymim_vit_tiny_student_patch16_224', img_size=32)
+    save_folder(encoder, tmp_path / 'encoder')
+    options = ('--keep-heads',) if keep else ()
+    code, out, err = cli(
+        'finetune', 'tinymim_vit_tiny_patch16_224', '--weights', tmp_path / 'encoder', '--as-init', '--img-size', 32,
+        '-d', data, '-o', tmp_path / 'run', '--epochs', 1, '--batch-size', 16, '--device', 'cpu', *options,
+    )  # fmt: skip
+    assert code == 0, err
+    assert ('Heads: 3, where the encoder was pre-trained with 6' in out) is not keep
+    model = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
+    assert {block.attn.num_heads for block in model.blocks} == {6 if keep else 3}
+
+
+def test_heads_that_nothing_shows_cannot_be_kept(cli, data, tmp_path):
+    file = saved(tmp_path, tinymim_student('tiny', **SHAPE).vit.state_dict())
+    finetune = ('finetune', 'tinymim_vit_tiny_patch16_224', '--keep-heads', '-d', data, '-o', tmp_path / 'run')
+    for options, words in (
+        ((), 'only with --as-init'),
+        (('--as-init', '--weights', file), 'shows its number of heads'),
+    ):
+        code, _, err = cli(*finetune, *options)
+        assert code == 2
+        assert words in ' '.join(err.replace('│', ' ').split())
+
+
 @pytest.mark.slow
 def test_a_chain_hands_each_result_on_and_goes_on_in_the_stage_that_was_killed(
     cli, data, teacher_file, tmp_path, monkeypatch

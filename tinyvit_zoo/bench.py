@@ -31,7 +31,7 @@ from .common.files import write_whole
 from .common.paired_timing import cpu_name
 from .version import __version__
 
-__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'bench_variants', 'read_rows', 'write_rows']
+__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'bench_variants', 'call_of', 'read_rows', 'write_rows']
 
 FORMS = ('created', 'deploy', 'compiled', 'graph', 'deploy+compiled', 'deploy+graph')
 """As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch; the last two
@@ -173,6 +173,16 @@ def bench_variants(
                 write_rows(csv_file, known)
         rows += done
     return rows
+
+
+def call_of(model: str, form: str, batch: int, settings: Settings = Settings()) -> Callable[[], object]:
+    """What `bench` times of a model in a form: one call, on random images.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    _check([model], [form], settings)
+    return _variant(_blank(model, form, batch, model, form, settings), settings)
 
 
 def _check(models: Sequence[str], forms: Sequence[str], settings: Settings) -> None:

@@ -15,12 +15,14 @@ from .conv_norm import ConvNorm, conv_act, linear_act
 from .cuda import cuda_sdpa, runs_on_cuda, sdpa_bias
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
+from .head_mix_cuda import has_mix_kernel, run_mix_kernel
 from .image_size import check_image_size, check_patch_grid
 from .inference import (
     activate,
     add_to_fresh,
     in_sub_batches,
     is_observed,
+    is_plain_cuda,
     is_plain_inference,
     is_untouched,
     known_class,
@@ -40,6 +42,7 @@ from .window import (
     window_partition,
     window_reverse,
 )
+from .window_cuda import gather_windows, gathers_windows, return_windows
 
 __all__ = [
     'ConvNorm',
@@ -67,11 +70,15 @@ __all__ = [
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
+    'gather_windows',
+    'gathers_windows',
+    'has_mix_kernel',
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
     'is_fx_proxy',
     'is_observed',
+    'is_plain_cuda',
     'is_plain_inference',
     'is_untouched',
     'known_class',
@@ -81,6 +88,8 @@ __all__ = [
     'resize_beit_table',
     'resize_grid',
     'resize_position',
+    'return_windows',
+    'run_mix_kernel',
     'runs_on_cuda',
     'scaled_windows',
     'sdpa_bias',

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm
+from timm.layers import DropPath, LayerNorm, is_exporting
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks
@@ -30,6 +30,7 @@ __all__ = [
     'add_to_fresh',
     'in_sub_batches',
     'is_observed',
+    'is_plain_cuda',
     'is_plain_inference',
     'is_untouched',
     'known_class',
@@ -87,6 +88,23 @@ def is_plain_inference(x: torch.Tensor) -> bool:
         and not torch.jit.is_tracing()
         and not is_observed()
     )
+
+
+@torch.jit.unused
+def is_plain_cuda(x: torch.Tensor) -> bool:
+    """Whether x is a plain CUDA tensor, with or without autograd, and nothing watches what is done with it: no proxy,
+    subclass, trace or export, see also `is_observed`. `torch.compile` is no observer.
+    """
+    return (
+        type(x) is torch.Tensor
+        and _is_on_cuda(x)
+        and x.layout is torch.strided
+        and (not is_exporting() if torch.compiler.is_compiling() else not torch.jit.is_tracing() and not is_observed())
+    )
+
+
+def _is_on_cuda(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def is_observed() -> bool:

@@ -38,11 +38,13 @@ from ..layers import (
     TypedModuleList,
     check_image_size,
     check_patch_grid,
+    has_mix_kernel,
     in_sub_batches,
     irpe_index,
     is_exactly,
     known_class,
     resize_position,
+    run_mix_kernel,
 )
 from ..releases import FAMILIES, Release
 from ._create import Family, create_zoo_model, record_input_size
@@ -95,17 +97,28 @@ class MiniAttention(nn.Module):
                 return keys(q, index, self.scale if self.rpe_scaled_q else 1.0)
         raise IndexError('There is no such repeat.')
 
+    @torch.jit.unused
+    def _has_kernel(self, attn: torch.Tensor, repeat: int) -> bool:
+        return has_mix_kernel(attn, self.proj_l, self.proj_w, repeat, self.attn_drop)
+
+    @torch.jit.unused
+    def _run_kernel(self, attn: torch.Tensor, repeat: int) -> torch.Tensor:
+        return run_mix_kernel(attn, self.proj_l, self.proj_w, repeat)
+
     def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
         B, N, C = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * heads, N, d)
         attn = self._relative(q, rpe_index, repeat)
         attn = torch.baddbmm(attn, q, k.transpose(1, 2), alpha=self.scale).view(B, self.num_heads, N, N)
-        # One step per line: each map is freed as soon as the next one exists.
-        attn = self.proj_l(attn, repeat)
-        attn = attn.softmax(dim=-1)
-        attn = self.proj_w(attn, repeat)
-        attn = self.attn_drop(attn)
+        if not torch.jit.is_scripting() and self._has_kernel(attn, repeat):
+            attn = self._run_kernel(attn, repeat)
+        else:
+            # One step per line: each map is freed as soon as the next one exists.
+            attn = self.proj_l(attn, repeat)
+            attn = attn.softmax(dim=-1)
+            attn = self.proj_w(attn, repeat)
+            attn = self.attn_drop(attn)
         x = torch.bmm(attn.flatten(0, 1), v).view(B, self.num_heads, N, self.head_dim).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 

@@ -43,11 +43,16 @@ from ..layers import (
     add_to_fresh,
     check_image_size,
     expand_signed_bias,
+    gather_windows,
+    gathers_windows,
+    has_mix_kernel,
     in_sub_batches,
     is_exactly,
     known_class,
     per_stage_windows,
     resize_grid,
+    return_windows,
+    run_mix_kernel,
     scaled_windows,
     shifted_window_mask,
     signed_offset,
@@ -148,20 +153,35 @@ class MiniWindowAttention(nn.Module):
         self.qkv = DeployLinear.from_linear(self.qkv)
         self.proj = DeployLinear.from_linear(self.proj)
 
+    @torch.jit.unused
+    def _has_kernel(self, attn: torch.Tensor, repeat: int, mask: torch.Tensor | None) -> bool:
+        return has_mix_kernel(attn, self.proj_l, self.proj_w, repeat, self.attn_drop, mask)
+
+    @torch.jit.unused
+    def _run_kernel(
+        self, attn: torch.Tensor, repeat: int, bias: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        return run_mix_kernel(attn, self.proj_l, self.proj_w, repeat, bias, mask)
+
     def forward(self, x: torch.Tensor, repeat: int, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B * nW, N, C) -> the same; `mask` (nW, N, N) is added to the logits."""
         B, N, C = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         bias = expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
-        attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)  # (B * nW, heads, N, N)
-        # One step per line: each map is freed as soon as the next one exists.
-        attn = self.proj_l(attn, repeat)
-        if mask is not None:
-            # After the mixing, which would spread the -100 over the heads, with any sign.
-            attn = (attn.view(-1, mask.shape[0], self.num_heads, N, N) + mask[:, None]).view(B, self.num_heads, N, N)
-        attn = attn.softmax(dim=-1)
-        attn = self.proj_w(attn, repeat)
-        attn = self.attn_drop(attn)
+        attn = (q * self.scale) @ k.transpose(-2, -1)  # (B * nW, heads, N, N)
+        if not torch.jit.is_scripting() and self._has_kernel(attn, repeat, mask):
+            attn = self._run_kernel(attn, repeat, bias, mask)
+        else:
+            # One step per line: each map is freed as soon as the next one exists.
+            attn = add_to_fresh(attn, bias)
+            attn = self.proj_l(attn, repeat)
+            if mask is not None:
+                # After the mixing, which would spread the -100 over the heads, with any sign.
+                attn = attn.view(-1, mask.shape[0], self.num_heads, N, N) + mask[:, None]
+                attn = attn.view(B, self.num_heads, N, N)
+            attn = attn.softmax(dim=-1)
+            attn = self.proj_w(attn, repeat)
+            attn = self.attn_drop(attn)
         x = (attn @ v).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 
@@ -223,6 +243,9 @@ class MiniSwinBlock(nn.Module):
         B, H, W, _ = x.shape
         window = self.attn.window_size
         shifted = shift[0] > 0 or shift[1] > 0
+        if shifted and not torch.jit.is_scripting() and gathers_windows(x, window):
+            windows = self.attn(gather_windows(x, window, shift), repeat, mask)
+            return return_windows(windows, window, shift, (B, H, W))
         if shifted:
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         x = window_reverse(self.attn(window_partition(x, window), repeat, mask), window, (B, H, W))
