@@ -28,6 +28,7 @@ from .inference import (
     known_class,
 )
 from .irpe import RelativeKeys, irpe_index, piecewise_index
+from .kept_bias import KeepsBias
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
@@ -49,6 +50,7 @@ __all__ = [
     'DeployConv2d',
     'DeployLinear',
     'HeadMix',
+    'KeepsBias',
     'Mlp',
     'PerRepeat',
     'RelativeKeys',
