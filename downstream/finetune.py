@@ -25,6 +25,7 @@ from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.data.subsets import subset_identity
 from tinyvit_zoo.data.transforms import data_config
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, evaluation_config, reset_head
 from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch, unreached_frozen
@@ -262,7 +263,7 @@ def _identity(
     model: nn.Module, train: ImageDataset, validation: ImageDataset | None, teaching: Teaching | None
 ) -> dict[str, str]:
     """Everything about the images and the teacher that must be the same for a run to be resumed."""
-    images = {'training images': train.fingerprint()}
+    images = {'training images': train.fingerprint(), **subset_identity(train)}
     if validation is not None:
         images['validation images'] = validation.fingerprint()
     if teaching is not None:

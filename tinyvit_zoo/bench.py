@@ -486,10 +486,10 @@ def _known(wanted: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def _commit() -> str:
-    """The commit of a checkout, with '+' where it has changes; '' outside of one."""
+    """The commit of a checkout, with '+' where the package has changes; '' outside of one."""
     root = Path(__file__).parent
     with suppress(OSError, subprocess.SubprocessError):
-        changed = _git(root, 'status', '--porcelain', '-uno')
+        changed = _git(root, 'status', '--porcelain', '-uno', '--', '.')
         return _git(root, 'rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
     return ''
 

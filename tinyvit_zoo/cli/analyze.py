@@ -3,9 +3,10 @@
 import typer
 
 from .analyze_layers import attention, cka, fourier
+from .analyze_predictions import class_relations, hard_samples
 from .console import command
 
-COMMANDS = (cka, attention, fourier)
+COMMANDS = (cka, attention, fourier, class_relations, hard_samples)
 
 
 def register(app: typer.Typer, panel: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import printer
-from .options import DataOptions, ForwardOptions, ModelOptions, pair_of
+from .options import DataOptions, ForwardOptions, ModelOptions, TrainingDataOptions, UnlabelledDataOptions, pair_of
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +113,37 @@ def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:
         raise problems[0]
 
     return load
+
+
+def training_images(options: TrainingDataOptions, seed: int) -> 'ImageDataset':
+    """The split train, or the subset of it that is asked for, see `data.subsets.take_subset`.
+
+    Raises:
+        EvaluationError: If the data is not as it should be, or there is no such subset.
+    """
+    return _selected(loader(options, seed)('train'), options, seed)
+
+
+def unlabelled_images(options: UnlabelledDataOptions, seed: int) -> 'ImageDataset':
+    """The images of `data.unlabelled.load_unlabelled`, or a subset. Raises: As `training_images`."""
+    from ..data.unlabelled import load_unlabelled
+
+    dataset = load_unlabelled(
+        options.data, options.root, seed=seed, skip_unreadable=options.skip_unreadable,
+        check_counts=not options.any_counts,
+    )  # fmt: skip
+    return _selected(dataset, options, seed)
+
+
+def _selected(dataset: 'ImageDataset', options: TrainingDataOptions, seed: int) -> 'ImageDataset':
+    from ..data.subsets import take_subset
+
+    if options.subset is None:
+        return dataset
+    selected = take_subset(dataset, options.subset, seed)
+    if selected.selection is not None and int(os.environ.get('RANK', 0)) == 0:
+        printer()(f'Subset {selected.selection.words}.')
+    return selected
 
 
 def dtype_of(forward: ForwardOptions) -> 'torch.dtype':

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import processes
+from .evaluator_options import processes, unlabelled_images
 from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
 from .training_options import DryRun, TrainingOptions
 
@@ -233,13 +233,7 @@ class _Given(NamedTuple):
         return self.training.changed(PRETRAINING[f'{method}_small' if self.options.small else method])
 
     def dataset(self) -> 'ImageDataset':
-        from ..data.unlabelled import load_unlabelled
-
-        options = self.data_options
-        return load_unlabelled(
-            options.data, options.root, seed=self.run.seed, skip_unreadable=options.skip_unreadable,
-            check_counts=not options.any_counts,
-        )  # fmt: skip
+        return unlabelled_images(self.data_options, self.run.seed)
 
 
 def _pretrain(

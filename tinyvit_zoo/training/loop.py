@@ -12,11 +12,11 @@ two, since its synchronised form needs CUDA; with `Recipe.freeze_batch_norm` it 
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
@@ -40,10 +40,12 @@ from .run_log import RunLog
 from .run_state import alone_in, read_state, read_weights, write_state
 
 with needs_extra('eval'):
+    from accelerate import Accelerator
     from accelerate.data_loader import DataLoaderShard
     from accelerate.utils import broadcast
 
 __all__ = [
+    'Observer',
     'Record',
     'RestOfEpoch',
     'RunSettings',
@@ -63,6 +65,25 @@ Record = dict[str, float | None]
 """
 
 
+class Observer(Protocol):
+    """Sees a training from within, and changes nothing about it; on every process."""
+
+    def watch(
+        self, module: nn.Module, folder: Path, updates: int, accelerator: 'Accelerator'
+    ) -> AbstractContextManager[None]:
+        """A block around the training.
+
+        Args:
+            module: The trainable one, without wrappers and not compiled.
+            folder: Of the run.
+            updates: How many are done.
+            accelerator: Of the run.
+        """
+
+    def updated(self, number: int) -> None:
+        """The gradients of an update, from 1, are complete: before they are clipped, and the weights change."""
+
+
 class RunSettings(TypedDict, total=False):
     """How a training is run, on what and where; the losses of one seed stay the same. See `TrainingLoop` for each."""
 
@@ -74,6 +95,7 @@ class RunSettings(TypedDict, total=False):
     save_minutes: float
     compile: bool
     say: Callable[[str], None]
+    observer: Observer | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,7 @@ class TrainingLoop:
             every 50th update only, if it is time.
         compile: Compile the trainable module with `torch.compile`. A task that has `compiles = False` refuses it.
         say: Prints a line.
+        observer: Sees every update.
 
     Attributes:
         accelerator: Of accelerate.
@@ -126,7 +149,7 @@ class TrainingLoop:
 
     Raises:
         EvaluationError: If the batch does not fit images at once and processes, the device has no such precision, or
-            the task refuses to be compiled.
+            the task refuses to be compiled, as an observer does.
     """
 
     def __init__(
@@ -143,9 +166,11 @@ class TrainingLoop:
         save_minutes: float = 10.0,
         compile: bool = False,
         say: Callable[[str], None] = print,
+        observer: Observer | None = None,
     ) -> None:
         self.recipe, self.folder, self.workers, self.seed = recipe, folder, workers, seed
         self.save_every = 60 * save_minutes
+        self.observer = observer
         self.accelerator, self.micro_batch = create_accelerator(recipe, micro_batch, precision, device)
         self.say = say if self.accelerator.is_main_process else lambda text: None
         self.module = cast(nn.Module, task.get_trainable_module())
@@ -154,7 +179,7 @@ class TrainingLoop:
         self.ema = ModelEmaV3(self.module, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = create_optimizer(self.module, recipe, recipe.batch_size)
         if compile:
-            _compile(self.module, task)
+            _compile(self.module, task, observer)
         self.wrapped, self.prepared_optimizer = self.accelerator.prepare(self.module, self.optimizer)
         self.task.trainable_module = self.wrapped  # as timm's own `prepare_distributed` does
 
@@ -226,8 +251,10 @@ class TrainingLoop:
         updates = len(loader) // self.accelerator.gradient_accumulation_steps
         scheduler = create_scheduler(self.optimizer, self.recipe, self.recipe.batch_size, updates)
         history, losses = self._resume(identity)  # learning rates too: the optimizer holds them
-        log = self._open_log(len(history) * updates + losses.updates)
-        with log or nullcontext():
+        before = len(history) * updates + losses.updates
+        log, observer = self._open_log(before), self.observer
+        watched = observer.watch(self.module, self.folder, before, self.accelerator) if observer else nullcontext()
+        with log or nullcontext(), watched:
             for done in range(len(history), self.recipe.epochs):
                 epoch = _Epoch(done, updates, losses, log, partial(self._save, identity, history, False))
                 record = self._train_epoch(loader, scheduler, epoch)
@@ -286,6 +313,8 @@ class TrainingLoop:
         with accelerator.accumulate(self.wrapped), _one_image_named():
             outputs = self.task(*batch)
             accelerator.backward(outputs['loss'])
+            if self.observer is not None and accelerator.sync_gradients:
+                self.observer.updated(epoch.before + (step + 1) // accelerator.gradient_accumulation_steps)
             if self.recipe.clip_grad and accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip_grad)
             lr = max(group['lr'] for group in self.optimizer.param_groups)
@@ -407,7 +436,12 @@ def _sampler_of(loader: DataLoaderShard) -> RestOfEpoch:
     return getattr(batches, 'batch_sampler', batches).sampler
 
 
-def _compile(module: nn.Module, task: TrainingTask) -> None:
+def _compile(module: nn.Module, task: TrainingTask, observer: Observer | None) -> None:
+    if observer is not None:
+        raise EvaluationError(
+            f'{type(observer).__name__} reads what is inside the model by hooks, which a compiled one does not run: '
+            'leave --compile out.'
+        )
     if not getattr(task, 'compiles', True):
         raise EvaluationError(
             f'{type(task).__name__} reads what is inside the model by hooks, which a compiled one does not run: leave '

@@ -26,6 +26,7 @@ from ..common.hashes import state_hash
 from ..common.processes import Processes
 from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, ViewSpec
+from ..data.subsets import subset_identity
 from ..pretrain import DMae, MaskedAutoencoder, MocoV3, TinyMim
 from .accelerator import find_precision
 from .estimate import Estimate, estimate
@@ -251,7 +252,7 @@ def _crops(recipe: Recipe, model: ModelInput, **settings: Any) -> ViewSpec:
 
 def _identity(name: str, dataset: ImageDataset, spec: ViewSpec, **settings: Any) -> dict[str, str]:
     own = {key.replace('_', ' '): value if isinstance(value, str) else repr(value) for key, value in settings.items()}
-    return dict(own, method=name, data=dataset.fingerprint(), views=spec.hash)
+    return dict(own, method=name, data=dataset.fingerprint(), views=spec.hash, **subset_identity(dataset))
 
 
 def autocast_of(run: RunSettings) -> Callable[[], AbstractContextManager]:

@@ -19,12 +19,12 @@ from ..common.plain import plain
 from ..common.text import reason
 from ..data.image_dataset import ImageDataset
 from ..data.seeded import SeededDataset
+from ..data.subsets import subset_identity
 from ..data.transforms import data_config
 from ..distill.losses import MINI_DEIT, MINI_SWIN, PAPER, WeightDistillation
 from ..distill.taps import match_layers, stage_depths
-from ..soft_labels.check import check_data
 from ..soft_labels.store import Store, StoreInfo
-from .distillation import Distilled, model_input, stored_epochs
+from .distillation import Distilled, model_input, stored_epochs, stored_images
 from .ingredients import RepeatedAugSampler, create_mixup, create_transforms
 from .loop import RunSettings, Trained
 from .pretraining import Pretraining, autocast_of
@@ -180,6 +180,7 @@ def plan_weights(
     identity = {
         'teacher': teacher_hash, 'objective': repr(objective), 'layers': repr(layers),
         'training images': dataset.fingerprint(), 'input': repr(sorted(plain(data_config(student)).items())),
+        **subset_identity(dataset),
     }  # fmt: skip
     return WeightPlan(student, task, views, sampler, recipe, identity, run, layers=layers, teacher_sha256=teacher_hash)
 
@@ -202,7 +203,7 @@ def distil_predictions(
 
     Args:
         student: Any timm model with the classes of the store. Trained in place; left in eval mode.
-        dataset: The one that the store was saved from.
+        dataset: The one that the store was saved from, or a subset of it.
         store: With as many whole epochs as the recipe has.
         objective: Without parts for relations and hidden states, such as `distill.MINI_DEIT`.
         recipe: Its mixing, augmentation and repeats have no effect.
@@ -233,13 +234,13 @@ def plan_predictions(
             '(--teacher), or --losses mini_deit.'
         )
     _check(student, store.info.classes, dataset, objective)
-    check_data(store, dataset)
+    whole, positions = stored_images(store, dataset)
     stored = stored_epochs(store, recipe, reuse)
-    views = SoftLabelViews(dataset, store, model_input(student))
-    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
+    views = SoftLabelViews(whole, store, model_input(student))
+    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored, positions)
     identity = {
         'soft labels': store.info.identity, 'stored epochs': repr(stored), 'objective': repr(objective),
-        'input': repr(sorted(plain(data_config(student)).items())),
+        'input': repr(sorted(plain(data_config(student)).items())), **subset_identity(dataset),
     }  # fmt: skip
     task = PredictionDistillation(student, objective, recipe.label_smoothing)
     return PredictionPlan(
