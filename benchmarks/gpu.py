@@ -38,8 +38,11 @@ __all__ = ['DRY', 'GPU', 'STEPS', 'Plan', 'Step', 'Target', 'run', 'targets']
 
 KERNELS = ('head_mix', 'check_head_mix')
 """Benchmark and function that compares the kernel of head mixing with plain code, forward and backward."""
-LIMITS = dict(float64=1e-10, float32=1e-5, bfloat16=3e-2)
-"""Largest relative errors against float64 (on the CPU for models)."""
+EXACT, KERNEL, SINGLE, HALF = 1e-10, 1e-5, 1e-3, 3e-2
+"""Largest relative errors against float64: models in float64, a kernel and models in float32, all in bfloat16."""
+
+Errors = dict[str, tuple[float, float]]
+"""By what was compared: the relative error, and its limit."""
 
 Models = tuple[str, str]
 """Ours, and the one of timm that it is compared with."""
@@ -95,63 +98,23 @@ DRY = Plan(
 
 def correctness(plan: Plan, out: Path) -> dict[str, Any]:
     """Outputs and gradients in float64 on the device against the CPU, the deploy form, and bfloat16 on the device."""
-    found = {}
+    found: Errors = {}
     for name in plan.exact:
         model, x = _randomised(name, plan)
-        expected = _outputs(model, x)
-        there = copy.deepcopy(model).to(plan.settings.device)
-        errors = _errors(_outputs(there, x.to(plan.settings.device)), expected)
-        found[f'{name}: output, float64'], found[f'{name}: gradients, float64'] = errors[0], max(errors[1:])
-        folded = reparameterize_model(there.eval())
+        there, images = copy.deepcopy(model).to(plan.settings.device), x.to(plan.settings.device)
+        output, gradients = _errors(_outputs(there, images), _outputs(model, x))
+        found[f'{name}: output, float64'] = output, EXACT
+        found[f'{name}: gradients, float64'] = gradients, EXACT
         with torch.no_grad():
-            plain = model.eval()(x)
-            found[f'{name}: deploy form, float64'] = _error(folded(x.to(plan.settings.device)), plain)
-            half = there.eval().bfloat16()(x.to(plan.settings.device).bfloat16())
-            found[f'{name}: output, bfloat16'] = _norm_error(half, plain)
+            expected = model(x)
+            found[f'{name}: deploy form, float64'] = _error(reparameterize_model(there)(images), expected), EXACT
+            half = there.bfloat16()(images.bfloat16())
+            found[f'{name}: output, bfloat16'] = _norm_error(half, expected), HALF
     return _judged(found)
 
 
-def _randomised(name: str, plan: Plan) -> tuple[nn.Module, torch.Tensor]:
-    """A model in float64 whose every parameter matters, and two images."""
-    torch.manual_seed(0)
-    size = plan.settings.img_size or (224, 224)
-    model = timm.create_model(name, img_size=size, num_classes=10, drop_path_rate=0.0).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return model, torch.randn(2, 3, *size, dtype=torch.float64)
-
-
-def _outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """The output, then the gradient of each parameter; statistics of the batch are not taken."""
-    y = model.eval()(x)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), weights)]
-
-
-def _errors(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> list[float]:
-    return [_error(a, b) for a, b in zip(actual, expected, strict=True)]
-
-
-def _error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest value."""
-    actual, expected = actual.cpu().double(), expected.cpu().double()
-    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
-
-
-def _norm_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    actual, expected = actual.cpu().double(), expected.cpu().double()
-    return ((actual - expected).norm() / expected.norm()).item()
-
-
-def _judged(errors: dict[str, float]) -> dict[str, Any]:
-    """The errors, and the names of those that are above the limit of the type that the name ends in."""
-    wrong = [name for name, error in errors.items() if not error < LIMITS[name.rsplit(' ', 1)[-1]]]
-    return dict(errors=errors, wrong=wrong)
-
-
 def kernels(plan: Plan, out: Path) -> dict[str, Any]:
-    """The kernel of head mixing against plain code in float64, both directions."""
+    """The kernel of head mixing against plain code in float64, alone and in the models, both directions."""
     module, function = KERNELS
     try:
         check = getattr(importlib.import_module(module), function)
@@ -159,11 +122,68 @@ def kernels(plan: Plan, out: Path) -> dict[str, Any]:
         return dict(note=f'not there: benchmarks/{module}.py with {function}')
     if plan.settings.device != 'cuda':
         return dict(note='not run: it needs CUDA')
-    errors = {}
-    for dtype in ('float32', 'bfloat16'):
-        found = check(plan.settings.device, getattr(torch, dtype))
-        errors |= {f'{case}, {dtype}': error for case, error in found.items()}
-    return _judged(errors)
+    found: Errors = {}
+    for dtype, limit in {'float32': KERNEL, 'bfloat16': HALF}.items():
+        errors = check(plan.settings.device, getattr(torch, dtype))
+        found |= {f'{case}, {dtype}': (error, limit) for case, error in errors.items()}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for name in (plan.swin[0], plan.deit[0]):
+            found |= single(name, plan)
+    return _judged(found)
+
+
+def single(name: str, plan: Plan) -> Errors:
+    """Output and gradients of a model in float32 on the device, where kernels run, against float64 on the CPU."""
+    model, x = _randomised(name, plan)
+    there = copy.deepcopy(model).to(plan.settings.device, torch.float32)
+    images = x.to(plan.settings.device, torch.float32)
+    output, gradients = _errors(_outputs(there, images), _outputs(model, x))
+    return {f'{name}: output, float32': (output, SINGLE), f'{name}: gradients, float32': (gradients, SINGLE)}
+
+
+def _randomised(name: str, plan: Plan) -> tuple[nn.Module, torch.Tensor]:
+    """A model in float64 whose every parameter matters, in evaluation mode, and two images."""
+    torch.manual_seed(0)
+    size = plan.settings.img_size or (224, 224)
+    model = timm.create_model(name, img_size=size, num_classes=10).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model, torch.randn(2, 3, *size, dtype=torch.float64)
+
+
+def _outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """The output, then the gradient of each parameter."""
+    y = model(x)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
+
+
+def _errors(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Errors of the output and of the gradients.
+
+    Gradients that are next to nothing are taken relative to a thousandth of the largest of all: that of a bias before a
+    softmax is zero but for rounding.
+    """
+    floor = 1e-3 * max(gradient.abs().max().item() for gradient in expected[1:])
+    gradients = (_error(a, b, floor) for a, b in zip(actual[1:], expected[1:], strict=True))
+    return _error(actual[0], expected[0]), max(gradients)
+
+
+def _error(actual: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> float:
+    """Largest difference over the largest value, or over `floor` where that is larger."""
+    actual, expected = actual.cpu().double(), expected.cpu().double()
+    return (actual - expected).abs().max().item() / max(expected.abs().max().item(), floor)
+
+
+def _norm_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    actual, expected = actual.cpu().double(), expected.cpu().double()
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def _judged(found: Errors) -> dict[str, Any]:
+    """The errors, and the names of those that are not below their limit."""
+    wrong = [name for name, (error, limit) in found.items() if not error < limit]
+    return dict(errors={name: error for name, (error, _) in found.items()}, wrong=wrong)
 
 
 # --- speed

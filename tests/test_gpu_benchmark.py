@@ -121,14 +121,28 @@ def test_kernels_are_compared_in_each_type_on_cuda_only(gpu, tmp_path, monkeypat
     monkeypatch.setattr(gpu, 'KERNELS', ('some_kernels', 'check'))
     assert gpu.kernels(gpu.DRY, tmp_path) == {'note': 'not run: it needs CUDA'}
     assert not asked
+    monkeypatch.setattr(gpu, 'single', lambda name, plan: {name: (1e-4, gpu.SINGLE)})
     found = gpu.kernels(gpu.GPU, tmp_path)
     assert asked == [('cuda', torch.float32), ('cuda', torch.bfloat16)]
     assert found['wrong'] == ['6 heads, float32']
+    assert set(found['errors']) >= {gpu.GPU.swin[0], gpu.GPU.deit[0]}
 
 
 def test_an_error_that_is_too_large_is_named(gpu):
-    errors = {'a: output, float64': 1e-6, 'a: output, bfloat16': 1e-2, 'b: output, float64': float('nan')}
-    assert gpu._judged(errors)['wrong'] == ['a: output, float64', 'b: output, float64']
+    found = {'a': (1e-6, gpu.EXACT), 'b': (1e-2, gpu.HALF), 'c': (float('nan'), gpu.HALF)}
+    assert gpu._judged(found)['wrong'] == ['a', 'c']
+
+
+def test_another_order_of_summation_is_no_error_and_another_weight_is(gpu):
+    """The gradient of a bias before a softmax is rounding alone, whatever its device."""
+    plan = replace(gpu.DRY, settings=replace(gpu.DRY.settings, img_size=(64, 64)))
+    model, x = gpu._randomised(gpu.DRY.swin[0], plan)
+    expected = gpu._outputs(model, x)
+    output, *gradients = gpu._outputs(model, x.flip(0))
+    assert max(gpu._errors([output.flip(0), *gradients], expected)) < gpu.EXACT
+    with torch.no_grad():
+        model.head.fc.weight[0, 0] += 1e-5
+    assert min(gpu._errors(gpu._outputs(model, x), expected)) > gpu.EXACT
 
 
 def test_without_a_gpu_it_says_so(gpu, tmp_path, monkeypatch, capsys):
