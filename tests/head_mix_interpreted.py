@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import timm
@@ -14,12 +15,14 @@ import torch
 from conftest import SMALL_OF, imported_benchmark
 from torch import nn
 
-from tinyvit_zoo.layers import HeadMix, head_mix_cuda, window_cuda
+from tinyvit_zoo.layers import HeadMix, head_mix_cuda, irpe_index, window_cuda
 
 RESULTS: dict[str, object] = {'imported_at_once': 'tinyvit_zoo.layers.head_mix_triton' in sys.modules}
 
 with imported_benchmark('head_mix') as benchmark:
-    make_inputs, check_head_mix, CASES = benchmark.make_inputs, benchmark.check_head_mix, benchmark.CASES
+    make_inputs, check_head_mix, check_attention = (
+        benchmark.make_inputs, benchmark.check_head_mix, benchmark.check_attention,
+    )  # fmt: skip
 
 FEW, MANY, TWO_TILES = (3, 49), (12, 49), (12, 300)
 
@@ -91,6 +94,16 @@ def errors_bfloat16() -> dict[str, float]:
 @record
 def errors_float16() -> dict[str, float]:
     return check_head_mix('cpu', torch.float16, [FEW, MANY])
+
+
+@record
+def errors_attention() -> dict[str, float]:
+    return check_attention('cpu', cases=[(3, (5, 14), 16, True), (3, (7, 7), 32, False)])
+
+
+@record
+def errors_attention_float16() -> dict[str, float]:
+    return check_attention('cpu', torch.float16, [(3, (3, 3), 8, True)])
 
 
 @record
@@ -194,6 +207,19 @@ def both_ways(family: str, training: bool) -> dict[str, float]:
         values.append([output.detach(), *(p.grad.clone() for p in model.parameters())])
     difference = max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-3)) for x, y in zip(*values, strict=True))
     return {'difference': difference, 'calls': calls}
+
+
+@record
+def second_derivative_of_attention() -> float:
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    qkv, lookups = random(1, 4, 3, 3, 8), random(1, 4, 3, 49)
+    rest = (lookups, irpe_index((2, 2)), random(3, 3), None, random(3, 3), None, None, None, 0.3)
+    both = []
+    for function in (lambda *x: torch.ops.tinyvit_zoo.mixed_attention(*x)[0], head_mix_cuda.mixed_attention_plain):
+        leaf = qkv.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(leaf, *rest).sin().sum(), leaf, create_graph=True)
+        both.append(torch.autograd.grad(first.square().sum(), leaf)[0])
+    return float((both[0] - both[1]).abs().max() / both[1].abs().max())
 
 
 @record

@@ -188,3 +188,25 @@ def test_the_results_say_which_blocks_stayed(cli, encoder, tmp_path):
     start = json.loads((tmp_path / 'out' / 'results.json').read_text())['start']
     assert start['layer_reserve'] == dict(keep_blocks=3, blocks=6)
     assert start['classifier'] == 'fresh, as --keep-blocks has it'
+
+
+def test_the_other_trainers_keep_blocks_of_a_student_with_weights(cli, encoder, tmp_path):
+    mini = tmp_path / 'mini'
+    save_folder(small_of('mini_deit', img_size=32, num_classes=10), mini)
+    common = ('-d', 'digits', '--subset', '1%', '--epochs', 1, '--batch-size', 8)
+    for kind, keep, command in (
+        ('distill', 4, ('distill', 'train', encoder, '--teacher', encoder, '-k', 5)),
+        (
+            'features',
+            4,
+            ('pretrain', 'features', '--student', tmp_path / 'weights', '--student-pretrained', '--teacher', encoder),
+        ),
+        ('minivit', 2, ('pretrain', 'minivit', '--student', mini, '--teacher', encoder, '--losses', 'mini_deit')),
+    ):
+        code, _, err = cli(*command, '--keep-blocks', keep, *common, '-o', tmp_path / kind)
+        assert code == 0, err
+        results = json.loads((tmp_path / kind / 'results.json').read_text())
+        assert results['layer_reserve']['keep_blocks'] == keep
+        assert results['data']['train']['subset']['images'] == 10
+    code, _, err = cli(*command, '--keep-blocks', 3, *common, '-o', tmp_path / 'other')
+    assert (code, 'after block 0, 2, 4.' in err) == (1, True)

@@ -413,27 +413,22 @@ from test_pretraining import IMAGES, MASKED, chain, plan_of, tuned
 from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.data import load_dataset
 torch.set_num_threads(1)
-digits, mode = load_dataset('digits', 'train').subset(range(IMAGES)), sys.argv[1]
+digits = load_dataset('digits', 'train').subset(range(IMAGES))
 with processes():
-    if mode == 'chain':
-        chain(sys.argv[2])
-    if mode == 'tuned':
-        tuned(digits, sys.argv[2])
-    for method in MASKED if mode == 'both' else ():
-        plan_of(method, digits, save_minutes=0).train(os.path.join(sys.argv[2], method))
+    for method in MASKED:
+        plan_of(method, digits, save_minutes=0).train(os.path.join(sys.argv[1], method))
+    tuned(digits, os.path.join(sys.argv[1], 'tuned'))
+    chain(sys.argv[1])
 """
 
 
-def run_script(tmp_path: Path, mode: str, *launcher: str) -> int:
+def run_script(tmp_path: Path, *launcher: str) -> int:
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     paths = [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), OMP_NUM_THREADS='1')
-    command = [sys.executable, *launcher, str(script), mode, str(tmp_path / 'out')]
-    return subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True).returncode
-
-
-TWO = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+    command = [sys.executable, *launcher, str(script), str(tmp_path / 'out')]
+    return subprocess.run(command, env=environment, check=False, timeout=600, capture_output=True).returncode
 
 
 def difference(one: Path, two: Path) -> float:
@@ -451,12 +446,26 @@ def difference(one: Path, two: Path) -> float:
     return max((value - weights[1][key]).abs().max().item() for key, value in weights[0].items())
 
 
-def test_two_processes_train_as_one(digits, tmp_path):
+@pytest.fixture(scope='module')
+def in_two(digits, tmp_path_factory) -> Path:
+    """What two processes have trained: each method, a student's form, and a chain."""
+    folder = tmp_path_factory.mktemp('two')
+    (folder / 'images').mkdir()
+    for i in range(IMAGES):
+        digits.image(i).save(folder / 'images' / f'{i:02}.png')
+    torch.manual_seed(1)
+    torch.save(tinymim_teacher('base', 2, **SMALL).vit.state_dict(), folder / 'base.pth')
+    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+    assert run_script(folder, *launcher) == 0
+    return folder / 'out'
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(digits, in_two, tmp_path):
     """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only."""
-    assert run_script(tmp_path, 'both', *TWO) == 0
     for method in MASKED:
-        plan_of(method, digits).train(tmp_path / 'one' / method)
-        assert difference(tmp_path / 'one' / method, tmp_path / 'out' / method) < 1e-5, method
+        plan_of(method, digits).train(tmp_path / method)
+        assert difference(tmp_path / method, in_two / method) < 1e-5, method
 
 
 def tuned(digits, folder: str | Path) -> nn.Module:
@@ -471,11 +480,10 @@ def tuned(digits, folder: str | Path) -> nn.Module:
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_the_form_of_a_student_whose_tail_no_loss_reaches(digits, tmp_path):
+def test_two_processes_fine_tune_the_form_of_a_student_whose_tail_no_loss_reaches(digits, in_two, tmp_path):
     """DistributedDataParallel would wait for the gradients of the tail; it stays as it was."""
-    assert run_script(tmp_path, 'tuned', *TWO) == 0
-    model = tuned(digits, tmp_path / 'one')
-    assert difference(tmp_path / 'one', tmp_path / 'out') < 1e-5
+    model = tuned(digits, tmp_path)
+    assert difference(tmp_path, in_two / 'tuned') < 1e-5
     torch.manual_seed(1)
     fresh = timm.create_model(
         'tinymim_vit_tiny_student_patch16_224', img_size=32, patch_size=8, depth=3, num_classes=10
@@ -486,7 +494,7 @@ def test_two_processes_fine_tune_the_form_of_a_student_whose_tail_no_loss_reache
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def chain(folder: str | Path) -> None:
+def chain(folder: str | Path, near: Path | None = None) -> None:
     """`pretrain tinymim --chain base,small,tiny` with models of two blocks, on the images beside the folder."""
     from tinyvit_zoo.cli.app import run_app
 
@@ -494,8 +502,8 @@ def chain(folder: str | Path) -> None:
         return tinymim_teacher(size, 2, last_heads, drop_path_rate, depth=2, **shape)
 
     arguments = ('--small', '--epochs', 2, '--batch-size', BATCH, '--drop-path', 0, '--device', 'cpu')
-    near = Path(folder).parent
-    places = ('--teacher-weights', near / 'base.pth', '-d', near / 'images', '-o', folder)
+    near = near or Path(folder).parent
+    places = ('--teacher-weights', near / 'base.pth', '-d', near / 'images', '-o', Path(folder) / 'chain')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('tinyvit_zoo.training.pretraining_forms.tinymim_teacher', teacher)
         patch.setattr('tinyvit_zoo.training.pretraining_forms.tinymim_student', partial(tinymim_student, depth=2))
@@ -507,18 +515,12 @@ def chain(folder: str | Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_run_a_chain_as_one_does(digits, tmp_path):
-    (tmp_path / 'images').mkdir()
-    for i in range(IMAGES):
-        digits.image(i).save(tmp_path / 'images' / f'{i:02}.png')
-    torch.manual_seed(1)
-    torch.save(tinymim_teacher('base', 2, **SMALL).vit.state_dict(), tmp_path / 'base.pth')
-    assert run_script(tmp_path, 'chain', *TWO) == 0
-    chain(tmp_path / 'one')
+def test_two_processes_run_a_chain_as_one_does(in_two, tmp_path):
+    chain(tmp_path, in_two.parent)
     for stage in ('small', 'tiny'):
-        assert difference(tmp_path / 'one' / stage, tmp_path / 'out' / stage) < 1e-5, stage
-        processes = [json.loads((tmp_path / run / stage / 'results.json').read_text()) for run in ('one', 'out')]
-        assert [results['processes'] for results in processes] == [1, 2]
+        one, two = tmp_path / 'chain' / stage, in_two / 'chain' / stage
+        assert difference(one, two) < 1e-5, stage
+        assert [json.loads((run / 'results.json').read_text())['processes'] for run in (one, two)] == [1, 2]
 
 
 def test_several_processes_on_the_cpu_are_refused_for_mocov3(digits, monkeypatch):

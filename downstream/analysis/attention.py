@@ -197,6 +197,11 @@ class _Sums:
     entropy: torch.Tensor | float = 0.0
     queries: int = 0
 
+    def mean(self, name: str) -> LayerAttention:
+        """The layer of that name."""
+        distance, entropy = ((torch.as_tensor(x) / self.queries).cpu().numpy() for x in (self.distance, self.entropy))
+        return LayerAttention(name, distance, entropy, self.layout.grid, self.pixel_step, self.queries)
+
 
 class AttentionWatch:
     """A model whose calls add up distance and entropy of each head. Its outputs are those it has without being watched.
@@ -278,13 +283,7 @@ class AttentionWatch:
 
     def layers(self) -> tuple[LayerAttention, ...]:
         """Means of all that was called."""
-        return tuple(
-            LayerAttention(
-                name, *((torch.as_tensor(x) / s.queries).cpu().numpy() for x in (s.distance, s.entropy)), s.layout.grid,
-                s.pixel_step, s.queries,
-            )
-            for name, s in self._sums.items()
-        )  # fmt: skip
+        return tuple(s.mean(name) for name, s in self._sums.items())
 
     def _close(self) -> None:
         """Leave the mode, also where an error has left the attention of a block."""
@@ -471,15 +470,17 @@ def _add(
         for start in range(0, N, rows):
             part = slice(start, min(start + rows, N))
             scores = _at_least_float(logits(chosen, part, layout.prefix))
-            found = reduce(scores, _distances(layout.grid, sums.pixel_step, scores.dtype, device)[part], epsilon)
-            weight = None
-            if layout.real is not None:
+            distances = _distances(layout.grid, sums.pixel_step, scores.dtype, device)
+            distance, entropy = reduce(scores, distances[part], epsilon)
+            if layout.real is None:
+                sums.queries += scores.shape[0] * scores.shape[2]
+            else:
                 windows = torch.arange(chosen.start, chosen.stop, device=device) % len(layout.real)
-                weight = layout.real[windows, part]
-                found = tuple(x * weight[:, None] for x in found)
-            distance, entropy = (x.sum(dim=(0, 2), dtype=torch.float64) for x in found)
-            sums.distance, sums.entropy = sums.distance + distance, sums.entropy + entropy
-            sums.queries += scores.shape[0] * scores.shape[2] if weight is None else int(weight.sum())
+                real = layout.real[windows, part]
+                distance, entropy = distance * real[:, None], entropy * real[:, None]
+                sums.queries += int(real.sum())
+            sums.distance = sums.distance + distance.sum(dim=(0, 2), dtype=torch.float64)
+            sums.entropy = sums.entropy + entropy.sum(dim=(0, 2), dtype=torch.float64)
 
 
 def _at_least_float(x: torch.Tensor) -> torch.Tensor:

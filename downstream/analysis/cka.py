@@ -194,8 +194,8 @@ class CKA:
         L = K if first is second else torch.stack(list(second.values()))
         self.rows, self.columns, self.batch_size = tuple(first), tuple(second), K.shape[-1]
         kk = hsic_self(K)
-        found = hsic(K, L.to(K.device)), kk, kk if first is second else hsic_self(L)
-        self.estimates.append(tuple(x.cpu().numpy() for x in found))
+        kl, ll = hsic(K, L.to(K.device)), kk if first is second else hsic_self(L)
+        self.estimates.append((kl.cpu().numpy(), kk.cpu().numpy(), ll.cpu().numpy()))
 
     def result(self, left_out: int = 0) -> CKAResult:
         """The similarities, and their intervals by the jackknife over batches.

@@ -221,7 +221,8 @@ def token_grid(model: AnalysedModel, tokens: int, size: tuple[int, int]) -> Grid
 
 def _patch_grids(net: Any, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Grids of patches that the model may have for images of this size."""
-    embed, patch = getattr(net, 'patch_embed', None), getattr(getattr(net, 'config', None), 'patch_size', None)
+    embed: Any = getattr(net, 'patch_embed', None)
+    patch = getattr(getattr(net, 'config', None), 'patch_size', None)
     if hasattr(embed, 'dynamic_feat_size') and getattr(embed, 'patch_size', None):
         height, width = embed.dynamic_feat_size(size)
         yield int(height), int(width)

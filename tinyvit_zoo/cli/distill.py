@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, printer, quiet_logs
-from .evaluator_options import backbone_of, load_backbone, processes, training_images
-from .options import ModelOptions, RunOptions, Size, Subset, TrainingDataOptions, find_device, pair_of, read_size
+from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
+from .options import (
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    Size,
+    Subset,
+    TrainingDataOptions,
+    find_device,
+    pair_of,
+    read_size,
+)
 from .training_options import ReserveOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -291,6 +301,7 @@ def _show_view(
     image: Path | None,
     as_json: bool,
 ) -> None:
+    from ..data.subsets import take_subset
     from ..soft_labels import check_data
     from ..soft_labels.stored_views import describe_stored
 
@@ -301,7 +312,8 @@ def _show_view(
     if position >= store.info.images:
         raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
     store.check_epoch(epoch)
-    dataset: ImageDataset = training_images(TrainingDataOptions(data=data, root=root, subset=subset), 0)
+    dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
+    dataset = dataset if subset is None else take_subset(dataset, subset, 0)
     check_data(store, dataset)
     found = describe_stored(store, dataset, epoch, position)
     if image is not None:

@@ -15,7 +15,7 @@ from .conv_norm import ConvNorm, conv_act, linear_act
 from .cuda import cuda_sdpa, runs_on_cuda, sdpa_bias
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
-from .head_mix_cuda import has_mix_kernel, run_mix_kernel
+from .head_mix_cuda import has_attention_kernel, run_attention_kernel
 from .image_size import check_image_size, check_patch_grid
 from .inference import (
     activate,
@@ -28,6 +28,7 @@ from .inference import (
     known_class,
 )
 from .irpe import RelativeKeys, irpe_index, piecewise_index
+from .kept_bias import KeepsBias
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
@@ -49,6 +50,7 @@ __all__ = [
     'DeployConv2d',
     'DeployLinear',
     'HeadMix',
+    'KeepsBias',
     'Mlp',
     'PerRepeat',
     'RelativeKeys',
@@ -72,7 +74,7 @@ __all__ = [
     'expand_signed_bias',
     'gather_windows',
     'gathers_windows',
-    'has_mix_kernel',
+    'has_attention_kernel',
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
@@ -89,7 +91,7 @@ __all__ = [
     'resize_grid',
     'resize_position',
     'return_windows',
-    'run_mix_kernel',
+    'run_attention_kernel',
     'runs_on_cuda',
     'scaled_windows',
     'sdpa_bias',

@@ -1,15 +1,19 @@
-"""Head mixing around the softmax in one kernel on CUDA: when it may run, and its formulas in plain torch.
+"""Attention with head mixing on CUDA: when its kernels may run, and their formulas in plain torch.
 
-    u = first @ (logits + position) + first_bias + mask,  p = softmax(u),  result = second @ p + second_bias
+    logits = scale * q k^T + relative keys
+    u = first @ (logits + position) + first_bias + mask,  p = softmax(u),  maps = second @ p + second_bias
+    result = maps v
 
 where the matrices act on the head axis. As single operators these read and write the largest tensors of the model up to
-ten times, and a product with 3 to 32 rows keeps no tensor core busy; one Triton kernel (`head_mix_triton`) reads the
-logits once and writes the result once. Its backward pass keeps the logits and computes the rest again.
+ten times, and a product with 3 to 32 rows keeps no tensor core busy. One Triton kernel (`head_mix_triton`) goes from
+logits to maps, which it reads once and writes once; two more (`mixed_attention_triton`) read queries, keys and values
+where they lie. The backward pass keeps the logits alone and computes the rest again.
 
-The kernel is taken on CUDA with Triton (which comes with torch's CUDA builds) where nobody can notice, see `inference`;
-everywhere else, and on every CPU, the modules run as they are.
+The kernels are taken on CUDA with Triton (which comes with torch's CUDA builds) where nobody can notice, see
+`inference`; everywhere else, and on every CPU, the modules run as they are.
 
-Shape legend: `B` images or windows, `H` heads, `N` queries, `M` keys, `windows` windows of an image.
+Shape legend: `B` images or windows, `H` heads, `N` queries, `M` keys, `d` width of a head, `windows` windows of an
+image.
 """
 
 import importlib
@@ -19,12 +23,18 @@ from torch import nn
 
 from .head_mix import HeadMix
 from .inference import is_plain_cuda, is_untouched
+from .irpe import RelativeKeys
 from .repeat import PerRepeat
 
-__all__ = ['has_mix_kernel', 'mix_heads_gradients', 'mix_heads_plain', 'run_mix_kernel']
+__all__ = [
+    'has_attention_kernel', 'mix_heads_gradients', 'mix_heads_plain', 'mixed_attention_plain', 'run_attention_kernel',
+]  # fmt: skip
 
 MAX_HEADS = 32
 MAX_TOKENS = 1024
+MAX_WIDTH = 128
+"""Of a head: registers for a tile of queries."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)
 """Of the oldest GPUs that Triton supports in full: bfloat16 and TF32."""
@@ -151,37 +161,67 @@ def mixed_attention_plain(
 
 
 @torch.jit.unused
-def has_mix_kernel(
-    logits: torch.Tensor,
+def has_attention_kernel(
+    qkv: torch.Tensor,
     first: PerRepeat,
     second: PerRepeat,
     repeat: int,
     drop: nn.Dropout,
+    keys: nn.Module | None = None,
     mask: torch.Tensor | None = None,
 ) -> bool:
-    """Whether `run_mix_kernel` computes what these modules would: first, mask, softmax, second, dropout.
+    """Whether `run_attention_kernel` computes what these modules would: first, mask, softmax, second, dropout.
 
     Args:
-        logits: (B, H, N, M).
+        qkv: (B, N, 3, H, d).
         first: `HeadMix` of each repeat, before the softmax.
         second: `HeadMix` of each repeat, after it.
         repeat: The repeat that runs.
-        drop: Dropout of the result.
-        mask: (windows, N, M).
+        drop: Dropout of the maps.
+        keys: Relative keys of the repeat.
+        mask: (windows, N, N).
     """
     return (
-        is_plain_cuda(logits)
-        and logits.dtype in DTYPES
-        and _fits(logits, mask)
+        is_plain_cuda(qkv)
+        and qkv.dtype in DTYPES
+        and _fits(qkv, mask)
         and is_untouched(drop, nn.Dropout)
         and not (drop.training and drop.p > 0)
         and is_untouched(first, PerRepeat)
         and is_untouched(second, PerRepeat)
         and repeat < min(len(first), len(second))
-        and _takes_part(first[repeat], logits)
-        and _takes_part(second[repeat], logits)
-        and _has_triton(logits.get_device())
+        and _mixes(first[repeat], qkv)
+        and _mixes(second[repeat], qkv)
+        and (keys is None or (is_untouched(keys, RelativeKeys) and _takes_part(keys.table, qkv)))
+        and _has_triton(qkv.get_device())
     )
+
+
+def _fits(qkv: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    B, N, _, H, d = qkv.shape
+    if H > MAX_HEADS or N > MAX_TOKENS or d > MAX_WIDTH:
+        return False
+    return mask is None or (
+        type(mask) is torch.Tensor
+        and mask.device == qkv.device
+        and not mask.requires_grad
+        and mask.shape[1:] == (N, N)
+        and B % mask.shape[0] == 0
+    )
+
+
+def _mixes(mix: nn.Module, qkv: torch.Tensor) -> bool:
+    return is_untouched(mix, HeadMix) and mix.weight.shape[0] == qkv.shape[3] and _takes_part(mix.weight, qkv)
+
+
+def _takes_part(weight: torch.Tensor, qkv: torch.Tensor) -> bool:
+    """Whether a weight meets these queries without an error, in a product that has their dtype."""
+    if weight.device != qkv.device:
+        return False
+    kind = qkv.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind) == qkv.dtype
+    return weight.dtype == qkv.dtype
 
 
 @torch.compiler.assume_constant_result
@@ -202,47 +242,31 @@ def load_operators() -> bool:
     return True
 
 
-def _fits(logits: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    B, H, N, M = logits.shape
-    if H > MAX_HEADS or N > MAX_TOKENS or M > MAX_TOKENS:
-        return False
-    return mask is None or (
-        type(mask) is torch.Tensor
-        and mask.device == logits.device
-        and not mask.requires_grad
-        and mask.shape[1:] == (N, M)
-        and B % mask.shape[0] == 0
-    )
-
-
-def _takes_part(mix: nn.Module, logits: torch.Tensor) -> bool:
-    """Whether a mixing is untouched, fits the logits, and would return their dtype."""
-    if not is_untouched(mix, HeadMix) or mix.weight.shape[0] != logits.shape[1] or mix.weight.device != logits.device:
-        return False
-    kind = logits.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind) == logits.dtype
-    return mix.weight.dtype == logits.dtype
-
-
 @torch.jit.unused
-def run_mix_kernel(
-    logits: torch.Tensor,
+def run_attention_kernel(
+    qkv: torch.Tensor,
     first: PerRepeat,
     second: PerRepeat,
     repeat: int,
+    scale: float,
+    lookups: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
     position: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The maps (B, H, N, M) after the second mixing, in the dtype of the logits. Only if `has_mix_kernel`.
+    """`mixed_attention_plain` by the kernels, only if `has_attention_kernel`. (B, N, H * d) in the dtype of qkv.
 
     Args:
-        logits: (B, H, N, M), without their position part.
+        qkv: (B, N, 3, H, d).
         first: `HeadMix` of each repeat, before the softmax.
         second: `HeadMix` of each repeat, after it.
         repeat: The repeat that runs.
-        position: Position part of the logits, (H, N, M) or (B, H, N, M).
-        mask: (windows, N, M), added between the first mixing and the softmax.
+        scale: See `mixed_attention_plain`, as for the rest.
+        lookups: See there.
+        index: See there.
+        position: See there.
+        mask: See there.
     """
     before, after = first[repeat], second[repeat]
-    return torch.ops.tinyvit_zoo.mix_heads(logits, before.weight, before.bias, after.weight, after.bias, position, mask)
+    weights = (before.weight, before.bias, after.weight, after.bias)
+    return torch.ops.tinyvit_zoo.mixed_attention(qkv, lookups, index, *weights, position, mask, scale)[0]
