@@ -32,13 +32,12 @@ from tinyvit_zoo.cli import main as main_of_cli
 
 Process = multiprocessing.get_context('fork').Process
 
-LONGEST = 3.0  # seconds that a start trains before it is killed
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-o', '--output', type=Path, required=True)
     parser.add_argument('--points', type=int, default=20)
+    parser.add_argument('--longest', type=float, default=3.0, help='seconds from an update to the kill (default 3)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('command', nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -47,7 +46,7 @@ def main() -> None:
     _run_to_the_end(words, whole)
     rng, within = random.Random(options.seed), []
     while len(within) < options.points:
-        found = _kill_once(words, killed, rng)
+        found = _kill_once(words, killed, rng.uniform(0, options.longest))
         if found is None:
             raise SystemExit(f'The training ended after {len(within)} kills: give it more epochs or images.')
         within.append(found)
@@ -78,13 +77,13 @@ def _run_to_the_end(words: list[str], output: Path) -> None:
         raise SystemExit(f'The training in {output} ended with {process.exitcode}.')
 
 
-def _kill_once(words: list[str], folder: Path, rng: random.Random) -> bool | None:
-    """Start, wait for an update and a random while longer, kill. Whether it was within an epoch; None if it ended."""
+def _kill_once(words: list[str], folder: Path, seconds: float) -> bool | None:
+    """Start, wait for an update and these seconds longer, kill. Whether it was within an epoch; None if it ended."""
     before = _newest_state(folder)
     process = _started(words, folder)
     while process.is_alive() and _newest_state(folder) == before:
         time.sleep(0.01)
-    time.sleep(rng.uniform(0, LONGEST))
+    time.sleep(seconds)
     process.kill()
     process.join()
     if process.exitcode != -signal.SIGKILL:

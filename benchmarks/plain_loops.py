@@ -29,12 +29,12 @@ from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.distill import MINI_SWIN, FeatureTap, match_layers, relation_distillation_loss
+from tinyvit_zoo.distill.feature_targets import feature_loss
 from tinyvit_zoo.distill.taps import stage_depths
 from tinyvit_zoo.pretrain import (
     DMae,
     TinyMim,
     cosine_momentum,
-    mae_lite_small,
     mae_lite_tiny,
     mocov3_tiny,
     tinymim_student,
@@ -53,8 +53,6 @@ __all__ = ['LIMIT', 'TRAINERS', 'Timed', 'compare', 'share_of_teacher', 'with_te
 
 LIMIT = 1.03
 SEED, SIDE, BATCH, PER_EPOCH, EPOCHS = 0, 32, 32, 12, 4
-PATCHES = dict(tinymim=8, mae=4, d_mae=4, mocov3=8)
-SPARED = ('bias', 'relative_position_bias_table', 'pos_embed')
 QUIET: dict[str, Any] = dict(seed=SEED, device=torch.device('cpu'), say=lambda text: None)
 Batch = list[torch.Tensor]
 
@@ -72,7 +70,7 @@ class Training:
         loss: Of a batch in the update of that number, from 0.
         alone: What the student would have to minimize without a teacher; None where there is none.
         teacher: None where there is none.
-        spared: Whether vectors and biases are spared the weight decay.
+        spared: Whether vectors, and what the student names, are spared the weight decay.
     """
 
     student: nn.Module
@@ -93,7 +91,8 @@ def plain_loop(training: Training) -> Iterator[None]:
     """
     student, recipe = training.student, training.recipe
     named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-    spared = {name for name, p in named if training.spared and (p.ndim <= 1 or name.endswith(SPARED))}
+    listed = getattr(student, 'no_weight_decay', set)()
+    spared = {name for name, p in named if training.spared and (p.ndim <= 1 or name in listed)}
     groups = [
         dict(params=[p for name, p in named if (name in spared) == spare], weight_decay=0 if spare else decay)
         for spare, decay in ((True, 0.0), (False, recipe.weight_decay))
@@ -108,11 +107,11 @@ def plain_loop(training: Training) -> Iterator[None]:
             for group in adamw.param_groups:
                 cosine = (1 + math.cos(math.pi * update / updates)) / 2
                 group['lr'] = rates.min_lr + (rates.lr - rates.min_lr) * cosine
-            adamw.zero_grad()
             training.loss(batch, update).backward()
             if recipe.clip_grad:
                 nn.utils.clip_grad_norm_([p for _, p in named], recipe.clip_grad)
             adamw.step()
+            adamw.zero_grad()  # here: else the other side would compute beside these gradients, in memory of its own
             update += 1
             yield
 
@@ -142,7 +141,8 @@ def mae_training(data: ImageDataset, **shape: Any) -> Training:
 
 def d_mae_training(data: ImageDataset, **shape: Any) -> Training:
     torch.manual_seed(1)
-    form = DMae(mae_lite_tiny(**shape), mae_lite_small(**shape), attention_blocks=(shape.get('depth', 12),))
+    teacher = tinymim_teacher('small', **shape).vit
+    form = DMae(mae_lite_tiny(**shape), teacher, attention_blocks=(shape.get('depth', 12),))
     return _of_plan(
         d_mae, form, data, form.model, lambda batch, update: form(batch[0], noise=batch[1]).loss,
         lambda batch: form.model(batch[0], noise=batch[1]).loss, form.tch_model,
@@ -208,12 +208,34 @@ def minivit_training(data: ImageDataset) -> Training:
     )  # fmt: skip
 
 
+def features_training(data: ImageDataset) -> Training:
+    """A ViT of width 192 under one of width 384, with the same patches."""
+    student, teacher = vit(192, 3), vit(384, 6)
+    recipe = FEATURES.changed(epochs=EPOCHS, warmup_epochs=0, batch_size=BATCH)
+    plan = plan_features(student, FeatureTeacher.of_timm(teacher, 'small'), data, recipe, **QUIET)
+    module: Any = plan.task.trainable_module
+
+    def loss(batch: Batch, update: int) -> torch.Tensor:
+        with torch.no_grad():
+            targets = teacher.forward_features(batch[-1])
+        tokens = student.forward_features(batch[0])
+        pooled = feature_loss(module.pooled_map(tokens[:, 0]), targets[:, 0])
+        return 0.5 * pooled + 0.5 * feature_loss(module.dense_map(tokens[:, 1:]), targets[:, 1:])
+
+    def alone(batch: Batch) -> torch.Tensor:
+        tokens = student.forward_features(batch[0])
+        return module.pooled_map(tokens[:, 0]).sum() + module.dense_map(tokens[:, 1:]).sum()
+
+    return Training(module, plan.recipe, plan.views, plan.sampler, plan.train, loss, alone, teacher)
+
+
 TRAINERS: dict[str, Callable[[ImageDataset], Training]] = {
     'tinymim': partial(tinymim_training, img_size=SIDE, patch_size=8),
     'mae': partial(mae_training, img_size=SIDE, patch_size=4),
     'd_mae': partial(d_mae_training, img_size=SIDE, patch_size=4),
     'mocov3': partial(mocov3_training, img_size=SIDE, patch_size=8),
     'minivit': minivit_training,
+    'features, ViT': features_training,
 }
 
 
@@ -303,7 +325,7 @@ class Share:
 
 def with_teacher() -> tuple[str, ...]:
     """The methods that have a teacher."""
-    return (*(name for name in TRAINERS if name not in ('mae', 'mocov3')), 'features', 'finetune --teacher')
+    return (*(name for name in TRAINERS if name not in ('mae', 'mocov3')), 'finetune --teacher')
 
 
 def share_of_teacher(name: str, rounds: int) -> Share:
@@ -332,17 +354,7 @@ def _passes(name: str) -> tuple[Callable[[], object], Callable[[], object], nn.M
         assert training.teacher is not None
         alone, teacher = training.alone, training.teacher
         return lambda: alone(batch).backward(), lambda: training.loss(batch, 0).backward(), teacher
-    if name == 'features':
-        student, teacher = vit(192, 3), vit(384, 6)
-        plan = plan_features(student, FeatureTeacher.of_timm(teacher, 'small'), images(), _few(FEATURES), **QUIET)
-        module, batch = plan.task.trainable_module, first_batch(plan.views, plan.sampler)
-
-        def alone_() -> torch.Tensor:
-            pooled, dense = module(batch[0], (SIDE // 8, SIDE // 8))
-            return pooled.sum() + dense.sum()
-
-        return lambda: alone_().backward(), lambda: plan.task(*batch)['loss'].backward(), teacher
-    student, teacher, recipe = vit(192, 3, 10), vit(384, 6, 10), _few(WEIGHT_DISTILLATION['mini_deit'])
+    student, teacher, recipe = vit(192, 3, 10), vit(384, 6, 10), WEIGHT_DISTILLATION['mini_deit']
     tasks = [classification_task(student, recipe, 10, teaching) for teaching in (None, Teaching(teacher))]
     pixels, labels = torch.randn(BATCH, 3, SIDE, SIDE), torch.arange(BATCH) % 10
     alone, both = (lambda task=task: task(pixels, labels)['loss'].backward() for task in tasks)
@@ -355,10 +367,6 @@ def vit(width: int, heads: int, classes: int = 0) -> nn.Module:
     return timm.create_model(
         'deit_tiny_patch16_224', img_size=SIDE, patch_size=8, embed_dim=width, num_heads=heads, num_classes=classes
     )
-
-
-def _few(recipe: Recipe) -> Recipe:
-    return recipe.changed(epochs=1, warmup_epochs=0, batch_size=BATCH)
 
 
 def first_batch(views: Dataset, sampler: Sampler) -> Batch:

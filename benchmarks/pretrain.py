@@ -1,9 +1,9 @@
 """The CPU time of an update: our trainers beside a plain loop, and beside lightly-train 0.18's distillation.
 
-Both sides of a comparison train in one process, in turn, on one thread. TinyMIM, MAE, D-MAE, MoCo v3 and MiniViT take
-turns with their plain loop after every update, see `plain_loops.py`. Of the training on features an update is timed
-from one call of the teacher to the next, images included, and the median is taken over all updates but the first of
-each epoch, which may save a state; the order of the sides is reversed every other round.
+Both sides of a comparison train in one process, in turn, on one thread. Trainers take turns with their plain loop after
+every update, see `plain_loops.py`. lightly-train cannot: there an update is timed from one call of the teacher to the
+next, images included, and the median is taken over all updates but the first of each epoch, which may save a state; the
+order of the sides is reversed every other round.
 
     python benchmarks/pretrain.py                              # all comparisons
     python benchmarks/pretrain.py features --rounds 3          # those whose name begins so

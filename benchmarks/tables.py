@@ -3,9 +3,9 @@
     python benchmarks/tables.py                  # writes both; `python benchmarks/record.py` measures
     python benchmarks/tables.py --json FILE      # the same figures for a page of the models
 
-One CSV per processor, each written by `tinyvit_zoo.bench`. A file whose name ends in `_emulated` was measured with a part
-of the instructions switched off; a real processor of that kind takes its place. What nobody could measure with the code
-as it is stands in `results/earlier/`, with its source and the commit that it was measured before.
+One CSV per processor, each written by `tinyvit_zoo.bench`. A file whose name ends in `_emulated` was measured with a
+part of the instructions switched off; a real processor of that kind takes its place. What nobody could measure with the
+code as it is stands in `results/earlier/`, with its source and the commit that it was measured before.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from tinyvit_zoo.bench import Row, read_rows
 from tinyvit_zoo.common.files import write_whole
 
-__all__ = ['COMPARISONS', 'Comparison', 'RESULTS', 'columns', 'figures', 'replaced', 'short_table', 'table']
+__all__ = ['COMPARISONS', 'RESULTS', 'Comparison', 'columns', 'figures', 'replaced', 'short_table', 'table']
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / 'results'
@@ -84,13 +84,11 @@ class Column:
         title: Its heading.
         rows: What was measured with the code of this repository.
         earlier: What was measured before, as read from `results/earlier/`.
-        emulated: Whether instructions were switched off.
     """
 
     title: str
     rows: tuple[Row, ...] = ()
     earlier: tuple[Mapping[str, str], ...] = ()
-    emulated: bool = False
 
 
 def columns(results: Path = RESULTS) -> list[Column]:
@@ -109,10 +107,8 @@ def _cpu_column(title: str, isa: str, files: Mapping[Path, tuple[Row, ...]]) -> 
         return Column(f'{title}: not measured')
     path = max(of_isa, key=lambda path: (not _is_emulated(path), max(row.date for row in of_isa[path])))
     rows = of_isa[path]
-    emulated = _is_emulated(path)
-    return Column(
-        f'{title}{", emulated on" if emulated else ","} {rows[0].processor}, {_type(rows[0])}', rows, emulated=emulated
-    )
+    where = ', emulated on' if _is_emulated(path) else ','
+    return Column(f'{title}{where} {rows[0].processor}, {_type(rows[0])}', rows)
 
 
 def _is_emulated(path: Path) -> bool:
@@ -182,6 +178,8 @@ def _notes(all_columns: Sequence[Column]) -> str:
     """How the columns were measured."""
     notes = ['On CPUs batches of 8 / 1 on one thread, training 4; on the GPU 256, training 128. One process, in turn.']
     notes += [f'{_kind(column.title)}: {_when(column.rows)}.' for column in all_columns if column.rows]
+    if any('emulated' in column.title for column in all_columns):
+        notes.append('Emulated: with newer instructions switched off; a processor without them may differ.')
     notes += [f'{_kind(column.title)}: {column.earlier[0]["source"]}' for column in all_columns if column.earlier]
     return _wrapped(' '.join(notes))
 
@@ -204,8 +202,7 @@ def long_table(all_columns: Sequence[Column]) -> str:
     for column in all_columns:
         parts.append(f'**{column.title}**')
         if column.rows:
-            parts += [table(_long_lines(column)), _wrapped(f'{_when(column.rows)}; {column.rows[0].rounds}'
-                                                           ' rounds or more.')]  # fmt: skip
+            parts += [table(_long_lines(column)), _wrapped(f'{_when(column.rows)}.')]
         elif column.earlier:
             lines = [['', 'batch', 'images/s', "timm's", 'ratio'], *map(_earlier_line, column.earlier)]
             parts += [table(lines), _wrapped(column.earlier[0]['source'])]

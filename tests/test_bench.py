@@ -1,10 +1,12 @@
 """The command that measures speed: what it measures, its rows, resuming, and errors; never a time."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,26 @@ def test_a_row_says_what_was_measured_where_and_when():
     assert row.ratio == row.ratio_low == row.ratio_high == 1.0
     assert row.images_per_second == pytest.approx(2 / (row.median_ms / 1e3))
     assert row.p95_ms >= row.median_ms > 0
+
+
+@pytest.mark.skipif(find_spec('resource') is None, reason='Windows does not count page faults')
+def test_a_row_says_how_many_pages_the_system_maps_in(monkeypatch):
+    def mapping(row, settings):
+        return lambda: mmap.mmap(-1, 64 * mmap.PAGESIZE).write(bytes(64 * mmap.PAGESIZE))
+
+    monkeypatch.setattr(bench_module, '_variant', mapping)
+    (row,) = bench(['test_vit'], [2], settings=SMALL)
+    assert 64 <= row.page_faults < 640
+
+
+def test_a_file_from_before_page_faults_were_counted_is_read(tmp_path):
+    file = tmp_path / 'rows.csv'
+    (row,) = bench(['test_vit'], [1], settings=SMALL, csv_file=file)
+    names, values = ([*line.split(',')] for line in file.read_text().splitlines())
+    at = names.index('page_faults')
+    file.write_text('\n'.join(','.join(line[:at] + line[at + 1 :]) for line in (names, values)))
+    (old,) = read_rows(file)
+    assert (old.page_faults, old.commit, old.state) == (None, row.commit, 'ok')
 
 
 def test_several_threads_are_measured_by_the_wall_clock():

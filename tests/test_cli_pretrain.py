@@ -29,14 +29,14 @@ from tinyvit_zoo.training.pretraining import Pretraining
 from tinyvit_zoo.training.pretraining_forms import d_mae_form, load_teacher, tinymim_form
 
 SHAPE = dict(img_size=32, patch_size=16)
-BRIEF = ('--small', '--epochs', 1, '--batch-size', 16, '--device', 'cpu')
+BRIEF = ('--small', '--epochs', 1, '--batch-size', 8, '--device', 'cpu')
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """64 images of noise in two classes, a quarter of them to test on."""
+    """32 images of noise in two classes, a quarter of them to test on."""
     folder, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
-    for i in range(64):
+    for i in range(32):
         place = folder / ('train' if i % 4 else 'test') / 'ab'[i // 4 % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(place / f'{i}.png')
@@ -97,6 +97,33 @@ def test_tiny_is_fine_tuned_with_the_released_heads_or_with_its_own(keep, cli, d
     load_pretraining(student, run / 'model')
 
 
+@pytest.mark.parametrize('keep', [False, True])
+def test_finetune_says_that_the_encoder_had_other_heads_and_keeps_them_where_it_is_told_to(keep, cli, data, tmp_path):
+    encoder = timm.create_model('tinymim_vit_tiny_student_patch16_224', img_size=32)
+    save_folder(encoder, tmp_path / 'encoder')
+    options = ('--keep-heads',) if keep else ()
+    code, out, err = cli(
+        'finetune', 'tinymim_vit_tiny_patch16_224', '--weights', tmp_path / 'encoder', '--as-init', '--img-size', 32,
+        '-d', data, '-o', tmp_path / 'run', '--epochs', 1, '--batch-size', 8, '--device', 'cpu', *options,
+    )  # fmt: skip
+    assert code == 0, err
+    assert ('Heads: 3, where the encoder was pre-trained with 6' in out) is not keep
+    model = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
+    assert {block.attn.num_heads for block in model.blocks} == {6 if keep else 3}
+
+
+def test_heads_that_nothing_shows_cannot_be_kept(cli, data, tmp_path):
+    file = saved(tmp_path, tinymim_student('tiny', **SHAPE).vit.state_dict())
+    finetune = ('finetune', 'tinymim_vit_tiny_patch16_224', '--keep-heads', '-d', data, '-o', tmp_path / 'run')
+    for options, words in (
+        ((), 'only with --as-init'),
+        (('--as-init', '--weights', file), 'shows its number of heads'),
+    ):
+        code, _, err = cli(*finetune, *options)
+        assert code == 2
+        assert words in ' '.join(err.replace('│', ' ').split())
+
+
 @pytest.mark.slow
 def test_a_chain_hands_each_result_on_and_goes_on_in_the_stage_that_was_killed(
     cli, data, teacher_file, tmp_path, monkeypatch
@@ -145,7 +172,7 @@ def test_chains_that_are_none_are_refused(student, teacher, chain, words, tmp_pa
 
 
 def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(cli, data, tmp_path):
-    code, out, _ = cli('pretrain', 'mocov3', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF, '--dry-run')
+    code, out, _ = cli('pretrain', 'mae', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF, '--dry-run')
     assert code == 0
     assert out.startswith('3 updates in 3 steps; about ')
     assert not (tmp_path / 'run').exists()
@@ -257,7 +284,7 @@ def test_what_each_says_at_its_end_fine_tunes(method, cli, data, teacher_file, t
     patch = () if method in ('tinymim', 'd_mae') else ('--img-size', 32)
     code, out, err = cli('pretrain', method, *of.get(method, ()), *patch, '-d', data, '-o', tmp_path / 'run', *BRIEF)
     assert code == 0, err
-    code, out, err = cli(*next_command(out), '--epochs', 1, '--batch-size', 16, '--device', 'cpu')
+    code, out, err = cli(*next_command(out), '--epochs', 1, '--batch-size', 8, '--device', 'cpu')
     assert code == 0, err
     assert 'test accuracy' in out
     if method == 'd_mae':

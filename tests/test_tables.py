@@ -31,8 +31,10 @@ GPU = dict(device='cuda', gpu='NVIDIA H200', amp='bfloat16', batch=256)
 
 
 def test_readme_and_speed_page_are_what_the_rows_of_record_say(tables):
-    for path, text in tables.pages().items():
-        assert path.read_text(encoding='utf-8') == text, f'python benchmarks/tables.py writes {path.name}'
+    pages = tables.pages()  # `python benchmarks/tables.py` writes them
+    assert {path.name: path.read_text(encoding='utf-8') for path in pages} == {
+        path.name: text for path, text in pages.items()
+    }
 
 
 def test_columns_stand_beside_each_other(tables, tmp_path):
@@ -114,6 +116,17 @@ def test_a_record_is_taken_up_and_has_every_row(record, tmp_path, monkeypatch, c
     ]  # fmt: skip
     assert (tmp_path / 'rows.part').read_text().startswith(first)
     assert 'test_resnet deploy, B=2, inference' in capsys.readouterr().out
+
+
+def test_targets_are_met_or_missed(record):
+    deploy = replace(ROW, form='deploy', ratio=2.5)
+    slow = [replace(row, model='tinyvit_5m_224', ratio=ratio) for row, ratio in ((ROW, 2.0), (deploy, 1.9))]
+    assert record.against_targets([ROW, deploy, *slow]) == [
+        'tinyvit_21m_224 created, B=8, over timm: 1.23, target 1.55 missed',
+        'tinyvit_21m_224 deploy, B=8, over timm: 2.50, target 2.43 met',
+        'tinyvit_21m_224 deploy, B=8, over as created: 2.03, target 0.98 met',
+        'tinyvit_5m_224 deploy, B=8, over as created: 0.95, target 0.98 missed',
+    ]
 
 
 def test_a_file_of_results_is_named_by_processor_and_instructions(record, monkeypatch):

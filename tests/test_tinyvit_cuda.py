@@ -130,3 +130,13 @@ def test_the_cuda_form_can_be_scripted_traced_and_exported(cuda_form, small):
     assert len(graphs) == 3
     for graph in graphs:
         torch.testing.assert_close(graph(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_cuda_form_is_one_graph_for_the_compiler(cuda_form, small):
+    small.eval()
+    x = torch.randn(2, 3, 96, 160)
+    torch._dynamo.reset()
+    fast = torch.compile(small, fullgraph=True, backend='eager')
+    torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)

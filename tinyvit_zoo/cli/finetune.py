@@ -123,6 +123,9 @@ def finetune(
             '--as-init', help='Start from an encoder: fresh classifier and last norms, any number of heads (plain ViT).'
         ),
     ] = False,
+    keep_heads: Annotated[
+        bool, typer.Option('--keep-heads', help='Of the encoder, where the model has others; with --as-init.')
+    ] = False,
     reserve: ReserveOptions,
     data_options: TrainingDataOptions,
     recipe: Annotated[
@@ -165,7 +168,7 @@ def finetune(
     with processes() as first:
         train, validation, test = _datasets(data_options, run.seed)
         say = printer() if first else (lambda text: None)
-        model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
+        model, start, classifier = _model(model_options, as_init, keep_heads, chosen, train.classes, run.seed)
         reserved = reserve.apply(model, lambda: _fresh(model_options, chosen, len(train.classes), run.seed), say)
         if reserved and reserved.get('keep_blocks', reserved['blocks']) < reserved['blocks']:
             classifier = 'fresh, as --keep-blocks has it'
@@ -193,19 +196,27 @@ def finetune(
 
 
 def _model(
-    options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: Sequence[str], seed: int
+    options: ModelOptions, as_init: bool, keep_heads: bool, recipe: 'Recipe', classes: Sequence[str], seed: int
 ) -> tuple['nn.Module', 'Start', str]:
     """The model to train, what its weights are, and its classifier in words."""
     from ..downstream.starts import find_start, start_model
 
     if as_init and options.random:
         raise typer.BadParameter('--as-init takes the weights of an encoder, --random none: leave one of them out.')
+    if keep_heads and not (as_init and options.weights):
+        raise typer.BadParameter('--keep-heads: only with --as-init and --weights, the encoder that has them.')
     start = find_start(options.name, options.weights, options.random, as_init, options.part)
+    if keep_heads and start.heads is None:
+        raise typer.BadParameter(
+            f'--keep-heads: nothing in {options.weights} shows its number of heads. Leave it out, or give the folder '
+            'that a pre-training wrote.'
+        )
+    heads = start.heads if keep_heads else None
 
     def make(num_classes: int, random: bool = False) -> 'nn.Module':
-        return (
-            _fresh(options, recipe, num_classes, seed) if random else _make(options, as_init, recipe, num_classes, seed)
-        )
+        if random:
+            return _fresh(options, recipe, num_classes, seed)
+        return _make(options, as_init, heads, recipe, num_classes, seed)
 
     model, classifier = start_model(make, start, classes, recipe)
     return model, start, classifier
@@ -213,25 +224,34 @@ def _model(
 
 def _fresh(options: ModelOptions, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
     """The same model with random weights."""
-    return _make(replace(options, random=True, weights=None, part=None), False, recipe, classes, seed)
+    return _make(replace(options, random=True, weights=None, part=None), False, None, recipe, classes, seed)
 
 
 def _say_start(
     recipe: 'Recipe', start: 'Start', classifier: str, model: 'nn.Module', say: Callable[[str], None], taught: bool
 ) -> list[str]:
     """Say before the first epoch what it starts from; the departures from the recipe's source."""
+    from ..checkpoints import heads_of
     from ..downstream.starts import departures
 
     if classifier:
         say(f'Classifier: {classifier}.')
+    if start.heads is not None and heads_of(model)[0] != start.heads:
+        say(
+            f'Heads: {heads_of(model)[0]}, where the encoder was pre-trained with {start.heads}: the same weights '
+            f'compute something else. --keep-heads keeps {start.heads}.'
+        )
     found = departures(recipe, start, model, taught)
     if found:
         say(f'Recipe {recipe.name}: {"; ".join(found)}.')
     return found
 
 
-def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
-    """A model with the drop path and the image size of the recipe, and a classifier of that many classes.
+def _make(
+    options: ModelOptions, as_init: bool, heads: int | None, recipe: 'Recipe', classes: int, seed: int
+) -> 'nn.Module':
+    """A model with the drop path and the image size of the recipe, that many heads, and a classifier of that many
+    classes.
 
     A drop path of 0 is handed on, too: many models come with another one.
     """
@@ -241,6 +261,7 @@ def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, 
         options = replace(options, img_size=Size(recipe.img_size, recipe.img_size))
     rate = recipe.drop_path_of(_architecture(options.name))
     arguments: dict[str, Any] = dict(num_classes=classes, **(dict(as_init=True) if as_init else {}))
+    arguments |= dict(num_heads=heads) if heads else {}
     try:
         return backbone_of(options, seed, **arguments, drop_path_rate=rate)
     except ModelError as e:

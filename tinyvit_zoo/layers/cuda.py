@@ -30,9 +30,9 @@ def cuda_sdpa(tokens: int) -> str:
 def sdpa_bias(bias: torch.Tensor, tokens: int, on_cuda: bool) -> torch.Tensor:
     """A bias (heads, N, N) as `scaled_dot_product_attention` should see it, for the kernel that is the fastest.
 
-    For half precision torch takes cuDNN's kernel where it can, which is with masks in two or four dimensions; for one
-    in three it goes on to the memory-efficient one (`check_attn_mask_shape` in its `sdp_utils_cpp.h`). The fused kernel of
-    the CPU needs four, which TorchScript keeps on every device.
+    For half precision torch takes cuDNN's kernel where it can, which is with masks in two or four dimensions. For one
+    in three it goes on to the memory-efficient one (`check_attn_mask_shape` in its `sdp_utils_cpp.h`). The fused kernel
+    of the CPU needs four, which TorchScript keeps on every device.
 
     Args:
         bias: (heads, N, N).

@@ -44,7 +44,17 @@ with needs_extra('eval'):
     from accelerate.data_loader import DataLoaderShard
     from accelerate.utils import broadcast
 
-__all__ = ['Observer', 'Record', 'RestOfEpoch', 'RunSettings', 'Trained', 'TrainingLoop', 'best_epoch', 'train_task']
+__all__ = [
+    'Observer',
+    'Record',
+    'RestOfEpoch',
+    'RunSettings',
+    'Trained',
+    'TrainingLoop',
+    'best_epoch',
+    'train_task',
+    'unreached_frozen',
+]
 
 # What a recipe says of itself; and the held-out share, which the images that are trained on show.
 NO_SETTING = ('source', 'notes', 'starts', 'starts_at', 'held_out')
@@ -463,10 +473,27 @@ def train_task(
     Raises:
         EvaluationError: For a reason of `TrainingLoop` or of its `run`.
     """
-    loop = TrainingLoop(task, recipe, Path(output), **run)
-    history = loop.run(loop.loader(views, sampler), identity)
+    with unreached_frozen(cast(nn.Module, task.get_trainable_module())):
+        loop = TrainingLoop(task, recipe, Path(output), **run)
+        history = loop.run(loop.loader(views, sampler), identity)
     loop.module.eval()
     return Trained(tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes)
+
+
+@contextmanager
+def unreached_frozen(module: nn.Module) -> Iterator[None]:
+    """A block, for a whole training, in which parameters have no gradient that the module names as out of its output's
+    reach (`unreached_parameters`). DistributedDataParallel would wait for theirs.
+    """
+    names = set(cast(Any, module).unreached_parameters()) if hasattr(module, 'unreached_parameters') else set()
+    frozen = [parameter for name, parameter in module.named_parameters() if name in names and parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..build import build_model, load_model
-from ..checkpoints import PLAIN_VIT_KEYS, read_checkpoint
+from ..checkpoints import PLAIN_VIT_KEYS, CheckpointError, read_checkpoint
 from ..common.errors import EvaluationError, ModelError
 from ..distill.relation import RELATIONS
 from ..names import resolve_name
@@ -125,7 +125,10 @@ def _look_into(weights: Path) -> tuple[Shape, bool]:
     """
     whole = read_checkpoint(weights)
     with_decoder = 'decoder_embed.weight' in whole
-    state_dict, _ = PLAIN_VIT_KEYS.to_ours(whole)
+    try:
+        state_dict, _ = PLAIN_VIT_KEYS.to_ours(whole)
+    except CheckpointError:  # for whoever loads it to report
+        return {}, with_decoder
     state_dict = {key.removeprefix('vit.'): tensor for key, tensor in state_dict.items()}
     if 'head.weight' in state_dict or 'fc_norm.weight' in state_dict:
         raise EvaluationError(
