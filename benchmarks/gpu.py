@@ -12,7 +12,6 @@ the same command with the same DIR runs what is missing.
 
 import argparse
 import copy
-import importlib
 import json
 import time
 import traceback
@@ -25,6 +24,8 @@ from typing import Any
 import tables
 import timm
 import torch
+import torch.nn.functional as F
+from head_mix import check_attention, check_head_mix
 from timm.models import reparameterize_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -33,11 +34,10 @@ import tinyvit_zoo
 from tinyvit_zoo.bench import Row, Settings, bench_variants, call_of, read_rows
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.paired_timing import cpu_name
+from tinyvit_zoo.layers.bias_gelu import add_bias_gelu_
 
 __all__ = ['DRY', 'GPU', 'STEPS', 'Plan', 'Step', 'Target', 'run', 'targets']
 
-KERNELS = ('head_mix', 'check_head_mix')
-"""Benchmark and function that compares the kernel of head mixing with plain code, forward and backward."""
 EXACT, KERNEL, SINGLE, HALF = 1e-10, 1e-5, 1e-3, 3e-2
 """Largest relative errors against float64: models in float64, a kernel and models in float32, all in bfloat16."""
 
@@ -114,22 +114,45 @@ def correctness(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def kernels(plan: Plan, out: Path) -> dict[str, Any]:
-    """The kernel of head mixing against plain code in float64, alone and in the models, both directions."""
-    module, function = KERNELS
-    try:
-        check = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError):
-        return dict(note=f'not there: benchmarks/{module}.py with {function}')
+    """Every kernel against plain code in float64, alone and in the models, those of head mixing in both directions."""
     if plan.settings.device != 'cuda':
         return dict(note='not run: it needs CUDA')
     found: Errors = {}
-    for dtype, limit in {'float32': KERNEL, 'bfloat16': HALF}.items():
-        errors = check(plan.settings.device, getattr(torch, dtype))
-        found |= {f'{case}, {dtype}': (error, limit) for case, error in errors.items()}
+    for check in CHECKS:
+        for dtype, limit in {'float32': KERNEL, 'bfloat16': HALF}.items():
+            found |= _checked(check, plan.settings.device, dtype, limit)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for name in (plan.swin[0], plan.deit[0]):
+        for name in (plan.tinyvit[0], plan.swin[0], plan.deit[0]):
             found |= single(name, plan)
     return _judged(found)
+
+
+def _checked(check: Callable[..., dict[str, float]], device: str, dtype: str, limit: float) -> Errors:
+    """What a check found; one that ends in an error is wrong, and the others are worth running."""
+    try:
+        return {f'{case}, {dtype}': (error, limit) for case, error in check(device, getattr(torch, dtype)).items()}
+    except Exception as error:
+        traceback.print_exc()
+        return {f'{check.__name__}, {dtype}: {type(error).__name__}': (float('inf'), limit)}
+
+
+def check_bias_gelu(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Errors of the kernel of bias and GELU relative to the largest value in float64, in both memory formats."""
+    errors = {}
+    for size in ((2, 96, 28, 28), (3, 5, 7, 11)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for gelu in (False, True):
+                x = torch.randn(size, device=device, dtype=dtype).contiguous(memory_format=layout)
+                bias = torch.randn(size[1], device=device, dtype=dtype)
+                expected = x.double() + bias.double()[:, None, None]
+                expected = F.gelu(expected) if gelu else expected
+                what = f'bias{" and GELU" if gelu else ""}, {"x".join(map(str, size))}, {layout}'
+                errors[what] = _error(add_bias_gelu_(x, bias, gelu), expected)
+    return errors
+
+
+CHECKS = (check_head_mix, check_attention, check_bias_gelu)
+"""Of each kernel: device and type -> by what was compared, the relative error."""
 
 
 def single(name: str, plan: Plan) -> Errors:
@@ -138,7 +161,10 @@ def single(name: str, plan: Plan) -> Errors:
     there = copy.deepcopy(model).to(plan.settings.device, torch.float32)
     images = x.to(plan.settings.device, torch.float32)
     output, gradients = _errors(_outputs(there, images), _outputs(model, x))
-    return {f'{name}: output, float32': (output, SINGLE), f'{name}: gradients, float32': (gradients, SINGLE)}
+    with torch.inference_mode():
+        deploy = _error(reparameterize_model(there)(images), model(x))
+    errors = {'output': output, 'gradients': gradients, 'deploy form': deploy}
+    return {f'{name}: {what}, float32': (error, SINGLE) for what, error in errors.items()}
 
 
 def _randomised(name: str, plan: Plan) -> tuple[nn.Module, torch.Tensor]:

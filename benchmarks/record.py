@@ -3,8 +3,8 @@
     python benchmarks/record.py                  # about 5 minutes on a core that nothing else uses
     python benchmarks/record.py --emulate-avx2   # the same processor with AVX-512 switched off: a file of its own
 
-One thread, process CPU time, the variants in turn. A stopped run is taken up by the same command at the same commit;
-rows of earlier commits are replaced when all are there. A GPU: `benchmarks/gpu.py`.
+One thread, process CPU time, the variants in turn. Rows take the place of those of earlier commits one run after the
+other; a stopped record is taken up by the same command at the same commit. A GPU: `benchmarks/gpu.py`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ __all__ = ['Run', 'against_targets', 'file_name', 'main', 'measure', 'merged', '
 
 EMULATED = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2')
 """What torch, oneDNN and MKL read when they are loaded."""
-ROUNDS = {8: 9, 4: 5, 1: 41}
+ROUNDS = {8: 7, 4: 5, 1: 25}
 """By batch: small ones are short, and noisy."""
 
 TARGETS = {
@@ -54,10 +54,14 @@ def runs(comparisons: Iterable[tables.Comparison] = tables.COMPARISONS) -> list[
 
 
 def measure(all_runs: Iterable[Run], file: Path) -> list[Row]:
-    """Rows of all runs; those that are in the file already are not measured again."""
+    """Rows of all runs; those of this commit that are in the file already are not measured again.
+
+    After each run the file holds its rows in place of those of earlier commits.
+    """
     rows = []
     for pairs, batch, settings in all_runs:
         done = bench_variants(pairs, [batch], settings, file)
+        write_rows(file, merged(read_rows(file), done))
         for row in done[1:]:
             figure = f'{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})' if row.ratio else row.state
             print(f'{row.model} {row.form}, B={row.batch}, {row.mode}: {figure} of {row.first}', flush=True)
@@ -111,10 +115,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, *sys.argv], env={**os.environ, **EMULATED}, check=False)
         raise SystemExit(done.returncode)
     file = tables.RESULTS / file_name(args.emulate_avx2)
-    part = file.with_suffix('.part')  # not tracked: a changed file of results would change the commit of the next rows
-    rows = measure(runs(), part)
-    write_rows(file, merged(read_rows(file) if file.exists() else [], rows))
-    part.unlink()
+    rows = measure(runs(), file)
     for path, text in tables.pages().items():
         tables.write_whole(path, text.encode())
     print('\n'.join(against_targets(rows)))

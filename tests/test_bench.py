@@ -211,6 +211,21 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path):
     assert file.read_text() == 'a,b\n1,2\n'
 
 
+@pytest.mark.parametrize(('changed', 'commit'), [('', 'abc'), (' M bench.py', 'abc+')])
+def test_a_commit_is_marked_where_the_package_has_changes_and_not_for_a_page(changed, commit, monkeypatch):
+    asked = []
+
+    def git(folder, *words):
+        asked.append((folder, words))
+        return changed if words[0] == 'status' else 'abc'
+
+    monkeypatch.setattr(bench_module, '_git', git)
+    assert bench_module._commit() == commit
+    (folder, words), _ = asked
+    assert folder == Path(bench_module.__file__).parent
+    assert words[-2:] == ('--', '.')
+
+
 # --- errors, before anything is measured
 
 

@@ -1,9 +1,7 @@
 """The benchmark of a GPU, walked on a CPU: its order, what it writes after each step, what it skips, its targets."""
 
 import json
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,11 +103,6 @@ def test_targets_are_met_missed_or_not_run(gpu):
     assert found['TinyViT deploy in a graph / timm in a graph'] == ('not run', None)
 
 
-def test_kernels_that_are_not_there_are_no_failure(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, 'KERNELS', ('no_such_benchmark', 'check'))
-    assert gpu.kernels(gpu.DRY, tmp_path) == {'note': 'not there: benchmarks/no_such_benchmark.py with check'}
-
-
 def test_kernels_are_compared_in_each_type_on_cuda_only(gpu, tmp_path, monkeypatch):
     asked = []
 
@@ -117,15 +110,19 @@ def test_kernels_are_compared_in_each_type_on_cuda_only(gpu, tmp_path, monkeypat
         asked.append((device, dtype))
         return {'6 heads': 1e-3}
 
-    monkeypatch.setitem(sys.modules, 'some_kernels', SimpleNamespace(check=check))
-    monkeypatch.setattr(gpu, 'KERNELS', ('some_kernels', 'check'))
+    def broken(device, dtype):
+        raise RuntimeError('no compiler')
+
+    monkeypatch.setattr(gpu, 'CHECKS', (broken, check))
+    monkeypatch.setattr(gpu, 'single', lambda name, plan: {name: (1e-4, gpu.SINGLE)})
     assert gpu.kernels(gpu.DRY, tmp_path) == {'note': 'not run: it needs CUDA'}
     assert not asked
-    monkeypatch.setattr(gpu, 'single', lambda name, plan: {name: (1e-4, gpu.SINGLE)})
     found = gpu.kernels(gpu.GPU, tmp_path)
     assert asked == [('cuda', torch.float32), ('cuda', torch.bfloat16)]
-    assert found['wrong'] == ['6 heads, float32']
-    assert set(found['errors']) >= {gpu.GPU.swin[0], gpu.GPU.deit[0]}
+    assert found['wrong'] == [
+        'broken, float32: RuntimeError', 'broken, bfloat16: RuntimeError', '6 heads, float32',
+    ]  # fmt: skip
+    assert set(found['errors']) >= {gpu.GPU.tinyvit[0], gpu.GPU.swin[0], gpu.GPU.deit[0]}
 
 
 def test_an_error_that_is_too_large_is_named(gpu):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from conftest import imported_benchmark
 
-from tinyvit_zoo.bench import Row, write_rows
+from tinyvit_zoo.bench import Row, read_rows, write_rows
 
 
 @pytest.fixture(scope='module')
@@ -105,16 +105,20 @@ def test_new_rows_replace_those_of_earlier_commits_and_others_stay(record):
     assert record.merged(old, [new]) == [replace(ROW, batch=1), new]
 
 
-def test_a_record_is_taken_up_and_has_every_row(record, tmp_path, monkeypatch, capsys):
+def test_a_record_is_taken_up_and_takes_the_place_of_earlier_rows(record, tmp_path, capsys):
+    file = tmp_path / 'rows.csv'
     pairs = [('test_vit', 'created'), ('test_resnet', 'deploy')]
-    all_runs = [(pairs, batch, record.Settings(rounds=2, img_size=(64, 64))) for batch in (1, 2)]
-    record.measure(all_runs[:1], tmp_path / 'rows.part')
-    first = (tmp_path / 'rows.part').read_text()
-    rows = record.measure(all_runs, tmp_path / 'rows.part')
+    first, second = [(pairs, batch, record.Settings(rounds=2, img_size=(64, 64))) for batch in (1, 2)]
+    before = record.measure([first], file)
+    older = [replace(row, batch=2, commit='earlier', median_ms=1.0) for row in before]
+    write_rows(file, [*read_rows(file), *older])
+    record.measure([first, second], file)
+    rows = read_rows(file)
     assert [(row.model, row.batch) for row in rows] == [
         ('test_vit', 1), ('test_resnet', 1), ('test_vit', 2), ('test_resnet', 2),
     ]  # fmt: skip
-    assert (tmp_path / 'rows.part').read_text().startswith(first)
+    assert [row.median_ms for row in rows[:2]] == pytest.approx([row.median_ms for row in before], rel=1e-5)
+    assert 'earlier' not in {row.commit for row in rows}
     assert 'test_resnet deploy, B=2, inference' in capsys.readouterr().out
 
 
