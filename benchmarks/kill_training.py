@@ -50,6 +50,7 @@ def main() -> None:
         if found is None:
             raise SystemExit(f'The training ended after {len(within)} kills: give it more epochs or images.')
         within.append(found)
+        print(f'{len(within)}: killed while {_newest_state(killed)[1]} was the last state', file=sys.stderr)
     _run_to_the_end(words, killed)
     different = _differences(whole, killed)
     print(f'Killed {len(within)} times, {sum(within)} of them within an epoch: ', end='')
