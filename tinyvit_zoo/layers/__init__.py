@@ -12,6 +12,7 @@ from .bias_table import (
 from .checkpointing import checkpoint_block
 from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
+from .cuda import cuda_sdpa, runs_on_cuda, sdpa_bias
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
 from .head_mix_cuda import has_attention_kernel, run_attention_kernel
@@ -27,6 +28,7 @@ from .inference import (
     known_class,
 )
 from .irpe import RelativeKeys, irpe_index, piecewise_index
+from .kept_bias import KeepsBias
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
@@ -48,6 +50,7 @@ __all__ = [
     'DeployConv2d',
     'DeployLinear',
     'HeadMix',
+    'KeepsBias',
     'Mlp',
     'PerRepeat',
     'RelativeKeys',
@@ -65,6 +68,7 @@ __all__ = [
     'check_patch_grid',
     'checkpoint_block',
     'conv_act',
+    'cuda_sdpa',
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
@@ -88,7 +92,9 @@ __all__ = [
     'resize_position',
     'return_windows',
     'run_attention_kernel',
+    'runs_on_cuda',
     'scaled_windows',
+    'sdpa_bias',
     'shifted_window_mask',
     'signed_offset',
     'signed_offset_index',
