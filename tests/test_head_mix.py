@@ -19,6 +19,7 @@ from tinyvit_zoo.layers import (
     RelativeKeys,
     head_mix_cuda,
     inference,
+    routes,
     window_cuda,
     window_partition,
     window_reverse,
@@ -140,6 +141,12 @@ def test_the_kernel_takes_three_dtypes(on_cuda, dtype):
 )
 def test_what_the_kernel_does_not_compute_takes_the_plain_code(on_cuda, arguments):
     assert not takes_kernel(**arguments)
+
+
+def test_the_setting_plain_switches_the_kernels_off(on_cuda, monkeypatch):
+    monkeypatch.setattr(routes, 'SETTING', 'plain')
+    assert not takes_kernel(SMALL)
+    assert not window_cuda.gathers_windows(torch.zeros(1, 8, 8, 1), (4, 4))
 
 
 def test_dropout_matters_in_training_only(on_cuda):

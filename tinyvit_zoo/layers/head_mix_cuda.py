@@ -21,6 +21,7 @@ import importlib
 import torch
 from torch import nn
 
+from . import routes
 from .head_mix import HeadMix
 from .inference import is_plain_cuda, is_untouched
 from .irpe import RelativeKeys
@@ -183,6 +184,7 @@ def has_attention_kernel(
     """
     return (
         is_plain_cuda(qkv)
+        and routes.SETTING != 'plain'
         and qkv.dtype in DTYPES
         and _fits(qkv, mask)
         and is_untouched(drop, nn.Dropout)

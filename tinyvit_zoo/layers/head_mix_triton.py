@@ -102,7 +102,7 @@ def _forward_few(
     x = ()
     for h in tl.static_range(H):
         xh = _load_logits(logits, position, b, h, i, col, ok, H, N, M, POSITION)
-        x = x + (xh,)  # noqa: RUF005 (Triton has no *x)
+        x = x + (xh,)  # type: ignore[assignment]  # noqa: RUF005 (Triton has no *x)
     p = ()
     for g in tl.static_range(H):
         u = tl.zeros((ROWS, COLS), tl.float32)
@@ -110,7 +110,7 @@ def _forward_few(
             u += tl.load(first + g * H + h).to(tl.float32) * x[h]
         if FIRST_BIAS:
             u += tl.load(first_bias + g).to(tl.float32)
-        p = p + (_softmax(_masked(u, mask, b, i, col, ok, N, M, windows, MASK)),)  # noqa: RUF005
+        p = p + (_softmax(_masked(u, mask, b, i, col, ok, N, M, windows, MASK)),)  # type: ignore[assignment]  # noqa: RUF005
     for g in tl.static_range(H):
         z = tl.zeros((ROWS, COLS), tl.float32)
         for h in tl.static_range(H):
@@ -361,7 +361,7 @@ def mix_heads(
     if out.numel() == 0:
         return out
     sizes = (B * N, N, M, 1 if mask is None else mask.shape[0])
-    flags = dict(
+    flags: dict[str, Any] = dict(
         POSITION=_position_kind(position),
         MASK=mask is not None,
         FIRST_BIAS=first_bias is not None,

@@ -326,7 +326,8 @@ def _gradients(ctx: Any, grad: torch.Tensor | None, _: None) -> tuple[torch.Tens
 
 def _differentiable(ctx: Any, inputs: list[torch.Tensor], grad: torch.Tensor) -> list[torch.Tensor | None]:
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-    result = mixed_attention_plain(*inputs, ctx.scale)
+    arguments: tuple[Any, ...] = (*inputs, ctx.scale)
+    result = mixed_attention_plain(*arguments)
     grads = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
     return [next(grads) if needed else None for _, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
 

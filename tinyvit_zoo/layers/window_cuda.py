@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from . import routes
 from .inference import is_plain_cuda
 from .window import window_partition
 
@@ -23,7 +24,7 @@ def gathers_windows(x: torch.Tensor, window_size: tuple[int, int]) -> bool:
 
     Not under `torch.compile`, which fuses roll and partition itself.
     """
-    if torch.compiler.is_compiling() or not is_plain_cuda(x):
+    if torch.compiler.is_compiling() or not is_plain_cuda(x) or routes.SETTING == 'plain':
         return False
     return x.shape[1] % window_size[0] == 0 and x.shape[2] % window_size[1] == 0
 
