@@ -254,7 +254,8 @@ def run_updates(names: list[str], figures: Path | None) -> None:
 def run_teachers(rounds: int, figures: Path | None) -> None:
     """What the teacher of each method takes of an update."""
     where, _ = print_machine(rounds)
-    print(f'\nCPU time of both passes on {plain_loops.BATCH} digits, ms an image; 95 % interval of the median')
+    print(f'\nCPU time of both passes on {plain_loops.BATCH} digits, ms an image; in parentheses', end=' ')
+    print('a 95 % interval of the median' if rounds > 5 else 'the lowest and the highest')
     found = {}
     for name in plain_loops.with_teacher():
         found[name] = share = plain_loops.share_of_teacher(name, rounds)

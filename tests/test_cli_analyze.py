@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_of
+from fake_datasets import image
 
 from tinyvit_zoo.hub import save_folder
 
@@ -104,6 +105,15 @@ def test_a_model_of_transformers_is_analysed_from_its_folder(cli, tmp_path):
     code, out, err = cli('analyze', 'cka', tmp_path / 'vit', *RUN, *options)
     assert (code, err) == (0, '')
     assert out.count('most similar') == 3
+
+
+def test_images_need_no_labels(cli, models, tmp_path):
+    for i in range(3):
+        image(tmp_path / 'photos' / f'{i}.png', seed=i)
+    code, _, err = cli('analyze', 'fourier', models['tinyvit'], '-d', tmp_path / 'photos', '-o', tmp_path / 'out')
+    assert (code, err) == (0, '')
+    data = json.loads((tmp_path / 'out' / 'results.json').read_text())['data']
+    assert (data['images'], data['classes']) == (3, 0)
 
 
 @pytest.mark.parametrize(

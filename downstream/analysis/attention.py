@@ -212,7 +212,7 @@ class AttentionWatch:
         with AttentionWatch(model) as watch:
             watch.check(images[:1])
             logits = watch(images)
-        layers = watch.layers()
+            layers = watch.layers()
 
     Prefix tokens are left out before the softmax, as rows and as columns, as in the released code. Distances in shifted
     windows are those between places within the window, and pairs that the model masks weigh nothing.

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalysisDataOptions(DataOptions):
+    """Images whose labels are not used, and how to load them."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            '--data', '-d', help='Name of a data set, or folder of images; labels are not used.', metavar='DATA'
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
     """Which images an analysis takes, and where it writes."""
 
@@ -32,10 +44,10 @@ class AnalysisOptions:
 
 
 def images_of(options: AnalysisOptions, data: DataOptions, seed: int) -> 'ImageDataset':
-    """The images that the options ask for, in the order in which they were drawn."""
+    """The images that the options ask for, in the order in which they were drawn; a folder of images has no labels."""
     from ..downstream.analysis.images import draw_images
 
-    load = loader(data, seed)
+    load = loader(data, seed, find=True)
     dataset = load(options.split) if options.split else load(*TO_TEST_ON, 'all')
     return draw_images(dataset, options.images, seed)
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .analysis_options import AnalysisOptions, analysed, images_of
+from .analysis_options import AnalysisDataOptions, AnalysisOptions, analysed, images_of
 from .console import printer, quiet_logs
 from .evaluator_options import own_folder
-from .options import DataOptions, ImgSize, ModelOptions, RunOptions, Words, find_device, origin_of, read_words
+from .options import ImgSize, ModelOptions, RunOptions, Words, find_device, origin_of, read_words
 
 OutputLayers = Annotated[
     Words,
@@ -33,7 +33,7 @@ def cka(
     random_a: Annotated[bool, typer.Option('--random-a', '--random', help='Random weights for A.')] = False,
     random_b: Annotated[bool, typer.Option('--random-b', help='Random weights for B.')] = False,
     img_size: ImgSize = None,
-    data_options: DataOptions,
+    data_options: AnalysisDataOptions,
     layers: OutputLayers = Words(('blocks',)),
     options: AnalysisOptions,
     run: RunOptions,
@@ -65,7 +65,7 @@ def cka(
 def attention(
     *,
     model_options: ModelOptions,
-    data_options: DataOptions,
+    data_options: AnalysisDataOptions,
     pixel_step: Annotated[
         float | None,
         typer.Option(
@@ -98,7 +98,7 @@ def attention(
 def fourier(
     *,
     model_options: ModelOptions,
-    data_options: DataOptions,
+    data_options: AnalysisDataOptions,
     layers: OutputLayers = Words(('blocks',)),
     options: AnalysisOptions,
     run: RunOptions,

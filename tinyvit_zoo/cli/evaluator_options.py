@@ -87,7 +87,7 @@ def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Modul
     )
 
 
-def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:
+def loader(options: DataOptions, seed: int, find: bool = False) -> Callable[..., 'ImageDataset']:
     """A function that loads a split as `ImageDataset`; of several splits the first that there is.
 
     It raises `MissingSplitError` if there is none, and `EvaluationError` if the data is not as it should be.
@@ -95,16 +95,22 @@ def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:
     Args:
         options: Data set and how to load it.
         seed: Of the splits of data without splits of its own.
+        find: Take a folder of images, which have no labels, too: see `embed.find_images`.
     """
 
     def load(*splits: str) -> 'ImageDataset':
         from ..common.errors import MissingSplitError
         from ..data.datasets import load_dataset
 
+        read: Callable[..., ImageDataset] = load_dataset
+        if find:
+            from ..downstream.embed import find_images
+
+            read = find_images
         problems = []
         for split in splits:
             try:
-                return load_dataset(
+                return read(
                     options.data, split, options.root, seed=seed, skip_unreadable=options.skip_unreadable,
                     check_counts=not options.any_counts,
                 )  # fmt: skip

@@ -116,7 +116,7 @@ def _sums(
     tl.store(at, (total * scale).to(out.dtype.element_ty), mask=ok)
 
 
-def _settings(d: int, dtype: torch.dtype) -> dict[str, Any]:
+def _settings(d: int) -> dict[str, Any]:
     """float32 is multiplied in three TF32 products; bfloat16 and float16 as they are, summed in float32."""
     D = max(triton.next_power_of_2(d), 16)
     return dict(D=D, BLOCK=BLOCK, PRECISION='tf32x3', num_warps=4, num_stages=1)
@@ -154,7 +154,7 @@ def _logits(
             K,
             tiles,
             SPREAD=lookups is not None,
-            **_settings(d, x.dtype),
+            **_settings(d),
         )
     return out
 
@@ -180,7 +180,7 @@ def _weighted(
             d,
             tiles,
             TRANSPOSED=transposed,
-            **_settings(d, x.dtype),
+            **_settings(d),
         )
 
 
@@ -287,7 +287,7 @@ def _gathered(grad_logits: torch.Tensor, index: torch.Tensor, lookups: torch.Ten
     bucket = index.view(N, N) - torch.arange(N, device=index.device)[:, None] * K
     member = F.one_hot(bucket, K).to(grad_logits.dtype)
     sums = torch.bmm(grad_logits.view(B * H, N, N).transpose(0, 1), member)  # (N, B * H, K)
-    return sums.view(N, B, H, K).transpose(0, 1)
+    return sums.view(N, B, H, K).transpose(0, 1).to(lookups.dtype)
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
