@@ -1,6 +1,6 @@
 """What pre-training, a pre-trained teacher, a chain of teachers and a contraction are worth, in miniature.
 
-Plain ViTs of 4 blocks in three sizes (the papers' tiny, small and base have widths of 192, 384 and 768, ours of 32, 64
+Plain ViTs of 3 blocks in three sizes (the papers' tiny, small and base have widths of 192, 384 and 768, ours of 32, 64
 and 128) learn scikit-learn's handwritten digits or crops of photographs (textures). Every small one starts from the
 same weights, is pre-trained on the training images without their labels, in as many steps on the same crops, and is
 then fine-tuned on the same images with their labels:
@@ -134,15 +134,15 @@ class Settings:
     images: int | None = None
     test_images: int | None = None
     widths: tuple[int, ...] = (32, 64, 128)
-    depth: int = 4
+    depth: int = 3
     heads: int = 4
-    pretraining_epochs: int = 30
-    finetuning_epochs: int = 20
-    batch: int = 64
+    pretraining_epochs: int = 20
+    finetuning_epochs: int = 15
+    batch: int = 32
     pretraining_lr: float = 1e-3
     finetuning_lr: float = 1e-3
     smallest_crop: float = 0.5
-    search_epochs: int = 4
+    search_epochs: int = 2
 
     def shape(self, size: int) -> dict[str, Any]:
         """Arguments of a plain ViT."""
@@ -180,8 +180,8 @@ class Settings:
 
 
 SETTINGS = {
-    'digits': Settings(size=24, patch=4, flip=False),
-    'textures': Settings(size=48, patch=8, flip=True),
+    'digits': Settings(size=20, patch=4, flip=False, images=800),
+    'textures': Settings(size=40, patch=8, flip=True, images=512, finetuning_epochs=20),
 }
 
 
@@ -298,9 +298,7 @@ class Case:
         """Fine-tune a model, and test it. Returns 'accuracy' in %, 'parameters', 'test images', 'losses' by epoch."""
         test = load_dataset(self.data, 'test', seed=self.seed)
         test = test.subset(range(len(test))[: self.settings.test_images])
-        trained = finetune(
-            model, self._images(), self.settings.finetuning, run, test=test, held_out=0.0, **self._run
-        )
+        trained = finetune(model, self._images(), self.settings.finetuning, run, test=test, held_out=0.0, **self._run)
         assert trained.test is not None
         return {
             'accuracy': trained.test.accuracy, 'parameters': count_parameters(model), 'test images': len(test),
