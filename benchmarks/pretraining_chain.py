@@ -32,7 +32,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ class Case:
 
     def _plan(self, method: str, form: nn.Module) -> pretraining.Pretraining:
         make = dict(mae=pretraining.mae, d_mae=pretraining.d_mae, tinymim=pretraining.tinymim)[method]
-        return make(form, self._images(), self.settings.pretraining(method), **self._run)  # type: ignore[operator]
+        return make(form, self._images(), self.settings.pretraining(method), **self._run)
 
     def _autoencoder(self, size: int) -> MaskedAutoencoder:
         """With the initial weights of the seed, from which every model of that size starts."""
@@ -296,7 +296,7 @@ class Case:
 
     def _classifier(self, model: nn.Module, run: Path) -> dict[str, Any]:
         """Fine-tune a model, and test it. Returns 'accuracy' in %, 'parameters', 'test images', 'losses' by epoch."""
-        test = load_dataset(self.data, 'test', seed=self.seed)
+        test = load(self.data, 'test', self.seed)
         test = test.subset(range(len(test))[: self.settings.test_images])
         trained = finetune(model, self._images(), self.settings.finetuning, run, test=test, held_out=0.0, **self._run)
         assert trained.test is not None
@@ -333,7 +333,7 @@ class Case:
         }  # fmt: skip
 
     def _images(self) -> ImageDataset:
-        images = load_dataset(self.data, 'train', seed=self.seed)
+        images = load(self.data, 'train', self.seed)
         return images.subset(permutations(child_key(self.seed, IMAGES), len(images))[: self.settings.images])
 
     def _file(self, name: str) -> Path:
@@ -342,6 +342,12 @@ class Case:
     @property
     def _run(self) -> RunSettings:
         return dict(seed=self.seed, device=torch.device('cpu'), say=lambda text: None)
+
+
+@cache
+def load(data: str, part: str, seed: int) -> ImageDataset:
+    """Every piece asks for them again."""
+    return load_dataset(data, part, seed=seed)
 
 
 def slug(name: str) -> str:
