@@ -181,7 +181,7 @@ class Settings:
 
 SETTINGS = {
     'digits': Settings(size=20, patch=4, flip=False, images=800),
-    'textures': Settings(size=40, patch=8, flip=True, images=512, finetuning_epochs=20),
+    'textures': Settings(size=40, patch=8, flip=True, images=420),
 }
 
 
