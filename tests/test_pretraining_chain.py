@@ -137,7 +137,7 @@ def test_a_contraction_stands_beside_a_model_that_is_narrowed_alike(benchmark, t
     large, contracted, narrowed = (
         rows[arm]['parameters'] for arm in (benchmark.LARGE, benchmark.CONTRACTED, benchmark.NARROWED)
     )
-    assert max(contracted, narrowed) <= large / 2
+    assert max(contracted + narrowed) <= large[0] / 2
     search = json.loads((tmp_path / 'pieces' / 'digits' / '0' / 'contraction.json').read_text())
     assert len(search['winners']) == 2
     assert {'D', 'N3+2'} <= search['first step'].keys()
