@@ -177,8 +177,8 @@ class Settings:
     def search(self) -> Recipe:
         """That of a contraction's candidates."""
         return CONTRACTION.changed(
-            epochs=self.search_epochs, batch_size=32, lr=4e-3, lr_batch=32, crop_area=(self.smallest_crop, 1.0),
-            flip=self._flip, crop_pct=1.0,
+            epochs=self.search_epochs, batch_size=self.batch, lr=4e-3, lr_batch=self.batch,
+            crop_area=(self.smallest_crop, 1.0), flip=self._flip, crop_pct=1.0,
         )  # fmt: skip
 
     @property
