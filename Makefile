@@ -58,6 +58,7 @@ bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	$(BIN)/python benchmarks/knn.py
 	$(BIN)/python benchmarks/linear_probe.py
 	$(BIN)/python benchmarks/soft_labels.py
+	$(BIN)/python benchmarks/analysis.py
 
 clean:  ## Remove .venv and everything built
 	rm -rf $(VENV) build dist docs/_build docs/api/generated .ruff_cache .cache

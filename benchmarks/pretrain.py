@@ -1,11 +1,13 @@
 """The CPU time of an update: our trainers beside a plain loop, and beside lightly-train 0.18's distillation.
 
-Both sides of a comparison train in one process, in turn, on one thread; an update is timed from one call of the
-teacher to the next, images included, and the median is taken over all updates but the first of each epoch, which may
-save a state. The order of the sides is reversed every other round.
+Both sides of a comparison train in one process, in turn, on one thread. Trainers take turns with their plain loop after
+every update, see `plain_loops.py`. lightly-train cannot: there an update is timed from one call of the teacher to the
+next, images included, and the median is taken over all updates but the first of each epoch, which may save a state; the
+order of the sides is reversed every other round.
 
     python benchmarks/pretrain.py                              # all comparisons
     python benchmarks/pretrain.py features --rounds 3          # those whose name begins so
+    python benchmarks/pretrain.py teacher                      # what the teacher of each method takes of an update
 
 Where lightly-train is not installed, what needs it is skipped with a sentence.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plain_loops
 import torch
 import torch.nn.functional as F
 from timing import print_machine, write_figures
@@ -159,6 +162,8 @@ COMPARISONS = {  # (ours, other side, largest ratio of the times)
     'features/lightly-train, our TinyViT': ('ours, our TinyViT', 'lightly-train', 0.95),
 }
 
+UPDATE, TEACHER = '/plain loop', 'teacher'  # ends, and is, the name of a row
+
 
 def time_side(name: str, folder: Path) -> tuple[list[float], nn.Module]:
     """CPU seconds of updates of one training, and the student."""
@@ -225,19 +230,73 @@ def run(chosen: list[str], rounds: int, figures: Path | None) -> None:
     write_figures(figures, where=where, seconds=times, ratios=ratios, knn=near, teachers_share=share)
 
 
+def run_updates(names: list[str], figures: Path | None) -> None:
+    """Trainers and plain loops, an update in turn."""
+    where, _ = print_machine(1)
+    count = plain_loops.EPOCHS * (plain_loops.PER_EPOCH - 2)
+    print(
+        f'\nCPU time of an update, {count} updates in turn: digits at {plain_loops.SIDE} pixels, batch '
+        f'{plain_loops.BATCH}; 95 % interval of the median'
+    )
+    found = {}
+    for name in names:
+        found[name] = timed = plain_loops.compare(name)
+        ours, plain = (1000 * statistics.median(times) / plain_loops.BATCH for times in (timed.ours, timed.plain))
+        verdict = 'met' if timed.ratio <= plain_loops.LIMIT else 'MISSED'
+        print(
+            f'  {name + UPDATE:20s} {timed.ratio:5.3f} ({timed.interval[0]:5.3f} to {timed.interval[1]:5.3f})   limit '
+            f'{plain_loops.LIMIT:.2f} {verdict}; {ours:.1f} and {plain:.1f} ms an image; weights apart by at most '
+            f'{timed.apart:.0e}'
+        )
+    write_figures(figures, where=where, updates={name: vars(timed) for name, timed in found.items()})
+
+
+def run_teachers(rounds: int, figures: Path | None) -> None:
+    """What the teacher of each method takes of an update."""
+    where, _ = print_machine(rounds)
+    print(f'\nCPU time of both passes on {plain_loops.BATCH} digits, ms an image; in parentheses', end=' ')
+    print('a 95 % interval of the median' if rounds > 5 else 'the lowest and the highest')
+    found = {}
+    for name in plain_loops.with_teacher():
+        found[name] = share = plain_loops.share_of_teacher(name, rounds)
+        alone, both = (1000 * statistics.median(times) / plain_loops.BATCH for times in (share.alone, share.both))
+        low, high = share.interval
+        blocks = '{} of {} blocks of the teacher run'.format(*share.blocks)
+        print(
+            f'  {name:20s} student {alone:5.1f}, with its teacher {both:5.1f}: share {share.share:.1%} ({low:.1%} to '
+            f'{high:.1%}); {blocks}'
+        )
+    write_figures(figures, where=where, teachers={name: vars(share) for name, share in found.items()})
+
+
 def main() -> None:
+    rows = [*COMPARISONS, *(name + UPDATE for name in plain_loops.TRAINERS), TEACHER]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('rows', nargs='?', default='', help='how the names of the comparisons begin (default: all)')
-    parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--figures', type=Path, help='JSON file for all measurements')
+    parser.add_argument('--rounds', type=int, default=3, help='of features and of the teachers (default 3)')
+    parser.add_argument('--figures', type=Path, help='folder for JSON files of all measurements')
     args = parser.parse_args()
-    chosen = [name for name in COMPARISONS if name.startswith(args.rows)]
+    chosen = [name for name in rows if name.startswith(args.rows)]
     if not chosen:
-        parser.error(f'no comparison begins with {args.rows}: take one of {", ".join(COMPARISONS)}')
+        parser.error(f'no comparison begins with {args.rows}: take one of {", ".join(rows)}')
     for name in ('lightly_train', 'lightning.fabric', 'lightning_fabric', 'pytorch_lightning'):
         logging.getLogger(name).setLevel(logging.ERROR)
+    features = [name for name in chosen if name in COMPARISONS]
+    updates = [name.removesuffix(UPDATE) for name in chosen if name.removesuffix(UPDATE) in plain_loops.TRAINERS]
     with one_thread():
-        run(chosen, args.rounds, args.figures)
+        if updates:
+            run_updates(updates, _file(args.figures, 'updates'))
+        if TEACHER in chosen:
+            run_teachers(args.rounds, _file(args.figures, 'teachers'))
+        if features:
+            run(features, args.rounds, _file(args.figures, 'features'))
+
+
+def _file(folder: Path | None, name: str) -> Path | None:
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f'{name}.json'
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Make the thumbnails of the README again, by the commands that stand beside them: `python docs/make_images.py`.
 
-It takes about eight minutes on a CPU and needs the extra `dev`. The detector is trained first, on 8 images of shapes
+It takes about nine minutes on a CPU and needs the extra `dev`. The detector is trained first, on 8 images of shapes
 that the tests make; everything else comes from the demo and from random weights, as the README says.
 """
 
@@ -25,6 +25,7 @@ WRITTEN = {
     'demo': 'demo_output/contact_sheet.png',
     'finetune': 'finetuned/accuracy.png',
     'distill': 'distilled/loss.png',
+    'pretrain': 'pretrained/loss.png',
     'fewshot': 'few_shot/accuracy.png',
     'compare': 'compared/differences.png',
     'detect': 'drawn/0001.png',

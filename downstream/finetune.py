@@ -25,9 +25,10 @@ from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.data.split import stratified_split
+from tinyvit_zoo.data.subsets import subset_identity
 from tinyvit_zoo.data.transforms import data_config
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, evaluation_config, reset_head
-from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch
+from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch, unreached_frozen
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.tasks.classification import Teaching, classification_task, has_token
 from tinyvit_zoo.training.tasks.teacher import check_teacher
@@ -153,31 +154,32 @@ def finetune(
     if teaching is not None:
         check_teacher(teaching.teacher, model)
     task = classification_task(model, recipe, len(train.classes), teaching)
-    loop = TrainingLoop(task, recipe, Path(output), **run)
-    if teaching is not None:
-        cast(Any, task).teacher.autocast = loop.accelerator.autocast
-    loop.say(plan.words)
-    _warn_of_average(recipe, len(train), loop.say)
-    training_transform, evaluation_transform = create_transforms(model, recipe)
-    held_loader = None if validation is None else loop.loader(validation.with_transform(evaluation_transform))
+    with unreached_frozen(model):
+        loop = TrainingLoop(task, recipe, Path(output), **run)
+        if teaching is not None:
+            cast(Any, task).teacher.autocast = loop.accelerator.autocast
+        loop.say(plan.words)
+        _warn_of_average(recipe, len(train), loop.say)
+        training_transform, evaluation_transform = create_transforms(model, recipe)
+        held_loader = None if validation is None else loop.loader(validation.with_transform(evaluation_transform))
 
-    def evaluate(result: nn.Module) -> Record:
-        if held_loader is None or validation is None:
-            return dict(validation_loss=None, validation_accuracy=None, validation_mean_per_class=None)
-        predictions, loss, accuracy = _predict(loop, result, held_loader)
-        per_class = mean_per_class(validation.labels, predictions)
-        return dict(validation_loss=loss, validation_accuracy=accuracy, validation_mean_per_class=per_class)
+        def evaluate(result: nn.Module) -> Record:
+            if held_loader is None or validation is None:
+                return dict(validation_loss=None, validation_accuracy=None, validation_mean_per_class=None)
+            predictions, loss, accuracy = _predict(loop, result, held_loader)
+            per_class = mean_per_class(validation.labels, predictions)
+            return dict(validation_loss=loss, validation_accuracy=accuracy, validation_mean_per_class=per_class)
 
-    history = loop.run(
-        loop.loader(
-            SeededDataset(train.with_transform(training_transform)),
-            RepeatedAugSampler(len(train), recipe.batch_size, recipe.repeats, seed),
-        ),
-        _identity(model, train, validation, teaching),
-        evaluate=evaluate,
-        chosen_by='validation_accuracy',
-        describe=_in_words,
-    )
+        history = loop.run(
+            loop.loader(
+                SeededDataset(train.with_transform(training_transform)),
+                RepeatedAugSampler(len(train), recipe.batch_size, recipe.repeats, seed),
+            ),
+            _identity(model, train, validation, teaching),
+            evaluate=evaluate,
+            chosen_by='validation_accuracy',
+            describe=_in_words,
+        )
     if has_token(model):
         cast(Any, model).set_distilled_training(False)
     ours, own = evaluation_config(model, recipe), evaluation_config(model)
@@ -261,7 +263,7 @@ def _identity(
     model: nn.Module, train: ImageDataset, validation: ImageDataset | None, teaching: Teaching | None
 ) -> dict[str, str]:
     """Everything about the images and the teacher that must be the same for a run to be resumed."""
-    images = {'training images': train.fingerprint()}
+    images = {'training images': train.fingerprint(), **subset_identity(train)}
     if validation is not None:
         images['validation images'] = validation.fingerprint()
     if teaching is not None:

@@ -31,7 +31,7 @@ from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['eval_results_entry', 'is_for_card', 'plain', 'record', 'write']
+__all__ = ['eval_results_entry', 'is_for_card', 'plain', 'record', 'write', 'write_csv']
 
 RESULTS = 'results.json'
 
@@ -91,6 +91,7 @@ def _model(model: nn.Module, name: str | None) -> dict[str, Any]:
 
 
 def _data(dataset: Any) -> dict[str, Any]:
+    selection = dataset.selection
     return dict(
         name=dataset.name,
         split=dataset.split,
@@ -99,6 +100,7 @@ def _data(dataset: Any) -> dict[str, Any]:
         complete=dataset.complete,
         unreadable_left_out=list(dataset.skipped),
         sha256=dataset.fingerprint(),
+        **({} if selection is None else dict(subset=selection.facts())),
     )
 
 
@@ -136,7 +138,7 @@ def write(
     text = json.dumps(plain(results), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
     files: dict[str, Callable[[Path], Any]] = {}
     for name, rows in (tables or {}).items():
-        files[f'{name}.csv'] = partial(_write_csv, rows)
+        files[f'{name}.csv'] = partial(write_csv, rows)
     for name, figure in (figures or {}).items():
         files[f'{name}.png'] = partial(figure.savefig, dpi=figure.dpi)
     for name, entry in (eval_results or {}).items():
@@ -156,7 +158,8 @@ def write(
     return path
 
 
-def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows; the columns are the keys, in the order of their first appearance."""
     with path.open('w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()

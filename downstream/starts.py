@@ -10,7 +10,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinyvit_zoo.build import build_model
-from tinyvit_zoo.checkpoints import CLASSES_22K, CheckpointError, find_key_map, head_22k_to_1k, read_checkpoint
+from tinyvit_zoo.checkpoints import (
+    CLASSES_22K,
+    CheckpointError,
+    find_heads,
+    find_key_map,
+    head_22k_to_1k,
+    read_checkpoint,
+    read_with_clues,
+)
 from tinyvit_zoo.data.class_map import synsets
 from tinyvit_zoo.training.recipes import STARTS, Recipe
 
@@ -28,12 +36,14 @@ class Start:
         classes: Outputs of their classifier; 0 without one, None where nothing shows it.
         label_names: Of those outputs, where they are known.
         side: Of the images that they are for, in pixels; None for random weights, and where only a file would show it.
+        heads: Attention heads of an encoder in a file, in all blocks but the last; None where nothing shows them.
     """
 
     kind: str | None
     classes: int | None = None
     label_names: tuple[str, ...] = ()
     side: int | None = None
+    heads: int | None = None
 
     @property
     def words(self) -> str:
@@ -62,13 +72,22 @@ def find_start(
     cfg: Any = build_model(name, device='meta').pretrained_cfg
     side = max(cfg['input_size'][-2:]) if weights is None else None
     if as_init:
-        return Start('encoder', 0, side=side)
+        return Start('encoder', 0, side=side, heads=None if weights is None else _heads_of_file(weights, part))
     names = tuple(cfg.get('label_names') or ()) if weights is None else ()
     classes = cfg['num_classes'] if weights is None else _classes_of_file(weights, part, cfg.get('classifier'))
     if classes is None:
         return Start(None, None, side=side)
     kind = 'encoder' if classes == 0 else 'in22k' if classes in IN22K else 'in1k' if classes == 1000 else None
     return Start(kind, classes, names, side)
+
+
+def _heads_of_file(weights: Path, part: str | None) -> int | None:
+    try:
+        state_dict, clues = read_with_clues(weights, part)
+    except CheckpointError:  # for whoever loads it to report
+        return None
+    evidence = find_heads(clues, state_dict)
+    return evidence.heads[0] if evidence else None
 
 
 def _classes_of_file(weights: Path, part: str | None, classifier: Any) -> int | None:

@@ -1,10 +1,12 @@
 """The command that measures speed: what it measures, its rows, resuming, and errors; never a time."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from conftest import refused
 
 from tinyvit_zoo import bench as bench_module
-from tinyvit_zoo.bench import Settings, bench, read_rows
+from tinyvit_zoo.bench import Settings, bench, bench_variants, read_rows
 from tinyvit_zoo.common.errors import ModelError
 
 SMALL = Settings(rounds=3, img_size=(64, 64))
@@ -54,6 +56,26 @@ def test_a_row_says_what_was_measured_where_and_when():
     assert row.p95_ms >= row.median_ms > 0
 
 
+@pytest.mark.skipif(find_spec('resource') is None, reason='Windows does not count page faults')
+def test_a_row_says_how_many_pages_the_system_maps_in(monkeypatch):
+    def mapping(row, settings):
+        return lambda: mmap.mmap(-1, 64 * mmap.PAGESIZE).write(bytes(64 * mmap.PAGESIZE))
+
+    monkeypatch.setattr(bench_module, '_variant', mapping)
+    (row,) = bench(['test_vit'], [2], settings=SMALL)
+    assert 64 <= row.page_faults < 640
+
+
+def test_a_file_from_before_page_faults_were_counted_is_read(tmp_path):
+    file = tmp_path / 'rows.csv'
+    (row,) = bench(['test_vit'], [1], settings=SMALL, csv_file=file)
+    names, values = ([*line.split(',')] for line in file.read_text().splitlines())
+    at = names.index('page_faults')
+    file.write_text('\n'.join(','.join(line[:at] + line[at + 1 :]) for line in (names, values)))
+    (old,) = read_rows(file)
+    assert (old.page_faults, old.commit, old.state) == (None, row.commit, 'ok')
+
+
 def test_several_threads_are_measured_by_the_wall_clock():
     before = torch.get_num_threads()
     try:
@@ -72,14 +94,24 @@ def test_forms_are_what_they_say(monkeypatch):
         return lambda: None
 
     monkeypatch.setattr(bench_module, '_inference', inference)
-    bench(['tinyvit_5m_224'], [1], ['created', 'deploy', 'compiled'], Settings(rounds=1, dtype='bfloat16'))
-    (created, plain), (deploy, last), (compiled, _) = seen.values()
-    assert not any(type(module).__name__ == 'BatchNorm2d' for module in deploy.modules())
+    forms = ['created', 'deploy', 'compiled', 'deploy+compiled']
+    bench(['tinyvit_5m_224'], [1], forms, Settings(rounds=1, dtype='bfloat16'))
+    (created, plain), (deploy, last), (compiled, _), (both, _) = seen.values()
+    for folded in (deploy, both):
+        assert not any(type(module).__name__ == 'BatchNorm2d' for module in folded.modules())
     assert any(type(module).__name__ == 'BatchNorm2d' for module in created.modules())
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert plain.dtype == next(deploy.parameters()).dtype == torch.bfloat16
-    assert compiled._compiled_call_impl is not None
-    assert created._compiled_call_impl is None
+    assert None not in (compiled._compiled_call_impl, both._compiled_call_impl)
+    assert created._compiled_call_impl is deploy._compiled_call_impl is None
+
+
+def test_pairs_of_model_and_form_can_be_measured_alone(calls):
+    pairs = [('test_resnet', 'created'), ('test_vit', 'deploy')]
+    rows = bench_variants(pairs, [1], SMALL)
+    assert [(row.model, row.form) for row in rows] == pairs
+    assert {(model, form) for model, form, _ in calls} == set(pairs)
+    assert {row.first for row in rows} == {'test_resnet created'}
 
 
 def test_training_is_a_step_that_moves_the_weights(monkeypatch):
@@ -179,6 +211,21 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path):
     assert file.read_text() == 'a,b\n1,2\n'
 
 
+@pytest.mark.parametrize(('changed', 'commit'), [('', 'abc'), (' M bench.py', 'abc+')])
+def test_a_commit_is_marked_where_the_package_has_changes_and_not_for_a_page(changed, commit, monkeypatch):
+    asked = []
+
+    def git(folder, *words):
+        asked.append((folder, words))
+        return changed if words[0] == 'status' else 'abc'
+
+    monkeypatch.setattr(bench_module, '_git', git)
+    assert bench_module._commit() == commit
+    (folder, words), _ = asked
+    assert folder == Path(bench_module.__file__).parent
+    assert words[-2:] == ('--', '.')
+
+
 # --- errors, before anything is measured
 
 
@@ -187,7 +234,7 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path):
     {
         'no_such_model': (['test_vit', 'no_such_model'], ['created'], Settings()),
         'created, deploy, compiled, graph': (['test_vit'], ['folded'], Settings()),
-        'leave graph out': (['test_vit'], ['graph'], Settings()),
+        'leave graph out': (['test_vit'], ['deploy+graph'], Settings()),
         'created and compiled only': (['test_vit'], ['deploy'], Settings(train=True)),
     }.items(),
     ids=['model', 'form', 'graph', 'train'],

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import refused
 from PIL import Image
 from safetensors.torch import load_file
 
+from tinyvit_zoo.checkpoints import CheckpointError
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.models import PlainVit
 from tinyvit_zoo.pretrain import (
     DMae,
@@ -23,17 +26,17 @@ from tinyvit_zoo.pretrain import (
 )
 from tinyvit_zoo.training.chain import find_stages
 from tinyvit_zoo.training.pretraining import Pretraining
-from tinyvit_zoo.training.pretraining_forms import load_teacher, tinymim_form
+from tinyvit_zoo.training.pretraining_forms import d_mae_form, load_teacher, tinymim_form
 
 SHAPE = dict(img_size=32, patch_size=16)
-BRIEF = ('--small', '--epochs', 1, '--batch-size', 16, '--device', 'cpu')
+BRIEF = ('--small', '--epochs', 1, '--batch-size', 8, '--device', 'cpu')
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """64 images of noise in two classes, a quarter of them to test on."""
+    """32 images of noise in two classes, a quarter of them to test on."""
     folder, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
-    for i in range(64):
+    for i in range(32):
         place = folder / ('train' if i % 4 else 'test') / 'ab'[i // 4 % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(place / f'{i}.png')
@@ -94,6 +97,33 @@ def test_tiny_is_fine_tuned_with_the_released_heads_or_with_its_own(keep, cli, d
     load_pretraining(student, run / 'model')
 
 
+@pytest.mark.parametrize('keep', [False, True])
+def test_finetune_says_that_the_encoder_had_other_heads_and_keeps_them_where_it_is_told_to(keep, cli, data, tmp_path):
+    encoder = timm.create_model('tinymim_vit_tiny_student_patch16_224', img_size=32)
+    save_folder(encoder, tmp_path / 'encoder')
+    options = ('--keep-heads',) if keep else ()
+    code, out, err = cli(
+        'finetune', 'tinymim_vit_tiny_patch16_224', '--weights', tmp_path / 'encoder', '--as-init', '--img-size', 32,
+        '-d', data, '-o', tmp_path / 'run', '--epochs', 1, '--batch-size', 8, '--device', 'cpu', *options,
+    )  # fmt: skip
+    assert code == 0, err
+    assert ('Heads: 3, where the encoder was pre-trained with 6' in out) is not keep
+    model = timm.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True)
+    assert {block.attn.num_heads for block in model.blocks} == {6 if keep else 3}
+
+
+def test_heads_that_nothing_shows_cannot_be_kept(cli, data, tmp_path):
+    file = saved(tmp_path, tinymim_student('tiny', **SHAPE).vit.state_dict())
+    finetune = ('finetune', 'tinymim_vit_tiny_patch16_224', '--keep-heads', '-d', data, '-o', tmp_path / 'run')
+    for options, words in (
+        ((), 'only with --as-init'),
+        (('--as-init', '--weights', file), 'shows its number of heads'),
+    ):
+        code, _, err = cli(*finetune, *options)
+        assert code == 2
+        assert words in ' '.join(err.replace('│', ' ').split())
+
+
 @pytest.mark.slow
 def test_a_chain_hands_each_result_on_and_goes_on_in_the_stage_that_was_killed(
     cli, data, teacher_file, tmp_path, monkeypatch
@@ -142,7 +172,7 @@ def test_chains_that_are_none_are_refused(student, teacher, chain, words, tmp_pa
 
 
 def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(cli, data, tmp_path):
-    code, out, _ = cli('pretrain', 'mocov3', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF, '--dry-run')
+    code, out, _ = cli('pretrain', 'mae', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF, '--dry-run')
     assert code == 0
     assert out.startswith('3 updates in 3 steps; about ')
     assert not (tmp_path / 'run').exists()
@@ -175,6 +205,24 @@ def test_a_decoder_shows_that_the_heads_are_others(cli, data, tmp_path):
     assert 'is of a model with 12 heads (it holds the decoder' in refusal(cli, data, tmp_path, *taught)
 
 
+def test_a_fine_tuned_file_or_folder_is_no_teacher_whatever_its_name(tmp_path):
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, num_classes=3)
+    save_folder(model, tmp_path / 'folder')
+    for teacher in (
+        ('vit_tiny_patch16_224', saved(tmp_path, model.state_dict())), (str(tmp_path / 'folder'),)
+    ):  # fmt: skip
+        refused(lambda teacher=teacher: load_teacher(*teacher), 'is a fine-tuned model', kind=EvaluationError)
+
+
+def test_the_decoder_of_a_file_is_left_out_and_a_name_with_other_heads_refused(tmp_path):
+    mae = mae_lite_tiny(**SHAPE)
+    file, own = saved(tmp_path, mae.state_dict()), mae.state_dict()
+    teacher = load_teacher('mae_lite_vit_tiny_encoder_patch16_224', file)
+    assert (teacher.heads, teacher.vit.patch_embed.img_size) == (12, (32, 32))
+    assert all(torch.equal(value, own[key]) for key, value in teacher.vit.state_dict().items())
+    refused(lambda: load_teacher('vit_tiny_patch16_224', file), 'is of a model with 12 heads', kind=CheckpointError)
+
+
 def test_heads_that_do_not_divide_the_width_of_the_student_are_refused():
     teacher = RelationEncoder(PlainVit(embed_dim=40, depth=1, num_heads=5, **SHAPE), 1, frozen=True)
     with pytest.raises(EvaluationError, match='5 heads in its block 1, and the width 192 of the tiny student'):
@@ -188,6 +236,30 @@ def test_what_does_not_match_is_named_before_the_first_batch(cli, data, teacher_
         assert 'patches' in refusal(cli, data, tmp_path, *method, *taught, '--patch-size', 8)
     assert 'block counts from 1' in refusal(cli, data, tmp_path, 'tinymim', '--student', 'tiny', *taught, '--block', 13)
     assert 'attention_blocks count from 1' in refusal(cli, data, tmp_path, 'd_mae', *taught, '--attention-blocks', 13)
+
+
+def test_blocks_of_d_mae_are_compared_one_by_one():
+    teacher = PlainVit(embed_dim=24, depth=3, num_heads=3, **SHAPE)
+    refused(
+        lambda: d_mae_form('tiny', teacher, (2,), (), depth=2, **SHAPE), 'the student has 2, the teacher 3',
+        kind=EvaluationError,
+    )  # fmt: skip
+
+
+def test_no_room_for_the_form_is_one_sentence_and_the_same_command_writes_the_rest(cli, data, tmp_path, monkeypatch):
+    arguments = ('pretrain', 'mae', '-d', data, '-o', tmp_path / 'run', '--img-size', 32, *BRIEF)
+
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('tinyvit_zoo.downstream.reports.pretraining.write_safetensors', full)
+        code, _, err = cli(*arguments)
+    assert (code, err.count('\n')) == (1, 1)
+    assert 'No space left on device' in err
+    assert not (tmp_path / 'run' / 'form.safetensors').exists()
+    assert cli(*arguments)[0] == 0
+    assert (tmp_path / 'run' / 'form.safetensors').exists()
 
 
 def test_a_size_without_weights_says_which_name_has_them(cli, data, tmp_path):
@@ -212,7 +284,7 @@ def test_what_each_says_at_its_end_fine_tunes(method, cli, data, teacher_file, t
     patch = () if method in ('tinymim', 'd_mae') else ('--img-size', 32)
     code, out, err = cli('pretrain', method, *of.get(method, ()), *patch, '-d', data, '-o', tmp_path / 'run', *BRIEF)
     assert code == 0, err
-    code, out, err = cli(*next_command(out), '--epochs', 1, '--batch-size', 16, '--device', 'cpu')
+    code, out, err = cli(*next_command(out), '--epochs', 1, '--batch-size', 8, '--device', 'cpu')
     assert code == 0, err
     assert 'test accuracy' in out
     if method == 'd_mae':

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tinyvit_zoo.training import distil_features
 from tinyvit_zoo.training.feature_readers import Features
 from tinyvit_zoo.training.feature_teacher import FeatureTeacher
 from tinyvit_zoo.training.feature_views import FeatureViews
+from tinyvit_zoo.training.features import plan_features
+from tinyvit_zoo.training.ingredients import create_optimizer, create_scheduler
 from tinyvit_zoo.training.recipes.features import FEATURES
 from tinyvit_zoo.training.run_state import read_weights
 from tinyvit_zoo.training.soft_label_views import ViewSampler
@@ -52,9 +55,7 @@ def digits():
 
 def trained(digits, folder, student=None, teacher=None, recipe=RECIPE, **settings):
     common = dict(device=torch.device('cpu'), say=lambda text: None)
-    return distil_features(
-        student or vit(), teacher or taught_by(), digits, folder, recipe=recipe, **common, **settings
-    )
+    return distil_features(student or vit(), teacher or taught_by(), digits, folder, recipe=recipe, **common | settings)
 
 
 # loss and maps
@@ -253,6 +254,25 @@ def test_names_and_a_folder_are_enough(digits, tmp_path):
     assert result.teacher['name'] == 'VisionTransformer'
     assert result.teacher['img_size'] == [48, 48]
     assert len(result.dataset) == 8
+
+
+def test_schedule_and_groups_are_those_of_the_recipe(digits):
+    module = plan_features(vit(), taught_by(), digits, RECIPE).task.trainable_module
+    optimizer = create_optimizer(module, FEATURES, FEATURES.batch_size)
+    scheduler = create_scheduler(optimizer, FEATURES, FEATURES.batch_size, 2)
+
+    def lr_at(update: int) -> float:
+        scheduler.step_update(update)
+        return optimizer.param_groups[0]['lr']
+
+    last = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 189 / 190)) / 2
+    expected = {0: 1e-6, 5: (1e-6 + 1e-3) / 2, 10: 1e-3, 105: (1e-3 + 1e-5) / 2, 199: last}
+    assert {update: lr_at(update) for update in expected} == pytest.approx(expected, rel=1e-9)
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = {names[id(p)]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    spared = {name for name, p in module.named_parameters() if p.ndim <= 1} | {'student.cls_token', 'student.pos_embed'}
+    assert {name for name, decay in groups.items() if not decay} == spared  # timm's ViT names the last two
+    assert set(groups.values()) == {0.0, 0.05}
 
 
 def test_few_images_are_taken_in_smaller_batches(digits, tmp_path):

@@ -1,16 +1,16 @@
-"""Training of TinyMIM, MAE, D-MAE and MoCo v3: objectives, recipes, updates, processes, killed runs."""
+"""Training of TinyMIM, MAE, D-MAE and MoCo v3: objectives, recipes, updates, processes."""
 
 import dataclasses
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from golden_rule import GOLDEN, fill_by_rule, golden, noise, rule_value
 from PIL import Image, ImageOps
@@ -21,6 +21,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.replay import Place, ReplayedViews
 from tinyvit_zoo.distill import relation_distillation_loss
+from tinyvit_zoo.downstream.finetune import finetune
 from tinyvit_zoo.models import PlainVit
 from tinyvit_zoo.pretrain import (
     DMae,
@@ -35,7 +36,7 @@ from tinyvit_zoo.pretrain import (
 from tinyvit_zoo.training.ingredients import create_optimizer, create_scheduler
 from tinyvit_zoo.training.pretraining import Pretraining, d_mae, mae, mocov3, tinymim
 from tinyvit_zoo.training.pretraining_views import Moment, mask_noise
-from tinyvit_zoo.training.recipes import PRETRAINING
+from tinyvit_zoo.training.recipes import PRETRAINING, RECIPES
 from tinyvit_zoo.training.tasks.mae_lite import DMaeTask, MaeTask, MocoV3Task
 from tinyvit_zoo.training.tasks.tinymim import TinyMimTask
 
@@ -129,6 +130,36 @@ def test_the_objective_of_mocov3_is_the_released_one_in_both_directions():
     assert loss.item() == pytest.approx(2 * official['loss'].item(), abs=2 * SINGLE)
 
 
+def test_the_gradients_of_mocov3_are_those_of_plain_lines():
+    """In float64, through encoders, projectors, predictor and the momentum encoder that has moved first."""
+    form, views = form_of('mocov3').double(), torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    slow = form_of('mocov3').double()
+    with torch.no_grad():  # off the encoder that it starts as
+        for net in (form, slow):
+            for parameter in net.momentum_encoder.parameters():
+                parameter += 0.01 * parameter.abs().mean()
+    MocoV3Task(form, 10, 0.99)(*views, torch.full((4,), 3))['loss'].backward()
+
+    momentum = 1 - 0.01 * (1 + math.cos(math.pi * 3 / 10)) / 2
+    queries = [slow.predictor(slow.base_encoder(view)) for view in views]
+    for theirs, own in zip(slow.momentum_encoder.parameters(), slow.base_encoder.parameters(), strict=True):
+        theirs.data = momentum * theirs.data + (1 - momentum) * own.data
+    with torch.no_grad():
+        keys = [slow.momentum_encoder(view) for view in views]
+    loss = torch.zeros((), dtype=torch.float64)
+    for query, key in ((queries[0], keys[1]), (queries[1], keys[0])):
+        logits = (query / query.norm(dim=1, keepdim=True)) @ (key / key.norm(dim=1, keepdim=True)).T / 0.2
+        loss = loss - 0.4 * logits.log_softmax(1).diagonal().mean()
+    loss.backward()
+    expected = {name: p.grad for name, p in slow.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in form.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    assert not any(name.startswith('momentum_encoder') for name in found)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+    assert largest_difference(form.momentum_encoder, slow.momentum_encoder) < 1e-12
+
+
 class Given(nn.Module):
     """An encoder that returns the same whatever it sees."""
 
@@ -163,32 +194,44 @@ def test_the_momentum_rises_with_the_updates_and_moves_once_in_each():
 # recipes
 
 
-@pytest.mark.parametrize(
-    ('method', 'epochs', 'warmup', 'batch', 'start', 'top', 'betas', 'decay'),
-    [
-        ('tinymim', 300, 15, 4096, 0.0, 2.4e-3, (0.9, 0.95), 0.05),
-        ('mae', 400, 40, 4096, 0.0, 2.4e-3, (0.9, 0.95), 0.05),
-        ('d_mae', 400, 40, 4096, 0.0, 2.4e-3, (0.9, 0.95), 0.05),
-        ('mocov3', 400, 40, 1024, 1e-6, 6e-4, (0.9, 0.999), 0.1),
-    ],
-)
-def test_schedule_and_groups_are_those_of_the_paper(method, epochs, warmup, batch, start, top, betas, decay):
-    recipe, updates = PRETRAINING[method], 2  # of an epoch
+# Epochs, warm-up, batch; first and highest learning rate; betas; weight decay.
+OF_MAE = (0.0, 2.4e-3, (0.9, 0.95), 0.05)
+PUBLISHED = {
+    'tinymim': (300, 15, 4096, *OF_MAE),
+    'mae': (400, 40, 4096, *OF_MAE),
+    'd_mae': (400, 40, 4096, *OF_MAE),
+    'mocov3': (400, 40, 1024, 1e-6, 6e-4, (0.9, 0.999), 0.1),
+}
+CHOSEN = {f'{name}_small': (200, 10, 64, row[3], 5e-4, *row[5:]) for name, row in PUBLISHED.items()}
+
+
+def test_every_recipe_is_in_the_table():
+    assert PRETRAINING.keys() == PUBLISHED.keys() | CHOSEN.keys()
+
+
+@pytest.mark.parametrize('name', [*PUBLISHED, *CHOSEN])
+def test_schedule_and_groups_are_those_of_the_table(name):
+    epochs, warmup, batch, first, highest, betas, decay = (PUBLISHED | CHOSEN)[name]
+    recipe, updates, method = PRETRAINING[name], 2, name.removesuffix('_small')  # updates of an epoch
     assert (recipe.epochs, recipe.warmup_epochs, recipe.batch_size) == (epochs, warmup, batch)
     module = plan_task(method).trainable_module
     optimizer = create_optimizer(module, recipe, recipe.batch_size)
     scheduler = create_scheduler(optimizer, recipe, recipe.batch_size, updates)
 
-    def lr_at(update: float) -> float:
-        scheduler.step_update(int(update))
+    def lr_at(update: int) -> float:
+        scheduler.step_update(update)
+        assert len({group['lr'] for group in optimizer.param_groups}) == 1
         return optimizer.param_groups[0]['lr']
 
-    middle = (epochs + warmup) / 2
-    assert lr_at(0) == pytest.approx(start)
-    assert lr_at(warmup) == pytest.approx((start + top) / 2)  # halfway through the warm-up
-    assert lr_at(updates * warmup) == pytest.approx(top)
-    assert lr_at(updates * middle) == pytest.approx(top / 2, rel=0.02)
-    assert lr_at(updates * epochs - 1) < 1e-4 * top
+    last, total = updates * epochs - 1, updates * (epochs - warmup)
+    expected = {
+        0: first,
+        warmup: (first + highest) / 2,  # halfway through the warm-up
+        updates * warmup: highest,
+        epochs + warmup: highest / 2,  # halfway through the cosine
+        last: highest * (1 + math.cos(math.pi * (total - 1) / total)) / 2,
+    }
+    assert {update: lr_at(update) for update in expected} == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert {group['betas'] for group in optimizer.param_groups} == {betas}
     names = {id(p): name for name, p in module.named_parameters()}
     groups = {names[id(p)]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
@@ -345,30 +388,7 @@ def test_the_teacher_of_tinymim_stops_at_its_block(target, digits, monkeypatch):
     assert [blocks.index(block) for block in runs if block in blocks] == [0, 1]
 
 
-# killed runs, processes
-
-
-class Killed(BaseException): ...
-
-
-@pytest.mark.parametrize('method', METHODS)
-def test_a_killed_training_resumes_with_the_same_losses_and_weights(method, digits, tmp_path):
-    whole, killed = plan_of(method, digits, micro_batch=4), plan_of(method, digits, micro_batch=4, save_minutes=0)
-    expected = whole.train(tmp_path / 'whole').history
-    forward, steps = killed.task.forward, []
-
-    def dying(*batch):
-        steps.append(len(steps))
-        if len(steps) == 10:  # in the second half of an update of the second epoch
-            raise Killed
-        return forward(*batch)
-
-    killed.task.forward = dying
-    with pytest.raises(Killed):
-        killed.train(tmp_path / 'killed')
-    resumed = plan_of(method, digits, micro_batch=4, save_minutes=0)
-    assert resumed.train(tmp_path / 'killed').history == expected
-    assert largest_difference(resumed.form, whole.form) == 0
+# other runs, processes
 
 
 @pytest.mark.parametrize('change', ['data', 'teacher', 'views'])
@@ -386,66 +406,121 @@ def test_another_training_is_refused_by_name(change, digits, tmp_path):
 
 
 SCRIPT = """
-import os, signal, sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_pretraining import IMAGES, MASKED, plan_of
+from test_pretraining import IMAGES, MASKED, chain, plan_of, tuned
 from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.data import load_dataset
-from tinyvit_zoo.data.replay import Place, ReplayedViews
 torch.set_num_threads(1)
-digits, mode = load_dataset('digits', 'train').subset(range(IMAGES)), sys.argv[1]
+digits = load_dataset('digits', 'train').subset(range(IMAGES))
 with processes():
-    for method in MASKED if mode == 'both' else ('mocov3',):
-        plan = plan_of(method, digits, save_minutes=0)
-        if mode == 'kill':
-            forward, steps = plan.task.forward, []
-            def dying(*batch):
-                steps.append(0)
-                if len(steps) == 5:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return forward(*batch)
-            plan.task.forward = dying
-        plan.train(os.path.join(sys.argv[2], method))
+    for method in MASKED:
+        plan_of(method, digits, save_minutes=0).train(os.path.join(sys.argv[1], method))
+    tuned(digits, os.path.join(sys.argv[1], 'tuned'))
+    chain(sys.argv[1])
 """
 
 
-def run_script(tmp_path: Path, mode: str, *launcher: str) -> int:
+def run_script(tmp_path: Path, *launcher: str) -> int:
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     paths = [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), OMP_NUM_THREADS='1')
-    command = [sys.executable, *launcher, str(script), mode, str(tmp_path / 'out')]
-    return subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True).returncode
+    command = [sys.executable, *launcher, str(script), str(tmp_path / 'out')]
+    return subprocess.run(command, env=environment, check=False, timeout=600, capture_output=True).returncode
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGKILL')
-def test_kill_9_and_resume_gives_the_same_weights(digits, tmp_path):
-    assert run_script(tmp_path, 'kill') == -signal.SIGKILL
-    whole, resumed = plan_of('mocov3', digits), plan_of('mocov3', digits, save_minutes=0)
-    history = resumed.train(tmp_path / 'out' / 'mocov3').history
-    assert history == whole.train(tmp_path / 'whole').history
-    assert largest_difference(whole.form, resumed.form) == 0
-
-
-def test_two_processes_train_as_one(digits, tmp_path):
-    """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only.
+def difference(one: Path, two: Path) -> float:
+    """The largest one of two runs' weights.
 
     Attention is the same whatever is added to all keys: gradients of their biases are nothing but rounding, which AdamW
     makes as large as any other.
     """
+    weights = [torch.load(run / 'best.pt', weights_only=True) for run in (one, two)]
+    for run in weights:
+        for key, bias in run.items():
+            if key.endswith('qkv.bias'):
+                bias.unflatten(0, (3, -1))[1] = 0
+    assert weights[0]
+    return max((value - weights[1][key]).abs().max().item() for key, value in weights[0].items())
+
+
+@pytest.fixture(scope='module')
+def in_two(digits, tmp_path_factory) -> Path:
+    """What two processes have trained: each method, a student's form, and a chain."""
+    folder = tmp_path_factory.mktemp('two')
+    (folder / 'images').mkdir()
+    for i in range(IMAGES):
+        digits.image(i).save(folder / 'images' / f'{i:02}.png')
+    torch.manual_seed(1)
+    torch.save(tinymim_teacher('base', 2, **SMALL).vit.state_dict(), folder / 'base.pth')
     launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
-    assert run_script(tmp_path, 'both', *launcher) == 0
+    assert run_script(folder, *launcher) == 0
+    return folder / 'out'
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(digits, in_two, tmp_path):
+    """Drop path draws for each process, and BatchNorm of MoCo v3 takes several processes on CUDA only."""
     for method in MASKED:
-        alone = plan_of(method, digits)
-        alone.train(tmp_path / 'one' / method)
-        one, two = (torch.load(tmp_path / run / method / 'best.pt', weights_only=True) for run in ('one', 'out'))
-        for weights in (one, two):
-            for key, bias in weights.items():
-                if key.endswith('qkv.bias'):
-                    bias.unflatten(0, (3, -1))[1] = 0
-        assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5, method
+        plan_of(method, digits).train(tmp_path / method)
+        assert difference(tmp_path / method, in_two / method) < 1e-5, method
+
+
+def tuned(digits, folder: str | Path) -> nn.Module:
+    """The form of a TinyMIM student, fine-tuned; its forward stops before its last block, which was not trained."""
+    torch.manual_seed(1)
+    model = timm.create_model(
+        'tinymim_vit_tiny_student_patch16_224', img_size=32, patch_size=8, depth=3, num_classes=10
+    )
+    recipe = RECIPES['small'].changed(epochs=2, warmup_epochs=0, batch_size=BATCH)
+    finetune(model, digits, recipe, folder, held_out=0, device=torch.device('cpu'), say=lambda text: None)
+    return model
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_the_form_of_a_student_whose_tail_no_loss_reaches(digits, in_two, tmp_path):
+    """DistributedDataParallel would wait for the gradients of the tail; it stays as it was."""
+    model = tuned(digits, tmp_path)
+    assert difference(tmp_path, in_two / 'tuned') < 1e-5
+    torch.manual_seed(1)
+    fresh = timm.create_model(
+        'tinymim_vit_tiny_student_patch16_224', img_size=32, patch_size=8, depth=3, num_classes=10
+    )
+    tail = model.unreached_parameters()
+    assert {name.split('.')[1] for name in tail if name.startswith('blocks.')} == {'2'}
+    assert all(torch.equal(fresh.get_parameter(name), model.get_parameter(name)) for name in tail)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def chain(folder: str | Path, near: Path | None = None) -> None:
+    """`pretrain tinymim --chain base,small,tiny` with models of two blocks, on the images beside the folder."""
+    from tinyvit_zoo.cli.app import run_app
+
+    def teacher(size, block=None, last_heads=None, drop_path_rate=0.0, **shape):
+        return tinymim_teacher(size, 2, last_heads, drop_path_rate, depth=2, **shape)
+
+    arguments = ('--small', '--epochs', 2, '--batch-size', BATCH, '--drop-path', 0, '--device', 'cpu')
+    near = near or Path(folder).parent
+    places = ('--teacher-weights', near / 'base.pth', '-d', near / 'images', '-o', Path(folder) / 'chain')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('tinyvit_zoo.training.pretraining_forms.tinymim_teacher', teacher)
+        patch.setattr('tinyvit_zoo.training.pretraining_forms.tinymim_student', partial(tinymim_student, depth=2))
+        words = ('tinyvit-zoo', 'pretrain', 'tinymim', '--chain', 'base,small,tiny', *places, *arguments)
+        patch.setattr(sys, 'argv', list(map(str, words)))
+        with pytest.raises(SystemExit) as end:
+            run_app()
+    assert not end.value.code
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_chain_as_one_does(in_two, tmp_path):
+    chain(tmp_path, in_two.parent)
+    for stage in ('small', 'tiny'):
+        one, two = tmp_path / 'chain' / stage, in_two / 'chain' / stage
+        assert difference(one, two) < 1e-5, stage
+        assert [json.loads((run / 'results.json').read_text())['processes'] for run in (one, two)] == [1, 2]
 
 
 def test_several_processes_on_the_cpu_are_refused_for_mocov3(digits, monkeypatch):
@@ -472,6 +547,11 @@ def test_a_teacher_of_d_mae_with_another_normalization_is_refused(digits):
     form.tch_model.pretrained_cfg = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(EvaluationError, match='another mean and standard deviation'):
         d_mae(form, digits, recipe_of('d_mae'))
+
+
+def test_a_batch_that_cannot_be_divided_among_passes_is_refused(digits, tmp_path):
+    with pytest.raises(EvaluationError, match=r'A batch of 8 is not a multiple of 1 x 3 images at once: choose'):
+        plan_of('mocov3', digits, micro_batch=3).train(tmp_path)
 
 
 def test_fewer_images_than_a_batch_are_refused(digits):

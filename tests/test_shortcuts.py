@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvit_zoo.layers import DeployConv2d, DeployLinear, deploy, inference
+from tinyvit_zoo.layers import DeployConv2d, DeployLinear, conv_norm, deploy, inference, routes
 
 SIZE = (64, 32)
 BATCH = 3
@@ -31,8 +31,19 @@ SHORTCUTS = {'aten::gelu_', 'mkldnn::_convolution_pointwise', 'mkldnn::_linear_p
 
 
 @pytest.fixture(autouse=True)
+def _every_activation_is_large(monkeypatch):
+    monkeypatch.setattr(conv_norm, 'LARGE', 1)
+
+
+@pytest.fixture(autouse=True)
 def _sub_batches_of_one_image(monkeypatch):
     monkeypatch.setattr(inference, 'SUB_BATCH_TOKENS', 8)
+
+
+@pytest.fixture(autouse=True)
+def _routes_of_avx_512(monkeypatch):
+    """The most special kernels, whatever the processor."""
+    monkeypatch.setattr(routes, 'ISA', 'AVX512')
 
 
 def small(family: str) -> nn.Module:

@@ -78,7 +78,7 @@ def test_a_record_has_the_mean_of_each_loss_and_the_last_learning_rate(tmp_path)
     for record in history:
         assert record['loss'] == pytest.approx(record['label'] + 0.5 * record['teacher'], rel=1e-6)
     assert history[-1]['loss'] < history[0]['loss']
-    assert said == [f'Epoch {i + 1}/3: loss {record["loss"]:.4f}' for i, record in enumerate(history)]
+    assert said == [f'Epoch {i + 1}/3: loss {record["loss"]:.4g}' for i, record in enumerate(history)]
 
 
 def test_the_teacher_stays_as_it_is_and_the_result_is_in_the_module(tmp_path):

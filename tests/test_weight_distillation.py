@@ -529,6 +529,16 @@ def test_the_command_trains_from_a_store_with_the_losses_of_predictions(folders,
     assert {'prediction', 'truth'} <= set((tmp_path / 'run' / 'history.csv').read_text().splitlines()[0].split(','))
 
 
+def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(folders, store, cli, tmp_path):
+    common = ('--student', folders / 'mini_deit', '-d', folders / 'data', '-o', tmp_path / 'run')
+    brief = ('--epochs', 2, '--batch-size', 8, '--micro-batch', 4, '--device', 'cpu', '--dry-run')
+    for source in (('--teacher', folders / 'convnet'), ('--store', store.place)):
+        code, out, err = cli('pretrain', 'minivit', *common, *source, *brief)
+        assert code == 0, err
+        assert f'{2 * UPDATES} updates in {4 * UPDATES} steps; about ' in out
+        assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

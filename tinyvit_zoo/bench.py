@@ -10,6 +10,7 @@ import io
 import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -29,12 +30,24 @@ from .build import build_model
 from .common.errors import ModelError
 from .common.files import write_whole
 from .common.paired_timing import cpu_name
+from .layers import routes
 from .version import __version__
 
-__all__ = ['FORMS', 'Row', 'Settings', 'bench', 'read_rows']
+__all__ = [
+    'FORMS',
+    'Row',
+    'Settings',
+    'bench',
+    'bench_variants',
+    'call_of',
+    'read_rows',
+    'routes_of',
+    'write_rows',
+]
 
-FORMS = ('created', 'deploy', 'compiled', 'graph')
-"""As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch."""
+FORMS = ('created', 'deploy', 'compiled', 'graph', 'deploy+compiled', 'deploy+graph')
+"""As created; `reparameterize_model` and channels_last; `torch.compile`; a CUDA graph of a static batch; the last two
+of the deploy form."""
 TRAINABLE = ('created', 'compiled')
 WARM_UP = 2
 GRAPH_WARM_UP = 3  # on a stream of its own, before a graph is captured
@@ -80,6 +93,8 @@ class Row:
         ratio: Median over the rounds of the first variant's time divided by this one's: above 1, this one is faster.
         ratio_low: 5th percentile of the rounds' ratios.
         ratio_high: 95th percentile of the rounds' ratios.
+        page_faults: Median over the rounds of the pages (usually of 4 KiB) that the system maps in for a call on the
+            CPU; None on CUDA, where nobody tells, and in rows written before they were counted.
     """
 
     model: str
@@ -112,10 +127,13 @@ class Row:
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    page_faults: float | None = None
 
 
 WHEN = ('date', 'load', 'clock')
-FIGURES = ('state', 'images_per_second', 'median_ms', 'p95_ms', 'memory_mb', 'ratio', 'ratio_low', 'ratio_high')
+FIGURES = (
+    'state', 'images_per_second', 'median_ms', 'p95_ms', 'memory_mb', 'ratio', 'ratio_low', 'ratio_high', 'page_faults',
+)  # fmt: skip
 """Fields that another run of the same command has other values of."""
 
 
@@ -142,12 +160,27 @@ def bench(
     Raises:
         ModelError: On an unknown model or form, or what the device cannot do, before anything is measured.
     """
+    return bench_variants([(model, form) for model in models for form in forms], batches, settings, csv_file)
+
+
+def bench_variants(
+    variants: Sequence[tuple[str, str]],
+    batches: Sequence[int],
+    settings: Settings = Settings(),
+    csv_file: Path | None = None,
+) -> list[Row]:
+    """`bench` for these pairs of a model and a form alone; the first one is what ratios are to.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    models, forms = (list(dict.fromkeys(names)) for names in zip(*variants, strict=True))
     _check(models, forms, settings)
     torch.set_num_threads(settings.threads)
     known = read_rows(csv_file) if csv_file and csv_file.exists() else []
     rows = []
     for batch in batches:
-        wanted = [_blank(model, form, batch, models[0], forms[0], settings) for model in models for form in forms]
+        wanted = [_blank(model, form, batch, *variants[0], settings) for model, form in variants]
         found = [_known(row, known) for row in wanted]
         done = [row for row in found if row is not None]
         if len(done) < len(wanted):
@@ -159,13 +192,53 @@ def bench(
     return rows
 
 
+def call_of(model: str, form: str, batch: int, settings: Settings = Settings()) -> Callable[[], object]:
+    """What `bench` times of a model in a form: one call, on random images.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    _check([model], [form], settings)
+    return _variant(_blank(model, form, batch, model, form, settings), settings)
+
+
+def routes_of(models: Sequence[str], batches: Sequence[int], settings: Settings = Settings()) -> list[dict[str, Any]]:
+    """Which kernel each layer takes in a forward pass, as created and in deploy form; nothing is timed.
+
+    Args:
+        models: Any names that timm takes; models of other packages than this one make no choices.
+        batches: Images of a call.
+        settings: See `Settings`; a choice is made in inference without autocast only.
+
+    Returns:
+        A dictionary for each choice, in the order of the layers: model, form, batch, kind, rows, in and out features,
+        whether GELU follows, the route (see `layers/routes.py`), and how often.
+
+    Raises:
+        ModelError: As `bench`.
+    """
+    _check(models, ('created',), settings)
+    torch.set_num_threads(settings.threads)
+    lines = []
+    for model, batch, form in ((m, b, f) for m in models for b in batches for f in ('created', 'deploy')):
+        call = call_of(model, form, batch, settings)
+        with routes.recorded() as choices:
+            call()
+        for (choice, taken), calls in choices.items():
+            line: dict[str, Any] = dict(model=model, form=form, batch=batch, kind=choice.kind, rows=choice.rows)
+            line |= dict(in_features=choice.in_features, out_features=choice.out_features, gelu=choice.gelu)
+            lines.append(line | dict(route=taken, calls=calls))
+    return lines
+
+
 def _check(models: Sequence[str], forms: Sequence[str], settings: Settings) -> None:
+    routes.check_setting()
     for form in forms:
         if form not in FORMS:
             raise ModelError(f"There is no form '{form}': take some of {', '.join(FORMS)}.")
     if settings.device == 'cuda' and not torch.cuda.is_available():
         raise ModelError('There is no CUDA device here: leave --device cuda out.')
-    if 'graph' in forms and settings.device != 'cuda':
+    if any('graph' in form for form in forms) and settings.device != 'cuda':
         raise ModelError('A CUDA graph needs --device cuda: leave graph out of --form.')
     if settings.train and not set(forms) <= set(TRAINABLE):
         raise ModelError(f'--train measures the forms {" and ".join(TRAINABLE)} only.')
@@ -202,8 +275,8 @@ def _measure_batch(rows: Sequence[Row], settings: Settings) -> list[Row]:
             if not _is_out_of_memory(e):
                 raise
             _free()
-    times = _rounds(calls, settings)
-    return [_filled(row, times.get(i), times.get(0), memory.get(i)) for i, row in enumerate(rows)]
+    times, faults = _rounds(calls, settings)
+    return [_filled(row, times.get(i), times.get(0), memory.get(i), faults.get(i)) for i, row in enumerate(rows)]
 
 
 def _variant(row: Row, settings: Settings) -> Callable[[], object]:
@@ -214,15 +287,16 @@ def _variant(row: Row, settings: Settings) -> Callable[[], object]:
     size = settings.img_size or tuple(cfg['input_size'][-2:])
     x = torch.randn(row.batch, cfg['input_size'][0], *size, device=settings.device)
     dtype = getattr(torch, settings.dtype)
-    if row.form == 'deploy':
+    steps = row.form.split('+')
+    if 'deploy' in steps:
         model = reparameterize_model(model)
-    last = torch.channels_last if settings.channels_last or row.form == 'deploy' else torch.preserve_format
+    last = torch.channels_last if settings.channels_last or 'deploy' in steps else torch.preserve_format
     layout: dict[str, Any] = dict(dtype=dtype, memory_format=last)
     model, x = model.to(**layout), x.to(**layout)
     call = _training_step(model, x, settings) if settings.train else _inference(model, x, settings)
-    if row.form == 'compiled':
+    if 'compiled' in steps:
         model.compile()
-    return _graph_of(call) if row.form == 'graph' else call
+    return _graph_of(call) if 'graph' in steps else call
 
 
 def _autocast(settings: Settings) -> Any:
@@ -285,14 +359,30 @@ def _warm_up(call: Callable[[], object], settings: Settings) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def _rounds(calls: Mapping[int, Callable[[], object]], settings: Settings) -> dict[int, list[float]]:
-    """Seconds of each call in each round."""
+def _rounds(
+    calls: Mapping[int, Callable[[], object]], settings: Settings
+) -> tuple[dict[int, list[float]], dict[int, list[int]]]:
+    """Seconds and page faults of each call in each round; no page faults where nobody counts them."""
     timed = _timer(settings)
+    counts = sys.platform != 'win32' and settings.device == 'cpu'
     seconds: dict[int, list[float]] = {i: [] for i in calls}
+    faults: dict[int, list[int]] = {i: [] for i in calls if counts}
     for number in tqdm(range(settings.rounds), unit='round', leave=False, disable=None):
         for i in list(calls)[:: 1 if number % 2 == 0 else -1]:
+            before = _page_faults()
             seconds[i].append(timed(calls[i]))
-    return seconds
+            if counts:
+                faults[i].append(_page_faults() - before)
+    return seconds, faults
+
+
+def _page_faults() -> int:
+    """Of this process so far, without reading from a disk; 0 on Windows, which does not count them."""
+    if sys.platform == 'win32':
+        return 0
+    import resource  # Unix alone has it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _timer(settings: Settings) -> Callable[[Callable[[], object]], float]:
@@ -362,7 +452,13 @@ def _blank(model: str, form: str, batch: int, first: str, first_form: str, setti
     )
 
 
-def _filled(row: Row, seconds: list[float] | None, first: list[float] | None, memory: float | None) -> Row:
+def _filled(
+    row: Row,
+    seconds: list[float] | None,
+    first: list[float] | None,
+    memory: float | None,
+    faults: list[int] | None,
+) -> Row:
     if seconds is None:
         return row
     figures: dict[str, Any] = dict(
@@ -371,6 +467,7 @@ def _filled(row: Row, seconds: list[float] | None, first: list[float] | None, me
         median_ms=1e3 * statistics.median(seconds),
         p95_ms=1e3 * float(np.percentile(seconds, 95)),
         memory_mb=memory,
+        page_faults=None if faults is None else float(statistics.median(faults)),
     )
     if first is not None:
         ratios = [one / own for one, own in zip(first, seconds, strict=True)]
@@ -389,10 +486,10 @@ def _known(wanted: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def _commit() -> str:
-    """The commit of a checkout, with '+' where it has changes; '' outside of one."""
+    """The commit of a checkout, with '+' where the package has changes; '' outside of one."""
     root = Path(__file__).parent
     with suppress(OSError, subprocess.SubprocessError):
-        changed = _git(root, 'status', '--porcelain', '-uno')
+        changed = _git(root, 'status', '--porcelain', '-uno', '--', '.')
         return _git(root, 'rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
     return ''
 
@@ -417,6 +514,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(line: Mapping[str, str]) -> Row:
     read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
+    line = {'page_faults': ''} | dict(line)  # not in rows written before they were counted
     values: dict[str, Any] = {one.name: read.get(one.type, _number)(line[one.name]) for one in fields(Row)}
     return Row(**values)
 

@@ -1,7 +1,8 @@
 """What a training from soft labels leaves: results, the curve of its losses, and the model as a folder for timm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +23,7 @@ def write_distilled(
     name: str,
     weights: str,
     seed: int,
+    layer_reserve: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Write results.json, history.csv, loss.png and the folder `model`.
@@ -34,6 +36,7 @@ def write_distilled(
         name: Of the student.
         weights: Where they came from before the training.
         seed: Of the training.
+        layer_reserve: Which blocks of those weights stayed, for results.json; None for all.
         say: Prints a line.
 
     Raises:
@@ -45,9 +48,10 @@ def write_distilled(
         teacher_precision=info.precision, form=info.form, k=info.k, epochs=list(result.stored_epochs),
     )  # fmt: skip
     source = f'the live teacher {info.teacher}' if live else f'the soft labels of {info.teacher}'
+    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_training(
         output, 'distill', result, model, dataset, name=name, weights=weights, seed=seed,
         title=f'{name} from {source}', label_names=dataset.classes,
-        details=dict(soft_labels=labels), say=say,
+        details=dict(soft_labels=labels, **reserved), say=say,
     )  # fmt: skip
     say(f'Taught by {info.teacher} ({info.precision}), {"live" if live else f"from {result.store}"}; K = {info.k}.')

@@ -1,6 +1,6 @@
 """What a weight distillation leaves: results, the curve of each part of its loss, and the model as a folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def write_minivit(
     teacher: str | None,
     teacher_weights: str,
     seed: int,
+    layer_reserve: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Write results.json, history.csv, loss.png and the folder `model`.
@@ -43,6 +44,7 @@ def write_minivit(
         teacher: Its name; None where a store has its predictions, and its name.
         teacher_weights: Where those came from; without effect for a store.
         seed: Of the training.
+        layer_reserve: Which blocks of those weights stayed, for results.json; None for all.
         say: Prints a line.
 
     Raises:
@@ -60,9 +62,10 @@ def write_minivit(
             teacher=dict(name=teacher, sha256=info.teacher_sha256),
             soft_labels=dict(store=result.store, identity=info.identity, k=info.k, epochs=list(result.stored_epochs)),
         )
+    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_training(
         output, 'minivit', result, model, dataset, name=name, weights=weights, seed=seed,
-        title=f'{name} taught by {teacher}', label_names=dataset.classes, details=dict(details, losses=objective),
-        say=say,
+        title=f'{name} taught by {teacher}', label_names=dataset.classes,
+        details=dict(details, losses=objective, **reserved), say=say,
     )  # fmt: skip
     say(f'To go on: tinyvit-zoo evaluate {output} -d DATA, tinyvit-zoo finetune {output} -d DATA -o OUTPUT')

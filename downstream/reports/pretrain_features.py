@@ -1,7 +1,8 @@
 """What a training on a teacher's features leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tinyvit_zoo.training.features import FeatureDistilled
 
@@ -17,6 +18,7 @@ def write_feature_distilled(
     name: str,
     weights: str,
     seed: int,
+    layer_reserve: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Write results.json, history.csv, loss.png and the encoder as the folder `model`.
@@ -27,16 +29,18 @@ def write_feature_distilled(
         name: Of the student.
         weights: Where they came from before the training.
         seed: Of the training.
+        layer_reserve: Which blocks of those weights stayed, for results.json; None for all.
         say: Prints a line.
 
     Raises:
         EvaluationError: If the folder cannot be written to, or the model cannot be saved.
     """
     teacher = result.teacher
+    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_training(
         output, 'features', result, result.student, result.dataset, name=name, weights=weights, seed=seed,
         title=f'{name} on the features of {teacher["name"]}',
-        details=dict(teacher=teacher, feature_loss=result.loss, dense_weight=result.dense_weight), say=say,
+        details=dict(teacher=teacher, feature_loss=result.loss, dense_weight=result.dense_weight, **reserved), say=say,
     )  # fmt: skip
     height, width = teacher['img_size']
     say(f'Taught by {teacher["name"]} ({height}x{width}), whose features it fits by {result.loss}.')

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from . import (
+    analyze,
     bench,
     cards,
     catalogue,
@@ -33,7 +34,7 @@ app = typer.Typer(name='tinyvit-zoo', help='Small vision transformers for timm.'
 PANELS = {
     'Models': (catalogue, classify, weights, compress, export, bench, demo),
     'Pages of the Hub': (hub, cards),
-    'Evaluators': (evaluate, fewshot, knn, probe, compare, embed),
+    'Evaluators': (evaluate, fewshot, knn, probe, compare, embed, analyze),
     'Training': (finetune, distill, pretrain, contract, run),
     'Detection and segmentation': (detect,),
 }

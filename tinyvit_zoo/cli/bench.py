@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,12 @@ def bench(
         Counts, typer.Option('--batch-size', '-b', parser=read_counts, help='Images of a call.', metavar='N,N')
     ] = Counts((1,)),
     form: Annotated[
-        Words, typer.Option(parser=read_words, help='Some of created,deploy,compiled,graph.', metavar='FORM,FORM')
+        Words,
+        typer.Option(
+            parser=read_words,
+            help='Some of created,deploy,compiled,graph,deploy+compiled,deploy+graph.',
+            metavar='FORM,FORM',
+        ),
     ] = Words(('created',)),
     train: Annotated[bool, typer.Option('--train', help='A step of training instead of inference.')] = False,
     device: Annotated[BenchDevice, typer.Option(help='Where they run.')] = BenchDevice.cpu,
@@ -46,13 +51,16 @@ def bench(
     ] = False,
     amp: Annotated[Amp | None, typer.Option(help='Type of autocast.')] = None,
     dtype: Annotated[BenchType, typer.Option(help='Of weights and images.')] = BenchType.float32,
+    routes: Annotated[
+        bool, typer.Option('--routes', help='Print which kernel each layer takes, created and deploy; time nothing.')
+    ] = False,
     csv: Annotated[
         Path | None, typer.Option(help='Rows are appended; those that it has are not measured again.', metavar='FILE')
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the speed of models in one process, in turn. Weights are random, which does not change the time."""
-    from ..bench import Settings
+    from ..bench import Settings, routes_of
     from ..bench import bench as run
 
     quiet_logs()
@@ -60,6 +68,10 @@ def bench(
         device=str(device), threads=threads, rounds=rounds, channels_last=channels_last, amp=amp and str(amp),
         dtype=str(dtype), img_size=pair_of(img_size), train=train,
     )  # fmt: skip
+    if routes:
+        choices = routes_of(models, batch_size, settings)
+        (print_json if as_json else _print_routes)(choices)
+        return
     rows = run(models, batch_size, form, settings, csv)
     if as_json:
         print_json([asdict(row) for row in rows])
@@ -76,15 +88,29 @@ def _print(rows: list['Row']) -> None:
     autocast = f', autocast {one.amp}' if one.amp else ''
     say(f'{one.mode}, {one.dtype}{autocast}; ratios to {one.first}, with the range of 90 % of the rounds')
     width = max(len(f'{row.model} {row.form}') for row in rows)
-    say(f'{"":{width}}  batch  images/s  median ms   95 % ms  peak MB  ratio')
+    say(f'{"":{width}}  batch  images/s  median ms   95 % ms  peak MB  page faults  ratio')
     for row in rows:
         name = f'{row.model} {row.form}'
         say(f'{name:{width}}  {row.batch:5}  {_figures(row)}')
+
+
+def _print_routes(choices: list[dict[str, Any]]) -> None:
+    from ..layers.routes import ISA, SETTING
+
+    say, part = printer(), None
+    say(f'{ISA}, TINYVIT_ZOO_ROUTES={SETTING}; every layer that is not listed is plain')
+    for line in choices:
+        if (line['model'], line['form'], line['batch']) != part:
+            part = line['model'], line['form'], line['batch']
+            say(f'{line["model"]} {line["form"]}, batch {line["batch"]}:')
+        shape = f'{line["rows"]} x {line["in_features"]} -> {line["out_features"]}'
+        say(f'  {line["calls"]:3} x {line["kind"]:10} {shape:22} {"GELU" if line["gelu"] else "":4}  {line["route"]}')
 
 
 def _figures(row: 'Row') -> str:
     if row.state != 'ok':
         return 'out of memory'
     memory = '-' if row.memory_mb is None else f'{row.memory_mb:.0f}'
+    faults = '-' if row.page_faults is None else f'{row.page_faults:.0f}'
     ratio = '' if row.ratio is None else f'{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})'
-    return f'{row.images_per_second:8.1f}  {row.median_ms:9.2f}  {row.p95_ms:8.2f}  {memory:>7}  {ratio}'
+    return f'{row.images_per_second:8.1f}  {row.median_ms:9.2f}  {row.p95_ms:8.2f}  {memory:>7}  {faults:>11}  {ratio}'

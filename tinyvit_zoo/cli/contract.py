@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import load_backbone, loader
-from .options import DataOptions, ImgSize, ModelName, RunOptions, pair_of
+from .evaluator_options import load_backbone, training_images
+from .options import ImgSize, ModelName, RunOptions, TrainingDataOptions, pair_of
 from .training_options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def contract(
     *,
     name: ModelName,
     img_size: ImgSize = None,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     params: Annotated[
         Parameters,
         typer.Option(
@@ -111,7 +111,7 @@ def contract(
     chosen = training.changed(find_recipe(recipe, {CONTRACTION.name: CONTRACTION, **RECIPES}))
     first = int(os.environ.get('RANK', 0)) == 0
     say = printer() if first else (lambda text: None)
-    dataset = loader(data_options, run.seed)('train')
+    dataset = training_images(data_options, run.seed)
 
     def make(**arguments: Any) -> 'nn.Module':
         given = dict(num_classes=len(dataset.classes), **arguments)

@@ -1,7 +1,7 @@
 """`distill`: store a teacher's soft labels once, and train any student from them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, printer, quiet_logs
-from .evaluator_options import backbone_of, load_backbone, loader, processes
-from .options import DataOptions, ModelOptions, RunOptions, Size, find_device, pair_of, read_size
-from .training_options import TrainingOptions
+from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
+from .options import (
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    Size,
+    Subset,
+    TrainingDataOptions,
+    find_device,
+    pair_of,
+    read_size,
+)
+from .training_options import ReserveOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +59,7 @@ def save(
     weights: Annotated[
         Path | None, typer.Option(help='Checkpoint instead of the pretrained weights.', metavar='FILE')
     ] = None,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     store: Annotated[
         str, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.', metavar='DIR')
     ],
@@ -72,7 +82,7 @@ def save(
     quiet_logs()
     numbers = _numbers(epochs)
     with processes() as first:
-        dataset = loader(data_options, run.seed)('train')
+        dataset = training_images(data_options, run.seed)
         found = _teacher(teacher, weights, str(precision), run)
         spec = _view_spec(pair_of(view_size) or found.size)
         common: dict[str, Any] = dict(k=k, form=str(form), batch_size=batch_size, workers=run.workers)
@@ -92,7 +102,7 @@ def save(
 def check(
     *,
     store: StorePlace,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     epochs: Epochs = None,
     against: Annotated[str | None, typer.Option(help='The teacher, to ask it again.', metavar='TEACHER')] = None,
     weights: Annotated[Path | None, typer.Option(help='Checkpoint of that teacher.', metavar='FILE')] = None,
@@ -112,7 +122,7 @@ def check(
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
     numbers = wanted or opened.whole_epochs()
-    dataset = loader(data_options, run.seed)('train')
+    dataset = training_images(data_options, run.seed)
     check_data(opened, dataset)
     say(f'Records: all {check_records(opened, numbers):,} of epochs {in_words(numbers)} are whole.')
     views = check_views(opened, dataset, numbers, share)
@@ -165,7 +175,8 @@ class LiveTeacherOptions:
 def train(
     *,
     model_options: ModelOptions,
-    data_options: DataOptions,
+    reserve: ReserveOptions,
+    data_options: TrainingDataOptions,
     store: Annotated[
         str | None, typer.Option(help='Folder of the soft labels, or an address that fsspec opens.')
     ] = None,
@@ -189,16 +200,19 @@ def train(
     from ..training.recipes import DISTILLATION, find_recipe
 
     live.check(store, reuse)
+    reserve.check(model_options.random)
     quiet_logs()
     chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
         opened = None if store is None else Store.open(store)
-        dataset = loader(data_options, run.seed)('train')
+        dataset = training_images(data_options, run.seed)
         rate = chosen.drop_path_of(model_options.name)
         arguments: dict[str, Any] = dict(drop_path_rate=rate) if rate else {}
         classes = len(dataset.classes) if opened is None else opened.info.classes
         student = backbone_of(model_options, run.seed, num_classes=classes, **arguments)
         say = printer() if first else (lambda text: None)
+        fresh = replace(model_options, random=True, weights=None, part=None)
+        reserved = reserve.apply(student, lambda: backbone_of(fresh, run.seed, num_classes=classes, **arguments), say)
         common: dict[str, Any] = dict(hard_weight=hard_weight, **training.settings(run, say))
         if opened is not None:
             result = distil_from_store(student, dataset, opened, chosen, output, reuse=reuse is not None, **common)
@@ -210,7 +224,7 @@ def train(
         if first:
             write_distilled(
                 output, result, student, dataset, name=model_options.name, weights=model_options.origin(run.seed),
-                seed=run.seed, say=say,
+                seed=run.seed, layer_reserve=reserved, say=say,
             )  # fmt: skip
 
 
@@ -252,6 +266,7 @@ def info(
         str | None, typer.Option('--data', '-d', help='Name of the data set, or its folder.', metavar='DATA')
     ] = None,
     root: Annotated[Path | None, typer.Option(help='Folder that the data set lies in.', metavar='DIR')] = None,
+    subset: Subset = None,
     image: Annotated[Path | None, typer.Option(help='File for the image of that view.', metavar='FILE')] = None,
 ) -> None:
     """Say what a store holds, or what was done to one image for one of its views."""
@@ -264,7 +279,7 @@ def info(
         raise typer.BadParameter('--image is for the image of a --view: give EPOCH:POSITION, too.')
     opened = Store.open(store)
     if view is not None:
-        _show_view(opened, view, data, root, image, as_json)
+        _show_view(opened, view, data, root, subset, image, as_json)
         return
     facts: dict[str, Any] = dict(asdict(opened.info), epochs=opened.epochs(), bytes_a_record=opened.info.record.size)
     if as_json:
@@ -278,8 +293,15 @@ def info(
 
 
 def _show_view(
-    store: 'Store', view: str, data: str | None, root: Path | None, image: Path | None, as_json: bool
+    store: 'Store',
+    view: str,
+    data: str | None,
+    root: Path | None,
+    subset: str | None,
+    image: Path | None,
+    as_json: bool,
 ) -> None:
+    from ..data.subsets import take_subset
     from ..soft_labels import check_data
     from ..soft_labels.stored_views import describe_stored
 
@@ -291,6 +313,7 @@ def _show_view(
         raise typer.BadParameter(f'--view: positions are from 0 to {store.info.images - 1}, not {position}.')
     store.check_epoch(epoch)
     dataset: ImageDataset = loader(DataOptions(data=data, root=root), 0)('train')
+    dataset = dataset if subset is None else take_subset(dataset, subset, 0)
     check_data(store, dataset)
     found = describe_stored(store, dataset, epoch, position)
     if image is not None:

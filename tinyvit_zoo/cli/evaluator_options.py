@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import printer
-from .options import DataOptions, ForwardOptions, ModelOptions, pair_of
+from .options import DataOptions, ForwardOptions, ModelOptions, TrainingDataOptions, UnlabelledDataOptions, pair_of
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Modul
     )
 
 
-def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:
+def loader(options: DataOptions, seed: int, find: bool = False) -> Callable[..., 'ImageDataset']:
     """A function that loads a split as `ImageDataset`; of several splits the first that there is.
 
     It raises `MissingSplitError` if there is none, and `EvaluationError` if the data is not as it should be.
@@ -95,16 +95,22 @@ def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:
     Args:
         options: Data set and how to load it.
         seed: Of the splits of data without splits of its own.
+        find: Take a folder of images, which have no labels, too: see `embed.find_images`.
     """
 
     def load(*splits: str) -> 'ImageDataset':
         from ..common.errors import MissingSplitError
         from ..data.datasets import load_dataset
 
+        read: Callable[..., ImageDataset] = load_dataset
+        if find:
+            from ..downstream.embed import find_images
+
+            read = find_images
         problems = []
         for split in splits:
             try:
-                return load_dataset(
+                return read(
                     options.data, split, options.root, seed=seed, skip_unreadable=options.skip_unreadable,
                     check_counts=not options.any_counts,
                 )  # fmt: skip
@@ -113,6 +119,37 @@ def loader(options: DataOptions, seed: int) -> Callable[..., 'ImageDataset']:
         raise problems[0]
 
     return load
+
+
+def training_images(options: TrainingDataOptions, seed: int) -> 'ImageDataset':
+    """The split train, or the subset of it that is asked for, see `data.subsets.take_subset`.
+
+    Raises:
+        EvaluationError: If the data is not as it should be, or there is no such subset.
+    """
+    return _selected(loader(options, seed)('train'), options, seed)
+
+
+def unlabelled_images(options: UnlabelledDataOptions, seed: int) -> 'ImageDataset':
+    """The images of `data.unlabelled.load_unlabelled`, or a subset. Raises: As `training_images`."""
+    from ..data.unlabelled import load_unlabelled
+
+    dataset = load_unlabelled(
+        options.data, options.root, seed=seed, skip_unreadable=options.skip_unreadable,
+        check_counts=not options.any_counts,
+    )  # fmt: skip
+    return _selected(dataset, options, seed)
+
+
+def _selected(dataset: 'ImageDataset', options: TrainingDataOptions, seed: int) -> 'ImageDataset':
+    from ..data.subsets import take_subset
+
+    if options.subset is None:
+        return dataset
+    selected = take_subset(dataset, options.subset, seed)
+    if selected.selection is not None and int(os.environ.get('RANK', 0)) == 0:
+        printer()(f'Subset {selected.selection.words}.')
+    return selected
 
 
 def dtype_of(forward: ForwardOptions) -> 'torch.dtype':

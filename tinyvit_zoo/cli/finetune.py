@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes
-from .options import DataOptions, ModelOptions, RunOptions, Size
-from .training_options import TeacherOptions, TrainingOptions
+from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes, training_images
+from .options import ModelOptions, RunOptions, Size, TrainingDataOptions
+from .training_options import (
+    GradientNormsOption,
+    ReserveOptions,
+    TeacherOptions,
+    TrainingOptions,
+    draw_gradients,
+    gradient_observer,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +123,11 @@ def finetune(
             '--as-init', help='Start from an encoder: fresh classifier and last norms, any number of heads (plain ViT).'
         ),
     ] = False,
-    data_options: DataOptions,
+    keep_heads: Annotated[
+        bool, typer.Option('--keep-heads', help='Of the encoder, where the model has others; with --as-init.')
+    ] = False,
+    reserve: ReserveOptions,
+    data_options: TrainingDataOptions,
     recipe: Annotated[
         str,
         typer.Option(help='Name of a recipe, see --recipes; small is for up to some thousand images.', metavar='NAME'),
@@ -136,6 +147,7 @@ def finetune(
             help="Share of train to choose the epoch with, instead of the recipe's; 0 takes the last epoch.",
         ),
     ] = None,
+    gradient_norms: GradientNormsOption = False,
     run: RunOptions,
     recipes: Annotated[
         bool,
@@ -150,12 +162,16 @@ def finetune(
     from ..downstream.reports.finetune import print_finetuned, summary, write_finetuned
     from ..training.recipes import find_recipe
 
+    reserve.check(model_options.random)
     quiet_logs()
     chosen = training.changed(find_recipe(recipe), layer_decay=layer_decay, ema_decay=ema_decay)
     with processes() as first:
-        train, validation, test = _datasets(loader(data_options, run.seed))
-        model, start, classifier = _model(model_options, as_init, chosen, train.classes, run.seed)
+        train, validation, test = _datasets(data_options, run.seed)
         say = printer() if first else (lambda text: None)
+        model, start, classifier = _model(model_options, as_init, keep_heads, chosen, train.classes, run.seed)
+        reserved = reserve.apply(model, lambda: _fresh(model_options, chosen, len(train.classes), run.seed), say)
+        if reserved and reserved.get('keep_blocks', reserved['blocks']) < reserved['blocks']:
+            classifier = 'fresh, as --keep-blocks has it'
         teaching = teacher.teaching(model, run.seed)
         if teaching is not None:
             part = f'{teaching.kind_for(model)}, alpha {teaching.alpha:g}, tau {teaching.tau:g}'
@@ -163,52 +179,79 @@ def finetune(
         departures = _say_start(chosen, start, classifier, model, say, taught=teaching is not None)
         result = train_model(
             model, train, chosen, output, validation=validation, test=test, held_out=held_out, teaching=teaching,
-            **training.settings(run, say),
+            **training.settings(run, say, gradient_observer(gradient_norms)),
         )  # fmt: skip
         if first:
+            draw_gradients(gradient_norms, output, f'{model_options.name} on {train.name}', say)
             print_finetuned(summary(result), say)
             write_finetuned(
                 output, result, model, train, test, name=model_options.name,
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
-                start=dict(weights=start.words, classifier=classifier or 'fresh', departures=departures),
+                start=dict(
+                    weights=start.words, classifier=classifier or 'fresh', departures=departures,
+                    **({} if reserved is None else dict(layer_reserve=reserved)),
+                ),
                 teacher=teacher.facts(teaching, model),
             )  # fmt: skip
 
 
 def _model(
-    options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: Sequence[str], seed: int
+    options: ModelOptions, as_init: bool, keep_heads: bool, recipe: 'Recipe', classes: Sequence[str], seed: int
 ) -> tuple['nn.Module', 'Start', str]:
     """The model to train, what its weights are, and its classifier in words."""
     from ..downstream.starts import find_start, start_model
 
     if as_init and options.random:
         raise typer.BadParameter('--as-init takes the weights of an encoder, --random none: leave one of them out.')
+    if keep_heads and not (as_init and options.weights):
+        raise typer.BadParameter('--keep-heads: only with --as-init and --weights, the encoder that has them.')
     start = find_start(options.name, options.weights, options.random, as_init, options.part)
+    if keep_heads and start.heads is None:
+        raise typer.BadParameter(
+            f'--keep-heads: nothing in {options.weights} shows its number of heads. Leave it out, or give the folder '
+            'that a pre-training wrote.'
+        )
+    heads = start.heads if keep_heads else None
 
     def make(num_classes: int, random: bool = False) -> 'nn.Module':
-        own = replace(options, random=True, weights=None, part=None) if random else options
-        return _make(own, as_init and not random, recipe, num_classes, seed)
+        if random:
+            return _fresh(options, recipe, num_classes, seed)
+        return _make(options, as_init, heads, recipe, num_classes, seed)
 
     model, classifier = start_model(make, start, classes, recipe)
     return model, start, classifier
+
+
+def _fresh(options: ModelOptions, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
+    """The same model with random weights."""
+    return _make(replace(options, random=True, weights=None, part=None), False, None, recipe, classes, seed)
 
 
 def _say_start(
     recipe: 'Recipe', start: 'Start', classifier: str, model: 'nn.Module', say: Callable[[str], None], taught: bool
 ) -> list[str]:
     """Say before the first epoch what it starts from; the departures from the recipe's source."""
+    from ..checkpoints import heads_of
     from ..downstream.starts import departures
 
     if classifier:
         say(f'Classifier: {classifier}.')
+    if start.heads is not None and heads_of(model)[0] != start.heads:
+        say(
+            f'Heads: {heads_of(model)[0]}, where the encoder was pre-trained with {start.heads}: the same weights '
+            f'compute something else. --keep-heads keeps {start.heads}.'
+        )
     found = departures(recipe, start, model, taught)
     if found:
         say(f'Recipe {recipe.name}: {"; ".join(found)}.')
     return found
 
 
-def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':
-    """A model with the drop path and the image size of the recipe, and a classifier of that many classes.
+def _make(
+    options: ModelOptions, as_init: bool, heads: int | None, recipe: 'Recipe', classes: int, seed: int
+) -> 'nn.Module':
+    """A model with the drop path and the image size of the recipe, that many heads, and a classifier of that many
+    classes.
 
     A drop path of 0 is handed on, too: many models come with another one.
     """
@@ -218,6 +261,7 @@ def _make(options: ModelOptions, as_init: bool, recipe: 'Recipe', classes: int, 
         options = replace(options, img_size=Size(recipe.img_size, recipe.img_size))
     rate = recipe.drop_path_of(_architecture(options.name))
     arguments: dict[str, Any] = dict(num_classes=classes, **(dict(as_init=True) if as_init else {}))
+    arguments |= dict(num_heads=heads) if heads else {}
     try:
         return backbone_of(options, seed, **arguments, drop_path_rate=rate)
     except ModelError as e:
@@ -245,14 +289,15 @@ def _architecture(name: str) -> str:
 
 
 def _datasets(
-    load: Callable[..., 'ImageDataset'],
+    options: TrainingDataOptions, seed: int
 ) -> tuple['ImageDataset', 'ImageDataset | None', 'ImageDataset | None']:
     """Train, validation and test. Where validation images are the only others, as ImageNet's, they are tested on, and
     then must not choose the epoch.
     """
     from ..common.errors import MissingSplitError
 
-    train, there = load('train'), {}
+    load = loader(options, seed)
+    train, there = training_images(options, seed), {}
     for split in TO_TEST_ON:
         with suppress(MissingSplitError):
             there[split] = load(split)

@@ -109,6 +109,14 @@ Queries = Annotated[
     int | None,
     typer.Option('--queries', min=1, help='Images of each class to answer. Default: 15, or as many as there are.'),
 ]
+Subset = Annotated[
+    str | None,
+    typer.Option(
+        '--subset',
+        help='Of the images to train on: 1% of each class, long-tailed, or a file of names.',
+        metavar='1%|10%|long-tailed|FILE',
+    ),
+]
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
 
@@ -150,7 +158,14 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlabelledDataOptions(DataOptions):
+class TrainingDataOptions(DataOptions):
+    """Images that are trained on, and which of them."""
+
+    subset: Subset = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledDataOptions(TrainingDataOptions):
     """Images that are trained on without labels, and how to load them."""
 
     data: Annotated[

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import load_backbone, processes
+from .evaluator_options import load_backbone, processes, unlabelled_images
 from .options import ImgSize, RunOptions, Size, UnlabelledDataOptions, pair_of, read_size
-from .training_options import TrainingOptions
+from .training_options import DryRun, ReserveOptions, TrainingOptions
 
 FeatureLoss = StrEnum('FeatureLoss', ['smooth_l1', 'cosine'])
 
@@ -23,6 +23,7 @@ def features(
     student_pretrained: Annotated[
         bool, typer.Option('--student-pretrained', help='Start from the weights of its name, not from random ones.')
     ] = False,
+    reserve: ReserveOptions,
     img_size: ImgSize = None,
     teacher: Annotated[
         str, typer.Option(help='A name of timm; or a folder or hf-hub:OWNER/NAME, of transformers too.', metavar='NAME')
@@ -39,9 +40,7 @@ def features(
     dense_weight: Annotated[
         float, typer.Option(min=0.0, max=1.0, help='Share of dense features in the loss; the rest is of pooled ones.')
     ] = 0.5,
-    dry_run: Annotated[
-        bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
-    ] = False,
+    dry_run: DryRun = False,
     training: TrainingOptions,
     run: RunOptions,
 ) -> None:
@@ -49,27 +48,26 @@ def features(
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain features ...
     """
-    from ..data.unlabelled import load_unlabelled
     from ..downstream.reports.pretrain_features import write_feature_distilled
     from ..training.feature_teacher import load_feature_teacher
     from ..training.features import plan_features
     from ..training.recipes.features import FEATURES
 
+    pretrained = student_pretrained or student_weights is not None
+    reserve.check(not pretrained)
     quiet_logs()
     recipe = training.changed(FEATURES)
     with processes() as first:
-        dataset = load_unlabelled(
-            data_options.data, data_options.root, seed=run.seed, skip_unreadable=data_options.skip_unreadable,
-            check_counts=not data_options.any_counts,
-        )  # fmt: skip
+        dataset = unlabelled_images(data_options, run.seed)
         taught_by = load_feature_teacher(teacher, teacher_weights, pair_of(teacher_img_size))
         rate = recipe.drop_path_of(student)
         arguments: dict[str, Any] = dict(drop_path_rate=rate) if rate else {}
-        pretrained = student_pretrained or student_weights is not None
-        net = load_backbone(
-            student, student_weights, pretrained, pair_of(img_size), run.seed, num_classes=0, **arguments
-        )
+        size = pair_of(img_size)
+        net = load_backbone(student, student_weights, pretrained, size, run.seed, num_classes=0, **arguments)
         say = printer() if first else (lambda text: None)
+        reserved = reserve.apply(
+            net, lambda: load_backbone(student, None, False, size, run.seed, num_classes=0, **arguments), say
+        )
         plan = plan_features(
             net, taught_by, dataset, recipe, loss=str(loss), dense_weight=dense_weight,  # type: ignore[arg-type]
             **training.settings(run, say),
@@ -80,4 +78,6 @@ def features(
         result = plan.distil(output)
         if first:
             weights = str(student_weights or ('pretrained' if pretrained else f'random (seed {run.seed})'))
-            write_feature_distilled(output, result, name=student, weights=weights, seed=run.seed, say=say)
+            write_feature_distilled(
+                output, result, name=student, weights=weights, seed=run.seed, layer_reserve=reserved, say=say
+            )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import processes
+from .evaluator_options import processes, unlabelled_images
 from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
-from .training_options import TrainingOptions
+from .training_options import DryRun, TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,9 +46,7 @@ class PretrainingOptions:
     ] = False
     img_size: ImgSize = None
     patch_size: Annotated[int | None, typer.Option('--patch-size', min=1, help='Side of a patch, if not 16.')] = None
-    dry_run: Annotated[
-        bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
-    ] = False
+    dry_run: DryRun = False
 
 
 def tinymim(
@@ -235,13 +233,7 @@ class _Given(NamedTuple):
         return self.training.changed(PRETRAINING[f'{method}_small' if self.options.small else method])
 
     def dataset(self) -> 'ImageDataset':
-        from ..data.unlabelled import load_unlabelled
-
-        options = self.data_options
-        return load_unlabelled(
-            options.data, options.root, seed=self.run.seed, skip_unreadable=options.skip_unreadable,
-            check_counts=not options.any_counts,
-        )  # fmt: skip
+        return unlabelled_images(self.data_options, self.run.seed)
 
 
 def _pretrain(

@@ -1,5 +1,6 @@
 """`pretrain minivit`: a student with shared weights learns from a teacher, or from its stored predictions."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,9 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import printer, quiet_logs
-from .evaluator_options import backbone_of, loader, processes
-from .options import DataOptions, ImgSize, ModelOptions, RunOptions
-from .training_options import TeacherOptions, TrainingOptions
+from .evaluator_options import backbone_of, processes, training_images
+from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
+from .training_options import (
+    DryRun,
+    GradientNormsOption,
+    ReserveOptions,
+    TeacherOptions,
+    TrainingOptions,
+    draw_gradients,
+    gradient_observer,
+)
 
 if TYPE_CHECKING:
     from ..distill import WeightDistillation
@@ -28,13 +37,14 @@ def minivit(
     student_weights: Annotated[
         Path | None, typer.Option(help='Checkpoint that the student starts from.', metavar='FILE')
     ] = None,
+    reserve: ReserveOptions,
     img_size: ImgSize = None,
     teacher: TeacherOptions,
     store: Annotated[
         str | None, typer.Option(help="Folder of a teacher's stored predictions, instead of --teacher.")
     ] = None,
     reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
-    data_options: DataOptions,
+    data_options: TrainingDataOptions,
     recipe: Annotated[
         WeightRecipe | None, typer.Option(help='Default: mini_swin for a Swin, mini_deit for any other student.')
     ] = None,
@@ -44,7 +54,9 @@ def minivit(
     ] = None,
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
+    dry_run: DryRun = False,
     training: TrainingOptions,
+    gradient_norms: GradientNormsOption = False,
     run: RunOptions,
 ) -> None:
     """Train a student with shared weights by weight distillation (MiniViT). The same command again resumes.
@@ -54,7 +66,7 @@ def minivit(
     from ..downstream.reports.minivit import write_minivit
     from ..soft_labels import Store
     from ..training.recipes import WEIGHT_DISTILLATION
-    from ..training.weight_distillation import distil_predictions, distil_weights
+    from ..training.weight_distillation import plan_predictions, plan_weights
 
     if (store is None) == (teacher.teacher is None):
         raise typer.BadParameter(
@@ -64,30 +76,38 @@ def minivit(
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
     quiet_logs()
     architecture, swin, starts = _about(student, student_weights)
+    reserve.check(not starts)
     chosen = training.changed(WEIGHT_DISTILLATION[str(recipe or ('mini_swin' if swin else 'mini_deit'))])
     objective = _objective(str(losses or ('mini_deit' if store else chosen.name)), hard_weight)
     with processes() as first:
         opened = None if store is None else Store.open(store)
-        dataset = loader(data_options, run.seed)('train')
+        dataset = training_images(data_options, run.seed)
         options = ModelOptions(name=student, weights=student_weights, random=not starts, img_size=img_size)
         classes = len(dataset.classes) if opened is None else opened.info.classes
-        model = backbone_of(options, run.seed, num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        given: dict[str, Any] = dict(num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        model = backbone_of(options, run.seed, **given)
         say = printer() if first else (lambda text: None)
         say(f'Student: {student}, from {"its weights" if starts else "random weights, as published"}.')
-        settings: dict[str, Any] = dict(training.settings(run, say))
+        fresh = replace(options, weights=None, random=True)
+        reserved = reserve.apply(model, lambda: backbone_of(fresh, run.seed, **given), say)
+        settings: dict[str, Any] = dict(training.settings(run, say, gradient_observer(gradient_norms)))
         if opened is not None:
             say('The views are the stored ones: images are neither mixed nor repeated within an epoch.')
-            result: Any = distil_predictions(
-                model, dataset, opened, objective, chosen, output, reuse=reuse is not None, **settings
-            )
+            plan: Any = plan_predictions(model, dataset, opened, objective, chosen, reuse=reuse is not None, **settings)
         else:
             taught_by = teacher.load(model, run.seed)
             assert taught_by is not None
-            result = distil_weights(model, dataset, taught_by, objective, chosen, output, **settings)
+            plan = plan_weights(model, dataset, taught_by, objective, chosen, **settings)
+        if dry_run:
+            say(plan.estimate().words)
+            return
+        result = plan.distil(output)
         if first:
+            draw_gradients(gradient_norms, output, f'{student} on {dataset.name}', say)
             write_minivit(
                 output, result, model, dataset, objective, name=student, weights=options.origin(run.seed),
-                teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, say=say,
+                teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, layer_reserve=reserved,
+                say=say,
             )  # fmt: skip
 
 

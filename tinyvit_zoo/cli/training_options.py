@@ -1,10 +1,11 @@
 """Options that the commands that train have in common: changes of the recipe, and how it is run."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,12 +15,31 @@ from .options import RunOptions, find_device, origin_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..training.loop import RunSettings
+    from ..training.loop import Observer, RunSettings
     from ..training.recipes import Recipe
 
-__all__ = ['Precision', 'TeacherOptions', 'TrainingOptions']
+__all__ = [
+    'DryRun',
+    'GradientNormsOption',
+    'Precision',
+    'ReserveOptions',
+    'TeacherOptions',
+    'TrainingOptions',
+    'draw_gradients',
+    'gradient_observer',
+]
 
+DryRun = Annotated[
+    bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
+]
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
+
+GradientNormsOption = Annotated[
+    bool,
+    typer.Option(
+        '--gradient-norms', help="Write the norm of each layer's gradient at each update, and draw them at the end."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +85,9 @@ class TrainingOptions:
         recipe = recipe.changed(**{key: value for key, value in {**own, **changes}.items() if value is not None})
         return recipe if self.lr is None else recipe.changed(lr=self.lr * recipe.lr_batch / recipe.batch_size)
 
-    def settings(self, run: RunOptions, say: Callable[[str], None]) -> 'RunSettings':
+    def settings(
+        self, run: RunOptions, say: Callable[[str], None], observer: 'Observer | None' = None
+    ) -> 'RunSettings':
         """How the training is run."""
         return dict(
             micro_batch=self.micro_batch,
@@ -76,7 +98,86 @@ class TrainingOptions:
             save_minutes=self.save_minutes,
             compile=self.compile,
             say=say,
+            observer=observer,
         )
+
+
+class BlockRange(NamedTuple):
+    """Blocks from 1, both ends included; prints as it is written."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f'{self.first}-{self.last}'
+
+
+def read_blocks(text: str) -> BlockRange:
+    """'9-11' -> (9, 11), '9' -> (9, 9). Usage error on anything else."""
+    match = re.fullmatch(r'(\d{1,4})(?:-(\d{1,4}))?', str(text).strip())
+    blocks = match and BlockRange(int(match[1]), int(match[2] or match[1]))
+    if not blocks or not 1 <= blocks.first <= blocks.last:
+        raise typer.BadParameter(f"takes blocks from 1 such as 9-11, or a single one, not '{text}'.")
+    return blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReserveOptions:
+    """Which blocks of the weights that a training starts from stay."""
+
+    keep_blocks: Annotated[
+        int | None,
+        typer.Option(
+            '--keep-blocks',
+            min=0,
+            help='Keep the first N blocks of the weights, and what is before them; the rest begins anew.',
+            metavar='N',
+        ),
+    ] = None
+    reset_blocks: Annotated[
+        BlockRange | None,
+        typer.Option(
+            '--reset-blocks',
+            parser=read_blocks,
+            help='Begin these blocks anew, from 1, such as 9-11.',
+            metavar='BLOCKS',
+        ),
+    ] = None
+
+    def check(self, random: bool) -> None:
+        """Usage error where the weights are random, or both options are given."""
+        if self.keep_blocks is not None and self.reset_blocks is not None:
+            raise typer.BadParameter('--keep-blocks and --reset-blocks exclude each other: leave one of them out.')
+        if random and vars(self) != vars(ReserveOptions()):
+            raise typer.BadParameter(
+                '--keep-blocks and --reset-blocks are about weights, and this training starts from random ones: give '
+                'weights, or leave them out.'
+            )
+
+    def apply(
+        self, model: 'nn.Module', make_fresh: Callable[[], 'nn.Module'], say: Callable[[str], None]
+    ) -> dict[str, Any] | None:
+        """Begin the blocks anew that do not stay, and say so.
+
+        Args:
+            model: With its weights; changed in place.
+            make_fresh: The same model with random weights.
+            say: Prints a line.
+
+        Returns:
+            What was done, for results.json; None if nothing is asked for.
+
+        Raises:
+            EvaluationError: See `training.layer_reserve.reserve_layers`.
+        """
+        if self.keep_blocks is None and self.reset_blocks is None:
+            return None
+        from ..training.layer_reserve import LayerReserve, reserve_layers
+
+        reserve = LayerReserve(self.keep_blocks, self.reset_blocks and (self.reset_blocks[0], self.reset_blocks[1]))
+        depth = reserve_layers(model, make_fresh(), reserve)
+        say(f'Layer reserve: {reserve.words(depth)}.')
+        return reserve.facts(depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +211,20 @@ class TeacherOptions:
     def origin(self) -> str:
         """Where its weights come from, as results say it."""
         return origin_of(self.teacher_weights, False, 0)
+
+
+def gradient_observer(wanted: bool) -> 'Observer | None':
+    """What writes the norms of gradients while a training runs, if that is asked for."""
+    if not wanted:
+        return None
+    from ..downstream.analysis.gradients import GradientNorms
+
+    return GradientNorms()
+
+
+def draw_gradients(wanted: bool, output: Path, title: str, say: Callable[[str], None]) -> None:
+    """Draw the norms that a training wrote, if that is asked for."""
+    if wanted:
+        from ..downstream.reports.gradients import write_gradients
+
+        write_gradients(output, title, say)

@@ -1,15 +1,16 @@
 """Times of variants measured in turn in one process, and the ratios between them."""
 
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['cpu_name', 'cuda_ms', 'measure', 'ratio', 'same', 'timed']
+__all__ = ['cpu_name', 'cuda_ms', 'measure', 'median_interval', 'ratio', 'same', 'timed']
 
 T = TypeVar('T')
 
@@ -42,6 +43,19 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
 def ratio(theirs: list[float], ours: list[float]) -> float:
     """Median over the rounds of their time divided by ours: above 1, ours is faster."""
     return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """An interval that holds the median whatever the distribution: two of the values in order.
+
+    Of fewer values than such an interval needs (6 for 95 %), the lowest and the highest.
+    """
+    ordered, number = sorted(values), len(values)
+    left_out, tail = 0, 1.0  # values at each end, and ways to have at most so many of all on one side of the median
+    while 2 * (tail + math.comb(number, left_out + 1)) <= (1 - level) * 2**number:
+        left_out += 1
+        tail += math.comb(number, left_out)
+    return ordered[left_out], ordered[number - 1 - left_out]
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:

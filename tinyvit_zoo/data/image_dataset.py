@@ -1,8 +1,10 @@
 """Labelled images, read one by one from a source: files, arrays, or the items of another library's data set."""
 
 import copy
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,7 +19,7 @@ from ..common.text import reason
 from .fingerprints import compute_fingerprint, file_stamp, folder_stamps, kept_fingerprint, shown
 from .image_file import header_size, open_image, to_rgb
 
-__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Source', 'Wrapped', 'ends_of', 'join', 'size_of']
+__all__ = ['Arrays', 'Files', 'ImageDataset', 'Joined', 'Selection', 'Source', 'Wrapped', 'ends_of', 'join', 'size_of']
 
 T = TypeVar('T')
 
@@ -243,6 +245,38 @@ class Wrapped(Source):
         return repr(image.size).encode() + image.tobytes()
 
 
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some images of a data set.
+
+    Attributes:
+        name: As the user gives it, such as '10%'; of a file its name without folder.
+        positions: (n,) int64, ascending, in `whole`.
+        whole: The data set.
+    """
+
+    name: str
+    positions: np.ndarray
+    whole: 'ImageDataset'
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the positions and of the number of images they are from; not of the images themselves."""
+        digest = hashlib.sha256(f'{len(self.whole)}\0'.encode())
+        digest.update(self.positions.astype('<i8').tobytes())
+        return digest.hexdigest()
+
+    @property
+    def words(self) -> str:
+        """Such as '10%: 150 of 1,500 images of digits (train)'."""
+        whole = self.whole
+        return f'{self.name}: {len(self.positions):,} of {len(whole):,} images of {whole.name} ({whole.split})'
+
+    def facts(self) -> dict[str, Any]:
+        """The same for results.json."""
+        return dict(name=self.name, images=len(self.positions), of=len(self.whole), sha256=self.fingerprint)
+
+
 class ImageDataset(Dataset):
     """Images with one label each: `dataset[i]` is (image, int label), a PIL image in RGB unless there is a transform.
 
@@ -255,6 +289,7 @@ class ImageDataset(Dataset):
         skipped: Unreadable images that were left out on request.
         complete: False if images were left out, or the number of images or classes is not the registered one.
         label_sets: All labels that count as right, one tuple per image (ImageNet-ReaL), or None.
+        selection: The subset of a data set that these images are, or are taken from; None for all of it.
     """
 
     def __init__(
@@ -274,6 +309,7 @@ class ImageDataset(Dataset):
         self.skipped: tuple[str, ...] = ()
         self.complete = True
         self.label_sets = None if label_sets is None else tuple(tuple(labels) for labels in label_sets)
+        self.selection: Selection | None = None
         self._source = source
         self._indices: np.ndarray | None = None  # all in order: a list of millions would say no more
 

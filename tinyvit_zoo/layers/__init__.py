@@ -12,19 +12,23 @@ from .bias_table import (
 from .checkpointing import checkpoint_block
 from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
+from .cuda import cuda_sdpa, runs_on_cuda, sdpa_bias
 from .deploy import DeployConv2d, DeployLinear
 from .head_mix import HeadMix
+from .head_mix_cuda import has_attention_kernel, run_attention_kernel
 from .image_size import check_image_size, check_patch_grid
 from .inference import (
     activate,
     add_to_fresh,
     in_sub_batches,
     is_observed,
+    is_plain_cuda,
     is_plain_inference,
     is_untouched,
     known_class,
 )
 from .irpe import RelativeKeys, irpe_index, piecewise_index
+from .kept_bias import KeepsBias
 from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
@@ -39,12 +43,14 @@ from .window import (
     window_partition,
     window_reverse,
 )
+from .window_cuda import gather_windows, gathers_windows, return_windows
 
 __all__ = [
     'ConvNorm',
     'DeployConv2d',
     'DeployLinear',
     'HeadMix',
+    'KeepsBias',
     'Mlp',
     'PerRepeat',
     'RelativeKeys',
@@ -62,14 +68,19 @@ __all__ = [
     'check_patch_grid',
     'checkpoint_block',
     'conv_act',
+    'cuda_sdpa',
     'expand_abs_bias',
     'expand_beit_bias',
     'expand_signed_bias',
+    'gather_windows',
+    'gathers_windows',
+    'has_attention_kernel',
     'in_sub_batches',
     'irpe_index',
     'is_exactly',
     'is_fx_proxy',
     'is_observed',
+    'is_plain_cuda',
     'is_plain_inference',
     'is_untouched',
     'known_class',
@@ -79,7 +90,11 @@ __all__ = [
     'resize_beit_table',
     'resize_grid',
     'resize_position',
+    'return_windows',
+    'run_attention_kernel',
+    'runs_on_cuda',
     'scaled_windows',
+    'sdpa_bias',
     'shifted_window_mask',
     'signed_offset',
     'signed_offset_index',

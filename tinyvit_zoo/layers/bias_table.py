@@ -32,7 +32,7 @@ def abs_offset_index(size: int, device: torch.device | str | None = None) -> tor
     return (cells[:, None] - cells[None, :]).abs()
 
 
-def expand_abs_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+def expand_abs_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, gather: bool = False) -> torch.Tensor:
     """Expand a table over absolute offsets to one bias per pair of cells.
 
     bias[k, (r1, c1), (r2, c2)] = table[k, |r1 - r2| * w + |c1 - c2|], the order of TinyViT's released
@@ -40,17 +40,22 @@ def expand_abs_bias(table: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor)
 
     Columns are expanded first and rows second, so that every copy moves whole rows. On CPU this is about ten times
     faster than one (N, N) gather, forward and backward, and needs no (N, N) index: cheap enough to repeat in every
-    forward pass, so there is no cache that could go stale.
+    forward pass, so there is no cache that could go stale. On CUDA it costs four launches, and atomics and two more
+    copies in the backward; there `gather` takes one launch for the index and one for the entries.
 
     Args:
         table: (heads, h * w), any floating dtype.
         rows: (h, h) row distances from `abs_offset_index`.
         cols: (w, w) column distances.
+        gather: One gather instead of two steps.
 
     Returns:
         (heads, N, N) of the table's dtype.
     """
     h, w = rows.shape[0], cols.shape[0]
+    if gather:
+        index = torch.add(cols[None, :, None, :], rows[:, None, :, None], alpha=w)  # r1, c1, r2, c2
+        return table[:, index.reshape(h * w, h * w)]
     heads = table.shape[0]
     x = table.view(heads, h, w).index_select(2, cols.flatten()).view(heads, h, w, w)  # heads, dr, c1, c2
     x = x.permute(0, 2, 1, 3).reshape(heads * w, h, w)  # (heads c1), dr, c2

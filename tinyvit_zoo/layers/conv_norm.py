@@ -5,10 +5,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .deploy import DeployConv2d, fuses_gelu
+from .deploy import DeployConv2d, DeployLinear, fuses_gelu, is_pointwise, pointwise
 from .inference import activate, is_plain_inference, is_untouched, known_class
+from .routes import Route, choose, may_be_onednn
 
 __all__ = ['ConvNorm', 'conv_act', 'linear_act']
+
+# Elements of an activation that is worth computing in place: more than a core's second-level cache holds.
+LARGE = 2**18
 
 
 @known_class
@@ -59,7 +63,16 @@ class ConvNorm(nn.Module):
     @torch.jit.unused
     def run_folded(self, x: torch.Tensor) -> torch.Tensor:
         """The one convolution that `folds` allows."""
-        return self.conv._conv_forward(x, *self._folded())
+        weight, bias = self._folded()
+        conv = self.conv
+
+        def run(route: Route) -> torch.Tensor:
+            return pointwise(x, weight, bias) if route == 'linear' else conv._conv_forward(x, weight, bias)
+
+        if not is_pointwise(conv) or not _on_view(x, weight):
+            return run('plain')
+        rows = x.shape[0] * x.shape[2] * x.shape[3]
+        return run(choose('folded1x1', x, rows, conv.in_channels, conv.out_channels, False, run))
 
     def _foldable(self, on_cpu: bool = False) -> bool:
         """Whether one convolution can replace the two layers: both untouched, with running statistics.
@@ -118,10 +131,21 @@ class ConvNorm(nn.Module):
         return fused.train(self.training)
 
 
+def _on_view(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product over the channels can take x as it lies, and is refused only where a convolution is."""
+    return (
+        x.ndim == 4
+        and x.shape[1] == weight.shape[1]
+        and x.dtype is weight.dtype
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.is_autocast_enabled('cpu')
+    )
+
+
 def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`act(conv(x))`, in one kernel or with the activation in place where nobody can notice."""
-    if fuses_gelu(conv, act, x):
-        return conv.run_kernel(x, True)
+    if fuses_gelu(conv, act) and (route := conv.route_of(x, True)) is not None:
+        return conv.run(x, route, True)
     # A fold without a call of `conv`: then its output is referenced nowhere else.
     if is_untouched(conv, ConvNorm) and conv.folds(x):
         return activate(act, conv.run_folded(x), fresh=True)
@@ -130,6 +154,18 @@ def conv_act(conv: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def linear_act(linear: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`act(linear(x))`, in one kernel or with the activation in place where nobody can notice."""
-    if fuses_gelu(linear, act, x):
-        return linear.run_kernel(x, True)
-    return activate(act, linear(x), fresh=is_untouched(linear, nn.Linear))
+    # The cheap question first: in a small model at batch 1 the others cost more than a kernel of their own gains.
+    if may_be_onednn('linear', x) and fuses_gelu(linear, act) and (route := linear.route_of(x, True)) is not None:
+        return linear.run(x, route, True)
+    y = linear(x)
+    if not _is_large(y):
+        return act(y)
+    kind = DeployLinear if type(linear) is DeployLinear else nn.Linear
+    return activate(act, y, fresh=is_untouched(linear, kind))
+
+
+def _is_large(x: torch.Tensor) -> bool:
+    """Whether a second buffer costs more than what must be asked before doing without."""
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor or torch.jit.is_tracing():
+        return False
+    return x.numel() >= LARGE

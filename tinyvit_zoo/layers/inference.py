@@ -19,7 +19,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm
+from timm.layers import DropPath, LayerNorm, is_exporting
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks
@@ -30,6 +30,7 @@ __all__ = [
     'add_to_fresh',
     'in_sub_batches',
     'is_observed',
+    'is_plain_cuda',
     'is_plain_inference',
     'is_untouched',
     'known_class',
@@ -66,6 +67,7 @@ def known_class(kind: type[M], per_image: bool = True) -> type[M]:
 
 TORCHS: tuple[type[nn.Module], ...] = (
     *(nn.Conv2d, nn.Dropout, nn.GELU, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU, nn.SiLU),
+    nn.Sequential,
     *(DropPath, LayerNorm),  # timm's
 )
 for _kind in TORCHS:
@@ -87,6 +89,23 @@ def is_plain_inference(x: torch.Tensor) -> bool:
         and not torch.jit.is_tracing()
         and not is_observed()
     )
+
+
+@torch.jit.unused
+def is_plain_cuda(x: torch.Tensor) -> bool:
+    """Whether x is a plain CUDA tensor, with or without autograd, and nothing watches what is done with it: no proxy,
+    subclass, trace or export, see also `is_observed`. `torch.compile` is no observer.
+    """
+    return (
+        type(x) is torch.Tensor
+        and _is_on_cuda(x)
+        and x.layout is torch.strided
+        and (not is_exporting() if torch.compiler.is_compiling() else not torch.jit.is_tracing() and not is_observed())
+    )
+
+
+def _is_on_cuda(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def is_observed() -> bool:
@@ -161,25 +180,29 @@ def _holds_plain_tensors(module: nn.Module) -> bool:
     return True
 
 
-def in_sub_batches(module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def in_sub_batches(
+    module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, images: int | None = None
+) -> torch.Tensor:
     """`run(x)`; in plain inference on a CPU a few images at a time, if everything inside `module` treats each image
     alone and is untouched.
 
-    The attention maps then stay in cache and reuse each other's memory. For a large batch the system would map fresh
-    memory and release it again at every layer, which costs more than head mixing itself.
+    The maps inside then stay in cache and reuse each other's memory. For a large batch the system would map fresh
+    memory and release it again at every layer, which costs more than head mixing or a convolution itself.
 
     Args:
         module: The module whose forward pass this is.
         run: Computes every image of a batch independently of the others.
-        x: Tokens (B, ..., C).
+        x: Tokens (B, ..., C), or with `images` any (B, ...).
+        images: How many at a time with one thread; with several, which share a large map better, all of them. None
+            for as many as have `SUB_BATCH_TOKENS` tokens, whatever the threads.
 
     Returns:
         The result of `run`, (B, ...).
     """
-    if not is_plain_inference(x):
+    if not is_plain_inference(x) or x.shape[0] < 2:
         return run(x)
-    size = max(1, SUB_BATCH_TOKENS // max(1, x[0].numel() // x.shape[-1])) if x.shape[0] > 1 else 1
-    if size >= x.shape[0] or not _treats_images_alone(module):
+    size = max(1, SUB_BATCH_TOKENS // max(1, x[0].numel() // x.shape[-1])) if images is None else images
+    if size >= x.shape[0] or (images and torch.get_num_threads() > 1) or not _treats_images_alone(module):
         return run(x)
     return torch.cat([run(part) for part in x.split(size)])
 
@@ -190,7 +213,13 @@ def _treats_images_alone(module: nn.Module) -> bool:
     In training mode random numbers are drawn for a batch, and a quantised weight may scale the whole of its input.
     """
     return all(
-        type(m) in PER_IMAGE and not m.training and _runs_its_class(m) and _holds_plain_tensors(m)
+        (
+            type(m) in PER_IMAGE
+            or (type(m) is nn.BatchNorm2d and m.running_mean is not None and m.running_var is not None)
+        )
+        and not m.training
+        and _runs_its_class(m)
+        and _holds_plain_tensors(m)
         for m in module.modules()
     )
 

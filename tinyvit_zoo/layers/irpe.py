@@ -73,6 +73,10 @@ class RelativeKeys(nn.Module):
         """Initial values of the released code: zero, so no position part."""
         nn.init.zeros_(self.table)
 
+    def lookups(self, q: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Products of queries (..., d) with each key, (..., 49)."""
+        return q @ (self.table[0] * scale)
+
     def forward(self, q: torch.Tensor, index: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         """Position part of the logits, a fresh tensor.
 
@@ -84,6 +88,6 @@ class RelativeKeys(nn.Module):
         Returns:
             (B * heads, N, N).
         """
-        lookups = (q @ (self.table[0] * scale)).flatten(1)
+        lookups = self.lookups(q, scale).flatten(1)
         # In two dimensions: with more, index_select takes a path that is three times slower on CPU.
         return lookups.index_select(1, index).view(q.shape[0], q.shape[1], q.shape[1])

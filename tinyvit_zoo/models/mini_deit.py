@@ -38,11 +38,13 @@ from ..layers import (
     TypedModuleList,
     check_image_size,
     check_patch_grid,
+    has_attention_kernel,
     in_sub_batches,
     irpe_index,
     is_exactly,
     known_class,
     resize_position,
+    run_attention_kernel,
 )
 from ..releases import FAMILIES, Release
 from ._create import Family, create_zoo_model, record_input_size
@@ -95,10 +97,22 @@ class MiniAttention(nn.Module):
                 return keys(q, index, self.scale if self.rpe_scaled_q else 1.0)
         raise IndexError('There is no such repeat.')
 
-    def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
-        B, N, C = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * heads, N, d)
+    @torch.jit.unused
+    def _has_kernel(self, qkv: torch.Tensor, repeat: int) -> bool:
+        keys = self.rpe_k[repeat] if 0 <= repeat < len(self.rpe_k) else None
+        return keys is not None and has_attention_kernel(
+            qkv, self.proj_l, self.proj_w, repeat, self.attn_drop, keys=keys
+        )
+
+    @torch.jit.unused
+    def _run_kernel(self, qkv: torch.Tensor, repeat: int, index: torch.Tensor) -> torch.Tensor:
+        lookups = self.rpe_k[repeat].lookups(qkv[:, :, 0], self.scale if self.rpe_scaled_q else 1.0)
+        return run_attention_kernel(qkv, self.proj_l, self.proj_w, repeat, self.scale, lookups=lookups, index=index)
+
+    def _attend(self, qkv: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:
+        """(B, N, 3, heads, d) -> (B, N, C)."""
+        B, N, C = qkv.shape[0], qkv.shape[1], self.num_heads * self.head_dim
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)  # (B * heads, N, d)
         attn = self._relative(q, rpe_index, repeat)
         attn = torch.baddbmm(attn, q, k.transpose(1, 2), alpha=self.scale).view(B, self.num_heads, N, N)
         # One step per line: each map is freed as soon as the next one exists.
@@ -106,7 +120,16 @@ class MiniAttention(nn.Module):
         attn = attn.softmax(dim=-1)
         attn = self.proj_w(attn, repeat)
         attn = self.attn_drop(attn)
-        x = torch.bmm(attn.flatten(0, 1), v).view(B, self.num_heads, N, self.head_dim).transpose(1, 2).reshape(B, N, C)
+        x = torch.bmm(attn.flatten(0, 1), v).view(B, self.num_heads, N, self.head_dim)
+        return x.transpose(1, 2).reshape(B, N, C)
+
+    def forward(self, x: torch.Tensor, repeat: int, rpe_index: torch.Tensor) -> torch.Tensor:  # (B, N, C)
+        B, N, _ = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim)
+        if not torch.jit.is_scripting() and self._has_kernel(qkv, repeat):
+            x = self._run_kernel(qkv, repeat, rpe_index)
+        else:
+            x = self._attend(qkv, repeat, rpe_index)
         return self.proj_drop(self.proj(x))
 
 

@@ -43,11 +43,16 @@ from ..layers import (
     add_to_fresh,
     check_image_size,
     expand_signed_bias,
+    gather_windows,
+    gathers_windows,
+    has_attention_kernel,
     in_sub_batches,
     is_exactly,
     known_class,
     per_stage_windows,
     resize_grid,
+    return_windows,
+    run_attention_kernel,
     scaled_windows,
     shifted_window_mask,
     signed_offset,
@@ -148,11 +153,20 @@ class MiniWindowAttention(nn.Module):
         self.qkv = DeployLinear.from_linear(self.qkv)
         self.proj = DeployLinear.from_linear(self.proj)
 
-    def forward(self, x: torch.Tensor, repeat: int, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B * nW, N, C) -> the same; `mask` (nW, N, N) is added to the logits."""
-        B, N, C = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = expand_signed_bias(self.relative_position_bias_table.to(q.dtype), self.row_offsets, self.col_offsets)
+    @torch.jit.unused
+    def _has_kernel(self, qkv: torch.Tensor, repeat: int, mask: torch.Tensor | None) -> bool:
+        return has_attention_kernel(qkv, self.proj_l, self.proj_w, repeat, self.attn_drop, mask=mask)
+
+    @torch.jit.unused
+    def _run_kernel(
+        self, qkv: torch.Tensor, repeat: int, bias: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        return run_attention_kernel(qkv, self.proj_l, self.proj_w, repeat, self.scale, position=bias, mask=mask)
+
+    def _attend(self, qkv: torch.Tensor, repeat: int, bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B * nW, N, 3, heads, d) -> (B * nW, N, C)."""
+        B, N, C = qkv.shape[0], qkv.shape[1], self.num_heads * self.head_dim
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)  # (B * nW, heads, N, N)
         # One step per line: each map is freed as soon as the next one exists.
         attn = self.proj_l(attn, repeat)
@@ -162,7 +176,17 @@ class MiniWindowAttention(nn.Module):
         attn = attn.softmax(dim=-1)
         attn = self.proj_w(attn, repeat)
         attn = self.attn_drop(attn)
-        x = (attn @ v).transpose(1, 2).reshape(B, N, C)
+        return (attn @ v).transpose(1, 2).reshape(B, N, C)
+
+    def forward(self, x: torch.Tensor, repeat: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B * nW, N, C) -> the same; `mask` (nW, N, N) is added to the logits."""
+        B, N, _ = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim)
+        bias = expand_signed_bias(self.relative_position_bias_table.to(qkv.dtype), self.row_offsets, self.col_offsets)
+        if not torch.jit.is_scripting() and self._has_kernel(qkv, repeat, mask):
+            x = self._run_kernel(qkv, repeat, bias, mask)
+        else:
+            x = self._attend(qkv, repeat, bias, mask)
         return self.proj_drop(self.proj(x))
 
 
@@ -223,6 +247,9 @@ class MiniSwinBlock(nn.Module):
         B, H, W, _ = x.shape
         window = self.attn.window_size
         shifted = shift[0] > 0 or shift[1] > 0
+        if shifted and not torch.jit.is_scripting() and gathers_windows(x, window):
+            windows = self.attn(gather_windows(x, window, shift), repeat, mask)
+            return return_windows(windows, window, shift, (B, H, W))
         if shifted:
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         x = window_reverse(self.attn(window_partition(x, window), repeat, mask), window, (B, H, W))

@@ -93,6 +93,14 @@ class TinyMimStudent(PlainVit):
         self.stops_early = forward_depth < depth
         self.feature_info = self.feature_info[:forward_depth]
 
+    @torch.jit.ignore
+    def unreached_parameters(self) -> list[str]:
+        """Names of the parameters that its output does not depend on, which training then leaves as they are."""
+        if not self.stops_early:
+            return []
+        tail = tuple(f'blocks.{i}.' for i in range(self.forward_depth, len(self.blocks)))
+        return [name for name, _ in self.named_parameters() if name.startswith((*tail, 'norm.'))]
+
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         """The end of the features: the final norm only behind the whole model, since it was not trained."""
         return x if self.stops_early else self.norm(x)

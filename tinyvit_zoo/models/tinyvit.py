@@ -38,6 +38,7 @@ from ..checkpoints import TINYVIT_KEYS, fit_to_model, stage_tables
 from ..layers import (
     ConvNorm,
     DeployLinear,
+    KeepsBias,
     Mlp,
     TypedSequential,
     abs_offset_index,
@@ -46,11 +47,15 @@ from ..layers import (
     checkpoint_block,
     conv_act,
     expand_abs_bias,
+    in_sub_batches,
     is_exactly,
     is_fx_proxy,
+    known_class,
     per_stage_windows,
     resize_grid,
+    runs_on_cuda,
     scaled_windows,
+    sdpa_bias,
     stage_grids,
     window_partition,
     window_reverse,
@@ -63,7 +68,12 @@ __all__ = ['TinyViT']
 # Windows per side of each stage at 224 (56/7, 28/7, 14/14, 7/7), kept at every other size; stage 0 has none in use.
 NUM_WINDOWS = (8, 4, 1, 1)
 
+# Images at a time in the stem, stage 0 and the first merge, see `in_sub_batches`: at 224 and batch 8 one map of stage 0
+# has 38 MB, more than the allocator keeps, and every layer would have the system map it in anew.
+FRONT_IMAGES = 2
 
+
+@known_class
 class PatchEmbed(nn.Module):
     """Two 3x3 stride-2 convolutions. (B, in_chans, 4H, 4W) -> (B, C, H, W) in channels_last memory format."""
 
@@ -75,6 +85,12 @@ class PatchEmbed(nn.Module):
         self.conv2 = ConvNorm(out_chs // 2, out_chs, 3, stride=2, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self._run(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self._run, x, FRONT_IMAGES)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
         # Channels last from the first layer on: every later convolution keeps it, and the transformer stages read
         # the same memory as B,H,W,C without a copy. (`contiguous(memory_format=...)` does not work under vmap.)
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -82,6 +98,7 @@ class PatchEmbed(nn.Module):
         return self.conv2(x)
 
 
+@known_class
 class MBConv(nn.Module):
     """Inverted residual: 1x1 expand, 3x3 depthwise, 1x1 project; activation after the residual sum. (B, C, H, W)."""
 
@@ -113,12 +130,16 @@ class MBConv(nn.Module):
         return self.act3(x) if torch.jit.is_scripting() else activate(self.act3, x, fresh=True)
 
 
+@known_class
 class PatchMerging(nn.Module):
     """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2)."""
 
-    def __init__(self, dim: int, out_dim: int, act_layer: type[nn.Module], device=None, dtype=None) -> None:
+    def __init__(
+        self, dim: int, out_dim: int, act_layer: type[nn.Module], in_parts: bool = False, device=None, dtype=None
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        self.in_parts = in_parts
         self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
         self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
@@ -126,11 +147,18 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting() or not self.in_parts:
+            return self._run(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self._run, x, FRONT_IMAGES)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
         x = self.act2(self.conv2(x)) if torch.jit.is_scripting() else conv_act(self.conv2, self.act2, x)
         return self.conv3(x)
 
 
+@known_class
 class ConvStage(nn.Module):
     """Stage 0: a sequence of MBConv blocks. (B, C, H, W)."""
 
@@ -151,10 +179,13 @@ class ConvStage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return _checkpoint_blocks(self.blocks, x)
-        return self.blocks(x)
+        if torch.jit.is_scripting():
+            return self.blocks(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self.blocks, x, FRONT_IMAGES)
 
 
-class Attention(nn.Module):
+class Attention(KeepsBias):
     """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2)."""
 
     fused_attn: Final[bool]
@@ -191,6 +222,21 @@ class Attention(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """Fill the offset indices, which no checkpoint holds (after `to_empty`; transformers calls this too)."""
         self._register_offsets(self.attention_biases.device)
+        self.keep_bias()
+
+    @torch.jit.unused
+    def bias_table(self) -> torch.Tensor:
+        return self.attention_biases
+
+    def spread_bias(self, dtype: torch.dtype) -> torch.Tensor:
+        # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
+        table, on_cuda = self.attention_biases.to(dtype), runs_on_cuda(self.row_offsets)
+        return expand_abs_bias(table, self.row_offsets, self.col_offsets, on_cuda)
+
+    @torch.jit.unused
+    def can_spread_bias(self) -> bool:
+        offsets = zip((self.row_offsets, self.col_offsets), self.window_size, strict=True)
+        return all(torch.equal(index, abs_offset_index(size, index.device)) for index, size in offsets)
 
     def set_window_size(self, window_size: tuple[int, int], mode: str = 'bicubic') -> None:
         """Change the window size; the bias table is resized, see `resize_grid`."""
@@ -206,6 +252,8 @@ class Attention(nn.Module):
         """Deploy form: see `timm.models.reparameterize_model`."""
         self.qkv = DeployLinear.from_linear(self.qkv)
         self.proj = DeployLinear.from_linear(self.proj)
+        self.keeps_bias = True
+        self.keep_bias()
 
     def _prefers_plain(self, q: torch.Tensor, bias: torch.Tensor) -> bool:
         """Whether attention in single steps is faster than the fused kernel.
@@ -224,10 +272,12 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B * nW, N, C)
         B, N, C = x.shape
         # The released layout keeps q, k and v of one head side by side: (heads, 3 * d), not (3, heads, d).
-        qkv = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B * nW, heads, N, d)
-        # Cast before expanding: under autocast SDPA would cast the (N, N) bias instead of the small table.
-        bias = expand_abs_bias(self.attention_biases.to(q.dtype), self.row_offsets, self.col_offsets)[None]
+        # Split before the heads move: the backward then joins the three gradients in the layout that the linear layer
+        # reads, without a copy.
+        q, k, v = self.qkv(self.norm(x)).view(B, N, self.num_heads, 3 * self.head_dim).split(self.head_dim, dim=-1)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # each (B * nW, heads, N, d)
+        bias = self.spread_bias(q.dtype) if torch.jit.is_scripting() else self.bias_for(q)
+        bias = sdpa_bias(bias, self.window_size[0] * self.window_size[1], runs_on_cuda(self.row_offsets))
 
         if self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -298,13 +348,14 @@ class TinyVitStage(nn.Module):
         act_layer: type[nn.Module],
         proj_drop: float,
         drop_path: Sequence[float],
+        merge_in_parts: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim, out_dim, act_layer, **dd)
+        self.downsample = PatchMerging(dim, out_dim, act_layer, merge_in_parts, **dd)
         self.blocks = TypedSequential(
             *[
                 TinyVitBlock(
@@ -417,6 +468,7 @@ class TinyViT(nn.Module):
                     act_layer,
                     proj_drop_rate,
                     dpr[i],
+                    merge_in_parts=i == 1,
                     **dd,
                 )
             )
@@ -433,7 +485,17 @@ class TinyViT(nn.Module):
             **dd,
         )
         self.head_hidden_size = self.head.num_features
+        self._limit_kept_biases()
         self.init_weights(needs_reset=False)
+
+    def _limit_kept_biases(self) -> None:
+        """Let the deploy form on CUDA keep its biases spread while all of them are smaller than the weights."""
+        layers = [m for m in self.modules() if isinstance(m, Attention)]
+        spread = sum(layer.num_heads * (layer.window_size[0] * layer.window_size[1]) ** 2 for layer in layers)
+        smaller = spread < sum(p.numel() for p in self.parameters())
+        for layer in layers:
+            layer.may_keep_bias = smaller
+            layer.keep_bias()
 
     @staticmethod
     def _layout(
@@ -535,6 +597,7 @@ class TinyViT(nn.Module):
         for stage, window in zip(self.stages[1:], self.window_sizes[1:], strict=True):
             for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
+        self._limit_kept_biases()
         grid = stage_grids(self.img_size, len(self.stages))[-1]
         record_input_size(self, self.img_size, grid, window_sizes=window_sizes, window_size=None)
 

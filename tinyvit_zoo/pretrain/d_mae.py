@@ -15,7 +15,7 @@ from torch import nn
 from ..distill import attention_distillation_loss, hidden_mse_loss, relation_logits
 from ..distill.precision import autocast_off
 from ..layers import is_untouched
-from .encoder import block_inputs, check_block, head_qkv, visible_tokens
+from .encoder import block_inputs, check_block, check_visible, head_qkv, visible_tokens
 from .mae import MaskedAutoencoder
 
 __all__ = ['DMae', 'DMaeOutput']
@@ -102,6 +102,7 @@ class DMae(nn.Module):
         self.train(self.training)
 
     def _check(self, model: MaskedAutoencoder, tch_model: VisionTransformer) -> None:
+        check_visible(tch_model)
         depth, teacher_depth = len(model.blocks), len(tch_model.blocks)
         if depth != teacher_depth:
             raise ValueError(f'Blocks are compared one by one: the student has {depth}, the teacher {teacher_depth}.')

@@ -17,6 +17,7 @@ from ..layers import sincos_position
 __all__ = [
     'block_inputs',
     'check_block',
+    'check_visible',
     'embed',
     'fix_position',
     'head_qkv',
@@ -144,3 +145,16 @@ def check_block(block: Any, heads: int | None = None) -> None:
     width = attn.qkv.out_features // 3
     if heads is not None and (heads < 1 or width % heads):
         raise ValueError(f'{heads} heads do not divide the width {width}.')
+
+
+def check_visible(vit: Any) -> None:
+    """Refuse a ViT that cannot run on some of the patches.
+
+    Raises:
+        ValueError: If its attention has relative positions, of all patches.
+    """
+    if any(getattr(block.attn, 'needs_all_patches', False) for block in vit.blocks):
+        raise ValueError(
+            'The attention of the teacher has relative positions of all patches, and it is to see some of them only: '
+            'choose another teacher, or leave the mask out.'
+        )

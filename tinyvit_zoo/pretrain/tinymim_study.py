@@ -18,6 +18,7 @@ from torch import nn
 
 from ..distill import HeadQKV, class_token_loss, relation_losses, smooth_l1_loss, whitened
 from ..distill.relation import RELATIONS, Relation
+from .encoder import check_visible
 from .mae import MaskedAutoencoder, Masking, random_masking
 from .tinymim import RelationEncoder
 
@@ -178,6 +179,8 @@ class TinyMim(nn.Module):
             raise ValueError(f'mask_ratio must be from 0 to below 1, not {mask_ratio}.')
         if reconstruct and not mask_ratio:
             raise ValueError('reconstruct needs hidden patches to reconstruct: give a mask_ratio such as 0.75.')
+        if mask_ratio:
+            check_visible(teacher.vit)
         _check_pair(student, teacher, target)
         self.student = TinyMimStudent(student, target, teacher.vit.embed_dim, reconstruct)
         self.teacher = TinyMimTeacher(teacher, target)

@@ -24,6 +24,7 @@ from ..common.plain import plain
 from ..common.processes import on_its_own
 from ..data.image_dataset import ImageDataset
 from ..data.split import stratified_split
+from ..data.subsets import subset_identity
 from ..data.transforms import data_config
 from .contraction_factors import Candidate, Factors, candidates, count_parameters, factors_of, smallest
 from .contraction_outcomes import Outcome, Ranked, Trainer, outcome_of, outcome_words, rank
@@ -293,6 +294,7 @@ class _Plan:
             images=self.training.train.fingerprint(),
             held_out=self.training.held.fingerprint(),
             seed=str(self.training.seed),
+            **subset_identity(self.training.train),
         )
 
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
 from torch import nn
 
 from ..common.errors import EvaluationError
 from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, ViewSpec
+from ..data.subsets import subset_identity
 from ..data.transforms import data_config
 from ..soft_labels.check import check_data
 from ..soft_labels.save import check_output, store_info
@@ -19,7 +21,7 @@ from .recipes import Recipe
 from .soft_label_views import LiveViews, SoftLabelViews, ViewSampler
 from .tasks.tinyvit import LiveDistillation, SparseDistillation
 
-__all__ = ['Distilled', 'distil_from_store', 'distil_live', 'model_input', 'stored_epochs']
+__all__ = ['Distilled', 'distil_from_store', 'distil_live', 'model_input', 'stored_epochs', 'stored_images']
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def distil_from_store(
 
     Args:
         student: Any timm model with the classes of the store. Trained in place; left in eval mode.
-        dataset: The one that the store was saved from, or that the released code saw where it was converted.
+        dataset: The one that the store was saved from, or that the released code saw where it was converted; or a
+            subset of it, whose images have the views and labels that they have in the store.
         store: With as many whole epochs as the recipe has.
         recipe: Its mixing and augmentation have no effect: the views are the stored ones.
         output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
@@ -67,12 +70,12 @@ def distil_from_store(
         EvaluationError: If student, data, store and recipe do not fit, or for a reason of `TrainingLoop.run`.
     """
     _check(student, store.info.classes, str(store.place), hard_weight)
-    check_data(store, dataset)
+    whole, positions = stored_images(store, dataset)
     stored = stored_epochs(store, recipe, reuse)
     input = model_input(student)
-    views = SoftLabelViews(dataset, store, input)
-    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
-    identity = _identity(store.info, repr(stored), hard_weight, input)
+    views = SoftLabelViews(whole, store, input)
+    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored, positions)
+    identity = _identity(store.info, repr(stored), hard_weight, input) | subset_identity(dataset)
     trained = train_task(SparseDistillation(student, hard_weight), views, sampler, recipe, output, identity, **run)
     return Distilled(**vars(trained), labels=store.info, store=str(store.place), stored_epochs=stored)
 
@@ -117,7 +120,7 @@ def distil_live(
         check_output(teacher, dataset, spec)
         labels = store_info(teacher, dataset, spec, seed=seed, k=k)
         input, seen = model_input(student), ModelInput(teacher.size, teacher.mean, teacher.std)
-        identity = _identity(labels, 'live', hard_weight, input)
+        identity = _identity(labels, 'live', hard_weight, input) | subset_identity(dataset)
         views = LiveViews(dataset, spec, seed, input, seen)
         task = LiveDistillation(student, teacher, labels.k, hard_weight)
         trained = train_task(task, views, sampler, recipe, output, identity, **run)
@@ -148,6 +151,24 @@ def _check(student: nn.Module, classes: int, owner: str, hard_weight: float) -> 
             f'The student has {student.num_classes} classes, {owner} is of {classes}: make it with '
             f'num_classes={classes}.'
         )
+
+
+def stored_images(store: Store, dataset: ImageDataset) -> tuple[ImageDataset, np.ndarray | None]:
+    """The images of a store, and which of them are trained on: int64 positions, or None for all.
+
+    Args:
+        store: Saved from the data set, or from the one that it is a subset of.
+        dataset: Images to train on.
+
+    Raises:
+        EvaluationError: If the store is of other images.
+    """
+    selection = dataset.selection
+    if selection is None or len(dataset) in (store.info.images, len(selection.whole)):
+        check_data(store, dataset)
+        return dataset, None
+    check_data(store, selection.whole)
+    return selection.whole, selection.positions
 
 
 def stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:

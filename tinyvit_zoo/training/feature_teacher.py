@@ -20,7 +20,7 @@ from ..names import resolve_name
 from ..soft_labels.transformers_teacher import Page, find_page, image_size, normalization, quiet_transformers
 from .feature_readers import FeatureReader, Features, timm_reader, transformers_reader, vision_part
 
-__all__ = ['FeatureTeacher', 'load_feature_teacher']
+__all__ = ['FeatureTeacher', 'load_feature_teacher', 'load_vision_model']
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,13 @@ def _timm_model(name: str, weights: str | Path | None, img_size: tuple[int, int]
     return load_model(name, weights)
 
 
-def _load_transformers(page: Page, size: tuple[int, int] | None) -> FeatureTeacher:
+def load_vision_model(page: Page) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of transformers, or its part that takes images, in float32 and evaluation mode; and its preprocessing.
+
+    Raises:
+        ModelError: If it cannot be loaded, or lacks weights.
+        MissingExtraError: If transformers is not installed.
+    """
     with needs_extra('transformers'):
         from transformers import AutoImageProcessor, AutoModel
     name, place, _ = page
@@ -155,9 +161,14 @@ def _load_transformers(page: Page, size: tuple[int, int] | None) -> FeatureTeach
     missing += [key for key, *_ in report['mismatched_keys']]
     if missing:
         raise ModelError(f'{name} has no weights for {first_few(missing)}: take a page or folder that has all of them.')
-    vision: Any = vision_part(model)
-    size = size or image_size(name, processor, vision.config)
-    return FeatureTeacher.of_transformers(vision.float(), name, *normalization(name, processor), size)
+    return vision_part(model).float().eval(), processor
+
+
+def _load_transformers(page: Page, size: tuple[int, int] | None) -> FeatureTeacher:
+    model, processor = load_vision_model(page)
+    vision: Any = model
+    size = size or image_size(page.name, processor, vision.config)
+    return FeatureTeacher.of_transformers(vision, page.name, *normalization(page.name, processor), size)
 
 
 def _configured_size(model: Any, name: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from ..common.errors import EvaluationError
 from ..common.hashes import json_hash
 from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, ViewSpec
+from ..data.subsets import subset_identity
 from ..data.transforms import data_config
 from ..data.unlabelled import load_unlabelled
 from ..distill.feature_targets import FEATURE_LOSSES, FeatureLossName
@@ -147,7 +148,7 @@ def plan_features(
     task = FeatureDistillation(module, teacher, loss, dense_weight, _autocast_of(run))
     identity = {
         'method': 'features', 'teacher': json_hash(facts | dict(name='')), 'views': spec.hash,
-        'data': dataset.fingerprint(), 'loss': loss, 'dense weight': repr(dense_weight),
+        'data': dataset.fingerprint(), 'loss': loss, 'dense weight': repr(dense_weight), **subset_identity(dataset),
     }  # fmt: skip
     return FeaturePlan(
         module, task, FeatureViews(dataset, spec, seed, takes, teacher.input), sampler, recipe, identity, run,

@@ -12,11 +12,11 @@ two, since its synchronised form needs CUDA; with `Recipe.freeze_batch_norm` it 
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
@@ -40,10 +40,21 @@ from .run_log import RunLog
 from .run_state import alone_in, read_state, read_weights, write_state
 
 with needs_extra('eval'):
+    from accelerate import Accelerator
     from accelerate.data_loader import DataLoaderShard
     from accelerate.utils import broadcast
 
-__all__ = ['Record', 'RestOfEpoch', 'RunSettings', 'Trained', 'TrainingLoop', 'best_epoch', 'train_task']
+__all__ = [
+    'Observer',
+    'Record',
+    'RestOfEpoch',
+    'RunSettings',
+    'Trained',
+    'TrainingLoop',
+    'best_epoch',
+    'train_task',
+    'unreached_frozen',
+]
 
 # What a recipe says of itself; and the held-out share, which the images that are trained on show.
 NO_SETTING = ('source', 'notes', 'starts', 'starts_at', 'held_out')
@@ -52,6 +63,25 @@ LOOK_EVERY = 50  # updates between looks at the losses: each waits for the devic
 Record = dict[str, float | None]
 """An epoch by name: the mean of each loss, 'lr' of its last update (the highest of all layers), measurements after it.
 """
+
+
+class Observer(Protocol):
+    """Sees a training from within, and changes nothing about it; on every process."""
+
+    def watch(
+        self, module: nn.Module, folder: Path, updates: int, accelerator: 'Accelerator'
+    ) -> AbstractContextManager[None]:
+        """A block around the training.
+
+        Args:
+            module: The trainable one, without wrappers and not compiled.
+            folder: Of the run.
+            updates: How many are done.
+            accelerator: Of the run.
+        """
+
+    def updated(self, number: int) -> None:
+        """The gradients of an update, from 1, are complete: before they are clipped, and the weights change."""
 
 
 class RunSettings(TypedDict, total=False):
@@ -65,6 +95,7 @@ class RunSettings(TypedDict, total=False):
     save_minutes: float
     compile: bool
     say: Callable[[str], None]
+    observer: Observer | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +140,7 @@ class TrainingLoop:
             every 50th update only, if it is time.
         compile: Compile the trainable module with `torch.compile`. A task that has `compiles = False` refuses it.
         say: Prints a line.
+        observer: Sees every update.
 
     Attributes:
         accelerator: Of accelerate.
@@ -117,7 +149,7 @@ class TrainingLoop:
 
     Raises:
         EvaluationError: If the batch does not fit images at once and processes, the device has no such precision, or
-            the task refuses to be compiled.
+            the task refuses to be compiled, as an observer does.
     """
 
     def __init__(
@@ -134,9 +166,11 @@ class TrainingLoop:
         save_minutes: float = 10.0,
         compile: bool = False,
         say: Callable[[str], None] = print,
+        observer: Observer | None = None,
     ) -> None:
         self.recipe, self.folder, self.workers, self.seed = recipe, folder, workers, seed
         self.save_every = 60 * save_minutes
+        self.observer = observer
         self.accelerator, self.micro_batch = create_accelerator(recipe, micro_batch, precision, device)
         self.say = say if self.accelerator.is_main_process else lambda text: None
         self.module = cast(nn.Module, task.get_trainable_module())
@@ -145,7 +179,7 @@ class TrainingLoop:
         self.ema = ModelEmaV3(self.module, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = create_optimizer(self.module, recipe, recipe.batch_size)
         if compile:
-            _compile(self.module, task)
+            _compile(self.module, task, observer)
         self.wrapped, self.prepared_optimizer = self.accelerator.prepare(self.module, self.optimizer)
         self.task.trainable_module = self.wrapped  # as timm's own `prepare_distributed` does
 
@@ -179,7 +213,7 @@ class TrainingLoop:
         *,
         evaluate: Callable[[nn.Module], Record] | None = None,
         chosen_by: str | None = None,
-        describe: Callable[[Record], str] = lambda record: f'loss {record["loss"]:.4f}',
+        describe: Callable[[Record], str] = lambda record: f'loss {record["loss"]:.4g}',
     ) -> list[Record]:
         """Train every epoch that is not done yet. The module ends with the weights that result, in float32.
 
@@ -217,8 +251,10 @@ class TrainingLoop:
         updates = len(loader) // self.accelerator.gradient_accumulation_steps
         scheduler = create_scheduler(self.optimizer, self.recipe, self.recipe.batch_size, updates)
         history, losses = self._resume(identity)  # learning rates too: the optimizer holds them
-        log = self._open_log(len(history) * updates + losses.updates)
-        with log or nullcontext():
+        before = len(history) * updates + losses.updates
+        log, observer = self._open_log(before), self.observer
+        watched = observer.watch(self.module, self.folder, before, self.accelerator) if observer else nullcontext()
+        with log or nullcontext(), watched:
             for done in range(len(history), self.recipe.epochs):
                 epoch = _Epoch(done, updates, losses, log, partial(self._save, identity, history, False))
                 record = self._train_epoch(loader, scheduler, epoch)
@@ -277,6 +313,8 @@ class TrainingLoop:
         with accelerator.accumulate(self.wrapped), _one_image_named():
             outputs = self.task(*batch)
             accelerator.backward(outputs['loss'])
+            if self.observer is not None and accelerator.sync_gradients:
+                self.observer.updated(epoch.before + (step + 1) // accelerator.gradient_accumulation_steps)
             if self.recipe.clip_grad and accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip_grad)
             lr = max(group['lr'] for group in self.optimizer.param_groups)
@@ -398,7 +436,12 @@ def _sampler_of(loader: DataLoaderShard) -> RestOfEpoch:
     return getattr(batches, 'batch_sampler', batches).sampler
 
 
-def _compile(module: nn.Module, task: TrainingTask) -> None:
+def _compile(module: nn.Module, task: TrainingTask, observer: Observer | None) -> None:
+    if observer is not None:
+        raise EvaluationError(
+            f'{type(observer).__name__} reads what is inside the model by hooks, which a compiled one does not run: '
+            'leave --compile out.'
+        )
     if not getattr(task, 'compiles', True):
         raise EvaluationError(
             f'{type(task).__name__} reads what is inside the model by hooks, which a compiled one does not run: leave '
@@ -430,10 +473,27 @@ def train_task(
     Raises:
         EvaluationError: For a reason of `TrainingLoop` or of its `run`.
     """
-    loop = TrainingLoop(task, recipe, Path(output), **run)
-    history = loop.run(loop.loader(views, sampler), identity)
+    with unreached_frozen(cast(nn.Module, task.get_trainable_module())):
+        loop = TrainingLoop(task, recipe, Path(output), **run)
+        history = loop.run(loop.loader(views, sampler), identity)
     loop.module.eval()
     return Trained(tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes)
+
+
+@contextmanager
+def unreached_frozen(module: nn.Module) -> Iterator[None]:
+    """A block, for a whole training, in which parameters have no gradient that the module names as out of its output's
+    reach (`unreached_parameters`). DistributedDataParallel would wait for theirs.
+    """
+    names = set(cast(Any, module).unreached_parameters()) if hasattr(module, 'unreached_parameters') else set()
+    frozen = [parameter for name, parameter in module.named_parameters() if name in names and parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

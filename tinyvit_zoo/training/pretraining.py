@@ -26,6 +26,7 @@ from ..common.hashes import state_hash
 from ..common.processes import Processes
 from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, ViewSpec
+from ..data.subsets import subset_identity
 from ..pretrain import DMae, MaskedAutoencoder, MocoV3, TinyMim
 from .accelerator import find_precision
 from .estimate import Estimate, estimate
@@ -38,7 +39,7 @@ from .soft_label_views import ViewSampler
 from .tasks.mae_lite import DMaeTask, MaeTask, MocoV3Task
 from .tasks.tinymim import TinyMimTask
 
-__all__ = ['Pretraining', 'd_mae', 'input_of', 'mae', 'mocov3', 'tinymim']
+__all__ = ['Pretraining', 'autocast_of', 'd_mae', 'input_of', 'mae', 'mocov3', 'tinymim']
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def tinymim(form: TinyMim, dataset: ImageDataset, recipe: Recipe, **run: Unpack[
     unreached = tuple(parameters[name] for name in form.student.unreached_parameters())
     if form.teacher.encoder.drop_path:
         form.teacher.train()
-    task = TinyMimTask(form, _autocast(run))
+    task = TinyMimTask(form, autocast_of(run))
     sampler = ViewSampler(len(dataset), recipe.batch_size, seed, range(recipe.epochs))
     return Pretraining(form, task, views, sampler, recipe, identity, run, unreached)
 
@@ -251,11 +252,11 @@ def _crops(recipe: Recipe, model: ModelInput, **settings: Any) -> ViewSpec:
 
 def _identity(name: str, dataset: ImageDataset, spec: ViewSpec, **settings: Any) -> dict[str, str]:
     own = {key.replace('_', ' '): value if isinstance(value, str) else repr(value) for key, value in settings.items()}
-    return dict(own, method=name, data=dataset.fingerprint(), views=spec.hash)
+    return dict(own, method=name, data=dataset.fingerprint(), views=spec.hash, **subset_identity(dataset))
 
 
-def _autocast(run: RunSettings) -> Callable[[], AbstractContextManager]:
-    """The context of the student's forward pass."""
+def autocast_of(run: RunSettings) -> Callable[[], AbstractContextManager]:
+    """What makes the context of the student's forward pass, for its teacher."""
     precision, kind = find_precision(run.get('precision'), run.get('device'))
     if precision == 'no':
         return nullcontext

@@ -11,9 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..build import build_model, load_model
-from ..checkpoints import PLAIN_VIT_KEYS, read_checkpoint
+from ..checkpoints import PLAIN_VIT_KEYS, CheckpointError, read_checkpoint
 from ..common.errors import EvaluationError, ModelError
 from ..distill.relation import RELATIONS
+from ..names import resolve_name
 from ..pretrain import (
     DMae,
     MaskedAutoencoder,
@@ -30,6 +31,8 @@ from ..pretrain import (
 )
 from ..pretrain.encoder import check_block
 from ..pretrain.tinymim import TEACHERS
+from ..soft_labels.transformers_teacher import Page, find_page
+from .transformers_vit import load_transformers_vit
 
 __all__ = ['Encoder', 'd_mae_form', 'encoder_of', 'load_teacher', 'mae_form', 'mocov3_form', 'tinymim_form']
 
@@ -74,21 +77,25 @@ def load_teacher(
 
     Args:
         name: 'small', 'base' or 'large' for TinyMIM's teachers with a file; or any timm name, or a folder that a
-            pre-training wrote, of a plain ViT.
-        weights: A file of the encoder alone or with its decoder: Meta's MAE, a pre-training form of this package. None
-            for those of the name.
+            pre-training wrote, of a plain ViT; or a folder or 'hf-hub:OWNER/NAME' with one of transformers.
+        weights: A file of the encoder alone or with its decoder, which is left out: Meta's MAE, a pre-training form of
+            this package. None for those of the name.
         img_size: (height, width) that it is to take; None for its own.
         block: Target block from 1; None for the released 12, 12 or 18, and the last one of other models.
         drop_path: Of its last block, rising from 0, while it teaches.
 
     Raises:
         EvaluationError: If it is no plain ViT, fine-tuned, or has no such block.
-        ModelError: On an unknown name.
+        ModelError: On an unknown name, or a model of transformers that cannot be loaded.
         CheckpointError: If the weights cannot be found, read or matched.
+        MissingExtraError: If it needs transformers, which is not installed.
     """
     try:
+        page = None if name in TEACHERS else find_page(name)
         if name in TEACHERS:
             encoder = _sized_teacher(name, weights, block, drop_path)
+        elif page is not None:
+            encoder = _transformers_teacher(page, weights, img_size, block, drop_path)
         else:
             encoder = _named_teacher(name, weights, block, drop_path)
         vit: Any = encoder.vit
@@ -106,15 +113,22 @@ def _sized_teacher(size: Any, weights: Path | None, block: int | None, drop_path
         released = dict(base='vit_base_patch16_224.mae', large='vit_large_patch16_224.mae').get(size)
         instead = f', or the name {released} instead of {size}' if released else ''
         raise EvaluationError(f'{size} is the size of a teacher without weights: give --teacher-weights FILE{instead}.')
-    shape = _shape_of_file(weights)
+    shape, _ = _look_into(weights)
     encoder = tinymim_teacher(size, block, TEACHER_HEADS.get(size), drop_path, **shape)
     load_pretraining(encoder, weights)
     return encoder
 
 
-def _shape_of_file(weights: Path) -> Shape:
-    """Image and patch size of an encoder in a file. Raises EvaluationError if it is fine-tuned."""
-    state_dict, _ = PLAIN_VIT_KEYS.to_ours(read_checkpoint(weights))
+def _look_into(weights: Path) -> tuple[Shape, bool]:
+    """Image and patch size of an encoder in a file or folder, and whether it has a decoder, too. Raises
+    EvaluationError if it is fine-tuned.
+    """
+    whole = read_checkpoint(weights)
+    with_decoder = 'decoder_embed.weight' in whole
+    try:
+        state_dict, _ = PLAIN_VIT_KEYS.to_ours(whole)
+    except CheckpointError:  # for whoever loads it to report
+        return {}, with_decoder
     state_dict = {key.removeprefix('vit.'): tensor for key, tensor in state_dict.items()}
     if 'head.weight' in state_dict or 'fc_norm.weight' in state_dict:
         raise EvaluationError(
@@ -123,21 +137,50 @@ def _shape_of_file(weights: Path) -> Shape:
         )
     projection, position = state_dict.get('patch_embed.proj.weight'), state_dict.get('pos_embed')
     if projection is None or position is None or projection.ndim != 4:
-        return {}  # for whoever loads it to report
+        return {}, with_decoder  # for whoever loads it to report
     side = math.isqrt(position.shape[-2] - 1)
+    if side**2 != position.shape[-2] - 1:
+        return {}, with_decoder
     patch = (projection.shape[2], projection.shape[3])
-    return dict(patch_size=patch, img_size=(side * patch[0], side * patch[1]))
+    return dict(patch_size=patch, img_size=(side * patch[0], side * patch[1])), with_decoder
 
 
 def _named_teacher(name: str, weights: Path | None, block: int | None, drop_path: float) -> RelationEncoder:
     own: dict[str, Any] = dict(drop_path_rate=drop_path) if drop_path else {}
-    vit = load_model(name, None if weights is None else str(weights), num_classes=0, **own)
+    file, with_decoder = weights or _own_folder(name), False
+    if file is not None:
+        shape, with_decoder = _look_into(file)
+        own |= shape if weights is not None else {}  # a folder says itself
+    if with_decoder and weights is not None:
+        vit = build_model(name, num_classes=0, **own)
+    else:
+        vit = load_model(name, None if weights is None else str(weights), num_classes=0, **own)
     if not isinstance(vit, VisionTransformer):
         raise EvaluationError(f'{name} is a {type(vit).__name__}, and only plain ViTs can teach here: choose one.')
     for layer in vit.blocks:
         check_block(layer)
     target = len(vit.blocks) if block is None else block
-    return RelationEncoder(vit, target, frozen=True, drop_path=drop_path > 0)
+    encoder = RelationEncoder(vit, target, frozen=True, drop_path=drop_path > 0)
+    if with_decoder and weights is not None:
+        load_pretraining(encoder, weights)
+    return encoder
+
+
+def _own_folder(name: str) -> Path | None:
+    """The folder that a name stands for, if it is one."""
+    resolved = resolve_name(name)
+    return Path(resolved.removeprefix('local-dir:')) if resolved.startswith('local-dir:') else None
+
+
+def _transformers_teacher(
+    page: Page, weights: Path | None, img_size: tuple[int, int] | None, block: int | None, drop_path: float
+) -> RelationEncoder:
+    if weights is not None:
+        raise ModelError(
+            f'{page.name} is a model of transformers, which has its weights beside it: leave {weights} out.'
+        )
+    vit = load_transformers_vit(page, img_size, drop_path)
+    return RelationEncoder(vit, len(vit.blocks) if block is None else block, frozen=True, drop_path=drop_path > 0)
 
 
 def tinymim_form(

@@ -127,15 +127,19 @@ class ViewSampler(Sampler[Place]):
         batch_size: Images in an update; the rest of an epoch that makes no whole batch is left out.
         seed: Of the order, with the number of the epoch.
         stored: Numbers of the epochs of views, taken in turn.
+        positions: int64 (images,), of the images among those of the views; None for 0 to `images` - 1.
 
     Raises:
         EvaluationError: If there are fewer images than a batch has.
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int, stored: Sequence[int]) -> None:
+    def __init__(
+        self, images: int, batch_size: int, seed: int, stored: Sequence[int], positions: np.ndarray | None = None
+    ) -> None:
         if images < batch_size:
             raise EvaluationError(f'{images} images make no batch of {batch_size}: choose a smaller --batch-size.')
         self.images, self.seed, self.stored, self.epoch = images, seed, stored, 0
+        self.positions = positions
         self.length = images // batch_size * batch_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -146,5 +150,6 @@ class ViewSampler(Sampler[Place]):
 
     def __iter__(self) -> Iterator[Place]:
         order = permutations(child_key(self.seed, ORDER, self.epoch), self.images)[: self.length]
+        order = order if self.positions is None else self.positions[order]
         stored = self.stored[self.epoch % len(self.stored)]
         return (Place(stored, position) for position in order.tolist())

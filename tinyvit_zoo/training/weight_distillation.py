@@ -19,20 +19,31 @@ from ..common.plain import plain
 from ..common.text import reason
 from ..data.image_dataset import ImageDataset
 from ..data.seeded import SeededDataset
+from ..data.subsets import subset_identity
 from ..data.transforms import data_config
 from ..distill.losses import MINI_DEIT, MINI_SWIN, PAPER, WeightDistillation
 from ..distill.taps import match_layers, stage_depths
-from ..soft_labels.check import check_data
-from ..soft_labels.store import Store
-from .distillation import Distilled, model_input, stored_epochs
+from ..soft_labels.store import Store, StoreInfo
+from .distillation import Distilled, model_input, stored_epochs, stored_images
 from .ingredients import RepeatedAugSampler, create_mixup, create_transforms
-from .loop import RunSettings, Trained, TrainingLoop, train_task
+from .loop import RunSettings, Trained
+from .pretraining import Pretraining, autocast_of
 from .recipes import Recipe
 from .soft_label_views import SoftLabelViews, ViewSampler
 from .tasks.minivit import PredictionDistillation, WeightDistillationTask
 from .tasks.teacher import check_teacher, trial_images
 
-__all__ = ['OBJECTIVES', 'WeightDistilled', 'distil_predictions', 'distil_weights', 'with_hard_weight']
+__all__ = [
+    'OBJECTIVES',
+    'PredictionPlan',
+    'WeightDistilled',
+    'WeightPlan',
+    'distil_predictions',
+    'distil_weights',
+    'plan_predictions',
+    'plan_weights',
+    'with_hard_weight',
+]
 
 OBJECTIVES = {'mini_swin': MINI_SWIN, 'mini_deit': MINI_DEIT, 'paper': PAPER}
 """What the losses may be, by the name of what they were released or published for."""
@@ -51,6 +62,51 @@ class WeightDistilled(Trained):
 
     layers: tuple[tuple[int, ...], tuple[int, ...]]
     teacher_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPlan(Pretraining):
+    """A training with the teacher at work before it begins.
+
+    Attributes:
+        layers: See `WeightDistilled`, also for the other.
+        teacher_sha256: Of the teacher.
+    """
+
+    layers: tuple[tuple[int, ...], tuple[int, ...]]
+    teacher_sha256: str
+
+    def distil(self, output: str | Path) -> WeightDistilled:
+        """Train it, or resume an earlier run into the same folder.
+
+        Raises:
+            EvaluationError: For a reason of `TrainingLoop` or of its `run`.
+        """
+        return WeightDistilled(**vars(self.train(output)), layers=self.layers, teacher_sha256=self.teacher_sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionPlan(Pretraining):
+    """A training from stored predictions before it begins.
+
+    Attributes:
+        labels: See `Distilled`, also for the others.
+        store: Where they lie.
+        stored_epochs: Which epochs of the store are used.
+    """
+
+    labels: StoreInfo
+    store: str
+    stored_epochs: tuple[int, ...]
+
+    def distil(self, output: str | Path) -> Distilled:
+        """Train it, or resume an earlier run into the same folder.
+
+        Raises:
+            EvaluationError: For a reason of `TrainingLoop` or of its `run`.
+        """
+        own = {name: getattr(self, name) for name in ('labels', 'store', 'stored_epochs')}
+        return Distilled(**vars(self.train(output)), **own)
 
 
 def with_hard_weight(objective: WeightDistillation, hard_weight: float) -> WeightDistillation:
@@ -95,6 +151,18 @@ def distil_weights(
         EvaluationError: If student, teacher, data and recipe do not fit, all of it before the first batch, or for a
             reason of `TrainingLoop`.
     """
+    return plan_weights(student, dataset, teacher, objective, recipe, **run).distil(output)
+
+
+def plan_weights(
+    student: nn.Module,
+    dataset: ImageDataset,
+    teacher: nn.Module,
+    objective: WeightDistillation,
+    recipe: Recipe,
+    **run: Unpack[RunSettings],
+) -> WeightPlan:
+    """What `distil_weights` trains, to be trained or estimated. Arguments and errors are its own."""
     _check(student, len(dataset.classes), dataset, objective)
     if len(dataset) < recipe.batch_size:
         raise EvaluationError(
@@ -105,22 +173,16 @@ def distil_weights(
     layers = _layers(student, teacher, objective)
     task = WeightDistillationTask(student, teacher, objective, layers, mixup, recipe.label_smoothing)
     _try(task, student)
-    loop = TrainingLoop(task, recipe, Path(output), **run)
-    task.teacher.autocast = loop.accelerator.autocast
+    task.teacher.autocast = autocast_of(run)
     views = SeededDataset(dataset.with_transform(create_transforms(student, recipe)[0]))
     sampler = RepeatedAugSampler(len(dataset), recipe.batch_size, recipe.repeats, run.get('seed', 0))
     teacher_hash = state_hash(teacher)
     identity = {
         'teacher': teacher_hash, 'objective': repr(objective), 'layers': repr(layers),
         'training images': dataset.fingerprint(), 'input': repr(sorted(plain(data_config(student)).items())),
+        **subset_identity(dataset),
     }  # fmt: skip
-    # Losses that are divided by the number of classes are small.
-    history = loop.run(loop.loader(views, sampler), identity, describe=lambda epoch: f'loss {epoch["loss"]:.4g}')
-    loop.module.eval()
-    return WeightDistilled(
-        tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes,
-        layers, teacher_hash,
-    )  # fmt: skip
+    return WeightPlan(student, task, views, sampler, recipe, identity, run, layers=layers, teacher_sha256=teacher_hash)
 
 
 def distil_predictions(
@@ -141,7 +203,7 @@ def distil_predictions(
 
     Args:
         student: Any timm model with the classes of the store. Trained in place; left in eval mode.
-        dataset: The one that the store was saved from.
+        dataset: The one that the store was saved from, or a subset of it.
         store: With as many whole epochs as the recipe has.
         objective: Without parts for relations and hidden states, such as `distill.MINI_DEIT`.
         recipe: Its mixing, augmentation and repeats have no effect.
@@ -152,23 +214,39 @@ def distil_predictions(
     Raises:
         EvaluationError: If student, data, store, objective and recipe do not fit, or for a reason of `TrainingLoop`.
     """
+    return plan_predictions(student, dataset, store, objective, recipe, reuse=reuse, **run).distil(output)
+
+
+def plan_predictions(
+    student: nn.Module,
+    dataset: ImageDataset,
+    store: Store,
+    objective: WeightDistillation,
+    recipe: Recipe,
+    *,
+    reuse: bool = False,
+    **run: Unpack[RunSettings],
+) -> PredictionPlan:
+    """What `distil_predictions` trains, to be trained or estimated. Arguments and errors are its own."""
     if objective.relation_weight or objective.hidden_weight:
         raise EvaluationError(
             'A store holds predictions only, and these losses compare relations of features: take the teacher itself '
             '(--teacher), or --losses mini_deit.'
         )
     _check(student, store.info.classes, dataset, objective)
-    check_data(store, dataset)
+    whole, positions = stored_images(store, dataset)
     stored = stored_epochs(store, recipe, reuse)
-    views = SoftLabelViews(dataset, store, model_input(student))
-    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored)
+    views = SoftLabelViews(whole, store, model_input(student))
+    sampler = ViewSampler(len(dataset), recipe.batch_size, run.get('seed', 0), stored, positions)
     identity = {
         'soft labels': store.info.identity, 'stored epochs': repr(stored), 'objective': repr(objective),
-        'input': repr(sorted(plain(data_config(student)).items())),
+        'input': repr(sorted(plain(data_config(student)).items())), **subset_identity(dataset),
     }  # fmt: skip
     task = PredictionDistillation(student, objective, recipe.label_smoothing)
-    trained = train_task(task, views, sampler, recipe, output, identity, **run)
-    return Distilled(**vars(trained), labels=store.info, store=str(store.place), stored_epochs=stored)
+    return PredictionPlan(
+        student, task, views, sampler, recipe, identity, run, labels=store.info, store=str(store.place),
+        stored_epochs=stored,
+    )  # fmt: skip
 
 
 def _check(student: nn.Module, classes: int, dataset: ImageDataset, objective: WeightDistillation) -> None:

@@ -1,0 +1,118 @@
+"""A bias spread over all pairs of tokens once, in deploy form on CUDA, instead of in every forward pass.
+
+What is kept is in no buffer: `torch.export` writes also buffers that no operator reads, and TorchScript all tensors of
+a module, so that exported files would grow. It is spread again when its table has changed: by another size, dtype or
+device, by loading weights, by training; and it is not used where somebody could notice.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import is_exporting
+from torch import nn
+
+from .inference import is_observed
+from .routes import device_name
+
+__all__ = ['KeepsBias']
+
+
+class _Kept:
+    """What was spread from which state of which table. A copy or a pickle holds nothing."""
+
+    def __init__(self, table: torch.Tensor, bias: torch.Tensor) -> None:
+        self.table, self.version, self.bias = table, table._version, bias
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
+
+
+class KeepsBias(nn.Module):
+    """An attention with one table of biases; a subclass says which, and how it is spread.
+
+    Attributes:
+        may_keep_bias: Set by the model: whether the spread tables of all its layers together are smaller than its
+            weights.
+        keeps_bias: Whether this is the deploy form.
+    """
+
+    may_keep_bias = False
+    keeps_bias = False
+    _kept: _Kept | None = None
+
+    def bias_table(self) -> torch.Tensor:
+        """The parameter."""
+        raise NotImplementedError
+
+    def spread_bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """The table spread, in another dtype: (heads, N, N)."""
+        raise NotImplementedError
+
+    def can_spread_bias(self) -> bool:
+        """Whether the indices are filled; after `to_empty` they would lead anywhere."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def bias_for(self, q: torch.Tensor) -> torch.Tensor:
+        """(heads, N, N) of q's dtype: what is kept, or spread now."""
+        kept = self._kept_for(q) if self.keeps_bias and self.may_keep_bias else None
+        return self.spread_bias(q.dtype) if kept is None else kept
+
+    def _kept_for(self, q: torch.Tensor) -> torch.Tensor | None:
+        table = self.bias_table()
+        if (
+            torch.is_grad_enabled()
+            or type(q) is not torch.Tensor
+            or type(table) is not nn.Parameter
+            or not keeps_on(q.device)
+            or table.device != q.device
+            or table.dtype is not q.dtype
+        ):
+            return None
+        if torch.compiler.is_compiling():  # a graph cannot count changes; what changes a table at rest spreads it again
+            fits = self._kept is not None and self._kept.table is table and not is_exporting()
+            return self._kept.bias if fits and self._kept is not None else None
+        if torch.jit.is_tracing() or is_observed() or table.is_inference():  # those do not count their changes
+            return None
+        if self._kept is None or self._kept.table is not table or self._kept.version != table._version:
+            if _is_capturing(q.device):
+                return None
+            self.keep_bias()
+        return None if self._kept is None else self._kept.bias
+
+    @torch.jit.unused
+    def keep_bias(self) -> None:
+        """Spread the table now, or forget what was spread, by the form, the device and the size of the model."""
+        table = self.bias_table()
+        self._kept = None
+        keeps = self.keeps_bias and self.may_keep_bias and keeps_on(table.device) and not table.is_inference()
+        if keeps and self.can_spread_bias():
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = _Kept(table, self.spread_bias(table.dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> 'KeepsBias':  # every change of dtype and device
+        super()._apply(fn, recurse)
+        self.keep_bias()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.keep_bias()
+
+    def train(self, mode: bool = True) -> 'KeepsBias':
+        super().train(mode)
+        self.keep_bias()
+        return self
+
+
+def keeps_on(device: torch.device) -> bool:
+    """Whether a spread bias is kept there. On a CPU spreading takes next to no time, see `expand_abs_bias`."""
+    return device_name(device) == 'cuda'
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
