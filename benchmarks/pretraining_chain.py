@@ -16,8 +16,8 @@ the model with all stages narrowed alike to the same limit; both are trained fro
 before contraction. The candidates are those of the first step, on the images that rank them. (That a search resumes
 after a kill is the matter of `benchmarks/contraction.py`.)
 
-Accuracy is measured on test images that no model saw, after the last epoch. Sizes and epochs were chosen after a look at
-a seed of the digits that is not among those reported; nothing was tuned.
+Accuracy is measured on test images that no model saw, after the last epoch. Sizes and epochs were chosen after a look
+at a seed of the digits that is not among those reported; nothing was tuned.
 
     python benchmarks/pretraining_chain.py                               # everything, 3 seeds
     python benchmarks/pretraining_chain.py --part mae chain --data digits
