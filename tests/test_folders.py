@@ -1,4 +1,4 @@
-"""Folders that are replaced whole: by several writers at once, under the eyes of a reader, after a kill."""
+"""Folders and files that are replaced whole: by several writers, under the eyes of a reader, after a kill."""
 
 import multiprocessing
 import os
@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyvit_zoo.common import folders
-from tinyvit_zoo.common.files import process_mark
+from tinyvit_zoo.common.files import new_file, process_mark
 from tinyvit_zoo.common.folders import read_settled, swap_in
+from tinyvit_zoo.hub.folder import write_safetensors
 
 FILES = ('config.json', 'model.safetensors')
 
@@ -157,3 +159,32 @@ def test_a_reader_of_a_folder_that_stays_looks_once(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_settled(tmp_path / 'model', lambda: looks.append(1) or (tmp_path / 'model' / 'missing').read_text())
     assert len(looks) == 1
+
+
+# --- files
+
+
+def write_and_die(path: Path) -> None:
+    """Be killed by the system in the middle of a file of weights."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with new_file(path) as new:
+        write_safetensors(dict(weight=torch.zeros(1000)), new)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='Windows has no limit on the size of a file')
+def test_weights_whose_writer_was_killed_leave_nothing_after_the_next(tmp_path):
+    path = tmp_path / 'form[1].safetensors'
+    (tmp_path / f'.other.pt.{mark_of(ended_process())}.part.pt').touch()
+    writer = multiprocessing.get_context('fork').Process(target=write_and_die, args=(path,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGXFSZ
+    left = sorted(tmp_path.iterdir())
+    assert len(left) == 2
+    assert all(file.name.startswith(('.other.pt.', f'.{path.name}.')) for file in left)
+    with new_file(path) as new:
+        write_safetensors(dict(weight=torch.zeros(1000)), new)
+    assert sorted(tmp_path.iterdir()) == [next(file for file in left if file.name.startswith('.other')), path]

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all: written under a temporary name, then renamed."""
 
+import glob
 import hashlib
 import os
 import re
@@ -24,7 +25,7 @@ def home() -> Path:
 def new_file(path: Path, private: bool = False) -> Iterator[Path]:
     """A temporary file to write to, which takes the place of `path` when the block ends without an error.
 
-    Missing parents are made. What a killed process leaves is taken away by `remove_leftovers`.
+    Missing parents are made. What a killed process left of the same file is taken away first.
 
     Args:
         path: Final place.
@@ -34,6 +35,7 @@ def new_file(path: Path, private: bool = False) -> Iterator[Path]:
         OSError: If it cannot be written; nothing is left of it then, and `path` is as before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     new = path.with_name(f'.{path.name}.{process_mark()}.part{path.suffix}')
     try:
         new.touch()
@@ -85,9 +87,10 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from e
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes of this machine from a folder."""
-    for path in folder.glob(f'.*.{_this_machine()}.*.part*'):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of killed processes of this machine from a folder: all, or those of one file."""
+    start = '*' if name is None else glob.escape(name)
+    for path in folder.glob(f'.{start}.{_this_machine()}.*.part*'):
         if is_left_over(path.name):
             with suppress(OSError):
                 path.unlink()

@@ -13,13 +13,12 @@ from typing import Any, cast
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..common import torch_file
-from ..common.files import give_ordinary_rights
 from ..common.folders import swap_in
 from ..common.paths import read_json, user_path
 from ..common.preprocessing import model_data_config
@@ -171,11 +170,11 @@ def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write contiguous tensors. Raises OSError if that fails, such as on a full disk."""
     try:
-        # transformers requires the entry that says that these are torch's tensors.
-        save_file(dict(tensors), path, metadata={'format': 'pt'})
-    except SafetensorError as e:
+        # Not `save_file`: it writes to a name of its own, which nobody would remove after a kill. transformers requires
+        # the entry that says that these are torch's tensors.
+        path.write_bytes(save(dict(tensors), metadata={'format': 'pt'}))
+    except (OSError, SafetensorError) as e:
         raise write_error(e) from e
-    give_ordinary_rights(path)  # safetensors gives them to the owner alone
 
 
 def write_torch(content: Mapping[str, Any], path: Path) -> None:
