@@ -236,6 +236,14 @@ def test_an_index_made_in_inference_serves_training():
     assert torch.equal(x.grad, torch.ones(1, 4, 4, 1))
 
 
+def test_an_index_made_while_a_graph_is_captured_is_not_kept(monkeypatch):
+    """It has no values before the graph is replayed, and its memory ends with the graph."""
+    window_cuda._cells.cache_clear()
+    monkeypatch.setattr(window_cuda, 'is_capturing', lambda device: True)
+    window_cuda.gather_windows(torch.zeros(1, 4, 4, 1), (2, 2), (1, 1))
+    assert window_cuda._cells.cache_info().currsize == 0
+
+
 # --- the kernels as machine code
 
 

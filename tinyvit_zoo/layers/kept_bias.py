@@ -13,7 +13,7 @@ from timm.layers import is_exporting
 from torch import nn
 
 from .inference import is_observed
-from .routes import device_name
+from .routes import device_name, is_capturing
 
 __all__ = ['KeepsBias']
 
@@ -89,7 +89,7 @@ class KeepsBias(nn.Module):
         if torch.jit.is_tracing() or is_observed() or table.is_inference():  # those do not count their changes
             return None
         if self._kept is None or not self._kept.is_of(table):
-            if _is_capturing(q.device):
+            if is_capturing(q.device):
                 return None
             self.keep_bias()
         return None if self._kept is None else self._kept.bias
@@ -130,7 +130,3 @@ def keeps_on(device: torch.device) -> bool:
 
 def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and one.dtype is other.dtype and one.device == other.device
-
-
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
