@@ -253,7 +253,7 @@ def _create(name: str, settings: Settings, device: str) -> nn.Module:
     try:
         return build_model(name, device=device, img_size=settings.img_size)
     except ModelError as e:
-        if "unexpected keyword argument 'img_size'" not in str(e):
+        if 'unexpected keyword argument' not in str(e) or "'img_size'" not in str(e):
             raise
     return build_model(name, device=device)
 

@@ -29,7 +29,8 @@ from .irpe import RelativeKeys
 from .repeat import PerRepeat
 
 __all__ = [
-    'has_attention_kernel', 'in_one_dtype', 'mix_heads_gradients', 'mix_heads_plain', 'mixed_attention_plain', 'run_attention_kernel',
+    'has_attention_kernel', 'in_one_dtype', 'mix_heads_gradients', 'mix_heads_plain', 'mixed_attention_plain',
+    'run_attention_kernel',
 ]  # fmt: skip
 
 MAX_HEADS = 32
