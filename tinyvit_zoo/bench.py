@@ -541,7 +541,7 @@ def read_rows(path: Path) -> list[Row]:
         raise ModelError(refusal) from e
 
 
-def _row(line: Mapping[str, str]) -> Row:
+def _row(line: Mapping[Any, Any]) -> Row:
     if None in line or None in line.values():  # more or fewer values than the first line has names
         raise ValueError('a line is not whole')
     read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}

@@ -71,8 +71,9 @@ def _cells_for(
     x: torch.Tensor, size: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`_cells`, kept unless a CUDA graph is being captured, whose memory ends with the graph."""
-    cells = _cells.__wrapped__ if is_capturing(x.device) else _cells
-    return cells(size, window_size, shift, x.device)
+    if is_capturing(x.device):
+        return _cells.__wrapped__(size, window_size, shift, x.device)
+    return _cells(size, window_size, shift, x.device)
 
 
 @lru_cache(maxsize=64)
