@@ -6,14 +6,18 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import timm
 import torch
+import triton.language as tl
 from conftest import SMALL_OF, imported_benchmark
 from torch import nn
+from triton.runtime import interpreter
 
 from tinyvit_zoo.layers import HeadMix, head_mix_cuda, irpe_index, window_cuda
 
@@ -104,6 +108,29 @@ def errors_attention() -> dict[str, float]:
 @record
 def errors_attention_float16() -> dict[str, float]:
     return check_attention('cpu', torch.float16, [(3, (3, 3), 8, True)])
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Triton's interpreter multiplies the bits of bfloat16 numbers as integers; here as the numbers that they are."""
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def numbers(t: Any) -> Any:
+        if t.dtype.scalar != tl.bfloat16:
+            return t
+        return interpreter.TensorHandle((t.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(self, numbers(a), numbers(b), *rest)
+
+    with mock.patch.object(interpreter.InterpreterBuilder, 'create_dot', dot):
+        yield
+
+
+@record
+def errors_attention_bfloat16() -> dict[str, float]:
+    with bfloat16_products():
+        return check_attention('cpu', torch.bfloat16, [(3, (3, 3), 8, True), (12, (3, 3), 8, False)])
 
 
 @record
@@ -220,6 +247,22 @@ def second_derivative_of_attention() -> float:
         (first,) = torch.autograd.grad(function(leaf, *rest).sin().sum(), leaf, create_graph=True)
         both.append(torch.autograd.grad(first.square().sum(), leaf)[0])
     return float((both[0] - both[1]).abs().max() / both[1].abs().max())
+
+
+@record
+def gradient_penalty_under_autocast() -> list[float]:
+    """The loss, which holds gradients of the images, and its gradient, relative to those of the plain code."""
+    both = []
+    for kernels in (nullcontext(), kernels_on_cpu()):
+        model, images = small_model('mini_swin')
+        images.requires_grad_()
+        with kernels, bfloat16_products():
+            with torch.autocast('cpu', torch.bfloat16):
+                output = model(images)
+            (grad,) = torch.autograd.grad(output.float().square().sum(), images, create_graph=True)
+            grad.square().sum().backward()
+        both.append([grad.detach(), images.grad])
+    return [float((x - y).norm() / x.norm()) for x, y in zip(*both, strict=True)]
 
 
 @record

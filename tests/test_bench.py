@@ -15,7 +15,7 @@ from conftest import refused
 
 from tinyvit_zoo import bench as bench_module
 from tinyvit_zoo.bench import Settings, bench, bench_variants, read_rows
-from tinyvit_zoo.common.errors import ModelError
+from tinyvit_zoo.common.errors import EvaluationError, ModelError
 
 SMALL = Settings(rounds=3, img_size=(64, 64))
 
@@ -145,6 +145,19 @@ def test_what_runs_out_of_memory_ends_its_row_and_not_the_run(monkeypatch):
     assert rows[2].ratio is not None
 
 
+def test_what_runs_out_of_memory_beside_the_others_ends_there(monkeypatch):
+    variant = bench_module._variant
+
+    def growing(row, settings):
+        call, count = variant(row, settings), iter(range(99))
+        return (lambda: torch.empty(2**60) if next(count) > 2 else call()) if row.model == 'test_vit' else call
+
+    monkeypatch.setattr(bench_module, '_variant', growing)
+    rows = bench(['test_vit', 'test_resnet'], [1], settings=SMALL)
+    assert [(row.state, row.ratio) for row in rows] == [('oom', None), ('ok', None)]
+    assert rows[1].images_per_second > 0
+
+
 def test_an_error_of_a_model_is_no_lack_of_memory(monkeypatch):
     def broken(row, settings):
         raise RuntimeError('shapes do not fit')
@@ -204,11 +217,43 @@ def test_a_killed_run_keeps_its_rows_and_the_next_one_does_the_rest(tmp_path, ca
     assert [row.batch for row in read_rows(file)] == [1, 2]
 
 
-def test_a_file_of_something_else_is_refused_and_stays(tmp_path):
+@pytest.mark.parametrize(
+    'text', ['a,b\n1,2\n', 'a,b\n', 'notes\n', 'a' * 200_000], ids=['rows', 'names', 'text', 'long']
+)
+def test_a_file_of_something_else_is_refused_and_stays(text, tmp_path):
     file = tmp_path / 'rows.csv'
-    file.write_text('a,b\n1,2\n')
+    file.write_text(text)
     refused(lambda: bench(['test_vit'], [1], settings=SMALL, csv_file=file), 'choose another --csv', kind=ModelError)
-    assert file.read_text() == 'a,b\n1,2\n'
+    assert file.read_text() == text
+
+
+def test_a_line_that_is_not_whole_is_no_finished_row(tmp_path, calls):
+    file = tmp_path / 'rows.csv'
+    bench(['test_vit'], [1], settings=SMALL, csv_file=file)
+    whole, calls[:] = file.read_text(), []
+    for cut in (whole[:-40], whole[: whole.rindex(',ok,')], whole[:-1] + ',1\n'):
+        file.write_text(cut)
+        refused(lambda: bench(['test_vit'], [1], settings=SMALL, csv_file=file), 'or damaged', kind=ModelError)
+        assert file.read_text() == cut
+    assert not calls
+
+
+def test_rows_that_another_run_adds_meanwhile_stay(tmp_path, monkeypatch):
+    file, measure = tmp_path / 'rows.csv', bench_module._measure_batch
+
+    def slow(rows, settings):
+        monkeypatch.setattr(bench_module, '_measure_batch', measure)
+        bench(['test_resnet'], [1], settings=SMALL, csv_file=file)
+        return measure(rows, settings)
+
+    monkeypatch.setattr(bench_module, '_measure_batch', slow)
+    bench(['test_vit'], [1], settings=SMALL, csv_file=file)
+    assert [row.model for row in read_rows(file)] == ['test_resnet', 'test_vit']
+
+
+def test_what_is_asked_for_twice_is_measured_once(calls):
+    assert len(bench(['test_vit', 'test_vit'], [1, 1], ['created', 'created'], SMALL)) == 1
+    assert len(calls) == bench_module.WARM_UP + SMALL.rounds
 
 
 @pytest.mark.parametrize(('changed', 'commit'), [('', 'abc'), (' M bench.py', 'abc+')])
@@ -243,6 +288,18 @@ def test_what_cannot_be_measured_is_one_error_before_anything_is(words, argument
     models, forms, settings = arguments
     refused(lambda: bench(models, [1], forms, settings), words, kind=ModelError)
     assert not calls
+
+
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_path, calls):
+    (tmp_path / 'no_folder').write_text('')
+    file = tmp_path / 'no_folder' / 'rows.csv'
+    refused(lambda: bench(['test_vit'], [1], settings=SMALL, csv_file=file), 'cannot be written', kind=EvaluationError)
+    assert not calls
+
+
+def test_images_that_a_model_does_not_take_are_one_error():
+    settings = Settings(rounds=1, img_size=(33, 33))
+    refused(lambda: bench(['test_vit'], [1], settings=settings), 'Choose another --img-size', kind=ModelError)
 
 
 def test_the_command_prints_a_table_or_json(cli, tmp_path):

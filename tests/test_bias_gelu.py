@@ -83,6 +83,14 @@ def test_where_the_kernel_does_not_run_convolutions_are_plain(small, monkeypatch
     assert not [name for name in seen if name.startswith('mkldnn::_')]
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_double_precision_is_no_candidate_of_a_kernel_in_single(dtype, monkeypatch):
+    monkeypatch.setattr(deploy, 'device_name', lambda device: 'cuda')
+    monkeypatch.setattr(bias_gelu, 'works_on', lambda device: True)
+    allowed = deploy._allowed(torch.zeros(1, 1, 2, 2, dtype=dtype), own_bias=True)
+    assert ('triton' in allowed) is (dtype is torch.float32)
+
+
 @torch.no_grad()
 def test_a_map_that_is_no_block_of_memory_is_added_to_by_torch():
     layer, x = DeployConv2d(4, 4, 3, padding=1, groups=4), torch.randn(2, 4, 6, 5)

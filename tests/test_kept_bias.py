@@ -114,6 +114,20 @@ def trained(model):
     return model.eval()
 
 
+def trained_in_evaluation_mode(model):
+    """By an optimiser whose changes torch does not count."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(images_for(model)).square().mean().backward()
+    optimizer.step()
+    return model
+
+
+def pointed_elsewhere(model):
+    for layer in attentions(model):
+        layer.attention_biases.data = layer.attention_biases.data * 2
+    return model
+
+
 def initialised_again(model):
     model.to('meta').to_empty(device='cpu')
     for layer in attentions(model):
@@ -132,7 +146,8 @@ def pickled(model):
 
 
 CHANGES = [
-    table_edited, weights_loaded, weights_assigned, in_double, resized, trained, initialised_again, copied, pickled,
+    table_edited, weights_loaded, weights_assigned, in_double, resized, trained, trained_in_evaluation_mode,
+    pointed_elsewhere, initialised_again, copied, pickled,
 ]  # fmt: skip
 
 
@@ -146,6 +161,30 @@ def test_what_is_kept_follows_its_table(change, deploy):
     with torch.no_grad():
         assert torch.equal(model(x), expected)
         assert attentions(model)[0]._kept.bias.dtype is dtype
+
+
+@pytest.mark.parametrize('change', [nn.Module.eval, table_edited, weights_loaded, trained])
+def test_what_is_kept_stays_where_a_captured_graph_reads_it(change, deploy):
+    same_now(deploy)
+    (first, *_), x = attentions(deploy), images_for(deploy)
+    place = first._kept.bias.data_ptr()
+    change(deploy)
+    with torch.no_grad():
+        deploy(x)
+    assert first._kept.bias.data_ptr() == place
+    assert torch.equal(first._kept.bias, first.spread_bias(torch.float32))
+
+
+def test_a_table_that_is_no_plain_tensor_is_left_alone(deploy):
+    """As FSDP has it, whose shards do not mix with plain indices."""
+
+    class Shard(torch.Tensor):
+        pass
+
+    for layer in attentions(deploy):
+        layer.attention_biases = nn.Parameter(layer.attention_biases.detach().as_subclass(Shard))
+    deploy.eval()
+    assert [layer._kept for layer in attentions(deploy)] == [None] * len(attentions(deploy))
 
 
 def test_other_tables_in_a_functional_call_take_part(deploy):
@@ -234,4 +273,19 @@ def test_a_compiled_graph_reads_what_is_kept(deploy, spread):
         assert torch.equal(compiled(x), expected)
         assert spread == []
         weights_loaded(deploy)
+        assert torch.equal(compiled(x), as_if_spread_now(deploy, x))
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_reads_nothing_outdated(deploy):
+    """A step may follow any forward pass that records gradients, also a compiled one."""
+    x = images_for(deploy)
+    same_now(deploy)
+    compiled = torch.compile(deploy, backend='eager', fullgraph=True)
+    optimizer = torch.optim.AdamW(deploy.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        compiled(x)
+    compiled(x).square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
         assert torch.equal(compiled(x), as_if_spread_now(deploy, x))

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import timm
 import torch
 from conftest import images_for, refused
 from test_deploy_layers import needs_kernels
@@ -170,6 +171,7 @@ def test_the_environment_variable_is_read(value, monkeypatch):
 def test_an_unknown_setting_is_one_error(cli, monkeypatch):
     monkeypatch.setattr(routes, 'SETTING', 'fast')
     refused(lambda: DeployLinear(4, 3)(torch.randn(2, 4)), 'must be table, measure or plain', kind=ModelError)
+    refused(lambda: timm.create_model('tinyvit_5m_224'), 'must be table, measure or plain', kind=ModelError)
     code, _, err = cli('bench', 'test_vit')
     assert code
     assert 'must be table, measure or plain' in err

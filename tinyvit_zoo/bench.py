@@ -30,6 +30,7 @@ from .build import build_model
 from .common.errors import ModelError
 from .common.files import write_whole
 from .common.paired_timing import cpu_name
+from .common.text import reason
 from .layers import routes
 from .version import __version__
 
@@ -51,7 +52,7 @@ of the deploy form."""
 TRAINABLE = ('created', 'compiled')
 WARM_UP = 2
 GRAPH_WARM_UP = 3  # on a stream of its own, before a graph is captured
-OUT_OF_MEMORY = ("can't allocate memory", 'out of memory')
+OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'ALLOC_FAILED')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,23 +172,29 @@ def bench_variants(
 ) -> list[Row]:
     """`bench` for these pairs of a model and a form alone; the first one is what ratios are to.
 
+    What is asked for twice is measured once.
+
     Raises:
         ModelError: As `bench`.
     """
+    variants = list(dict.fromkeys(variants))
     models, forms = (list(dict.fromkeys(names)) for names in zip(*variants, strict=True))
     _check(models, forms, settings)
     torch.set_num_threads(settings.threads)
-    known = read_rows(csv_file) if csv_file and csv_file.exists() else []
+    known = _rows_in(csv_file)
+    if csv_file:
+        write_rows(csv_file, known)  # where that cannot be done, it is said before anything is measured
     rows = []
-    for batch in batches:
+    for batch in dict.fromkeys(batches):
         wanted = [_blank(model, form, batch, *variants[0], settings) for model, form in variants]
         found = [_known(row, known) for row in wanted]
         done = [row for row in found if row is not None]
         if len(done) < len(wanted):
             done = _measure_batch(wanted, settings)
             if csv_file:
-                known = [row for row in known if _key(row) not in {_key(new) for new in done}] + done
-                write_rows(csv_file, known)
+                new = {_key(row) for row in done}
+                # Read again: another run may have added rows meanwhile.
+                write_rows(csv_file, [row for row in _rows_in(csv_file) if _key(row) not in new] + done)
         rows += done
     return rows
 
@@ -253,7 +260,7 @@ def _create(name: str, settings: Settings, device: str) -> nn.Module:
     try:
         return build_model(name, device=device, img_size=settings.img_size)
     except ModelError as e:
-        if "unexpected keyword argument 'img_size'" not in str(e):
+        if 'unexpected keyword argument' not in str(e) or "'img_size'" not in str(e):
             raise
     return build_model(name, device=device)
 
@@ -275,6 +282,8 @@ def _measure_batch(rows: Sequence[Row], settings: Settings) -> list[Row]:
             if not _is_out_of_memory(e):
                 raise
             _free()
+        except AssertionError as e:  # timm's, of the size of the images
+            raise ModelError(f'{row.model}: {reason(e)} Choose another --img-size.') from e
     times, faults = _rounds(calls, settings)
     return [_filled(row, times.get(i), times.get(0), memory.get(i), faults.get(i)) for i, row in enumerate(rows)]
 
@@ -362,15 +371,25 @@ def _warm_up(call: Callable[[], object], settings: Settings) -> float | None:
 def _rounds(
     calls: Mapping[int, Callable[[], object]], settings: Settings
 ) -> tuple[dict[int, list[float]], dict[int, list[int]]]:
-    """Seconds and page faults of each call in each round; no page faults where nobody counts them."""
-    timed = _timer(settings)
+    """Seconds and page faults of each call in each round; no page faults where nobody counts them.
+
+    What runs out of memory only now, beside the others, is left out.
+    """
+    timed, calls = _timer(settings), dict(calls)
     counts = sys.platform != 'win32' and settings.device == 'cpu'
     seconds: dict[int, list[float]] = {i: [] for i in calls}
     faults: dict[int, list[int]] = {i: [] for i in calls if counts}
     for number in tqdm(range(settings.rounds), unit='round', leave=False, disable=None):
         for i in list(calls)[:: 1 if number % 2 == 0 else -1]:
             before = _page_faults()
-            seconds[i].append(timed(calls[i]))
+            try:
+                seconds[i].append(timed(calls[i]))
+            except (RuntimeError, MemoryError) as e:
+                if not _is_out_of_memory(e):
+                    raise
+                del calls[i], seconds[i]
+                _free()
+                continue
             if counts:
                 faults[i].append(_page_faults() - before)
     return seconds, faults
@@ -499,20 +518,32 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+def _rows_in(path: Path | None) -> list[Row]:
+    return read_rows(path) if path and path.exists() else []
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file that `bench` wrote.
 
     Raises:
-        ModelError: If it is no such file.
+        ModelError: If it is no such file, or a line of it is not whole.
     """
+    refusal = f'{path} is no file of `tinyvit-zoo bench`, or damaged: choose another --csv.'
     try:
-        with path.open(newline='', encoding='utf-8') as file:
-            return [_row(line) for line in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError) as e:
-        raise ModelError(f'{path} is no file of `tinyvit-zoo bench`: choose another --csv.') from e
+        text = path.read_bytes().decode()
+        lines = csv.DictReader(io.StringIO(text, newline=''))
+        names = {one.name for one in fields(Row)}
+        given = set(lines.fieldnames or ())
+        if text and not names - {'page_faults'} <= given <= names:  # it would be overwritten
+            raise ModelError(refusal)
+        return [_row(line) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+        raise ModelError(refusal) from e
 
 
-def _row(line: Mapping[str, str]) -> Row:
+def _row(line: Mapping[Any, Any]) -> Row:
+    if None in line or None in line.values():  # more or fewer values than the first line has names
+        raise ValueError('a line is not whole')
     read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
     line = {'page_faults': ''} | dict(line)  # not in rows written before they were counted
     values: dict[str, Any] = {one.name: read.get(one.type, _number)(line[one.name]) for one in fields(Row)}

@@ -33,6 +33,7 @@ from .mlp import Mlp
 from .position import resize_position, sincos_position
 from .pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
 from .repeat import PerRepeat
+from .routes import check_setting
 from .window import (
     is_exactly,
     is_fx_proxy,
@@ -66,6 +67,7 @@ __all__ = [
     'beit_table_rows',
     'check_image_size',
     'check_patch_grid',
+    'check_setting',
     'checkpoint_block',
     'conv_act',
     'cuda_sdpa',

@@ -9,7 +9,15 @@ from functools import cache
 
 import torch
 
-__all__ = ['add_bias_gelu_', 'is_one_block', 'works_on']
+__all__ = ['add_bias_gelu_', 'computes', 'is_one_block', 'works_on']
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Others would lose digits: the kernel computes in float32."""
+
+
+def computes(x: torch.Tensor) -> bool:
+    """Whether the kernel runs for a map of this dtype on this device."""
+    return x.dtype in DTYPES and works_on(x.device)
 
 
 @cache

@@ -19,7 +19,7 @@ from timm.layers import is_exporting
 from timm.models import register_notrace_module
 from torch import nn
 
-from .bias_gelu import add_bias_gelu_, is_one_block, works_on
+from .bias_gelu import add_bias_gelu_, computes, is_one_block
 from .inference import is_observed, is_untouched, known_class
 from .routes import ROUTES, Kind, Route, choose, device_name, may_be_onednn
 
@@ -86,7 +86,7 @@ def _allowed(x: torch.Tensor, on_view: bool = True, own_bias: bool = False) -> t
         'linear': on_view,
         'onednn': x.is_cpu and x.dtype in ONEDNN_DTYPES and (compiling or torch._C._get_mkldnn_enabled()),
         # Inductor writes such a kernel by itself.
-        'triton': own_bias and not compiling and device_name(x.device) == 'cuda' and works_on(x.device),
+        'triton': own_bias and not compiling and device_name(x.device) == 'cuda' and computes(x),
     }
     return tuple(r for r in ROUTES if admitted[r])
 

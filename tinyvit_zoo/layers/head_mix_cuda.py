@@ -17,6 +17,7 @@ image.
 """
 
 import importlib
+from functools import reduce
 
 import torch
 from torch import nn
@@ -28,7 +29,8 @@ from .irpe import RelativeKeys
 from .repeat import PerRepeat
 
 __all__ = [
-    'has_attention_kernel', 'mix_heads_gradients', 'mix_heads_plain', 'mixed_attention_plain', 'run_attention_kernel',
+    'has_attention_kernel', 'in_one_dtype', 'mix_heads_gradients', 'mix_heads_plain', 'mixed_attention_plain',
+    'run_attention_kernel',
 ]  # fmt: skip
 
 MAX_HEADS = 32
@@ -122,6 +124,16 @@ def mix_heads_gradients(
         for g, y in ((grad_u, x), (grad, p))
     ]
     return _mixed(grad_u, first.T, None), torch.stack(sums)
+
+
+def in_one_dtype(*inputs: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Floating-point tensors in the widest of their dtypes, others as they are.
+
+    The formulas in plain torch need it where the maps are those of autocast, which is off in a backward pass.
+    """
+    dtypes = [t.dtype for t in inputs if t is not None and t.is_floating_point()]
+    widest = reduce(torch.promote_types, dtypes)
+    return [t if t is None or not t.is_floating_point() else t.to(widest) for t in inputs]
 
 
 def mixed_attention_plain(

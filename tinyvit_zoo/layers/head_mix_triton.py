@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from .head_mix_cuda import mix_heads_gradients
+from .head_mix_cuda import in_one_dtype, mix_heads_gradients
 
 __all__ = ['mix_heads', 'mix_heads_backward']
 
@@ -472,9 +472,13 @@ def _keep(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     logits, first, first_bias, second, position, mask = ctx.saved_tensors
-    # With create_graph the gradients are differentiated themselves.
-    backward = mix_heads_gradients if torch.is_grad_enabled() else mix_heads_backward
-    grad_logits, sums = backward(grad, logits, first, first_bias, second, position, mask)
+    inputs: tuple[Any, ...] = (grad, logits, first, first_bias, second, position, mask)
+    if torch.is_grad_enabled():  # with create_graph the gradients are differentiated themselves
+        arguments: list[Any] = in_one_dtype(*inputs)
+        grad_logits, sums = mix_heads_gradients(*arguments)
+        grad_logits = grad_logits.to(logits.dtype)
+    else:
+        grad_logits, sums = mix_heads_backward(*inputs)
     sums = sums.to(first.dtype)
     grad_position = None
     if position is not None and ctx.needs_input_grad[5]:

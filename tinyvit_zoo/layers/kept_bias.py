@@ -2,7 +2,8 @@
 
 What is kept is in no buffer: `torch.export` writes also buffers that no operator reads, and TorchScript all tensors of
 a module, so that exported files would grow. It is spread again when its table has changed: by another size, dtype or
-device, by loading weights, by training; and it is not used where somebody could notice.
+device, by loading weights, by training; and it is not used where somebody could notice. Only writing through
+`table.data` leaves no trace in torch: `model.eval()` afterwards spreads it again.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from timm.layers import is_exporting
 from torch import nn
 
 from .inference import is_observed
-from .routes import device_name
+from .routes import device_name, is_capturing
 
 __all__ = ['KeepsBias']
 
@@ -21,7 +22,13 @@ class _Kept:
     """What was spread from which state of which table. A copy or a pickle holds nothing."""
 
     def __init__(self, table: torch.Tensor, bias: torch.Tensor) -> None:
-        self.table, self.version, self.bias = table, table._version, bias
+        self.table: torch.Tensor | None = table
+        self.version, self.bias = table._version, bias
+        self.address = table.data_ptr()
+
+    def is_of(self, table: torch.Tensor) -> bool:
+        """Whether it is the bias of the table as it is now."""
+        return self.table is table and self.version == table._version and self.address == table.data_ptr()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _nothing, ()
@@ -64,9 +71,12 @@ class KeepsBias(nn.Module):
 
     def _kept_for(self, q: torch.Tensor) -> torch.Tensor | None:
         table = self.bias_table()
+        if torch.is_grad_enabled():
+            if table.requires_grad and self._kept is not None and not is_exporting():
+                self._kept.table = None  # a step may follow, and those of fused optimisers are not counted
+            return None
         if (
-            torch.is_grad_enabled()
-            or type(q) is not torch.Tensor
+            type(q) is not torch.Tensor
             or type(table) is not nn.Parameter
             or not keeps_on(q.device)
             or table.device != q.device
@@ -78,8 +88,8 @@ class KeepsBias(nn.Module):
             return self._kept.bias if fits and self._kept is not None else None
         if torch.jit.is_tracing() or is_observed() or table.is_inference():  # those do not count their changes
             return None
-        if self._kept is None or self._kept.table is not table or self._kept.version != table._version:
-            if _is_capturing(q.device):
+        if self._kept is None or not self._kept.is_of(table):
+            if is_capturing(q.device):
                 return None
             self.keep_bias()
         return None if self._kept is None else self._kept.bias
@@ -87,12 +97,16 @@ class KeepsBias(nn.Module):
     @torch.jit.unused
     def keep_bias(self) -> None:
         """Spread the table now, or forget what was spread, by the form, the device and the size of the model."""
-        table = self.bias_table()
+        table, old = self.bias_table(), self._kept
         self._kept = None
         keeps = self.keeps_bias and self.may_keep_bias and keeps_on(table.device) and not table.is_inference()
-        if keeps and self.can_spread_bias():
+        # Only a plain table: one in shards (FSDP) or without numbers (FakeTensorMode) cannot be spread here.
+        if keeps and type(table) is nn.Parameter and self.can_spread_bias():
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = _Kept(table, self.spread_bias(table.dtype))
+                bias = self.spread_bias(table.dtype)
+                if old is not None and _is_alike(old.bias, bias):
+                    bias = old.bias.copy_(bias)  # a captured CUDA graph goes on reading this memory
+                self._kept = _Kept(table, bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> 'KeepsBias':  # every change of dtype and device
         super()._apply(fn, recurse)
@@ -114,5 +128,5 @@ def keeps_on(device: torch.device) -> bool:
     return device_name(device) == 'cuda'
 
 
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype is other.dtype and one.device == other.device

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from .head_mix_cuda import mixed_attention_plain
+from .head_mix_cuda import in_one_dtype, mixed_attention_plain
 from .head_mix_triton import mix_heads, mix_heads_backward
 
 __all__ = ['mixed_attention', 'mixed_attention_backward']
@@ -326,8 +326,8 @@ def _gradients(ctx: Any, grad: torch.Tensor | None, _: None) -> tuple[torch.Tens
 
 def _differentiable(ctx: Any, inputs: list[torch.Tensor], grad: torch.Tensor) -> list[torch.Tensor | None]:
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-    arguments: tuple[Any, ...] = (*inputs, ctx.scale)
-    result = mixed_attention_plain(*arguments)
+    arguments: tuple[Any, ...] = (*in_one_dtype(*inputs), ctx.scale)
+    result = mixed_attention_plain(*arguments).to(grad.dtype)
     grads = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
     return [next(grads) if needed else None for _, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
 

@@ -26,6 +26,7 @@ __all__ = [
     'check_setting',
     'choose',
     'device_name',
+    'is_capturing',
     'may_be_onednn',
     'recorded',
     'route',
@@ -224,7 +225,7 @@ def choose(
         taken = 'plain'
     if SETTING == 'measure' or _recorders:
         choice = Choice(kind, device, x.dtype, threads, rows, in_features, out_features, gelu)
-        if SETTING == 'measure' and device in CAN_MEASURE and not _is_capturing(device):
+        if SETTING == 'measure' and device in CAN_MEASURE and not is_capturing(x.device):
             taken = _fastest(choice, taken, run, allowed)
         for recorder in _recorders:
             recorder[choice, taken] += 1
@@ -261,9 +262,9 @@ def _no_wait() -> None:
     return
 
 
-def _is_capturing(device: str) -> bool:
-    """Whether a CUDA graph is being captured, which waiting would break."""
-    return device == 'cuda' and torch.cuda.is_current_stream_capturing()
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured: waiting would break it, and what is made then has no values yet."""
+    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 
 from . import routes
 from .inference import is_plain_cuda
+from .routes import is_capturing
 from .window import window_partition
 
 __all__ = ['gather_windows', 'gathers_windows', 'return_windows']
@@ -42,7 +43,7 @@ def gather_windows(x: torch.Tensor, window_size: tuple[int, int], shift: tuple[i
         (B * nH * nW, h * w, C).
     """
     B, H, W, C = x.shape
-    there, back = _cells((H, W), window_size, shift, x.device)
+    there, back = _cells_for(x, (H, W), window_size, shift)
     return _Moved.apply(x.reshape(B, H * W, C), there, back).reshape(-1, window_size[0] * window_size[1], C)
 
 
@@ -62,8 +63,17 @@ def return_windows(
         (B, H, W, C).
     """
     B, H, W = size
-    there, back = _cells((H, W), window_size, shift, x.device)
+    there, back = _cells_for(x, (H, W), window_size, shift)
     return _Moved.apply(x.reshape(B, H * W, x.shape[-1]), back, there).reshape(B, H, W, x.shape[-1])
+
+
+def _cells_for(
+    x: torch.Tensor, size: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_cells`, kept unless a CUDA graph is being captured, whose memory ends with the graph."""
+    if is_capturing(x.device):
+        return _cells.__wrapped__(size, window_size, shift, x.device)
+    return _cells(size, window_size, shift, x.device)
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,7 @@ from ..checkpoints import (
 )
 from ..common.bounds import check_sizes
 from ..common.preprocessing import for_channels
+from ..layers import check_setting
 
 __all__ = ['Family', 'create_zoo_model', 'record_channels', 'record_input_size']
 
@@ -94,9 +95,10 @@ def create_zoo_model(
 
     Raises:
         CheckpointError: If the weights cannot be found, read or matched.
-        ModelError: If a size is beyond that of any model.
+        ModelError: If a size is beyond that of any model, or `TINYVIT_ZOO_ROUTES` has a value that does not exist.
         ValueError: If `img_size` is neither an int nor (H, W).
     """
+    check_setting()
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     check_sizes(dict(kwargs, input_size=cfg.input_size, classes=cfg.num_classes), variant)  # pages of others have any
     kwargs['img_size'], resized = _resolve_size(cfg, kwargs.get('img_size'), family.final_grid)
