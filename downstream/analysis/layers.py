@@ -165,7 +165,8 @@ def _find_taps(model: AnalysedModel, layers: Sequence[str]) -> list[_Tap]:
         found = _mae_lite(model) if layer == MAE_LITE else _whole(model, layer)
         taps.update({tap.name: tap for tap in found})
     if not taps:
-        problem = 'no blocks under a name known here' if tuple(layers) == (BLOCKS,) else f'no layer {", ".join(layers)}'
+        named = f'no layer {", ".join(layers)}' if layers else 'no layer without a name'
+        problem = 'no blocks under a name known here' if tuple(layers) == (BLOCKS,) else named
         raise EvaluationError(
             f'{model.name} has {problem}: take names of its modules, in which * stands for anything (--layers).'
         )
