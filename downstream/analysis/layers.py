@@ -72,7 +72,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     for name in ('model', 'net'):
         inside = getattr(model, name, None)
-        if not hasattr(model, 'patch_embed') and hasattr(inside, 'patch_embed'):
+        if isinstance(inside, nn.Module) and hasattr(inside, 'patch_embed') and not hasattr(model, 'patch_embed'):
             return inside
     return model
 
