@@ -379,6 +379,23 @@ def test_a_stride_that_a_model_does_not_say_is_asked_for():
     assert layers[0].pixel_step == (3, 3)
 
 
+@pytest.mark.parametrize('fused', [True, False])
+def test_attention_that_is_not_finite_is_named(fused):
+    model = analysed('clip_vit', img_size=64)
+    fuse(model, fused)
+    with torch.no_grad():
+        model.model.blocks[2].attn.qkv.weight[0] = torch.nan
+    refused(
+        lambda: measure(model, digits(2), progress=False), 'blocks.2 is not finite', 'weights', kind=EvaluationError
+    )
+    assert clean(model.model)
+
+
+@pytest.mark.parametrize('step', [0.0, -1.0, math.inf, math.nan])
+def test_a_step_that_is_no_number_of_pixels_is_refused(step):
+    refused(lambda: AttentionWatch(analysed('clip_vit', img_size=64), step), 'no step', kind=EvaluationError)
+
+
 def test_masks_of_fused_attention_are_heeded():
     """Booleans and causal attention, which no model of timm has for images."""
     net = timm.create_model('vit_tiny_patch16_224', depth=1, embed_dim=48, num_heads=3, img_size=64, class_token=False,

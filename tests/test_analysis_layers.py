@@ -6,9 +6,12 @@ import timm
 import torch
 from analysed import analysed, digits
 from conftest import refused
+from timm.models._features import FeatureGetterNet
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.compress import multiplex
+from tinyvit_zoo.dense import DenseBackbone
+from tinyvit_zoo.downstream.analysis import attention
 from tinyvit_zoo.downstream.analysis.analysed_model import AnalysedModel
 from tinyvit_zoo.downstream.analysis.attention import AttentionWatch
 from tinyvit_zoo.downstream.analysis.images import batches_of, draw_images
@@ -117,6 +120,20 @@ def test_tokens_become_maps_without_the_prefix():
     assert found[0, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert token_grid(model, 9, (32, 64)) == (2, 4, 1)
     refused(lambda: token_grid(model, 11, (32, 64)), '11 tokens', kind=EvaluationError)
+
+
+@pytest.mark.parametrize('wrap', ['features_only', 'dense'])
+def test_a_backbone_of_a_detector_has_the_layers_of_the_vit_inside(wrap):
+    """Five prefix tokens and four patches would make a grid, too."""
+    net = timm.create_model('vit_tiny_patch16_224', img_size=32, embed_dim=48, num_heads=3, reg_tokens=4)
+    wrapped = FeatureGetterNet(net, out_indices=[11]) if wrap == 'features_only' else DenseBackbone(net)
+    model = AnalysedModel(wrapped.eval(), wrap, (32, 32), analysed(net).transform)
+    assert token_grid(model, 9, (32, 32)) == (2, 2, 5)
+    attended = attention.measure(model, digits(2), progress=False).layers
+    assert {(layer.grid, layer.pixel_step) for layer in attended} == {((2, 2), (16, 16))}
+    assert len(attended) == 12
+    first = next(iter(outputs_of(model, [MAE_LITE]).values()))
+    assert first.shape == (2, 4, 48)
 
 
 def test_maps_are_read_with_channels_first_and_last():

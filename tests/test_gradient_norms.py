@@ -157,6 +157,12 @@ def test_what_cannot_be_observed_is_refused(tmp_path):
     refused(lambda: read_norms(tmp_path), 'missing or damaged', kind=EvaluationError)
 
 
+def test_a_run_that_has_ended_without_norms_says_so(tmp_path):
+    train(tmp_path, None)
+    train(tmp_path, GradientNorms())
+    refused(lambda: read_norms(tmp_path), 'has no update', 'trained without --gradient-norms', kind=EvaluationError)
+
+
 def test_finetune_draws_the_norms_that_it_wrote(cli, tmp_path):
     code, out, err = cli(
         'finetune', 'test_vit', '--random', '--img-size', 32, '-d', 'digits', '--subset', '1%', '--held-out', 0,

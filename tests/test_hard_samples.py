@@ -112,6 +112,16 @@ def test_the_command_writes_a_list_that_a_training_takes(cli, net, tmp_path):
     assert json.loads(again.read_text())['left_out'] == content['left_out']
 
 
+def test_a_list_that_cannot_be_written_is_refused_before_the_teacher_works(cli, tmp_path):
+    (tmp_path / 'folder.json').mkdir()
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'folder.json', tmp_path / 'file' / 'kept.json'):
+        code, out, err = cli('analyze', 'hard-samples', '-d', 'digits', '--teacher', 'no_such_model', '-o', path)
+        assert (code, out, err.count('\n')) == (1, '', 1)
+        assert 'cannot be written' in err
+    assert [path.name for path in (tmp_path / 'folder.json').iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ('options', 'words'),
     [

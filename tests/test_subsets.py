@@ -84,7 +84,7 @@ def test_class_sizes_of_a_long_tail_fall_exponentially_to_a_hundredth():
     assert (np.bincount(few[long_tailed(few)]) >= 1).all()
 
 
-@pytest.mark.parametrize('which', ['0%', '101%', '1', 'half', 'nowhere.txt'])
+@pytest.mark.parametrize('which', ['0%', '101%', '1', 'half', 'nowhere.txt', '', ' ', 'a\0b'])
 def test_what_is_no_subset_is_refused(digits, which):
     denied(digits, which, 'share')
 
@@ -109,6 +109,17 @@ def test_a_list_names_files_with_or_without_folders(animals, tmp_path, text):
     assert subset.selection.name == 'list.txt'
 
 
+def test_a_list_may_name_whole_paths_and_folders_above_the_data(animals, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / 'data')
+    here = load_dataset('.', 'all')
+    (tmp_path / 'list.txt').write_text(f'{tmp_path}/data/cat/c1.png\ndata/dog/same.png\n')
+    for dataset in (animals, here):
+        subset = take_subset(dataset, str(tmp_path / 'list.txt'))
+        assert [subset.describe(i).rpartition('/')[2] for i in range(len(subset))] == ['c1.png', 'same.png']
+    (tmp_path / 'list.txt').write_text('/cat/c1.png\n')
+    denied(here, tmp_path / 'list.txt', '1 of its 1 names')
+
+
 def test_a_list_of_other_data_or_with_unclear_names_is_refused(animals, tmp_path):
     path = tmp_path / 'list.txt'
     for text, *words in (
@@ -129,9 +140,15 @@ def test_a_file_of_kept_images_is_read_again_for_the_same_images_only(animals, t
     denied(animals.subset(range(4)), path, 'is of other images')
     denied(animals.subset([1, 0, 2, 3, 4]), path, 'is of other images')
     content = json.loads(path.read_text())
-    for damage in (dict(left_out=[5]), dict(left_out='all'), dict(version=2), dict(images=None)):
+    for damage in (
+        dict(left_out=[5]), dict(left_out='all'), dict(version=2), dict(images=None), dict(left_out=[0.5]),
+        dict(left_out=['0']), dict(left_out=[True]), dict(left_out=[[0], [3]]), dict(left_out={'0': 3}),
+        dict(left_out=0), dict(images='5'), dict(left_out=[10**30]),
+    ):  # fmt: skip
         path.write_text(json.dumps({**content, **damage}))
         denied(animals, path, 'no list of kept images')
+    path.write_text('[' * 100_000)
+    denied(animals, path, 'no list of kept images')
     write_kept(path, animals, np.arange(5))
     denied(animals, path, 'keeps no image')
 

@@ -27,7 +27,7 @@ from tinyvit_zoo.data.image_dataset import ImageDataset
 from ..features.extraction import untouched
 from .analysed_model import AnalysedModel, check_not_compiled
 from .images import batches_of
-from .layers import find_blocks, next_name, token_grid
+from .layers import find_blocks, next_name, token_grid, unwrapped
 
 __all__ = ['BATCH_SIZE', 'AttentionResult', 'AttentionWatch', 'LayerAttention', 'grid_distances', 'measure', 'reduce']
 
@@ -117,7 +117,7 @@ def measure(
         progress: Whether to show a bar on a terminal.
 
     Raises:
-        EvaluationError: See `AttentionWatch`, or if an image cannot be read.
+        EvaluationError: See `AttentionWatch`, or if an image cannot be read or a layer's attention is not finite.
     """
     with (
         exact_cudnn(), torch.inference_mode(), untouched(model.model.to(device)),
@@ -200,6 +200,10 @@ class _Sums:
     def mean(self, name: str) -> LayerAttention:
         """The layer of that name."""
         distance, entropy = ((torch.as_tensor(x) / self.queries).cpu().numpy() for x in (self.distance, self.entropy))
+        if not np.isfinite([distance, entropy]).all():
+            raise EvaluationError(
+                f'The attention of {name} is not finite: check the weights of the model, or use float32.'
+            )
         return LayerAttention(name, distance, entropy, self.layout.grid, self.pixel_step, self.queries)
 
 
@@ -224,11 +228,14 @@ class AttentionWatch:
         epsilon: See `EPSILON`.
 
     Raises:
-        EvaluationError: If the model is compiled. Calls raise it if attention is laid out in a way that is not known.
+        EvaluationError: If the model is compiled, or the step no positive number. Calls raise it if attention is laid
+            out in a way that is not known.
     """
 
     def __init__(self, model: AnalysedModel, pixel_step: float | None = None, epsilon: float = EPSILON) -> None:
         check_not_compiled(model.model, model.name)
+        if pixel_step is not None and not 0 < pixel_step < math.inf:
+            raise EvaluationError(f'{pixel_step} pixels are no step between tokens: give a positive number.')
         self.model, self.pixel_step, self.epsilon = model, pixel_step, epsilon
         self.checked = False
         self._blocks = {name: block for name, block in find_blocks(model.model).items() if _attention_of(block)}
@@ -282,7 +289,7 @@ class AttentionWatch:
         self.checked = True
 
     def layers(self) -> tuple[LayerAttention, ...]:
-        """Means of all that was called."""
+        """Means of all that was called. Raises: EvaluationError: If one is not finite; the first such is named."""
         return tuple(s.mean(name) for name, s in self._sums.items())
 
     def _close(self) -> None:
@@ -386,7 +393,7 @@ class AttentionWatch:
         """Pixels between neighbors on a map (H, W): the stride of its stage, whether the map is padded or not."""
         if self.pixel_step is not None:
             return self.pixel_step, self.pixel_step
-        fitting = [stride for stride in _strides(self.model.model) if _fits(stride, of_map, self._size)]
+        fitting = [stride for stride in _strides(unwrapped(self.model.model)) if _fits(stride, of_map, self._size)]
         if not fitting:
             raise EvaluationError(
                 f'{self.model.name} does not say the stride of {name}: give the pixels between tokens (--pixel-step).'

@@ -218,14 +218,19 @@ class Norms:
 
 
 def read_norms(folder: Path) -> Norms:
-    """The norms that a run wrote to its folder. Raises: EvaluationError: If they are missing or damaged."""
+    """The norms that a run wrote to its folder. Raises: EvaluationError: If they are missing, damaged or none."""
     path = folder / GRADIENTS
     try:
         with path.open(encoding='utf-8', newline='') as file:
-            header, *rows = csv.reader(file)
+            header, *rows = [*csv.reader(file)] or [[]]
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
     except (OSError, ValueError) as e:
         raise EvaluationError(
             f'{path} is missing or damaged ({reason(e)}): choose another --output, and train with --gradient-norms.'
         ) from e
+    if not rows:
+        raise EvaluationError(
+            f'{path} has no update, as the run in this folder was trained without --gradient-norms: choose another '
+            '--output, or leave the option out.'
+        )
     return Norms(values[:, 0].astype(np.int64), tuple(header[1:]), values[:, 1:])

@@ -19,7 +19,17 @@ from tinyvit_zoo.common.errors import EvaluationError
 
 from .analysed_model import AnalysedModel, check_not_compiled
 
-__all__ = ['BLOCKS', 'MAE_LITE', 'Grid', 'LayerOutputs', 'as_map', 'find_blocks', 'next_name', 'token_grid']
+__all__ = [
+    'BLOCKS',
+    'MAE_LITE',
+    'Grid',
+    'LayerOutputs',
+    'as_map',
+    'find_blocks',
+    'next_name',
+    'token_grid',
+    'unwrapped',
+]
 
 T = TypeVar('T')
 
@@ -53,6 +63,18 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     lists = (nn.Sequential, nn.ModuleList, nn.Identity)
     named = [name for name, m in modules.items() if CONTAINERS.search(name) and type(m) not in lists]
     return {name: modules[name] for name in named if not any(other.startswith(f'{name}.') for other in named)}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside one that returns its maps, as timm's `features_only` and `DenseBackbone` do; else itself.
+
+    The inner one says how it cuts images into patches.
+    """
+    for name in ('model', 'net'):
+        inside = getattr(model, name, None)
+        if isinstance(inside, nn.Module) and hasattr(inside, 'patch_embed') and not hasattr(model, 'patch_embed'):
+            return inside
+    return model
 
 
 class LayerOutputs(Generic[T]):
@@ -143,7 +165,8 @@ def _find_taps(model: AnalysedModel, layers: Sequence[str]) -> list[_Tap]:
         found = _mae_lite(model) if layer == MAE_LITE else _whole(model, layer)
         taps.update({tap.name: tap for tap in found})
     if not taps:
-        problem = 'no blocks under a name known here' if tuple(layers) == (BLOCKS,) else f'no layer {", ".join(layers)}'
+        named = f'no layer {", ".join(layers)}' if layers else 'no layer without a name'
+        problem = 'no blocks under a name known here' if tuple(layers) == (BLOCKS,) else named
         raise EvaluationError(
             f'{model.name} has {problem}: take names of its modules, in which * stands for anything (--layers).'
         )
@@ -160,12 +183,12 @@ def _whole(model: AnalysedModel, layer: str) -> Iterator[_Tap]:
 
 def _mae_lite(model: AnalysedModel) -> Iterator[_Tap]:
     """The first norm of each block, and the last norm of the model for every token."""
-    net: Any = model.model
+    net: Any = unwrapped(model.model)
 
     def patches(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return x[:, token_grid(model, x.shape[1], size).prefix :] if x.ndim == 3 else x
 
-    blocks = find_blocks(net)
+    blocks = find_blocks(model.model)
     for name, block in blocks.items():
         for norm in ('norm1', 'layernorm_before'):
             if isinstance(getattr(block, norm, None), nn.Module):
@@ -204,8 +227,9 @@ def token_grid(model: AnalysedModel, tokens: int, size: tuple[int, int]) -> Grid
     Raises:
         EvaluationError: If so many tokens make no grid.
     """
-    prefix = getattr(model.model, 'num_prefix_tokens', None)
-    for grid in _patch_grids(model.model, size):
+    net = unwrapped(model.model)
+    prefix = getattr(net, 'num_prefix_tokens', None)
+    for grid in _patch_grids(net, size):
         rest = tokens - math.prod(grid)
         if rest in (0, prefix) or (prefix is None and 0 < rest <= MOST_PREFIX):
             return Grid(*grid, rest)

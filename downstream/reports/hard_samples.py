@@ -1,5 +1,8 @@
 """What `analyze hard-samples` leaves: the list of kept images, a table of the others, and their share by class."""
 
+import errno
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,22 @@ from ..analysis.hard_samples import HardSamples
 from ..results import record, write_csv
 from . import plots
 
-__all__ = ['hard_words', 'write_hard']
+__all__ = ['check_list', 'hard_words', 'write_hard']
+
+
+def check_list(path: Path) -> None:
+    """See that a list can be written, before a teacher works for hours. Makes missing folders.
+
+    Raises:
+        EvaluationError: If it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as e:
+        raise EvaluationError(f'{path} cannot be written ({e.strerror or e}): choose another file.') from e
 
 
 def hard_words(found: HardSamples, dataset: ImageDataset) -> str:

@@ -37,7 +37,7 @@ def hard_samples(
     Several processes with --teacher: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli analyze hard-samples ...
     """
     from ..downstream.analysis.hard_samples import hard_in_store, hard_of_teacher
-    from ..downstream.reports.hard_samples import hard_words, write_hard
+    from ..downstream.reports.hard_samples import check_list, hard_words, write_hard
     from ..soft_labels import Store
 
     if (store is None) == (teacher is None):
@@ -47,6 +47,7 @@ def hard_samples(
     if output.suffix.lower() != '.json':
         raise typer.BadParameter(f'--output takes a file such as kept.json, not {output}.')
     quiet_logs()
+    check_list(output)
     with processes() as first:
         dataset = loader(data_options, run.seed)('train')
         if store is not None:

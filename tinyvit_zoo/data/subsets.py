@@ -5,6 +5,7 @@ class has one random order, of which a share is the beginning: 1 % lies within 1
 """
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -55,6 +56,8 @@ def take_subset(dataset: ImageDataset, which: str, seed: int = 0) -> ImageDatase
         EvaluationError: If there is no such subset, a file is damaged, of other data or names images that are not
             there, or a long tail is asked for of data without classes.
     """
+    if not which.strip():
+        raise _no_subset(which)
     share = re.fullmatch(r'(\d+(?:\.\d+)?|\.\d+) ?%', which.strip())
     if share:
         if not 0 < float(share[1]) <= 100:
@@ -159,10 +162,8 @@ def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
     """Positions of the images that a file names, ascending."""
     try:
         text = path.read_text(encoding='utf-8-sig', errors='surrogateescape')
-    except FileNotFoundError as e:
-        raise EvaluationError(
-            f"'{shown(path)}' is no subset and no file: give a share such as 1%, long-tailed, or a file of names."
-        ) from e
+    except (FileNotFoundError, ValueError) as e:  # ValueError: a name with a null
+        raise _no_subset(str(path)) from e
     except OSError as e:
         raise EvaluationError(f'{path} cannot be read ({e.strerror or reason(e)}): give a file of names.') from e
     if path.suffix.lower() == '.json':
@@ -173,14 +174,22 @@ def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
     return _positions_of(dataset, path, names)
 
 
+def _no_subset(which: str) -> EvaluationError:
+    return EvaluationError(
+        f"'{shown(which)}' is no subset and no file: give a share such as 1%, long-tailed, or a file of names."
+    )
+
+
 def _kept(dataset: ImageDataset, path: Path, text: str) -> np.ndarray:
     try:
         content = json.loads(text)
-        left_out = np.asarray(content['left_out'], dtype=np.int64).reshape(-1)
-        images, fingerprint = int(content['images']), str(content['fingerprint'])
-        if content['version'] != KEPT_VERSION or (len(left_out) and not 0 <= left_out.min() <= left_out.max() < images):
-            raise ValueError(left_out)
-    except (ValueError, TypeError, KeyError, OverflowError) as e:
+        images, fingerprint, listed = content['images'], content['fingerprint'], content['left_out']
+        if content['version'] != KEPT_VERSION or {type(images), *map(type, listed)} != {int}:
+            raise TypeError(listed)
+        left_out = np.asarray(listed, dtype=np.int64)
+        if len(left_out) and not 0 <= left_out.min() <= left_out.max() < images:
+            raise ValueError(listed)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
         raise EvaluationError(
             f'{path} is no list of kept images as `analyze hard-samples` writes it: give one, or a text file of names.'
         ) from e
@@ -196,15 +205,20 @@ def _kept(dataset: ImageDataset, path: Path, text: str) -> np.ndarray:
 
 
 def _positions_of(dataset: ImageDataset, path: Path, names: Iterable[str]) -> np.ndarray:
-    """Positions of images by name: a file name, or the end of a path with as many folders as make it unique."""
+    """Positions of images by name: a file name, or the end of a path with as many folders as make it unique, up to all
+    of them: a list may have been made in another folder than this.
+    """
     wanted: dict[str, list[str]] = defaultdict(list)  # by what follows the last slash: paths are compared where it fits
     for name in dict.fromkeys(names):
         wanted[name.replace('\\', '/').rpartition('/')[2]].append(name)
     found: dict[str, int] = {}
     for i in range(len(dataset)):
         place = dataset.describe(i).replace('\\', '/')
-        for name in wanted.get(place.rpartition('/')[2], ()):
-            if not f'/{place}'.endswith('/' + name.replace('\\', '/').removeprefix('./')):
+        same = wanted.get(place.rpartition('/')[2], ())
+        places = (place, os.path.abspath(place).replace('\\', '/')) if same else ()
+        for name in same:
+            end = name.replace('\\', '/').removeprefix('./')
+            if not any(whole == end or whole.endswith(f'/{end}') for whole in places):
                 continue
             if found.setdefault(name, i) != i:
                 raise EvaluationError(
