@@ -1,6 +1,8 @@
 """`tinyvit-zoo pretrain tinymim|mae|d_mae|mocov3`: what is written, how to go on, chains, refusals."""
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ import torch
 from conftest import refused
 from PIL import Image
 from safetensors.torch import load_file
+from timm.scheduler import CosineLRScheduler
 
 from tinyvit_zoo.checkpoints import CheckpointError
+from tinyvit_zoo.cli.console import quiet_logs
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.downstream.reports.pretraining import finetune_words
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.models import PlainVit
 from tinyvit_zoo.pretrain import (
@@ -26,7 +31,7 @@ from tinyvit_zoo.pretrain import (
 )
 from tinyvit_zoo.training.chain import find_stages
 from tinyvit_zoo.training.pretraining import Pretraining
-from tinyvit_zoo.training.pretraining_forms import d_mae_form, load_teacher, tinymim_form
+from tinyvit_zoo.training.pretraining_forms import d_mae_form, encoder_of, load_teacher, tinymim_form
 
 SHAPE = dict(img_size=32, patch_size=16)
 BRIEF = ('--small', '--epochs', 1, '--batch-size', 8, '--device', 'cpu')
@@ -53,7 +58,7 @@ def teacher_file(tmp_path_factory):
 
 def next_command(out: str) -> list[str]:
     (line,) = [line for line in out.splitlines() if line.startswith('Next: ')]
-    program, *words = line.removeprefix('Next: ').split()
+    program, *words = shlex.split(line.removeprefix('Next: '))
     assert program == 'tinyvit-zoo'
     return words
 
@@ -244,6 +249,35 @@ def test_blocks_of_d_mae_are_compared_one_by_one():
         lambda: d_mae_form('tiny', teacher, (2,), (), depth=2, **SHAPE), 'the student has 2, the teacher 3',
         kind=EvaluationError,
     )  # fmt: skip
+
+
+def test_a_model_folder_with_other_files_is_refused_before_the_training(cli, data, tmp_path):
+    (tmp_path / 'run' / 'model').mkdir(parents=True)
+    (tmp_path / 'run' / 'model' / 'notes.txt').write_text('mine')
+    said = refusal(cli, data, tmp_path, 'mae', '--img-size', 32, *BRIEF)
+    assert 'holds other files (notes.txt)' in said
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['model']
+
+
+def test_relations_that_are_none_leave_no_run(cli, data, teacher_file, tmp_path):
+    options = ('--student', 'tiny', '--teacher', 'small', '--teacher-weights', teacher_file, '--relations', 'qq,xx')
+    assert 'qq, kk, vv, qk' in refusal(cli, data, tmp_path, 'tinymim', *options, '--img-size', 32, *BRIEF)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_next_command_is_one_of_the_shell():
+    encoder = encoder_of(mae_lite_tiny(**SHAPE), 'tiny')
+    words = finetune_words(Path('my run'), encoder, ['my images', '--root', 'data'])
+    assert shlex.split(words)[2:] == [
+        'mae_lite_vit_tiny_patch16_224', '--weights', 'my run/model', '--img-size', '32', '--as-init',
+        '-d', 'my images', '--root', 'data', '-o', 'my run-finetuned',
+    ]  # fmt: skip
+
+
+def test_timm_does_not_warn_of_a_training_of_one_update(caplog):
+    quiet_logs()
+    CosineLRScheduler(torch.optim.SGD([torch.zeros(1)]), t_initial=1)
+    assert not caplog.records
 
 
 def test_no_room_for_the_form_is_one_sentence_and_the_same_command_writes_the_rest(cli, data, tmp_path, monkeypatch):

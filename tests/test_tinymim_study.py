@@ -205,6 +205,7 @@ def test_pairs_that_do_not_match_are_refused():
         'one image size': lambda: TinyMim(student, RelationEncoder(larger, 2, frozen=True), target='ffn'),
         'hidden patches': lambda: TinyMim(student, teacher, reconstruct=True),
         'MaskedAutoencoder': lambda: TinyMim(student, teacher, reconstruct=True, mask_ratio=0.5),
+        'qq, kk, vv, qk': lambda: TinyMim(student, teacher, relations=('qq', 'xx')),
         'mask_ratio must be': lambda: TinyMim(student, teacher, mask_ratio=1.0),
     }.items():
         refused(build, words, kind=ValueError)

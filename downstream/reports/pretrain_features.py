@@ -1,5 +1,6 @@
 """What a training on a teacher's features leaves."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,4 +45,4 @@ def write_feature_distilled(
     )  # fmt: skip
     height, width = teacher['img_size']
     say(f'Taught by {teacher["name"]} ({height}x{width}), whose features it fits by {result.loss}.')
-    say(f'Next: tinyvit-zoo finetune {name} --weights {output} -d DATA -o DIR')
+    say(f'Next: tinyvit-zoo finetune {shlex.quote(name)} --weights {shlex.quote(str(output))} -d DATA -o DIR')

@@ -1,6 +1,7 @@
 """What a pre-training leaves: results, loss curves, the encoder as a folder, the whole form, and what to do next."""
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def write_pretrained(
     encoder: Encoder,
     dataset: ImageDataset,
     *,
-    data: str,
+    data: Sequence[str],
     seed: int,
     details: Mapping[str, Any],
     say: Callable[[str], None] = print,
@@ -44,7 +45,7 @@ def write_pretrained(
         form: All that was trained, adapters and decoder, and the teacher of D-MAE as in its released files.
         encoder: See `pretraining_forms.encoder_of`.
         dataset: What it was trained on.
-        data: How the command line calls it.
+        data: Its name on the command line, and options that say where it is.
         seed: Of the training.
         details: What else goes into `results.json`.
         say: Prints a line.
@@ -73,12 +74,12 @@ def write_pretrained(
     say(f'Next: {finetune_words(output, encoder, data)}')
 
 
-def finetune_words(output: Path, encoder: Encoder, data: str) -> str:
-    """The command that fine-tunes the encoder."""
+def finetune_words(output: Path, encoder: Encoder, data: Sequence[str]) -> str:
+    """The command that fine-tunes the encoder, as a shell takes it."""
     height, width = encoder.model.patch_embed.img_size  # type: ignore[union-attr, misc]  # of a plain ViT
-    name = f'{encoder.finetuned} --weights {output / "model"}'
+    model = [encoder.finetuned, '--weights', str(output / 'model')]
     if encoder.ready is not None:
-        name = str(output / FINETUNE)
+        model = [str(output / FINETUNE)]
     elif (height, width) != (224, 224):
-        name += f' --img-size {height}' if height == width else f' --img-size {height}x{width}'
-    return f'tinyvit-zoo finetune {name} --as-init -d {data} -o {output}-finetuned'
+        model += ['--img-size', str(height) if height == width else f'{height}x{width}']
+    return shlex.join(['tinyvit-zoo', 'finetune', *model, '--as-init', '-d', *data, '-o', f'{output}-finetuned'])

@@ -46,6 +46,7 @@ def quiet_logs() -> None:
     import logging
 
     logging.basicConfig(format='%(message)s', level=logging.WARNING)
+    logging.getLogger('timm.scheduler').setLevel(logging.ERROR)  # warns where a training has one update
 
 
 def command(function: Callable[..., Any], models: bool = True) -> Callable[..., Any]:

@@ -49,6 +49,7 @@ def features(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain features ...
     """
     from ..downstream.reports.pretrain_features import write_feature_distilled
+    from ..hub.folder import check_folder
     from ..training.feature_teacher import load_feature_teacher
     from ..training.features import plan_features
     from ..training.recipes.features import FEATURES
@@ -75,6 +76,7 @@ def features(
         if dry_run:
             say(plan.estimate().words)
             return
+        check_folder(output / 'model')
         result = plan.distil(output)
         if first:
             weights = str(student_weights or ('pretrained' if pretrained else f'random (seed {run.seed})'))

@@ -232,6 +232,12 @@ class _Given(NamedTuple):
 
         return self.training.changed(PRETRAINING[f'{method}_small' if self.options.small else method])
 
+    @property
+    def data(self) -> list[str]:
+        """What the command line calls the images."""
+        root = self.data_options.root
+        return [self.data_options.data, *(() if root is None else ('--root', str(root)))]
+
     def dataset(self) -> 'ImageDataset':
         return unlabelled_images(self.data_options, self.run.seed)
 
@@ -250,7 +256,8 @@ def _pretrain(
     import torch
 
     from ..common.processes import Processes
-    from ..downstream.reports.pretraining import write_pretrained
+    from ..downstream.reports.pretraining import FINETUNE, write_pretrained
+    from ..hub.folder import check_folder
     from ..training.pretraining_forms import encoder_of
 
     quiet_logs()
@@ -264,11 +271,13 @@ def _pretrain(
         if given.options.dry_run:
             say(planned.estimate().words)
             return
+        check_folder(output / 'model')
+        check_folder(output / FINETUNE)
         result = planned.train(output)
         if first:
             write_pretrained(
                 output, kind, result, form, encoder_of(form, size, keep_heads), dataset,
-                data=given.data_options.data, seed=given.run.seed, details=details, say=say,
+                data=given.data, seed=given.run.seed, details=details, say=say,
             )  # fmt: skip
         Processes().wait()  # the next stage of a chain reads what was written
 

@@ -64,6 +64,7 @@ def minivit(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain minivit ...
     """
     from ..downstream.reports.minivit import write_minivit
+    from ..hub.folder import check_folder
     from ..soft_labels import Store
     from ..training.recipes import WEIGHT_DISTILLATION
     from ..training.weight_distillation import plan_predictions, plan_weights
@@ -101,6 +102,7 @@ def minivit(
         if dry_run:
             say(plan.estimate().words)
             return
+        check_folder(output / 'model')
         result = plan.distil(output)
         if first:
             draw_gradients(gradient_norms, output, f'{student} on {dataset.name}', say)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from .files import give_ordinary_rights, is_left_over, process_mark
 
-__all__ = ['read_settled', 'swap_in']
+__all__ = ['read_settled', 'refuse_others', 'swap_in']
 
 T = TypeVar('T')
 
@@ -38,14 +38,14 @@ def swap_in(folder: Path, replaces: Sequence[str] | Callable[[], Sequence[str]] 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent):
         _clear_up(folder)
-        _refuse_others(folder, replaces)
+        refuse_others(folder, replaces)
     new = folder.with_name(f'.{folder.name}.{process_mark()}.new')
     new.mkdir(mode=0o700)
     try:
         yield new
         give_ordinary_rights(new)
         with _locked(folder.parent):
-            _refuse_others(folder, replaces)
+            refuse_others(folder, replaces)
             _put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -148,7 +148,8 @@ def _clear_up(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _refuse_others(folder: Path, replaces: Sequence[str] | Callable[[], Sequence[str]]) -> None:
+def refuse_others(folder: Path, replaces: Sequence[str] | Callable[[], Sequence[str]]) -> None:
+    """Raises: FileExistsError: If a folder holds files that replacing it would lose, see `swap_in`."""
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -21,6 +21,7 @@ __all__ = [
     'HeadQKV',
     'Relation',
     'RelationLoss',
+    'check_names',
     'relation_distillation_loss',
     'relation_logits',
     'relation_losses',
@@ -112,9 +113,7 @@ def relation_losses(
     Raises:
         ValueError: On no or an unknown relation, one that is given twice, and as `relation_distillation_loss`.
     """
-    known = get_args(Relation)
-    if not relations or len(set(relations)) < len(relations) or not set(relations) <= set(known):
-        raise ValueError(f'relations must be some of {", ".join(known)}, each once, not {", ".join(relations)!r}.')
+    check_names(relations)
     _check_relations(student, teacher)
     compare = _relation_kl if softmax else _smooth_l1
     losses: dict[str, torch.Tensor] = {}
@@ -123,6 +122,13 @@ def relation_losses(
             target = relation_logits(*(getattr(teacher, side) for side in relation))
         losses[relation] = compare(relation_logits(*(getattr(student, side) for side in relation)), target)
     return losses
+
+
+def check_names(relations: Sequence[str]) -> None:
+    """Raises: ValueError: On no or an unknown relation, or one that is given twice."""
+    known = get_args(Relation)
+    if not relations or len(set(relations)) < len(relations) or not set(relations) <= set(known):
+        raise ValueError(f'relations must be some of {", ".join(known)}, each once, not {", ".join(relations)!r}.')
 
 
 def _check_relations(student: HeadQKV, teacher: HeadQKV) -> None:

@@ -19,17 +19,18 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..common import torch_file
-from ..common.folders import swap_in
+from ..common.folders import refuse_others, swap_in
 from ..common.paths import read_json, user_path
 from ..common.preprocessing import model_data_config
 from ..common.text import reason, shown
 from ..releases import find_release
 from .bridge import CODE, auto_map, is_zoo_architecture, timm_config, write_code
 
-__all__ = ['WEIGHTS', 'save_config', 'save_folder', 'write_safetensors', 'write_torch']
+__all__ = ['WEIGHTS', 'check_folder', 'save_config', 'save_folder', 'write_safetensors', 'write_torch']
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
+FILES = (WEIGHTS, CONFIG, CODE)  # of `save_folder`
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Entries of a pretrained cfg that hold for the weights it came with, and for no others.
@@ -78,7 +79,7 @@ def save_folder(
     if label_descriptions is not None:
         config['label_descriptions'] = dict(label_descriptions)
     folder = user_path(folder).resolve()
-    with swap_in(folder, replaces=(WEIGHTS, CONFIG, CODE)) as new:
+    with swap_in(folder, replaces=FILES) as new:
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         write_safetensors(tensors, new / WEIGHTS)
         save_config(model, new / CONFIG, config, tag, data_config, for_timm)
@@ -86,6 +87,11 @@ def save_folder(
             write_code(new)
         _check(new, {k: tuple(v.shape) for k, v in tensors.items()})
     return folder
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raises: FileExistsError: If `save_folder` would refuse the folder: said before a training, not after it."""
+    refuse_others(user_path(folder).resolve(), FILES)
 
 
 def save_config(

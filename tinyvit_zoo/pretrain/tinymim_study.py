@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..distill import HeadQKV, class_token_loss, relation_losses, smooth_l1_loss, whitened
-from ..distill.relation import RELATIONS, Relation
+from ..distill.relation import RELATIONS, Relation, check_names
 from .encoder import check_visible
 from .mae import MaskedAutoencoder, Masking, random_masking
 from .tinymim import RelationEncoder
@@ -169,12 +169,14 @@ class TinyMim(nn.Module):
             reconstruct: Add MAE's loss, weight 1, to the target's ("integrated model", Table 12; Table 5).
 
         Raises:
-            ValueError: On an unknown target, heads or patches that do not match, and a reconstruction without a mask or
-                a decoder.
+            ValueError: On an unknown target or relation, heads or patches that do not match, and a reconstruction
+                without a mask or a decoder.
         """
         super().__init__()
         if target not in TARGETS:
             raise ValueError(f'target must be one of {", ".join(TARGETS)}, not {target!r}.')
+        if target == 'relation':
+            check_names(relations)
         if not 0 <= mask_ratio < 1:
             raise ValueError(f'mask_ratio must be from 0 to below 1, not {mask_ratio}.')
         if reconstruct and not mask_ratio:
