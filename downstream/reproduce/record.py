@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ['DATA', 'Data', 'Entry', 'Need', 'Paper', 'Subject', 'need_of', 'released', 'unreleased']
+__all__ = ['DATA', 'Data', 'Entry', 'Need', 'Paper', 'StoredLabels', 'Subject', 'need_of', 'released', 'unreleased']
 
 
 class Need(StrEnum):
@@ -119,6 +119,21 @@ def unreleased(name: str, trainer: str = '', **more: Any) -> Subject:
 
 
 @dataclass(frozen=True)
+class StoredLabels:
+    """A teacher's soft labels on disk, in the layout of TinyViT's released code.
+
+    Attributes:
+        data: Name of the data set whose training images they are of.
+        k: Classes kept of each view.
+        epochs: Views of each image.
+    """
+
+    data: str
+    k: int
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A table, the numbers of the running text, or a page of the authors.
 
@@ -146,6 +161,8 @@ class Paper:
         subjects: By the model's name in the rows, or by 'NAME @ DATASET' where those are other weights.
         quoted: Names in the rows of what is no model, or is one that neither this package nor timm has: their numbers
             are quoted.
+        versus: By a name in the rows whose numbers compare two models: names of the larger and of the smaller one.
+        stored: By a name in the rows: soft labels on disk.
     """
 
     name: str
@@ -153,3 +170,5 @@ class Paper:
     entries: tuple[Entry, ...]
     subjects: Mapping[str, Subject]
     quoted: frozenset[str]
+    versus: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    stored: Mapping[str, StoredLabels] = field(default_factory=dict)

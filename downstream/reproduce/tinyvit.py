@@ -1,6 +1,6 @@
 """TinyViT: Fast Pretraining Distillation for Small Vision Transformers (ECCV 2022): its tables and models."""
 
-from .record import Entry, Paper, Subject, released, unreleased
+from .record import Entry, Paper, StoredLabels, Subject, released, unreleased
 from .tasks import (
     ACCURACY,
     ARCHITECTURE,
@@ -121,6 +121,16 @@ QUOTED = frozenset(
     }
 )  # fmt: skip
 
+VERSUS = {
+    'TinyViT-21M vs Swin-B': ('Swin-B (IN-21k)', 'TinyViT-21M'),
+    'TinyViT-21M vs Swin-L': ('Swin-L (197M)', 'TinyViT-21M'),
+}
+STORED = {
+    'Saved teacher logits': StoredLabels('imagenet-22k', k=100, epochs=90),
+    'Saved teacher logits (IN-1k, K=10, 300 epochs)': StoredLabels('imagenet-1k', k=10, epochs=300),
+    'Saved teacher logits (IN-21k, K=100, 90 epochs)': StoredLabels('imagenet-22k', k=100, epochs=90),
+}
+
 ENTRIES = (
     Entry('tinyvit/table1', 'Pre-training on ImageNet-22k, cleaned, and with distillation', ACCURACY),
     Entry('tinyvit/table2', 'Distillation of other students', ACCURACY | COUNTS),
@@ -143,4 +153,6 @@ PAPER = Paper(
     ENTRIES,
     SUBJECTS,
     QUOTED,
+    VERSUS,
+    STORED,
 )
