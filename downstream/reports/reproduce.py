@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.paths import read_json
+from tinyvit_zoo.common.text import shown
 
 from ..reproduce.jobs import Line, State, count_states
 from ..reproduce.record import Entry
-from ..results import record, write
+from ..results import RESULTS, record, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['digits', 'states_in_words', 'table_rows', 'write_table']
+__all__ = ['HEADINGS', 'check_folder', 'digits', 'states_in_words', 'table_rows', 'write_table']
 
 HEADINGS = ('row', 'metric', 'paper', 'measured', 'difference', 'state')
 
@@ -48,6 +51,23 @@ def states_in_words(lines: Sequence[Line]) -> str:
     return f'{len(lines)} numbers: {", ".join(words)}'
 
 
+def check_folder(folder: Path, entry: Entry) -> None:
+    """Raise if a folder has the results of another table, which would be lost.
+
+    Raises:
+        EvaluationError: If so.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return
+    try:
+        table = read_json(path)['table']
+    except (OSError, ValueError, KeyError, TypeError):
+        table = 'something else'
+    if table != entry.name:
+        raise EvaluationError(f'{folder} has the results of {shown(table)}: choose another folder for {entry.name}.')
+
+
 def write_table(
     folder: Path, entry: Entry, lines: Sequence[Line], *, only: Sequence[str] = (), say: Callable[[str], None] = print
 ) -> Path:
@@ -64,8 +84,9 @@ def write_table(
         Path of results.json.
 
     Raises:
-        EvaluationError: If the folder cannot be written to.
+        EvaluationError: If the folder cannot be written to, or is that of another table.
     """
+    check_folder(folder, entry)
     rows = [_plain(line) for line in lines]
     write_whole(folder / 'table.md', _markdown(entry, lines).encode())
     measured = [line for line in lines if line.measured is not None]

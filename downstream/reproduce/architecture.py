@@ -1,7 +1,8 @@
 """Dimensions of TinyViT's Supplement, Table 1, read off the model on the meta device."""
 
 import re
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
 import torch
 from timm.models._input import get_model_input_config
@@ -23,7 +24,7 @@ def read_dimension(architecture: str, metric: str) -> int:
     Raises:
         LookupError: If the metric is no such name.
     """
-    model = cast(Any, build_model(architecture, device='meta'))
+    model = _model(architecture)
     part, _, what = metric.rpartition('.')
     if not part:
         return _ratio(model, metric)
@@ -34,12 +35,14 @@ def read_dimension(architecture: str, metric: str) -> int:
         return len(model.stages[number - 1].blocks)
     if what == 'window':
         return _same(model.window_sizes[number - 1])
-    module = model.patch_embed
-    if part.startswith('stage'):
-        module = model.stages[number - 1]
-    elif part.startswith('downsampling'):  # 1 is in front of stage 2
-        module = model.stages[number].downsample
-    return _same(_output(model, module)) if what == 'output_px' else _convolutions(module, what)
+    if what == 'output_px':
+        return _same(_outputs(architecture)[part])
+    return _convolutions(_parts(model)[part], what)
+
+
+@cache
+def _model(architecture: str) -> Any:
+    return build_model(architecture, device='meta')
 
 
 def _ratio(model: Any, metric: str) -> int:
@@ -64,13 +67,28 @@ def _convolutions(module: nn.Module, what: str) -> int:
     return _same([side for conv in convs if conv.kernel_size == largest for side in getattr(conv, attribute)])
 
 
-def _output(model: Any, module: nn.Module) -> tuple[int, int]:
-    """Height and width of what a part gives."""
-    sizes: list[tuple[int, int]] = []
-    hook = module.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[-2:])))
-    with hook, torch.no_grad():
+def _parts(model: Any) -> dict[str, nn.Module]:
+    """Modules by the paper's names: downsampling 1 is in front of stage 2."""
+    return dict(
+        patch_embed=model.patch_embed,
+        **{f'stage_{i + 1}': stage for i, stage in enumerate(model.stages)},
+        **{f'downsampling_{i + 1}': stage.downsample for i, stage in enumerate(model.stages[1:])},
+    )
+
+
+@cache
+def _outputs(architecture: str) -> dict[str, tuple[int, int]]:
+    """Height and width of what each part gives, by one forward pass on the meta device."""
+    model, sizes = _model(architecture), {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, part=part: sizes.update({part: tuple(output.shape[-2:])}))
+        for part, module in _parts(model).items()
+    ]
+    with torch.no_grad():
         model(torch.empty(1, *get_model_input_config(model)['input_size'], device='meta'))
-    return sizes[0]
+    for hook in hooks:
+        hook.remove()
+    return sizes
 
 
 def _same(values: Any) -> int:

@@ -29,6 +29,9 @@ __all__ = ['JOBS', 'Job', 'Line', 'State', 'count_states', 'job_of', 'run_rows']
 JOBS = 'jobs'
 """Folder of finished jobs within that of the results."""
 
+FAILURES = (ArithmeticError, AttributeError, CheckpointError, LookupError, ModelError, OSError, RuntimeError, TypeError)
+"""What building and running a model may raise; a row that fails does not stop the others."""
+
 TOLERANCE = 1e-9  # of float64 beside a difference of exactly half a unit
 
 
@@ -154,7 +157,7 @@ def _line(number: Number, folder: Path | None, dry: bool, say: Callable[[str], N
         return Line(number, State.TO_MEASURE, command=job.command, job=job.key)
     try:
         measured = float(measure(measurement))
-    except (ModelError, CheckpointError, LookupError, RuntimeError, TypeError, ValueError) as e:
+    except FAILURES as e:
         say(f'{number.id} failed: {reason(e)}')
         return Line(number, State.FAILED, remark=reason(e), command=job.command, job=job.key)
     if folder is not None:

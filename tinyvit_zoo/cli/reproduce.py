@@ -41,7 +41,7 @@ def reproduce(
     authors' hardware are not: the table says what each of them lacks, and which command measures it. With --output
     finished rows stay, and the same command again measures the others.
     """
-    from ..downstream.reports.reproduce import states_in_words, write_table
+    from ..downstream.reports.reproduce import check_folder, states_in_words, write_table
     from ..downstream.reproduce.entries import entries_of, find_entry, find_rows
     from ..downstream.reproduce.jobs import State, run_rows
 
@@ -52,8 +52,9 @@ def reproduce(
         raise typer.BadParameter('Name a table, such as tinyvit/table4; --list shows them.')
     entry = find_entry(table)
     numbers = find_rows(entry, only or ())
-    if not dry_run:
+    if output is not None and not dry_run:
         make_output(output)
+        check_folder(output, entry)
     say = printer()
     lines = run_rows(numbers, output, dry=dry_run, say=say)
     _print(entry, lines, commands=dry_run)
@@ -81,10 +82,10 @@ def _list(entries: Sequence['Entry']) -> None:
         counts = (found.numbers, found.measured, found.no_data, found.no_weights, found.other_hardware, found.quoted)
         table.add_row(entry.name, *map(str, counts), ', '.join(found.data) or '-', entry.title)
     console().print(table)
-    printer()(
-        'measured here: without data or weights, by this command. no data: the weights are published, or a config here trains the detector. '
-        'quoted: neither this package nor timm has the model, or the number is lost in the text.'
-    )
+    say = printer()
+    say('measured here: by this command, without data and weights.')
+    say('no data: the weights are published, or a config here trains the detector.')
+    say('quoted: neither this package nor timm has the model, or the number is lost in the text.')
 
 
 def _print(entry: 'Entry', lines: Sequence['Line'], commands: bool) -> None:
