@@ -145,6 +145,18 @@ def test_tinyvit_is_evaluated_with_the_published_crop():
     assert line.command == 'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --crop-pct 0.875'
 
 
+def test_a_transfer_has_the_recipe_of_its_data_set_or_no_command():
+    lines = {
+        line.number.dataset: line.command
+        for line in run_rows(numbers_of(ENTRIES['minivit/table5']), dry=True)
+        if line.number.model == 'Mini-DeiT-B 384' and line.number.task == 'transfer_finetune'
+    }
+    assert lines['cifar-10'].endswith('--recipe minivit_transfer -d cifar10 -o OUT')
+    assert lines['stanford-cars'].endswith('--recipe minivit_transfer_cars -d stanford_cars -o OUT')
+    (other,) = lines_of('minivit/table5/deit-b/top1/cifar-10')  # its authors' recipe is not packaged
+    assert (other.state, other.command) == (State.NO_DATA, '')
+
+
 def test_an_overview_counts_what_becomes_of_a_table():
     found = overview(ENTRIES['tinyvit/table4'])
     assert (found.numbers, found.measured, found.other_hardware, found.no_weights) == (113, 32, 24, 0)

@@ -33,7 +33,7 @@ def digits(line: Line) -> tuple[str, str]:
 
 def table_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Cells of the table under `HEADINGS`: a difference beyond half a unit of the paper's last digit says so."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for line in lines:
         measured, difference = digits(line)
         state = line.state_in_words + ('' if line.agrees in (None, True) else ', differs')

@@ -229,17 +229,17 @@ def _command(number: Number, subject: Subject | None) -> str:
     job = ENTRIES[number.entry].jobs[number.task]
     if subject is None or not subject.name:
         return ''
-    if not subject.weights and '{name}' in job and number.task != 'throughput':
+    if not subject.weights and number.task != 'throughput':
         return f'tinyvit-zoo {subject.trainer}' if subject.trainer else ''
-    if not job or ('{config}' in job and not subject.config):
-        return ''
     places = dict(
         name=subject.name,
         data=DATA[number.dataset].name if number.dataset in DATA else '',
-        recipe=f'--recipe {subject.recipe}' if subject.recipe else '',
-        evaluate=subject.evaluate,
+        finetune=subject.finetune,
+        evaluate=subject.evaluate or ' ',  # nothing more than the model's own
         config=subject.config,
     )
+    if not job or any(f'{{{place}}}' in job and not value for place, value in places.items()):
+        return ''
     return ' '.join(f'tinyvit-zoo {job.format(**places)}'.split())
 
 

@@ -11,16 +11,21 @@ __all__ = ['PAPER']
 TINY, SMALL = 'mae_lite_vit_tiny_patch16_224', 'mae_lite_vit_small_patch16_224'
 ENCODER = 'mae_lite_vit_tiny_encoder_patch16_224'
 VITDET = 'mask_rcnn_vitdet_mae_lite_tiny_lsj640_100ep_coco'
-TRANSFERRED = 'mae_lite_transfer'
 
-IMPROVED = released(f'{TINY}.deit_impr_in1k', recipe=TRANSFERRED, config=VITDET)
 MAE_TUNED = released(f'{TINY}.mae_in1k_ft_in1k')
 D_MAE_TUNED = released(f'{TINY}.dmae_in1k_ft_in1k')
 
 
-def _encoder(kind: str) -> Subject:
-    """An encoder, which linear probes, transfer and detection start from."""
-    return released(f'{ENCODER}.{kind}_in1k', recipe=TRANSFERRED, config=VITDET)
+def _encoder(kind: str, recipe: str = 'mae_lite_transfer') -> Subject:
+    """An encoder, which linear probes, transfer and detection start from; its file stands for FILE."""
+    start = f'{TINY} --weights FILE --as-init --recipe {recipe}'
+    return released(f'{ENCODER}.{kind}_in1k', finetune=start, config=VITDET)
+
+
+def _improved(recipe: str = 'mae_lite_transfer') -> Subject:
+    """ViT-Tiny trained with labels by the improved recipe."""
+    name = f'{TINY}.deit_impr_in1k'
+    return released(name, finetune=f'{name} --recipe {recipe}', config=VITDET)
 
 
 def _on_subset(kind: str, size: str) -> Subject:
@@ -30,14 +35,18 @@ def _on_subset(kind: str, size: str) -> Subject:
 
 
 SUBJECTS = {
-    'DeiT-Tiny 12h improved 300e': IMPROVED,
-    'DeiT-Tiny 12h scratch (improved recipe)': IMPROVED,
-    'DeiT-Tiny 12h': IMPROVED,
-    'DeiT-Tiny': IMPROVED,
+    'DeiT-Tiny 12h improved 300e': _improved(),
+    'DeiT-Tiny 12h scratch (improved recipe)': _improved(),
+    'DeiT-Tiny 12h': _improved(),
+    'DeiT-Tiny': _improved(),
     'ViT-Small 12h scratch impr. 300e': released(f'{SMALL}.deit_impr_in1k'),
+    'DeiT-Tiny 12h @ cifar-100': _improved('mae_lite_cifar100'),
     'MAE-Tiny': _encoder('mae'),
+    'MAE-Tiny @ cifar-100': _encoder('mae', 'mae_lite_cifar100'),
     'MoCov3-Tiny': _encoder('mocov3'),
+    'MoCov3-Tiny @ cifar-100': _encoder('mocov3', 'mae_lite_cifar100'),
     'D-MAE-Tiny': _encoder('dmae'),
+    'D-MAE-Tiny @ cifar-100': _encoder('dmae', 'mae_lite_cifar100'),
     'MAE-Tiny FT': MAE_TUNED,
     'MAE-Tiny-FT 300e': MAE_TUNED,
     'MAE-Tiny-FT impr. 300e': MAE_TUNED,

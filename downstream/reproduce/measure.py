@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import timm
 
@@ -104,8 +104,7 @@ def _built(subject: Subject, classes: int | None = None) -> Built:
 
 def _own_side(subject: Subject) -> int:
     """Side of the image that the model is made for."""
-    cfg = timm.get_pretrained_cfg(subject.name)
-    return cfg.input_size[-1]
+    return cast(Any, timm.get_pretrained_cfg(subject.name)).input_size[-1]
 
 
 def _storage(metric: str, data: str, k: int, epochs: int) -> float:

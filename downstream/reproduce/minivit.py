@@ -1,6 +1,6 @@
 """MiniViT: Compressing Vision Transformers with Weight Multiplexing (CVPR 2022): its tables and models."""
 
-from .record import Entry, Paper, released, unreleased
+from .record import Entry, Paper, Subject, released, unreleased
 from .tasks import ACCURACY, COUNTS, DETECTION, TRANSFER
 
 __all__ = ['PAPER']
@@ -10,11 +10,20 @@ CASCADE = 'cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
 TINY = 'mini_swin_tiny_patch4_window7_224'
 DISTILLED = f'pretrain minivit --student {TINY} --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
 
+
+def _at_384(recipe: str) -> Subject:
+    """Mini-DeiT-B at 384 pixels, which alone is transferred; the recipe depends on the data set."""
+    name = 'mini_deit_base_patch16_384.distill_in1k'
+    return released(name, finetune=f'{name} --recipe {recipe}')
+
+
 SUBJECTS = {
     'Mini-DeiT-Ti': released('mini_deit_tiny_patch16_224.distill_in1k'),
     'Mini-DeiT-S': released('mini_deit_small_patch16_224.distill_in1k'),
     'Mini-DeiT-B': released('mini_deit_base_patch16_224.distill_in1k'),
-    'Mini-DeiT-B 384': released('mini_deit_base_patch16_384.distill_in1k', recipe='minivit_transfer'),
+    'Mini-DeiT-B 384': _at_384('minivit_transfer'),
+    'Mini-DeiT-B 384 @ flowers-102': _at_384('minivit_transfer_flowers'),
+    'Mini-DeiT-B 384 @ stanford-cars': _at_384('minivit_transfer_cars'),
     'Mini-Swin-T': released(f'{TINY}.distill_in1k', config=CASCADE),
     'Mini-Swin-S': released('mini_swin_small_patch4_window7_224.distill_in1k'),
     'Mini-Swin-B': released('mini_swin_base_patch4_window7_224.distill_in1k'),

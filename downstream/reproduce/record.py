@@ -92,7 +92,8 @@ class Subject:
         options: Further arguments of `timm.create_model`.
         also: Further architectures that a number of this one holds for.
         trainer: Arguments of the command that trains it, after `tinyvit-zoo`; empty if there is none.
-        recipe: Of `finetune` on a transfer set, empty for the command's own default.
+        finetune: Model, start and recipe of `finetune` on a transfer set, as its arguments; empty if there is no recipe
+            of that transfer.
         evaluate: Further arguments of `evaluate`: the evaluation crop as published.
         config: Of `detect train`, for its detector or segmenter; empty if none is packaged.
     """
@@ -103,7 +104,7 @@ class Subject:
     options: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     trainer: str = ''
-    recipe: str = ''
+    finetune: str = ''
     evaluate: str = ''
     config: str = ''
 
@@ -141,7 +142,7 @@ class Entry:
         name: 'PAPER/ENTRY', the first two parts of the ids of its rows.
         title: What it shows, in a few words.
         jobs: By task: arguments of the evaluator or trainer that measures such a row, after `tinyvit-zoo`, with the
-            places {name}, {data}, {recipe}, {evaluate} and {config}. 'count' is this command's own work: parameters,
+            places {name}, {data}, {finetune}, {evaluate} and {config}. 'count' is this command's own work: parameters,
             MACs and the like. Empty where nothing measures it.
     """
 
