@@ -230,7 +230,7 @@ def _command(number: Number, subject: Subject | None) -> str:
     if subject is None or not subject.name:
         return ''
     if not subject.weights and number.task != 'throughput':
-        return f'tinyvit-zoo {subject.trainer}' if subject.trainer else ''
+        return ' '.join(f'tinyvit-zoo {subject.trainer}'.split()) if subject.trainer else ''
     places = dict(
         name=subject.name,
         data=DATA[number.dataset].name if number.dataset in DATA else '',
