@@ -116,6 +116,7 @@ def test_the_wheel_takes_no_top_level_name_of_others(wheel):
     assert {name for name in top if not name.endswith('.dist-info')} == {'tinyvit_zoo', '_tinyvit_zoo_cli'}
     assert 'downstream' not in top
     assert 'tinyvit_zoo/downstream/__init__.py' in names
+    assert 'tinyvit_zoo/downstream/reproduce/paper_numbers.csv' in names
     assert 'tinyvit_zoo/downstream.py' not in names  # stands for the folder in a checkout
 
 

@@ -25,6 +25,7 @@ __all__ = [
     'learning_curves',
     'per_class_bars',
     'tsne',
+    'units_apart',
 ]
 
 COLORS = ('#0969da', '#bc4c00', '#1a7f37', '#8250df', '#bf3989', '#57606a')
@@ -125,6 +126,27 @@ def differences(
     axis.axvline(0, color=QUIET, linewidth=1)
     axis.set_yticks(places, names, fontsize=8.5)
     axis.set(xlabel='percentage points (95 % interval)', ylim=(len(names) - 0.5, -0.7))
+    axis.grid(False, axis='y')
+    return figure
+
+
+def units_apart(names: Sequence[str], values: Sequence[float], *, title: str) -> Figure:
+    """Differences from printed numbers in units of their last digit, one row each, over the band of rounding.
+
+    Args:
+        names: Of the rows.
+        values: Differences; those within half a unit round alike.
+        title: Of the figure.
+    """
+    figure, axis = _one_axis((8.0, 1.4 + 0.22 * len(names)), title)
+    places = np.arange(len(names))
+    axis.axvspan(-0.5, 0.5, color=QUIET, alpha=0.15, linewidth=0)
+    inside = np.abs(np.asarray(values)) <= 0.5
+    axis.scatter(np.asarray(values)[inside], places[inside], s=20, color=COLORS[2], marker='o')
+    axis.scatter(np.asarray(values)[~inside], places[~inside], s=24, color=COLORS[1], marker='D')
+    axis.axvline(0, color=QUIET, linewidth=1)
+    axis.set_yticks(places, names, fontsize=7)
+    axis.set(xlabel='units of the last printed digit (grey: rounds alike)', ylim=(len(names) - 0.5, -0.7))
     axis.grid(False, axis='y')
     return figure
 

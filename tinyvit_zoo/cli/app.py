@@ -25,6 +25,7 @@ from . import (
     knn,
     pretrain,
     probe,
+    reproduce,
     run,
     weights,
 )
@@ -34,7 +35,7 @@ app = typer.Typer(name='tinyvit-zoo', help='Small vision transformers for timm.'
 PANELS = {
     'Models': (catalogue, classify, weights, compress, export, bench, demo),
     'Pages of the Hub': (hub, cards),
-    'Evaluators': (evaluate, fewshot, knn, probe, compare, embed, analyze),
+    'Evaluators': (evaluate, fewshot, knn, probe, compare, embed, analyze, reproduce),
     'Training': (finetune, distill, pretrain, contract, run),
     'Detection and segmentation': (detect,),
 }

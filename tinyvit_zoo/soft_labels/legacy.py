@@ -21,10 +21,15 @@ from ..common.text import first_few
 from .record import SoftLabels
 from .store import Store, StoreInfo, shard_size_for
 
-__all__ = ['OfficialEpoch', 'convert', 'find_epochs', 'names_fingerprint', 'read_epoch']
+__all__ = ['OfficialEpoch', 'convert', 'find_epochs', 'names_fingerprint', 'read_epoch', 'record_bytes']
 
 MOST_CLASSES = 2**15  # the released code writes classes as int16
 SEED_BYTES = 4
+
+
+def record_bytes(k: int) -> int:
+    """Bytes of a record of K classes: the seed, K classes of two bytes and K probabilities of two bytes."""
+    return SEED_BYTES + 4 * k
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class OfficialEpoch:
     def read(self, positions: range) -> tuple[np.ndarray, SoftLabels]:
         """Seeds int32 (n,) and labels of consecutive positions."""
         place = self.places[positions.start : positions.stop]
-        records = np.empty((len(place), SEED_BYTES + 4 * self.k), np.uint8)
+        records = np.empty((len(place), record_bytes(self.k)), np.uint8)
         for number in np.unique(place[:, 0]).tolist():
             at = np.flatnonzero(place[:, 0] == number)
             records[at] = self.files[number][place[at, 1]]
@@ -88,7 +93,7 @@ def read_epoch(folder: Path) -> OfficialEpoch:
     k, number = int(match[1]), int(match[2])
     keys, files, places = [], [], []
     for i, path in enumerate(_value_files(folder)):
-        files.append(_map(path, SEED_BYTES + 4 * k))
+        files.append(_map(path, record_bytes(k)))
         keys.append(_read_keys(path.with_name(path.name.replace('-values.bin', '-keys.txt')), path, len(files[-1])))
         places.append(np.stack([np.full(len(keys[-1]), i), np.arange(len(keys[-1]))], axis=1))
     merged, place = np.concatenate(keys), np.concatenate(places)

@@ -1,0 +1,129 @@
+"""A table of a paper beside what is measured here: CSV, JSON, Markdown and a figure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.paths import read_json
+from tinyvit_zoo.common.text import shown
+
+from ..reproduce.jobs import Line, State, count_states
+from ..reproduce.record import Entry
+from ..results import RESULTS, record, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['HEADINGS', 'check_folder', 'digits', 'states_in_words', 'table_rows', 'write_table']
+
+HEADINGS = ('row', 'metric', 'paper', 'measured', 'difference', 'state')
+
+
+def digits(line: Line) -> tuple[str, str]:
+    """Measured value and difference in words: two digits more than the paper, so that rounding is seen."""
+    if line.measured is None or line.difference is None:
+        return '', ''
+    places = len(line.number.value.partition('.')[2])
+    # Numbers that are whole by nature, such as a window, need no decimals.
+    more = 0 if line.measured.is_integer() and not places else places + 2
+    return f'{line.measured:.{more}f}', f'{line.difference:+.{more}f}'
+
+
+def table_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Cells of the table under `HEADINGS`: a difference beyond half a unit of the paper's last digit says so."""
+    rows: list[tuple[str, ...]] = []
+    for line in lines:
+        measured, difference = digits(line)
+        state = line.state_in_words + ('' if line.agrees in (None, True) else ', differs')
+        rows.append((line.number.row, line.number.cell, line.number.value, measured, difference, state))
+    return rows
+
+
+def states_in_words(lines: Sequence[Line]) -> str:
+    """How many rows are measured, how many of them agree, and what became of the others."""
+    counts = count_states(lines)
+    words = [f'{count} {state}' for state, count in counts.items()]
+    if State.MEASURED in counts:
+        agreeing = sum(line.agrees is True for line in lines)
+        words[0] += f' ({agreeing} within half a unit of the last printed digit)'
+    return f'{len(lines)} numbers: {", ".join(words)}'
+
+
+def check_folder(folder: Path, entry: Entry) -> None:
+    """Raise if a folder has the results of another table, which would be lost.
+
+    Raises:
+        EvaluationError: If so.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return
+    try:
+        table = read_json(path)['table']
+    except (OSError, ValueError, KeyError, TypeError):
+        table = 'something else'
+    if table != entry.name:
+        raise EvaluationError(f'{folder} has the results of {shown(table)}: choose another folder for {entry.name}.')
+
+
+def write_table(
+    folder: Path, entry: Entry, lines: Sequence[Line], *, only: Sequence[str] = (), say: Callable[[str], None] = print
+) -> Path:
+    """Write table.csv, table.md, results.json and, where something is measured, table.png.
+
+    Args:
+        folder: That of the jobs, too.
+        entry: The table.
+        lines: Its rows.
+        only: Names of the rows asked for; empty for all.
+        say: Prints a line.
+
+    Returns:
+        Path of results.json.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to, or is that of another table.
+    """
+    check_folder(folder, entry)
+    rows = [_plain(line) for line in lines]
+    write_whole(folder / 'table.md', _markdown(entry, lines).encode())
+    measured = [line for line in lines if line.measured is not None]
+    return write(
+        folder,
+        record('reproduce', model=None, dataset=None, seed=None, table=entry.name, only=list(only), rows=rows),
+        tables=dict(table=rows),
+        figures=dict(table=_figure(entry, measured)) if measured else {},
+        say=say,
+    )
+
+
+def _plain(line: Line) -> Mapping[str, Any]:
+    number = line.number
+    return dict(
+        id=number.id, model=number.model, dataset=number.dataset, metric=number.metric, paper=number.value,
+        measured=line.measured, difference=line.difference, agrees=line.agrees, state=str(line.state),
+        remark=line.remark, command=line.command, job=line.job, source=number.source, note=number.note,
+    )  # fmt: skip
+
+
+def _markdown(entry: Entry, lines: Sequence[Line]) -> str:
+    def cells(values: Sequence[str]) -> str:
+        return f'| {" | ".join(value.replace("|", chr(92) + "|") for value in values)} |'
+
+    table = [cells(HEADINGS), cells(['---'] * len(HEADINGS)), *map(cells, table_rows(lines))]
+    notes = [f'- {line.number.row}, {line.number.cell}: {line.number.note}' for line in lines if line.agrees is False]
+    parts = [f'# {entry.name}: {entry.title}', states_in_words(lines) + '.', '\n'.join(table)]
+    if notes:
+        parts.append('Numbers that differ, with what is known of their source:\n\n' + '\n'.join(notes))
+    return '\n\n'.join(parts) + '\n'
+
+
+def _figure(entry: Entry, lines: Sequence[Line]) -> 'Figure':
+    """Differences in units of the last printed digit: within the band the two numbers round alike."""
+    from . import plots
+
+    names = [f'{line.number.row}, {line.number.cell}' for line in lines]
+    units = [(line.difference or 0.0) / (2 * line.number.half_unit) for line in lines]
+    return plots.units_apart(names, units, title=f'{entry.name}: measured minus published')
