@@ -50,6 +50,8 @@ docs: $(VENV)/.dev  ## Build the documentation in docs/_build/html, warnings as 
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/.dev  ## Ours beside timm's, in one process
+	rm -f build/bench.csv
+	$(BIN)/python benchmarks/record.py --csv build/bench.csv
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/minivit.py
 	$(BIN)/python benchmarks/plain_vit.py

@@ -2,6 +2,7 @@
 
     python benchmarks/record.py                  # about 5 minutes on a core that nothing else uses
     python benchmarks/record.py --emulate-avx2   # the same processor with AVX-512 switched off: a file of its own
+    python benchmarks/record.py --csv FILE       # rows and targets alone; no page is written (`make bench`)
 
 One thread, process CPU time, the variants in turn. Rows take the place of those of earlier commits one run after the
 other; a stopped record is taken up by the same command at the same commit. A GPU: `benchmarks/gpu.py`.
@@ -109,17 +110,19 @@ def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--emulate-avx2', action='store_true', help='with AVX-512 switched off')
+    parser.add_argument('--csv', type=Path, metavar='FILE', help='keep the rows there, and leave the pages as they are')
     args = parser.parse_args()
     if args.emulate_avx2 and any(os.environ.get(name) != value for name, value in EMULATED.items()):
         # The libraries read these when they are loaded, which has happened here.
         done = subprocess.run([sys.executable, *sys.argv], env={**os.environ, **EMULATED}, check=False)
         raise SystemExit(done.returncode)
-    file = tables.RESULTS / file_name(args.emulate_avx2)
+    file = args.csv or tables.RESULTS / file_name(args.emulate_avx2)
     rows = measure(runs(), file)
-    for path, text in tables.pages().items():
-        tables.write_whole(path, text.encode())
+    if args.csv is None:
+        for path, text in tables.pages().items():
+            tables.write_whole(path, text.encode())
     print('\n'.join(against_targets(rows)))
-    print(f'Written to {file}, README.md and docs/speed.md.')
+    print(f'Written to {file}' + (', README.md and docs/speed.md.' if args.csv is None else '.'))
 
 
 if __name__ == '__main__':
