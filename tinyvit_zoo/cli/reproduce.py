@@ -7,6 +7,7 @@ import typer
 
 from .console import command, console, printer, quiet_logs
 from .options import OutputFolder, Words, make_output, read_words
+from .reproduce_lists import print_figure, print_list, print_notes
 
 if TYPE_CHECKING:
     from ..downstream.reproduce.jobs import Line
@@ -21,10 +22,13 @@ def reproduce(
     *,
     table: Annotated[
         str | None,
-        typer.Argument(help='A table such as tinyvit/table4; with --list a paper, too.', metavar='[TABLE]'),
+        typer.Argument(
+            help='A table such as tinyvit/table4, or a figure such as mae_lite/figure1; with --list a paper, too.',
+            metavar='[TABLE]',
+        ),
     ] = None,
     listed: Annotated[
-        bool, typer.Option('--list', help='List the tables, what they need, and what is measured here.')
+        bool, typer.Option('--list', help='List tables and figures, what they need, and what is measured here.')
     ] = False,
     only: Annotated[
         Words | None,
@@ -42,14 +46,17 @@ def reproduce(
     finished rows stay, and the same command again measures the others.
     """
     from ..downstream.reports.reproduce import check_folder, states_in_words, write_table
-    from ..downstream.reproduce.entries import entries_of, find_entry, find_rows
+    from ..downstream.reproduce.entries import find_entry, find_rows
+    from ..downstream.reproduce.figures import find_figure
     from ..downstream.reproduce.jobs import State, run_rows
 
     quiet_logs()
     if listed:
-        return _list(entries_of(table))
+        return print_list(table)
     if table is None:
         raise typer.BadParameter('Name a table, such as tinyvit/table4; --list shows them.')
+    if (figure := find_figure(table)) is not None:
+        return print_figure(figure)
     entry = find_entry(table)
     numbers = find_rows(entry, only or ())
     if output is not None and not dry_run:
@@ -59,33 +66,12 @@ def reproduce(
     lines = run_rows(numbers, output, dry=dry_run, say=say)
     _print(entry, lines, commands=dry_run)
     say(states_in_words(lines))
+    print_notes(numbers)
     if output is not None and not dry_run:
         write_table(output, entry, lines, only=only or (), say=say)
     if any(line.state is State.FAILED for line in lines):
         raise typer.Exit(1)
     return None
-
-
-def _list(entries: Sequence['Entry']) -> None:
-    from rich.table import Table
-
-    from ..downstream.reproduce.overview import overview
-
-    table = Table(box=None, pad_edge=False)
-    for heading, right in (
-        ('table', False), ('numbers', True), ('measured here', True), ('no data', True), ('no weights', True),
-        ('other hardware', True), ('quoted', True), ('data', False), ('what it shows', False),
-    ):  # fmt: skip
-        table.add_column(heading, justify='right' if right else 'left', no_wrap=not right and heading != 'data')
-    for entry in entries:
-        found = overview(entry)
-        counts = (found.numbers, found.measured, found.no_data, found.no_weights, found.other_hardware, found.quoted)
-        table.add_row(entry.name, *map(str, counts), ', '.join(found.data) or '-', entry.title)
-    console().print(table)
-    say = printer()
-    say('measured here: by this command, without data and weights.')
-    say('no data: the weights are published, or a config here trains the detector.')
-    say('quoted: neither this package nor timm has the model, or the number is lost in the text.')
 
 
 def _print(entry: 'Entry', lines: Sequence['Line'], commands: bool) -> None:
