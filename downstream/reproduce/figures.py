@@ -78,8 +78,8 @@ TINYVIT_FIGURES = (
         'Correlations of the classes of ImageNet-22k: teacher, student with distillation',
         (
             f'tinyvit-zoo analyze class-relations {CLIP} -d imagenet-22k --per-class 8 -o OUT/teacher',
-            f'tinyvit-zoo analyze class-relations {TINYVIT} -d imagenet-22k --per-class 8 --order OUT/teacher/order.csv '
-            '-o OUT/student',
+            f'tinyvit-zoo analyze class-relations {TINYVIT} -d imagenet-22k --per-class 8 '
+            '--order OUT/teacher/order.csv -o OUT/student',
         ),
         ('imagenet-22k',),
         (CLIP, TINYVIT),
@@ -134,7 +134,7 @@ MINIVIT_FIGURES = (
             DEIT_SMALL, SWIN_BASE, 'mini_deit_small_patch16_224.distill_in1k',
             'mini_swin_base_patch4_window7_224.distill_in1k',
         ),
-        lacks="The paper's models that share weights without transformations are not public: train what `compress` makes.",
+        lacks="The paper's models that only share weights are not public: what `compress` makes has to be trained.",
     ),
 )  # fmt: skip
 

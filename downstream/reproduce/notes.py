@@ -64,14 +64,14 @@ NOTES = (
     Note(
         ('tinyvit/table5/tinyvit-21m-in-1k-scratch/top1/cifar-100',
          'tinyvit/table5/tinyvit-21m-in-1k-distill/top1/cifar-100'),
-        'The text says that distillation improves linear probes from the first row to the second; on CIFAR-100 the table '
-        'has a lower number.',
+        'The text says that distillation improves linear probes from the first row to the second; on CIFAR-100 the '
+        'table has a lower number.',
     ),
     Note(
         ('tinyvit/table5/tinyvit-21m-in-1k-scratch/top1/oxford-pets',
          'tinyvit/table5/tinyvit-21m-in-1k-distill/top1/oxford-pets'),
-        'The text says that distillation improves linear probes from the first row to the second; on Pets the table has '
-        'a lower number.',
+        'The text says that distillation improves linear probes from the first row to the second; on Pets the table '
+        'has a lower number.',
     ),
     Note(
         ('tinyvit/table1/swin-t-in-1k-scratch/top1/imagenet-real', 'minivit/table4/swin-t/top1/imagenet-real'),
@@ -109,8 +109,8 @@ NOTES = (
     Note(
         ('minivit/table4/mini-swin-b/top1/imagenet-1k', 'minivit/table4/swin-b/top1/imagenet-1k',
          'minivit/text/mini-swin-b-vs-swin-b/top1_delta/imagenet-1k'),
-        'The abstract joins 48 % fewer parameters, those of Mini-Swin-B at 224 pixels, to a gain of 1.0, that at 384; at '
-        '224 Table 4 has 0.8.',
+        'The abstract joins 48 % fewer parameters, those of Mini-Swin-B at 224 pixels, to a gain of 1.0, that at 384; '
+        'at 224 Table 4 has 0.8.',
     ),
     Note(
         (f'{MINI_SWIN}pred-attn-hddn/top1/imagenet-1k', f'{MINI_SWIN}pred-hddn/top1/imagenet-1k'),

@@ -7,7 +7,7 @@ import typer
 
 from .console import command, console, printer, quiet_logs
 from .options import OutputFolder, Words, make_output, read_words
-from .reproduce_lists import print_figure, print_list, print_notes
+from .reproduce_lists import print_figure, print_list, print_notes, print_ratios
 
 if TYPE_CHECKING:
     from ..downstream.reproduce.jobs import Line
@@ -37,6 +37,10 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option('--dry-run', help='Print the table with the command of each row; measure nothing.')
     ] = False,
+    ratios: Annotated[
+        bool,
+        typer.Option('--ratios', help="Only the speed of its models beside each other, on this machine's processor."),
+    ] = False,
     output: OutputFolder = None,
 ) -> None:
     """Put what is measured here beside a table of a paper.
@@ -62,6 +66,8 @@ def reproduce(
     if output is not None and not dry_run:
         make_output(output)
         check_folder(output, entry)
+    if ratios:
+        return print_ratios(entry, numbers, output)
     say = printer()
     lines = run_rows(numbers, output, dry=dry_run, say=say)
     _print(entry, lines, commands=dry_run)

@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import typer
+
 from .console import console, printer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from ..downstream.reproduce.costs import Costs
@@ -13,6 +17,13 @@ if TYPE_CHECKING:
     from ..downstream.reproduce.figures import Figure
     from ..downstream.reproduce.numbers import Number
     from ..downstream.reproduce.overview import Overview
+
+LEGEND = (
+    'measured here: by this command, without data and weights. no data: the weights are published, or a config here',
+    'trains the detector. quoted: neither this package nor timm has the model, or the number is lost in the text.',
+    'data: of archives; + where a size is not known. weights: of this package. GPU-hours: of a V100, as published, and',
+    'estimated (~) from published ones of the same kind of training; most are not known. --list PAPER has sources.',
+)
 
 
 def print_list(name: str | None) -> None:
@@ -34,16 +45,8 @@ def print_list(name: str | None) -> None:
         console().print(_figures(figures))
     say = printer()
     say('')
-    say(
-        'measured here: by this command, without data and weights. no data: the weights are published, or a config here'
-    )
-    say('trains the detector. quoted: neither this package nor timm has the model, or the number is lost in the text.')
-    say(
-        'data: of archives; + where a size is not known. weights: of this package. GPU-hours: of a V100, as published, and'
-    )
-    say(
-        'estimated (~) from published ones of the same kind of training; most are not known. --list PAPER has the sources.'
-    )
+    for line in LEGEND:
+        say(line)
 
 
 def _table(*columns: tuple[str, bool]) -> 'Table':
@@ -138,6 +141,27 @@ def print_notes(numbers: Sequence['Number']) -> None:
         say('Published numbers that contradict each other:')
         for note in notes:
             say(f'- {note.text} ({", ".join(note.ids)})')
+
+
+def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> None:
+    """Measure how fast the models of a table are beside each other, print it, and write it to a folder."""
+    from ..downstream.reports.ratios import RATIO_HEADINGS, ratio_cells, write_ratios
+    from ..downstream.reproduce.entries import ENTRIES
+    from ..downstream.reproduce.ratios import measure_ratios
+
+    if 'throughput' not in entry.jobs:
+        names = [name for name, other in ENTRIES.items() if 'throughput' in other.jobs]
+        raise typer.BadParameter(f'{entry.name} has no images a second; take {", ".join(names)}.')
+    ratios = measure_ratios(numbers)
+    table = _table(*((heading, heading not in ('row', 'remark')) for heading in RATIO_HEADINGS))
+    for row in ratios.rows:
+        table.add_row(*ratio_cells(row))
+    console().print(table)
+    say = printer()
+    say(f'Ratios are over {ratios.first.row}, above 1 is faster; none of them is a measured number of the table.')
+    say(ratios.words)
+    if output is not None:
+        write_ratios(output, entry, ratios, say)
 
 
 def _say_all(lines: Iterable[str]) -> None:
