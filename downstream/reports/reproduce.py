@@ -10,6 +10,7 @@ from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.common.text import shown
 
 from ..reproduce.jobs import Line, State, count_states
+from ..reproduce.notes import notes_of
 from ..reproduce.record import Entry
 from ..results import RESULTS, record, write
 
@@ -92,7 +93,16 @@ def write_table(
     measured = [line for line in lines if line.measured is not None]
     return write(
         folder,
-        record('reproduce', model=None, dataset=None, seed=None, table=entry.name, only=list(only), rows=rows),
+        record(
+            'reproduce',
+            model=None,
+            dataset=None,
+            seed=None,
+            table=entry.name,
+            only=list(only),
+            rows=rows,
+            notes=[vars(note) for note in notes_of([line.number for line in lines])],
+        ),
         tables=dict(table=rows),
         figures=dict(table=_figure(entry, measured)) if measured else {},
         say=say,
@@ -117,6 +127,9 @@ def _markdown(entry: Entry, lines: Sequence[Line]) -> str:
     parts = [f'# {entry.name}: {entry.title}', states_in_words(lines) + '.', '\n'.join(table)]
     if notes:
         parts.append('Numbers that differ, with what is known of their source:\n\n' + '\n'.join(notes))
+    contradictions = [f'- {note.text} ({", ".join(note.ids)})' for note in notes_of([line.number for line in lines])]
+    if contradictions:
+        parts.append('Published numbers that contradict each other:\n\n' + '\n'.join(contradictions))
     return '\n\n'.join(parts) + '\n'
 
 

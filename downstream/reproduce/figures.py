@@ -86,6 +86,26 @@ TINYVIT_FIGURES = (
         lacks="The paper's teacher, Florence, and its student without distillation are not public.",
     ),
     Figure(
+        'tinyvit/figure4',
+        'Accuracy by the number of images that the pre-training sees',
+        (
+            f'tinyvit-zoo distill save {CLIP} -d imagenet-22k --store OUT/labels --epochs 0:90 -k 100',
+            *(
+                command
+                for n in (10, 30, 90)
+                for command in (
+                    'tinyvit-zoo distill train tinyvit_21m_224 --random -d imagenet-22k --store OUT/labels '
+                    f'--epochs {n} -o OUT/epochs_{n}',
+                    f'tinyvit-zoo finetune tinyvit_21m_224 --weights OUT/epochs_{n}/model --as-init '
+                    f'--recipe tinyvit_22kto1k -d imagenet-1k -o OUT/epochs_{n}_tuned',
+                )
+            ),
+        ),
+        ('imagenet-22k', 'imagenet-1k'),
+        (CLIP,),
+        lacks='TinyViT-21M with distillation: the 5M model and those without it are the same with other arguments.',
+    ),
+    Figure(
         'tinyvit/figure5',
         'Accuracy and storage by the number of saved logits',
         tuple(
