@@ -29,8 +29,8 @@ TRAINING = (
     f'tinyvit-zoo finetune test_vit --random {RUN} -o vit',
     'tinyvit-zoo compress test_vit --random --num-classes 21 --share-every 2 --no-transform -o shared',
     f'tinyvit-zoo finetune shared {RUN} -o shared_vit',
-    'tinyvit-zoo compress test_vit --random --num-classes 21 --share-every 2 -o multiplexed',
-    f'tinyvit-zoo finetune multiplexed {RUN} -o multiplexed_vit',
+    'tinyvit-zoo compress test_vit --random --num-classes 21 --share-every 2 -o mux',
+    f'tinyvit-zoo finetune mux {RUN} -o mux_vit',
     f'tinyvit-zoo distill train test_vit --random {TEXTURES} --teacher deit --epochs 6 --batch-size 64 --lr 0.001 '
     '--device cpu -o student',
 )
@@ -104,7 +104,7 @@ GALLERY = (
         'From above: a small ViT, the same with weights that two layers share, and with transformations of each layer. '
         '`finetune --gradient-norms`, above, has drawn them.',
         (),
-        ('vit/gradients.png', 'shared_vit/gradients.png', 'multiplexed_vit/gradients.png'),
+        ('vit/gradients.png', 'shared_vit/gradients.png', 'mux_vit/gradients.png'),
         across=False,
     ),
     Shown(
@@ -113,9 +113,9 @@ GALLERY = (
         'CKA with the layers of the small ViT. Left: two layers share their weights. Right: with transformations.',
         (
             _cka('shared_vit', 'vit', 'cka_shared', 'blocks'),
-            _cka('multiplexed_vit', 'vit', 'cka_multiplexed', 'blocks'),
+            _cka('mux_vit', 'vit', 'cka_mux', 'blocks'),
         ),
-        ('cka_shared/cka.png', 'cka_multiplexed/cka.png'),
+        ('cka_shared/cka.png', 'cka_mux/cka.png'),
     ),
     Shown(
         'tinyvit_figure3',
@@ -123,12 +123,12 @@ GALLERY = (
         'Correlations of the logits of 21 classes, in the order of the teacher. From the left: the teacher, a student '
         'without distillation, and one that learned from the teacher.',
         (
-            f'tinyvit-zoo analyze class-relations deit {ANALYSED} -o relations_deit',
-            *_analysed('class-relations', 'vit', 'student', options='--order relations_deit/order.csv'),
+            f'tinyvit-zoo analyze class-relations deit {ANALYSED} -o class-relations_deit',
+            *_analysed('class-relations', 'vit', 'student', options='--order class-relations_deit/order.csv'),
         ),
         tuple(
             f'{folder}/class_relations.png'
-            for folder in ('relations_deit', 'class-relations_vit', 'class-relations_student')
+            for folder in ('class-relations_deit', 'class-relations_vit', 'class-relations_student')
         ),
     ),
     Shown(
@@ -141,13 +141,14 @@ GALLERY = (
     Shown(
         'tinyvit_table5',
         'TinyViT, Table 5: few-shot',
-        'Episodes of five digits, with features of the small ViT and of the student, both of which have seen textures '
-        'only.',
-        (
-            'tinyvit-zoo fewshot vit student -d digits --img-size 64 --shots 1,5,20 --episodes 100 --device cpu '
-            '-o few_shot',
+        'Episodes of five digits. Left: with features of the small ViT. Right: with those of the student of Figure 3. '
+        'Both have seen textures only.',
+        tuple(
+            f'tinyvit-zoo fewshot {model} -d digits --img-size 64 --shots 1,5,20 --episodes 100 --device cpu '
+            f'-o few_shot_{model}'
+            for model in ('vit', 'student')
         ),
-        ('few_shot/accuracy.png',),
+        ('few_shot_vit/accuracy.png', 'few_shot_student/accuracy.png'),
         data='digits',
     ),
 )  # fmt: skip

@@ -88,7 +88,7 @@ def page(paper: Paper, counts: Counts) -> str:
         f'without data and weights. The id of a number is the name of its table, a slash and the first column; '
         f'[what the states mean](../reproduce.md#the-states). `tinyvit-zoo reproduce TABLE` prints a table with the '
         f'command of each row.',
-        f'In all: {states_in_words(everything)}.',
+        f'{states_in_words(everything)}.',
         *(section(entry, lines[entry.name]) for entry in paper.entries),
     ]
     figures = figures_of(paper.name)

@@ -245,9 +245,9 @@ def test_a_dry_run_says_the_commands_and_writes_nothing(cli, tmp_path, monkeypat
 def test_tables_of_a_paper_are_listed(cli):
     code, out, err = cli('reproduce', '--list', 'minivit')
     assert (code, err) == (0, '')
-    assert [line.split()[:3] for line in out.splitlines() if line.startswith('minivit/table4')] == [
-        ['minivit/table4', '155', '58']
-    ]
+    states, needs = [line.split() for line in out.splitlines() if line.startswith('minivit/table4')]
+    assert states[:3] == ['minivit/table4', '155', '58']
+    assert needs[1:6] == ['8.0', 'GB', '938', 'MB', '-']  # data, weights, GPU-hours
     assert 'tinyvit/' not in out
 
 

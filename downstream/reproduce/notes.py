@@ -81,6 +81,11 @@ NOTES = (
         ('tinyvit/table1/swin-t-in-1k-scratch/top1/imagenet-v2', 'minivit/table4/swin-t/top1/imagenet-v2'),
         'Swin-T has 69.7 on ImageNet-V2 in the paper of TinyViT, 69.6 in that of MiniViT.',
     ),
+    Note(
+        ('tinyvit/table3/clip-vit-l-14-teacher-in-21k/top1/imagenet-1k',
+         'tinyvit/readme/clip-vit-l-14-22k-teacher/top1/imagenet-1k'),
+        'The teacher has 85.2 in Table 3, by a linear probe, and 85.894 in the README, by its classes of ImageNet-22k.',
+    ),
     # MiniViT
     _released('mini-deit-ti', 'table4', '72.8', '73.0'),
     _released('mini-deit-s', 'table4', '80.7', '80.9'),
@@ -111,6 +116,10 @@ NOTES = (
          'minivit/text/mini-swin-b-vs-swin-b/top1_delta/imagenet-1k'),
         'The abstract joins 48 % fewer parameters, those of Mini-Swin-B at 224 pixels, to a gain of 1.0, that at 384; '
         'at 224 Table 4 has 0.8.',
+    ),
+    Note(
+        ('minivit/table4/resnet-50/top1/imagenet-1k', 'tinyvit/table4/resnet-18/top1/imagenet-1k'),
+        'Table 4 gives ResNet-50 69.8, which looks like ResNet-18: that has 70.3 in the paper of TinyViT.',
     ),
     Note(
         (f'{MINI_SWIN}pred-attn-hddn/top1/imagenet-1k', f'{MINI_SWIN}pred-hddn/top1/imagenet-1k'),
