@@ -14,8 +14,8 @@ from command_images import font, run, write_small
 from PIL import Image, ImageDraw
 
 DOCS = Path(__file__).resolve().parent
-WIDTH, COLORS, MOST_BYTES = 1400, 64, 150_000
-GAP, BAND = 16, 44  # pixels between panels, and of the line below them
+WIDTH, COLORS, MOST_BYTES = 1500, 256, 250_000
+GAP, BAND, TEXT = 16, 40, 20  # pixels between panels, of the line below them, and of its letters
 INK, PAPER = '#59636e', 'white'
 
 TEXTURES = '-d textures --img-size 64'
@@ -110,12 +110,14 @@ GALLERY = (
     Shown(
         'minivit_figure5',
         'MiniViT, Figure 5: what sharing does to the layers',
-        'CKA with the layers of the small ViT. Left: two layers share their weights. Right: with transformations.',
+        'Left: the layers of the supervised ViT-Tiny with each other. Right: those of the same model after four layers '
+        'share their weights each, in rows, before any training.',
         (
-            _cka('shared_vit', 'vit', 'cka_shared', 'blocks'),
-            _cka('mux_vit', 'vit', 'cka_mux', 'blocks'),
+            'tinyvit-zoo compress deit --share-every 4 --no-transform -o shared_deit',
+            _cka('deit', 'deit', 'cka_original', 'blocks'),
+            _cka('shared_deit', 'deit', 'cka_shared', 'blocks'),
         ),
-        ('cka_shared/cka.png', 'cka_mux/cka.png'),
+        ('cka_original/cka.png', 'cka_shared/cka.png'),
     ),
     Shown(
         'tinyvit_figure3',
@@ -171,7 +173,7 @@ def make(folder: Path) -> None:
     for shown in GALLERY:
         panels = [Image.open(folder / panel).convert('RGB') for panel in shown.panels]
         whole = labelled(joined(panels, shown.across), f'{shown.data}: not the figure of the paper')
-        write_small(whole, shown.file, width=min(WIDTH, whole.width), colors=COLORS, most_bytes=MOST_BYTES)
+        write_small(whole, shown.file, width=whole.width, colors=COLORS, most_bytes=MOST_BYTES)
     (DOCS / 'gallery.md').write_text(page(), encoding='utf-8')
 
 
@@ -182,7 +184,7 @@ def _done(command: str, folder: Path) -> bool:
 
 
 def joined(panels: list[Image.Image], across: bool) -> Image.Image:
-    """Panels of one height beside each other, or of one width below each other."""
+    """Panels of one height beside each other, or of one width below each other, at most `WIDTH` wide."""
     if across:
         height = min(panel.height for panel in panels)
         panels = [panel.resize((round(panel.width * height / panel.height), height)) for panel in panels]
@@ -195,16 +197,17 @@ def joined(panels: list[Image.Image], across: bool) -> Image.Image:
     for panel in panels:
         whole.paste(panel, (place, 0) if across else (0, place))
         place += (panel.width if across else panel.height) + GAP
-    return whole
+    if whole.width <= WIDTH:
+        return whole
+    return whole.resize((WIDTH, round(whole.height * WIDTH / whole.width)), Image.Resampling.LANCZOS)
 
 
 def labelled(image: Image.Image, text: str) -> Image.Image:
     """The image with a line below it."""
     whole = Image.new('RGB', (image.width, image.height + BAND), PAPER)
     whole.paste(image, (0, 0))
-    size = max(16, whole.width // 60)
     ImageDraw.Draw(whole).text(
-        (whole.width / 2, image.height + BAND / 2), text, fill=INK, font=font('DejaVuSans.ttf', size), anchor='mm'
+        (whole.width / 2, image.height + BAND / 2), text, fill=INK, font=font('DejaVuSans.ttf', TEXT), anchor='mm'
     )
     return whole
 

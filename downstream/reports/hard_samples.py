@@ -81,7 +81,8 @@ def write_hard(
     inside = [100 * float(1 - found.hard[dataset.labels == label].mean()) for label in np.unique(dataset.labels)]
     figure = plots.per_class_bars(
         np.array(inside), [names[label] for label in np.unique(dataset.labels)],
-        title=f'Images whose label is in the top {found.top}, in % of the class ({dataset.name}, {dataset.split})',
+        title=f'Images whose label is in the top {found.top} ({dataset.name}, {dataset.split})',
+        label='kept, % of the class',
     )  # fmt: skip
     files: dict[Path, Callable[[Path], Any]] = {
         path.with_suffix('.csv'): partial(write_csv, rows),
