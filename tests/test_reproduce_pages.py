@@ -69,7 +69,7 @@ def test_the_page_of_the_gallery_has_the_commands_that_made_it(gallery):
     text = (gallery.DOCS / 'gallery.md').read_text(encoding='utf-8')
     assert text == gallery.page()  # `make gallery` writes it
     for shown in gallery.GALLERY:
-        assert f'*{shown.data.capitalize()}:*' in text
+        assert f'({shown.file.relative_to(gallery.DOCS)})\n\n*{shown.data.capitalize()}, not the figure' in text
 
 
 def test_images_of_the_gallery_exist_and_are_small(gallery):
