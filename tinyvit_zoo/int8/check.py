@@ -78,7 +78,7 @@ class Check:
                 'others with --check.'
             )
 
-    def __call__(self, run: Run) -> Comparison:
+    def compare(self, run: Run) -> Comparison:
         """Compare another run."""
         agreements, differences, right = [], [], []
         for i, x in self._images:

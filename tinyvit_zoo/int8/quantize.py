@@ -192,7 +192,7 @@ def _quiet() -> Iterator[None]:
 
 def _step(group: str, quantizer: _Quantizer, new: Path, kept: Collection[str], check: Check) -> tuple[Step, Comparison]:
     quantizer(new, exclude=kept)
-    comparison = check(open_run(new))
+    comparison = check.compare(open_run(new))
     return Step(group, comparison.agreement, new.stat().st_size / 1e6), comparison
 
 
@@ -202,7 +202,7 @@ def _by_cost(quantizer: _Quantizer, parts: Mapping[str, Collection[str]], check:
     target = quantizer.folder / 'alone.onnx'
     for group, names in tqdm(parts.items(), unit='group', desc='cost of groups', leave=False, disable=None):
         quantizer(target, only=names)
-        found = check(open_run(target))
+        found = check.compare(open_run(target))
         costs[group] = (found.agreement, -found.mean)
     return sorted(costs, key=costs.__getitem__)
 
