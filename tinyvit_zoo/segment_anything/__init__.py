@@ -2,7 +2,7 @@
 
 from .decoder import PromptedDecoder
 from .export import ExportedSam, export_sam
-from .geometry import Prompt
+from .prompts import Prompt
 from .segmenter import Segmented, Segmenter, overlay, png
 
-__all__ = ['ExportedSam', 'PromptedDecoder', 'Prompt', 'Segmented', 'Segmenter', 'export_sam', 'overlay', 'png']
+__all__ = ['ExportedSam', 'Prompt', 'PromptedDecoder', 'Segmented', 'Segmenter', 'export_sam', 'overlay', 'png']

@@ -151,7 +151,7 @@ def chosen_mask(quality: torch.Tensor, points: int) -> torch.Tensor:
 
 
 def _fitted(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """`geometry.fitted_size` on tensors, in double precision, in which it rounds alike: (2,) of float64."""
+    """`data.sam_images.fitted_size` on tensors, in double precision, in which it rounds alike: (2,) of float64."""
     own = torch.stack([torch.ones_like(image[0]) * height, torch.ones_like(image[0]) * width])
     usual, smaller = (
         (image * scale + 0.5).floor().clamp(min=1) for scale in (own.max() / image.max(), (own / image).min())

@@ -16,9 +16,9 @@ from ..common.errors import ModelError
 from ..common.files import new_file
 from ..common.hashes import state_hash
 from ..common.paths import user_path
+from ..data.sam_images import MEAN, STD
 from ..export import METADATA, SMALLEST_TINYVIT, check_output, onnx_session, producer, save_onnx
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder
-from .geometry import MEAN, STD
 
 __all__ = ['ExportedSam', 'export_sam']
 
@@ -75,7 +75,7 @@ def export_sam(
 ) -> ExportedSam:
     """Write the two ONNX files, folded and verified against PyTorch. Both appear once both are whole.
 
-    The encoder takes 'images' float32 (1, 3, H, W), normalized and padded as `geometry.pixels_of` does it, and returns
+    The encoder takes 'images' float32 (1, 3, H, W), normalized and padded as `data.sam_images.pixels_of` does it, and returns
     'image_embeddings' (1, 256, H/16, W/16). The decoder has the inputs and outputs of `PromptedDecoder`, by name.
 
     Metadata of both: those of any export of this package ('labels' is an empty list, 'preprocessing' has size, mean and

@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 
 from ..common.errors import ModelError
 from ..common.text import first_few, reason
+from ..data.sam_images import fitted_size, pixels_of
 from ..export import onnx_session
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder, chosen_mask
 from .export import ENCODER_INPUT, OWN_METADATA
-from .geometry import Prompt, fitted_size, pixels_of, prompt_arrays
+from .prompts import Prompt, prompt_arrays
 
 __all__ = ['Segmented', 'Segmenter', 'overlay', 'png']
 

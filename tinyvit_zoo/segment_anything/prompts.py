@@ -1,23 +1,14 @@
-"""How an image and the points on it become what a Segment Anything model takes, and its masks become those of the image.
+"""What marks an object on an image, and how the decoder of Segment Anything takes it."""
 
-Paper: Segment Anything, https://arxiv.org/abs/2304.02643; sizes and rounding as in its released code.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..common.errors import EvaluationError
+from ..data.sam_images import fitted_size
 
-__all__ = ['MEAN', 'STD', 'Prompt', 'fitted_size', 'pixels_of', 'prompt_arrays']
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's. Images are normalized first and then padded with zeros, so that the padding is the mean colour."""
+__all__ = ['Prompt', 'prompt_arrays']
 
 NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 """Labels of points. The first is padding, which goes with points where there is no box."""
@@ -59,44 +50,6 @@ class Prompt:
                 f'The box {x0:g},{y0:g},{x1:g},{y1:g} is empty or outside the image, which is {width} pixels wide and '
                 f'{height} high: give X0,Y0,X1,Y1 of its upper left and lower right corners.'
             )
-
-
-def fitted_size(height: Any, width: Any, size: Sequence[Any]) -> tuple[Any, Any]:
-    """(height, width) of an image that is resized for a model of the size (H, W), where it takes the upper left corner.
-
-    The longest side becomes the model's longest side, as released. If the other side is then too long, as it can be
-    where the model's is no square, the image is made as large as fits.
-
-    Args:
-        height: Of the image.
-        width: Likewise.
-        size: Of the model.
-    """
-    longest = max(size)
-    found = _scaled(height, width, longest / max(height, width))
-    if found[0] > size[0] or found[1] > size[1]:
-        found = _scaled(height, width, min(size[0] / height, size[1] / width))
-    return found
-
-
-def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
-    """Rounded; of at least 1 pixel, which the released code does not see to."""
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def pixels_of(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-    """What the encoder takes: float32 (1, 3, H, W), resized (bilinear, antialiased), normalized, padded with zeros.
-
-    Args:
-        image: RGB.
-        size: (H, W) of the model.
-    """
-    height, width = fitted_size(image.height, image.width, size)
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
-    normalized = (resized / 255 - np.float32(MEAN)) / np.float32(STD)
-    padded = np.zeros((1, 3, *size), dtype=np.float32)
-    padded[0, :, :height, :width] = normalized.transpose(2, 0, 1)
-    return torch.from_numpy(padded)
 
 
 def prompt_arrays(prompt: Prompt, image: tuple[int, int], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
