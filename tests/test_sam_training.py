@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from conftest import refused, small_of
+from conftest import SMALL_OF, refused
 from PIL import Image, ImageDraw
 from torch import nn
 
@@ -27,17 +28,15 @@ transformers = pytest.importorskip('transformers')
 
 IMAGES, BATCH, CHANNELS = 12, 4, 24
 UPDATES = IMAGES // BATCH
-RECIPE = SAM_FEATURES.changed(epochs=3, warmup_epochs=1, batch_size=BATCH, lr=2e-3, lr_batch=BATCH)
+RECIPE = SAM_FEATURES.changed(epochs=8, warmup_epochs=1, batch_size=BATCH, lr=5e-3, lr_batch=BATCH)
 
 
 def student(size: int | tuple[int, int] = 64) -> SamImageEncoder:
     """A TinyViT of five blocks with SAM's neck."""
     torch.manual_seed(1)
-    encoder = SamImageEncoder(small_of('tinyvit', img_size=size, output_stride=16, num_classes=0), CHANNELS)
-    for parameter in encoder.neck.parameters():  # of the trunk, weights follow a rule
-        if parameter.ndim == 4:
-            nn.init.trunc_normal_(parameter, std=0.05)
-    return encoder
+    architecture, arguments = SMALL_OF['tinyvit']
+    trunk = timm.create_model(architecture, **{**arguments, 'num_classes': 0}, img_size=size, output_stride=16)
+    return SamImageEncoder(trunk, CHANNELS)
 
 
 @pytest.fixture(scope='module')

@@ -75,7 +75,7 @@ def export_sam(
 ) -> ExportedSam:
     """Write the two ONNX files, folded and verified against PyTorch. Both appear once both are whole.
 
-    The encoder takes 'images' float32 (1, 3, H, W), normalized and padded as `data.sam_images.pixels_of` does it, and returns
+    The encoder takes 'images' float32 (1, 3, H, W), as `data.sam_images.pixels_of` makes them, and returns
     'image_embeddings' (1, 256, H/16, W/16). The decoder has the inputs and outputs of `PromptedDecoder`, by name.
 
     Metadata of both: those of any export of this package ('labels' is an empty list, 'preprocessing' has size, mean and
