@@ -20,7 +20,7 @@ from ..data.sam_images import MEAN, STD
 from ..export import METADATA, SMALLEST_TINYVIT, check_output, onnx_session, producer, save_onnx
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder
 
-__all__ = ['ExportedSam', 'export_sam']
+__all__ = ['ExportedSam', 'check_files', 'export_sam']
 
 ENCODER_INPUT, ENCODER_OUTPUT = 'images', 'image_embeddings'
 OWN_METADATA = 'segment_anything'
@@ -95,9 +95,13 @@ def export_sam(
             does; nothing is written then.
         OSError: If a file cannot be written.
     """
-    paths = {part: user_path(path) for part, path in (('encoder', encoder), ('decoder', decoder)) if path is not None}
+    found = zip(('encoder', 'decoder'), check_files(encoder, decoder), strict=True)
+    paths = {part: path for part, path in found if path is not None}
     size = img_size or (model.config.prompt_encoder_config.image_size,) * 2
-    _check(paths, size)
+    if min(size) < SMALLEST or any(side % STRIDE for side in size):
+        raise ModelError(
+            f'Sides of images must be multiples of {STRIDE}, of {SMALLEST} at least, not {size[0]}x{size[1]}.'
+        )
     was_training = model.training
     model.eval()
     try:
@@ -117,18 +121,21 @@ def export_sam(
     return ExportedSam(paths.get('encoder'), paths.get('decoder'), size, dynamic_size, differences)
 
 
-def _check(paths: Mapping[str, Path], size: tuple[int, int]) -> None:
-    if not paths:
-        raise ModelError('Nothing to export: name a file for the encoder, the decoder, or both.')
-    if len(set(paths.values())) < len(paths):
-        raise ModelError(f'{paths["encoder"]} cannot be encoder and decoder: give each a file of its own.')
-    for path in paths.values():
-        if check_output(path) != 'onnx':
-            raise ModelError(f'{path} must end in .onnx.')
-    if min(size) < SMALLEST or any(side % STRIDE for side in size):
-        raise ModelError(
-            f'Sides of images must be multiples of {STRIDE}, of {SMALLEST} at least, not {size[0]}x{size[1]}.'
-        )
+def check_files(encoder: str | Path | None, decoder: str | Path | None) -> tuple[Path | None, Path | None]:
+    """The two files to write.
+
+    Raises:
+        ModelError: If there is none, both are the same, one has another suffix than '.onnx', or a package is missing.
+    """
+    paths = tuple(None if path is None else user_path(path) for path in (encoder, decoder))
+    if paths == (None, None):
+        raise ModelError('Nothing to export: name a file for the encoder (--encoder), the decoder (--decoder) or both.')
+    if paths[0] == paths[1]:
+        raise ModelError(f'{paths[0]} cannot be encoder and decoder: give each a file of its own.')
+    for path in paths:
+        if path is not None:
+            check_output(path, 'onnx')
+    return paths[0], paths[1]
 
 
 @dataclass(frozen=True)
