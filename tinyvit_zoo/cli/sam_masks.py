@@ -58,6 +58,12 @@ def _png(path: Path | None) -> Path | None:
     return path
 
 
+Rectangular = Annotated[
+    bool,
+    typer.Option('--rectangular', help='Do not pad the short side: faster, but weights were trained with padding.'),
+]
+
+
 def segment(
     *,
     image: Annotated[Path, typer.Argument(help='Image file.', metavar='IMAGE')],
@@ -83,6 +89,7 @@ def segment(
         Path | None,
         typer.Option('--overlay', callback=_png, help='The image with mask and marks drawn on it.', metavar='PNG'),
     ] = None,
+    rectangular: Rectangular = False,
     as_json: Json = False,
 ) -> None:
     """Write the mask of an object that points or a box mark: white on it, black elsewhere.
@@ -96,11 +103,13 @@ def segment(
 
     if (weights is None) == (onnx is None):
         raise typer.BadParameter('Give --weights FILE or --onnx DIR, one of the two.')
+    if onnx is not None and rectangular:
+        raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
     quiet_logs()
     picture = load_image(image)
     prompt = Prompt(tuple(map(tuple, point or ())), tuple(map(tuple, not_point or ())), box and tuple(box))
     prompt.check(picture.height, picture.width)  # before weights are read
-    found = _segmenter(weights, onnx)(picture, prompt)
+    found = _segmenter(weights, onnx, rectangular)(picture, prompt)
     write_whole(output, png(found.mask))
     if overlay is not None:
         write_whole(overlay, drawn(picture, found.mask, prompt))
@@ -113,14 +122,15 @@ def segment(
     print(f'The model estimates an IoU of {found.iou:.2f} with the object.')
 
 
-def _segmenter(weights: Path | None, onnx: Path | None) -> Any:
+def _segmenter(weights: Path | None, onnx: Path | None, rectangular: bool) -> Any:
     from ..segment_anything import Segmenter
 
     if onnx is not None:
         return Segmenter.of_onnx(onnx)
     from ..hub.sam import load_sam
 
-    return Segmenter.of_model(load_sam(weights))
+    assert weights is not None
+    return Segmenter.of_model(load_sam(weights, rectangular=rectangular or None))
 
 
 def _facts(image: Path, output: Path, prompt: 'Prompt', found: 'Segmented') -> dict[str, Any]:
@@ -139,8 +149,9 @@ def export(
     decoder: Annotated[Path | None, typer.Option(help='File, ending in .onnx.', metavar='FILE')] = None,
     img_size: ImgSize = None,
     dynamic_size: Annotated[
-        bool, typer.Option('--dynamic-size', help='Take images of any size of 33x33 at least.')
+        bool, typer.Option('--dynamic-size', help='Take images of any size of 32x32 at least.')
     ] = False,
+    rectangular: Rectangular = False,
     all_masks: Annotated[
         bool, typer.Option('--all-masks', help='Let the decoder return 4 masks instead of one that it chooses.')
     ] = False,
@@ -152,11 +163,14 @@ def export(
     from ..hub.sam import load_sam
     from ..segment_anything.export import TOLERANCE, check_files, export_sam
 
+    if rectangular and not dynamic_size:
+        raise typer.BadParameter('--rectangular needs --dynamic-size: a file for one size gets images of that size.')
     quiet_logs()
     files = check_files(encoder, decoder)  # before weights are read
     done = export_sam(
-        load_sam(weights), *files, img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks
-    )
+        load_sam(weights, rectangular=rectangular or None), *files, img_size=pair_of(img_size),
+        dynamic_size=dynamic_size, all_masks=all_masks,
+    )  # fmt: skip
     for part, path in (('encoder', done.encoder), ('decoder', done.decoder)):
         if path is not None:
             megabytes, difference = path.stat().st_size / 1e6, done.differences[part]

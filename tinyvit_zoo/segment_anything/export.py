@@ -17,7 +17,8 @@ from ..common.files import new_file
 from ..common.hashes import state_hash
 from ..common.paths import user_path
 from ..data.sam_images import MEAN, STD
-from ..export import METADATA, SMALLEST_TINYVIT, check_output, onnx_session, producer, save_onnx
+from ..dense.sam import SamImageEncoder
+from ..export import METADATA, check_output, onnx_session, producer, save_onnx
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder
 
 __all__ = ['ExportedSam', 'check_files', 'export_sam']
@@ -60,6 +61,8 @@ class _Encoder(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.encoder, SamImageEncoder):  # behind transformers' interface it takes squares only
+            return SamImageEncoder.forward(self.encoder, images)
         return self.encoder(images)[0]
 
 
@@ -87,7 +90,7 @@ def export_sam(
         encoder: '*.onnx', or None to leave it out.
         decoder: Likewise.
         img_size: (H, W), multiples of 16; None for the model's own.
-        dynamic_size: Take images of other sizes as well: the encoder any of 33x33 at least.
+        dynamic_size: Take images of other sizes as well: any of 32x32 at least.
         all_masks: Let the decoder return 4 masks instead of one that is chosen, see `PromptedDecoder`.
 
     Raises:
@@ -153,7 +156,7 @@ class _Traced:
 
     def _encoder(self, path: Path) -> float:
         module = _Encoder(self.model.vision_encoder)
-        open_sides: Any = {i: Dim(n, min=SMALLEST_TINYVIT) for i, n in ((2, 'height'), (3, 'width'))}
+        open_sides: Any = {i: Dim(n, min=SMALLEST) for i, n in ((2, 'height'), (3, 'width'))}
         names = {2: 'height', 3: 'width'} if self.dynamic else {}
         images = [torch.randn(1, 3, *size, generator=_generator()) for size in self._sizes()]
         program = torch.export.export(

@@ -16,13 +16,10 @@ from ..common.text import first_few, reason
 from ..data.sam_images import fitted_size, pixels_of
 from ..export import onnx_session
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder, chosen_mask
-from .export import ENCODER_INPUT, OWN_METADATA
+from .export import ENCODER_INPUT, OWN_METADATA, SMALLEST
 from .prompts import Prompt, prompt_arrays
 
 __all__ = ['Segmented', 'Segmenter', 'overlay', 'png']
-
-WHOLE = 32
-"""Sides of images that are not padded to the model's size are multiples of this."""
 
 MASK_COLOUR, ON_COLOUR, OFF_COLOUR = (30, 144, 255), (0, 200, 0), (220, 0, 0)
 
@@ -59,7 +56,7 @@ class Segmenter:
 
     Attributes:
         size: (H, W) of the images that it takes.
-        rectangular: Whether the short side is padded to a multiple of 32 only, not to `size`.
+        rectangular: Whether the short side is not padded, but to 32 pixels where it has fewer.
         encode: Images (1, 3, H, W) to the map.
         decode: Inputs of `PromptedDecoder` to its outputs.
     """
@@ -105,8 +102,8 @@ class Segmenter:
         """(H, W) of what the encoder gets of an image (height, width)."""
         if not self.rectangular:
             return self.size
-        height, width = (-(-side // WHOLE) * WHOLE for side in fitted_size(*image, self.size))
-        return min(height, self.size[0]), min(width, self.size[1])
+        height, width = fitted_size(*image, self.size)
+        return max(height, SMALLEST), max(width, SMALLEST)
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, prompt: Prompt) -> Segmented:
@@ -122,7 +119,7 @@ class Segmenter:
         shape = image.height, image.width
         prompt.check(*shape)
         size = self.size_for(shape)
-        rows, columns = (side // STRIDE for side in size)
+        rows, columns = (-(-side // STRIDE) for side in size)
         points, labels = prompt_arrays(prompt, shape, size)
         masks, quality, _ = self.decode(
             self.encode(pixels_of(image, size)), points, labels, torch.zeros(1, 1, 4 * rows, 4 * columns),
