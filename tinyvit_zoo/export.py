@@ -40,6 +40,7 @@ __all__ = [
     'onnx_session',
     'producer',
     'save_onnx',
+    'several_windows',
 ]
 
 FORMATS = ('onnx', 'pt2')
@@ -164,7 +165,8 @@ def export_model(
     inputs = _inputs(reference, dynamic_batch, step)
     with torch.no_grad():
         expected = [reference(x) for x in inputs]
-        program = _trace(_folded(reference, dtype), inputs[0], dynamic_batch, step)
+        images = several_windows(reference, inputs[0]) if step == 1 else inputs[0]
+        program = _trace(_folded(reference, dtype), images, dynamic_batch, step)
         name = 'logits' if model.num_classes else 'features'
         names = {**({0: 'batch'} if dynamic_batch else {}), **({2: 'height', 3: 'width'} if dynamic_size else {})}
         with new_file(output) as new:
@@ -227,6 +229,22 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def several_windows(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Images to trace a TinyViT of any size with, large enough for several windows a side in each stage.
+
+    torch.export takes what is 1 for fixed: a file that was traced with one window would take no larger images.
+
+    Args:
+        model: With a TinyViT in it, or not.
+        images: (B, C, H, W) that would do otherwise.
+    """
+    sides = list(images.shape[-2:])
+    for trunk in (module for module in model.modules() if isinstance(module, TinyViT)):
+        for windows, info in zip(trunk.window_sizes, trunk.feature_info, strict=True):
+            sides = [max(side, (n + 1) * info['reduction']) for side, n in zip(sides, windows, strict=True)]
+    return images if sides == list(images.shape[-2:]) else images.new_zeros(*images.shape[:2], *sides)
 
 
 class _Half(nn.Module):
