@@ -139,7 +139,9 @@ def test_transformers_saves_and_loads_it_too(model, tmp_path):
 
 def test_indices_of_the_attention_are_filled_after_loading(folder):
     loaded = TinyVitSamModel.from_pretrained(folder)
-    for attn in (m for m in loaded.modules() if hasattr(m, 'row_offsets')):
+    layers = [m for m in loaded.modules() if hasattr(m, 'row_offsets')]
+    assert len(layers) == 10
+    for attn in layers:
         side = torch.arange(attn.window_size[0])
         assert torch.equal(attn.row_offsets, (side[:, None] - side).abs())
 
