@@ -12,6 +12,7 @@ import timm
 import torch
 from conftest import SMALL_OF, refused, rest_is_full, small_of
 from PIL import Image
+from sam_reference import mobile_sam
 from timm.data import create_transform
 
 from tinyvit_zoo.classify import Classifier, OnnxClassifier
@@ -368,3 +369,30 @@ def test_int8_instructions_are_read_from_the_system(text, found, tmp_path):
     (tmp_path / 'cpuinfo').write_text(text)
     assert has_int8_instructions(tmp_path / 'cpuinfo') is found
     assert has_int8_instructions(tmp_path / 'none') is None
+
+
+# --- Segment Anything
+
+
+@pytest.mark.slow
+def test_the_encoder_of_a_sam_becomes_int8_and_is_checked_by_its_masks(photos, tmp_path):
+    pytest.importorskip('transformers')
+    from tinyvit_zoo.hub.sam import load_sam
+    from tinyvit_zoo.int8.sam import mask_agreement, quantize_sam
+    from tinyvit_zoo.segment_anything import Prompt, Segmenter
+
+    torch.manual_seed(0)
+    model = load_sam(mobile_sam(), img_size=64)
+    files = tmp_path / 'encoder.onnx', tmp_path / 'decoder.onnx'
+    done = quantize_sam(model, *files, str(photos), images=16)
+    assert done.comparison.accuracy is None
+    assert 0.5 < done.comparison.agreement <= 1
+    assert done.megabytes[1] < 0.33 * done.megabytes[0]
+    image = Image.open(photos / '00.png').convert('RGB')
+    ours = Segmenter.of_onnx(tmp_path)(image, Prompt(((20, 20),)))
+    theirs = Segmenter.of_model(model)(image, Prompt(((20, 20),)))
+    assert (ours.mask == theirs.mask).mean() > 0.8
+
+    agree = mask_agreement(model, (64, 64))
+    maps = np.random.default_rng(0).standard_normal((2, 1, 256, 4, 4)).astype(np.float32)
+    assert agree(maps[0], maps[0]) == 1 > agree(maps[0], maps[1])
