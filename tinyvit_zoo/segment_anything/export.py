@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..common.hashes import state_hash
 from ..common.paths import user_path
 from ..data.sam_images import MEAN, STD
 from ..dense.sam import SamImageEncoder
-from ..export import METADATA, check_output, onnx_session, producer, save_onnx, several_windows
+from ..export import METADATA, check_output, onnx_session, producer, save_onnx, sizes_left_open
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder
 
 __all__ = ['ExportedSam', 'check_files', 'export_sam']
@@ -159,10 +159,10 @@ class _Traced:
         open_sides: Any = {i: Dim(n, min=SMALLEST) for i, n in ((2, 'height'), (3, 'width'))}
         names = {2: 'height', 3: 'width'} if self.dynamic else {}
         images = [torch.randn(1, 3, *size, generator=_generator()) for size in self._sizes()]
-        traced = several_windows(module, images[0]) if self.dynamic else images[0]
-        program = torch.export.export(
-            reparameterize_model(module), (traced,), dynamic_shapes=(open_sides if self.dynamic else None,)
-        )
+        with sizes_left_open() if self.dynamic else nullcontext():
+            program = torch.export.export(
+                reparameterize_model(module), (images[0],), dynamic_shapes=(open_sides if self.dynamic else None,)
+            )
         save_onnx(program, path, [ENCODER_INPUT], [ENCODER_OUTPUT], [names], self._metadata('encoder'))
         return _largest_difference(path, module, [ENCODER_INPUT], [[x] for x in images])
 
