@@ -4,7 +4,8 @@ import copy
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import torch
 from timm.models import reparameterize_model, split_model_name_tag
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from . import __version__
 from .build import build_model, load_model
@@ -40,7 +42,7 @@ __all__ = [
     'onnx_session',
     'producer',
     'save_onnx',
-    'several_windows',
+    'sizes_left_open',
 ]
 
 FORMATS = ('onnx', 'pt2')
@@ -165,8 +167,7 @@ def export_model(
     inputs = _inputs(reference, dynamic_batch, step)
     with torch.no_grad():
         expected = [reference(x) for x in inputs]
-        images = several_windows(reference, inputs[0]) if step == 1 else inputs[0]
-        program = _trace(_folded(reference, dtype), images, dynamic_batch, step)
+        program = _trace(_folded(reference, dtype), inputs[0], dynamic_batch, step)
         name = 'logits' if model.num_classes else 'features'
         names = {**({0: 'batch'} if dynamic_batch else {}), **({2: 'height', 3: 'width'} if dynamic_size else {})}
         with new_file(output) as new:
@@ -231,20 +232,17 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def several_windows(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Images to trace a TinyViT of any size with, large enough for several windows a side in each stage.
+@contextmanager
+def sizes_left_open() -> Iterator[None]:
+    """A block in which torch.export leaves open what is 1 in the trace.
 
-    torch.export takes what is 1 for fixed: a file that was traced with one window would take no larger images.
-
-    Args:
-        model: With a TinyViT in it, or not.
-        images: (B, C, H, W) that would do otherwise.
+    Otherwise it takes that for fixed: a TinyViT that was traced with a single window would take no larger images.
     """
-    sides = list(images.shape[-2:])
-    for trunk in (module for module in model.modules() if isinstance(module, TinyViT)):
-        for windows, info in zip(trunk.window_sizes, trunk.feature_info, strict=True):
-            sides = [max(side, (n + 1) * info['reduction']) for side, n in zip(sides, windows, strict=True)]
-    return images if sides == list(images.shape[-2:]) else images.new_zeros(*images.shape[:2], *sides)
+    if not hasattr(_config, 'backed_size_oblivious'):  # an early torch 2.7
+        yield
+        return
+    with _config.patch(backed_size_oblivious=True):
+        yield
 
 
 class _Half(nn.Module):
@@ -269,7 +267,8 @@ def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: in
         open_sides |= {i: Dim(n, min=SMALLEST_TINYVIT) for i, n in ((2, 'height'), (3, 'width'))}
     elif step is not None:
         open_sides |= {i: step * Dim(n, min=2) for i, n in ((2, 'rows'), (3, 'columns'))}
-    return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
+    with sizes_left_open() if step == 1 else nullcontext():
+        return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
 
 
 def producer() -> str:

@@ -146,6 +146,15 @@ class TinyVitSamVisionEncoder(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.patch_embed
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """What `gradient_checkpointing_enable` of transformers looks for, and sets."""
+        return self.trunk.stages[0].grad_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
     def encoder(self) -> SamImageEncoder:
         """The plain encoder, which shares its weights with this one: from images to one tensor."""
         return SamImageEncoder(self.trunk, neck=self.neck).train(self.training)
