@@ -17,7 +17,7 @@ from torch import nn
 
 from .transform import TRANSFORMATIONS, RelativePositionBias
 
-__all__ = ['Group', 'Stage', 'find_groups', 'find_stages', 'keep_each_once', 'tie']
+__all__ = ['Group', 'Stage', 'find_groups', 'find_stages', 'keep_each_once', 'keep_each_once_in', 'tie']
 
 # timm's own WindowAttention (no head mixing) holds nothing that belongs to one layer: shift and mask are the block's.
 SHARED = (nn.Linear, RelativePositionBias, WindowAttention)
@@ -179,8 +179,13 @@ def keep_each_once(model: nn.Module) -> None:
     """
     # For features, timm cuts ViTs to a new Sequential of blocks, and puts Swin's stages into another module.
     for module in model.layers if isinstance(model, SwinTransformer) else [model]:
-        module.register_state_dict_post_hook(_drop_repeats)
-        module.register_load_state_dict_pre_hook(_fill_repeats)
+        keep_each_once_in(module)
+
+
+def keep_each_once_in(module: nn.Module) -> None:
+    """As `keep_each_once`, for a module whose own layers share their weights."""
+    module.register_state_dict_post_hook(_drop_repeats)
+    module.register_load_state_dict_pre_hook(_fill_repeats)
 
 
 def _repeats(module: nn.Module) -> dict[str, str]:
