@@ -53,6 +53,12 @@ def minivit(
         typer.Option(help='mini_deit: of predictions only. Default: as the recipe; mini_deit with --store.'),
     ] = None,
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
+    relation_weight: Annotated[
+        float | None, typer.Option(min=0.0, help='Of the relations of q, k and v. Default: as --losses.', metavar='W')
+    ] = None,
+    hidden_weight: Annotated[
+        float | None, typer.Option(min=0.0, help='Of the hidden states. Default: as --losses.', metavar='W')
+    ] = None,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     dry_run: DryRun = False,
     training: TrainingOptions,
@@ -79,7 +85,9 @@ def minivit(
     architecture, swin, starts = _about(student, student_weights)
     reserve.check(not starts)
     chosen = training.changed(WEIGHT_DISTILLATION[str(recipe or ('mini_swin' if swin else 'mini_deit'))])
-    objective = _objective(str(losses or ('mini_deit' if store else chosen.name)), hard_weight)
+    objective = _objective(
+        str(losses or ('mini_deit' if store else chosen.name)), hard_weight, relation_weight, hidden_weight
+    )
     with processes() as first:
         opened = None if store is None else Store.open(store)
         dataset = training_images(data_options, run.seed)
@@ -130,7 +138,11 @@ def _about(student: str, weights: Path | None) -> tuple[str, bool, bool]:
     return architecture, 'swin' in type(model).__name__.lower(), given
 
 
-def _objective(losses: str, hard_weight: float) -> 'WeightDistillation':
+def _objective(
+    losses: str, hard_weight: float, relation_weight: float | None, hidden_weight: float | None
+) -> 'WeightDistillation':
     from ..training.weight_distillation import OBJECTIVES, with_hard_weight
 
-    return with_hard_weight(OBJECTIVES[losses], hard_weight)
+    weights = dict(relation_weight=relation_weight, hidden_weight=hidden_weight)
+    given: dict[str, Any] = {name: value for name, value in weights.items() if value is not None}
+    return replace(with_hard_weight(OBJECTIVES[losses], hard_weight), **given)
