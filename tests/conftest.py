@@ -110,8 +110,12 @@ SMALL_OF = {
     'tinyvit_talking_heads': (
         'tinyvit_5m_224',
         dict(
-            embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 2), num_classes=11,
-            talking_heads=(False, False, False, True), share_blocks=(False, False, False, True),
+            embed_dims=(16, 32, 32, 64),
+            num_heads=(1, 1, 2, 2),
+            depths=(1, 1, 1, 2),
+            num_classes=11,
+            talking_heads=(False, False, False, True),
+            share_blocks=(False, False, False, True),
         ),
     ),
     'mini_deit': (

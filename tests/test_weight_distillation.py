@@ -19,6 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.cli.pretrain_minivit import _objective
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.compress import multiplex
@@ -527,6 +528,15 @@ def test_the_command_trains_from_a_store_with_the_losses_of_predictions(folders,
     losses = results['losses']
     assert (losses['prediction'], losses['prediction_weight'], losses['truth_weight']) == ('kl_per_logit', 0.75, 0.25)
     assert {'prediction', 'truth'} <= set((tmp_path / 'run' / 'history.csv').read_text().splitlines()[0].split(','))
+
+
+def test_the_weights_of_the_paper_s_ablation_are_options():
+    """Table 3: labels, predictions, relations, hidden states; each alone, or with others."""
+    assert _objective('mini_swin', 0.0, None, None) == MINI_SWIN
+    assert _objective('mini_swin', 0.0, None, 0.0) == WeightDistillation(1, 1, 0)
+    assert _objective('mini_swin', 0.0, 0.0, 1.0) == WeightDistillation(1, 0, 1)
+    assert _objective('mini_swin', 0.5, 0.0, 0.0) == WeightDistillation(0.5, 0, 0, 0.5)
+    assert _objective('mini_swin', 1.0, 0.0, 0.0) == WeightDistillation(0, 0, 0, 1)
 
 
 def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(folders, store, cli, tmp_path):

@@ -138,9 +138,7 @@ def restructure(
         _convolve_grid(model, sizes)
     elif sizes:
         _convolve_tokens(model, sizes[0])
-    groups = [
-        [tie(blocks, share_norms) for blocks in stage] for stage in find_groups(model, share_every, share_norms)
-    ]
+    groups = [[tie(blocks, share_norms) for blocks in stage] for stage in find_groups(model, share_every, share_norms)]
     keep_each_once(model)
     args: dict[str, Any] = dict(share_every=share_every, transform=transform, mlp_transform=mlp_transform)
     if sizes:

@@ -106,9 +106,7 @@ def _group_sizes(depths: list[int], share_every: int | str) -> list[int]:
     )
 
 
-def shared_layers(
-    module: nn.Module, share_norms: bool = False, prefix: str = ''
-) -> Iterator[tuple[str, nn.Module]]:
+def shared_layers(module: nn.Module, share_norms: bool = False, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
     """Names and modules of the layers that a block shares with the others of its group.
 
     Args:
