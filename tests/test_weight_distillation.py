@@ -505,12 +505,13 @@ def test_the_command_takes_a_name_from_random_weights_and_a_teacher_at_the_stude
     code, out, err = cli(
         'pretrain', 'minivit', '--student', 'mini_deit_tiny_patch16_224', '--img-size', '32', '--teacher',
         folders / 'convnet', '-d', folders / 'data', '-o', tmp_path, '--epochs', '1', '--batch-size', '8',
-        '--device', 'cpu',
+        '--repeats', '12', '--device', 'cpu',
     )  # fmt: skip
     assert code == 0, err
     assert 'random weights, as published' in out
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['recipe']['name'] == 'mini_deit'
+    assert len(timm.create_model(f'local-dir:{tmp_path / "model"}').blocks) == 1  # of the paper's Table 2
     assert results['layers'] == dict(student=[], teacher=[])
     assert results['losses']['prediction'] == 'kl_per_logit'
 
@@ -555,9 +556,10 @@ def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(folders, store
         ((), 'either --teacher NAME or --store STORE'),
         (('--teacher', 'resnet18', '--store', 's'), 'either --teacher NAME or --store STORE'),
         (('--teacher', 'resnet18', '--reuse', 'cycle'), '--store'),
+        (('--teacher', 'resnet18', '--student', 'deit_tiny_patch16_224', '--repeats', '2'), '--repeats is for a Mini'),
     ],
 )
-def test_one_source_of_what_is_learned_is_a_usage_error_otherwise(words, message, cli, tmp_path):
+def test_what_contradicts_itself_is_a_usage_error(words, message, cli, tmp_path):
     code, _, err = cli(
         'pretrain', 'minivit', '--student', 'mini_deit_tiny_patch16_224', '-d', 'digits', '-o', tmp_path, *words
     )

@@ -52,8 +52,12 @@ SUBJECTS = {
     'Mini-DeiT-S (WS+WT)': unreleased(
         'mini_deit_small_patch16_224', f'{TRAIN_DEIT.format("mini_deit_small_patch16_224")} {LABELS}'
     ),
-    'Mini-Swin-T (sharing every-2)': unreleased(TINY, options={'repeats': 2}),
-    'Mini-DeiT-B (sharing all layers)': unreleased('mini_deit_base_patch16_224', options={'repeats': 12}),
+    'Mini-Swin-T (sharing every-2)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} --repeats 2', options={'repeats': 2}),
+    'Mini-DeiT-B (sharing all layers)': unreleased(
+        'mini_deit_base_patch16_224',
+        f'{TRAIN_DEIT.format("mini_deit_base_patch16_224")} --repeats 12',
+        options={'repeats': 12},
+    ),
     'Mini-Swin-T (losses pred)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS}'),
     'Mini-Swin-T (losses GT+pred)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} --hard-weight 0.5'),
     'Mini-Swin-T (losses pred+attn)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} --hidden-weight 0'),

@@ -37,6 +37,10 @@ def minivit(
     student_weights: Annotated[
         Path | None, typer.Option(help='Checkpoint that the student starts from.', metavar='FILE')
     ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help='Adjacent layers that share their weights. Default: as released.', metavar='N'),
+    ] = None,
     reserve: ReserveOptions,
     img_size: ImgSize = None,
     teacher: TeacherOptions,
@@ -83,6 +87,11 @@ def minivit(
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
     quiet_logs()
     architecture, swin, starts = _about(student, student_weights)
+    if repeats and (starts or not architecture.startswith('mini_')):
+        raise typer.BadParameter(
+            '--repeats is for a Mini-DeiT or Mini-Swin from random weights: any other has the sharing that '
+            '`compress --share-every` gave it.'
+        )
     reserve.check(not starts)
     chosen = training.changed(WEIGHT_DISTILLATION[str(recipe or ('mini_swin' if swin else 'mini_deit'))])
     objective = _objective(
@@ -94,6 +103,8 @@ def minivit(
         options = ModelOptions(name=student, weights=student_weights, random=not starts, img_size=img_size)
         classes = len(dataset.classes) if opened is None else opened.info.classes
         given: dict[str, Any] = dict(num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        if repeats:
+            given['repeats'] = repeats
         model = backbone_of(options, run.seed, **given)
         say = printer() if first else (lambda text: None)
         say(f'Student: {student}, from {"its weights" if starts else "random weights, as published"}.')
