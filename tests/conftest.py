@@ -107,17 +107,6 @@ SMALL_OF = {
         'tinyvit_5m_224',
         dict(embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1), num_classes=11),
     ),
-    'tinyvit_talking_heads': (
-        'tinyvit_5m_224',
-        dict(
-            embed_dims=(16, 32, 32, 64),
-            num_heads=(1, 1, 2, 2),
-            depths=(1, 1, 1, 2),
-            num_classes=11,
-            talking_heads=(False, False, False, True),
-            share_blocks=(False, False, False, True),
-        ),
-    ),
     'mini_deit': (
         'mini_deit_tiny_patch16_224',
         dict(embed_dim=48, depth=4, num_heads=3, num_classes=11),
@@ -226,7 +215,6 @@ def any_small(family) -> Callable[..., torch.nn.Module]:
 
 FEATURE_CLASSES = {
     'tinyvit': ('list', 'dict', 'hook', 'fx', 'getter'),
-    'tinyvit_talking_heads': ('list', 'dict', 'hook', 'fx', 'getter'),
     'mini_deit': ('getter',),  # timm's way for models of tokens
     'mini_swin': ('list', 'dict', 'hook', 'fx', 'getter'),
     **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star', 'mae_lite_rpe', 'clip_vit'), ('getter',)),

@@ -178,10 +178,6 @@ ROUTES = [{}, dict(num_classes=7), dict(num_classes=0), dict(features_only=True)
 ROUTES += [dict(features_only=True, feature_cls='getter', out_indices=(1, 2)), dict(img_size=96), dict(in_chans=4)]
 VICTIMS = {
     # one key of each kind: official name, ours
-    'tinyvit_talking_heads': {
-        'head mixing': ('layers.3.blocks.1.attn.proj_l.weight', 'stages.3.blocks.1.attn.proj_l.weight'),
-        'last block': ('layers.3.blocks.0.mlp.fc1.weight', 'stages.3.blocks.0.mlp.fc1.weight'),
-    },
     'tinyvit': {
         'stem': ('patch_embed.seq.0.c.weight', 'patch_embed.conv1.conv.weight'),
         'statistic': ('layers.1.downsample.conv3.bn.running_var', 'stages.2.downsample.conv3.bn.running_var'),

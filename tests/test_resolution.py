@@ -17,7 +17,6 @@ from tinyvit_zoo.hub.folder import save_folder
 SIZED = {
     'tinyvit': 'attention_biases',
     'mini_deit': 'pos_embed',
-    'tinyvit_talking_heads': 'attention_biases',
     'mini_swin': 'relative_position_bias_table',
     **dict.fromkeys(('tinymim', 'tinymim_student', 'tinymim_star'), 'pos_embed'),
     'mae_lite_rpe': ('pos_embed', 'relative_position_bias_table'),

@@ -8,7 +8,7 @@ import copy
 import pytest
 import timm
 import torch
-from conftest import assert_same
+from conftest import assert_same, refused
 from golden_rule import fill_by_rule
 from timm.models import reparameterize_model
 from timm.optim import create_optimizer_v2
@@ -16,6 +16,8 @@ from torch import nn
 
 from tinyvit_zoo.build import load_model
 from tinyvit_zoo.checkpoints import WeightsNotFoundError
+from tinyvit_zoo.common.errors import ModelError
+from tinyvit_zoo.export import export_model
 from tinyvit_zoo.hub.folder import save_folder
 from tinyvit_zoo.layers.bias_table import expand_abs_bias
 
@@ -170,6 +172,11 @@ def test_it_is_compiled_exported_and_scripted():
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(exported(images(5)).shape, model(images(5)).shape)
     torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_its_graph_is_for_one_image_size(tmp_path):
+    words = (f'The graph of {NAME} is for one image size', 'talking heads')
+    refused(lambda: export_model(variant(), tmp_path / 'm.pt2', dynamic_size=True), *words, kind=ModelError)
 
 
 # --- options
