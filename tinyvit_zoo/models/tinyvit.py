@@ -780,8 +780,10 @@ def _unreleased_cfg(like: str) -> dict:
 
 
 default_cfgs = generate_default_cfgs(
-    {release.name: _cfg(release) for release in FAMILIES['tinyvit']}
-    | {'tinyvit_21m_talking_heads_224': _unreleased_cfg('tinyvit_21m_224.in1k')}
+    {
+        **{release.name: _cfg(release) for release in FAMILIES['tinyvit']},
+        'tinyvit_21m_talking_heads_224': _unreleased_cfg('tinyvit_21m_224.in1k'),
+    }
 )
 
 
