@@ -1,10 +1,13 @@
 """The models of MiniViT's ablation: what is shared, norms too (Fig. 2a, 4), and which transformations are made."""
 
+import copy
+
 import pytest
 import timm
 import torch
 from conftest import assert_same
 from multiplexed import blocks, count, each_kind, images, stirred, teacher
+from timm.models import reparameterize_model
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
@@ -158,6 +161,15 @@ def test_deit_distilled_and_hybrids_keep_their_tokens_and_stems():
 
 
 # --- interfaces of torch
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('row', ['sharing all', 'of both, norms shared'])
+def test_the_deploy_form_gives_the_same_and_shares_the_same(row):
+    student, x = stirred(multiplex(teacher('swin'), init='first', **ROWS[row])), images()
+    deployed = reparameterize_model(copy.deepcopy(student))
+    torch.testing.assert_close(deployed(x), student(x))
+    assert own(deployed, 0, 1) == own(student, 0, 1)
 
 
 @pytest.mark.slow

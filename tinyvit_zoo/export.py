@@ -205,7 +205,8 @@ def _check_dynamic(model: nn.Module) -> int:
     name = cast(Any, model).pretrained_cfg.get('architecture') or type(model).__name__
     raise ModelError(
         f'The graph of {name} is for one image size: its bias tables, shifted windows or talking heads depend on it. '
-        'Export it at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
+        'Export it at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT '
+        '(dynamic_img_size=True).'
     )
 
 
