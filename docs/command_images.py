@@ -26,13 +26,13 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / name), size)
 
 
-def write_small(
-    image: Image.Image, target: Path, *, width: int, colors: int, most_bytes: int, method: Image.Quantize | None = None
-) -> None:
-    """Write a PNG of few colors: noise does not compress, so it gets narrower until it is small enough."""
+def write_small(image: Image.Image, target: Path, *, width: int, colors: int | None, most_bytes: int) -> None:
+    """Write a PNG of few colors, or of all: noise does not compress, so it gets narrower until it is small enough."""
     while True:
         small = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        small.quantize(colors, method, dither=Image.Dither.NONE).save(target, optimize=True)
+        if colors is not None:
+            small = small.quantize(colors, dither=Image.Dither.NONE)
+        small.save(target, optimize=True)
         if target.stat().st_size < most_bytes:
             return
         width = int(0.9 * width)

@@ -14,7 +14,7 @@ from command_images import font, run, write_small
 from PIL import Image, ImageDraw
 
 DOCS = Path(__file__).resolve().parent
-WIDTH, COLORS, MOST_BYTES = 1500, 256, 250_000
+WIDTH, COLORS, MOST_BYTES = 1400, 128, 300_000
 GAP, BAND, TEXT = 16, 40, 20  # pixels between panels, of the line below them, and of its letters
 INK, PAPER = '#59636e', 'white'
 
@@ -49,6 +49,7 @@ class Shown:
         panels: What they write.
         data: Label in the image and in the caption.
         across: Panels beside each other instead of below each other.
+        is_map: Keeps all colors, for few of them would make steps.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Shown:
     panels: tuple[str, ...]
     data: str = 'textures'
     across: bool = True
+    is_map: bool = False
 
     @property
     def file(self) -> Path:
@@ -82,6 +84,7 @@ GALLERY = (
         'with those of the supervised one.',
         (_cka('deit', 'deit', 'cka_deit', 'mae-lite'), _cka('mae', 'deit', 'cka_mae', 'mae-lite')),
         ('cka_deit/cka.png', 'cka_mae/cka.png'),
+        is_map=True,
     ),
     Shown(
         'mae_lite_figure3',
@@ -118,6 +121,7 @@ GALLERY = (
             _cka('shared_deit', 'deit', 'cka_shared', 'blocks'),
         ),
         ('cka_original/cka.png', 'cka_shared/cka.png'),
+        is_map=True,
     ),
     Shown(
         'tinyvit_figure3',
@@ -132,6 +136,7 @@ GALLERY = (
             f'{folder}/class_relations.png'
             for folder in ('class-relations_deit', 'class-relations_vit', 'class-relations_student')
         ),
+        is_map=True,
     ),
     Shown(
         'tinyvit_table1',
@@ -174,8 +179,7 @@ def make(folder: Path) -> None:
         panels = [Image.open(folder / panel).convert('RGB') for panel in shown.panels]
         whole = labelled(joined(panels, shown.across), f'{shown.data}: not the figure of the paper')
         write_small(
-            whole, shown.file, width=whole.width, colors=COLORS, most_bytes=MOST_BYTES,
-            method=Image.Quantize.MAXCOVERAGE,  # rare colors too, such as those of a color bar
+            whole, shown.file, width=whole.width, colors=None if shown.is_map else COLORS, most_bytes=MOST_BYTES
         )  # fmt: skip
     (DOCS / 'gallery.md').write_text(page(), encoding='utf-8')
 
