@@ -1,0 +1,197 @@
+"""The job of a number on digits and textures: the full one with other data, image size, epochs and batch.
+
+Published weights know nothing of digits. The models of these rows are trained on digits from random weights by the
+row's own trainer, or by the recipe `small` where its weights are published and no trainer is named.
+"""
+
+import re
+import shlex
+from functools import cache
+
+from tinyvit_zoo.build import build_model
+
+from ..few_shot import WAYS
+from .entries import subject_of
+from .numbers import Number
+from .plans import OUT, Plan
+from .record import Need, Subject, need_of
+
+__all__ = ['LIMIT', 'digits_plan', 'replaced']
+
+LIMIT = 30
+"""Millions of parameters, of a student or teacher: one epoch of a larger model on digits takes a minute of a CPU, and
+all tables together have 20."""
+
+EPOCHS, BATCH = 3, 64
+PRETRAINING_EPOCHS = 2
+SIDE, PATCH_SIDE, LARGE_SIDE = 32, 64, 48
+"""Pixels: of all models; of those that begin with patches of 16 pixels; in place of 300 and more."""
+LARGE = 300
+
+TEACHER = 'tinyvit_5m_224'
+MAE_TEACHER = 'small'  # of D-MAE and of TinyMIM's tiny student
+ENCODER = re.compile(r'mae_lite_vit_(tiny|small)_encoder_patch16_224\.(mae|mocov3|dmae)_in1k')
+FINETUNED = {'mae': 'mae_lite_improved', 'mocov3': 'mae_lite_improved', 'tinymim': 'tinymim'}
+"""Recipe that fine-tunes what was pre-trained, by the trainer."""
+
+
+def digits_plan(number: Number) -> Plan | str:
+    """The evaluator or trainer that takes the place of a number's own on digits or textures, or why there is none.
+
+    Args:
+        number: One that needs data.
+    """
+    need, subject = need_of(number.task, number.dataset), subject_of(number)
+    if need in (Need.COCO, Need.ADE20K):
+        return 'detectors and segmenters learn from images with boxes or masks, which digits lack'
+    if need not in (Need.IMAGENET, Need.TRANSFER) or number.metric == 'top1_delta':
+        return 'no evaluator or trainer measures it'
+    if number.metric == 'mce':
+        return 'there are no corrupted digits'
+    if subject is None or not subject.name:
+        return 'nothing here builds the model'
+    size = _millions(subject.name.partition('.')[0])
+    if size > LIMIT:
+        return f'{size:.0f} M parameters, and {LIMIT} M is the most that has its turn in 20 minutes of a CPU'
+    return _of_task(number, subject)
+
+
+def _of_task(number: Number, subject: Subject) -> Plan | str:
+    data = 'digits' if number.dataset.startswith('imagenet') else 'textures'
+    if number.task == 'transfer_finetune':
+        return _transfer(subject, data)
+    if number.task == 'classification':
+        model = _classifier(subject)
+        if isinstance(model, str):
+            return model
+        words = ('evaluate', '{0}/model', '-d', data, *shlex.split(subject.evaluate))
+        return Plan((*words, '-o', OUT), (model,), dict(evaluator='evaluate', dtype='fp32'))
+    model = _backbone(subject)
+    if isinstance(model, str):
+        return model
+    if number.task == 'linear_probe':
+        words = ('probe', '{0}/model', '-d', data, '--epochs', str(EPOCHS), '--step-batch', str(BATCH))
+        return Plan((*words, '-o', OUT), (model,), dict(evaluator='linear-probe', mode='live'))
+    shots = number.task.removeprefix('few_shot_5way_').removesuffix('shot')
+    words = ('fewshot', '{0}/model', '-d', data, '--shots', shots)
+    return Plan((*words, '-o', OUT), (model,), dict(evaluator='few-shot', ways=WAYS, shots=[int(shots)]))
+
+
+def _transfer(subject: Subject, data: str) -> Plan | str:
+    """Fine-tuning by the recipe of the transfer, from weights that digits have made."""
+    model = _backbone(subject)
+    if isinstance(model, str):
+        return model
+    if not subject.finetune:
+        return 'the recipe of its transfer was not published'
+    name, *rest = shlex.split(subject.finetune)
+    rest = ['{0}/model' if word == 'FILE' else word for word in rest]
+    start = (name, *rest, *_side(name)) if '--weights' in rest else ('{0}/model', *rest)
+    return Plan(('finetune', *start, '-d', data, *_short(), '-o', OUT), (model,), dict(evaluator='finetune'))
+
+
+def _backbone(subject: Subject) -> Plan | str:
+    """What makes the weights that a frozen or transferred backbone has, in its folder `model`."""
+    encoder = ENCODER.fullmatch(subject.name)
+    if encoder and subject.weights:
+        return _pretrained(encoder[2], encoder[1])
+    return _classifier(subject)
+
+
+def _classifier(subject: Subject) -> Plan | str:
+    """What trains the classifier of a row on digits, in its folder `model`."""
+    architecture = subject.name.partition('.')[0]
+    if subject.weights:
+        return _from_scratch(architecture, 'small')
+    if not subject.trainer:
+        return 'nobody has published its weights, and no command trains it'
+    words = _without(shlex.split(subject.trainer), '-d', '-o', '--epochs')
+    if words[0] == 'finetune':
+        if '--subset' in words:
+            return 'its images are those that hard-samples keeps of ImageNet-22k'
+        return _from_scratch(architecture, words[words.index('--recipe') + 1])
+    if words[0] == 'distill' or words[1] == 'minivit':
+        words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
+        taught = (*words, '-d', 'digits', *_short(), *_side(architecture), '-o', OUT)
+        return Plan(taught, (_from_scratch(TEACHER, 'small'),))
+    return _finetuned(words, architecture)
+
+
+def _finetuned(words: list[str], architecture: str) -> Plan | str:
+    """A pre-training, and the fine-tuning that the paper has after it."""
+    pretrained = _pretraining(words)
+    if isinstance(pretrained, str):
+        return pretrained
+    start = ('finetune', architecture, '--weights', '{0}/model', '--as-init', *_side(architecture))
+    recipe = ('--recipe', FINETUNED[words[1]])
+    return Plan((*start, *recipe, '-d', 'digits', *_short(), '-o', OUT), (pretrained,))
+
+
+def _pretraining(words: list[str]) -> Plan | str:
+    if words[1] != 'tinymim':
+        return Plan((*words, '-d', 'digits', *_pretrain_options(), '-o', OUT))
+    teacher = words[words.index('--teacher') + 1] if '--teacher' in words else 'a chain from ViT-B or ViT-L'
+    if teacher != 'TEACHER':
+        return f'its teacher, {teacher}, has more than {LIMIT} M parameters'
+    taught = [*_without(words, '--teacher'), '--teacher', '{0}/model']
+    return Plan((*taught, '-d', 'digits', *_pretrain_options(), '-o', OUT), (_pretrained('mae', MAE_TEACHER),))
+
+
+def _pretrained(kind: str, size: str) -> Plan:
+    """An encoder of MAE-Lite."""
+    words: tuple[str, ...] = {'mae': ('mae', '--size', size), 'mocov3': ('mocov3',)}.get(kind, ())
+    needs: tuple[Plan, ...] = ()
+    if kind == 'dmae':
+        words, needs = ('d_mae', '--size', size, '--teacher', '{0}/model'), (_pretrained('mae', MAE_TEACHER),)
+    return Plan(('pretrain', *words, '-d', 'digits', *_pretrain_options(), '-o', OUT), needs)
+
+
+def _from_scratch(architecture: str, recipe: str) -> Plan:
+    start = ('finetune', architecture, '--random', *_side(architecture))
+    return Plan((*start, '--recipe', recipe, '-d', 'digits', *_short(), '-o', OUT))
+
+
+def _short() -> tuple[str, ...]:
+    return '--epochs', str(EPOCHS), '--batch-size', str(BATCH)
+
+
+def _pretrain_options() -> tuple[str, ...]:
+    return '--epochs', str(PRETRAINING_EPOCHS), '--batch-size', str(BATCH), '--img-size', str(PATCH_SIDE)
+
+
+def _side(architecture: str) -> tuple[str, ...]:
+    found = re.search(r'_(\d{3})$', architecture)
+    large = found is not None and int(found[1]) >= LARGE
+    patches = re.search(r'patch(16|32)', architecture) is not None
+    return '--img-size', str(PATCH_SIDE if patches else LARGE_SIDE if large else SIDE)
+
+
+def _without(words: list[str], *options: str) -> list[str]:
+    """Words without some options and their values."""
+    return [word for i, word in enumerate(words) if word not in options and (not i or words[i - 1] not in options)]
+
+
+@cache
+def _millions(architecture: str) -> float:
+    return sum(p.numel() for p in build_model(architecture, device='meta').parameters()) / 1e6
+
+
+def replaced(number: Number) -> str:
+    """What a job on digits has in place of the full one's, in one line."""
+    task = 'few_shot' if number.task.startswith('few_shot') else number.task
+    data = 'digits for ImageNet' if number.dataset.startswith('imagenet') else 'textures for the transfer set'
+    return f'{task}: {data}; {_REPLACED[task]}'
+
+
+_PIXELS = f'{SIDE}, {LARGE_SIDE} or {PATCH_SIDE} pixels'
+_REPLACED = {
+    'classification': (
+        "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
+        f'published; {EPOCHS} epochs ({PRETRAINING_EPOCHS} of pre-training), batches of {BATCH}, {_PIXELS}; as teacher '
+        "TinyViT-5M or MAE's ViT-S, trained on digits"
+    ),
+    'linear_probe': f'weights made on digits; {EPOCHS} epochs, batches of {BATCH}, {_PIXELS}',
+    'few_shot': f'weights made on digits, {_PIXELS}',
+    'transfer_finetune': f'weights made on digits; {EPOCHS} epochs, batches of {BATCH}, {PATCH_SIDE} pixels',
+}
+"""By task: what is other than in the full job, beside the data."""
