@@ -22,8 +22,8 @@ LIMIT = 30
 """Millions of parameters, of a student or teacher: one epoch of a larger model on digits takes a minute of a CPU, and
 all tables together have 20."""
 
-EPOCHS, BATCH = 3, 64
-PRETRAINING_EPOCHS = 2
+EPOCHS, BATCH = 2, 32
+PRETRAINING_EPOCHS = 1
 SIDE, PATCH_SIDE, LARGE_SIDE = 32, 64, 48
 """Pixels: of all models; of those that begin with patches of 16 pixels; in place of 300 and more."""
 LARGE = 300
@@ -52,7 +52,7 @@ def digits_plan(number: Number) -> Plan | str:
         return 'nothing here builds the model'
     size = _millions(subject.name.partition('.')[0])
     if size > LIMIT:
-        return f'{size:.0f} M parameters, and {LIMIT} M is the most that has its turn in 20 minutes of a CPU'
+        return f'{size:.0f} M parameters: beyond {LIMIT} M all tables together would take a CPU more than 20 minutes'
     return _of_task(number, subject)
 
 

@@ -25,7 +25,7 @@ from .protocol import read_number
 from .record import DATA, Need, Subject, need_of
 from .running import Busy, Jobs
 
-__all__ = ['JOBS', 'Job', 'Line', 'State', 'count_states', 'job_of', 'run_rows', 'runs']
+__all__ = ['JOBS', 'Job', 'Line', 'State', 'count_states', 'job_of', 'may_be_measured', 'run_rows']
 
 JOBS = 'jobs'
 """Folder of finished jobs within that of the results."""
@@ -214,10 +214,10 @@ def _line(
     return Line(number, State.MEASURED, measured, command=job.command, job=job.key)
 
 
-def runs(number: Number, scale: Scale) -> bool:
-    """Whether an evaluator or trainer measures a number at a scale, given what it needs."""
-    unmeasured = _measurement(number) is None and _unmeasured(number).state in (State.NO_DATA, State.NO_WEIGHTS)
-    return unmeasured and not isinstance(_PLANS[scale](number), str)
+def may_be_measured(number: Number) -> bool:
+    """Whether anything counts, evaluates or trains the model of a number, given what it needs."""
+    waiting = (State.NO_DATA, State.NO_WEIGHTS)
+    return _measurement(number) is not None or _unmeasured(number).state in waiting
 
 
 _PLANS: dict[Scale, Callable[[Number], Plan | str]] = {Scale.FULL: full_plan, Scale.DIGITS: digits_plan}

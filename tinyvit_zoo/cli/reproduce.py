@@ -111,8 +111,7 @@ def _check(
     numbers: Sequence['Number'],
 ) -> None:
     """Usage error on options that do not go together, and on rows of which nothing runs."""
-    from ..downstream.reproduce.jobs import runs
-    from ..downstream.reproduce.plans import Scale as RunScale
+    from ..downstream.reproduce.jobs import may_be_measured
 
     if scale is None:
         given = '--root' if root else '--jobs' if jobs else ''
@@ -125,10 +124,8 @@ def _check(
         raise typer.BadParameter(f'There is no folder {root}: give --root the folder that holds the data sets.')
     if output is None and not dry_run:
         raise typer.BadParameter(f'--scale {scale} needs a folder for results and states: add --output DIR.')
-    if not any(runs(number, RunScale(scale)) for number in numbers):
-        raise typer.BadParameter(
-            f'No evaluator or trainer measures any of these rows at --scale {scale}: leave it out, or name other rows.'
-        )
+    if not any(may_be_measured(number) for number in numbers):
+        raise typer.BadParameter('All of these rows are quoted, and nothing measures them: name other rows.')
 
 
 def _jobs(scale: Scale | None, root: Path | None, jobs: Path | None, output: Path | None) -> 'Jobs | None':
