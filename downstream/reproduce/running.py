@@ -20,6 +20,7 @@ from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.hashes import json_hash, state_hash
 from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.training.run_state import BEST, STATE
 
 from ..results import RESULTS
 from .plans import Plan, RunCommand
@@ -162,6 +163,8 @@ class Jobs:
         job = dict(plan.facts, key=plan.key, weights_sha256=weights, results_sha256=hashlib.sha256(content).hexdigest())
         text = json.dumps(dict(job, sha256=json_hash(job)), indent=2) + '\n'
         write_whole(self._place(plan) / JOB, text.encode())
+        for name in (STATE, BEST):  # five times the size of the model, and nothing resumes a finished job
+            (out / name).unlink(missing_ok=True)
 
     def _set_aside(self, plan: Plan) -> None:
         place = self._place(plan)
