@@ -5,14 +5,17 @@ import dataclasses
 import hashlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_datasets as fake
 import pytest
 import timm
+import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 from typer.main import get_command
@@ -210,27 +213,45 @@ def test_a_number_that_results_lack_is_an_error():
 # --- the full protocol, on a data set of four images
 
 
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> tuple[Path, Line]:
+    """A folder with imported weights, ImageNet-A in four images, and the job of the full protocol; its row."""
+    folder = tmp_path_factory.mktemp('full')
+    fake.class_folders(folder / 'data' / 'imagenet-a' / 'imagenet-a', fake.WNIDS_A)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TINYVIT_ZOO_HOME', str(folder / 'home'))
+        import_weights()
+        whole(patch, images=4)
+        return folder, at_full(folder / 'data', folder / 'jobs')
+
+
 @pytest.fixture
-def released(tmp_path, monkeypatch) -> Path:
-    """The folder of data sets: ImageNet-A with four images, which the registry takes for all; imported weights."""
+def released(finished, tmp_path, monkeypatch) -> Path:
+    """The folder of data sets, beside the weights and a copy of the job in `jobs`."""
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(finished[0] / 'home'))
+    whole(monkeypatch, images=4)
+    shutil.copytree(finished[0] / 'jobs', tmp_path / 'jobs')
+    return finished[0] / 'data'
+
+
+@pytest.fixture
+def other_home(released, tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty place for weights."""
     monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / 'home'))
     running.released_hash.cache_clear()
-    import_weights()
-    fake.class_folders(tmp_path / 'data' / 'imagenet-a' / 'imagenet-a', fake.WNIDS_A)
-    whole(monkeypatch, images=4)
-    return tmp_path / 'data'
+    yield tmp_path / 'home'
+    running.released_hash.cache_clear()
 
 
-def import_weights() -> None:
+def import_weights(seed: int = 0) -> None:
+    torch.manual_seed(seed)
     folder = imported_path(TINY)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(timm.create_model(TINY.partition('.')[0]).state_dict(), folder / 'model.safetensors')
 
 
 def whole(monkeypatch, images: int) -> None:
-    monkeypatch.setitem(
-        REGISTRY, 'imagenet-a', dataclasses.replace(REGISTRY['imagenet-a'], counts=dict(test=images))
-    )
+    monkeypatch.setitem(REGISTRY, 'imagenet-a', dataclasses.replace(REGISTRY['imagenet-a'], counts=dict(test=images)))
 
 
 def at_full(root: Path, folder: Path, run=command._run_command, dry: bool = False) -> Line:
@@ -242,7 +263,7 @@ def no_run(*_):
     raise JobError('it would run again')
 
 
-def reseal(folder: Path, change, plan: Plan | None = None) -> None:
+def reseal(folder: Path, change) -> None:
     """Change the results of the one finished job, and make its checksums right again."""
     (place,) = (path.parent for path in folder.glob('*/job.json'))
     results = json.loads((place / 'out' / 'results.json').read_text())
@@ -255,8 +276,8 @@ def reseal(folder: Path, change, plan: Plan | None = None) -> None:
     (place / 'job.json').write_text(json.dumps(dict(job, sha256=json_hash(job))))
 
 
-def test_a_finished_job_of_the_full_protocol_is_measured(released, tmp_path):
-    line = at_full(released, tmp_path / 'jobs')
+def test_a_finished_job_of_the_full_protocol_is_measured(released, finished, tmp_path):
+    line = finished[1]
     assert (line.state, line.remark, line.digits) == (State.MEASURED, '', None)
     assert line.interval[0] <= line.measured <= line.interval[1]
     assert at_full(released, tmp_path / 'jobs', no_run) == line
@@ -284,7 +305,6 @@ def test_a_finished_job_of_the_full_protocol_is_measured(released, tmp_path):
 )  # fmt: skip
 def test_results_of_another_protocol_are_not_measured(released, tmp_path, change, problem):
     folder = tmp_path / 'jobs'
-    at_full(released, folder)
     reseal(folder, change)
     said = []
     (line,) = run_rows([ON_A], dry=True, scale=Scale.FULL, jobs=Jobs(folder, None, released, said.append))
@@ -292,13 +312,12 @@ def test_results_of_another_protocol_are_not_measured(released, tmp_path, change
     assert problem in said[0]
 
 
-def test_a_result_changed_by_hand_is_not_measured_and_made_again(released, tmp_path):
+def test_a_result_changed_by_hand_is_not_measured_and_made_again(released, finished, tmp_path):
     folder = tmp_path / 'jobs'
-    line = at_full(released, folder)
     (path,) = folder.glob('*/out/results.json')
     path.write_text(path.read_text().replace('"top1": ', '"top1": 9'))
     assert at_full(released, folder, dry=True).state is State.TO_MEASURE
-    assert at_full(released, folder) == line
+    assert at_full(released, folder) == finished[1]
     assert len(list(folder.glob('*/unused-1/out/results.json'))) == 1  # nothing of anybody is lost
 
 
@@ -306,32 +325,29 @@ def test_a_digits_job_under_the_name_of_a_full_one_is_not_measured(released, tmp
     folder = tmp_path / 'jobs'
     place = folder / full_plan(ON_A).folder_name
     wrong = Plan(('evaluate', TINY, '-d', 'digits', '-o', OUT))
-    at_full(released, folder)
     job = dict(wrong.facts, key=wrong.key, weights_sha256='', results_sha256='')
     (place / 'job.json').write_text(json.dumps(dict(job, sha256=json_hash(job))))
     assert at_full(released, folder, dry=True).state is State.TO_MEASURE
 
 
-def test_with_other_weights_than_before_nothing_is_measured(released, tmp_path):
-    at_full(released, tmp_path / 'jobs')
-    import_weights()
-    running.released_hash.cache_clear()
+def test_with_other_weights_than_before_nothing_is_measured(released, other_home, tmp_path):
+    import_weights(seed=1)
     assert at_full(released, tmp_path / 'jobs', dry=True).state is State.TO_MEASURE
 
 
-def test_missing_data_images_and_weights_are_said(released, tmp_path, monkeypatch):
+def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatch):
     nothing = at_full(tmp_path / 'elsewhere', tmp_path / 'jobs', no_run)
     assert nothing.state_in_words == 'no data (https://github.com/hendrycks/natural-adv-examples)'
     whole(monkeypatch, images=7500)
     cropped = at_full(released, tmp_path / 'jobs')
     assert (cropped.state, cropped.measured) == (State.FAILED, None)
     assert 'has 4 images here, and 7,500' in cropped.remark
-    (imported_path(TINY) / 'model.safetensors').unlink()
-    imported_path(TINY).rmdir()
-    running.released_hash.cache_clear()
-    lost = at_full(released, tmp_path / 'jobs')
-    assert lost.state is State.NO_WEIGHTS
-    assert 'no program can download them' in lost.remark
+
+
+def test_missing_weights_are_said(released, other_home, tmp_path):
+    line = at_full(released, tmp_path / 'jobs')
+    assert line.state is State.NO_WEIGHTS
+    assert 'no program can download them' in line.remark
 
 
 # --- intervals and order
