@@ -121,12 +121,11 @@ def test_digits_take_the_place_of_data_size_epochs_and_batch():
         ('minivit/table4/deit-b/top1/imagenet-1k', '87 M parameters: beyond 30 M all tables together would take a CPU '
          'more than 20 minutes'),
         ('tinymim/table4/tinymim-vit-t/mce/imagenet-c', 'there are no corrupted digits'),
-        ('tinymim/table3/tinymim-vit-b/miou/ade20k', 'detectors and segmenters learn from images with boxes or masks, '
-         'which digits lack'),
+        ('tinymim/table3/tinymim-vit-t/miou/ade20k', 'no config here trains it'),
         ('minivit/table1/mini-deit-s-ws-wt/top1/imagenet-1k', 'nobody has published its weights, and no command trains '
          'it'),
     ],
-    ids=['size', 'corruptions', 'masks', 'trainer'],
+    ids=['size', 'corruptions', 'config', 'trainer'],
 )  # fmt: skip
 def test_a_row_without_a_job_on_digits_says_why(number, reason):
     (line,) = run_rows([NUMBERS[number]], dry=True, scale=Scale.DIGITS)

@@ -13,7 +13,7 @@ from tinyvit_zoo.build import build_model
 from ..few_shot import WAYS
 from .entries import subject_of
 from .numbers import Number
-from .plans import OUT, Plan
+from .plans import OUT, ROOT, Plan
 from .record import Need, Subject, need_of
 
 __all__ = ['LIMIT', 'digits_plan', 'replaced']
@@ -27,6 +27,23 @@ PRETRAINING_EPOCHS = 1
 SIDE, PATCH_SIDE, LARGE_SIDE = 32, 64, 48
 """Pixels: of all models; of those that begin with patches of 16 pixels; in place of 300 and more."""
 LARGE = 300
+
+ITERATIONS = 30  # of a detector or segmenter
+
+CI_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    'cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco': ('ci_cascade_mask_rcnn_mini_swin_tiny', ()),
+    'cascade_mask_rcnn_swin_tiny_fpn_1x_coco': ('ci_cascade_mask_rcnn_swin_tiny', ()),
+    'distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco': ('ci_distilled_cascade_mini_swin_tiny', ()),
+    'cascade_mask_rcnn_tinyvit_21m_fpn_1x_coco': (
+        'ci_cascade_mask_rcnn_tinyvit_5m',
+        ('model.backbone.model_name=tinyvit_21m_224', 'model.neck.in_channels=[96,192,384,576]'),
+    ),
+    'mask_rcnn_vitdet_mae_lite_tiny_lsj640_100ep_coco': (
+        'ci_mask_rcnn_vit_pyramid_tinymim', ('model.backbone.model_name=mae_lite_vit_tiny_patch16_224',),
+    ),
+    'upernet_tinymim_star_tiny_160k_ade20k': ('ci_upernet_tinymim_star_tiny', ()),
+}  # fmt: skip
+"""By packaged config: that of CI's size with the same detector and backbone, and what it takes to make it so."""
 
 TEACHER = 'tinyvit_5m_224'
 MAE_TEACHER = 'small'  # of D-MAE and of TinyMIM's tiny student
@@ -42,9 +59,7 @@ def digits_plan(number: Number) -> Plan | str:
         number: One that needs data.
     """
     need, subject = need_of(number.task, number.dataset), subject_of(number)
-    if need in (Need.COCO, Need.ADE20K):
-        return 'detectors and segmenters learn from images with boxes or masks, which digits lack'
-    if need not in (Need.IMAGENET, Need.TRANSFER) or number.metric == 'top1_delta':
+    if need not in (Need.IMAGENET, Need.TRANSFER, Need.COCO, Need.ADE20K) or number.metric == 'top1_delta':
         return 'no evaluator or trainer measures it'
     if number.metric == 'mce':
         return 'there are no corrupted digits'
@@ -53,7 +68,27 @@ def digits_plan(number: Number) -> Plan | str:
     size = _millions(subject.name.partition('.')[0])
     if size > LIMIT:
         return f'{size:.0f} M parameters: beyond {LIMIT} M all tables together would take a CPU more than 20 minutes'
-    return _of_task(number, subject)
+    return _detector(subject) if need in (Need.COCO, Need.ADE20K) else _of_task(number, subject)
+
+
+def _detector(subject: Subject) -> Plan | str:
+    """A detector or segmenter of CI's size on drawn shapes, trained and then tested."""
+    if not subject.config:
+        return 'no config here trains it'
+    small, options = CI_CONFIGS[subject.config]
+    coco = 'upernet' not in small
+    data, more = ('shapes', ('--validation-annotations', 'val.json')) if coco else ('shapes_ade', ())
+    trained = Plan(
+        ('detect', 'train', small, '-d', ROOT, *(('--train-annotations', 'train.json') if coco else ()), *more,
+         '--work-dir', OUT, '--resume', '--cfg-options', f'train_cfg.max_iters={ITERATIONS}',
+         f'train_cfg.val_interval={ITERATIONS}', *options),
+        data=data, results='curves.csv',
+    )  # fmt: skip
+    checkpoint = f'{{0}}/iter_{ITERATIONS}.pth'
+    return Plan(
+        ('detect', 'test', f'{{0}}/{small}.py', checkpoint, '-d', ROOT, *more, '--work-dir', OUT), (trained,),
+        data=data, results='test_results.json',
+    )  # fmt: skip
 
 
 def _of_task(number: Number, subject: Subject) -> Plan | str:
@@ -179,10 +214,14 @@ def _millions(architecture: str) -> float:
 def replaced(number: Number) -> str:
     """What a job on digits has in place of the full one's, in one line."""
     task = 'few_shot' if number.task.startswith('few_shot') else number.task
+    if task in _DRAWN:
+        return f'{task}: drawn shapes for {_DRAWN[task]}; {_DETECTOR}'
     data = 'digits for ImageNet' if number.dataset.startswith('imagenet') else 'textures for the transfer set'
     return f'{task}: {data}; {_REPLACED[task]}'
 
 
+_DRAWN = {'object_detection': 'COCO', 'instance_segmentation': 'COCO', 'semantic_segmentation': 'ADE20K'}
+_DETECTOR = f"from random weights, with heads of CI's size; {ITERATIONS} updates"
 _PIXELS = f'{SIDE}, {LARGE_SIDE} or {PATCH_SIDE} pixels'
 _REPLACED = {
     'classification': (

@@ -15,6 +15,8 @@ import torch
 from tinyvit_zoo.common.hashes import json_hash
 from tinyvit_zoo.version import __version__
 
+from ..results import RESULTS
+
 __all__ = ['OUT', 'ROOT', 'Plan', 'RunCommand', 'Scale', 'versions']
 
 OUT, ROOT = '{out}', '{root}'
@@ -41,7 +43,9 @@ class Plan:
         protocol: What its results must say of themselves, see `protocol.facts_of`.
         weights: The released model that it begins with, 'architecture.tag'; empty if it begins with random weights or
             with those of a job that it needs. The hash of the weights is part of the finished job.
-        data: Name of the data set, below the user's folder of data sets; empty for data that comes with a library.
+        data: Name of the data set, below the user's folder of data sets, or of one that is drawn here; empty for data
+            that comes with a library.
+        results: File of its folder that it leaves in the end.
     """
 
     arguments: tuple[str, ...]
@@ -49,6 +53,7 @@ class Plan:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ''
     data: str = ''
+    results: str = RESULTS
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -13,6 +13,13 @@ __all__ = ['Reading', 'facts_of', 'first_difference', 'read_number', 'weights_ha
 Reading = tuple[float, tuple[float, float] | None]
 """A number in the unit of its metric, and its 95 % interval where the evaluator gives one."""
 
+DETECTION = {
+    'box_ap': ('coco/bbox_mAP', 100), 'box_ap50': ('coco/bbox_mAP_50', 100), 'box_ap75': ('coco/bbox_mAP_75', 100),
+    'box_ap_s': ('coco/bbox_mAP_s', 100), 'box_ap_m': ('coco/bbox_mAP_m', 100), 'box_ap_l': ('coco/bbox_mAP_l', 100),
+    'mask_ap': ('coco/segm_mAP', 100), 'miou': ('mIoU', 1), 'macc': ('mAcc', 1), 'aacc': ('aAcc', 1),
+}  # fmt: skip
+"""What mmdet and mmseg call a metric, and its unit in the published one."""
+
 PLACES = {'-o', '--output', '--root'}
 """Options whose values are folders: where something lies is no part of a protocol."""
 
@@ -119,12 +126,15 @@ def read_number(results: Mapping[str, Any], metric: str, dataset: str) -> Readin
 
     Args:
         results: Of an evaluator or trainer.
-        metric: Of the published number: 'top1', 'top5', 'accuracy' or 'mce'.
+        metric: Of the published number: 'top1', 'top5', 'accuracy' or 'mce'; of `detect test`, one of `DETECTION`.
         dataset: Of the published number: of ReaL it is that over several right labels.
 
     Raises:
         EvaluationError: If these results have no such number.
     """
+    if 'metrics' in results:
+        # Without any object in any image there are no metrics; mmdet says -1 of a size that no object has.
+        return max(0.0, results['metrics'].get(DETECTION[metric][0], 0.0) * DETECTION[metric][1]), None
     found = _NUMBERS.get((results.get('evaluator', ''), metric), lambda *_: None)(results, dataset)
     if found is None:
         raise EvaluationError(f'The results of {results.get("evaluator")} have no {metric}.')

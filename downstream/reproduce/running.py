@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import shlex
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ from filelock import FileLock, Timeout
 from tinyvit_zoo.build import load_model
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.folders import swap_in
 from tinyvit_zoo.common.hashes import json_hash, state_hash
 from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.data.shapes import make_detection_set, make_segmentation_set
 from tinyvit_zoo.training.run_state import BEST, STATE
 
-from ..results import RESULTS
 from .plans import Plan, RunCommand
 from .protocol import facts_of, first_difference, weights_hash_of
 
@@ -31,6 +33,9 @@ __all__ = ['Busy', 'JobError', 'Jobs', 'released_hash']
 JOB, LOCK, LOG, RESULT_FOLDER = 'job.json', 'claim.lock', 'log.txt', 'out'
 SHARED_ROOTS = {'imagenet-real': ('imagenet-real', 'imagenet-1k')}
 """Folders that hold a data set, where it has none of its own name: ReaL is other labels of the same images."""
+
+DRAWN: dict[str, Callable[[Path], None]] = {'shapes': make_detection_set, 'shapes_ade': make_segmentation_set}
+"""Data sets that are made beside the jobs."""
 
 MODEL_OF_ANOTHER = ('evaluate', 'probe', 'fewshot')
 """Evaluators, whose weights are those that they were given."""
@@ -107,7 +112,9 @@ class Jobs:
             return results
 
     def data_folder(self, name: str) -> Path | None:
-        """Where the user has a data set; None if it is not there."""
+        """Where a data set is: the user's, or one that is drawn; None if it is not there."""
+        if name in DRAWN:
+            return self.folder / name
         for folder in SHARED_ROOTS.get(name, (name,)):
             if self.root is not None and (self.root / folder).is_dir():
                 return self.root / folder
@@ -149,22 +156,34 @@ class Jobs:
         out, log = self._out(plan), self._place(plan) / LOG
         if (self._place(plan) / JOB).exists():  # of something else, and so is the state beside it
             self._set_aside(plan)
+        if plan.data in DRAWN:
+            self._draw(plan.data)
         words, weights = self._words(plan), released_hash(plan.weights)
         self.say(f'Runs {plan.command}')
+        started = time.process_time()
         try:
             self.run(words, log)
-            content = (out / RESULTS).read_bytes()
+            content = (out / plan.results).read_bytes()
         except JobError:
             raise
         except Exception as e:  # whatever a command ends in, the table goes on
             with log.open('a', encoding='utf-8', errors='backslashreplace') as file:
                 traceback.print_exc(file=file)
             raise JobError(f'{reason(e)} (see {log})') from e
-        job = dict(plan.facts, key=plan.key, weights_sha256=weights, results_sha256=hashlib.sha256(content).hexdigest())
+        job = dict(
+            plan.facts, key=plan.key, weights_sha256=weights, results_sha256=hashlib.sha256(content).hexdigest(),
+            cpu_seconds=round(time.process_time() - started, 1),
+        )  # fmt: skip
         text = json.dumps(dict(job, sha256=json_hash(job)), indent=2) + '\n'
         write_whole(self._place(plan) / JOB, text.encode())
         for name in (STATE, BEST):  # five times the size of the model, and nothing resumes a finished job
             (out / name).unlink(missing_ok=True)
+
+    def _draw(self, name: str) -> None:
+        """Make a set of shapes, whole or not at all."""
+        if not (self.folder / name).is_dir():
+            with swap_in(self.folder / name) as new:
+                DRAWN[name](new)
 
     def _set_aside(self, plan: Plan) -> None:
         place = self._place(plan)
@@ -178,8 +197,8 @@ class Jobs:
         """Results of a finished job, and why they are not those of this plan; empty if they are."""
         try:
             job = read_json(self._place(plan) / JOB)
-            content = (self._out(plan) / RESULTS).read_bytes()
-            results = json.loads(content)
+            content = (self._out(plan) / plan.results).read_bytes()
+            results = json.loads(content) if plan.results.endswith('.json') else {}
             problem = self._problem(plan, job, content, results)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             if isinstance(e, EvaluationError) or type(e).__name__ == 'WeightsNotFoundError':
@@ -194,6 +213,8 @@ class Jobs:
             return 'it was changed after the job'
         if job['key'] != plan.key or {name: job.get(name) for name in plan.facts} != plan.facts:
             return 'it is of another job or other versions'
+        if 'evaluator' not in results:  # of a detector, which is never a measurement here: sealed, and of this job
+            return ''
         command = facts_of(dict(results, command=shlex.join(['tinyvit-zoo', *self._words(plan)])))['command']
         wanted = dict(plan.protocol, command=command, versions=plan.facts['versions'])
         difference = first_difference(facts_of(results), json.loads(json.dumps(wanted)))
@@ -213,7 +234,7 @@ class Jobs:
         if plan.weights:
             return str(job['weights_sha256'])
         (need,) = plan.needs
-        return weights_hash_of(read_json(self._out(need) / RESULTS))
+        return weights_hash_of(read_json(self._out(need) / need.results))
 
 
 @cache
