@@ -415,6 +415,9 @@ def test_a_failed_job_stops_no_other_and_is_tried_again(tmp_path):
     assert (first.state, first.remark, second.state, second.digits) == (
         State.FAILED, 'no memory', State.ON_DIGITS, 50.0,
     )  # fmt: skip
+    failing, row = Pretending(fails='tinyvit_5m_224'), numbers_of(ENTRIES['tinyvit/table4'])
+    run_rows([n for n in row if n.row == SCRATCH.row], scale=Scale.DIGITS, jobs=jobs_in(tmp_path, failing), say=quiet)
+    assert failing.ran == ['finetune']  # once for top-1 and top-5
     again = Pretending()
     lines = on_digits(tmp_path, again)
     assert [line.state for line in lines] == [State.ON_DIGITS] * 2

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,14 @@ class Jobs:
         run: Runs a command; None to read only.
         root: The user's folder of data sets, each below its name.
         say: Prints a line.
+        failed: Messages of jobs that have failed since this was made, by key: several rows may need the same job.
     """
 
     folder: Path
     run: RunCommand | None = None
     root: Path | None = None
     say: Callable[[str], None] = print
+    failed: dict[str, str] = field(default_factory=dict)
 
     def results_of(self, plan: Plan) -> dict[str, Any] | None:
         """The results of a finished job of exactly this plan; None if there are none.
@@ -104,7 +106,13 @@ class Jobs:
             found = self.results_of(plan)
             if found is not None:
                 return found
-            self._run(plan)
+            if plan.key in self.failed:
+                raise JobError(self.failed[plan.key])
+            try:
+                self._run(plan)
+            except JobError as e:
+                self.failed[plan.key] = str(e)
+                raise
             results, problem = self._read(plan)
             if problem:
                 raise JobError(f'{plan.command} has finished, but {problem}.')
