@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fake_datasets as fake
@@ -40,6 +41,7 @@ from tinyvit_zoo.hub import save_folder
 NUMBERS = {number.id: number for number in read_numbers()}
 SCRATCH = NUMBERS['tinyvit/table4/tinyvit-5m-in-1k-scratch/top1/imagenet-1k']
 ON_A = NUMBERS['tinymim/table4/tinymim-vit-t/top1/imagenet-a']
+RUN = partial(command._run_command, get_command(app))
 TINY = 'tinymim_vit_tiny_patch16_224.ft_in1k'
 
 
@@ -47,7 +49,7 @@ def quiet(_: str) -> None:
     pass
 
 
-def jobs_in(folder: Path, run=command._run_command, **more) -> Jobs:
+def jobs_in(folder: Path, run=RUN, **more) -> Jobs:
     return Jobs(folder, run, say=quiet, **more)
 
 
@@ -253,7 +255,7 @@ def whole(monkeypatch, images: int) -> None:
     monkeypatch.setitem(REGISTRY, 'imagenet-a', dataclasses.replace(REGISTRY['imagenet-a'], counts=dict(test=images)))
 
 
-def at_full(root: Path, folder: Path, run=command._run_command, dry: bool = False) -> Line:
+def at_full(root: Path, folder: Path, run=RUN, dry: bool = False) -> Line:
     (line,) = run_rows([ON_A], dry=dry, scale=Scale.FULL, jobs=jobs_in(folder, run, root=root), say=quiet)
     return line
 
@@ -478,7 +480,7 @@ def test_weights_of_another_job_than_the_one_needed_are_not_used(tmp_path):
 
 
 def test_the_table_prints_digits_in_a_column_of_its_own(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, '_run_command', Pretending())
+    monkeypatch.setattr(command, '_runner', lambda _: Pretending())
     rows = 'tinyvit-5m-in-1k-scratch,tinyvit-5m-in-21k-distill,resnet-18'
     code, out, err = cli('reproduce', 'tinyvit/table4', '--only', rows, '--scale', 'digits', '-o', tmp_path)
     assert (code, err) == (0, '')
@@ -496,7 +498,7 @@ def test_the_table_prints_digits_in_a_column_of_its_own(cli, tmp_path, monkeypat
 
 def test_tables_may_share_their_jobs(cli, tmp_path, monkeypatch):
     pretending = Pretending()
-    monkeypatch.setattr(command, '_run_command', pretending)
+    monkeypatch.setattr(command, '_runner', lambda _: pretending)
     for table in ('table4', 'readme'):
         code, _, err = cli(
             'reproduce', f'tinyvit/{table}', '--only', 'tinyvit-5m-in-1k-scratch', '--scale', 'digits',
@@ -507,7 +509,7 @@ def test_tables_may_share_their_jobs(cli, tmp_path, monkeypatch):
 
 
 def test_a_failed_job_ends_in_exit_code_1_with_a_whole_table(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, '_run_command', Pretending(fails='tinyvit_5m_224'))
+    monkeypatch.setattr(command, '_runner', lambda _: Pretending(fails='tinyvit_5m_224'))
     code, out, _ = cli('reproduce', 'tinyvit/table4', '--only', 'tinyvit-5m-in-1k-scratch', '--scale', 'digits',
                        '-o', tmp_path)  # fmt: skip
     assert code == 1
@@ -517,9 +519,9 @@ def test_a_failed_job_ends_in_exit_code_1_with_a_whole_table(cli, tmp_path, monk
 
 def test_a_command_that_fails_says_its_own_sentence(tmp_path):
     with pytest.raises(JobError, match="Unknown model 'no_such_model'"):
-        command._run_command(['evaluate', 'no_such_model', '-d', 'digits', '-o', str(tmp_path)], tmp_path / 'log.txt')
+        RUN(['evaluate', 'no_such_model', '-d', 'digits', '-o', str(tmp_path)], tmp_path / 'log.txt')
     with pytest.raises(JobError, match='No such option'):
-        command._run_command(['evaluate', '--no-such-option'], tmp_path / 'log.txt')
+        RUN(['evaluate', '--no-such-option'], tmp_path / 'log.txt')
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from .options import OutputFolder, Words, make_output, read_words
 if TYPE_CHECKING:
     from ..downstream.reproduce.jobs import Line
     from ..downstream.reproduce.numbers import Number
+    from ..downstream.reproduce.plans import RunCommand
     from ..downstream.reproduce.record import Entry
     from ..downstream.reproduce.running import Jobs
 
@@ -27,6 +29,7 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def reproduce(
     *,
+    context: typer.Context,
     table: Annotated[
         str | None,
         typer.Argument(help='A table such as tinyvit/table4; with --list a paper, too.', metavar='[TABLE]'),
@@ -90,7 +93,7 @@ def reproduce(
     say = printer()
     lines = run_rows(
         numbers, output, dry=dry_run, say=say, scale=None if scale is None else RunScale(scale),
-        jobs=_jobs(scale, root, jobs, output),
+        jobs=_jobs(_runner(context), scale, root, jobs, output),
     )  # fmt: skip
     _print(entry, lines, commands=dry_run)
     for words in (*replaced_in_words(lines), states_in_words(lines)):
@@ -128,7 +131,9 @@ def _check(
         raise typer.BadParameter('All of these rows are quoted, and nothing measures them: name other rows.')
 
 
-def _jobs(scale: Scale | None, root: Path | None, jobs: Path | None, output: Path | None) -> 'Jobs | None':
+def _jobs(
+    run: 'RunCommand', scale: Scale | None, root: Path | None, jobs: Path | None, output: Path | None
+) -> 'Jobs | None':
     """Where jobs run and are kept; None where nothing says a folder."""
     from ..downstream.reproduce.jobs import JOBS
     from ..downstream.reproduce.running import Jobs
@@ -136,17 +141,26 @@ def _jobs(scale: Scale | None, root: Path | None, jobs: Path | None, output: Pat
     folder = jobs or (output and output / JOBS)
     if scale is None or folder is None:
         return None
-    return Jobs(folder.absolute(), _run_command, root and root.absolute(), printer())
+    return Jobs(folder.absolute(), run, root and root.absolute(), printer())
 
 
-def _run_command(words: Sequence[str], log: Path) -> None:
-    """Run a command of this program in this process; what it says goes to a file.
+def _runner(context: typer.Context) -> 'RunCommand':
+    """Runs other commands of the program that this one is a command of."""
+    return partial(_run_command, context.find_root().command)
+
+
+def _run_command(program: Any, words: Sequence[str], log: Path) -> None:
+    """Run a command in this process; what it says goes to a file.
+
+    Args:
+        program: All commands together.
+        words: After `tinyvit-zoo`.
+        log: The file.
 
     Raises:
         JobError: If it ends in an error; the message is its own.
     """
     from ..downstream.reproduce.running import JobError
-    from .app import app
 
     before, code = sys.argv, None
     sys.argv = ['tinyvit-zoo', *words]  # which results.json says
@@ -156,7 +170,7 @@ def _run_command(words: Sequence[str], log: Path) -> None:
             redirect_stdout(file),
             redirect_stderr(file),
         ):
-            code = app(list(words), prog_name='tinyvit-zoo', standalone_mode=False)
+            code = program.main(list(words), prog_name='tinyvit-zoo', standalone_mode=False)
     except Exception as e:
         if not hasattr(e, 'format_message'):  # no usage error
             raise
