@@ -13,9 +13,9 @@ from tinyvit_zoo.downstream.reproduce.entries import ENTRIES
 
 TABLE = ('reproduce', 'minivit/table4', '--only', 'mini-deit-ti,autoformer-t', '--scale', 'digits', '-o')
 POINTS = (
-    'write 1', 'write 2', 'step 2', 'step 20', 'step 160', 'write 1', 'write 4', 'forward 1', 'write 6', 'write 10',
+    'write 1', 'write 2', 'step 2', 'step 3', 'step 6', 'write 1', 'write 4', 'forward 1', 'write 6', 'write 10',
 )  # fmt: skip
-"""What each process in turn is killed at: before it renames a whole file, in a step of a training of 151 an epoch, or
+"""What each process in turn is killed at: before it renames a whole file, in a step of a training of two epochs of four, or
 in a forward pass of the evaluation. Each counts what it does itself."""
 
 SCRIPT = """
