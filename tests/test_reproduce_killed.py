@@ -15,8 +15,8 @@ TABLE = ('reproduce', 'minivit/table4', '--only', 'mini-deit-ti,autoformer-t', '
 POINTS = (
     'write 1', 'write 2', 'step 2', 'step 3', 'step 6', 'write 1', 'write 4', 'forward 1', 'write 6', 'write 10',
 )  # fmt: skip
-"""What each process in turn is killed at: before it renames a whole file, in a step of a training of two epochs of four, or
-in a forward pass of the evaluation. Each counts what it does itself."""
+"""What each process in turn is killed at: before it renames a whole file, in a step of a training of two epochs of four
+steps, or in a forward pass of the evaluation. Each counts what it does itself."""
 
 SCRIPT = """
 import os, signal, sys
