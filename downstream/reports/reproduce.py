@@ -51,8 +51,8 @@ def table_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     for line in lines:
         measured, difference = digits(line)
         state = line.state_in_words + ('' if line.agrees in (None, True) else ', differs')
-        more = (_on_digits(line),) if DIGITS in columns else ()
-        more += (_interval(line),) if INTERVAL in columns else ()
+        more = [_on_digits(line)] if DIGITS in columns else []
+        more += [_interval(line)] if INTERVAL in columns else []
         rows.append((line.number.row, line.number.cell, line.number.value, measured, difference, *more, state))
     return rows
 

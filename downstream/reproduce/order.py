@@ -61,7 +61,8 @@ def _outcome(one: Line, other: Line) -> str:
         return 'one_job'
     assert one.digits is not None
     assert other.digits is not None
-    (low, high), (other_low, other_high) = (line.interval or (line.digits,) * 2 for line in (one, other))
+    low, high = one.interval or (one.digits, one.digits)
+    other_low, other_high = other.interval or (other.digits, other.digits)
     if low <= other_high and other_low <= high:
         return 'undecided'
     return 'kept' if (one.digits - other.digits) * published > 0 else 'turned'
