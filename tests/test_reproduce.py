@@ -134,7 +134,7 @@ def test_every_number_has_one_state():
     assert states[State.LOST] == 3
     assert states[State.OTHER_HARDWARE] == 54
     assert states[State.TO_MEASURE] == 230
-    assert set(states) == set(State) - {State.MEASURED, State.FAILED}
+    assert set(states) == set(State) - {State.MEASURED, State.FAILED, State.ON_DIGITS, State.NOT_ON_DIGITS}
 
 
 def test_commands_of_all_rows_exist_with_their_options():
