@@ -10,6 +10,7 @@ Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w`
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, cast
 
@@ -38,6 +39,7 @@ from ..checkpoints import TINYVIT_KEYS, fit_to_model, stage_tables
 from ..layers import (
     ConvNorm,
     DeployLinear,
+    HeadMix,
     KeepsBias,
     Mlp,
     TypedSequential,
@@ -60,7 +62,7 @@ from ..layers import (
     window_partition,
     window_reverse,
 )
-from ..releases import FAMILIES, Release
+from ..releases import FAMILIES, Release, get_release
 from ._create import Family, create_zoo_model, record_input_size
 
 __all__ = ['TinyViT']
@@ -132,17 +134,27 @@ class MBConv(nn.Module):
 
 @known_class
 class PatchMerging(nn.Module):
-    """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2)."""
+    """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2).
+
+    With `stride` 1 only the width changes.
+    """
 
     def __init__(
-        self, dim: int, out_dim: int, act_layer: type[nn.Module], in_parts: bool = False, device=None, dtype=None
+        self,
+        dim: int,
+        out_dim: int,
+        act_layer: type[nn.Module],
+        in_parts: bool = False,
+        stride: int = 2,
+        device=None,
+        dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.in_parts = in_parts
         self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
-        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
+        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=stride, groups=out_dim, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
 
@@ -186,13 +198,26 @@ class ConvStage(nn.Module):
 
 
 class Attention(KeepsBias):
-    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2)."""
+    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2).
+
+    With talking heads the maps of all heads are mixed before softmax, their biases included, and after it, beginning as
+    the identity. That is not fused: the maps of all heads are needed at once.
+    """
 
     fused_attn: Final[bool]
+    talking_heads: Final[bool]
     row_offsets: torch.Tensor
     col_offsets: torch.Tensor
 
-    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        talking_heads: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         if dim % num_heads:
@@ -202,9 +227,14 @@ class Attention(KeepsBias):
         self.scale = self.head_dim**-0.5
         self.window_size = window_size
         self.fused_attn = use_fused_attn()
+        self.talking_heads = talking_heads
 
         self.norm = nn.LayerNorm(dim, **dd)
         self.qkv = nn.Linear(dim, dim * 3, **dd)
+        if talking_heads:
+            self.proj_l = HeadMix(num_heads, **dd)
+            self.proj_w = HeadMix(num_heads, **dd)
+            self._begin_with_identity()
         self.proj = nn.Linear(dim, dim, **dd)
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size[0] * window_size[1], **dd))
         self._register_offsets(device)
@@ -214,9 +244,15 @@ class Attention(KeepsBias):
         self.register_buffer('row_offsets', abs_offset_index(h, device), persistent=False)
         self.register_buffer('col_offsets', abs_offset_index(w, device), persistent=False)
 
+    def _begin_with_identity(self) -> None:
+        if self.talking_heads:
+            self.proj_l.init_identity()
+            self.proj_w.init_identity()
+
     def reset_parameters(self) -> None:
-        """Initial values of the released code: no bias."""
+        """Initial values of the released code: no bias. Talking heads, which it lacks, begin as the identity."""
         nn.init.zeros_(self.attention_biases)
+        self._begin_with_identity()
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
@@ -279,7 +315,10 @@ class Attention(KeepsBias):
         bias = self.spread_bias(q.dtype) if torch.jit.is_scripting() else self.bias_for(q)
         bias = sdpa_bias(bias, self.window_size[0] * self.window_size[1], runs_on_cuda(self.row_offsets))
 
-        if self.fused_attn and not self._prefers_plain(q, bias):
+        if self.talking_heads:
+            attn = self.proj_l(add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias))
+            x = self.proj_w(attn.softmax(dim=-1)) @ v
+        elif self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
             attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)
@@ -300,12 +339,13 @@ class TinyVitBlock(nn.Module):
         act_layer: type[nn.Module],
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        talking_heads: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.attn = Attention(dim, num_heads, window_size, **dd)
+        self.attn = Attention(dim, num_heads, window_size, talking_heads, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.local_conv = ConvNorm(dim, dim, local_conv_size, groups=dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer, proj_drop, norm=True, **dd)
@@ -335,7 +375,7 @@ torch.fx.wrap('window_reverse')
 
 
 class TinyVitStage(nn.Module):
-    """Stages 1-3: patch merging, then transformer blocks. (B, C, H, W) -> (B, C', H/2, W/2)."""
+    """Stages 1-3: patch merging, then transformer blocks. (B, C, H, W) -> (B, C', H/2, W/2); (.., H, W) at stride 1."""
 
     def __init__(
         self,
@@ -349,21 +389,38 @@ class TinyVitStage(nn.Module):
         proj_drop: float,
         drop_path: Sequence[float],
         merge_in_parts: bool = False,
+        merge_stride: int = 2,
+        talking_heads: bool = False,
+        share_blocks: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim, out_dim, act_layer, merge_in_parts, **dd)
+        self.downsample = PatchMerging(dim, out_dim, act_layer, merge_in_parts, merge_stride, **dd)
         self.blocks = TypedSequential(
             *[
                 TinyVitBlock(
-                    out_dim, num_heads, window_size, mlp_ratio, local_conv_size, act_layer, proj_drop, rate, **dd
+                    out_dim,
+                    num_heads,
+                    window_size,
+                    mlp_ratio,
+                    local_conv_size,
+                    act_layer,
+                    proj_drop,
+                    rate,
+                    talking_heads,
+                    **dd,
                 )
                 for rate in drop_path
             ]
         )
+        if share_blocks and len(self.blocks) > 1:
+            from ..compress.share import keep_each_once_in, tie  # only for those who use it
+
+            tie(list(self.blocks))
+            keep_each_once_in(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -379,6 +436,21 @@ def _checkpoint_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _per_stage(setting: bool | Sequence[bool], num_stages: int, name: str) -> list[bool]:
+    """A setting of the stages of attention for each stage; stage 0 has none.
+
+    Raises:
+        ValueError: If there is not one value a stage, or stage 0 is asked for.
+    """
+    each = [False] + [setting] * (num_stages - 1) if isinstance(setting, bool) else [bool(value) for value in setting]
+    if len(each) != num_stages or each[0]:
+        raise ValueError(
+            f'{name} is True, False, or one of them for each of the {num_stages} stages, the first of which has no '
+            f'attention: False; got {setting!r}.'
+        )
+    return each
+
+
 def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | None) -> int | Sequence | None:
     """The windows under either of their names.
 
@@ -388,6 +460,17 @@ def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | N
     if window_sizes is not None and window_size is not None:
         raise ValueError('window_size is another name for window_sizes: pass one of them.')
     return window_size if window_sizes is None else window_sizes
+
+
+def _checked_stride(output_stride: int) -> int:
+    """The stride itself.
+
+    Raises:
+        ValueError: If it is neither 32 nor 16.
+    """
+    if output_stride not in (16, 32):
+        raise ValueError(f'output_stride must be 32 or 16, got {output_stride!r}: TinyViT has no other.')
+    return output_stride
 
 
 class TinyViT(nn.Module):
@@ -404,18 +487,26 @@ class TinyViT(nn.Module):
         num_heads: Heads of each stage (stage 0 has no attention).
         window_sizes: Windows to use instead of those that follow from `img_size`; see `per_stage_windows`.
         window_size: timm's name for `window_sizes`; one of the two.
+        output_stride: 32 as released, or 16: the last patch merging then has stride 1, and the last map has the size
+            of the one before it. The windows stay those of stride 32, and so do all weights.
         bias_interpolation: Mode of resizing bias tables: 'bicubic' (released code and weights) or
             'bilinear' (the paper's sentence).
         mlp_ratio: Hidden width of the MLP over the block's width.
         mbconv_expand_ratio: Hidden width of MBConv over the stage's width.
         local_conv_size: Kernel of the convolution between attention and MLP.
+        talking_heads: Mix the heads before and after softmax (Supplement C): in all stages of attention, or as each
+            stage says.
+        share_blocks: The blocks of a stage share the matrices of attention and MLP, with their biases, as in MiniViT
+            (Supplement C); norms, head mixing, tables of attention biases and local convolutions are each block's own.
+            As `talking_heads`.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout in the MLP.
         drop_path_rate: Stochastic depth, rising linearly to this rate over all blocks.
         act_layer: Activation; every release uses the exact GELU.
 
     Raises:
-        ValueError: On a size below 32, windows that do not fit the number of stages, or windows under both names.
+        ValueError: On a size below 32, windows that do not fit the number of stages, windows under both names, or
+            another output stride; `talking_heads` or `share_blocks` for stage 0, or for another number of stages.
     """
 
     def __init__(
@@ -429,10 +520,13 @@ class TinyViT(nn.Module):
         num_heads: Sequence[int] = (2, 4, 5, 10),
         window_sizes: int | Sequence | None = None,
         window_size: int | Sequence | None = None,
+        output_stride: int = 32,
         bias_interpolation: str = 'bicubic',
         mlp_ratio: float = 4.0,
         mbconv_expand_ratio: float = 4.0,
         local_conv_size: int = 3,
+        talking_heads: bool | Sequence[bool] = False,
+        share_blocks: bool | Sequence[bool] = False,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
@@ -444,6 +538,7 @@ class TinyViT(nn.Module):
         super().__init__()
         if bias_interpolation not in ('bicubic', 'bilinear'):
             raise ValueError(f"bias_interpolation must be 'bicubic' or 'bilinear', got {bias_interpolation!r}.")
+        self.output_stride = _checked_stride(output_stride)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = embed_dims[-1]
@@ -452,10 +547,13 @@ class TinyViT(nn.Module):
         self.img_size, self.window_sizes = self._layout(img_size, windows, len(depths))
 
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
+        talking = _per_stage(talking_heads, len(depths), 'talking_heads')
+        sharing = _per_stage(share_blocks, len(depths), 'share_blocks')
         dpr = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
         stages: list[ConvStage | TinyVitStage] = [
             ConvStage(embed_dims[0], mbconv_expand_ratio, act_layer, dpr[0], **dd)
         ]
+        strides = [min(4 * 2**i, output_stride) for i in range(len(depths))]
         for i in range(1, len(depths)):
             stages.append(
                 TinyVitStage(
@@ -469,12 +567,15 @@ class TinyViT(nn.Module):
                     proj_drop_rate,
                     dpr[i],
                     merge_in_parts=i == 1,
+                    merge_stride=strides[i] // strides[i - 1],
+                    talking_heads=talking[i],
+                    share_blocks=sharing[i],
                     **dd,
                 )
             )
         self.stages = TypedSequential(*stages)
         self.feature_info = [
-            dict(num_chs=dim, reduction=4 * 2**i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)
+            dict(num_chs=dim, reduction=strides[i], module=f'stages.{i}') for i, dim in enumerate(embed_dims)
         ]
         self.head = NormMlpClassifierHead(
             self.num_features,
@@ -506,7 +607,9 @@ class TinyViT(nn.Module):
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
         """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows.
 
-        `always_partition` is Mini-Swin's: here windows larger than a map always stay as they are.
+        The windows do not depend on the output stride: at 16 the last map has twice as many a side, so the tables of
+        released weights fit as they are. `always_partition` is Mini-Swin's: here windows larger than a map always stay
+        as they are.
         """
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
@@ -598,7 +701,7 @@ class TinyViT(nn.Module):
             for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
         self._limit_kept_biases()
-        grid = stage_grids(self.img_size, len(self.stages))[-1]
+        grid = stage_grids(self.img_size, len(self.stages), output_stride=self.output_stride)[-1]
         record_input_size(self, self.img_size, grid, window_sizes=window_sizes, window_size=None)
 
     def forward_intermediates(
@@ -655,7 +758,9 @@ class TinyViT(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) -> (B, C, H/32, W/32), not normalised: the norm follows the pooling."""
+        """(B, in_chans, H, W) -> (B, C, H / output_stride, W / output_stride), before the norm, which follows the
+        pooling.
+        """
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -701,21 +806,37 @@ def _cfg(release: Release) -> dict:
     )
 
 
-default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['tinyvit']})
+def _unreleased_cfg(like: str) -> dict:
+    """As of another release, without what is said of its weights."""
+    of_weights = ('url', 'hf_hub_id', 'license', 'origin_url', 'notes')
+    return {key: value for key, value in _cfg(get_release(like)).items() if key not in of_weights}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **{release.name: _cfg(release) for release in FAMILIES['tinyvit']},
+        'tinyvit_21m_talking_heads_224': _unreleased_cfg('tinyvit_21m_224.in1k'),
+    }
+)
+
+
+def _final_grid(img_size: tuple[int, int], output_stride: int = 32) -> tuple[int, int]:
+    return stage_grids(img_size, output_stride=output_stride)[-1]
 
 
 FAMILY = Family(
     TinyViT,
     TINYVIT_KEYS,
     checkpoint_filter_fn,
-    final_grid=lambda img_size: stage_grids(img_size)[-1],
+    final_grid=_final_grid,
     out_indices=(0, 1, 2, 3),
     feature_cfg=dict(flatten_sequential=True),
 )
 
 
 def _create_tinyvit(variant: str, pretrained: bool = False, **kwargs) -> TinyViT:
-    return create_zoo_model(FAMILY, variant, pretrained, **kwargs)
+    final_grid = partial(_final_grid, output_stride=_checked_stride(kwargs.get('output_stride', 32)))
+    return create_zoo_model(replace(FAMILY, final_grid=final_grid), variant, pretrained, **kwargs)
 
 
 @register_model
@@ -739,6 +860,18 @@ _TINYVIT_21M = dict(embed_dims=(96, 192, 384, 576), num_heads=(3, 6, 12, 18))
 def tinyvit_21m_224(pretrained: bool = False, **kwargs) -> TinyViT:
     """TinyViT-21M, 224x224."""
     return _create_tinyvit('tinyvit_21m_224', pretrained, **{**_TINYVIT_21M, 'drop_path_rate': 0.2, **kwargs})
+
+
+@register_model
+def tinyvit_21m_talking_heads_224(pretrained: bool = False, **kwargs) -> TinyViT:
+    """The variant of TinyViT-21M of Supplement C, 224x224: its last stage has talking heads and shares its blocks.
+
+    The supplement says no more than that, its code and weights were not published. Taken here: both in the last stage
+    only, the matrices shared as in MiniViT, by authors of this paper; 17.2M parameters.
+    """
+    last = (False, False, False, True)
+    args = dict(_TINYVIT_21M, drop_path_rate=0.2, talking_heads=last, share_blocks=last)
+    return _create_tinyvit('tinyvit_21m_talking_heads_224', pretrained, **{**args, **kwargs})
 
 
 @register_model
