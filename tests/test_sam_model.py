@@ -128,6 +128,7 @@ def test_a_saved_folder_gives_the_same_masks_to_the_bit(model, folder):
         assert type(again) is TinyVitSamModel
         assert_same(again.state_dict(), model.state_dict())
         assert_same_masks(again, model)
+    assert_same(sam_encoder(weights=folder).state_dict(), model.vision_encoder.state_dict())
     assert type(AutoConfig.from_pretrained(folder)) is TinyVitSamConfig
     assert again.config.mask_decoder_config.layer_norm_eps == 1e-5
 
