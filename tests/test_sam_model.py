@@ -202,8 +202,9 @@ def test_a_released_tinyvit_starts_a_model(official_file):
     encoder = sam_encoder(weights=official_file('tiny_vit_5m_224'))
     made = new_sam(encoder=encoder, img_size=SIDE)
     assert_same(made.vision_encoder.state_dict(), encoder.state_dict())
+    refused(lambda: new_sam('tinyvit_11m_224', SIDE, encoder), 'tinyvit_11m_224', kind=ModelError)
     assert made.shared_image_embedding.positional_embedding.std().item() == pytest.approx(1, abs=0.2)
-    made.gradient_checkpointing_enable()
+    made.vision_encoder.gradient_checkpointing = True
     assert made.vision_encoder.trunk.stages[2].grad_checkpointing
     made.train()(torch.randn(1, 3, SIDE, SIDE), **PROMPT).pred_masks.square().mean().backward()
     assert all(p.grad is not None for p in made.vision_encoder.parameters())
