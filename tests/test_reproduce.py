@@ -142,7 +142,7 @@ def test_commands_of_all_rows_exist_with_their_options():
 
 def test_tinyvit_is_evaluated_with_the_published_crop():
     (line,) = lines_of('tinyvit/table4/tinyvit-5m-in-1k-scratch/top1/imagenet-1k')
-    assert line.command == 'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --crop-pct 0.875'
+    assert line.command == 'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --protocol paper'
 
 
 def test_a_transfer_has_the_recipe_of_its_data_set_or_no_command():
