@@ -98,9 +98,9 @@ def test_the_command_evaluates_by_the_protocol_and_records_it(cli, images, tmp_p
         results = json.loads((out / 'results.json').read_text())
         assert results['protocol'] == protocol
         found[protocol] = results['preprocessing']
-    assert {protocol: config['crop_pct'] for protocol, config in found.items()} == dict(
-        [('paper', 0.875), ('timm', 0.95), (None, 0.95)]
-    )
+    assert {protocol: config['crop_pct'] for protocol, config in found.items()} == {
+        'paper': 0.875, 'timm': 0.95, None: 0.95
+    }  # fmt: skip
     assert {config['crop_mode'] for config in found.values()} == {'center'}
 
 

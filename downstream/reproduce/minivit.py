@@ -9,12 +9,21 @@ SWIN_TEACHER = 'swin_base_patch4_window7_224.ms_in22k_ft_in1k'
 CASCADE = 'cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
 TINY = 'mini_swin_tiny_patch4_window7_224'
 DISTILLED = f'pretrain minivit --student {TINY} --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
+LABELS = '--losses mini_deit --hard-weight 1'  # nothing but the labels: what the teacher says is not used
+# The student is the folder of `compress swin_tiny_patch4_window7_224 --random --share-every stage --no-transform`.
+SHARED = f'pretrain minivit --student FOLDER --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
 
 
 def _at_384(recipe: str) -> Subject:
     """Mini-DeiT-B at 384 pixels, which alone is transferred; the recipe depends on the data set."""
     name = 'mini_deit_base_patch16_384.distill_in1k'
     return released(name, finetune=f'{name} --recipe {recipe}')
+
+
+def _shared_swin(size: str, trainer: str = '', config: str = '') -> Subject:
+    """A Swin whose stages share their weights and transform nothing."""
+    options = dict(base=f'swin_{size}_patch4_window7_224', share_every='stage', transform=False)
+    return unreleased('multiplexed', trainer, options=options, config=config)
 
 
 SUBJECTS = {
@@ -38,7 +47,14 @@ SUBJECTS = {
         f'{TINY}.distill_in1k', config='distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
     ),
     # Not published.
-    'Mini-Swin-T (WS+WT)': unreleased(TINY, config=CASCADE),
+    'Mini-Swin-T (WS)': _shared_swin(
+        'tiny', f'{SHARED} {LABELS}', config='cascade_mask_rcnn_mini_swin_tiny_ws_fpn_1x_coco'
+    ),
+    'Mini-Swin-T (WS+WD)': _shared_swin('tiny', SHARED),
+    'Mini-Swin-T (WS+WT)': unreleased(
+        TINY, f'{DISTILLED} {LABELS}', config='cascade_mask_rcnn_mini_swin_tiny_ws_wt_fpn_1x_coco'
+    ),
+    'Swin-S (WS only) vs Swin-S': _shared_swin('small'),
     'Mini-DeiT-S (WS+WT)': unreleased('mini_deit_small_patch16_224'),
     'Mini-Swin-T (sharing every-2)': unreleased(TINY, options={'repeats': 2}),
     'Mini-DeiT-B (sharing all layers)': unreleased('mini_deit_base_patch16_224', options={'repeats': 12}),
@@ -46,18 +62,9 @@ SUBJECTS = {
     'Mini-Swin-T (losses GT+pred)': unreleased(TINY, f'{DISTILLED} --losses mini_deit --hard-weight 0.5'),
     'Mini-Swin-T (losses pred+attn)': unreleased(TINY),
     'Mini-Swin-T (losses pred+hddn)': unreleased(TINY),
-    'Mini-Swin-T (no distillation, GT only)': unreleased(TINY),
-    # Sharing without the transformations: `compress` makes such models, no name builds them.
-    **{
-        name: unreleased('')
-        for name in (
-            'Mini-DeiT-S (WS)',
-            'Mini-DeiT-S (WS+WD)',
-            'Mini-Swin-T (WS)',
-            'Mini-Swin-T (WS+WD)',
-            'Swin-S (WS only) vs Swin-S',
-        )
-    },
+    'Mini-Swin-T (no distillation, GT only)': unreleased(TINY, f'{DISTILLED} {LABELS}'),
+    # DeiT without the class token and with relative positions: no name builds it without the transformations.
+    **dict.fromkeys(('Mini-DeiT-S (WS)', 'Mini-DeiT-S (WS+WD)'), unreleased('')),
     # timm's models.
     'DeiT-Ti': released('deit_tiny_patch16_224.fb_in1k'),
     'DeiT-S': released('deit_small_patch16_224.fb_in1k'),
@@ -86,6 +93,7 @@ SUBJECTS = {
 
 VERSUS = {
     'Mini-Swin-B vs Swin-B': ('Swin-B', 'Mini-Swin-B'),
+    'Swin-S (WS only) vs Swin-S': ('Swin-S', 'Swin-S (WS only) vs Swin-S'),
     'Mini-DeiT-Ti': ('DeiT-Ti', 'Mini-DeiT-Ti'),
     'Mini-DeiT-S': ('DeiT-S', 'Mini-DeiT-S'),
     'Mini-DeiT-B': ('DeiT-B', 'Mini-DeiT-B'),
