@@ -283,7 +283,10 @@ class AttentionWatch:
         finally:
             self._dry = False
         if not count.maps:
-            raise EvaluationError(f'{self.model.name} has no attention: analyse its frequencies, or its layers by CKA.')
+            raise EvaluationError(
+                f'{self.model.name} computes no softmax between tokens: it has no attention, or a kind without a map, '
+                'such as linear attention. Analyse its frequencies, or its layers by CKA.'
+            )
         if count.maps != len(self._seen):
             raise self._unknown('also outside the attention of its blocks, or not as softmax or fused attention')
         self.checked = True
