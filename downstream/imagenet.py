@@ -139,7 +139,10 @@ def preprocessing(model: nn.Module, overrides: Mapping[str, Any] | None = None) 
 
 
 def protocol_overrides(name: str, protocol: str) -> dict[str, Any]:
-    """The preprocessing on record for a release, as overrides of `preprocessing`: size, crop and interpolation.
+    """The preprocessing on record for a release, as overrides of `preprocessing`: crop and interpolation.
+
+    The size of the image is that of the model, which released weights fix. So a model that was trained from a release,
+    or is of its architecture, has its protocol at its own size.
 
     Args:
         name: 'architecture.tag', or 'architecture' for its default tag.

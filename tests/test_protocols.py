@@ -6,7 +6,7 @@ import fake_datasets as fake
 import pytest
 import timm
 import torch
-from conftest import for_each, refused
+from conftest import for_each, refused, small_of
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torchvision import transforms
@@ -14,6 +14,7 @@ from torchvision import transforms
 import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.downstream.imagenet import PROTOCOLS, protocol_overrides
+from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.releases import all_releases, get_release
 
 RELEASES = [release.name for release in all_releases()]
@@ -104,11 +105,20 @@ def test_the_command_evaluates_by_the_protocol_and_records_it(cli, images, tmp_p
     assert {config['crop_mode'] for config in found.values()} == {'center'}
 
 
+def test_a_model_that_was_trained_from_a_release_has_its_protocol_at_its_own_size(cli, tmp_path):
+    folder = save_folder(small_of('tinyvit', img_size=64, num_classes=10), tmp_path / 'model')
+    out = tmp_path / 'out'
+    code, _, err = cli('evaluate', folder, '-d', 'digits', '--protocol', 'paper', '-o', out)
+    assert code == 0, err
+    config = json.loads((out / 'results.json').read_text())['preprocessing']
+    assert (config['input_size'], config['crop_pct']) == ([3, 64, 64], 0.875)
+
+
 @pytest.mark.parametrize(
     ('more', 'words'),
     [
         (('--crop-pct', '0.9'), 'both set the crop'),
-        (('--img-size', '256'), '--protocol sets the size of the image'),
+        (('--img-size', '256'), '--protocol is of the size that a release is for'),
     ],
     ids=['crop', 'size'],
 )

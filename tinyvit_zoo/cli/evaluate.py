@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, own_folder, processes
+from .evaluator_options import TO_TEST_ON, architecture_of, backbone_of, dtype_of, loader, own_folder, processes
 from .options import DataOptions, ForwardOptions, ModelOptions, OutputFolder, RunOptions, find_device
 
 IMAGENET_C = 'imagenet-c'
@@ -32,7 +32,7 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="Size, crop and interpolation of a release: its authors', or timm's; `info` prints both."),
+        typer.Option(help="Crop and interpolation of a release: its authors', or timm's; `info` prints both."),
     ] = None,
     clean_root: Annotated[
         Path | None,
@@ -96,8 +96,8 @@ def _overrides(
     if stored_as_crops:
         raise typer.BadParameter('The images of imagenet-c are stored as crops: leave --protocol out.')
     if options.img_size is not None:
-        raise typer.BadParameter('--protocol sets the size of the image: leave --img-size out.')
-    return protocol_overrides(options.name, str(protocol))
+        raise typer.BadParameter('--protocol is of the size that a release is for: leave --img-size out.')
+    return protocol_overrides(architecture_of(options.name), str(protocol))
 
 
 def _corruptions(

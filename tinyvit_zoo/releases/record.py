@@ -160,13 +160,8 @@ class Protocol:
 
     @property
     def preprocessing(self) -> dict:
-        """As arguments of `timm.data.create_transform`; mean and standard deviation are the release's."""
-        return dict(
-            input_size=(3, self.img_size, self.img_size),
-            crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode,
-            interpolation=self.interpolation,
-        )
+        """What it says of an image of whatever size, as arguments of `timm.data.create_transform`."""
+        return dict(crop_pct=self.crop_pct, crop_mode=self.crop_mode, interpolation=self.interpolation)
 
 
 def same_file(one: str, other: str) -> bool:
