@@ -133,7 +133,9 @@ def tinymim_base_seg(
 def tinymim_small_seg(
     img_size: int | tuple[int, int] = 512, drop_path_rate: float = 0.1, num_heads: int = 6, device=None, dtype=None
 ) -> DenseBackbone:
-    """`tinymim_base_seg` at the width of TinyMIM-S: four maps of 384 channels. Its authors have not published theirs.
+    """The class of `tinymim_base_seg` at the width of TinyMIM-S: four maps of 384 channels.
+
+    The released code takes any width; what its authors segmented with at this one they have not published.
 
     Args:
         img_size: H, or (H, W), that positions and tables are laid out for.
@@ -148,7 +150,9 @@ def tinymim_small_seg(
 def tinymim_tiny_seg(
     img_size: int | tuple[int, int] = 512, drop_path_rate: float = 0.1, num_heads: int = 3, device=None, dtype=None
 ) -> DenseBackbone:
-    """`tinymim_base_seg` at the width of TinyMIM-T: four maps of 192 channels. Its authors have not published theirs.
+    """The class of `tinymim_base_seg` at the width of TinyMIM-T: four maps of 192 channels.
+
+    The released code takes any width; what its authors segmented with at this one they have not published.
 
     Args:
         img_size: H, or (H, W), that positions and tables are laid out for.
