@@ -124,7 +124,7 @@ def test_epochs_of_the_1x_and_3x_schedules():
         assert config.param_scheduler[1].milestones == steps
 
 
-@pytest.mark.parametrize('name', ['tinyvit_5m', 'mini_swin_tiny', 'swin_tiny'])
+@pytest.mark.parametrize('name', ['tinyvit_5m', 'mini_swin_tiny', 'mini_swin_tiny_ws', 'swin_tiny'])
 def test_swins_recipe_does_not_decay_norms_and_tables(name):
     config = read(DETECTION, f'cascade_mask_rcnn_{name}_fpn_1x_coco')
     model = build(config, 'meta')

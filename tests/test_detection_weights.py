@@ -308,6 +308,9 @@ def test_a_swin_that_shares_its_weights_fills_its_backbone_and_stays_shared(tmp_
     x = images(64, 96, batch=1)
     with torch.no_grad():
         assert [tuple(y.shape[1:]) for y in backbone.eval()(x)] == [(16 * 2**i, 16 >> i, 24 >> i) for i in range(4)]
+    losses = sum(y.square().mean() for y in backbone.train()(x))
+    losses.backward()
+    assert [k for k, p in backbone.named_parameters() if p.grad is None] == []
     other = dict(SHARED_SWIN, transform=True)
     refused(lambda: ZooBackbone('multiplexed', **other, pretrained=folder), folder, 'not of multiplexed')
 

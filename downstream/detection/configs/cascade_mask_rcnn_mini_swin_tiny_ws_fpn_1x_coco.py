@@ -17,3 +17,4 @@ model = dict(
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
+optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))  # a shared layer is in several blocks
