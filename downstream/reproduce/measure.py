@@ -102,8 +102,8 @@ def _built(subject: Subject, classes: int | None = None) -> Built:
 
 
 def _own_side(subject: Subject) -> int:
-    """Side of the image that the model is made for."""
-    name = subject.options.get('base', subject.name)  # a multiplexed model has the size of its base
+    """Side of the image that the model is made for; one with shared weights has that of its base."""
+    name = subject.options.get('base', subject.name)
     return cast(Any, timm.get_pretrained_cfg(name)).input_size[-1]
 
 

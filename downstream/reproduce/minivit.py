@@ -8,22 +8,24 @@ __all__ = ['PAPER']
 SWIN_TEACHER = 'swin_base_patch4_window7_224.ms_in22k_ft_in1k'
 CASCADE = 'cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
 TINY = 'mini_swin_tiny_patch4_window7_224'
-DISTILLED = f'pretrain minivit --student {TINY} --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
-LABELS = '--losses mini_deit --hard-weight 1'  # nothing but the labels: what the teacher says is not used
-# The student is the folder of `compress swin_tiny_patch4_window7_224 --random --share-every stage --no-transform`.
-SHARED = f'pretrain minivit --student FOLDER --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
+TRAIN_SWIN = f'pretrain minivit --student {{}} --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
+TRAIN_DEIT = 'pretrain minivit --student {} --teacher regnety_160.deit_in1k -d imagenet-1k -o OUT'
+PREDICTIONS = '--relation-weight 0 --hidden-weight 0'
+LABELS = '--hard-weight 1'  # and none for the teacher's predictions
+
+
+def _shared(base: str, share_every: int | str, train: str, config: str = '') -> Subject:
+    """A model of timm whose blocks are shared whole, and the commands that make it and train it from random weights."""
+    start = f'compress {base} --random --init first --share-every {share_every} --no-transform --share-norms'
+    built = dict(base=base, share_every=share_every, transform=False, share_norms=True)
+    trainer = f'{start} -o START && tinyvit-zoo {train.format("START")}'
+    return unreleased('multiplexed', trainer, options=built, config=config)
 
 
 def _at_384(recipe: str) -> Subject:
     """Mini-DeiT-B at 384 pixels, which alone is transferred; the recipe depends on the data set."""
     name = 'mini_deit_base_patch16_384.distill_in1k'
     return released(name, finetune=f'{name} --recipe {recipe}')
-
-
-def _shared_swin(size: str, trainer: str = '', config: str = '') -> Subject:
-    """A Swin whose stages share their weights and transform nothing."""
-    options = dict(base=f'swin_{size}_patch4_window7_224', share_every='stage', transform=False)
-    return unreleased('multiplexed', trainer, options=options, config=config)
 
 
 SUBJECTS = {
@@ -47,24 +49,41 @@ SUBJECTS = {
         f'{TINY}.distill_in1k', config='distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
     ),
     # Not published.
-    'Mini-Swin-T (WS)': _shared_swin(
-        'tiny', f'{SHARED} {LABELS}', config='cascade_mask_rcnn_mini_swin_tiny_ws_fpn_1x_coco'
-    ),
-    'Mini-Swin-T (WS+WD)': _shared_swin('tiny', SHARED),
     'Mini-Swin-T (WS+WT)': unreleased(
-        TINY, f'{DISTILLED} {LABELS}', config='cascade_mask_rcnn_mini_swin_tiny_ws_wt_fpn_1x_coco'
+        TINY,
+        f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} {LABELS}',
+        config='cascade_mask_rcnn_mini_swin_tiny_ws_wt_fpn_1x_coco',
     ),
-    'Swin-S (WS only) vs Swin-S': _shared_swin('small'),
-    'Mini-DeiT-S (WS+WT)': unreleased('mini_deit_small_patch16_224'),
-    'Mini-Swin-T (sharing every-2)': unreleased(TINY, options={'repeats': 2}),
-    'Mini-DeiT-B (sharing all layers)': unreleased('mini_deit_base_patch16_224', options={'repeats': 12}),
-    'Mini-Swin-T (losses pred)': unreleased(TINY, f'{DISTILLED} --losses mini_deit'),
-    'Mini-Swin-T (losses GT+pred)': unreleased(TINY, f'{DISTILLED} --losses mini_deit --hard-weight 0.5'),
-    'Mini-Swin-T (losses pred+attn)': unreleased(TINY),
-    'Mini-Swin-T (losses pred+hddn)': unreleased(TINY),
-    'Mini-Swin-T (no distillation, GT only)': unreleased(TINY, f'{DISTILLED} {LABELS}'),
-    # DeiT without the class token and with relative positions: no name builds it without the transformations.
-    **dict.fromkeys(('Mini-DeiT-S (WS)', 'Mini-DeiT-S (WS+WD)'), unreleased('')),
+    'Mini-DeiT-S (WS+WT)': unreleased(
+        'mini_deit_small_patch16_224', f'{TRAIN_DEIT.format("mini_deit_small_patch16_224")} {LABELS}'
+    ),
+    'Mini-Swin-T (sharing every-2)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} --repeats 2', options={'repeats': 2}),
+    'Mini-DeiT-B (sharing all layers)': unreleased(
+        'mini_deit_base_patch16_224',
+        f'{TRAIN_DEIT.format("mini_deit_base_patch16_224")} --repeats 12',
+        options={'repeats': 12},
+    ),
+    'Mini-Swin-T (losses pred)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS}'),
+    'Mini-Swin-T (losses GT+pred)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} --hard-weight 0.5'),
+    'Mini-Swin-T (losses pred+attn)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} --hidden-weight 0'),
+    'Mini-Swin-T (losses pred+hddn)': unreleased(
+        TINY, f'{TRAIN_SWIN.format(TINY)} --relation-weight 0 --hidden-weight 1'
+    ),
+    'Mini-Swin-T (no distillation, GT only)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} {LABELS}'),
+    # Weight sharing as in Eq. 4 and Fig. 2a: all of a block, its norms too. Whether these rows share the norms is not
+    # said; the printed sizes are the same. They are of DeiT and Swin as they are, as #1 and #6 of Table 1.
+    'Mini-DeiT-S (WS)': _shared('deit_small_patch16_224', 2, f'{TRAIN_DEIT} {LABELS}'),
+    'Mini-DeiT-S (WS+WD)': _shared('deit_small_patch16_224', 2, TRAIN_DEIT),
+    'Mini-Swin-T (WS)': _shared(
+        'swin_tiny_patch4_window7_224',
+        'stage',
+        f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}',
+        config='cascade_mask_rcnn_mini_swin_tiny_ws_fpn_1x_coco',
+    ),
+    'Mini-Swin-T (WS+WD)': _shared('swin_tiny_patch4_window7_224', 'stage', TRAIN_SWIN),
+    'Swin-S (WS only) vs Swin-S': _shared(
+        'swin_small_patch4_window7_224', 'stage', f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}'
+    ),
     # timm's models.
     'DeiT-Ti': released('deit_tiny_patch16_224.fb_in1k'),
     'DeiT-S': released('deit_small_patch16_224.fb_in1k'),
@@ -93,7 +112,6 @@ SUBJECTS = {
 
 VERSUS = {
     'Mini-Swin-B vs Swin-B': ('Swin-B', 'Mini-Swin-B'),
-    'Swin-S (WS only) vs Swin-S': ('Swin-S', 'Swin-S (WS only) vs Swin-S'),
     'Mini-DeiT-Ti': ('DeiT-Ti', 'Mini-DeiT-Ti'),
     'Mini-DeiT-S': ('DeiT-S', 'Mini-DeiT-S'),
     'Mini-DeiT-B': ('DeiT-B', 'Mini-DeiT-B'),
@@ -106,6 +124,7 @@ VERSUS = {
     'Mini-Swin-B 384': ('Swin-B 384', 'Mini-Swin-B 384'),
     'Mini-Swin-T (sharing every-2)': ('Swin-T', 'Mini-Swin-T (sharing every-2)'),
     'Mini-Swin-T (sharing all layers)': ('Swin-T', 'Mini-Swin-T (sharing all layers)'),
+    'Swin-S (WS only) vs Swin-S': ('Swin-S', 'Swin-S (WS only) vs Swin-S'),
 }
 """The original and the compressed model of a ratio, by name in the rows."""
 

@@ -6,12 +6,12 @@ starts from: make them by `tinyvit-zoo compress` and `pretrain minivit`, see doc
 
 _base_ = ['./_base_/cascade_mask_rcnn_fpn.py', './_base_/coco_swin_1x.py']
 
+# Norms, too: whether the paper's model shares them it does not say.
+sharing = dict(base='swin_tiny_patch4_window7_224', share_every='stage', transform=False, share_norms=True)
 model = dict(
     backbone=dict(
         model_name='multiplexed',
-        base='swin_tiny_patch4_window7_224',
-        share_every='stage',
-        transform=False,
+        **sharing,
         drop_path_rate=0.0,  # as in Swin's file of 12 epochs
         init_cfg=dict(checkpoint='checkpoints/mini_swin_tiny_ws'),  # the folder that `pretrain minivit` writes
     ),
