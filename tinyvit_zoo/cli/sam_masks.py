@@ -107,7 +107,7 @@ def segment(
         raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
     quiet_logs()
     picture = load_image(image)
-    prompt = Prompt(tuple(map(tuple, point or ())), tuple(map(tuple, not_point or ())), box and tuple(box))
+    prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
     prompt.check(picture.height, picture.width)  # before weights are read
     found = _segmenter(weights, onnx, rectangular)(picture, prompt)
     write_whole(output, png(found.mask))
@@ -127,10 +127,17 @@ def _segmenter(weights: Path | None, onnx: Path | None, rectangular: bool) -> An
 
     if onnx is not None:
         return Segmenter.of_onnx(onnx)
+    assert weights is not None
+    return Segmenter.of_model(_load(weights, rectangular))
+
+
+def _load(weights: Path, rectangular: bool) -> Any:
+    from .sam import quiet_transformers
+
+    quiet_transformers()
     from ..hub.sam import load_sam
 
-    assert weights is not None
-    return Segmenter.of_model(load_sam(weights, rectangular=rectangular or None))
+    return load_sam(weights, rectangular=rectangular or None)
 
 
 def _facts(image: Path, output: Path, prompt: 'Prompt', found: 'Segmented') -> dict[str, Any]:
@@ -160,7 +167,6 @@ def export(
 
     Each file is compared with PyTorch, and neither is written unless both are right.
     """
-    from ..hub.sam import load_sam
     from ..segment_anything.export import TOLERANCE, check_files, export_sam
 
     if rectangular and not dynamic_size:
@@ -168,7 +174,7 @@ def export(
     quiet_logs()
     files = check_files(encoder, decoder)  # before weights are read
     done = export_sam(
-        load_sam(weights, rectangular=rectangular or None), *files, img_size=pair_of(img_size),
+        _load(weights, rectangular), *files, img_size=pair_of(img_size),
         dynamic_size=dynamic_size, all_masks=all_masks,
     )  # fmt: skip
     for part, path in (('encoder', done.encoder), ('decoder', done.decoder)):
