@@ -207,7 +207,9 @@ def _check_dynamic(model: nn.Module) -> int:
     Raises:
         ModelError: If the model's graph is for one size only.
     """
-    if isinstance(model, TinyViT):
+    # torch.export fixes the number of windows where it is 1, in the products of talking heads.
+    talking = any(getattr(m, 'talking_heads', False) for m in model.modules())
+    if isinstance(model, TinyViT) and not talking:
         return 1
     if getattr(model, 'dynamic_img_size', False) and isinstance(model, TAKE_PATCHES):
         patch = model.patch_embed.patch_size
@@ -215,8 +217,9 @@ def _check_dynamic(model: nn.Module) -> int:
             return patch[0]
     name = cast(Any, model).pretrained_cfg.get('architecture') or type(model).__name__
     raise ModelError(
-        f'The graph of {name} is for one image size: its bias tables or shifted windows depend on it. Export it '
-        'at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
+        f'The graph of {name} is for one image size: its bias tables, shifted windows or talking heads depend on it. '
+        'Export it at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT '
+        '(dynamic_img_size=True).'
     )
 
 
