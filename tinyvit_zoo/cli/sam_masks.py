@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import print_json, quiet_logs
+from .console import print_json, quiet_logs, quiet_transformers
 from .int8_options import Int8Options, print_quantized
 from .options import ImgSize, Json, Seed, pair_of
 
@@ -133,8 +133,6 @@ def _segmenter(weights: Path | None, onnx: Path | None, rectangular: bool) -> An
 
 
 def _load(weights: Path, rectangular: bool) -> Any:
-    from .sam import quiet_transformers
-
     quiet_transformers()
     from ..hub.sam import load_sam
 
@@ -181,7 +179,7 @@ def export(
     if int8.int8:
         from ..int8.sam import quantize_sam
 
-        model = load_sam(weights, rectangular=rectangular or None)
+        model = _load(weights, rectangular)
         exported = dict(img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks)
         return print_quantized(quantize_sam(model, *files, **int8.arguments(), **exported, seed=seed), 'IoU of masks')
     done = export_sam(
