@@ -72,10 +72,15 @@ class Segmenter:
         evaluation mode.
         """
         side, decoder = model.config.prompt_encoder_config.image_size, PromptedDecoder(model).eval()
-        model.eval()
+        device = next(model.eval().parameters()).device
+
+        def decode(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            masks, quality, low = decoder(*(value.to(device) for value in values))
+            return masks.cpu(), quality.cpu(), low.cpu()
+
         return cls(
             (side, side), bool(getattr(model.config, 'rectangular', False)),
-            lambda images: model.vision_encoder(images)[0], decoder,
+            lambda images: model.vision_encoder(images.to(device))[0], decode,
         )  # fmt: skip
 
     @classmethod
