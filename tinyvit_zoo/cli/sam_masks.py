@@ -180,8 +180,11 @@ def export(
         from ..int8.sam import quantize_sam
 
         model = _load(weights, rectangular)
-        exported = dict(img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks)
-        return print_quantized(quantize_sam(model, *files, **int8.arguments(), **exported, seed=seed), 'IoU of masks')
+        quantized = quantize_sam(
+            model, files[0], files[1], **int8.arguments(), img_size=pair_of(img_size), dynamic_size=dynamic_size,
+            all_masks=all_masks, seed=seed,
+        )  # fmt: skip
+        return print_quantized(quantized, 'IoU of masks')
     done = export_sam(
         _load(weights, rectangular), *files, img_size=pair_of(img_size),
         dynamic_size=dynamic_size, all_masks=all_masks,
