@@ -13,7 +13,7 @@ from timm.layers import Attention, maybe_add_mask, resize_rel_pos_bias_table, re
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 
-from ..layers import HeadMix
+from ..layers import FillsBuffers, HeadMix
 from ..layers.bias_table import expand_signed_bias, signed_offset
 
 __all__ = [
@@ -77,7 +77,7 @@ class MixedAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
-class RelativePositionBias(nn.Module):
+class RelativePositionBias(FillsBuffers):
     """Swin's bias table as a module, so that layers can share it as they share a Linear.
 
     timm keeps the table in the attention itself, which here has its own head mixing.
@@ -193,7 +193,7 @@ class GridConv(nn.Module):
         return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class MultiplexedSwinBlock(SwinTransformerBlock):
+class MultiplexedSwinBlock(SwinTransformerBlock, FillsBuffers):
     """timm's block with a `GridConv` named `mlp_conv` before its MLP. (B, H, W, C)."""
 
     if TYPE_CHECKING:  # TorchScript rejects annotations of submodules at run time
