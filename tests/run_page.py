@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 BLOCK = re.compile(r'^```python\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -82,9 +83,12 @@ def main(page: Path) -> None:
     os.environ['HF_HUB_OFFLINE'] = '1'
     attempts = forbid_network()
     text = page.read_text()
-    blocks, names = blocks_of(text), {'__name__': '__main__'}
+    blocks = blocks_of(text)
+    runner, script = sys.modules['__main__'], ModuleType('__main__')
+    sys.modules['__main__'] = script  # classes of the page can be pickled, and it has none of the names above
     for code, first_line in blocks:
-        exec(compile('\n' * (first_line - 1) + code, str(page), 'exec'), names)
+        exec(compile('\n' * (first_line - 1) + code, str(page), 'exec'), script.__dict__)
+    sys.modules['__main__'] = runner
     if attempts:
         sys.exit(f'{page.name} tried to reach {", ".join(sorted(set(attempts)))}.')
     seconds = round(sum(os.times()[:4]), 1)

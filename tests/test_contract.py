@@ -486,6 +486,16 @@ def test_it_can_be_scripted_and_traced(any_small):
             torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_a_trace_with_gradients_enabled_gives_the_same_on_other_images(any_small):
+    """In evaluation mode, as tools for other formats record a model (docs/use/coreml.md)."""
+    model = any_small(img_size=SIZE)
+    traced = torch.jit.trace(model, images_for(model), check_trace=False)
+    x = images_for(model)
+    assert traced(x).requires_grad
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_it_can_be_traced_by_fx(deployable):
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
