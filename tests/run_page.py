@@ -28,11 +28,18 @@ class Block(NamedTuple):
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The Python blocks of a page, with the settings of the tests."""
-    return [
-        Block(SETTING.sub(r'\1 = \3', found[1]), text.count('\n', 0, found.start(1)) + 1)
-        for found in BLOCK.finditer(text)
-    ]
+    """The Python blocks of a page, with the settings of the tests.
+
+    Raises:
+        ValueError: If a setting is not on one line with its name.
+    """
+    blocks = []
+    for found in BLOCK.finditer(text):
+        code = SETTING.sub(r'\1 = \3', found[1])
+        if '# tests:' in code:
+            raise ValueError(f'Not of the form NAME = VALUE  # tests: OTHER, on one line:\n{code}')
+        blocks.append(Block(code, text.count('\n', 0, found.start(1)) + 1))
+    return blocks
 
 
 def settings_of(text: str) -> dict[str, str]:

@@ -67,6 +67,12 @@ def test_blocks_run_in_order_with_the_settings_that_the_page_names(tmp_path):
     assert (tmp_path / 'size').read_text() == '(64, 96)'
 
 
+def test_a_setting_that_would_not_be_seen_is_refused(tmp_path):
+    page = page_of(tmp_path, 'SIZE = dict(\n    side=640\n)  # tests: dict(side=64)')
+    with pytest.raises(ValueError, match='on one line'):
+        blocks_of(page.read_text())
+
+
 def test_a_failure_names_the_line_of_the_page(tmp_path):
     page = page_of(tmp_path, 'a = 1', 'a = 2\nassert a == 1')
     done = run(page, tmp_path)
