@@ -132,7 +132,7 @@ class MaeLiteRpe(FillsBuffers, Beit):
         """Fill the indices of the tables, which no checkpoint holds."""
         for module in self.modules():
             if module is not self and hasattr(module, 'init_non_persistent_buffers'):
-                module.init_non_persistent_buffers()
+                cast(Any, module).init_non_persistent_buffers()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
