@@ -4,7 +4,8 @@ import copy
 import importlib.util
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import torch
 from timm.models import reparameterize_model, split_model_name_tag
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from . import __version__
 from .build import build_model, load_model
@@ -30,7 +32,18 @@ from .models.plain_vit import PlainVit
 from .models.tinyvit import TinyViT
 from .names import check_name
 
-__all__ = ['DTYPES', 'FORMATS', 'Exported', 'check_output', 'export_model', 'model_to_export']
+__all__ = [
+    'DTYPES',
+    'FORMATS',
+    'Exported',
+    'check_output',
+    'export_model',
+    'model_to_export',
+    'onnx_session',
+    'producer',
+    'save_onnx',
+    'sizes_left_open',
+]
 
 FORMATS = ('onnx', 'pt2')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
@@ -194,7 +207,9 @@ def _check_dynamic(model: nn.Module) -> int:
     Raises:
         ModelError: If the model's graph is for one size only.
     """
-    if isinstance(model, TinyViT):
+    # torch.export fixes the number of windows where it is 1, in the products of talking heads.
+    talking = any(getattr(m, 'talking_heads', False) for m in model.modules())
+    if isinstance(model, TinyViT) and not talking:
         return 1
     if getattr(model, 'dynamic_img_size', False) and isinstance(model, TAKE_PATCHES):
         patch = model.patch_embed.patch_size
@@ -202,8 +217,9 @@ def _check_dynamic(model: nn.Module) -> int:
             return patch[0]
     name = cast(Any, model).pretrained_cfg.get('architecture') or type(model).__name__
     raise ModelError(
-        f'The graph of {name} is for one image size: its bias tables or shifted windows depend on it. Export it '
-        'at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
+        f'The graph of {name} is for one image size: its bias tables, shifted windows or talking heads depend on it. '
+        'Export it at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT '
+        '(dynamic_img_size=True).'
     )
 
 
@@ -217,6 +233,19 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@contextmanager
+def sizes_left_open() -> Iterator[None]:
+    """A block in which torch.export leaves open what is 1 in the trace.
+
+    Otherwise it takes that for fixed: a TinyViT that was traced with a single window would take no larger images.
+    """
+    if not hasattr(_config, 'backed_size_oblivious'):  # an early torch 2.7
+        yield
+        return
+    with _config.patch(backed_size_oblivious=True):
+        yield
 
 
 class _Half(nn.Module):
@@ -241,13 +270,19 @@ def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: in
         open_sides |= {i: Dim(n, min=SMALLEST_TINYVIT) for i, n in ((2, 'height'), (3, 'width'))}
     elif step is not None:
         open_sides |= {i: step * Dim(n, min=2) for i, n in ((2, 'rows'), (3, 'columns'))}
-    return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
+    with sizes_left_open() if step == 1 else nullcontext():
+        return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
+
+
+def producer() -> str:
+    """What wrote a file, for its metadata."""
+    return f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}'
 
 
 def _metadata(model: nn.Module) -> dict[str, str]:
     cfg = cast(Any, model).pretrained_cfg
     values = (
-        f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}',
+        producer(),
         '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
         cfg.get('license') or 'unknown',
         json.dumps(class_names(model) if model.num_classes else [], ensure_ascii=False),
@@ -259,14 +294,35 @@ def _metadata(model: nn.Module) -> dict[str, str]:
 def _write_onnx(
     program: ExportedProgram, path: Path, names: dict[int, str], output: str, metadata: dict[str, str]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    import onnxruntime
+    save_onnx(program, path, ['images'], [output], (names,), metadata)
+    session = onnx_session(path)
+    return lambda x: torch.from_numpy(session.run([output], {'images': x.numpy()})[0])
 
+
+def save_onnx(
+    program: ExportedProgram,
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    names: Sequence[dict[int, str] | None],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a traced program as ONNX, in one file.
+
+    Args:
+        program: Its dimensions of any size are dynamic already.
+        path: File.
+        inputs: Names of its inputs.
+        outputs: Names of its outputs.
+        names: Of the dynamic dimensions of each input.
+        metadata: Becomes metadata_props.
+    """
     onnx_program = torch.onnx.export(
         program,
         dynamo=True,
-        input_names=['images'],
-        output_names=[output],
-        dynamic_shapes=(names,),  # the program has them already; this names them
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_shapes=tuple(names),
         external_data=False,
         verbose=False,
     )
@@ -274,8 +330,14 @@ def _write_onnx(
         raise RuntimeError('torch.onnx.export returned no program.')
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda x: torch.from_numpy(session.run([output], {'images': x.numpy()})[0])
+
+
+def onnx_session(path: Path) -> Any:
+    """An onnxruntime session on the processor."""
+    with needs_extra('export'):
+        import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
 
 
 def _write_pt2(
