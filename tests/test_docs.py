@@ -21,16 +21,19 @@ from tinyvit_zoo.releases import FAMILIES, FAMILY_TITLES, TEACHERS, find_release
 from tinyvit_zoo.releases.rivals import RIVALS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), *sorted((ROOT / 'docs' / 'use').glob('*.md'))]
 PAGES += [ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']  # pages of the site too
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 README, MODELS = TEXTS['README.md'], TEXTS['docs/models.md']
 
 
 def fenced(language: str) -> list:
-    """Every block of a language, as a parameter named after its page."""
+    """Every block of a language, as a parameter named after its page. Pages of docs/use run as a whole, in
+    test_use_pages.py."""
     found = []
     for name, text in TEXTS.items():
+        if name.startswith('docs/use/'):
+            continue
         blocks = re.findall(rf'^```{language}\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
         found += [pytest.param(block, id=f'{name}-{i}') for i, block in enumerate(blocks)]
     return found
