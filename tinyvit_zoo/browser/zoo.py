@@ -9,7 +9,6 @@ from typing import Any
 import timm
 
 from ..hub.figure import rival_series
-from ..hub.sizes import shapes_of
 from ..hub.snippets import render_uses
 from ..releases import FAMILY_TITLES, Protocol, Release, Result, all_releases, family_of, find_release
 from ..releases.rivals import RIVALS, SOURCE_URL, Rival
@@ -60,7 +59,7 @@ def zoo_facts() -> dict[str, Any]:
 def _release(release: Release, speeds: Iterable[dict[str, Any]], sources: Sources) -> dict[str, Any]:
     profile = release.profile
     counted = sources.key('Counted from the model on the meta device (tinyvit-zoo info)')
-    stated = sources.key(f'The release: {release.origin_url}', release.origin_url)
+    stated = sources.key(f'The release of {FAMILY_TITLES[family_of(release)]}', release.origin_url)
     results = [_result(p, r, sources) for p in release.protocols for r in p.results]
     default = release.protocol.result()
     usual = find_release(release.architecture)
@@ -87,13 +86,13 @@ def _release(release: Release, speeds: Iterable[dict[str, Any]], sources: Source
         paper=dict(title=release.paper.title, url=release.paper.url, venue=release.paper.venue),
         weights=dict(url=release.url, hub=release.hf_hub_id, by_hand=release.manual_download),
         notes=list(release.notes),
-        snippets=[use._asdict() for use in render_uses(release, shapes_of(release.architecture, release.num_classes))],
+        snippets=[use._asdict() for use in render_uses(release)],
     )
 
 
 def _rival(rival: Rival, speeds: Iterable[dict[str, Any]], sources: Sources) -> dict[str, Any]:
-    counted = sources.key('Counted from the model of timm on the meta device (tinyvit-zoo bench)')
-    table = sources.key("timm's results-imagenet.csv", SOURCE_URL)
+    counted = sources.key('Counted from the model of timm on the meta device (as tinyvit-zoo info does)')
+    table = sources.key('timm results/results-imagenet.csv', SOURCE_URL)
     cfg = timm.get_pretrained_cfg(rival.architecture)
     at_own_size = cfg is not None and cfg.input_size[-1] == rival.img_size
     top1 = dict(dataset='imagenet-1k', top1=rival.top1, top5=None, by='timm', protocol=None, source=table)
