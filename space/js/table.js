@@ -7,7 +7,7 @@ import { icon } from './marks.js';
 /** Columns by the names that the address keeps. */
 export const COLUMNS = {
   name: 'Model',
-  params: 'Parameters (M)',
+  params: 'Params (M)',
   gmacs: 'GMACs',
   megabytes: 'MB',
   img_size: 'Image',

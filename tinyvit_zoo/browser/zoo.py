@@ -8,9 +8,9 @@ from typing import Any
 
 import timm
 
-from ..hub.figure import rival_series
+from ..hub.figure import LABELS, rival_series
 from ..hub.snippets import render_uses
-from ..releases import FAMILY_TITLES, Protocol, Release, Result, all_releases, family_of, find_release
+from ..releases import FAMILY_TITLES, License, Protocol, Release, Result, all_releases, family_of, find_release
 from ..releases.rivals import RIVALS, SOURCE_URL, Rival
 from ..version import __version__
 from .measured import figures, results_folder
@@ -67,6 +67,7 @@ def _release(release: Release, speeds: Iterable[dict[str, Any]], sources: Source
     return dict(
         name=release.name,
         architecture=release.architecture,
+        label=_label(release.name),
         of='zoo',
         family=family_of(release),
         series=FAMILY_TITLES[family_of(release)],
@@ -99,6 +100,7 @@ def _rival(rival: Rival, speeds: Iterable[dict[str, Any]], sources: Sources) -> 
     return dict(
         name=rival.name,
         architecture=rival.architecture,
+        label=_label(rival.name),
         of='timm',
         family=None,
         series=rival_series(rival.architecture),
@@ -114,12 +116,17 @@ def _rival(rival: Rival, speeds: Iterable[dict[str, Any]], sources: Sources) -> 
         top1=top1,
         results=[top1],
         measured=_speeds(rival.architecture, speeds, sources) if at_own_size else [],
-        license=dict(id=rival.license, title=rival.license, url=None),
+        license=dict(id=rival.license, title=License(rival.license, SOURCE_URL).title, url=None),
         paper=None,
         weights=dict(url=None, hub=f'timm/{rival.name}', by_hand=None),
         notes=[],
         snippets=[],
     )
+
+
+def _label(name: str) -> str | None:
+    """A short name, where the figure of the README has one."""
+    return LABELS[name][0] if name in LABELS else None
 
 
 def _number(value: float, source: str) -> dict[str, Any]:

@@ -20,9 +20,7 @@ def build(
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for the page.', metavar='DIR')],
     runtime: Annotated[
         Path | None,
-        typer.Option(
-            help='Unpacked npm package onnxruntime-web, to try images in the browser.', metavar='FOLDER'
-        ),
+        typer.Option(help='Unpacked npm package onnxruntime-web, to try images in the browser.', metavar='FOLDER'),
     ] = None,
     npm: Annotated[bool, typer.Option('--npm', help='Fetch that package by `npm pack`.')] = False,
     demo_model: Annotated[
