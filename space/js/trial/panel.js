@@ -22,6 +22,7 @@ class Panel {
     this.box = box;
     this.given = given;
     this.trial = new Trial((loaded, total) => this.progress(loaded, total));
+    this.turn = 0; // counts runs, so that one knows when it is no longer wanted
     this.input = el('input', { type: 'file', id: 'file', accept: 'image/*,.onnx', multiple: true, onchange: () => this.take([...this.input.files]) });
     this.drop = el('div', { class: 'drop' }, el('p', {}, 'Drop an image here, or an ONNX file of ', el('code', {}, 'tinyvit-zoo export'), '.'), el('label', { for: 'file' }, 'Choose files'), this.input);
     this.line = el('p', { class: 'model-line', 'aria-live': 'polite' });
@@ -50,56 +51,72 @@ class Panel {
 
   /** @param {string} address */
   takeSample(address) {
-    return this.guarded(async () => {
-      await this.trial.useImage(await (await fetch(address)).blob());
-      await this.run();
+    return this.guarded(async (goOn) => {
+      const file = await (await fetch(address)).blob();
+      goOn();
+      await this.trial.useImage(file);
+      await this.run(goOn);
     });
   }
 
   /** @param {File[]} files */
   take(files) {
-    this.input.value = '';
-    return this.guarded(async () => {
+    return this.guarded(async (goOn) => {
       for (const file of files) {
         if (file.name.toLowerCase().endsWith('.onnx')) this.trial.useModel(await file.arrayBuffer(), file.name);
         else if (file.type.startsWith('image/')) await this.trial.useImage(file);
         else throw new Error(`${file.name} is neither an image nor an ONNX file.`);
+        goOn();
       }
-      await this.run();
+      this.input.value = '';
+      await this.run(goOn);
     });
   }
 
-  async run() {
-    if (this.trial.image && !this.trial.model && this.given.model) {
+  /** @param {() => void} goOn Throws once this run was stopped, or another one began. */
+  async run(goOn) {
+    const { trial } = this;
+    if (trial.image && !trial.model && this.given.model) {
       this.say('Fetching the model');
-      const answer = await fetch(this.given.model);
-      this.trial.useModel(await answer.arrayBuffer(), this.given.model);
+      const bytes = await (await fetch(this.given.model)).arrayBuffer();
+      goOn();
+      trial.useModel(bytes, this.given.model);
     }
     this.describe();
-    if (!this.trial.model || !this.trial.image) return;
-    this.say(this.trial.isLoaded ? 'Running' : 'Making the model ready');
-    const answer = await this.trial.run();
-    this.result.replaceChildren(...draw(answer, this.trial.model));
+    if (!trial.model || !trial.image) return;
+    this.say(trial.isLoaded ? 'Running' : 'Making the model ready');
+    const answer = await trial.run();
+    goOn();
+    this.result.replaceChildren(...draw(answer, trial.model));
     announce(answer.best.length ? `${answer.best[0].label}, ${(100 * answer.best[0].probability).toFixed(1)} %.` : 'Features computed.');
   }
 
-  /** Run an action; show that it runs, and how it failed. */
+  /** Run an action in place of the last one; show that it runs, and how it failed. */
   async guarded(action) {
+    const turn = ++this.turn;
+    const isOver = () => turn !== this.turn;
     this.error.hidden = true;
     this.result.replaceChildren();
     this.say('Reading');
     try {
-      await action();
+      await action(() => { if (isOver()) throw new Stopped('Stopped.'); });
     } catch (error) {
-      this.describe();
-      this.error.textContent = error instanceof Stopped ? 'Stopped.' : error.message;
-      this.error.hidden = false;
+      if (!isOver()) this.fail(error.message);
     }
-    this.busy.hidden = true;
+    if (!isOver()) this.busy.hidden = true;
   }
 
   stop() {
+    this.turn++;
     this.trial.stop();
+    this.busy.hidden = true;
+    this.fail('Stopped.');
+  }
+
+  fail(words) {
+    this.describe();
+    this.error.textContent = words;
+    this.error.hidden = false;
   }
 
   say(words) {

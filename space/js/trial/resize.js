@@ -1,6 +1,6 @@
 /**
- * Resizing of 8-bit images with antialiasing, to the bit as Pillow does it: two passes, weights as integers of 22 bits,
- * and whole grey levels in between.
+ * Resizing of 8-bit images with antialiasing, to the bit as Pillow 13 does it: two passes, weights as integers of 22
+ * bits, and whole grey levels in between.
  */
 
 const BITS = 22;
@@ -26,8 +26,11 @@ export const FILTERS = {
  * @returns {Pixels}
  */
 export function resize(image, width, height, filter) {
-  const across = width === image.width ? image : pass(image, width, true, FILTERS[filter]);
-  return height === image.height ? across : pass(across, height, false, FILTERS[filter]);
+  const across = (given) => (width === given.width ? given : pass(given, width, true, FILTERS[filter]));
+  const down = (given) => (height === given.height ? given : pass(given, height, false, FILTERS[filter]));
+  // Found by trying sizes: earlier versions always begin across, which changes a level by one here and there.
+  const isTall = image.height > height && image.height - height > 2 * (image.width - width);
+  return isTall ? across(down(image)) : down(across(image));
 }
 
 function cubic(given) {
