@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,17 @@ from .models.plain_vit import PlainVit
 from .models.tinyvit import TinyViT
 from .names import check_name
 
-__all__ = ['DTYPES', 'FORMATS', 'Exported', 'check_output', 'export_model', 'model_to_export']
+__all__ = [
+    'DTYPES',
+    'FORMATS',
+    'Exported',
+    'check_output',
+    'export_model',
+    'model_to_export',
+    'onnx_session',
+    'producer',
+    'save_onnx',
+]
 
 FORMATS = ('onnx', 'pt2')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
@@ -244,10 +254,15 @@ def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: in
     return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
 
 
+def producer() -> str:
+    """What wrote a file, for its metadata."""
+    return f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}'
+
+
 def _metadata(model: nn.Module) -> dict[str, str]:
     cfg = cast(Any, model).pretrained_cfg
     values = (
-        f'tinyvit-zoo {__version__}, torch {torch.__version__}, timm {timm.__version__}',
+        producer(),
         '.'.join(part for part in (cfg.get('architecture'), cfg.get('tag')) if part),
         cfg.get('license') or 'unknown',
         json.dumps(class_names(model) if model.num_classes else [], ensure_ascii=False),
@@ -259,14 +274,35 @@ def _metadata(model: nn.Module) -> dict[str, str]:
 def _write_onnx(
     program: ExportedProgram, path: Path, names: dict[int, str], output: str, metadata: dict[str, str]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    import onnxruntime
+    save_onnx(program, path, ['images'], [output], (names,), metadata)
+    session = onnx_session(path)
+    return lambda x: torch.from_numpy(session.run([output], {'images': x.numpy()})[0])
 
+
+def save_onnx(
+    program: ExportedProgram,
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    names: Sequence[dict[int, str] | None],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a traced program as ONNX, in one file.
+
+    Args:
+        program: Its dimensions of any size are dynamic already.
+        path: File.
+        inputs: Names of its inputs.
+        outputs: Names of its outputs.
+        names: Of the dynamic dimensions of each input.
+        metadata: Becomes metadata_props.
+    """
     onnx_program = torch.onnx.export(
         program,
         dynamo=True,
-        input_names=['images'],
-        output_names=[output],
-        dynamic_shapes=(names,),  # the program has them already; this names them
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_shapes=tuple(names),
         external_data=False,
         verbose=False,
     )
@@ -274,8 +310,14 @@ def _write_onnx(
         raise RuntimeError('torch.onnx.export returned no program.')
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda x: torch.from_numpy(session.run([output], {'images': x.numpy()})[0])
+
+
+def onnx_session(path: Path) -> Any:
+    """An onnxruntime session on the processor."""
+    with needs_extra('export'):
+        import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
 
 
 def _write_pt2(

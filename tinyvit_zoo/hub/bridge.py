@@ -65,7 +65,10 @@ def timm_config(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
             f"timm's {own} takes only {native.img_size[0]}x{native.img_size[1]} with its windows: this model, at "
             f'{ours.img_size[0]}x{ours.img_size[1]}, can be written for tinyvit-zoo only.'
         )
-    unused = ('img_size', 'window_sizes', 'bias_interpolation')  # at this size, where no table is resized
+    if ours.output_stride != native.output_stride:
+        raise ValueError(f"timm's {own} has stride 32 only: this model can be written for tinyvit-zoo only.")
+    # At this size, where no table is resized.
+    unused = ('img_size', 'window_sizes', 'bias_interpolation', 'output_stride')
     args = {k: v for k, v in config['model_args'].items() if k not in unused}
     unknown = args.keys() - inspect.signature(type(timm.create_model(own, device='meta'))).parameters.keys()
     if unknown:

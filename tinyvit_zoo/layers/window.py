@@ -26,14 +26,20 @@ __all__ = [
 Size = tuple[int, int]
 
 
-def stage_grids(img_size: Size, num_stages: int = 4, stem_halvings: int = 2) -> tuple[Size, ...]:
-    """Feature-map size (H, W) of every stage. Each stride-2 convolution (3x3, padding 1) rounds up."""
+def stage_grids(
+    img_size: Size, num_stages: int = 4, stem_halvings: int = 2, output_stride: int = 32
+) -> tuple[Size, ...]:
+    """Feature-map size (H, W) of every stage. Each stride-2 convolution (3x3, padding 1) rounds up.
+
+    A stage whose map would have a larger stride than `output_stride` keeps the size of the one before.
+    """
     size = img_size
     for _ in range(stem_halvings):
         size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
     grids = [size]
-    for _ in range(num_stages - 1):
-        size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    for stage in range(1, num_stages):
+        if 2 ** (stem_halvings + stage) <= output_stride:
+            size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
         grids.append(size)
     return tuple(grids)
 

@@ -153,10 +153,10 @@ def _resolve_size(
     img_size = source_img_size if asked is None else tuple(to_2tuple(asked))
     if len(img_size) != 2:
         raise ValueError(f'img_size must be an int or (H, W), got {asked!r}.')
-    if img_size == source_img_size:
-        return img_size, {}
-    input_size = (cfg.input_size[0], *img_size)
-    return img_size, dict(input_size=input_size, pool_size=final_grid(img_size), test_input_size=None)
+    grid = final_grid(img_size)
+    if img_size == source_img_size:  # of another output stride, perhaps
+        return img_size, {} if cfg.pool_size is None or tuple(cfg.pool_size) == grid else dict(pool_size=grid)
+    return img_size, dict(input_size=(cfg.input_size[0], *img_size), pool_size=grid, test_input_size=None)
 
 
 def _fetch_weights(

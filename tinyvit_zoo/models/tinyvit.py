@@ -10,6 +10,7 @@ Shape legend: `B` batch, `H W` feature-map height and width, `C` channels, `h w`
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, cast
 
@@ -132,17 +133,27 @@ class MBConv(nn.Module):
 
 @known_class
 class PatchMerging(nn.Module):
-    """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2)."""
+    """Halve the map and change the width: 1x1, 3x3 stride-2 depthwise, 1x1. (B, C, H, W) -> (B, C', H/2, W/2).
+
+    With `stride` 1 only the width changes.
+    """
 
     def __init__(
-        self, dim: int, out_dim: int, act_layer: type[nn.Module], in_parts: bool = False, device=None, dtype=None
+        self,
+        dim: int,
+        out_dim: int,
+        act_layer: type[nn.Module],
+        in_parts: bool = False,
+        stride: int = 2,
+        device=None,
+        dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.in_parts = in_parts
         self.conv1 = ConvNorm(dim, out_dim, 1, **dd)
         self.act1 = act_layer()
-        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=2, groups=out_dim, **dd)
+        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=stride, groups=out_dim, **dd)
         self.act2 = act_layer()
         self.conv3 = ConvNorm(out_dim, out_dim, 1, **dd)
 
@@ -335,7 +346,7 @@ torch.fx.wrap('window_reverse')
 
 
 class TinyVitStage(nn.Module):
-    """Stages 1-3: patch merging, then transformer blocks. (B, C, H, W) -> (B, C', H/2, W/2)."""
+    """Stages 1-3: patch merging, then transformer blocks. (B, C, H, W) -> (B, C', H/2, W/2); (.., H, W) at stride 1."""
 
     def __init__(
         self,
@@ -349,13 +360,14 @@ class TinyVitStage(nn.Module):
         proj_drop: float,
         drop_path: Sequence[float],
         merge_in_parts: bool = False,
+        merge_stride: int = 2,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim, out_dim, act_layer, merge_in_parts, **dd)
+        self.downsample = PatchMerging(dim, out_dim, act_layer, merge_in_parts, merge_stride, **dd)
         self.blocks = TypedSequential(
             *[
                 TinyVitBlock(
@@ -390,6 +402,17 @@ def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | N
     return window_size if window_sizes is None else window_sizes
 
 
+def _checked_stride(output_stride: int) -> int:
+    """The stride itself.
+
+    Raises:
+        ValueError: If it is neither 32 nor 16.
+    """
+    if output_stride not in (16, 32):
+        raise ValueError(f'output_stride must be 32 or 16, got {output_stride!r}: TinyViT has no other.')
+    return output_stride
+
+
 class TinyViT(nn.Module):
     """TinyViT.
 
@@ -404,6 +427,8 @@ class TinyViT(nn.Module):
         num_heads: Heads of each stage (stage 0 has no attention).
         window_sizes: Windows to use instead of those that follow from `img_size`; see `per_stage_windows`.
         window_size: timm's name for `window_sizes`; one of the two.
+        output_stride: 32 as released, or 16: the last patch merging then has stride 1, and the last map has the size
+            of the one before it. The windows stay those of stride 32, and so do all weights.
         bias_interpolation: Mode of resizing bias tables: 'bicubic' (released code and weights) or
             'bilinear' (the paper's sentence).
         mlp_ratio: Hidden width of the MLP over the block's width.
@@ -415,7 +440,8 @@ class TinyViT(nn.Module):
         act_layer: Activation; every release uses the exact GELU.
 
     Raises:
-        ValueError: On a size below 32, windows that do not fit the number of stages, or windows under both names.
+        ValueError: On a size below 32, windows that do not fit the number of stages, windows under both names, or
+            another output stride.
     """
 
     def __init__(
@@ -429,6 +455,7 @@ class TinyViT(nn.Module):
         num_heads: Sequence[int] = (2, 4, 5, 10),
         window_sizes: int | Sequence | None = None,
         window_size: int | Sequence | None = None,
+        output_stride: int = 32,
         bias_interpolation: str = 'bicubic',
         mlp_ratio: float = 4.0,
         mbconv_expand_ratio: float = 4.0,
@@ -444,6 +471,7 @@ class TinyViT(nn.Module):
         super().__init__()
         if bias_interpolation not in ('bicubic', 'bilinear'):
             raise ValueError(f"bias_interpolation must be 'bicubic' or 'bilinear', got {bias_interpolation!r}.")
+        self.output_stride = _checked_stride(output_stride)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = embed_dims[-1]
@@ -456,6 +484,7 @@ class TinyViT(nn.Module):
         stages: list[ConvStage | TinyVitStage] = [
             ConvStage(embed_dims[0], mbconv_expand_ratio, act_layer, dpr[0], **dd)
         ]
+        strides = [min(4 * 2**i, output_stride) for i in range(len(depths))]
         for i in range(1, len(depths)):
             stages.append(
                 TinyVitStage(
@@ -469,12 +498,13 @@ class TinyViT(nn.Module):
                     proj_drop_rate,
                     dpr[i],
                     merge_in_parts=i == 1,
+                    merge_stride=strides[i] // strides[i - 1],
                     **dd,
                 )
             )
         self.stages = TypedSequential(*stages)
         self.feature_info = [
-            dict(num_chs=dim, reduction=4 * 2**i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)
+            dict(num_chs=dim, reduction=strides[i], module=f'stages.{i}') for i, dim in enumerate(embed_dims)
         ]
         self.head = NormMlpClassifierHead(
             self.num_features,
@@ -506,7 +536,9 @@ class TinyViT(nn.Module):
     ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
         """Image size and the window (h, w) of every stage: the only place where a resolution becomes windows.
 
-        `always_partition` is Mini-Swin's: here windows larger than a map always stay as they are.
+        The windows do not depend on the output stride: at 16 the last map has twice as many a side, so the tables of
+        released weights fit as they are. `always_partition` is Mini-Swin's: here windows larger than a map always stay
+        as they are.
         """
         img_size = tuple(to_2tuple(img_size))
         if len(img_size) != 2 or min(img_size) < 32:
@@ -598,7 +630,7 @@ class TinyViT(nn.Module):
             for block in cast(TinyVitStage, stage).blocks:
                 block.attn.set_window_size(window, self.bias_interpolation)
         self._limit_kept_biases()
-        grid = stage_grids(self.img_size, len(self.stages))[-1]
+        grid = stage_grids(self.img_size, len(self.stages), output_stride=self.output_stride)[-1]
         record_input_size(self, self.img_size, grid, window_sizes=window_sizes, window_size=None)
 
     def forward_intermediates(
@@ -655,7 +687,9 @@ class TinyViT(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) -> (B, C, H/32, W/32), not normalised: the norm follows the pooling."""
+        """(B, in_chans, H, W) -> (B, C, H / output_stride, W / output_stride), before the norm, which follows the
+        pooling.
+        """
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -704,18 +738,23 @@ def _cfg(release: Release) -> dict:
 default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['tinyvit']})
 
 
+def _final_grid(img_size: tuple[int, int], output_stride: int = 32) -> tuple[int, int]:
+    return stage_grids(img_size, output_stride=output_stride)[-1]
+
+
 FAMILY = Family(
     TinyViT,
     TINYVIT_KEYS,
     checkpoint_filter_fn,
-    final_grid=lambda img_size: stage_grids(img_size)[-1],
+    final_grid=_final_grid,
     out_indices=(0, 1, 2, 3),
     feature_cfg=dict(flatten_sequential=True),
 )
 
 
 def _create_tinyvit(variant: str, pretrained: bool = False, **kwargs) -> TinyViT:
-    return create_zoo_model(FAMILY, variant, pretrained, **kwargs)
+    final_grid = partial(_final_grid, output_stride=_checked_stride(kwargs.get('output_stride', 32)))
+    return create_zoo_model(replace(FAMILY, final_grid=final_grid), variant, pretrained, **kwargs)
 
 
 @register_model

@@ -27,7 +27,7 @@ from .recipes.features import FEATURES
 from .soft_label_views import ViewSampler
 from .tasks.features import FeatureDistillation, MappedStudent
 
-__all__ = ['FeatureDistilled', 'FeaturePlan', 'distil_features', 'plan_features']
+__all__ = ['FeatureDistilled', 'FeaturePlan', 'autocast_dtype', 'distil_features', 'plan_features']
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def plan_features(
     spec = _view_spec(recipe, teacher.input)
     sampler = ViewSampler(len(dataset), recipe.batch_size, seed, range(recipe.epochs))
     module, facts = _mapped(student, teacher, takes.size, dense_weight, seed)
-    task = FeatureDistillation(module, teacher, loss, dense_weight, _autocast_of(run))
+    task = FeatureDistillation(module, teacher, loss, dense_weight, autocast_dtype(run))
     identity = {
         'method': 'features', 'teacher': json_hash(facts | dict(name='')), 'views': spec.hash,
         'data': dataset.fingerprint(), 'loss': loss, 'dense weight': repr(dense_weight), **subset_identity(dataset),
@@ -233,7 +233,7 @@ def _unreached(task: FeatureDistillation, student: ModelInput, teacher: ModelInp
     return tuple(parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None)
 
 
-def _autocast_of(run: RunSettings) -> torch.dtype | None:
+def autocast_dtype(run: RunSettings) -> torch.dtype | None:
     """What the teacher computes in: the precision of the run."""
     precision, _ = find_precision(run.get('precision'), run.get('device'))
     return {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)

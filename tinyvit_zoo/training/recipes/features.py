@@ -2,7 +2,7 @@
 
 from .record import Recipe
 
-__all__ = ['FEATURES', 'RECIPES']
+__all__ = ['FEATURES', 'RECIPES', 'SAM_FEATURES']
 
 FEATURES = Recipe(
     name='features',
@@ -30,4 +30,13 @@ FEATURES = Recipe(
     crop_area=(0.25, 1.0),
 )
 
-RECIPES = (FEATURES,)
+SAM_FEATURES = FEATURES.changed(
+    name='sam_features',
+    notes='As that of features, but images are whole, resized and padded as SAM does it; nothing else is drawn.',
+    batch_size=8,
+    lr_batch=8,
+    crop_area=(1.0, 1.0),
+    flip=0.0,
+)
+
+RECIPES = (FEATURES, SAM_FEATURES)

@@ -11,7 +11,7 @@ from ...distill.feature_targets import FeatureLossName, feature_loss
 from ..feature_readers import FeatureReader, Features
 from ..feature_teacher import FeatureTeacher
 
-__all__ = ['FeatureDistillation', 'MappedStudent']
+__all__ = ['FeatureDistillation', 'MappedStudent', 'resized']
 
 
 class MappedStudent(nn.Module):
@@ -46,7 +46,7 @@ class MappedStudent(nn.Module):
             pooled = self.pooled_map(pooled)
         if self.dense_map is not None and dense is not None and grid is not None:
             fewer = dense.shape[-2] * dense.shape[-1] < grid[0] * grid[1]
-            dense = _resized(self._mapped(dense), grid) if fewer else self._mapped(_resized(dense, grid))
+            dense = resized(self._mapped(dense), grid) if fewer else self._mapped(resized(dense, grid))
         return Features(pooled, dense)
 
     def _mapped(self, dense: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,8 @@ class MappedStudent(nn.Module):
         return self.dense_map(dense.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _resized(dense: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def resized(dense: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(B, C, h, w) on another grid (H, W): bilinear, with antialiasing where that has fewer places."""
     if dense.shape[-2:] == grid:
         return dense
     return F.interpolate(dense, grid, mode='bilinear', align_corners=False, antialias=True)
