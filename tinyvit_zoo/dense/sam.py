@@ -10,7 +10,7 @@ of one size are those of every other. SAM's neck follows: 1x1 and 3x3 convolutio
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -73,7 +73,7 @@ class SamImageEncoder(nn.Module):
             raise ValueError('The trunk of a SAM encoder must be a TinyViT made with output_stride=16.')
         trunk.reset_classifier(0, '', reset_other=True)
         weight = next(trunk.parameters())
-        dd = {'device': weight.device, 'dtype': weight.dtype}
+        dd: dict[str, Any] = {'device': weight.device, 'dtype': weight.dtype}
         self.in_chans = trunk.in_chans
         self.out_chans = out_chans
         self.trunk = trunk
