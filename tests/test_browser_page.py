@@ -36,7 +36,7 @@ from tinyvit_zoo.hub import save_folder
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
 pytest.importorskip('onnxscript', reason='onnxscript is not installed')
 
-CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
+CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
 AXE = ('axe-core', '4.14.1')
 pytestmark = [
     pytest.mark.slow,

@@ -178,6 +178,17 @@ with torch.inference_mode():
     masks = model.eval()(torch.zeros(1, 3, {side}, {side}))
 print(tuple(masks.shape))"""
 
+_SAM = """import timm
+import tinyvit_zoo  # registers the model
+import torch
+from tinyvit_zoo.dense import sam_encoder
+
+weights = timm.create_model('{name}', pretrained=True).state_dict()
+encoder = sam_encoder('{architecture}', img_size=1024, weights=weights)  # with a new neck, to be trained
+with torch.inference_mode():
+    embeddings = encoder(torch.zeros(1, 3, 1024, 1024))
+print(tuple(embeddings.shape))  # (1, 256, 64, 64)"""
+
 _FINETUNE = """# my_photos: one folder of images for each class
 tinyvit-zoo finetune {name} --data my_photos --epochs 10 -o finetuned
 tinyvit-zoo classify photo.jpg --model local-dir:finetuned/model"""
@@ -217,6 +228,7 @@ def render_uses(release: Release) -> list[Use]:
     if family == 'tinyvit':
         uses.append(Use('rt_detr', 'RT-DETR', 'python', _RT_DETR.format(name=name)))
         uses.append(Use('smp', 'smp', 'python', _SMP.format(name=name, side=release.img_size)))
+        uses.append(Use('sam', 'SAM', 'python', _SAM.format(name=name, architecture=release.architecture)))
     uses.append(Use('finetune', 'Fine-tune', 'sh', _FINETUNE.format(name=name)))
     distil = _FEATURES.format(name=name)
     if classifies:
