@@ -428,6 +428,77 @@ def test_pixels_are_those_of_pillow_and_logits_those_of_pytorch(page, rectangula
         assert (torch.tensor(found['values']) - logits).abs().max() < 1e-4
 
 
+@pytest.fixture(scope='module')
+def sam(tmp_path_factory) -> SimpleNamespace:
+    """MobileSAM's architecture with weights by rule, for small images, and its two files."""
+    pytest.importorskip('transformers')
+    from sam_reference import mobile_sam
+
+    from tinyvit_zoo.hub.sam import load_sam
+    from tinyvit_zoo.segment_anything import Segmenter, export_sam
+
+    folder = tmp_path_factory.mktemp('sam')
+    model = load_sam(mobile_sam(), img_size=64)
+    export_sam(model, folder / 'encoder.onnx', folder / 'decoder.onnx')
+    return SimpleNamespace(folder=folder, segment=Segmenter.of_model(model))
+
+
+def test_a_click_draws_the_mask_of_pytorch(page, sam):
+    from tinyvit_zoo.segment_anything import Prompt
+
+    image = noise(0, 90, 60)
+    image.paste((230, 160, 40), (20, 10, 60, 45))
+    image.save(sam.folder / 'image.png')
+    page.open()
+    given = page.driver.find_element('id', 'file')
+    given.send_keys(str(sam.folder / 'encoder.onnx'))
+    page.until("return document.querySelector('.model-line').innerText.includes('give its decoder')")
+    given.send_keys('\n'.join(str(sam.folder / name) for name in ('decoder.onnx', 'image.png')))
+    page.until("return document.querySelector('.marking')")
+    rows, columns = np.mgrid[0:60, 0:90]
+    expected = [
+        sam.segment(image, Prompt(((40.0, 25.0),))),
+        sam.segment(image, Prompt(((40.0, 25.0),), ((5.0, 50.0),))),
+    ]
+    for (x, y), other, segmented in zip([(40, 25), (5, 50)], (False, True), expected, strict=True):
+        page.run(
+            "const [x, y, other] = arguments; document.querySelector('#not-this').checked = other;"
+            "const canvas = document.querySelector('.marking'); const box = canvas.getBoundingClientRect();"
+            "canvas.dispatchEvent(new MouseEvent('click', { clientX: box.left + x / canvas.width * box.width,"
+            "clientY: box.top + y / canvas.height * box.height }))",
+            x, y, other,
+        )  # fmt: skip
+        page.until(SEGMENTED)
+        area, drawn = mask_shown(page, image)
+        assert 0.1 * drawn.size < segmented.area < 0.95 * drawn.size
+        assert abs(area - segmented.area) <= 3
+        marked = (np.hypot(columns - 40, rows - 25) < 5) | (np.hypot(columns - 5, rows - 50) < 5)
+        assert ((drawn != segmented.mask) & ~marked).sum() <= 3
+    page.run("document.querySelector('#not-this').checked = false; document.querySelector('.marking').focus()")
+    before = page.text('.marked p[aria-live]')
+    press(page, webdriver.Keys.ARROW_RIGHT, webdriver.Keys.ENTER)
+    page.until("return document.querySelector('.marked p[aria-live]').innerText !== arguments[0]", before)
+    assert page.run("return document.querySelector('#trial .notice').hidden")
+
+
+SEGMENTED = (
+    "return document.querySelector('.busy').hidden"
+    " && document.querySelector('.marked p[aria-live]').innerText.startsWith('Mask')"
+)
+
+
+def mask_shown(page, image: Image.Image) -> tuple[int, np.ndarray]:
+    """Pixels of the mask in words, and where the image is drawn in the color of the mask."""
+    words = page.text('.marked p[aria-live]')
+    drawn = page.run(
+        "const canvas = document.querySelector('.marking');"
+        "return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
+    )
+    pixels = np.reshape(drawn, (image.height, image.width, 4))[..., :3]
+    colored = (np.asarray(image, dtype=float) + np.array([30, 144, 255])) / 2
+    return int(words.split()[2]), np.abs(pixels - colored).max(axis=2) <= 1
+
+
 # --- for everybody
 
 

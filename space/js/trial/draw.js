@@ -20,10 +20,24 @@ export function draw(answer, model) {
 }
 
 /** @param {import('./resize.js').Pixels} pixels */
-function canvasOf({ width, height, data }) {
+function canvasOf(pixels) {
+  const { width, height } = pixels;
   const canvas = el('canvas', { width, height, role: 'img', 'aria-label': 'The image as resized and cropped' });
-  const image = new ImageData(width, height);
-  for (let i = 0, j = 0; i < data.length; i += 3, j += 4) image.data.set([data[i], data[i + 1], data[i + 2], 255], j);
-  canvas.getContext('2d').putImageData(image, 0, 0);
+  canvas.getContext('2d').putImageData(toImageData(pixels), 0, 0);
   return canvas;
+}
+
+/**
+ * @param {import('./resize.js').Pixels} pixels
+ * @returns {ImageData}
+ */
+export function toImageData({ width, height, data }) {
+  const image = new ImageData(width, height);
+  for (let i = 0, j = 0; i < data.length; i += 3, j += 4) {
+    image.data[j] = data[i];
+    image.data[j + 1] = data[i + 1];
+    image.data[j + 2] = data[i + 2];
+    image.data[j + 3] = 255;
+  }
+  return image;
 }

@@ -2,6 +2,7 @@
 
 import { announce, el } from '../dom.js';
 import { draw } from './draw.js';
+import { Marking } from './marking.js';
 import { Stopped } from './runner.js';
 import { Trial } from './trial.js';
 
@@ -24,7 +25,7 @@ class Panel {
     this.trial = new Trial((loaded, total) => this.progress(loaded, total));
     this.turn = 0; // counts runs, so that one knows when it is no longer wanted
     this.input = el('input', { type: 'file', id: 'file', accept: 'image/*,.onnx', multiple: true, onchange: () => this.take([...this.input.files]) });
-    this.drop = el('div', { class: 'drop' }, el('p', {}, 'Drop an image here, or an ONNX file of ', el('code', {}, 'tinyvit-zoo export'), '.'), el('label', { for: 'file' }, 'Choose files'), this.input);
+    this.drop = el('div', { class: 'drop' }, el('p', {}, 'Drop an image here, or an ONNX file of ', el('code', {}, 'tinyvit-zoo export'), ', or the two of ', el('code', {}, 'tinyvit-zoo sam export'), '.'), el('label', { for: 'file' }, 'Choose files'), this.input);
     this.line = el('p', { class: 'model-line', 'aria-live': 'polite' });
     this.bar = el('progress', { 'aria-label': 'Progress' });
     this.state = el('span', {});
@@ -76,6 +77,10 @@ class Panel {
   /** @param {() => void} goOn Throws once this run was stopped, or another one began. */
   async run(goOn) {
     const { trial } = this;
+    if (trial.segments) {
+      await this.segment(goOn);
+      return;
+    }
     if (trial.image && !trial.model && this.given.model) {
       this.say('Fetching the model');
       const bytes = await (await fetch(this.given.model)).arrayBuffer();
@@ -91,13 +96,30 @@ class Panel {
     announce(answer.best.length ? `${answer.best[0].label}, ${(100 * answer.best[0].probability).toFixed(1)} %.` : 'Features computed.');
   }
 
+  /** Show the image of which objects are to be marked. */
+  async segment(goOn) {
+    const { sam, image } = this.trial;
+    this.describe();
+    if (!sam.isWhole || !image) return;
+    this.say('Encoding the image, once for all marks');
+    await sam.embed(image);
+    goOn();
+    const marking = new Marking(image, (marks) => this.guarded(async (stillOn) => {
+      if (!sam.embedded) await sam.embed(image); // after a stop
+      const found = await sam.mask(marks);
+      stillOn();
+      marking.show(found);
+    }, false));
+    this.result.replaceChildren(marking.element);
+  }
+
   /** Run an action in place of the last one; show that it runs, and how it failed. */
-  async guarded(action) {
+  async guarded(action, clears = true) {
     const turn = ++this.turn;
     const isOver = () => turn !== this.turn;
     this.error.hidden = true;
-    this.result.replaceChildren();
-    this.say('Reading');
+    if (clears) this.result.replaceChildren();
+    this.say(clears ? 'Reading' : 'Segmenting');
     try {
       await action(() => { if (isOver()) throw new Stopped('Stopped.'); });
     } catch (error) {
@@ -132,7 +154,13 @@ class Panel {
   }
 
   describe() {
-    const { model } = this.trial;
+    const { model, segments, sam } = this.trial;
+    if (segments) {
+      this.line.textContent = sam.isWhole
+        ? `Model: Segment Anything, ${sam.files.encoder.facts.img_size.join(' × ')} pixels. ${this.trial.image ? '' : 'Give an image.'}`
+        : `Segment Anything has two files: give its ${sam.files.encoder ? 'decoder' : 'encoder'}, too.`;
+      return;
+    }
     if (!model) {
       this.line.textContent = this.given.model ? 'The model of this site is used until you give an ONNX file.' : 'This site comes with no model: give an ONNX file first.';
       return;

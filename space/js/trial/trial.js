@@ -4,6 +4,7 @@ import { decode } from './decode.js';
 import { readOnnx } from './onnx_file.js';
 import { normalized, readPreprocessing, resizedAndCropped } from './preprocess.js';
 import { Runner } from './runner.js';
+import { Sam } from './sam.js';
 
 /** @typedef {import('./resize.js').Pixels} Pixels */
 
@@ -27,6 +28,9 @@ export class Trial {
   /** @param {(loaded: number, total: number) => void} onProgress */
   constructor(onProgress) {
     this.runner = new Runner(onProgress);
+    this.sam = new Sam(this.runner);
+    /** Whether the last file was one of Segment Anything. */
+    this.segments = false;
     /** @type {Classifier|null} */
     this.model = null;
     /** @type {Pixels|null} */
@@ -41,7 +45,13 @@ export class Trial {
    * @param {string} fileName
    */
   useModel(bytes, fileName) {
-    const { metadata, inputs, outputs } = readOnnx(bytes);
+    const file = readOnnx(bytes);
+    const { metadata, inputs, outputs } = file;
+    this.segments = 'segment_anything' in metadata;
+    if (this.segments) {
+      this.sam.use(bytes, file);
+      return;
+    }
     const config = readPreprocessing(metadata);
     if (inputs.length !== 1 || outputs.length !== 1) throw new Error('This file takes or gives more than one tensor: only files of `tinyvit-zoo export` are run here.');
     const labels = outputs[0] === 'logits' ? JSON.parse(metadata.labels ?? '[]') : [];
@@ -69,10 +79,11 @@ export class Trial {
     return { seen, values, best: best(values, model.labels), ms };
   }
 
-  /** End what runs. The model is made ready anew at the next run. */
+  /** End what runs. Models are made ready anew at the next run. */
   stop() {
     this.runner.stop();
     this.isLoaded = false;
+    this.sam.reset();
   }
 }
 
