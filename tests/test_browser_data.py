@@ -101,7 +101,7 @@ def test_speeds_are_those_of_the_rows_and_nothing_else_has_one(facts):
             model['of'] == 'timm' or find_release(model['name']).profile == find_release(model['architecture']).profile
         )
         own = [row['images_per_second'] for row in rows if row['model'] == model['architecture'] and same_model]
-        assert [row['images_per_second'] for row in model['measured']] == own
+        assert sorted(row['images_per_second'] for row in model['measured']) == sorted(own)
     assert sum(bool(model['measured']) for model in facts['models']) >= 8
 
 

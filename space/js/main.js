@@ -22,9 +22,16 @@ async function readZoo() {
 }
 
 function showSources(zoo) {
-  const items = Object.values(zoo.sources).map((source) => el('li', {}, source.url ? link(source.url, source.text) : source.text));
+  const items = Object.values(zoo.sources).map((source) => el('li', {}, ...(source.url ? [link(source.url, source.text), el('small', {}, ` ${place(source.url)}`)] : [source.text])));
   document.getElementById('sources').append(...items);
   document.getElementById('version').textContent = `tinyvit-zoo ${zoo.version}`;
+}
+
+/** Where an address leads, short: several papers have a Table 1. */
+function place(address) {
+  const { host, pathname } = new URL(address);
+  const parts = pathname.split('/').filter(Boolean);
+  return host === 'github.com' ? parts.slice(0, 2).join('/') : `${host}/${parts.join('/')}`;
 }
 
 function start(zoo) {

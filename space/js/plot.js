@@ -7,10 +7,11 @@ import { placeLabels } from './labels.js';
 import { linear, logarithmic } from './scales.js';
 
 const MARGIN = { left: 46, right: 18, top: 18, bottom: 46 };
+const WIDE = 560; // pixels that leave room for how speed was measured
 const KEYS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /** @param {any} context */
-export function makePlot({ open }) {
+export function makePlot({ settings, open }) {
   const box = document.getElementById('plot');
   const legend = document.getElementById('legend');
   const tip = el('div', { class: 'tip', hidden: true });
@@ -40,12 +41,13 @@ export function makePlot({ open }) {
     for (const point of points) Object.assign(point, { px: x.at(point.x), py: y.at(point.y) });
     const best = front(points);
     const title = `Top-1 on ImageNet-1k over ${AXES[view.x].title}, ${points.length} models. Arrow keys move between models, Enter opens one.`;
+    const axisTitle = view.x === 'ms' && width > WIDE ? `${AXES.ms.title}: ${settings.get(view.speed)}` : AXES[view.x].title;
     const order = [...points.filter((p) => p.model.of === 'timm'), ...points.filter((p) => p.model.of === 'zoo')];
     const marks = svg('g', {}, ...order.map((point) => button(point, view)));
     marks.addEventListener('keydown', (event) => move(event, points));
     return svg(
       'svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': title },
-      grid(x, y, view, width, height),
+      grid(x, y, axisTitle, width, height),
       svg('path', { class: 'front', d: steps(best) }),
       svg('g', { class: 'labels', 'aria-hidden': 'true' }, ...placeLabels(best, points, { left: MARGIN.left, right: width - 4, top: 2, bottom: upwards[0] })),
       marks,
@@ -123,7 +125,7 @@ function sentence({ model, x, y }, view) {
   return `${model.name}: top-1 ${y} %, ${digits(x)} ${AXES[view.x].short}${where}`;
 }
 
-function grid(x, y, view, width, height) {
+function grid(x, y, title, width, height) {
   const bottom = height - MARGIN.bottom;
   const lines = y.ticks.filter((tick) => y.at(tick) >= MARGIN.top - 1 && y.at(tick) <= bottom + 1).flatMap((tick) => [
     svg('line', { x1: MARGIN.left, x2: width - MARGIN.right, y1: y.at(tick), y2: y.at(tick) }),
@@ -138,7 +140,7 @@ function grid(x, y, view, width, height) {
   const middle = (MARGIN.left + width - MARGIN.right) / 2;
   return svg(
     'g', { class: 'grid', 'aria-hidden': 'true' }, ...lines, ...marks,
-    svg('text', { class: 'title', x: middle, y: height - 8, 'text-anchor': 'middle' }, AXES[view.x].title),
+    svg('text', { class: 'title', x: middle, y: height - 8, 'text-anchor': 'middle' }, title),
     svg('text', { class: 'title', transform: `translate(12 ${(MARGIN.top + bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' }, 'ImageNet-1k top-1, %'),
   );
 }

@@ -1,7 +1,7 @@
 /** The table: the plot as text. */
 
 import { el } from './dom.js';
-import { digits, valueOf, whom } from './models.js';
+import { digits, valueOf } from './models.js';
 import { icon } from './marks.js';
 
 /** Columns by the names that the address keeps. */
@@ -53,7 +53,7 @@ function sorted(view, column) {
 function makeRow(model, open, toggleCompared) {
   const box = el('input', { type: 'checkbox', 'aria-label': `Compare ${model.name}`, onchange: () => toggleCompared(model.name) });
   const speeds = { ms: el('td', { class: 'number' }), images_per_second: el('td', { class: 'number' }) };
-  const top1 = model.top1 ? [String(model.top1.top1), el('small', {}, ` ${whom(model.top1)}`)] : [];
+  const top1 = model.top1 ? [String(model.top1.top1), el('small', {}, ` ${model.top1.by}`)] : [];
   const number = (...words) => el('td', { class: 'number' }, ...words);
   const name = el('button', { type: 'button', class: 'name', onclick: () => open(model.name) }, model.name);
   const row = el(

@@ -150,12 +150,12 @@ def _result(protocol: Protocol, result: Result, sources: Sources) -> dict[str, A
 
 
 def _speeds(architecture: str, speeds: Iterable[dict[str, Any]], sources: Sources) -> list[dict[str, Any]]:
-    """Inference at the model's own size."""
+    """Inference at the model's own size; processors as they are before emulated ones, one image before several."""
     shown = ('form', 'batch', 'images_per_second', 'machine', 'emulated', 'threads', 'dtype', 'date', 'commit')
     return [
         {key: speed[key] for key in shown}
         | dict(ms=round(speed['ms'], 1), source=sources.key(f'Measured here: benchmarks/results/{speed["file"]}'))
-        for speed in speeds
+        for speed in sorted(speeds, key=lambda speed: (speed['emulated'], speed['machine'], speed['batch']))
         if speed['model'] == architecture and speed['mode'] == 'inference' and not speed['img_size']
     ]
 
