@@ -171,10 +171,8 @@ def session(driver, address: str, folder: Path) -> SimpleNamespace:
         until('return document.documentElement.dataset.ready')
 
     def log() -> list[str]:
-        """Errors and warnings of the console so far."""
-        logged.extend(
-            entry['message'] for entry in driver.get_log('browser') if entry['level'] in ('SEVERE', 'WARNING')
-        )
+        """Errors of the console so far."""
+        logged.extend(entry['message'] for entry in driver.get_log('browser') if entry['level'] == 'SEVERE')
         return logged
 
     def names() -> list[str]:
