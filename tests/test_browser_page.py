@@ -50,6 +50,8 @@ QUIET = (
 )  # fmt: skip
 BROWSERS_OWN = ('google.com:443', 'googleapis.com:443')  # which Chromium asks whatever page it shows
 LABELS = [f'kind {i}' for i in range(12)]
+OTHER_ONNX = b'\x3a\x0a\x5a\x03\x0a\x01x\x62\x03\x0a\x01y'
+"""A graph with an input and an output, and no metadata."""
 DROP = """
 const [files] = arguments;
 const dataTransfer = new DataTransfer();
@@ -377,13 +379,14 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
         ('model.onnx', '', b'no model at all', 'This is no ONNX file, or a damaged one.'),
         ('empty.onnx', '', b'', 'This is no ONNX file, or a damaged one.'),
         ('photo.png', 'image/png', b'no image', 'This file is no image that the browser knows.'),
+        ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
     ],
 )
 def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page, name, type, content, words):
     page.open()
     page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
     page.until("return !document.querySelector('#trial .notice').hidden")
-    assert page.text('#trial .notice') == words
+    assert page.text('#trial .notice').startswith(words)
     page.click('.samples button')
     assert len(shown_best(page)) == 5  # it goes on
 

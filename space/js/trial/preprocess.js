@@ -4,6 +4,8 @@ import { FILTERS, resize } from './resize.js';
 
 /** @typedef {import('./resize.js').Pixels} Pixels */
 
+const DAMAGED = 'What this file says of itself is damaged: export it anew.';
+
 /**
  * @typedef {object} Preprocessing timm's data config, as our exported files hold it.
  * @property {[number, number, number]} input_size Channels, height, width.
@@ -24,11 +26,25 @@ export function readPreprocessing(metadata) {
   if (!metadata.preprocessing) {
     throw new Error('This file does not say how images are prepared: `tinyvit-zoo export` writes files that do.');
   }
-  const config = JSON.parse(metadata.preprocessing);
+  const config = parsed(metadata.preprocessing);
+  if (![config?.input_size, config?.mean, config?.std].every(Array.isArray)) throw new Error(DAMAGED);
   if (config.input_size[0] !== 3) throw new Error(`This model takes ${config.input_size[0]} channels, and images have three.`);
   if (!(config.interpolation in FILTERS)) throw new Error(`This page cannot resize by '${config.interpolation}', only ${Object.keys(FILTERS).join(' and ')}.`);
   if (!['center', 'squash'].includes(config.crop_mode)) throw new Error(`This page cannot crop by '${config.crop_mode}', only center and squash.`);
   return config;
+}
+
+/**
+ * A text of the metadata that should be JSON.
+ * @param {string} text
+ * @throws {Error} If it is not.
+ */
+export function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Error(DAMAGED);
+  }
 }
 
 /**
@@ -59,6 +75,38 @@ export function normalized(pixels, config) {
     }
   }
   return values;
+}
+
+/**
+ * Height and width of an image in the upper left corner of what Segment Anything takes.
+ * @param {Pixels} image
+ * @param {[number, number]} size Height and width of the model.
+ * @returns {[number, number]}
+ */
+export function fittedSize({ height, width }, size) {
+  const scaled = (scale) => [height, width].map((side) => Math.max(1, Math.trunc(side * scale + 0.5)));
+  const found = scaled(Math.max(...size) / Math.max(height, width));
+  return found[0] > size[0] || found[1] > size[1] ? scaled(Math.min(size[0] / height, size[1] / width)) : found;
+}
+
+/**
+ * What Segment Anything takes: normalized pixels in the upper left corner, zeros around them.
+ * @param {Pixels} image
+ * @param {Preprocessing} config
+ * @param {[number, number]} fitted Height and width of the resized image.
+ * @param {[number, number]} size Height and width of the result.
+ * @returns {Float32Array} (1, 3, height, width)
+ */
+export function padded(image, config, fitted, [height, width]) {
+  const values = normalized(resize(image, fitted[1], fitted[0], config.interpolation), config);
+  const whole = new Float32Array(3 * height * width);
+  for (let channel = 0; channel < 3; channel++) {
+    for (let row = 0; row < fitted[0]; row++) {
+      const start = (channel * fitted[0] + row) * fitted[1];
+      whole.set(values.subarray(start, start + fitted[1]), (channel * height + row) * width);
+    }
+  }
+  return whole;
 }
 
 /** Height and width before the crop. */

@@ -32,6 +32,24 @@ export class Runner {
     return this.#ask({ action: 'run', name, inputs });
   }
 
+  /**
+   * What a classifier sees of an image, and its normalized pixels.
+   * @param {import('./resize.js').Pixels} image
+   * @param {import('./preprocess.js').Preprocessing} config
+   * @returns {Promise<{seen: import('./resize.js').Pixels, values: Float32Array}>}
+   */
+  prepare(image, config) {
+    return this.#ask({ action: 'prepare', image, config });
+  }
+
+  /**
+   * What Segment Anything sees, see `padded`.
+   * @returns {Promise<{values: Float32Array}>}
+   */
+  fit(image, config, fitted, size) {
+    return this.#ask({ action: 'fit', image, config, fitted, size });
+  }
+
   /** End whatever runs; loaded files are gone with it. */
   stop() {
     this.worker?.terminate();

@@ -1,7 +1,6 @@
 /** Segment Anything: its two files, and from points on an image to a mask. */
 
-import { normalized } from './preprocess.js';
-import { resize } from './resize.js';
+import { fittedSize, parsed } from './preprocess.js';
 
 /** @typedef {import('./resize.js').Pixels} Pixels */
 
@@ -41,8 +40,8 @@ export class Sam {
    * @param {import('./onnx_file.js').OnnxFile} file
    */
   use(bytes, file) {
-    const facts = JSON.parse(file.metadata.segment_anything);
-    const { encoder, decoder } = { ...this.files, [facts.part]: { facts, bytes, config: JSON.parse(file.metadata.preprocessing) } };
+    const facts = parsed(file.metadata.segment_anything);
+    const { encoder, decoder } = { ...this.files, [facts.part]: { facts, bytes, config: parsed(file.metadata.preprocessing) } };
     if (encoder && decoder && (encoder.facts.weights !== decoder.facts.weights || String(encoder.facts.img_size) !== String(decoder.facts.img_size))) {
       this.files = {};
       throw new Error('The two files are of different models or sizes: export both anew.');
@@ -62,10 +61,10 @@ export class Sam {
       await this.runner.load('decoder', this.files.decoder.bytes);
       this.isLoaded = true;
     }
-    const fitted = fittedSize(image.height, image.width, facts.img_size);
+    const fitted = fittedSize(image, facts.img_size);
     const size = facts.rectangular && facts.dynamic ? fitted.map((side) => Math.max(side, LEAST)) : facts.img_size;
-    const resized = resize(image, fitted[1], fitted[0], 'bilinear');
-    const { outputs, ms } = await this.runner.run('encoder', { [INPUTS.images]: { data: padded(resized, config, size), dims: [1, 3, ...size] } });
+    const { values } = await this.runner.fit(image, config, fitted, size);
+    const { outputs, ms } = await this.runner.run('encoder', { [INPUTS.images]: { data: values, dims: [1, 3, ...size] } });
     this.embedded = { map: outputs[INPUTS.map], image, fitted, size };
     return ms;
   }
@@ -100,26 +99,6 @@ export class Sam {
 /** @param {number[]|number} values Numbers, or how many zeros. */
 function tensor(values, dims) {
   return { data: new Float32Array(values), dims };
-}
-
-/** Height and width of an image in the upper left corner of what a model takes. */
-function fittedSize(height, width, size) {
-  const scaled = (scale) => [height, width].map((side) => Math.max(1, Math.trunc(side * scale + 0.5)));
-  const found = scaled(Math.max(...size) / Math.max(height, width));
-  return found[0] > size[0] || found[1] > size[1] ? scaled(Math.min(size[0] / height, size[1] / width)) : found;
-}
-
-/** Normalized pixels with zeros below and to the right. */
-function padded(pixels, config, [height, width]) {
-  const values = normalized(pixels, config);
-  const whole = new Float32Array(3 * height * width);
-  for (let channel = 0; channel < 3; channel++) {
-    for (let row = 0; row < pixels.height; row++) {
-      const start = (channel * pixels.height + row) * pixels.width;
-      whole.set(values.subarray(start, start + pixels.width), (channel * height + row) * width);
-    }
-  }
-  return whole;
 }
 
 /** Of one mask that one; of four the first where there are many points, else the best of the others. */

@@ -2,7 +2,7 @@
 
 import { decode } from './decode.js';
 import { readOnnx } from './onnx_file.js';
-import { normalized, readPreprocessing, resizedAndCropped } from './preprocess.js';
+import { parsed, readPreprocessing } from './preprocess.js';
 import { Runner } from './runner.js';
 import { Sam } from './sam.js';
 
@@ -54,7 +54,7 @@ export class Trial {
     }
     const config = readPreprocessing(metadata);
     if (inputs.length !== 1 || outputs.length !== 1) throw new Error('This file takes or gives more than one tensor: only files of `tinyvit-zoo export` are run here.');
-    const labels = outputs[0] === 'logits' ? JSON.parse(metadata.labels ?? '[]') : [];
+    const labels = outputs[0] === 'logits' ? parsed(metadata.labels ?? '[]') : [];
     this.model = { name: metadata.model || fileName, input: inputs[0], labels, config };
     this.bytes = bytes;
     this.isLoaded = false;
@@ -72,9 +72,9 @@ export class Trial {
       await runner.load('model', this.bytes);
       this.isLoaded = true;
     }
-    const seen = resizedAndCropped(image, model.config);
+    const { seen, values: pixels } = await runner.prepare(image, model.config);
     const dims = [1, 3, seen.height, seen.width];
-    const { ms, outputs } = await runner.run('model', { [model.input]: { data: normalized(seen, model.config), dims } });
+    const { ms, outputs } = await runner.run('model', { [model.input]: { data: pixels, dims } });
     const values = [...Object.values(outputs)[0].data];
     return { seen, values, best: best(values, model.labels), ms };
   }

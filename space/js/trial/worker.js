@@ -1,4 +1,6 @@
-/** Runs models by onnxruntime-web beside the page, so that the page stays awake and can end it. */
+/** Prepares images and runs models by onnxruntime-web beside the page, which stays awake and can end it. */
+
+import { normalized, padded, resizedAndCropped } from './preprocess.js';
 
 const RUNTIME = new URL('../../runtime/', import.meta.url);
 const THREADS = 1; // more need headers that static hosts do not always send
@@ -31,6 +33,15 @@ async function start() {
 }
 
 const ACTIONS = {
+  /** What a classifier sees. */
+  async prepare({ image, config }) {
+    const seen = resizedAndCropped(image, config);
+    return { seen, values: normalized(seen, config) };
+  },
+  /** What Segment Anything sees. */
+  async fit({ image, config, fitted, size }) {
+    return { values: padded(image, config, fitted, size) };
+  },
   /** Make a session of a file, under a name. */
   async load({ name, model }) {
     await start();
