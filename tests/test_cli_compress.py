@@ -73,6 +73,15 @@ def test_groups_weights_and_transformations_are_options(cli, small, tmp_path):
     assert torch.equal(student.blocks[3].mlp.fc1.weight, teacher.blocks[0].mlp.fc1.weight)
 
 
+def test_rows_of_the_ablation_are_options(cli, small, tmp_path):
+    options = ['--init', 'first', '--no-transform', '--mlp-transform', '--mlp-conv-kernel', '3', '--share-norms']
+    assert cli(small, '-o', tmp_path / 'out', *options)[0] == 0
+    student = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
+    assert student.blocks[0].norm1 is student.blocks[1].norm1
+    assert student.blocks[1].mlp_conv.conv.kernel_size == (3, 3)
+    assert not any('mix' in name for name in student.state_dict())
+
+
 def test_the_structure_alone_needs_no_weights(cli, tmp_path):
     code, out, _ = cli(NAME, '-o', tmp_path / 'out', '--random', '--init', 'first', '--num-classes', '10')
     assert code == 0
@@ -125,6 +134,7 @@ def test_pretrained_weights_that_are_missing_end_in_one_sentence(cli, tmp_path):
     [
         (['resnet18', '--random'], 1, ['resnet18', 'ResNet cannot be multiplexed']),
         ([NAME, '--random', '--share-every', '5'], 1, ['does not divide', '1, 2, 3, 4, 6, 12']),
+        ([NAME, '--random', '--mlp-conv-kernel', '3'], 1, ['mlp_conv_kernel is for the MLP transformation']),
         ([NAME, '--random', '--share-every', 'two'], 2, ["'two' is neither"]),
         ([NAME, '--random', '--weights', 'x.pth'], 2, ['--weights', '--random']),
         ([NAME, '--weights', 'nowhere.pth'], 1, ['nowhere.pth']),

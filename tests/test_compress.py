@@ -319,7 +319,7 @@ def test_sharing_twice_is_refused():
     [
         ('vit', dict(init='last'), 'init must be one of first, mean, best'),
         ('vit', dict(calibration=[]), 'no images'),
-        ('vit', dict(mlp_transform=True), 'needs the grid of a hierarchical model'),
+        ('vit', dict(mlp_transform=True, mlp_conv_kernel=4), 'must be an odd number; got 4'),
         ('swin', dict(mlp_conv_kernel=4), 'odd number, or one for each of the 4 stages'),
         ('swin', dict(mlp_conv_kernel=[3, 3]), 'odd number, or one for each of the 4 stages'),
     ],

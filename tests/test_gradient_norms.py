@@ -34,7 +34,14 @@ MODELS = {
         ),
         4,
     ),
-}
+    'multiplexed, norms too': (
+        lambda: timm.create_model(
+            'multiplexed', base='vit_tiny_patch16_224', share_every=2, share_norms=True, mlp_transform=True,
+            embed_dim=24, depth=4, num_heads=2, img_size=32,
+        ),
+        4,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('kind', MODELS)

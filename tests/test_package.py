@@ -48,8 +48,8 @@ EXPECTED = {
     'clip_vit_large_patch14_224': ['openai_ft_in22k'],
 }
 ENCODERS = [name for name in EXPECTED if '_student_' in name or '_encoder_' in name]
-# Made by `compress.multiplex` or from a saved folder; without released weights.
-UNRELEASED = {'multiplexed'}
+# Without released weights: made by `compress.multiplex` or from a saved folder; of TinyViT's supplement.
+UNRELEASED = {'multiplexed', 'tinyvit_21m_talking_heads_224'}
 
 
 IMPORT = """

@@ -83,8 +83,9 @@ def test_every_number_has_a_job_and_its_data_a_source():
 
 
 def test_every_trainer_is_a_command_with_its_options():
-    lines = {subject.trainer for subject in SUBJECTS if subject.trainer}
-    assert len(lines) > 30
+    steps = [subject.trainer.split(' && ') for subject in SUBJECTS if subject.trainer]
+    assert len(steps) > 30
+    lines = {line.removeprefix('tinyvit-zoo ') for each in steps for line in each}
     root = get_command(app)
     for line in lines:
         command, words = root, shlex.split(line)
@@ -92,6 +93,20 @@ def test_every_trainer_is_a_command_with_its_options():
             command = command.commands[words.pop(0)]
         options = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
         assert [word for word in words if word.startswith('-') and word not in options] == [], line
+
+
+def test_a_student_that_is_made_first_is_the_one_that_is_counted():
+    made = [subject for subject in SUBJECTS if subject.name == 'multiplexed']
+    assert made
+    for subject in made:
+        first, then = subject.trainer.split(' && ')
+        words = shlex.split(first)
+        options = dict(subject.options)
+        assert words[:2] == ['compress', options['base']]
+        assert words[words.index('--share-every') + 1] == str(options['share_every'])
+        assert ('--no-transform' in words, '--share-norms' in words) == (not options['transform'], True)
+        assert words[words.index('-o') + 1] == 'START'
+        assert '--student START' in then
 
 
 def test_detectors_and_segmenters_have_packaged_configs():

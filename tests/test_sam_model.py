@@ -139,7 +139,9 @@ def test_transformers_saves_and_loads_it_too(model, tmp_path):
 
 def test_indices_of_the_attention_are_filled_after_loading(folder):
     loaded = TinyVitSamModel.from_pretrained(folder)
-    for attn in (m for m in loaded.modules() if hasattr(m, 'row_offsets')):
+    layers = [m for m in loaded.modules() if hasattr(m, 'row_offsets')]
+    assert len(layers) == 10
+    for attn in layers:
         side = torch.arange(attn.window_size[0])
         assert torch.equal(attn.row_offsets, (side[:, None] - side).abs())
 
@@ -200,6 +202,8 @@ def test_a_released_tinyvit_starts_a_model(official_file):
     made = new_sam(encoder=encoder, img_size=SIDE)
     assert_same(made.vision_encoder.state_dict(), encoder.state_dict())
     assert made.shared_image_embedding.positional_embedding.std().item() == pytest.approx(1, abs=0.2)
+    made.gradient_checkpointing_enable()
+    assert made.vision_encoder.trunk.stages[2].grad_checkpointing
     made.train()(torch.randn(1, 3, SIDE, SIDE), **PROMPT).pred_masks.square().mean().backward()
     assert all(p.grad is not None for p in made.vision_encoder.parameters())
 

@@ -19,6 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from torch import nn
 
 import tinyvit_zoo  # noqa: F401  registers the models
+from tinyvit_zoo.cli.pretrain_minivit import _objective
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.compress import multiplex
@@ -504,12 +505,13 @@ def test_the_command_takes_a_name_from_random_weights_and_a_teacher_at_the_stude
     code, out, err = cli(
         'pretrain', 'minivit', '--student', 'mini_deit_tiny_patch16_224', '--img-size', '32', '--teacher',
         folders / 'convnet', '-d', folders / 'data', '-o', tmp_path, '--epochs', '1', '--batch-size', '8',
-        '--device', 'cpu',
+        '--repeats', '12', '--device', 'cpu',
     )  # fmt: skip
     assert code == 0, err
     assert 'random weights, as published' in out
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['recipe']['name'] == 'mini_deit'
+    assert len(timm.create_model(f'local-dir:{tmp_path / "model"}').blocks) == 1  # of the paper's Table 2
     assert results['layers'] == dict(student=[], teacher=[])
     assert results['losses']['prediction'] == 'kl_per_logit'
 
@@ -529,6 +531,15 @@ def test_the_command_trains_from_a_store_with_the_losses_of_predictions(folders,
     assert {'prediction', 'truth'} <= set((tmp_path / 'run' / 'history.csv').read_text().splitlines()[0].split(','))
 
 
+def test_the_weights_of_the_paper_s_ablation_are_options():
+    """Table 3: labels, predictions, relations, hidden states; each alone, or with others."""
+    assert _objective('mini_swin', 0.0, None, None) == MINI_SWIN
+    assert _objective('mini_swin', 0.0, None, 0.0) == WeightDistillation(1, 1, 0)
+    assert _objective('mini_swin', 0.0, 0.0, 1.0) == WeightDistillation(1, 0, 1)
+    assert _objective('mini_swin', 0.5, 0.0, 0.0) == WeightDistillation(0.5, 0, 0, 0.5)
+    assert _objective('mini_swin', 1.0, 0.0, 0.0) == WeightDistillation(0, 0, 0, 1)
+
+
 def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(folders, store, cli, tmp_path):
     common = ('--student', folders / 'mini_deit', '-d', folders / 'data', '-o', tmp_path / 'run')
     brief = ('--epochs', 2, '--batch-size', 8, '--micro-batch', 4, '--device', 'cpu', '--dry-run')
@@ -545,9 +556,10 @@ def test_a_dry_run_says_steps_hours_and_memory_and_writes_nothing(folders, store
         ((), 'either --teacher NAME or --store STORE'),
         (('--teacher', 'resnet18', '--store', 's'), 'either --teacher NAME or --store STORE'),
         (('--teacher', 'resnet18', '--reuse', 'cycle'), '--store'),
+        (('--teacher', 'resnet18', '--student', 'deit_tiny_patch16_224', '--repeats', '2'), '--repeats is for a Mini'),
     ],
 )
-def test_one_source_of_what_is_learned_is_a_usage_error_otherwise(words, message, cli, tmp_path):
+def test_what_contradicts_itself_is_a_usage_error(words, message, cli, tmp_path):
     code, _, err = cli(
         'pretrain', 'minivit', '--student', 'mini_deit_tiny_patch16_224', '-d', 'digits', '-o', tmp_path, *words
     )

@@ -14,10 +14,12 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import nn
 
 from .common.errors import ImageError, ModelError
+from .common.extras import needs_extra
 from .common.files import write_whole
+from .common.text import reason
 from .data.image_file import load_image
 
-__all__ = ['Classifier', 'ImageError', 'Prediction', 'class_names', 'load_image', 'write_predictions']
+__all__ = ['Classifier', 'ImageError', 'OnnxClassifier', 'Prediction', 'class_names', 'load_image', 'write_predictions']
 
 # The label sets of released heads. Other class counts in timm's table are more likely a user's own classes.
 LABEL_SETS = (1000, 21841)
@@ -76,9 +78,50 @@ class Classifier:
         """The `topk` most probable classes of an RGB image, best first (fewer if the model has fewer)."""
         parameter = next(self.model.parameters())
         batch = self.transform(image)[None].to(device=parameter.device, dtype=parameter.dtype)
-        probabilities = self.model(batch)[0].float().softmax(dim=0)
-        values, indices = probabilities.topk(min(topk, len(self.names)))
-        return [Prediction(i, self.names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+        return _best(self.model(batch)[0], self.names, topk)
+
+
+class OnnxClassifier:
+    """An exported file with the preprocessing and class names of its metadata; used as a `Classifier` is.
+
+    Args:
+        path: '*.onnx' of `tinyvit_zoo.export`, whatever it computes in.
+
+    Raises:
+        ModelError: If onnxruntime cannot open the file, it has no classes, or its metadata says nothing of images.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        with needs_extra('export'):
+            import onnxruntime
+        if not Path(path).is_file():
+            raise ModelError(f'{path} is no file.')
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        except Exception as e:  # its errors have no common class
+            raise ModelError(f'{path} cannot be opened as ONNX: {reason(e)}') from e
+        found = self._session.get_modelmeta().custom_metadata_map
+        try:
+            self.names: list[str] = [str(name) for name in json.loads(found['labels'])]
+            self.transform = create_transform(**json.loads(found['preprocessing']), is_training=False)
+        except (KeyError, ValueError, TypeError) as e:
+            raise ModelError(
+                f'{path} says nothing of its labels and preprocessing: classify takes files that tinyvit-zoo export '
+                'has written.'
+            ) from e
+        if not self.names:
+            raise ModelError(f'{path} has no classifier (0 classes): it gives features only.')
+
+    def __call__(self, image: Image.Image, topk: int = 5) -> list[Prediction]:
+        """The `topk` most probable classes of an RGB image, best first (fewer if the model has fewer)."""
+        batch = self.transform(image)[None].float().numpy()
+        return _best(torch.from_numpy(self._session.run(None, {'images': batch})[0])[0], self.names, topk)
+
+
+def _best(logits: torch.Tensor, names: Sequence[str], topk: int) -> list[Prediction]:
+    """Logits (classes) to the most probable classes, best first."""
+    values, indices = logits.float().softmax(dim=0).topk(min(topk, len(names)))
+    return [Prediction(i, names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
 def write_predictions(path: Path, results: Sequence[Mapping[str, Any]]) -> None:

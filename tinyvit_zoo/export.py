@@ -4,7 +4,8 @@ import copy
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import torch
 from timm.models import reparameterize_model, split_model_name_tag
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from . import __version__
 from .build import build_model, load_model
@@ -40,6 +42,7 @@ __all__ = [
     'onnx_session',
     'producer',
     'save_onnx',
+    'sizes_left_open',
 ]
 
 FORMATS = ('onnx', 'pt2')
@@ -204,7 +207,9 @@ def _check_dynamic(model: nn.Module) -> int:
     Raises:
         ModelError: If the model's graph is for one size only.
     """
-    if isinstance(model, TinyViT):
+    # torch.export fixes the number of windows where it is 1, in the products of talking heads.
+    talking = any(getattr(m, 'talking_heads', False) for m in model.modules())
+    if isinstance(model, TinyViT) and not talking:
         return 1
     if getattr(model, 'dynamic_img_size', False) and isinstance(model, TAKE_PATCHES):
         patch = model.patch_embed.patch_size
@@ -212,8 +217,9 @@ def _check_dynamic(model: nn.Module) -> int:
             return patch[0]
     name = cast(Any, model).pretrained_cfg.get('architecture') or type(model).__name__
     raise ModelError(
-        f'The graph of {name} is for one image size: its bias tables or shifted windows depend on it. Export it '
-        'at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT (dynamic_img_size=True).'
+        f'The graph of {name} is for one image size: its bias tables, shifted windows or talking heads depend on it. '
+        'Export it at every size that you need, or choose a TinyViT, a Mini-DeiT or a plain ViT '
+        '(dynamic_img_size=True).'
     )
 
 
@@ -227,6 +233,19 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     if step is not None:
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@contextmanager
+def sizes_left_open() -> Iterator[None]:
+    """A block in which torch.export leaves open what is 1 in the trace.
+
+    Otherwise it takes that for fixed: a TinyViT that was traced with a single window would take no larger images.
+    """
+    if not hasattr(_config, 'backed_size_oblivious'):  # an early torch 2.7
+        yield
+        return
+    with _config.patch(backed_size_oblivious=True):
+        yield
 
 
 class _Half(nn.Module):
@@ -251,7 +270,8 @@ def _trace(model: nn.Module, images: torch.Tensor, dynamic_batch: bool, step: in
         open_sides |= {i: Dim(n, min=SMALLEST_TINYVIT) for i, n in ((2, 'height'), (3, 'width'))}
     elif step is not None:
         open_sides |= {i: step * Dim(n, min=2) for i, n in ((2, 'rows'), (3, 'columns'))}
-    return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
+    with sizes_left_open() if step == 1 else nullcontext():
+        return torch.export.export(model, (images,), dynamic_shapes=(open_sides,))
 
 
 def producer() -> str:

@@ -103,8 +103,9 @@ def _built(subject: Subject, classes: int | None = None) -> Built:
 
 
 def _own_side(subject: Subject) -> int:
-    """Side of the image that the model is made for."""
-    return cast(Any, timm.get_pretrained_cfg(subject.name)).input_size[-1]
+    """Side of the image that the model is made for; one with shared weights has that of its base."""
+    name = subject.options.get('base', subject.name)
+    return cast(Any, timm.get_pretrained_cfg(name)).input_size[-1]
 
 
 def _storage(metric: str, data: str, k: int, epochs: int) -> float:

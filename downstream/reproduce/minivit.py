@@ -8,7 +8,17 @@ __all__ = ['PAPER']
 SWIN_TEACHER = 'swin_base_patch4_window7_224.ms_in22k_ft_in1k'
 CASCADE = 'cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
 TINY = 'mini_swin_tiny_patch4_window7_224'
-DISTILLED = f'pretrain minivit --student {TINY} --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
+TRAIN_SWIN = f'pretrain minivit --student {{}} --teacher {SWIN_TEACHER} -d imagenet-1k -o OUT'
+TRAIN_DEIT = 'pretrain minivit --student {} --teacher regnety_160.deit_in1k -d imagenet-1k -o OUT'
+PREDICTIONS = '--relation-weight 0 --hidden-weight 0'
+LABELS = '--hard-weight 1'  # and none for the teacher's predictions
+
+
+def _shared(base: str, share_every: int | str, train: str) -> Subject:
+    """A model of timm whose blocks are shared whole, and the commands that make it and train it from random weights."""
+    start = f'compress {base} --random --init first --share-every {share_every} --no-transform --share-norms'
+    built = dict(base=base, share_every=share_every, transform=False, share_norms=True)
+    return unreleased('multiplexed', f'{start} -o START && tinyvit-zoo {train.format("START")}', options=built)
 
 
 def _at_384(recipe: str) -> Subject:
@@ -38,26 +48,32 @@ SUBJECTS = {
         f'{TINY}.distill_in1k', config='distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
     ),
     # Not published.
-    'Mini-Swin-T (WS+WT)': unreleased(TINY, config=CASCADE),
-    'Mini-DeiT-S (WS+WT)': unreleased('mini_deit_small_patch16_224'),
-    'Mini-Swin-T (sharing every-2)': unreleased(TINY, options={'repeats': 2}),
-    'Mini-DeiT-B (sharing all layers)': unreleased('mini_deit_base_patch16_224', options={'repeats': 12}),
-    'Mini-Swin-T (losses pred)': unreleased(TINY, f'{DISTILLED} --losses mini_deit'),
-    'Mini-Swin-T (losses GT+pred)': unreleased(TINY, f'{DISTILLED} --losses mini_deit --hard-weight 0.5'),
-    'Mini-Swin-T (losses pred+attn)': unreleased(TINY),
-    'Mini-Swin-T (losses pred+hddn)': unreleased(TINY),
-    'Mini-Swin-T (no distillation, GT only)': unreleased(TINY),
-    # Sharing without the transformations: `compress` makes such models, no name builds them.
-    **{
-        name: unreleased('')
-        for name in (
-            'Mini-DeiT-S (WS)',
-            'Mini-DeiT-S (WS+WD)',
-            'Mini-Swin-T (WS)',
-            'Mini-Swin-T (WS+WD)',
-            'Swin-S (WS only) vs Swin-S',
-        )
-    },
+    'Mini-Swin-T (WS+WT)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} {LABELS}', config=CASCADE),
+    'Mini-DeiT-S (WS+WT)': unreleased(
+        'mini_deit_small_patch16_224', f'{TRAIN_DEIT.format("mini_deit_small_patch16_224")} {LABELS}'
+    ),
+    'Mini-Swin-T (sharing every-2)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} --repeats 2', options={'repeats': 2}),
+    'Mini-DeiT-B (sharing all layers)': unreleased(
+        'mini_deit_base_patch16_224',
+        f'{TRAIN_DEIT.format("mini_deit_base_patch16_224")} --repeats 12',
+        options={'repeats': 12},
+    ),
+    'Mini-Swin-T (losses pred)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS}'),
+    'Mini-Swin-T (losses GT+pred)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} --hard-weight 0.5'),
+    'Mini-Swin-T (losses pred+attn)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} --hidden-weight 0'),
+    'Mini-Swin-T (losses pred+hddn)': unreleased(
+        TINY, f'{TRAIN_SWIN.format(TINY)} --relation-weight 0 --hidden-weight 1'
+    ),
+    'Mini-Swin-T (no distillation, GT only)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} {LABELS}'),
+    # Weight sharing as in Eq. 4 and Fig. 2a: all of a block, its norms too. Whether these rows share the norms is not
+    # said; the printed sizes are the same. They are of DeiT and Swin as they are, as #1 and #6 of Table 1.
+    'Mini-DeiT-S (WS)': _shared('deit_small_patch16_224', 2, f'{TRAIN_DEIT} {LABELS}'),
+    'Mini-DeiT-S (WS+WD)': _shared('deit_small_patch16_224', 2, TRAIN_DEIT),
+    'Mini-Swin-T (WS)': _shared('swin_tiny_patch4_window7_224', 'stage', f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}'),
+    'Mini-Swin-T (WS+WD)': _shared('swin_tiny_patch4_window7_224', 'stage', TRAIN_SWIN),
+    'Swin-S (WS only) vs Swin-S': _shared(
+        'swin_small_patch4_window7_224', 'stage', f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}'
+    ),
     # timm's models.
     'DeiT-Ti': released('deit_tiny_patch16_224.fb_in1k'),
     'DeiT-S': released('deit_small_patch16_224.fb_in1k'),
@@ -98,6 +114,7 @@ VERSUS = {
     'Mini-Swin-B 384': ('Swin-B 384', 'Mini-Swin-B 384'),
     'Mini-Swin-T (sharing every-2)': ('Swin-T', 'Mini-Swin-T (sharing every-2)'),
     'Mini-Swin-T (sharing all layers)': ('Swin-T', 'Mini-Swin-T (sharing all layers)'),
+    'Swin-S (WS only) vs Swin-S': ('Swin-S', 'Swin-S (WS only) vs Swin-S'),
 }
 """The original and the compressed model of a ratio, by name in the rows."""
 

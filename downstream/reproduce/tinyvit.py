@@ -18,6 +18,7 @@ __all__ = ['PAPER']
 
 CROP = '--crop-pct 0.875'  # paper, section 5.1; timm's default for these weights is 0.95
 SAVE_LABELS = 'distill train tinyvit_21m_224 --random -d imagenet-22k --teacher {} --recipe tinyvit_22k_distill -o OUT'
+VARIANT = 'tinyvit_21m_talking_heads_224'
 CLIP_TEACHER = SAVE_LABELS.format('clip_vit_large_patch14_224')
 
 
@@ -99,11 +100,14 @@ SUBJECTS = {
     },
     'Swin-T (cleaned IN-21k pretrain, no distill)': unreleased('swin_tiny_patch4_window7_224'),
     'Swin-L (197M)': unreleased('swin_large_patch4_window7_224'),
-    # The student of the supplement has talking heads and shares the blocks of its last stage: nothing here builds it.
+    # The student of the supplement has talking heads and shares the blocks of its last stage. How much the labels weigh
+    # is not said: half, as where MiniViT mixes them in. Florence is not public.
     **{
-        f'TinyViT-21M variant (IN-21k distill {labels} GT labels, teacher {teacher})': unreleased('')
-        for teacher in ('CLIP-ViT-L/14', 'Florence')
-        for labels in ('w/', 'w/o')
+        f'TinyViT-21M variant (IN-21k distill {labels} GT labels, teacher {teacher})': unreleased(
+            VARIANT, f'{SAVE_LABELS.format(name).replace("tinyvit_21m_224", VARIANT)}{mixed}'
+        )
+        for teacher, name in (('CLIP-ViT-L/14', 'clip_vit_large_patch14_224'), ('Florence', 'TEACHER'))
+        for labels, mixed in (('w/', ' --hard-weight 0.5'), ('w/o', ''))
     },
 }
 """The model by its name in the rows."""

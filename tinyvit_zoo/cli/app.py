@@ -28,6 +28,7 @@ from . import (
     probe,
     reproduce,
     run,
+    sam,
     weights,
 )
 from .console import print_error
@@ -38,7 +39,7 @@ PANELS = {
     'Pages of the Hub': (hub, cards, browser),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed, analyze, reproduce),
     'Training': (finetune, distill, pretrain, contract, run),
-    'Detection and segmentation': (detect,),
+    'Detection and segmentation': (detect, sam),
 }
 """Modules of commands by the panel of `--help` that they are in, in its order."""
 

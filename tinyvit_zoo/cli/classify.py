@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import command, console, print_error, print_json, quiet_logs
-from .options import ImgSize, Json, Part, Weights, pair_of
+from .options import ImgSize, Json, Part, Size, Weights, pair_of
+
+if TYPE_CHECKING:
+    from ..classify import Classifier, OnnxClassifier
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -23,7 +26,13 @@ def _table_or_json(path: Path | None) -> Path | None:
 def classify(
     *,
     images: Annotated[list[Path], typer.Argument(help='Image files, or folders of them.', metavar='IMAGE...')],
-    model: Annotated[str, typer.Option('--model', '-m', help='Any name that timm.create_model takes.', metavar='NAME')],
+    model: Annotated[
+        str | None, typer.Option('--model', '-m', help='Any name that timm.create_model takes.', metavar='NAME')
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option('--onnx', help='An exported file instead of a model, to hold it against that.', metavar='FILE'),
+    ] = None,
     weights: Weights = None,
     part: Part = None,
     topk: Annotated[int, typer.Option(min=1, help='Classes to print per image.')] = 5,
@@ -37,15 +46,11 @@ def classify(
     ] = None,
 ) -> None:
     """Classify images with the model's own preprocessing and class names."""
-    from ..build import load_model
-    from ..classify import Classifier, write_predictions
+    from ..classify import write_predictions
 
     quiet_logs()
     paths = list(_files(images))
-    size = pair_of(img_size)
-    classifier = Classifier(
-        load_model(model, str(weights) if weights else None, part, **({'img_size': size} if size else {}))
-    )
+    classifier = _classifier(model, onnx, weights, part, img_size)
     results = list(_results(classifier, paths, topk, show=not as_json))
     if as_json:
         print_json(results)
@@ -53,6 +58,23 @@ def classify(
         write_predictions(output, results)
     if any('error' in result for result in results):
         raise typer.Exit(1)
+
+
+def _classifier(
+    model: str | None, onnx: Path | None, weights: Path | None, part: str | None, img_size: Size | None
+) -> 'Classifier | OnnxClassifier':
+    from ..build import load_model
+    from ..classify import Classifier, OnnxClassifier
+
+    if (model is None) == (onnx is None):
+        raise typer.BadParameter('Name either a model with --model or an exported file with --onnx.')
+    if onnx is not None:
+        if weights or part or img_size:
+            raise typer.BadParameter('An exported file has its weights and size: leave out what changes them.')
+        return OnnxClassifier(onnx)
+    size = pair_of(img_size)
+    file = str(weights) if weights else None
+    return Classifier(load_model(str(model), file, part, **({'img_size': size} if size else {})))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

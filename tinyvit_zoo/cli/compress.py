@@ -42,6 +42,19 @@ def compress(
     transform: Annotated[
         bool, typer.Option(help='Give every layer head mixing (Swin: and a convolution) of its own.')
     ] = True,
+    mlp_transform: Annotated[
+        bool | None,
+        typer.Option(
+            '--mlp-transform/--no-mlp-transform',
+            help='That convolution, before the MLP. Default: with --transform, in a Swin.',
+        ),
+    ] = None,
+    mlp_conv_kernel: Annotated[
+        int | None, typer.Option(min=1, help="Its side, odd. Default: the window's; 7 in a ViT.", metavar='N')
+    ] = None,
+    share_norms: Annotated[
+        bool, typer.Option('--share-norms', help='Share norms and layer scales, too: a block that runs several times.')
+    ] = False,
     weights: Weights = None,
     part: Part = None,
     random: Random = False,
@@ -72,7 +85,10 @@ def compress(
     calibration = _read_images(images, model) if images else None
     every = 'stage' if share_every == 'stage' else int(share_every)
     try:
-        student = multiplex(model, every, transform, init=str(init), calibration=calibration)
+        student = multiplex(
+            model, every, transform, mlp_transform=mlp_transform, mlp_conv_kernel=mlp_conv_kernel,
+            share_norms=share_norms, init=str(init), calibration=calibration,
+        )  # fmt: skip
         folder = save_folder(student, output)
     except ValueError as e:
         raise ModelError(f'{name}: {e}') from e

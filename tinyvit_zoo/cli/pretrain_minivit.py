@@ -37,6 +37,10 @@ def minivit(
     student_weights: Annotated[
         Path | None, typer.Option(help='Checkpoint that the student starts from.', metavar='FILE')
     ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help='Adjacent layers that share their weights. Default: as released.', metavar='N'),
+    ] = None,
     reserve: ReserveOptions,
     img_size: ImgSize = None,
     teacher: TeacherOptions,
@@ -53,6 +57,12 @@ def minivit(
         typer.Option(help='mini_deit: of predictions only. Default: as the recipe; mini_deit with --store.'),
     ] = None,
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
+    relation_weight: Annotated[
+        float | None, typer.Option(min=0.0, help='Of the relations of q, k and v. Default: as --losses.', metavar='W')
+    ] = None,
+    hidden_weight: Annotated[
+        float | None, typer.Option(min=0.0, help='Of the hidden states. Default: as --losses.', metavar='W')
+    ] = None,
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     dry_run: DryRun = False,
     training: TrainingOptions,
@@ -77,15 +87,24 @@ def minivit(
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
     quiet_logs()
     architecture, swin, starts = _about(student, student_weights)
+    if repeats and (starts or not architecture.startswith('mini_')):
+        raise typer.BadParameter(
+            '--repeats is for a Mini-DeiT or Mini-Swin from random weights: any other has the sharing that '
+            '`compress --share-every` gave it.'
+        )
     reserve.check(not starts)
     chosen = training.changed(WEIGHT_DISTILLATION[str(recipe or ('mini_swin' if swin else 'mini_deit'))])
-    objective = _objective(str(losses or ('mini_deit' if store else chosen.name)), hard_weight)
+    objective = _objective(
+        str(losses or ('mini_deit' if store else chosen.name)), hard_weight, relation_weight, hidden_weight
+    )
     with processes() as first:
         opened = None if store is None else Store.open(store)
         dataset = training_images(data_options, run.seed)
         options = ModelOptions(name=student, weights=student_weights, random=not starts, img_size=img_size)
         classes = len(dataset.classes) if opened is None else opened.info.classes
         given: dict[str, Any] = dict(num_classes=classes, drop_path_rate=chosen.drop_path_of(architecture))
+        if repeats:
+            given['repeats'] = repeats
         model = backbone_of(options, run.seed, **given)
         say = printer() if first else (lambda text: None)
         say(f'Student: {student}, from {"its weights" if starts else "random weights, as published"}.')
@@ -130,7 +149,11 @@ def _about(student: str, weights: Path | None) -> tuple[str, bool, bool]:
     return architecture, 'swin' in type(model).__name__.lower(), given
 
 
-def _objective(losses: str, hard_weight: float) -> 'WeightDistillation':
+def _objective(
+    losses: str, hard_weight: float, relation_weight: float | None, hidden_weight: float | None
+) -> 'WeightDistillation':
     from ..training.weight_distillation import OBJECTIVES, with_hard_weight
 
-    return with_hard_weight(OBJECTIVES[losses], hard_weight)
+    weights = dict(relation_weight=relation_weight, hidden_weight=hidden_weight)
+    given: dict[str, Any] = {name: value for name, value in weights.items() if value is not None}
+    return replace(with_hard_weight(OBJECTIVES[losses], hard_weight), **given)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .console import print_json, quiet_logs
-from .options import ImgSize, Json, pair_of
+from .int8_options import Int8Options, print_quantized
+from .options import ImgSize, Json, Seed, pair_of
 
 if TYPE_CHECKING:
     from ..segment_anything import Prompt, Segmented
@@ -155,10 +156,13 @@ def export(
     all_masks: Annotated[
         bool, typer.Option('--all-masks', help='Let the decoder return 4 masks instead of one that it chooses.')
     ] = False,
+    seed: Seed = 0,
+    int8: Int8Options,
 ) -> None:
     """Export a SAM as ONNX: the image encoder, and the decoder with the names that labelling tools expect.
 
-    Each file is compared with PyTorch, and neither is written unless both are right.
+    Each file is compared with PyTorch, and neither is written unless both are right. With --int8 the encoder computes
+    in 8 bits; the decoder stays in float32, and the masks of both are compared on images that --calibrate does not use.
     """
     from ..hub.sam import load_sam
     from ..segment_anything.export import TOLERANCE, check_files, export_sam
@@ -166,7 +170,14 @@ def export(
     if rectangular and not dynamic_size:
         raise typer.BadParameter('--rectangular needs --dynamic-size: a file for one size gets images of that size.')
     quiet_logs()
+    int8.check('fp32')
     files = check_files(encoder, decoder)  # before weights are read
+    if int8.int8:
+        from ..int8.sam import quantize_sam
+
+        model = load_sam(weights, rectangular=rectangular or None)
+        exported = dict(img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks)
+        return print_quantized(quantize_sam(model, *files, **int8.arguments(), **exported, seed=seed), 'IoU of masks')
     done = export_sam(
         load_sam(weights, rectangular=rectangular or None), *files, img_size=pair_of(img_size),
         dynamic_size=dynamic_size, all_masks=all_masks,
@@ -181,3 +192,4 @@ def export(
     print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, the rest padded with 0.')
     if done.encoder and done.decoder and done.encoder.parent == done.decoder.parent:
         print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {done.encoder.parent} --point X,Y -o mask.png')
+    return None

@@ -9,15 +9,26 @@ import torch
 from timm.layers import Attention
 from timm.models import filter_pretrained_cfg
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from .init import initialize
 from .share import Group, find_groups, find_stages, keep_each_once, tie
-from .transform import GridConv, MixedAttention, MixedWindowAttention, MultiplexedSwinBlock
+from .transform import (
+    EMBEDDINGS,
+    GridConv,
+    MixedAttention,
+    MixedWindowAttention,
+    MultiplexedSwinBlock,
+    MultiplexedVitBlock,
+    TokenConv,
+)
 
 __all__ = ['Restructured', 'describe_weights', 'multiplex', 'restructure']
 
 MIXED: dict[type[nn.Module], Any] = {Attention: MixedAttention, WindowAttention: MixedWindowAttention}
+VIT_KERNEL = 7
+"""Side of a plain ViT's convolution: that of a Swin at 224 pixels. The paper names none, and a ViT has no windows."""
 
 
 def multiplex(
@@ -27,6 +38,7 @@ def multiplex(
     *,
     mlp_transform: bool | None = None,
     mlp_conv_kernel: int | Sequence[int] | None = None,
+    share_norms: bool = False,
     init: str = 'best',
     calibration: Iterable[torch.Tensor] | None = None,
     fit: bool | None = None,
@@ -43,10 +55,13 @@ def multiplex(
         share_every: Number of blocks that share one set of weights; must divide the depth (of every stage). 'stage':
             all blocks of a stage; a plain ViT is one stage. Groups never cross stages.
         transform: Give every layer its own head mixing, initialised to identity. Without it the attention stays timm's.
-        mlp_transform: Give every layer its own depthwise convolution before the MLP, initialised to identity. Default:
-            on if `transform` is on and the model is a Swin (as in the paper, which found little use for it in DeiT).
+        mlp_transform: Give every layer its own depthwise convolution before the MLP, initialised to identity; in a ViT
+            it is over the patches, and the other tokens stay as they are. Default: on if `transform` is on and the
+            model is a Swin (as in the paper, which found little use for it in DeiT).
         mlp_conv_kernel: Side of that convolution, odd; one for all stages or one each. Default: the stage's window
-            (paper Sec. 4.1), plus one if that is even.
+            (paper Sec. 4.1), plus one if that is even; 7 in a ViT.
+        share_norms: Share norms and layer scales, too: without transformations a group is then one block that runs
+            several times (paper Eq. 4 and Fig. 2a, which it found to train badly).
         init: Initial weights of a group: those of its 'first' block, the 'mean' of its blocks, or the 'best' among
             all its blocks' and their mean, group by group: those with which the rest of `model`, applied to the
             group's output, comes closest to the features of `model`. That is greedy: in 3 of 24 small random Swins
@@ -56,7 +71,7 @@ def multiplex(
             only.
         fit: Fit the parameters that each layer keeps to itself (norms, layer scales, transformations) so that its
             output is closest to that of the same layer of `model`: least squares on the calibration images, no labels.
-            Default: on if `calibration` is given.
+            Default: on if `calibration` is given. Layers that share all they have are not fitted.
 
     Returns:
         The multiplexed model, in the same mode and dtype and on the same device. `save_folder` and timm's Hub functions
@@ -69,7 +84,7 @@ def multiplex(
     if cfg.get('architecture') == 'multiplexed':
         raise ValueError('This model is already multiplexed: multiplex the one that it was made from.')
     student: Any = deepcopy(model)
-    new = restructure(student, share_every, transform, mlp_transform, mlp_conv_kernel)
+    new = restructure(student, share_every, transform, mlp_transform, mlp_conv_kernel, share_norms)
     fit = calibration is not None if fit is None else fit
     initialize(model, student, new.groups, init, calibration, fit)
     if cfg:  # made by `timm.create_model`
@@ -103,12 +118,13 @@ def restructure(
     transform: bool = True,
     mlp_transform: bool | None = None,
     mlp_conv_kernel: int | Sequence[int] | None = None,
+    share_norms: bool = False,
 ) -> Restructured:
     """Insert the transformations and share the weights, in place; every group gets those of its first block.
 
     Arguments and errors as in `multiplex`.
     """
-    find_groups(model, share_every)  # raises before anything is changed
+    find_groups(model, share_every, share_norms)  # raises before anything is changed
     if len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False))):
         raise ValueError('Layers of this model already share weights: multiplex the model that it was made from.')
     if mlp_transform is None:
@@ -118,12 +134,18 @@ def restructure(
     sizes = _conv_sizes(model, mlp_conv_kernel) if mlp_transform else None
     if transform:
         _mix_heads(model)
-    if sizes:
+    if sizes and isinstance(model, SwinTransformer):
         _convolve_grid(model, sizes)
-    groups = [[tie(blocks) for blocks in stage] for stage in find_groups(model, share_every)]
+    elif sizes:
+        _convolve_tokens(model, sizes[0])
+    groups = [[tie(blocks, share_norms) for blocks in stage] for stage in find_groups(model, share_every, share_norms)]
     keep_each_once(model)
-    args = dict(share_every=share_every, transform=transform, mlp_transform=mlp_transform)
-    return Restructured(groups, args | (dict(mlp_conv_kernel=sizes) if sizes else {}))
+    args: dict[str, Any] = dict(share_every=share_every, transform=transform, mlp_transform=mlp_transform)
+    if sizes:
+        args['mlp_conv_kernel'] = sizes
+    if share_norms:
+        args['share_norms'] = True
+    return Restructured(groups, args)
 
 
 def _mix_heads(model: nn.Module) -> None:
@@ -149,26 +171,61 @@ def _mix_heads(model: nn.Module) -> None:
 
 def _conv_sizes(model: nn.Module, kernel_size: int | Sequence[int] | None) -> list[int]:
     """Side of each stage's convolution."""
-    if not isinstance(model, SwinTransformer):
-        raise ValueError(
-            'The MLP transformation needs the grid of a hierarchical model (SwinTransformer): leave mlp_transform out.'
-        )
     stages = find_stages(model)
+    if not isinstance(model, SwinTransformer):
+        _check_tokens(model)
     if kernel_size is None:
+        if not isinstance(model, SwinTransformer):
+            return [VIT_KERNEL]
         firsts: list[Any] = [stage.blocks[0] for stage in stages]
         return [max(block.window_size) // 2 * 2 + 1 for block in firsts]
     sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size] * len(stages)
     if len(sizes) != len(stages) or not all(type(s) is int and s > 0 and s % 2 == 1 for s in sizes):
-        raise ValueError(
-            f'mlp_conv_kernel must be an odd number, or one for each of the {len(stages)} stages; got {kernel_size!r}.'
-        )
+        each = f', or one for each of the {len(stages)} stages' if len(stages) > 1 else ''
+        raise ValueError(f'mlp_conv_kernel must be an odd number{each}; got {kernel_size!r}.')
     return sizes
 
 
-def _convolve_grid(model: nn.Module, sizes: list[int]) -> None:
+def _check_tokens(model: Any) -> None:
+    """Refuse a ViT whose blocks are of another kind, or do not always see the whole grid of one size."""
+    others = {type(block).__name__ for block in model.blocks if type(block) is not Block}
+    if others:
+        raise ValueError(
+            f'{", ".join(sorted(others))} has no place before its MLP for the convolution of the MLP transformation '
+            "(timm's Block has): leave mlp_transform out."
+        )
+    if type(model.patch_embed) not in EMBEDDINGS:
+        raise ValueError(
+            f'{type(model.patch_embed).__name__} does not say the grid of its patches, which the MLP transformation '
+            'needs: leave mlp_transform out.'
+        )
+    if model.dynamic_img_size:
+        raise ValueError(
+            'The MLP transformation of a ViT needs a grid of patches that stays: leave dynamic_img_size out, and say '
+            'the size by img_size or set_input_size.'
+        )
+    if not isinstance(model.patch_drop, nn.Identity):
+        raise ValueError(
+            'The MLP transformation of a ViT needs all patches of the grid: leave patch_drop_rate out, or '
+            'mlp_transform.'
+        )
+
+
+def _convolve_grid(model: SwinTransformer, sizes: list[int]) -> None:
     block: Any
     for stage, size in zip(find_stages(model), sizes, strict=True):
         for block in stage.blocks:
             weight = block.norm2.weight
             block.mlp_conv = GridConv(block.dim, size, weight.device, weight.dtype).train(block.training)
             block.__class__ = MultiplexedSwinBlock  # the same layers under the same names, and one more
+
+
+def _convolve_tokens(model: Any, size: int) -> None:
+    embed, prefix = model.patch_embed, model.num_prefix_tokens
+    for block in model.blocks:
+        weight = block.mlp.fc1.weight
+        conv = TokenConv(model.embed_dim, size, embed.grid_size, prefix, weight.device, weight.dtype)
+        block.mlp_conv = conv.train(block.training)
+        block.__class__ = MultiplexedVitBlock
+    embed.grid_convs = tuple(block.mlp_conv for block in model.blocks)
+    embed.__class__ = EMBEDDINGS[type(embed)]

@@ -2,7 +2,8 @@
 
 A group is k adjacent blocks of one stage. Its blocks remain k modules with their own norms, layer scales, drop paths,
 shifts and transformations, but every Linear (and Swin's bias table) in them is the same module object. So no module
-needs to know which layer it is called for, and `parameters()` yields each weight once.
+needs to know which layer it is called for, and `parameters()` yields each weight once. With `share_norms` the norms and
+layer scales are the same objects, too: only the transformations differ, if there are any (paper Eq. 4, Fig. 2a).
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from .transform import RelativePositionBias
+from .transform import TRANSFORMATIONS, RelativePositionBias
 
-__all__ = ['Group', 'Stage', 'find_groups', 'find_stages', 'keep_each_once', 'tie']
+__all__ = ['Group', 'Stage', 'find_groups', 'find_stages', 'keep_each_once', 'keep_each_once_in', 'tie']
 
 # timm's own WindowAttention (no head mixing) holds nothing that belongs to one layer: shift and mask are the block's.
 SHARED = (nn.Linear, RelativePositionBias, WindowAttention)
@@ -67,12 +68,13 @@ class Group:
     weights: list[dict[str, torch.Tensor]]
 
 
-def find_groups(model: nn.Module, share_every: int | str) -> list[list[list[nn.Module]]]:
+def find_groups(model: nn.Module, share_every: int | str, share_norms: bool = False) -> list[list[list[nn.Module]]]:
     """The groups of blocks that are to share weights, by stage.
 
     Args:
         model: See `find_stages`.
         share_every: Number of blocks in a group, or 'stage' for all of a stage.
+        share_norms: See `shared_layers`.
 
     Raises:
         ValueError: If the model is of another kind, a stage cannot be cut into such groups, or blocks of a group do
@@ -84,7 +86,7 @@ def find_groups(model: nn.Module, share_every: int | str) -> list[list[list[nn.M
     for stage, depth, size in zip(stages, depths, _group_sizes(depths, share_every), strict=True):
         for start in range(0, depth, size):
             for i in range(start + 1, start + size):
-                _check_alike(stage, start, i)
+                _check_alike(stage, start, i, share_norms)
         found.append([list(stage.blocks[i : i + size]) for i in range(0, depth, size)])
     return found
 
@@ -104,17 +106,31 @@ def _group_sizes(depths: list[int], share_every: int | str) -> list[int]:
     )
 
 
-def shared_layers(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of the layers that a block shares with the others of its group."""
+def shared_layers(module: nn.Module, share_norms: bool = False, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of the layers that a block shares with the others of its group.
+
+    Args:
+        module: The block.
+        share_norms: Take norms and layer scales, too: all that has parameters, except the transformations.
+        prefix: Of the names.
+    """
     for name, child in module.named_children():
-        if isinstance(child, SHARED):
+        if isinstance(child, TRANSFORMATIONS):
+            continue
+        if isinstance(child, SHARED) or (share_norms and any(True for _ in child.parameters(recurse=False))):
             yield prefix + name, child
         else:
-            yield from shared_layers(child, f'{prefix}{name}.')
+            yield from shared_layers(child, share_norms, f'{prefix}{name}.')
 
 
-def _check_alike(stage: Stage, first: int, other: int) -> None:
-    ours, theirs = _facts(stage.blocks[first]), _facts(stage.blocks[other])
+def _check_alike(stage: Stage, first: int, other: int, share_norms: bool) -> None:
+    loose = [name for name, _ in stage.blocks[first].named_parameters(recurse=False)]
+    if share_norms and loose:
+        raise ValueError(
+            f'{stage.name}.{first} holds {", ".join(loose)} itself, in no layer that could be shared: leave '
+            'share_norms out.'
+        )
+    ours, theirs = _facts(stage.blocks[first], share_norms), _facts(stage.blocks[other], share_norms)
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ValueError(
@@ -124,24 +140,28 @@ def _check_alike(stage: Stage, first: int, other: int) -> None:
             )
 
 
-def _facts(block: nn.Module) -> dict[str, Any]:
+def _facts(block: nn.Module, share_norms: bool) -> dict[str, Any]:
     """Properties that two blocks must agree on, by name: shapes of shared tensors, kinds of layers, head counts."""
     facts: dict[str, Any] = {'the block': type(block).__name__}
-    for name, layer in shared_layers(block):
+    for name, layer in shared_layers(block, share_norms):
         facts[name] = type(layer).__name__
         facts |= {f'{name}.{key}': tuple(p.shape) for key, p in layer.named_parameters()}
     facts |= {f'num_heads of {name}': m.num_heads for name, m in block.named_modules() if hasattr(m, 'num_heads')}
     return facts
 
 
-def tie(blocks: list[nn.Module]) -> Group:
-    """Replace the layers of the other blocks by the shared layers of the first."""
+def tie(blocks: list[nn.Module], share_norms: bool = False) -> Group:
+    """Replace the layers of the other blocks by the shared layers of the first; see `shared_layers`."""
     weights = [
-        {f'{name}.{key}': p.detach() for name, layer in shared_layers(block) for key, p in layer.named_parameters()}
+        {
+            f'{name}.{key}': p.detach()
+            for name, layer in shared_layers(block, share_norms)
+            for key, p in layer.named_parameters()
+        }
         for block in blocks
     ]
     weights[0] = {name: value.clone() for name, value in weights[0].items()}  # these layers stay in use
-    for name, layer in shared_layers(blocks[0]):
+    for name, layer in list(shared_layers(blocks[0], share_norms)):
         parent, _, child = name.rpartition('.')
         for block in blocks[1:]:
             setattr(block.get_submodule(parent), child, layer)
@@ -157,8 +177,13 @@ def keep_each_once(model: nn.Module) -> None:
     """
     # For features, timm cuts ViTs to a new Sequential of blocks, and puts Swin's stages into another module.
     for module in model.layers if isinstance(model, SwinTransformer) else [model]:
-        module.register_state_dict_post_hook(_drop_repeats)
-        module.register_load_state_dict_pre_hook(_fill_repeats)
+        keep_each_once_in(module)
+
+
+def keep_each_once_in(module: nn.Module) -> None:
+    """As `keep_each_once`, for a module whose own layers share their weights."""
+    module.register_state_dict_post_hook(_drop_repeats)
+    module.register_load_state_dict_pre_hook(_fill_repeats)
 
 
 def _repeats(module: nn.Module) -> dict[str, str]:

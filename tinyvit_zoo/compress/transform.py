@@ -9,19 +9,31 @@ Shape legend: `B` batch, `nW` windows, `N` tokens, `C` channels, `H W` grid of t
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import Attention, maybe_add_mask, resize_rel_pos_bias_table, resolve_self_attn_mask
+from timm.layers import (
+    Attention,
+    HybridEmbed,
+    PatchEmbed,
+    maybe_add_mask,
+    resize_rel_pos_bias_table,
+    resolve_self_attn_mask,
+)
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..layers import HeadMix
 from ..layers.bias_table import expand_signed_bias, signed_offset
 
 __all__ = [
+    'EMBEDDINGS',
+    'TRANSFORMATIONS',
     'GridConv',
     'MixedAttention',
     'MixedWindowAttention',
     'MultiplexedSwinBlock',
+    'MultiplexedVitBlock',
     'RelativePositionBias',
+    'TokenConv',
 ]
 
 
@@ -188,9 +200,45 @@ class GridConv(nn.Module):
         for parameter in self.conv.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, H, W, C)
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         # Permuted to (B, C, H, W) it is in channels_last format: no copy before or after.
         return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, H, W, C)
+        return self.convolve(x)
+
+
+class TokenConv(GridConv):
+    """`GridConv` for the tokens of a plain ViT. (B, N, C) -> (B, N, C).
+
+    Class, distillation and register tokens lie on no grid and stay as they are. The paper says nothing of them: its own
+    Mini-DeiT has none, and no MLP transformation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        grid_size: tuple[int, int],
+        num_prefix_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(dim, kernel_size, device, dtype)
+        self.grid_size = grid_size
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, N, C = x.shape
+        height, width = self.grid_size
+        prefix = self.num_prefix_tokens
+        grid = self.convolve(x[:, prefix:].reshape(B, height, width, C)).reshape(B, N - prefix, C)
+        return torch.cat((x[:, :prefix], grid), dim=1) if prefix else grid
+
+
+TRANSFORMATIONS = (HeadMix, GridConv)
+"""What every layer keeps to itself, whatever it shares."""
 
 
 class MultiplexedSwinBlock(SwinTransformerBlock):
@@ -204,3 +252,42 @@ class MultiplexedSwinBlock(SwinTransformerBlock):
         x = x + self.drop_path1(self._attn(self.norm1(x)))
         y = self.mlp_conv(self.norm2(x)).reshape(B, H * W, C)
         return x + self.drop_path2(self.mlp(y)).view(B, H, W, C)
+
+
+class MultiplexedVitBlock(Block):
+    """timm's block with a `TokenConv` named `mlp_conv` before its MLP. (B, N, C)."""
+
+    if TYPE_CHECKING:
+        mlp_conv: TokenConv
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.mlp_conv(self.norm2(x)))))
+
+
+class _TellsGrid:
+    """A patch embedding that tells the convolutions of the blocks its grid, which the blocks do not see.
+
+    timm's `set_input_size` changes the embedding only.
+    """
+
+    if TYPE_CHECKING:
+        grid_size: tuple[int, int]
+        grid_convs: tuple[TokenConv, ...]
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        super().set_input_size(*args, **kwargs)  # type: ignore[misc]
+        for conv in self.grid_convs:
+            conv.grid_size = self.grid_size
+
+
+class GridPatchEmbed(_TellsGrid, PatchEmbed):
+    """timm's `PatchEmbed` that tells its grid."""
+
+
+class GridHybridEmbed(_TellsGrid, HybridEmbed):
+    """timm's `HybridEmbed` that tells its grid."""
+
+
+EMBEDDINGS: dict[type[nn.Module], type[nn.Module]] = {PatchEmbed: GridPatchEmbed, HybridEmbed: GridHybridEmbed}
+"""By the class of a patch embedding: the one that tells its grid."""

@@ -60,6 +60,7 @@ class SamImageEncoder(nn.Module):
     Args:
         trunk: A TinyViT made with `output_stride=16`. It is changed in place: it loses its head.
         out_chans: Channels of the result; 256 is what SAM's mask decoder takes.
+        neck: One that is there already, instead of a new one.
 
     Raises:
         ValueError: If the trunk is no TinyViT with a last map of stride 16.
@@ -67,22 +68,14 @@ class SamImageEncoder(nn.Module):
 
     stride = 16
 
-    def __init__(self, trunk: TinyViT, out_chans: int = 256) -> None:
+    def __init__(self, trunk: TinyViT, out_chans: int = 256, neck: nn.Sequential | None = None) -> None:
         super().__init__()
         if not isinstance(trunk, TinyViT) or trunk.feature_info[-1]['reduction'] != self.stride:
             raise ValueError('The trunk of a SAM encoder must be a TinyViT made with output_stride=16.')
         trunk.reset_classifier(0, '', reset_other=True)
-        weight = next(trunk.parameters())
-        dd: dict[str, Any] = {'device': weight.device, 'dtype': weight.dtype}
         self.in_chans = trunk.in_chans
-        self.out_chans = out_chans
         self.trunk = trunk
-        self.neck = nn.Sequential(
-            nn.Conv2d(trunk.num_features, out_chans, 1, bias=False, **dd),
-            LayerNorm2d(out_chans, eps=1e-6, **dd),
-            nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False, **dd),
-            LayerNorm2d(out_chans, eps=1e-6, **dd),
-        )
+        self.neck = _neck(trunk, out_chans) if neck is None else neck
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -106,6 +99,17 @@ class SamImageEncoder(nn.Module):
         torch._assert(x.shape[-2] >= LEAST, 'Images must be at least 32 pixels high: enlarge or pad them.')
         torch._assert(x.shape[-1] >= LEAST, 'Images must be at least 32 pixels wide: enlarge or pad them.')
         return self.neck(self.trunk.forward_features(x))
+
+
+def _neck(trunk: TinyViT, out_chans: int) -> nn.Sequential:
+    weight = next(trunk.parameters())
+    dd: dict[str, Any] = {'device': weight.device, 'dtype': weight.dtype}
+    return nn.Sequential(
+        nn.Conv2d(trunk.num_features, out_chans, 1, bias=False, **dd),
+        LayerNorm2d(out_chans, eps=1e-6, **dd),
+        nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False, **dd),
+        LayerNorm2d(out_chans, eps=1e-6, **dd),
+    )
 
 
 def sam_encoder(

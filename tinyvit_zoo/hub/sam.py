@@ -11,7 +11,7 @@ SAM's own encoder has one number.
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,28 +119,45 @@ class TinyVitSamConfig(SamConfig):
     """
 
     model_type = 'tinyvit_sam'
-    sub_configs_defaults = {  # noqa: RUF012  transformers' own way
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
         'prompt_encoder_config': SamPromptEncoderConfig,
         'mask_decoder_config': TinyVitSamMaskDecoderConfig,
         'vision_config': TinyVitSamVisionConfig,
     }
 
+    vision_config: Any = None
+    prompt_encoder_config: Any = None
+    mask_decoder_config: Any = None
     rectangular: bool = False
 
 
-class TinyVitSamVisionEncoder(SamImageEncoder):
-    """`SamImageEncoder` behind the interface of transformers' `SamVisionEncoder`."""
+class TinyVitSamVisionEncoder(nn.Module):
+    """`SamImageEncoder` behind the interface of transformers' `SamVisionEncoder`, with the same names of tensors."""
 
     def __init__(self, config: TinyVitSamConfig) -> None:
+        super().__init__()
         vision = config.vision_config
         made = sam_encoder(
             vision.architecture, vision.image_size, window_sizes=vision.window_size, out_chans=vision.output_channels
         )
-        super().__init__(made.trunk, vision.output_channels)
+        self.trunk, self.neck = made.trunk, made.neck
         self.config = config
 
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.patch_embed
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """What `gradient_checkpointing_enable` of transformers looks for, and sets."""
+        return self.trunk.stages[0].grad_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
+    def encoder(self) -> SamImageEncoder:
+        """The plain encoder, which shares its weights with this one: from images to one tensor."""
+        return SamImageEncoder(self.trunk, neck=self.neck).train(self.training)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> SamVisionEncoderOutput:
         """Images (B, 3, S, S) -> embeddings (B, 256, S / 16, S / 16) as `last_hidden_state`; there are no attentions.
@@ -158,7 +175,7 @@ class TinyVitSamVisionEncoder(SamImageEncoder):
                 f'Images must have {side}x{side} pixels, as the processor makes them, got {H}x{W}; rectangular=True '
                 'takes them without padding.'
             )
-        return SamVisionEncoderOutput(last_hidden_state=super().forward(pixel_values))
+        return SamVisionEncoderOutput(last_hidden_state=self.neck(self.trunk.forward_features(pixel_values)))
 
 
 class TinyVitSamMaskDecoder(SamMaskDecoder):
@@ -191,6 +208,7 @@ class TinyVitSamModel(SamModel):
     """Segment Anything with a TinyViT encoder: transformers' `SamModel` but for the encoder, and used like it."""
 
     config: TinyVitSamConfig
+    vision_encoder: Any  # a `TinyVitSamVisionEncoder`, where `SamModel` has its own
 
     def __init__(self, config: TinyVitSamConfig) -> None:
         """
@@ -211,7 +229,7 @@ class TinyVitSamModel(SamModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Module) and hasattr(module, 'init_non_persistent_buffers'):
+        if hasattr(module, 'init_non_persistent_buffers'):
             cast(Any, module).init_non_persistent_buffers()
 
     @classmethod
@@ -222,7 +240,8 @@ class TinyVitSamModel(SamModel):
             CheckpointError: On such a tensor.
         """
         wants_info = kwargs.pop('output_loading_info', False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        parent: Any = super()
+        model, info = parent.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         _refuse_differences(info, str(pretrained_model_name_or_path))
         _settle(model)
         return (model, info) if wants_info else model
@@ -409,7 +428,7 @@ def _model_weights(state_dict: Mapping[str, torch.Tensor], model: TinyVitSamMode
     Raises:
         CheckpointError: On a tensor that is missing, unknown or of a wrong shape.
     """
-    encoder = encoder_weights(state_dict, model.vision_encoder)
+    encoder = encoder_weights(state_dict, model.vision_encoder.encoder())
     rest = {k: v for k, v in state_dict.items() if not k.startswith(('image_encoder.', 'vision_encoder.'))}
     ours, layout = SAM_KEYS.to_ours(rest) if rest else ({}, 'official')
     twin = ours.pop(SAM_POSITIONS[1], None)

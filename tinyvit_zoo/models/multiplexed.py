@@ -43,6 +43,7 @@ def multiplexed(
     transform: bool = True,
     mlp_transform: bool | None = None,
     mlp_conv_kernel: int | Sequence[int] | None = None,
+    share_norms: bool = False,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     **kwargs,
@@ -56,6 +57,7 @@ def multiplexed(
         transform: See `multiplex`.
         mlp_transform: See `multiplex`.
         mlp_conv_kernel: See `multiplex`.
+        share_norms: See `multiplex`.
         pretrained_cfg: As in `timm.create_model`.
         pretrained_cfg_overlay: As in `timm.create_model`.
         **kwargs: As the base model takes them: `num_classes`, `img_size`, `in_chans`, `features_only`, ...
@@ -75,7 +77,7 @@ def multiplexed(
     cfg = resolve_pretrained_cfg('multiplexed', pretrained_cfg, pretrained_cfg_overlay).to_dict()
     for_builder = {name: kwargs.pop(name) for name in OF_BUILDER if name in kwargs}
     model = model_entrypoint(architecture)(pretrained=False, pretrained_cfg=cfg, **kwargs)
-    args = restructure(model, share_every, transform, mlp_transform, mlp_conv_kernel).args
+    args = restructure(model, share_every, transform, mlp_transform, mlp_conv_kernel, share_norms).args
     model._model_args = dict(base=architecture, **args)  # timm adds what the caller gave
 
     if _family(model) is swin_transformer:

@@ -39,6 +39,7 @@ from ..checkpoints import TINYVIT_KEYS, fit_to_model, stage_tables
 from ..layers import (
     ConvNorm,
     DeployLinear,
+    HeadMix,
     KeepsBias,
     Mlp,
     TypedSequential,
@@ -61,7 +62,7 @@ from ..layers import (
     window_partition,
     window_reverse,
 )
-from ..releases import FAMILIES, Release
+from ..releases import FAMILIES, Release, get_release
 from ._create import Family, create_zoo_model, record_input_size
 
 __all__ = ['TinyViT']
@@ -197,13 +198,26 @@ class ConvStage(nn.Module):
 
 
 class Attention(KeepsBias):
-    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2)."""
+    """Attention within a window, with a learned bias per head and absolute offset (|dy|, |dx|) (paper Sec. 3.2).
+
+    With talking heads the maps of all heads are mixed before softmax, their biases included, and after it, beginning as
+    the identity. That is not fused: the maps of all heads are needed at once.
+    """
 
     fused_attn: Final[bool]
+    talking_heads: Final[bool]
     row_offsets: torch.Tensor
     col_offsets: torch.Tensor
 
-    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        talking_heads: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         if dim % num_heads:
@@ -213,9 +227,14 @@ class Attention(KeepsBias):
         self.scale = self.head_dim**-0.5
         self.window_size = window_size
         self.fused_attn = use_fused_attn()
+        self.talking_heads = talking_heads
 
         self.norm = nn.LayerNorm(dim, **dd)
         self.qkv = nn.Linear(dim, dim * 3, **dd)
+        if talking_heads:
+            self.proj_l = HeadMix(num_heads, **dd)
+            self.proj_w = HeadMix(num_heads, **dd)
+            self._begin_with_identity()
         self.proj = nn.Linear(dim, dim, **dd)
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size[0] * window_size[1], **dd))
         self._register_offsets(device)
@@ -225,9 +244,15 @@ class Attention(KeepsBias):
         self.register_buffer('row_offsets', abs_offset_index(h, device), persistent=False)
         self.register_buffer('col_offsets', abs_offset_index(w, device), persistent=False)
 
+    def _begin_with_identity(self) -> None:
+        if self.talking_heads:
+            self.proj_l.init_identity()
+            self.proj_w.init_identity()
+
     def reset_parameters(self) -> None:
-        """Initial values of the released code: no bias."""
+        """Initial values of the released code: no bias. Talking heads, which it lacks, begin as the identity."""
         nn.init.zeros_(self.attention_biases)
+        self._begin_with_identity()
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
@@ -290,7 +315,10 @@ class Attention(KeepsBias):
         bias = self.spread_bias(q.dtype) if torch.jit.is_scripting() else self.bias_for(q)
         bias = sdpa_bias(bias, self.window_size[0] * self.window_size[1], runs_on_cuda(self.row_offsets))
 
-        if self.fused_attn and not self._prefers_plain(q, bias):
+        if self.talking_heads:
+            attn = self.proj_l(add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias))
+            x = self.proj_w(attn.softmax(dim=-1)) @ v
+        elif self.fused_attn and not self._prefers_plain(q, bias):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
             attn = add_to_fresh((q * self.scale) @ k.transpose(-2, -1), bias)
@@ -311,12 +339,13 @@ class TinyVitBlock(nn.Module):
         act_layer: type[nn.Module],
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        talking_heads: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.attn = Attention(dim, num_heads, window_size, **dd)
+        self.attn = Attention(dim, num_heads, window_size, talking_heads, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.local_conv = ConvNorm(dim, dim, local_conv_size, groups=dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer, proj_drop, norm=True, **dd)
@@ -361,6 +390,8 @@ class TinyVitStage(nn.Module):
         drop_path: Sequence[float],
         merge_in_parts: bool = False,
         merge_stride: int = 2,
+        talking_heads: bool = False,
+        share_blocks: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -371,11 +402,25 @@ class TinyVitStage(nn.Module):
         self.blocks = TypedSequential(
             *[
                 TinyVitBlock(
-                    out_dim, num_heads, window_size, mlp_ratio, local_conv_size, act_layer, proj_drop, rate, **dd
+                    out_dim,
+                    num_heads,
+                    window_size,
+                    mlp_ratio,
+                    local_conv_size,
+                    act_layer,
+                    proj_drop,
+                    rate,
+                    talking_heads,
+                    **dd,
                 )
                 for rate in drop_path
             ]
         )
+        if share_blocks and len(self.blocks) > 1:
+            from ..compress.share import keep_each_once_in, tie  # only for those who use it
+
+            tie(list(self.blocks))
+            keep_each_once_in(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -389,6 +434,21 @@ def _checkpoint_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     for block in blocks:
         x = checkpoint_block(block, x)
     return x
+
+
+def _per_stage(setting: bool | Sequence[bool], num_stages: int, name: str) -> list[bool]:
+    """A setting of the stages of attention for each stage; stage 0 has none.
+
+    Raises:
+        ValueError: If there is not one value a stage, or stage 0 is asked for.
+    """
+    each = [False] + [setting] * (num_stages - 1) if isinstance(setting, bool) else [bool(value) for value in setting]
+    if len(each) != num_stages or each[0]:
+        raise ValueError(
+            f'{name} is True, False, or one of them for each of the {num_stages} stages, the first of which has no '
+            f'attention: False; got {setting!r}.'
+        )
+    return each
 
 
 def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | None) -> int | Sequence | None:
@@ -434,6 +494,11 @@ class TinyViT(nn.Module):
         mlp_ratio: Hidden width of the MLP over the block's width.
         mbconv_expand_ratio: Hidden width of MBConv over the stage's width.
         local_conv_size: Kernel of the convolution between attention and MLP.
+        talking_heads: Mix the heads before and after softmax (Supplement C): in all stages of attention, or as each
+            stage says.
+        share_blocks: The blocks of a stage share the matrices of attention and MLP, with their biases, as in MiniViT
+            (Supplement C); norms, head mixing, tables of attention biases and local convolutions are each block's own.
+            As `talking_heads`.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout in the MLP.
         drop_path_rate: Stochastic depth, rising linearly to this rate over all blocks.
@@ -441,7 +506,7 @@ class TinyViT(nn.Module):
 
     Raises:
         ValueError: On a size below 32, windows that do not fit the number of stages, windows under both names, or
-            another output stride.
+            another output stride; `talking_heads` or `share_blocks` for stage 0, or for another number of stages.
     """
 
     def __init__(
@@ -460,6 +525,8 @@ class TinyViT(nn.Module):
         mlp_ratio: float = 4.0,
         mbconv_expand_ratio: float = 4.0,
         local_conv_size: int = 3,
+        talking_heads: bool | Sequence[bool] = False,
+        share_blocks: bool | Sequence[bool] = False,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
@@ -480,6 +547,8 @@ class TinyViT(nn.Module):
         self.img_size, self.window_sizes = self._layout(img_size, windows, len(depths))
 
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], act_layer, **dd)
+        talking = _per_stage(talking_heads, len(depths), 'talking_heads')
+        sharing = _per_stage(share_blocks, len(depths), 'share_blocks')
         dpr = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
         stages: list[ConvStage | TinyVitStage] = [
             ConvStage(embed_dims[0], mbconv_expand_ratio, act_layer, dpr[0], **dd)
@@ -499,6 +568,8 @@ class TinyViT(nn.Module):
                     dpr[i],
                     merge_in_parts=i == 1,
                     merge_stride=strides[i] // strides[i - 1],
+                    talking_heads=talking[i],
+                    share_blocks=sharing[i],
                     **dd,
                 )
             )
@@ -735,7 +806,18 @@ def _cfg(release: Release) -> dict:
     )
 
 
-default_cfgs = generate_default_cfgs({release.name: _cfg(release) for release in FAMILIES['tinyvit']})
+def _unreleased_cfg(like: str) -> dict:
+    """As of another release, without what is said of its weights."""
+    of_weights = ('url', 'hf_hub_id', 'license', 'origin_url', 'notes')
+    return {key: value for key, value in _cfg(get_release(like)).items() if key not in of_weights}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **{release.name: _cfg(release) for release in FAMILIES['tinyvit']},
+        'tinyvit_21m_talking_heads_224': _unreleased_cfg('tinyvit_21m_224.in1k'),
+    }
+)
 
 
 def _final_grid(img_size: tuple[int, int], output_stride: int = 32) -> tuple[int, int]:
@@ -778,6 +860,18 @@ _TINYVIT_21M = dict(embed_dims=(96, 192, 384, 576), num_heads=(3, 6, 12, 18))
 def tinyvit_21m_224(pretrained: bool = False, **kwargs) -> TinyViT:
     """TinyViT-21M, 224x224."""
     return _create_tinyvit('tinyvit_21m_224', pretrained, **{**_TINYVIT_21M, 'drop_path_rate': 0.2, **kwargs})
+
+
+@register_model
+def tinyvit_21m_talking_heads_224(pretrained: bool = False, **kwargs) -> TinyViT:
+    """The variant of TinyViT-21M of Supplement C, 224x224: its last stage has talking heads and shares its blocks.
+
+    The supplement says no more than that, its code and weights were not published. Taken here: both in the last stage
+    only, the matrices shared as in MiniViT, by authors of this paper; 17.2M parameters.
+    """
+    last = (False, False, False, True)
+    args = dict(_TINYVIT_21M, drop_path_rate=0.2, talking_heads=last, share_blocks=last)
+    return _create_tinyvit('tinyvit_21m_talking_heads_224', pretrained, **{**args, **kwargs})
 
 
 @register_model

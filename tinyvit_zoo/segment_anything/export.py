@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from ..common.files import new_file
 from ..common.hashes import state_hash
 from ..common.paths import user_path
 from ..data.sam_images import MEAN, STD
-from ..dense.sam import SamImageEncoder
-from ..export import METADATA, check_output, onnx_session, producer, save_onnx
+from ..export import METADATA, check_output, onnx_session, producer, save_onnx, sizes_left_open
 from .decoder import INPUTS, OUTPUTS, STRIDE, PromptedDecoder
 
 __all__ = ['ExportedSam', 'check_files', 'export_sam']
@@ -53,17 +52,20 @@ class ExportedSam:
     differences: Mapping[str, float]
 
 
-class _Encoder(nn.Module):
-    """Images to the map alone, without the output class of transformers."""
+class _Embeddings(nn.Module):
+    """An encoder of transformers without its output class."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.encoder, SamImageEncoder):  # behind transformers' interface it takes squares only
-            return SamImageEncoder.forward(self.encoder, images)
         return self.encoder(images)[0]
+
+
+def _plain_encoder(encoder: Any) -> nn.Module:
+    """From images to one tensor; of a `TinyVitSamModel` for images of any size."""
+    return encoder.encoder() if hasattr(encoder, 'encoder') else _Embeddings(encoder)
 
 
 @torch.no_grad()
@@ -155,13 +157,14 @@ class _Traced:
         return self._encoder(path) if part == 'encoder' else self._decoder(path)
 
     def _encoder(self, path: Path) -> float:
-        module = _Encoder(self.model.vision_encoder)
+        module = _plain_encoder(self.model.vision_encoder).eval()
         open_sides: Any = {i: Dim(n, min=SMALLEST) for i, n in ((2, 'height'), (3, 'width'))}
         names = {2: 'height', 3: 'width'} if self.dynamic else {}
         images = [torch.randn(1, 3, *size, generator=_generator()) for size in self._sizes()]
-        program = torch.export.export(
-            reparameterize_model(module), (images[0],), dynamic_shapes=(open_sides if self.dynamic else None,)
-        )
+        with sizes_left_open() if self.dynamic else nullcontext():
+            program = torch.export.export(
+                reparameterize_model(module), (images[0],), dynamic_shapes=(open_sides if self.dynamic else None,)
+            )
         save_onnx(program, path, [ENCODER_INPUT], [ENCODER_OUTPUT], [names], self._metadata('encoder'))
         return _largest_difference(path, module, [ENCODER_INPUT], [[x] for x in images])
 
