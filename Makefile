@@ -53,6 +53,7 @@ bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	rm -f build/bench.csv
 	$(BIN)/python benchmarks/record.py --csv build/bench.csv
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/sam.py
 	$(BIN)/python benchmarks/minivit.py
 	$(BIN)/python benchmarks/plain_vit.py
 	$(BIN)/python benchmarks/export.py
