@@ -265,12 +265,15 @@ def test_without_matplotlib_the_figure_says_what_is_missing(cli, tmp_path, monke
 
 
 @pytest.mark.parametrize('rival', [pytest.param(r, marks=pytest.mark.slow) for r in RIVALS[1:]] + [RIVALS[0]], ids=str)
-def test_the_gmacs_of_rivals_are_those_of_the_models(rival):
+def test_the_cost_of_rivals_is_that_of_the_models(rival):
     model = timm.create_model(rival.architecture, device='meta').eval()
     if hasattr(model, 'set_input_size'):
         model.set_input_size(img_size=rival.img_size)
     model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (3, rival.img_size, rival.img_size)}
-    assert profile_model(model).macs / 1e9 == pytest.approx(rival.gmacs, abs=5.1e-4)
+    profile = profile_model(model)
+    assert profile.macs / 1e9 == pytest.approx(rival.gmacs, abs=5.1e-4)
+    assert (profile.params, profile.bytes) == (rival.params, rival.bytes)
+    assert timm.get_pretrained_cfg(rival.name).license == rival.license
 
 
 def test_every_detection_config_has_its_row():
