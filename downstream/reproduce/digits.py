@@ -44,7 +44,7 @@ CI_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """By packaged config: that of CI's size with the same detector and backbone, and what it takes to make it so."""
 
-TEACHER, SWIN_TEACHER = 'tinyvit_5m_224', 'swin_tiny_patch4_window7_224'
+TEACHER, SWIN_TEACHER = 'tinyvit_5m_224', 'mini_swin_small_patch4_window7_224'
 MAE_TEACHER = 'small'  # of D-MAE and of TinyMIM's tiny student
 ENCODER = re.compile(r'mae_lite_vit_(tiny|small)_encoder_patch16_224\.(mae|mocov3|dmae)_in1k')
 FINETUNED = {'mae': 'mae_lite_improved', 'mocov3': 'mae_lite_improved', 'tinymim': 'tinymim'}
@@ -149,7 +149,7 @@ def _classifier(subject: Subject) -> Plan | str:
     if words[0] == 'distill' or words[1] == 'minivit':
         words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
         taught = (*words, '-d', 'digits', *_short(), *_side(architecture), '-o', OUT)
-        # Losses of features compare those of a Swin with those of a Swin.
+        # Losses of features need a teacher with as many windows, which timm's Swin has at 224 pixels only.
         teacher = SWIN_TEACHER if words[1] == 'minivit' and 'swin' in architecture else TEACHER
         return Plan(taught, (_from_scratch(teacher, 'small'),))
     return _finetuned(words, architecture)
@@ -230,7 +230,7 @@ _REPLACED = {
     'classification': (
         "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
         f'published; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}; as teacher '
-        "TinyViT-5M, Swin-T or MAE's ViT-S, trained on digits"
+        "TinyViT-5M, Mini-Swin-S or MAE's ViT-S, trained on digits"
     ),
     'linear_probe': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}',
     'few_shot': f'weights made on digits, {_PIXELS}',
