@@ -7,6 +7,7 @@ row's own trainer, or by the recipe `small` where its weights are published and 
 import re
 import shlex
 from functools import cache
+from itertools import pairwise
 
 from tinyvit_zoo.build import build_model
 
@@ -44,7 +45,8 @@ CI_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """By packaged config: that of CI's size with the same detector and backbone, and what it takes to make it so."""
 
-TEACHER, SWIN_TEACHER = 'tinyvit_5m_224', 'swin_tiny_patch4_window7_224'
+PREDICTIONS = {('--relation-weight', '0'), ('--hidden-weight', '0')}  # of `pretrain minivit`: no features
+TEACHER = 'tinyvit_5m_224'
 MAE_TEACHER = 'small'  # of D-MAE and of TinyMIM's tiny student
 ENCODER = re.compile(r'mae_lite_vit_(tiny|small)_encoder_patch16_224\.(mae|mocov3|dmae)_in1k')
 FINETUNED = {'mae': 'mae_lite_improved', 'mocov3': 'mae_lite_improved', 'tinymim': 'tinymim'}
@@ -146,12 +148,12 @@ def _classifier(subject: Subject) -> Plan | str:
         if '--subset' in words:
             return 'its images are those that hard-samples keeps of ImageNet-22k'
         return _from_scratch(architecture, words[words.index('--recipe') + 1])
+    if words[1] == 'minivit' and 'swin' in architecture and not PREDICTIONS <= set(pairwise(words)):
+        return 'it learns the features of a Swin, whose windows are other ones than its own at 32 pixels'
     if words[0] == 'distill' or words[1] == 'minivit':
         words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
         taught = (*words, '-d', 'digits', *_short(), *_side(architecture), '-o', OUT)
-        # Losses of features compare those of a Swin with those of a Swin.
-        teacher = SWIN_TEACHER if words[1] == 'minivit' and 'swin' in architecture else TEACHER
-        return Plan(taught, (_from_scratch(teacher, 'small'),))
+        return Plan(taught, (_from_scratch(TEACHER, 'small'),))
     return _finetuned(words, architecture)
 
 
@@ -230,7 +232,7 @@ _REPLACED = {
     'classification': (
         "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
         f'published; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}; as teacher '
-        "TinyViT-5M, Swin-T or MAE's ViT-S, trained on digits"
+        "TinyViT-5M or MAE's ViT-S, trained on digits"
     ),
     'linear_probe': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}',
     'few_shot': f'weights made on digits, {_PIXELS}',
