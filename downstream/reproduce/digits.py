@@ -41,7 +41,22 @@ CI_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     'mask_rcnn_vitdet_mae_lite_tiny_lsj640_100ep_coco': (
         'ci_mask_rcnn_vit_pyramid_tinymim', ('model.backbone.model_name=mae_lite_vit_tiny_patch16_224',),
     ),
+    'cascade_mask_rcnn_mini_swin_tiny_ws_wt_fpn_1x_coco': ('ci_cascade_mask_rcnn_mini_swin_tiny', ()),
+    'cascade_mask_rcnn_mini_swin_tiny_ws_fpn_1x_coco': (
+        'ci_cascade_mask_rcnn_swin_tiny',
+        ('model.backbone.model_name=multiplexed', 'model.backbone.base=swin_tiny_patch4_window7_224',
+         'model.backbone.share_every=stage', 'model.backbone.transform=False', 'model.backbone.share_norms=True',
+         'optim_wrapper.paramwise_cfg.bypass_duplicate=True'),
+    ),
     'upernet_tinymim_star_tiny_160k_ade20k': ('ci_upernet_tinymim_star_tiny', ()),
+    **{
+        f'upernet_tinymim_{size}_160k_ade20k': (
+            'ci_upernet_tinymim_star_tiny',
+            (f'model.backbone.model_name=tinymim_{size}_seg', f'model.auxiliary_head.in_channels={width}',
+             f'model.decode_head.in_channels=[{width},{width},{width},{width}]'),
+        )
+        for size, width in (('tiny', 192), ('small', 384))
+    },
 }  # fmt: skip
 """By packaged config: that of CI's size with the same detector and backbone, and what it takes to make it so."""
 
