@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import json
 import shlex
@@ -17,6 +18,7 @@ import fake_datasets as fake
 import pytest
 import timm
 import torch
+import typer
 from filelock import FileLock
 from safetensors.torch import save_file
 from typer.main import get_command
@@ -93,6 +95,9 @@ def test_a_full_job_has_the_published_protocol():
     assert (plan.weights, plan.data) == ('tinyvit_5m_224.in1k', 'imagenet-1k')
     wanted = plan.protocol
     assert (wanted['counted'], wanted['crop'], wanted['pixels']) == (50_000, 0.875, [224, 224])
+    squashed = full_plan(NUMBERS['tinyvit/table4/tinyvit-21m-in-21k-distill-384px/top1/imagenet-1k']).protocol
+    assert (squashed['crop'], squashed['crop_mode'], squashed['pixels']) == (1.0, 'squash', [384, 384])
+    assert full_plan(NUMBERS['tinyvit/table4/resnet-18/top1/imagenet-1k']).protocol['interpolation'] == 'bilinear'
     shots = full_plan(NUMBERS['tinyvit/table5/tinyvit-21m-in-1k-scratch/accuracy-20shot/eurosat']).protocol
     assert (shots['shots'], shots['drawn'], shots['data']['images']) == ([20], [600], 27_000)
     corrupted = full_plan(NUMBERS['tinymim/table4/tinymim-vit-t/mce/imagenet-c']).protocol
@@ -298,13 +303,17 @@ def test_a_finished_job_of_the_full_protocol_is_measured(released, finished, tmp
         (lambda r: r.update(images=3), 'its counted is 3, not 4'),
         (lambda r: r['preprocessing'].update(crop_pct=0.95), 'its crop is 0.95, not'),
         (lambda r: r['preprocessing'].update(input_size=[3, 192, 192]), 'its pixels is'),
+        (lambda r: r['preprocessing'].update(interpolation='bilinear'), 'its interpolation is bilinear, not bicubic'),
+        (lambda r: r['preprocessing'].update(crop_mode='squash'), 'its crop_mode is squash, not center'),
+        (lambda r: r['preprocessing'].update(mean=[0.5, 0.5, 0.5]), 'its mean is'),
         (lambda r: r['model'].update(weights_sha256='0' * 64), 'its weights are others'),
         (lambda r: r.update(command=r['command'] + ' --img-size 192'), 'its command is'),
         (lambda r: r['versions'].update(timm='1.0'), 'its versions is'),
         (lambda r: r.update(evaluator='few-shot'), 'it is no whole result'),
+        (lambda r: r.pop('evaluator'), 'it is no whole result'),
     ],
-    ids=['fewer', 'incomplete', 'unreadable', 'split', 'digits', 'counted', 'crop', 'pixels', 'weights', 'command',
-         'versions', 'evaluator'],
+    ids=['fewer', 'incomplete', 'unreadable', 'split', 'digits', 'counted', 'crop', 'pixels', 'interpolation', 'mode',
+         'mean', 'weights', 'command', 'versions', 'evaluator', 'nothing'],
 )  # fmt: skip
 def test_results_of_another_protocol_are_not_measured(released, tmp_path, change, problem):
     folder = tmp_path / 'jobs'
@@ -401,7 +410,9 @@ class Pretending:
         log.write_text('said')
         versions = Plan(()).facts['versions']
         common = dict(command=shlex.join(['tinyvit-zoo', *words]), versions=versions, data=None, seed=0)
-        config = dict(input_size=[3, 32, 32], crop_pct=0.9)
+        config = dict(
+            input_size=[3, 32, 32], crop_pct=0.9, crop_mode='center', interpolation='bicubic', mean=[0.5], std=[0.5]
+        )
         results = dict(
             common, evaluator=words[0], model=dict(weights_sha256='f' * 64), images=450, top1=50.0, top5=90.0,
             dtype='fp32', preprocessing=config, test_preprocessing=config, recipe=dict(name='small', batch_size=32),
@@ -436,6 +447,37 @@ def test_an_error_that_is_nobodys_sentence_leaves_its_traceback(tmp_path):
     assert first.state is State.FAILED
     (log, *_) = tmp_path.glob('*/log.txt')
     assert 'ZeroDivisionError: of a bug' in log.read_text()
+
+
+def test_a_full_disk_fails_the_job_and_not_the_table(tmp_path):
+    def breaking(words, log):
+        log.unlink(missing_ok=True)
+        log.mkdir(exist_ok=True)  # nor can the traceback be written
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    first, second = on_digits(tmp_path, breaking)
+    assert (first.state, second.state) == (State.FAILED, State.FAILED)
+    assert 'No space left on device' in first.remark
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, typer.Abort])
+def test_an_interrupted_job_ends_the_table(tmp_path, error):
+    small = typer.Typer()
+
+    @small.command()
+    def interrupted() -> None:
+        raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs_in(tmp_path, lambda words, log: command._run_command(get_command(small), [], log)).finish(Plan(('probe',)))
+    assert not list(tmp_path.glob('*/job.json'))
+    shutil.rmtree(tmp_path)  # nothing holds the claim
+
+
+def test_a_folder_of_jobs_may_move(tmp_path):
+    first = on_digits(tmp_path / 'here', Pretending())
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    assert on_digits(tmp_path / 'there', no_run) == first
 
 
 def test_a_claimed_job_is_left_to_its_process_and_read_at_the_end(tmp_path):

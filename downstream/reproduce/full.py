@@ -11,11 +11,12 @@ from tinyvit_zoo.data.registry import find_entry as find_data
 from tinyvit_zoo.training.recipes import find_recipe
 
 from ..few_shot import QUERIES, WAYS
-from ..imagenet import protocol_overrides
+from ..imagenet import UNCROPPED, protocol_overrides
 from ..imagenet_c import ALEXNET_ERRORS, SEVERITIES
 from .entries import ENTRIES, subject_of
 from .numbers import Number
 from .plans import OUT, ROOT, Plan
+from .protocol import preprocessing_facts
 from .record import DATA, Need, Subject, need_of
 
 __all__ = ['full_plan', 'other_resolution']
@@ -80,15 +81,12 @@ def _protocol(number: Number, subject: Subject, data: str) -> dict[str, Any]:
         sets = len(ALEXNET_ERRORS) * len(SEVERITIES)
         return dict(
             evaluator='evaluate', dtype='fp32', corruptions=sorted(ALEXNET_ERRORS),
-            counted=sets * _images('imagenet-1k', 'test'), pixels=_pixels(subject), crop=1.0,
+            counted=sets * _images('imagenet-1k', 'test'), **preprocessing_facts(_config(subject) | UNCROPPED),
         )  # fmt: skip
     if number.task == 'classification':
-        config, words = _config(subject), shlex.split(subject.evaluate)
-        if '--protocol' in words:
-            config |= protocol_overrides(subject.name, words[words.index('--protocol') + 1])
         return dict(
             evaluator='evaluate', data=_set(data, 'test'), counted=_images(data, 'test'), dtype='fp32',
-            pixels=_pixels(subject), crop=config['crop_pct'],
+            **preprocessing_facts(_config(subject)),
         )  # fmt: skip
     if number.task == 'linear_probe':
         return dict(
@@ -123,6 +121,8 @@ def _pixels(subject: Subject) -> list[int]:
 
 
 def _config(subject: Subject) -> dict[str, Any]:
-    """timm's preprocessing for the released weights, without building the model."""
+    """Preprocessing of the evaluation, without building the model: timm's, or what `--protocol` has in its place."""
     cfg = cast(Any, timm.get_pretrained_cfg(subject.name)).to_dict()
-    return resolve_data_config(pretrained_cfg=cfg)
+    words = shlex.split(subject.evaluate)
+    named = protocol_overrides(subject.name, words[words.index('--protocol') + 1]) if '--protocol' in words else {}
+    return resolve_data_config(pretrained_cfg=cfg) | named

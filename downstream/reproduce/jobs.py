@@ -246,7 +246,7 @@ def _run(line: Line, scale: Scale, plan: Plan, jobs: Jobs | None, wait: bool) ->
         value, interval = read_number(results, number.metric, number.dataset)
     except WeightsNotFoundError as e:
         return replace(line, state=State.NO_WEIGHTS, remark=reason(e, 1000))
-    except (EvaluationError, CheckpointError, LookupError, TypeError) as e:
+    except (CheckpointError, LookupError, OSError, TypeError, ValueError) as e:  # EvaluationError among them
         jobs.say(f'{number.id} failed: {reason(e, 1000)}')
         return replace(line, state=State.FAILED, remark=reason(e, 1000))
     if full:

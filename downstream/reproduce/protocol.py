@@ -1,5 +1,6 @@
 """What an evaluator's results say of how they came about, and the number in them."""
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 
 from ..statistics import wilson
 
-__all__ = ['Reading', 'facts_of', 'first_difference', 'read_number', 'weights_hash_of']
+__all__ = ['Reading', 'facts_of', 'first_difference', 'preprocessing_facts', 'read_number', 'weights_hash_of']
 
 Reading = tuple[float, tuple[float, float] | None]
 """A number in the unit of its metric, and its 95 % interval where the evaluator gives one."""
@@ -22,6 +23,9 @@ DETECTION = {
 
 PLACES = {'-o', '--output', '--root'}
 """Options whose values are folders: where something lies is no part of a protocol."""
+
+OF_A_JOB = re.compile(r'.*[/\\]([a-z]+-[0-9a-f]{16}[/\\]out\b.*)')
+"""A path in the folder of a job, see `Plan.folder_name`; the group is what does not change when all of them move."""
 
 
 def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,12 +50,9 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _command(command: str) -> list[str]:
     """Words after the program, without the values that are folders; of a job's folder its name is kept."""
-    words, kept = shlex.split(command)[1:], []
-    for i, word in enumerate(words):
-        if i and words[i - 1] in PLACES:
-            continue
-        kept.append(word.rpartition('/jobs/')[2] if '/jobs/' in word else word)
-    return kept
+    words = shlex.split(command)[1:]
+    kept = [word for i, word in enumerate(words) if not i or words[i - 1] not in PLACES]
+    return [OF_A_JOB.sub(r'\1', word) for word in kept]
 
 
 def _data(data: Any) -> Any:
@@ -66,14 +67,18 @@ def _data(data: Any) -> Any:
     )  # fmt: skip
 
 
-def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(pixels=list(config['input_size'][-2:]), crop=config['crop_pct'])
+def preprocessing_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolution, crop, interpolation and normalization of arguments of `timm.data.create_transform`."""
+    return dict(
+        pixels=list(config['input_size'][-2:]), crop=config['crop_pct'], crop_mode=config['crop_mode'],
+        interpolation=config['interpolation'], mean=list(config['mean']), std=list(config['std']),
+    )  # fmt: skip
 
 
 def _of_evaluate(results: Mapping[str, Any]) -> dict[str, Any]:
     corruptions = sorted(results['ce']) if 'ce' in results else None
     facts = dict(dtype=results['dtype'], counted=results['images'], corruptions=corruptions)
-    return facts | _preprocessing(results['preprocessing'])
+    return facts | preprocessing_facts(results['preprocessing'])
 
 
 def _of_probe(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def _of_finetune(results: Mapping[str, Any]) -> dict[str, Any]:
         recipe=recipe['name'], epochs=results['epochs'], batch=recipe['batch_size'],
         trained_on=results['training_images'] + results['validation_images'], tested_on=results['test_images'],
     )  # fmt: skip
-    return facts | _preprocessing(results['test_preprocessing'])
+    return facts | preprocessing_facts(results['test_preprocessing'])
 
 
 _FACTS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {

@@ -7,7 +7,7 @@ import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinyvit_zoo.build import load_model
-from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.errors import EvaluationError, WeightsNotFoundError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.folders import swap_in
 from tinyvit_zoo.common.hashes import json_hash, state_hash
@@ -175,7 +175,7 @@ class Jobs:
         except JobError:
             raise
         except Exception as e:  # whatever a command ends in, the table goes on
-            with log.open('a', encoding='utf-8', errors='backslashreplace') as file:
+            with suppress(OSError), log.open('a', encoding='utf-8', errors='backslashreplace') as file:
                 traceback.print_exc(file=file)
             raise JobError(f'{reason(e)} (see {log})') from e
         job = dict(
@@ -208,9 +208,9 @@ class Jobs:
             content = (self._out(plan) / plan.results).read_bytes()
             results = json.loads(content) if plan.results.endswith('.json') else {}
             problem = self._problem(plan, job, content, results)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            if isinstance(e, EvaluationError) or type(e).__name__ == 'WeightsNotFoundError':
-                raise
+        except (EvaluationError, WeightsNotFoundError):
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None, 'it is no whole result'
         return (None, problem) if problem else (results, '')
 
@@ -221,7 +221,7 @@ class Jobs:
             return 'it was changed after the job'
         if job['key'] != plan.key or {name: job.get(name) for name in plan.facts} != plan.facts:
             return 'it is of another job or other versions'
-        if 'evaluator' not in results:  # of a detector, which is never a measurement here: sealed, and of this job
+        if plan.arguments[0] == 'detect':  # never a measurement here: sealed, and of this job
             return ''
         command = facts_of(dict(results, command=shlex.join(['tinyvit-zoo', *self._words(plan)])))['command']
         wanted = dict(plan.protocol, command=command, versions=plan.facts['versions'])

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Scale = StrEnum('Scale', ['digits', 'full'])  # as in downstream.reproduce.plans, which imports torch
 
+INTERRUPTED = 130
+"""Exit code of a command after Ctrl-C."""
+
 
 def register(app: typer.Typer, panel: str) -> None:
     app.command('reproduce', rich_help_panel=panel)(command(reproduce))
@@ -97,6 +100,8 @@ def reproduce(
         return print_figure(figure)
     entry = find_entry(table)
     numbers = find_rows(entry, only or ())
+    if ratios and (dry_run or scale is not None):
+        raise typer.BadParameter('--ratios only measures speed: leave --scale and --dry-run out.')
     _check(scale, root, jobs, output, dry_run, numbers)
     if output is not None and not dry_run:
         make_output(output)
@@ -173,6 +178,7 @@ def _run_command(program: Any, words: Sequence[str], log: Path) -> None:
 
     Raises:
         JobError: If it ends in an error; the message is its own.
+        KeyboardInterrupt: If it was interrupted, which typer makes an exit code or its own exception of.
     """
     from ..downstream.reproduce.running import JobError
 
@@ -185,12 +191,16 @@ def _run_command(program: Any, words: Sequence[str], log: Path) -> None:
             redirect_stderr(file),
         ):
             code = program.main(list(words), prog_name='tinyvit-zoo', standalone_mode=False)
+    except typer.Abort as e:
+        raise KeyboardInterrupt from e
     except Exception as e:
         if not hasattr(e, 'format_message'):  # no usage error
             raise
         raise JobError(e.format_message()) from e
     finally:
         sys.argv = before
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         lines = log.read_text(encoding='utf-8').strip().splitlines()
         raise JobError(lines[-1] if lines else f'exit code {code}')
