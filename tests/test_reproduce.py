@@ -269,9 +269,13 @@ def test_tables_of_a_paper_are_listed(cli):
         (('tinyvit/tabel4',), "No table is called 'tinyvit/tabel4': the nearest names are tinyvit/table4"),
         (('--list', 'tinymin'), "No paper or table is called 'tinymin': the nearest names are tinymim"),
         (('tinyvit/table4', '--only', 'glit'), "tinyvit/table4 has no row 'glit': the nearest"),
+        (('tinyvit/table4', '--only', 'xx'), "tinyvit/table4 has no row 'xx': --dry-run without --only shows its 24"),
+        (('tinyvit/table4', '--only', ','), '--only names no row'),
+        (('tinyvit',), 'tinyvit is a paper: --list tinyvit shows its tables'),
+        (('tinyvit/table4', '--ratios', '--dry-run'), '--ratios only measures speed: leave --scale and --dry-run out'),
         ((), 'Name a table, such as tinyvit/table4'),
     ],
-    ids=['table', 'paper', 'row', 'nothing'],
+    ids=['table', 'paper', 'row', 'no-row', 'no-rows', 'paper-alone', 'ratios', 'nothing'],
 )
 def test_mistakes_end_in_one_sentence(cli, words, message):
     code, out, err = cli('reproduce', *words)

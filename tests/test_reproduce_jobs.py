@@ -357,9 +357,12 @@ def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatc
 
 
 def test_missing_weights_are_said(released, other_home, tmp_path):
-    line = at_full(released, tmp_path / 'jobs')
+    said = []
+    jobs = Jobs(tmp_path / 'jobs', RUN, released, said.append)
+    (line,) = run_rows([ON_A], scale=Scale.FULL, jobs=jobs, say=quiet)
     assert line.state is State.NO_WEIGHTS
     assert 'no program can download them' in line.remark
+    assert said == [f'{ON_A.id}: {line.remark}']  # the state alone says that nobody has published them
 
 
 # --- intervals and order

@@ -25,6 +25,8 @@ def find_entry(name: str) -> Entry:
     """
     if name in ENTRIES:
         return ENTRIES[name]
+    if name in PAPERS:
+        raise EvaluationError(f'{name} is a paper: --list {name} shows its tables, each of which has a name.')
     raise EvaluationError(f"No table is called '{name}': {_nearest(name, [*ENTRIES, *FIGURES])}.")
 
 
@@ -53,7 +55,8 @@ def find_rows(entry: Entry, rows: Sequence[str] = ()) -> list[Number]:
     known = list(dict.fromkeys(number.row for number in numbers))
     for row in rows:
         if row not in known:
-            raise EvaluationError(f"{entry.name} has no row '{row}': {_nearest(row, known)}.")
+            rows_of = f'--dry-run without --only shows its {len(known)} rows'
+            raise EvaluationError(f"{entry.name} has no row '{row}': {_nearest(row, known, rows_of)}.")
     return [number for number in numbers if not rows or number.row in rows]
 
 
@@ -81,6 +84,6 @@ def subject_of(number: Number) -> Subject | None:
     return subjects.get(f'{number.model} @ {number.dataset}') or subjects.get(number.model)
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
+def _nearest(name: str, names: Sequence[str], otherwise: str = 'see --list') -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-    return f'the nearest {"names are" if len(near) > 1 else "name is"} {", ".join(near)}' if near else 'see --list'
+    return f'the nearest {"names are" if len(near) > 1 else "name is"} {", ".join(near)}' if near else otherwise

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tinyvit_zoo.common.errors import CheckpointError, EvaluationError, ModelError, WeightsNotFoundError
+from tinyvit_zoo.common.errors import CheckpointError, ModelError, WeightsNotFoundError
 from tinyvit_zoo.common.files import remove_leftovers, write_whole
 from tinyvit_zoo.common.hashes import json_hash
 from tinyvit_zoo.common.paths import read_json
@@ -245,6 +245,7 @@ def _run(line: Line, scale: Scale, plan: Plan, jobs: Jobs | None, wait: bool) ->
             return to_run
         value, interval = read_number(results, number.metric, number.dataset)
     except WeightsNotFoundError as e:
+        jobs.say(f'{number.id}: {reason(e, 1000)}')
         return replace(line, state=State.NO_WEIGHTS, remark=reason(e, 1000))
     except (CheckpointError, LookupError, OSError, TypeError, ValueError) as e:  # EvaluationError among them
         jobs.say(f'{number.id} failed: {reason(e, 1000)}')

@@ -98,6 +98,8 @@ def reproduce(
         raise typer.BadParameter('Name a table, such as tinyvit/table4; --list shows them.')
     if (figure := find_figure(table)) is not None:
         return print_figure(figure)
+    if only is not None and not only:
+        raise typer.BadParameter('--only names no row: give it some, or leave it out for the whole table.')
     entry = find_entry(table)
     numbers = find_rows(entry, only or ())
     if ratios and (dry_run or scale is not None):
