@@ -130,7 +130,7 @@ def test_digits_take_the_place_of_data_size_epochs_and_batch():
         ('minivit/table1/mini-swin-t-ws/top1/imagenet-1k', 'another command makes the student of its trainer, and this '
          'scale does not run it'),
     ],
-    ids=['size', 'corruptions', 'config', 'trainer', 'student'],
+    ids=['size', 'corruptions', 'config', 'small config', 'trainer', 'student'],
 )  # fmt: skip
 def test_a_row_without_a_job_on_digits_says_why(number, reason):
     (line,) = run_rows([NUMBERS[number]], dry=True, scale=Scale.DIGITS)
