@@ -124,13 +124,12 @@ def test_digits_take_the_place_of_data_size_epochs_and_batch():
          'CPU 20 minutes'),
         ('tinymim/table4/tinymim-vit-t/mce/imagenet-c', 'there are no corrupted digits'),
         ('tinymim/table3/scratch-deit-vit-t/miou/ade20k', 'no config here trains it'),
-        ('tinymim/table3/tinymim-vit-t/miou/ade20k', "no config of CI's size trains it"),
         ('mae_lite/table1/vit-tiny-sup.-in21k-30e-impr.-ft/top1/imagenet-1k', 'nobody has published its weights, and '
          'no command trains it'),
         ('minivit/table1/mini-swin-t-ws/top1/imagenet-1k', 'another command makes the student of its trainer, and this '
          'scale does not run it'),
     ],
-    ids=['size', 'corruptions', 'config', 'small config', 'trainer', 'student'],
+    ids=['size', 'corruptions', 'config', 'trainer', 'student'],
 )  # fmt: skip
 def test_a_row_without_a_job_on_digits_says_why(number, reason):
     (line,) = run_rows([NUMBERS[number]], dry=True, scale=Scale.DIGITS)
