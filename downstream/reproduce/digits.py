@@ -93,6 +93,8 @@ def _detector(subject: Subject) -> Plan | str:
     """A detector or segmenter of CI's size on drawn shapes, trained and then tested."""
     if not subject.config:
         return 'no config here trains it'
+    if subject.config not in CI_CONFIGS:
+        return "no config of CI's size trains it"
     small, options = CI_CONFIGS[subject.config]
     coco = 'upernet' not in small
     data, more = ('shapes', ('--validation-annotations', 'val.json')) if coco else ('shapes_ade', ())
