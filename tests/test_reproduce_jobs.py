@@ -122,6 +122,11 @@ def test_digits_take_the_place_of_data_size_epochs_and_batch():
     assert shared.key == digits_plan(SCRATCH).key  # two tables, one job
 
 
+def test_a_detector_on_digits_needs_no_trained_backbone():
+    tested = digits_plan(NUMBERS['minivit/table6/mini-swin-t-ws/box_ap/coco-2017'])
+    assert 'model.backbone.model_name=multiplexed' in tested.needs[0].arguments
+
+
 @pytest.mark.parametrize(
     ('number', 'reason'),
     [
@@ -295,22 +300,22 @@ def test_a_finished_job_of_the_full_protocol_is_measured(released, finished, tmp
 @pytest.mark.parametrize(
     ('change', 'problem'),
     [
-        (lambda r: r['data'].update(images=3), 'its data is'),
-        (lambda r: r['data'].update(complete=False), 'its data is'),
-        (lambda r: r['data'].update(unreadable_left_out=['a.png']), 'its data is'),
-        (lambda r: r['data'].update(split='all'), 'its data is'),
-        (lambda r: r['data'].update(name='digits'), 'its data is'),
-        (lambda r: r.update(images=3), 'its counted is 3, not 4'),
-        (lambda r: r['preprocessing'].update(crop_pct=0.95), 'its crop is 0.95, not'),
-        (lambda r: r['preprocessing'].update(input_size=[3, 192, 192]), 'its pixels is'),
-        (lambda r: r['preprocessing'].update(interpolation='bilinear'), 'its interpolation is bilinear, not bicubic'),
-        (lambda r: r['preprocessing'].update(crop_mode='squash'), 'its crop_mode is squash, not center'),
-        (lambda r: r['preprocessing'].update(mean=[0.5, 0.5, 0.5]), 'its mean is'),
+        (lambda r: r['data'].update(images=3), 'data: {'),
+        (lambda r: r['data'].update(complete=False), 'data: {'),
+        (lambda r: r['data'].update(unreadable_left_out=['a.png']), 'data: {'),
+        (lambda r: r['data'].update(split='all'), 'data: {'),
+        (lambda r: r['data'].update(name='digits'), 'data: {'),
+        (lambda r: r.update(images=3), 'counted: 3, not 4'),
+        (lambda r: r['preprocessing'].update(crop_pct=0.95), 'crop: 0.95, not 0.875'),
+        (lambda r: r['preprocessing'].update(input_size=[3, 192, 192]), 'pixels: [192, 192], not [224, 224]'),
+        (lambda r: r['preprocessing'].update(interpolation='bilinear'), 'interpolation: bilinear, not bicubic'),
+        (lambda r: r['preprocessing'].update(crop_mode='squash'), 'crop_mode: squash, not center'),
+        (lambda r: r['preprocessing'].update(mean=[0.5, 0.5, 0.5]), 'mean: [0.5, 0.5, 0.5], not'),
         (lambda r: r['model'].update(weights_sha256='0' * 64), 'its weights are others'),
-        (lambda r: r.update(command=r['command'] + ' --img-size 192'), 'its command is'),
-        (lambda r: r['versions'].update(timm='1.0'), 'its versions is'),
-        (lambda r: r.update(evaluator='few-shot'), 'it is no whole result'),
-        (lambda r: r.pop('evaluator'), 'it is no whole result'),
+        (lambda r: r.update(command=r['command'] + ' --img-size 192'), 'command: ['),
+        (lambda r: r['versions'].update(timm='1.0'), 'versions: {'),
+        (lambda r: r.update(evaluator='few-shot'), 'it is not a complete result'),
+        (lambda r: r.pop('evaluator'), 'it is not a complete result'),
     ],
     ids=['fewer', 'incomplete', 'unreadable', 'split', 'digits', 'counted', 'crop', 'pixels', 'interpolation', 'mode',
          'mean', 'weights', 'command', 'versions', 'evaluator', 'nothing'],

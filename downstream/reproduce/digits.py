@@ -7,6 +7,7 @@ row's own trainer, or by the recipe `small` where its weights are published and 
 import re
 import shlex
 from functools import cache
+from typing import Any
 from itertools import pairwise
 
 from tinyvit_zoo.build import build_model
@@ -81,12 +82,13 @@ def digits_plan(number: Number) -> Plan | str:
         return 'there are no corrupted digits'
     if subject is None or not subject.name:
         return 'nothing here builds the model'
-    if '&&' in subject.trainer:
+    detector = need in (Need.COCO, Need.ADE20K)
+    if '&&' in subject.trainer and not detector:  # a detector starts from random weights
         return 'another command makes the student of its trainer, and this scale does not run it'
-    size = _millions(subject.name.partition('.')[0])
+    size = _millions(subject.name.partition('.')[0], tuple(subject.options.items()))
     if size > LIMIT:
         return f'{size:.1f} M parameters; the limit is {LIMIT} M, as all tables are to take a CPU 20 minutes'
-    return _detector(subject) if need in (Need.COCO, Need.ADE20K) else _of_task(number, subject)
+    return _detector(subject) if detector else _of_task(number, subject)
 
 
 def _detector(subject: Subject) -> Plan | str:
@@ -229,8 +231,9 @@ def _without(words: list[str], *options: str) -> list[str]:
 
 
 @cache
-def _millions(architecture: str) -> float:
-    return sum(p.numel() for p in build_model(architecture, device='meta').parameters()) / 1e6
+def _millions(architecture: str, options: tuple[tuple[str, Any], ...]) -> float:
+    model = build_model(architecture, device='meta', **dict(options))
+    return sum(p.numel() for p in model.parameters()) / 1e6
 
 
 def replaced(number: Number) -> str:

@@ -177,7 +177,7 @@ def run_rows(
         except Busy:
             waiting.append(i)
     for i in waiting:
-        say(f'{numbers[i].id}: another process is at it.')
+        say(f'{numbers[i].id}: another process is running it.')
         lines[i] = _line(numbers[i], folder, dry, say, scale, own, wait=True)
     return [lines[i] for i in range(len(numbers))]
 

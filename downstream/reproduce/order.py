@@ -35,7 +35,7 @@ class Order:
             return ''
         return (
             f"Of {pairs} pairs of rows with one metric and data set {self.kept} keep the paper's order on digits, "
-            f'{self.turned} turn it round, {self.undecided} are undecided (95 % intervals overlap), {self.one_job} are '
+            f'{self.turned} reverse it, {self.undecided} are undecided (95 % intervals overlap), {self.one_job} are '
             f'one job, {self.tied} are equal in the paper.'
         )
 

@@ -117,7 +117,7 @@ def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
     """The first fact that is not as a protocol has it, in words; empty if all are."""
     for name, value in wanted.items():
         if found.get(name) != value:
-            return f'{name} is {found.get(name)}, not {value}'
+            return f'{name}: {found.get(name)}, not {value}'
     return ''
 
 

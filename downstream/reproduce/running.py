@@ -45,7 +45,7 @@ class JobError(EvaluationError):
     """A job has failed; the message is the command's own."""
 
 
-class Busy(Exception):  # noqa: N818  no error: another process is at it
+class Busy(Exception):  # noqa: N818  no error: another process is running it
     """Another process has claimed the job."""
 
 
@@ -115,7 +115,7 @@ class Jobs:
                 raise
             results, problem = self._read(plan)
             if problem:
-                raise JobError(f'{plan.command} has finished, but {problem}.')
+                raise JobError(f'{plan.command} has finished, but is not as asked for: {problem}.')
             assert results is not None
             return results
 
@@ -211,7 +211,7 @@ class Jobs:
         except (EvaluationError, WeightsNotFoundError):
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None, 'it is no whole result'
+            return None, 'it is not a complete result'
         return (None, problem) if problem else (results, '')
 
     def _problem(self, plan: Plan, job: Mapping[str, Any], content: bytes, results: Mapping[str, Any]) -> str:
@@ -227,7 +227,7 @@ class Jobs:
         wanted = dict(plan.protocol, command=command, versions=plan.facts['versions'])
         difference = first_difference(facts_of(results), json.loads(json.dumps(wanted)))
         if difference:
-            return f'its {difference}'
+            return difference
         if plan.weights and job['weights_sha256'] != released_hash(plan.weights):
             return f'its weights are not those of {plan.weights}'
         given = self._given_weights(plan, job)
