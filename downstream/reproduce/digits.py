@@ -7,8 +7,8 @@ row's own trainer, or by the recipe `small` where its weights are published and 
 import re
 import shlex
 from functools import cache
-from typing import Any
 from itertools import pairwise
+from typing import Any
 
 from tinyvit_zoo.build import build_model
 
