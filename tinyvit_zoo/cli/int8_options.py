@@ -89,7 +89,8 @@ def print_quantized(done: 'Quantized', agreement: str) -> None:
     say(f'Written to {done.path}: {after:.1f} MB, {after / before:.2f} of {before:.1f} MB in float32.')
     say(f'Calibrated on {done.calibrated} images, compared with float32 on {found.images} others:')
     say(f'  {agreement} {found.agreement:.1%}')
-    say(f'  outputs differ by at most {found.largest:.3g}, on average {found.mean:.3g}; the largest has {found.scale:.3g}')
+    differences = f'at most {found.largest:.3g}, on average {found.mean:.3g}'
+    say(f'  outputs differ by {differences}; the largest output is {found.scale:.3g}')
     if found.accuracy is not None:
         say(f'  accuracy {found.accuracy[1]:.1%}, in float32 {found.accuracy[0]:.1%}')
     ms32, ms8 = done.milliseconds

@@ -62,7 +62,9 @@ class Inputs(Sequence[np.ndarray]):
         if isinstance(k, slice):
             return [self[j] for j in range(*k.indices(len(self)))]
         i = range(len(self))[k]
-        return self._kept[i] if i < len(self._kept) else _input(self._dataset.image(self._positions[i]), self._transform)
+        if i < len(self._kept):
+            return self._kept[i]
+        return _input(self._dataset.image(self._positions[i]), self._transform)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def check_onnxruntime() -> None:
         from onnxruntime.quantization import quantize_static
     if 'calibration_cache_path' not in inspect.signature(quantize_static).parameters:
         raise ModelError(
-            f"int8 needs onnxruntime 1.27 or newer, not {onnxruntime.__version__}: pip install -U 'tinyvit-zoo[export]'."
+            f'int8 needs onnxruntime 1.27 or newer, not {onnxruntime.__version__}: '
+            "pip install -U 'tinyvit-zoo[export]'."
         )
 
 

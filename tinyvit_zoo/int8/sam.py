@@ -76,7 +76,8 @@ def quantize_sam(
 
     calibration = calibration_images(calibrate, images, transform, held_out=check is None, seed=seed)
     others = check_images(check, calibration, transform)
-    with tempfile.TemporaryDirectory(prefix='int8.') as folder, ExitStack() as files:  # both renamed when both are whole
+    # The files are renamed only when both are whole.
+    with tempfile.TemporaryDirectory(prefix='int8.') as folder, ExitStack() as files:
         source = Path(folder) / 'encoder.onnx'
         new_encoder = files.enter_context(new_file(paths[0]))
         new_decoder = files.enter_context(new_file(paths[1])) if paths[1] is not None else None
