@@ -19,7 +19,7 @@ from ..common.extras import needs_extra
 from ..common.files import new_file
 from ..common.paired_timing import measure
 from .check import Check, Comparison, Run
-from .graph import QUANTIZED, groups, kept_nodes, left_in_float
+from .graph import QUANTIZED, fold_transposes, groups, kept_nodes, left_in_float
 
 __all__ = ['Quantized', 'Step', 'check_onnxruntime', 'open_run', 'quantize_file']
 
@@ -175,6 +175,7 @@ class _Quantizer:
     """onnxruntime's quantizer of one file; activations are measured once, whatever is left in float32."""
 
     def __init__(self, source: Path, folder: Path, calibration: Sequence[np.ndarray], reduce_range: bool) -> None:
+        import onnx
         from onnxruntime.quantization import quant_pre_process
 
         self.folder = folder
@@ -185,6 +186,9 @@ class _Quantizer:
         # BatchNorm is folded already. What else onnxruntime merges would lose the names of the modules, and it writes
         # tables anew that the graph shares.
         quant_pre_process(source, self._shaped, skip_optimization=True, skip_symbolic_shape=True)
+        model = onnx.load(self._shaped)
+        fold_transposes(model)
+        onnx.save(model, self._shaped)
 
     def __call__(self, target: Path, *, exclude: Collection[str] = (), only: Collection[str] = ()) -> None:
         """Write the file with some nodes left in float32, or with some alone in int8."""
