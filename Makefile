@@ -14,7 +14,7 @@ CORE := attention_distillation augment checkpoints compress compress_init compre
 	tinyvit_resolution view_parameters
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all quick core lint types format docs bench clean
+.PHONY: help demo test test-all quick core lint types format docs gallery bench clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,10 +49,14 @@ format: $(VENV)/.dev  ## Put style and format right
 docs: $(VENV)/.dev  ## Build the documentation in docs/_build/html, warnings as errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
+gallery: $(VENV)/.dev  ## The gallery of the documentation again, on digits and textures (6 CPU minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_gallery.py
+
 bench: $(VENV)/.dev  ## Ours beside timm's, in one process
 	rm -f build/bench.csv
 	$(BIN)/python benchmarks/record.py --csv build/bench.csv
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/sam.py
 	$(BIN)/python benchmarks/minivit.py
 	$(BIN)/python benchmarks/plain_vit.py
 	$(BIN)/python benchmarks/export.py

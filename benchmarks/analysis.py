@@ -25,7 +25,7 @@ from tinyvit_zoo.common.paired_timing import measure, ratio
 from tinyvit_zoo.data.image_dataset import Arrays, ImageDataset
 from tinyvit_zoo.downstream.analysis import attention, cka, fourier
 from tinyvit_zoo.downstream.analysis.analysed_model import AnalysedModel
-from tinyvit_zoo.downstream.analysis.attention import AttentionWatch
+from tinyvit_zoo.downstream.analysis.attention_watch import AttentionWatch
 from tinyvit_zoo.downstream.analysis.cka import CKA, gram
 from tinyvit_zoo.downstream.analysis.layers import BLOCKS, LayerOutputs
 

@@ -1,7 +1,6 @@
 """The speed tables of README and docs/speed.md, written from the rows of record in `benchmarks/results/`.
 
     python benchmarks/tables.py                  # writes both; `python benchmarks/record.py` measures
-    python benchmarks/tables.py --json FILE      # the same figures for a page of the models
 
 One CSV per processor, each written by `tinyvit_zoo.bench`. A file whose name ends in `_emulated` was measured with a
 part of the instructions switched off; a real processor of that kind takes its place. What nobody could measure with the
@@ -10,7 +9,6 @@ code as it is stands in `results/earlier/`, with its source and the commit that 
 
 import argparse
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 from tinyvit_zoo.bench import Row, read_rows
 from tinyvit_zoo.common.files import write_whole
 
-__all__ = ['COMPARISONS', 'RESULTS', 'Comparison', 'columns', 'figures', 'replaced', 'short_table', 'table']
+__all__ = ['COMPARISONS', 'RESULTS', 'Comparison', 'columns', 'replaced', 'short_table', 'table']
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / 'results'
@@ -247,20 +245,6 @@ def _wrapped(text: str, width: int = 118) -> str:
     return '\n'.join(lines)
 
 
-def figures(results: Path = RESULTS) -> list[dict[str, object]]:
-    """Every measured row as a page shows it: milliseconds and images/s with machine, threads, dtype and date."""
-    return [
-        dict(
-            model=row.model, form=row.form, mode=row.mode, batch=row.batch, ms=row.median_ms,
-            images_per_second=row.images_per_second, machine=row.gpu or f'{row.processor}, {row.isa}',
-            emulated=_is_emulated(path), threads=row.threads, dtype=_type(row), date=row.date, commit=row.commit,
-        )
-        for path in sorted(results.glob('*.csv'))
-        for row in read_rows(path)
-        if row.state == 'ok'
-    ]  # fmt: skip
-
-
 def replaced(page: str, text: str) -> str:
     """A page with this text between the two marks.
 
@@ -283,11 +267,7 @@ def pages(results: Path = RESULTS) -> dict[Path, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', type=Path, help='write the figures here, and no page')
-    args = parser.parse_args()
-    if args.json:
-        write_whole(args.json, json.dumps(figures(), indent=1).encode())
-        return
+    parser.parse_args()
     for path, text in pages().items():
         write_whole(path, text.encode())
 

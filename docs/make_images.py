@@ -5,15 +5,13 @@ that the tests make; everything else comes from the demo and from random weights
 """
 
 import re
-import shlex
-import subprocess
 import sys
 import tempfile
 import textwrap
 from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from command_images import font, run, write_small
+from PIL import Image, ImageDraw
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -42,16 +40,6 @@ def commands() -> dict[str, list[str]]:
     return {name: re.findall('`(tinyvit-zoo [^`]+)`', row) for row, name in rows}
 
 
-def run(command: str, folder: Path) -> str:
-    """Run a command of `tinyvit-zoo` in a folder; return what it prints."""
-    print(command, flush=True)
-    words = [sys.executable, '-m', 'tinyvit_zoo.cli', *shlex.split(command)[1:]]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout.replace(f'{folder}/', '')
-
-
 def train_detector(folder: Path) -> tuple[str, str, str]:
     """Train the small Mask R-CNN of the tests; return what stands for CONFIG.py, CHECKPOINT.pth and images."""
     make_shapes(folder / 'shapes')
@@ -64,12 +52,10 @@ def train_detector(folder: Path) -> tuple[str, str, str]:
 
 def draw_text(text: str) -> Image.Image:
     """What a terminal shows, cut to a few short lines."""
-    font_file = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSansMono.ttf'
-    font = ImageFont.truetype(str(font_file), 16)
     lines = [line for text in text.rstrip().splitlines() for line in textwrap.wrap(text, COLUMNS) or ['']][:ROWS]
     image = Image.new('RGB', (WIDTH, 24 + 21 * len(lines)), '#0d1117')
     for i, line in enumerate(lines):
-        ImageDraw.Draw(image).text((12, 10 + 21 * i), line, fill='#e6edf3', font=font)
+        ImageDraw.Draw(image).text((12, 10 + 21 * i), line, fill='#e6edf3', font=font('DejaVuSansMono.ttf', 16))
     return image
 
 
@@ -88,13 +74,7 @@ def main() -> None:
 def make(name: str, shown: str, folder: Path) -> None:
     """Write a thumbnail: of the file that the command wrote, or of what the terminal shows."""
     image = Image.open(folder / WRITTEN[name]).convert('RGB') if name in WRITTEN else draw_text(shown)
-    target, width = DOCS / 'images' / f'{name}.png', WIDTH
-    while True:  # noise does not compress: narrower until it is small enough
-        small = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        small.quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
-        if target.stat().st_size < MOST_BYTES:
-            return
-        width = int(0.9 * width)
+    write_small(image, DOCS / 'images' / f'{name}.png', width=WIDTH, colors=COLORS, most_bytes=MOST_BYTES)
 
 
 if __name__ == '__main__':

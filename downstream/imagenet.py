@@ -22,17 +22,20 @@ from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.data.class_map import ClassMap, map_classes, readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.transforms import data_config, own_dtype
+from tinyvit_zoo.releases import find_release
 
 from .features.batches import ImageBatches
 from .features.extraction import untouched
 from .features.shards import cut
 from .statistics import accuracies, confusion_matrix, wilson
 
-__all__ = ['Scores', 'evaluate', 'preprocessing']
+__all__ = ['PROTOCOLS', 'Scores', 'evaluate', 'preprocessing', 'protocol_overrides']
 
 BATCH_SIZE = 64
 
 NO_CLASS = 'an image with several right labels is of no one class'
+PROTOCOLS = ('paper', 'timm')
+"""Whose evaluation preprocessing of a release: that which the authors published, or timm's."""
 UNCROPPED = dict(crop_pct=1.0)
 """For ImageNet-C, whose images are stored as crops of 224 pixels: cropping again would lose their borders."""
 
@@ -133,6 +136,32 @@ def preprocessing(model: nn.Module, overrides: Mapping[str, Any] | None = None) 
         overrides: For example crop_pct=0.95 or input_size=(3, 256, 256).
     """
     return {**data_config(model), **(overrides or {})}
+
+
+def protocol_overrides(name: str, protocol: str) -> dict[str, Any]:
+    """The preprocessing on record for a release, as overrides of `preprocessing`: crop and interpolation.
+
+    The size of the image is that of the model, which released weights fix. So a model that was trained from a release,
+    or is of its architecture, has its protocol at its own size.
+
+    Args:
+        name: 'architecture.tag', or 'architecture' for its default tag.
+        protocol: One of `PROTOCOLS`.
+
+    Raises:
+        EvaluationError: If it is no release of this package, or has no such protocol.
+    """
+    release = find_release(name)
+    if release is None:
+        raise EvaluationError(
+            f'{name} is no release of this package, so no evaluation protocol is on record: leave --protocol out for '
+            "the model's own preprocessing, or set --crop-pct."
+        )
+    found = release.find_protocol(protocol)
+    if found is None:
+        known = ', '.join(p.name for p in release.protocols)
+        raise EvaluationError(f"{release.name} has no protocol '{protocol}' on record: take --protocol {known}.")
+    return found.preprocessing
 
 
 def evaluate(

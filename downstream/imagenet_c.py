@@ -100,6 +100,7 @@ class Corruptions:
     def summary(self) -> dict[str, Any]:
         """The numbers, for results.json."""
         return dict(
+            images=sum(images for images, _ in self.classes.values()),
             mce=self.mce,
             relative_mce=self.relative_mce,
             mean_error=self.mean_error,

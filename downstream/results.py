@@ -31,7 +31,7 @@ from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['eval_results_entry', 'is_for_card', 'plain', 'record', 'write', 'write_csv']
+__all__ = ['RESULTS', 'eval_results_entry', 'is_for_card', 'plain', 'record', 'write', 'write_csv']
 
 RESULTS = 'results.json'
 

@@ -272,10 +272,10 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @contextmanager
-def imported_benchmark(name: str) -> Iterator[ModuleType]:
-    """A file of `benchmarks/` as a module; those that it imports lie beside it."""
-    path = Path(__file__).parent.parent / 'benchmarks' / f'{name}.py'
-    spec = importlib.util.spec_from_file_location(f'benchmark_{name}', path)
+def imported_benchmark(name: str, folder: str = 'benchmarks') -> Iterator[ModuleType]:
+    """A file of `benchmarks/`, or of `docs/`, as a module; those that it imports lie beside it."""
+    path = Path(__file__).parent.parent / folder / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(f'{folder}_{name}', path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     sys.path.insert(0, str(path.parent))

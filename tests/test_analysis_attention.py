@@ -16,13 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.downstream.analysis.analysed_model import AnalysedModel
-from tinyvit_zoo.downstream.analysis.attention import (
-    AttentionWatch,
-    LayerAttention,
-    grid_distances,
-    measure,
-    reduce,
-)
+from tinyvit_zoo.downstream.analysis.attention import measure
+from tinyvit_zoo.downstream.analysis.attention_maps import LayerAttention, grid_distances, reduce
+from tinyvit_zoo.downstream.analysis.attention_watch import AttentionWatch
 from tinyvit_zoo.layers import window_partition
 
 THEIRS = {
@@ -259,7 +255,7 @@ def test_maps_that_do_not_fit_the_cache_are_reduced_in_parts(monkeypatch):
     model = analysed('clip_vit', img_size=64)
     images = images_for(model)
     _, whole = watched(model, images)
-    monkeypatch.setattr('tinyvit_zoo.downstream.analysis.attention.IN_CACHE', 16 * 3 * 5)  # five rows at a time
+    monkeypatch.setattr('tinyvit_zoo.downstream.analysis.attention_maps.IN_CACHE', 16 * 3 * 5)  # five rows at a time
     _, parts = watched(model, images)
     assert len(whole) == 4
     for a, b in zip(whole, parts, strict=True):

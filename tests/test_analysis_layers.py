@@ -13,7 +13,7 @@ from tinyvit_zoo.compress import multiplex
 from tinyvit_zoo.dense import DenseBackbone
 from tinyvit_zoo.downstream.analysis import attention
 from tinyvit_zoo.downstream.analysis.analysed_model import AnalysedModel
-from tinyvit_zoo.downstream.analysis.attention import AttentionWatch
+from tinyvit_zoo.downstream.analysis.attention_watch import AttentionWatch
 from tinyvit_zoo.downstream.analysis.images import batches_of, draw_images
 from tinyvit_zoo.downstream.analysis.layers import MAE_LITE, LayerOutputs, as_map, find_blocks, token_grid
 

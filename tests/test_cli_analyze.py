@@ -125,6 +125,7 @@ def test_images_need_no_labels(cli, models, tmp_path):
         (('cka', 'MODEL', '--layers', 'nothing.*'), 'nothing.*'),
         (('cka', 'MODEL', 'test_vit', '--random-b'), '--img-size'),
         (('attention', 'test_resnet', '--random'), 'no attention'),
+        (('attention', 'efficientvit_b0', '--random', '--img-size', 64), 'such as linear attention'),
         (('attention', 'test_maxvit', '--random'), 'not known here'),
         (('fourier', 'no_such_model'), 'Unknown model'),
     ],

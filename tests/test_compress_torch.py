@@ -102,6 +102,18 @@ def test_moves_keep_the_weights_shared(kind, transform):
     torch.testing.assert_close(moved(x), student(x), rtol=0, atol=0)
 
 
+def test_a_model_that_has_left_the_meta_device_fills_its_buffers_by_eval():
+    student = stirred(multiplex(teacher('swin')))
+    with torch.device('meta'):
+        other = multiplex(teacher('swin'), init='first').eval()
+    other.to_empty(device='cpu')
+    for tensor in other.buffers():
+        tensor.zero_()
+    other.load_state_dict(student.state_dict())
+    x = images()
+    torch.testing.assert_close(other.eval()(x), student(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('exclude_buffers', [False, True])
 @pytest.mark.parametrize('foreach', [False, True])
 def test_timms_ema_moves_a_shared_weight_once(exclude_buffers, foreach):

@@ -321,6 +321,32 @@ def test_buffers_that_no_file_holds_are_restored(family, any_small):
     torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
 
 
+def leave_meta(model: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
+    """As transformers does it: weights are assigned, all other buffers get memory that nobody has filled."""
+    model.load_state_dict(state_dict, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.zeros_like(buffer, device='cpu'))
+
+
+@pytest.mark.parametrize('family', [family for family in SMALL_OF if not family.startswith(WITHOUT_BUFFERS)])
+@torch.no_grad()
+def test_a_model_that_has_left_the_meta_device_fills_its_buffers_by_eval(family, any_small):
+    """DETR of transformers takes a model out of the wrapper that would have it done."""
+    expected = any_small(img_size=SIZE)
+    name, args = SMALL_OF[family]
+    with torch.device('meta'):
+        model = timm.create_model(name, img_size=SIZE, **args).eval()
+    assert any(parameter.is_meta for parameter in model.parameters())
+    leave_meta(model, expected.state_dict())
+    x = images_for(model)
+    torch.testing.assert_close(model.eval()(x), expected(x), rtol=0, atol=0)
+    for _, buffer in model.named_buffers():
+        buffer.fill_(0)  # once: what a caller writes later is left alone
+    assert not any(buffer.any() for buffer in model.eval().buffers())
+
+
 def test_buffers_that_follow_from_the_size_are_in_no_state_dict(model):
     words = ('offset', 'idx', 'index', 'mask')
     assert [key for key in model.state_dict() if any(word in key for word in words)] == []
@@ -458,6 +484,16 @@ def test_it_can_be_scripted_and_traced(any_small):
         x = images_for(model)
         for graph in (torch.jit.script(model), torch.jit.trace(model, x)):
             torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_a_trace_with_gradients_enabled_gives_the_same_on_other_images(any_small):
+    """In evaluation mode, as tools for other formats record a model (docs/use/coreml.md)."""
+    model = any_small(img_size=SIZE)
+    traced = torch.jit.trace(model, images_for(model), check_trace=False)
+    x = images_for(model)
+    assert traced(x).requires_grad
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

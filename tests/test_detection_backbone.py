@@ -86,7 +86,7 @@ def test_a_model_with_fixed_tables_takes_smaller_images_and_refuses_larger_ones(
         backbone(images(80, 96))
 
 
-@pytest.mark.parametrize('name', ['mae_lite_vitdet_tiny', 'tinymim_star_tiny_seg'])
+@pytest.mark.parametrize('name', ['mae_lite_vitdet_tiny', 'tinymim_star_tiny_seg', 'tinymim_tiny_seg'])
 def test_dense_forms_take_any_size(name):
     backbone = ZooBackbone(name, img_size=64).eval()
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_every_parameter_gets_a_gradient(kind, indices):
     assert [k for k, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize('name', ['mae_lite_vitdet_tiny', 'tinymim_star_tiny_seg'])
+@pytest.mark.parametrize('name', ['mae_lite_vitdet_tiny', 'tinymim_star_tiny_seg', 'tinymim_tiny_seg'])
 def test_every_parameter_of_a_dense_form_gets_a_gradient(name):
     backbone = ZooBackbone(name, img_size=64).train()
     train_step(backbone, images(64, 64))

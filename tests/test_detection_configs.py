@@ -18,17 +18,20 @@ CASCADE_PARAMETERS = {  # in millions; Swin-T and Swin-B as in the README of Swi
     'swin_tiny_fpn_1x': 86,
     'swin_base_fpn_3x': 145,
     'mini_swin_tiny_fpn_1x': 69,
+    'mini_swin_tiny_ws_fpn_1x': 69,
     'tinyvit_21m_fpn_1x': 79,
 }
+VITDETS = {'tiny_lsj640': 640, 'tiny_lsj1024': 1024, 'small_lsj640': 640}
 
 
 def test_there_is_a_config_for_every_detector_of_the_papers():
     cascades = [f'tinyvit_{size}' for size in ('5m', '11m', '21m')]
     cascades += [f'mini_swin_{size}' for size in ('tiny', 'small', 'base')] + ['swin_tiny']
     expected = {f'cascade_mask_rcnn_{name}_fpn_{n}x_coco' for name in cascades for n in (1, 3)}
+    expected |= {f'cascade_mask_rcnn_mini_swin_tiny_{form}_fpn_1x_coco' for form in ('ws', 'ws_wt')}
     expected |= {'cascade_mask_rcnn_swin_base_fpn_3x_coco', 'distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'}
     expected |= {f'{d}_tinyvit_{size}_fpn_1x_coco' for d in ('mask_rcnn', 'retinanet') for size in ('5m', '11m')}
-    expected |= {f'mask_rcnn_vitdet_mae_lite_tiny_lsj{size}_100ep_coco' for size in (640, 1024)}
+    expected |= {f'mask_rcnn_vitdet_mae_lite_{of}_100ep_coco' for of in VITDETS}
     assert set(FULL) == expected
 
 
@@ -54,7 +57,7 @@ def test_a_full_size_config_builds_and_fits_its_fpn(name):
     neck = getattr(model, 'neck', None)
     if neck is not None:
         assert tuple(neck.in_channels) == model.backbone.channels
-    if model.backbone.model_name == 'mae_lite_vitdet_tiny':
+    if 'vitdet' in model.backbone.model_name:
         assert model.backbone.channels == (256,) * 5
     millions = round(sum(p.numel() for p in model.parameters()) / 1e6)
     assert millions == CASCADE_PARAMETERS.get(name.removeprefix('cascade_mask_rcnn_').removesuffix('_coco'), millions)
@@ -102,9 +105,10 @@ def test_a_box_detector_reads_no_masks():
     assert read(DETECTION, 'mask_rcnn_tinyvit_5m_fpn_1x_coco').train_pipeline[1].with_mask
 
 
-@pytest.mark.parametrize('size', [640, 1024])
-def test_vitdet_pads_to_the_square_that_its_tables_are_for(size):
-    config = read(DETECTION, f'mask_rcnn_vitdet_mae_lite_tiny_lsj{size}_100ep_coco')
+@pytest.mark.parametrize('name', VITDETS)
+def test_vitdet_pads_to_the_square_that_its_tables_are_for(name):
+    config, size = read(DETECTION, f'mask_rcnn_vitdet_mae_lite_{name}_100ep_coco'), VITDETS[name]
+    assert f'_{name.partition("_")[0]}' in config.model.backbone.model_name
     assert config.model.data_preprocessor.pad_size_divisor == config.model.backbone.img_size == size
     steps = {step.type: step for step in config.train_dataloader.dataset.pipeline}
     assert steps['RandomResize'].scale == steps['RandomCrop'].crop_size == (size, size)
@@ -120,7 +124,7 @@ def test_epochs_of_the_1x_and_3x_schedules():
         assert config.param_scheduler[1].milestones == steps
 
 
-@pytest.mark.parametrize('name', ['tinyvit_5m', 'mini_swin_tiny', 'swin_tiny'])
+@pytest.mark.parametrize('name', ['tinyvit_5m', 'mini_swin_tiny', 'mini_swin_tiny_ws', 'swin_tiny'])
 def test_swins_recipe_does_not_decay_norms_and_tables(name):
     config = read(DETECTION, f'cascade_mask_rcnn_{name}_fpn_1x_coco')
     model = build(config, 'meta')

@@ -170,6 +170,26 @@ def test_the_neck_behind_a_plain_backbone():
         SimpleFeaturePyramid(48, 24, num_outs=3)
 
 
+@pytest.mark.parametrize(
+    ('form', 'encoder', 'channels'),
+    [
+        ('tinymim_tiny_seg', 'tinymim_vit_tiny_student_patch16_224', (192,) * 4),
+        ('mae_lite_vitdet_small', 'mae_lite_vit_small_encoder_patch16_224', (256,) * 5),
+        pytest.param('tinymim_small_seg', 'tinymim_vit_small_student_patch16_224', (384,) * 4, marks=pytest.mark.slow),
+    ],
+)
+def test_dense_forms_of_unpublished_sizes_start_from_their_encoder(form, encoder, channels, tmp_path):
+    weights = timm.create_model(encoder).state_dict()
+    torch.save({'model': weights}, tmp_path / 'encoder.pth')
+    more = dict(as_init=True) if 'seg' in form else {}
+    backbone = ZooBackbone(form, img_size=64, pretrained=str(tmp_path / 'encoder.pth'), **more)
+    assert backbone.channels == channels
+    own = backbone.net.net.state_dict()
+    taken = [k for k in weights if k.startswith(('blocks.', 'patch_embed.'))]
+    assert len(taken) == 12 * 12 + 2
+    assert_same({k: own[k] for k in taken}, {k: weights[k] for k in taken})
+
+
 @pytest.mark.slow
 def test_a_pretraining_file_initialises_the_segmentor_of_tinymim(tmp_path):
     """Its model had other heads in the last block, which the released recipe accepts: `as_init=True`."""
@@ -264,6 +284,35 @@ def test_a_classifier_of_timm_fills_its_backbone(tmp_path):
     save_file(half, tmp_path / 'half.safetensors')
     bad = str(tmp_path / 'half.safetensors')
     refused(lambda: ZooBackbone(SWIN[0], **SWIN[1], pretrained=bad), '1 missing', 'layers.1.blocks.0.norm1.bias')
+
+
+SHARED_SWIN = dict(SWIN[1], base=SWIN[0], share_every='stage', transform=False, share_norms=True)
+
+
+def test_a_swin_that_shares_its_weights_fills_its_backbone_and_stays_shared(tmp_path):
+    """What `compress --no-transform` and a training write: the student of MiniViT's Table 6, row 2."""
+    from tinyvit_zoo.hub.folder import save_folder
+
+    whole = fill_by_rule(timm.create_model('multiplexed', **SHARED_SWIN, num_classes=7))
+    folder = str(save_folder(whole, tmp_path / 'shared'))
+    backbone = ZooBackbone('multiplexed', **SHARED_SWIN, init_cfg=dict(type='Pretrained', checkpoint=folder))
+    backbone.init_weights()
+    own = backbone.net.state_dict()
+    assert_same(own, {k: v for k, v in whole.state_dict().items() if k in own})
+    for stage in backbone.net.layers:
+        first, second = stage.blocks
+        assert first.attn.qkv is second.attn.qkv
+        assert first.norm1 is second.norm1
+    again = ZooBackbone('multiplexed', **SHARED_SWIN, pretrained=save_detector(backbone, tmp_path / 'detector.pth'))
+    assert_same(again.state_dict(), backbone.state_dict())
+    x = images(64, 96, batch=1)
+    with torch.no_grad():
+        assert [tuple(y.shape[1:]) for y in backbone.eval()(x)] == [(16 * 2**i, 16 >> i, 24 >> i) for i in range(4)]
+    losses = sum(y.square().mean() for y in backbone.train()(x))
+    losses.backward()
+    assert [k for k, p in backbone.named_parameters() if p.grad is None] == []
+    other = dict(SHARED_SWIN, transform=True, share_norms=False)
+    refused(lambda: ZooBackbone('multiplexed', **other, pretrained=folder), folder, 'not of multiplexed')
 
 
 def test_folders_for_the_hub(tmp_path):

@@ -13,7 +13,12 @@ from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.replay import ViewSpec
 from tinyvit_zoo.data.subsets import take_subset
-from tinyvit_zoo.downstream.analysis.hard_samples import HardSamples, hard_in_store, hard_of_teacher
+from tinyvit_zoo.downstream.analysis.hard_samples import (
+    HardSamples,
+    draw_positions,
+    hard_in_store,
+    hard_of_teacher,
+)
 from tinyvit_zoo.hub import save_folder
 from tinyvit_zoo.soft_labels import Store, Teacher, save
 
@@ -74,7 +79,7 @@ def test_an_image_is_hard_when_most_stored_epochs_say_so(tmp_path, net, digits):
     assert {2, 3} <= set(counts.tolist())
     assert np.array_equal(found.hard, counts > 2)  # 2 of 4 are not most
     assert hard_in_store(store, digits, epochs=[1]).views == 1
-    assert HardSamples(5, 4, np.array([2, 3]), np.zeros(2, int)).hard.tolist() == [False, True]
+    assert HardSamples(5, 4, np.array([2, 3]), np.zeros(2, int), np.arange(2)).hard.tolist() == [False, True]
 
 
 def test_too_few_probabilities_classes_or_labels_are_refused(net, digits, tmp_path):
@@ -103,6 +108,10 @@ def test_the_command_writes_a_list_that_a_training_takes(cli, net, tmp_path):
     assert len(table) == 1 + len(content['left_out'])
     assert table[0] == 'position,image,label,name,outside,views,guess'
     assert kept.with_suffix('.png').exists()
+    results = json.loads((kept.parent / 'results.json').read_text())
+    assert results == content['about']
+    assert (results['images'], results['hard'], results['kept']) == (1347, len(table) - 1, len(subset))
+    assert (results['top'], results['list'], results['data']['images']) == (5, 'kept.json', 1347)
 
     store = tmp_path / 'store'
     stored(net, dataset, store)
@@ -110,6 +119,42 @@ def test_the_command_writes_a_list_that_a_training_takes(cli, net, tmp_path):
     code, out, err = cli('analyze', 'hard-samples', '-d', 'digits', '--store', store, '-o', again)
     assert code == 0, err
     assert json.loads(again.read_text())['left_out'] == content['left_out']
+
+
+def test_some_images_are_drawn_and_the_list_has_none_of_the_others(cli, net, digits, tmp_path):
+    store, seen = stored(net, digits, tmp_path / 'store'), draw_positions(digits, 40, seed=0)
+    whole, live, read = (
+        hard_of_teacher(net, digits, progress=False),
+        hard_of_teacher(net, digits, positions=seen, progress=False),
+        hard_in_store(store, digits, positions=seen),
+    )
+    assert len(seen) == 40
+    assert set(draw_positions(digits, 20, seed=0)) < set(seen)
+    assert set(seen) != set(draw_positions(digits, 40, seed=1))
+    for found in (live, read):
+        assert np.array_equal(found.hard, whole.hard[seen])
+        assert np.array_equal(found.guesses, whole.guesses[seen])
+    save_folder(net, tmp_path / 'teacher')
+    kept = tmp_path / 'out' / 'kept.json'
+    line = ('analyze', 'hard-samples', '-d', 'digits', '--teacher', f'local-dir:{tmp_path / "teacher"}', '--images', 50)
+    code, out, err = cli(*line, '-o', kept)
+    assert code == 0, err
+    assert ' of 50 images' in out
+    assert 'drawn from 1,347' in out
+    content, dataset = json.loads(kept.read_text()), load_dataset('digits', 'train')
+    subset = take_subset(dataset, str(kept))
+    assert len(subset) == content['kept'] == 50 - content['about']['hard']
+    assert set(subset.selection.positions) < set(draw_positions(dataset, 50, seed=0))
+
+
+def test_the_results_of_another_evaluator_are_not_replaced(cli, tmp_path):
+    (tmp_path / 'results.json').write_text('{"evaluator": "knn"}')
+    for name in ('kept.json', 'results.json'):
+        line = ('analyze', 'hard-samples', '-d', 'digits', '--teacher', 'no_such_model', '-o', tmp_path / name)
+        code, out, err = cli(*line)
+        assert (code, out, err.count('\n')) == (1, '', 1)
+        assert 'results.json would be replaced' in err
+    assert (tmp_path / 'results.json').read_text() == '{"evaluator": "knn"}'
 
 
 def test_a_list_that_cannot_be_written_is_refused_before_the_teacher_works(cli, tmp_path):
@@ -127,7 +172,7 @@ def test_a_list_that_cannot_be_written_is_refused_before_the_teacher_works(cli, 
     [
         ((), 'either --store'),
         (('--store', 's', '--teacher', 't'), 'either --store'),
-        (('--store', 's', '--teacher-weights', 'w.pth'), 'only with --teacher'),
+        (('--store', 's', '--weights', 'w.pth'), 'only with --teacher'),
     ],
 )
 def test_a_command_without_one_source_is_refused(cli, options, words):

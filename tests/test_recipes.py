@@ -39,6 +39,7 @@ PUBLISHED = {
     'tinymim_star': (2e-3, 1e-6, 0, 5, 1000, 1024, SHIFTED),
     'mae_lite_default': (4e-3, 1e-6, 0, 5, 100, 1024, SHIFTED),
     'mae_lite_improved': (4e-3, 1e-6, 0, 5, 300, 1024, SHIFTED),
+    'mae_lite_100': (4e-3, 1e-6, 0, 5, 100, 1024, SHIFTED),
     'mae_lite_1000': (4e-3, 1e-6, 0, 5, 1000, 1024, SHIFTED),
     'mae_lite_transfer': (0.03, 1e-6, 0, 20, 300, 512, SHIFTED),
     'mae_lite_cifar100': (0.1, 1e-6, 0, 10, 50, 512, SHIFTED),
@@ -216,6 +217,15 @@ def test_mixing_and_augmentation_are_the_published_ones():
         mae_lite_improved=[*crop, 'RandAugment', *end],
         mae_lite_transfer=[*crop, *end],
     )
+
+
+def test_mae_lite_s_recipes_of_other_lengths_differ_from_the_improved_one_in_epochs_alone():
+    improved = dataclasses.asdict(find_recipe('mae_lite_improved'))
+    for name in ('mae_lite_100', 'mae_lite_1000'):
+        other = dataclasses.asdict(find_recipe(name))
+        different = {key for key in improved if improved[key] != other[key]}
+        assert different <= {'name', 'source', 'notes', 'starts', 'epochs'}
+        assert other['epochs'] == int(name.rpartition('_')[2])
 
 
 def test_evaluation_crops_as_the_recipe_or_else_the_model_does():

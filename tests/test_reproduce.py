@@ -119,7 +119,8 @@ def test_numbers_agree_within_half_a_unit_of_the_last_printed_digit(measured, ag
         ('tinyvit/table3/tinyvit-21m-in-21k-distill-teacher-florence/gpu_hours/imagenet-22k', 'other hardware'),
         ('minivit/table4/autoformer-t/top1/imagenet-1k', 'quoted'),
         ('minivit/table4/mini-deit-b-384/top1/imagenet-1k', 'lost in the text'),
-        ('tinymim/table3/tinymim-vit-t/miou/ade20k', 'no weights'),
+        ('tinymim/table10/tinymim-vit-b-target-block-12/miou/ade20k', 'no weights'),
+        ('tinymim/table3/tinymim-vit-t/miou/ade20k', 'no data (https://ade20k.csail.mit.edu)'),
         ('tinymim/table3/tinymim-vit-b/miou/ade20k', 'no data (https://ade20k.csail.mit.edu)'),
     ],
 )  # fmt: skip
@@ -134,7 +135,7 @@ def test_every_number_has_one_state():
     assert states[State.LOST] == 3
     assert states[State.OTHER_HARDWARE] == 54
     assert states[State.TO_MEASURE] == 230
-    assert set(states) == set(State) - {State.MEASURED, State.FAILED}
+    assert set(states) == set(State) - {State.MEASURED, State.FAILED, State.ON_DIGITS, State.NOT_ON_DIGITS}
 
 
 def test_commands_of_all_rows_exist_with_their_options():
@@ -153,7 +154,7 @@ def test_commands_of_all_rows_exist_with_their_options():
 
 def test_tinyvit_is_evaluated_with_the_published_crop():
     (line,) = lines_of('tinyvit/table4/tinyvit-5m-in-1k-scratch/top1/imagenet-1k')
-    assert line.command == 'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --crop-pct 0.875'
+    assert line.command == 'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --protocol paper'
 
 
 def test_a_transfer_has_the_recipe_of_its_data_set_or_no_command():
@@ -256,9 +257,9 @@ def test_a_dry_run_says_the_commands_and_writes_nothing(cli, tmp_path, monkeypat
 def test_tables_of_a_paper_are_listed(cli):
     code, out, err = cli('reproduce', '--list', 'minivit')
     assert (code, err) == (0, '')
-    assert [line.split()[:3] for line in out.splitlines() if line.startswith('minivit/table4')] == [
-        ['minivit/table4', '155', '58']
-    ]
+    states, needs = [line.split() for line in out.splitlines() if line.startswith('minivit/table4')]
+    assert states[:3] == ['minivit/table4', '155', '58']
+    assert needs[1:6] == ['8.0', 'GB', '938', 'MB', '-']  # data, weights, GPU-hours
     assert 'tinyvit/' not in out
 
 

@@ -100,7 +100,9 @@ def test_few_points_choose_the_best_of_three_masks_and_several_the_first():
 
 def test_sizes_are_those_of_the_released_code_and_the_decoder_computes_the_same():
     for longest in (1024, 768):
-        for height, width in np.random.default_rng(0).integers(1, 3000, (300, 2)).tolist():
+        draws = np.random.default_rng(0)
+        for _ in range(300):
+            height, width = draws.integers(1, 3000, 2).tolist()
             scale = longest / max(height, width)
             released = int(height * scale + 0.5), int(width * scale + 0.5)
             found = fitted_size(height, width, (longest, longest))

@@ -128,6 +128,7 @@ def test_a_saved_folder_gives_the_same_masks_to_the_bit(model, folder):
         assert type(again) is TinyVitSamModel
         assert_same(again.state_dict(), model.state_dict())
         assert_same_masks(again, model)
+    assert_same(sam_encoder(weights=folder).state_dict(), model.vision_encoder.state_dict())
     assert type(AutoConfig.from_pretrained(folder)) is TinyVitSamConfig
     assert again.config.mask_decoder_config.layer_norm_eps == 1e-5
 
@@ -201,8 +202,9 @@ def test_a_released_tinyvit_starts_a_model(official_file):
     encoder = sam_encoder(weights=official_file('tiny_vit_5m_224'))
     made = new_sam(encoder=encoder, img_size=SIDE)
     assert_same(made.vision_encoder.state_dict(), encoder.state_dict())
+    refused(lambda: new_sam('tinyvit_11m_224', SIDE, encoder), 'tinyvit_11m_224', kind=ModelError)
     assert made.shared_image_embedding.positional_embedding.std().item() == pytest.approx(1, abs=0.2)
-    made.gradient_checkpointing_enable()
+    made.vision_encoder.gradient_checkpointing = True
     assert made.vision_encoder.trunk.stages[2].grad_checkpointing
     made.train()(torch.randn(1, 3, SIDE, SIDE), **PROMPT).pred_masks.square().mean().backward()
     assert all(p.grad is not None for p in made.vision_encoder.parameters())

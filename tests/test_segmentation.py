@@ -38,7 +38,9 @@ def samples(count: int, size: int, classes: int) -> dict:
 def test_there_is_a_config_for_every_segmentor():
     assert FULL == [
         'upernet_tinymim_base_160k_ade20k',
+        'upernet_tinymim_small_160k_ade20k',
         'upernet_tinymim_star_tiny_160k_ade20k',
+        'upernet_tinymim_tiny_160k_ade20k',
         'upernet_tinyvit_21m_160k_ade20k',
     ]
 
@@ -183,8 +185,9 @@ def test_a_released_segmentation_checkpoint_gives_the_released_maps(name, case, 
         assert_close(x[:n, ::chans, ::rows, ::cols][:, :c, :h, :w], expected[f'out{i}'], SINGLE)
 
 
-def test_the_rates_of_tinymim_fall_from_layer_to_layer():
-    config = read(SEGMENTATION, 'upernet_tinymim_base_160k_ade20k')
+@pytest.mark.parametrize(('size', 'decay'), [('base', 0.75), ('small', 0.75), ('tiny', 0.8)])
+def test_the_rates_of_tinymim_fall_from_layer_to_layer(size, decay):
+    config = read(SEGMENTATION, f'upernet_tinymim_{size}_160k_ade20k')
     model = build(config, 'meta')
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
     rates = {id(p): group['lr'] for group in groups for p in group['params']}
@@ -194,6 +197,25 @@ def test_the_rates_of_tinymim_fall_from_layer_to_layer():
         return rates[id(names[name])]
 
     for block in range(12):  # ids as in the released code: patches 0, block i i + 1, all else 13
-        assert rate(f'backbone.net.net.blocks.{block}.attn.qkv.weight') == pytest.approx(1e-4 * 0.75 ** (12 - block))
-    assert rate('backbone.net.net.patch_embed.proj.weight') == pytest.approx(1e-4 * 0.75**13)
+        assert rate(f'backbone.net.net.blocks.{block}.attn.qkv.weight') == pytest.approx(1e-4 * decay ** (12 - block))
+    assert rate('backbone.net.net.patch_embed.proj.weight') == pytest.approx(1e-4 * decay**13)
     assert rate('backbone.net.pyramid.fpn1.0.weight') == rate('decode_head.conv_seg.weight') == 1e-4
+
+
+@pytest.mark.parametrize(('size', 'width', 'heads'), [('tiny', 192, 3), ('small', 384, 6)])
+def test_segmentors_of_unpublished_sizes_are_that_of_tinymim_b_at_their_width(size, width, heads):
+    model = build(read(SEGMENTATION, f'upernet_tinymim_{size}_160k_ade20k'), 'meta')
+    base = build(read(SEGMENTATION, 'upernet_tinymim_base_160k_ade20k'), 'meta')
+    shapes, of_base = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, base))
+    table = 'relative_position_bias_table'
+
+    def narrowed(key: str, side: int) -> int:
+        if key.endswith(table):
+            return heads if side == 12 else side
+        return side * width // 768 if side % 768 == 0 else side
+
+    narrow = {k: tuple(narrowed(k, side) for side in shape) for k, shape in of_base.items()}
+    different = {k for k in shapes if shapes[k] != narrow[k]}
+    assert shapes.keys() == of_base.keys()
+    assert different <= {k for k in shapes if 'auxiliary_head' in k or 'decode_head' in k}, different
+    assert [block.attn.num_heads for block in model.backbone.net.net.blocks] == [heads] * 12

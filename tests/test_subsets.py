@@ -1,13 +1,14 @@
 """Subsets of the images to train on: which images they are, and that a run and a store know them."""
 
 import json
+import shlex
 
 import fake_datasets as fake
 import numpy as np
 import pytest
 import timm
 import torch
-from conftest import refused
+from conftest import refused, small_of
 from typer.main import get_command
 
 from tinyvit_zoo.common.errors import EvaluationError
@@ -16,7 +17,10 @@ from tinyvit_zoo.data.replay import ViewSpec
 from tinyvit_zoo.data.subsets import long_tailed, share_of_each_class, take_subset, write_kept
 from tinyvit_zoo.data.unlabelled import load_unlabelled
 from tinyvit_zoo.downstream.finetune import finetune
+from tinyvit_zoo.downstream.reproduce.jobs import State, run_rows
+from tinyvit_zoo.downstream.reproduce.numbers import read_numbers
 from tinyvit_zoo.downstream.results import record
+from tinyvit_zoo.hub.folder import save_folder
 from tinyvit_zoo.soft_labels import Teacher, save
 from tinyvit_zoo.training.distillation import distil_from_store
 from tinyvit_zoo.training.recipes import DISTILLATION, find_recipe
@@ -235,3 +239,45 @@ def test_finetune_trains_on_the_subset_and_tests_on_all(cli, tmp_path):
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert results['training_images'] == 10
     assert results['data']['test']['images'] == 450
+
+
+IMAGES = {'1%': 10, '10%': 136}
+
+
+@pytest.mark.parametrize(
+    ('kind', 'share'),
+    [
+        ('mae', '1%'),
+        ('mae', '10%'),
+        pytest.param('mocov3', '1%', marks=pytest.mark.slow),
+        pytest.param('mocov3', '10%', marks=pytest.mark.slow),
+    ],
+)
+def test_the_rows_that_are_pre_trained_on_a_share_say_a_command_that_does_it(kind, share, cli, tmp_path):
+    """MAE-Lite's Table 3, on digits: an epoch of two updates, of images of 2 x 2 patches."""
+    images, row = IMAGES[share], f'mae_lite/table3/{kind}-tiny-pre-trained-on-{share[:-1]}-in1k/top1/imagenet-1k'
+    (line,) = run_rows([number for number in read_numbers() if number.id == row])
+    assert (line.state, line.number.model.split()[-2]) == (State.NO_WEIGHTS, share)
+    words = shlex.split(line.command)[1:]
+    assert words[words.index('--subset') + 1] == share
+    at_full = {'imagenet-1k': 'digits', 'OUT': str(tmp_path / 'run')}
+    small = ('--img-size', 32, '--epochs', 1, '--batch-size', images // 2, '--device', 'cpu')
+    code, out, err = cli(*(at_full.get(word, word) for word in words), *small)
+    assert code == 0, err
+    assert f'Subset {share}: {images:,} of 1,347 images of digits' in out
+    results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+    assert results['data']['train']['subset']['images'] == images
+
+
+@pytest.mark.parametrize('share', ['1%', '10%'])
+def test_a_student_with_shared_weights_learns_from_a_share_and_is_fine_tuned_on_it(share, cli, tmp_path):
+    images, batch = IMAGES[share], {'1%': 4, '10%': 68}[share]
+    save_folder(small_of('mini_deit', img_size=32, num_classes=10), tmp_path / 'mini')
+    common = ('-d', 'digits', '--subset', share, '--epochs', 1, '--batch-size', batch, '--device', 'cpu')
+    taught = ('pretrain', 'minivit', '--student', tmp_path / 'mini', '--teacher', tmp_path / 'mini')
+    tuned = ('finetune', tmp_path / 'taught' / 'model', '--held-out', 0)
+    ends = [cli(*taught, *common, '-o', tmp_path / 'taught'), cli(*tuned, *common, '-o', tmp_path / 'tuned')]
+    assert [(code, err) for code, _, err in ends] == [(0, '')] * 2
+    results = [json.loads((tmp_path / run / 'results.json').read_text()) for run in ('taught', 'tuned')]
+    assert [result['data']['train']['subset']['images'] for result in results] == [images] * 2
+    assert [result['data']['train']['subset']['name'] for result in results] == [share] * 2

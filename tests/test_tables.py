@@ -70,15 +70,6 @@ def test_what_nobody_measured_says_so(tables, tmp_path):
     assert 'Somebody measured it.' in text
 
 
-def test_figures_of_the_models_name_their_machine(tables, tmp_path):
-    write_rows(tmp_path / 'x_emulated.csv', [ROW, replace(ROW, batch=1, state='oom')])
-    (figure,) = tables.figures(tmp_path)
-    assert (figure['machine'], figure['threads'], figure['dtype'], figure['date']) == (
-        'Some CPU, AVX512', 1, 'float32', '2026-01-01',
-    )  # fmt: skip
-    assert (figure['ms'], figure['images_per_second'], figure['emulated']) == (800.0, 10.0, True)
-
-
 def test_a_page_without_the_marks_is_refused(tables):
     assert tables.replaced(f'a\n{tables.BEGIN}\nold\n{tables.END}\nb', 'new') == (
         f'a\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nb'

@@ -241,10 +241,11 @@ def sizes_left_open() -> Iterator[None]:
 
     Otherwise it takes that for fixed: a TinyViT that was traced with a single window would take no larger images.
     """
-    if not hasattr(_config, 'backed_size_oblivious'):  # an early torch 2.7
+    config: Any = _config
+    if not hasattr(config, 'backed_size_oblivious'):  # an early torch 2.7
         yield
         return
-    with _config.patch(backed_size_oblivious=True):
+    with config.patch(backed_size_oblivious=True):
         yield
 
 

@@ -15,9 +15,17 @@ from tinyvit_zoo.releases import find_family
 __all__ = ['DENSE_FORMS', 'NetSpec', 'build_net', 'fixed_size']
 
 DENSE_FORMS = {
-    form.__name__: form for form in (dense.mae_lite_vitdet_tiny, dense.tinymim_base_seg, dense.tinymim_star_tiny_seg)
+    form.__name__: form
+    for form in (
+        dense.mae_lite_vitdet_tiny,
+        dense.mae_lite_vitdet_small,
+        dense.tinymim_tiny_seg,
+        dense.tinymim_small_seg,
+        dense.tinymim_base_seg,
+        dense.tinymim_star_tiny_seg,
+    )
 }
-"""Released backbones that bring a pyramid of their own."""
+"""Backbones that bring a pyramid of their own: the released ones, and the same of sizes that were not released."""
 
 # Arguments that let a class take images of every size, tried in this order. timm's Swin would not shift windows in
 # stages that have one window at the size of the classifier, as the last; Swin's detection code does.

@@ -191,13 +191,14 @@ def heat_map(
     return figure
 
 
-def per_class_bars(accuracy: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
+def per_class_bars(accuracy: np.ndarray, classes: Sequence[str], *, title: str, label: str = 'accuracy, %') -> Figure:
     """Accuracy of each class, the worst first; for many classes the worst and best 20, and a curve of all.
 
     Args:
         accuracy: (K,) in %; NaN for a class without images, which is left out.
         classes: K names.
         title: Of the figure.
+        label: What stands for the accuracy.
     """
     accuracy = np.asarray(accuracy, dtype=float)
     order = np.argsort(accuracy, kind='stable')
@@ -205,28 +206,28 @@ def per_class_bars(accuracy: np.ndarray, classes: Sequence[str], *, title: str) 
     mean = f'mean {accuracy[order].mean():.1f} %' if len(order) else 'no images'
     if len(order) <= MOST_BARS:
         figure, axis = _one_axis((6.4, max(2.4, 1.1 + 0.22 * len(order))), f'{title} ({mean})')
-        _bars(axis, accuracy, classes, order)
+        _bars(axis, accuracy, classes, order, label)
         return figure
     figure = Figure(figsize=(11, 6), dpi=DPI, facecolor='white', layout='constrained')
     figure.suptitle(f'{title} ({mean})', fontsize=11)
     bars, curve = figure.subplots(1, 2, width_ratios=(3, 2))
     half = MOST_BARS // 2
-    _bars(bars, accuracy, classes, np.concatenate([order[:half], order[-half:]]))
+    _bars(bars, accuracy, classes, np.concatenate([order[:half], order[-half:]]), label)
     bars.axhline(half - 0.5, color='black', linewidth=1)
     bars.set_title(f'the worst {half} and the best {half} of {len(order)} classes', fontsize=9)
     curve.plot(np.arange(1, len(order) + 1), accuracy[order], color=COLORS[0])
-    curve.set(xlabel='class, by accuracy', ylabel='accuracy, %', ylim=(-2, 102))
+    curve.set(xlabel='class, by accuracy', ylabel=label, ylim=(-2, 102))
     _quiet(curve)
     return figure
 
 
-def _bars(axis: Axes, accuracy: np.ndarray, classes: Sequence[str], order: np.ndarray) -> None:
+def _bars(axis: Axes, accuracy: np.ndarray, classes: Sequence[str], order: np.ndarray, label: str) -> None:
     places = np.arange(len(order))
     axis.barh(places, accuracy[order], color=COLORS[0], height=0.72)
     for y, value in enumerate(accuracy[order].tolist()):
         axis.text(value + 1, y, f'{value:.0f}', va='center', fontsize=7, color=QUIET)
     axis.set_yticks(places, [_short(classes[i]) for i in order], fontsize=7.5)
-    axis.set(xlabel='accuracy, %', xlim=(0, 108), ylim=(len(order) - 0.5, -0.5))
+    axis.set(xlabel=label, xlim=(0, 108), ylim=(len(order) - 0.5, -0.5))
     _quiet(axis)
     axis.grid(False, axis='y')
 

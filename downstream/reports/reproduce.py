@@ -1,6 +1,7 @@
 """A table of a paper beside what is measured here: CSV, JSON, Markdown and a figure."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,21 @@ from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.common.text import shown
 
 from ..reproduce.jobs import Line, State, count_states
+from ..reproduce.notes import notes_of
+from ..reproduce.order import paper_order
 from ..reproduce.record import Entry
 from ..results import RESULTS, record, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['HEADINGS', 'check_folder', 'digits', 'states_in_words', 'table_rows', 'write_table']
+__all__ = [
+    'HEADINGS', 'check_folder', 'digits', 'headings', 'replaced_in_words', 'states_in_words', 'table_rows',
+    'write_table',
+]  # fmt: skip
 
 HEADINGS = ('row', 'metric', 'paper', 'measured', 'difference', 'state')
+INTERVAL, DIGITS = '95 % interval', 'digits'
 
 
 def digits(line: Line) -> tuple[str, str]:
@@ -31,14 +38,39 @@ def digits(line: Line) -> tuple[str, str]:
     return f'{line.measured:.{more}f}', f'{line.difference:+.{more}f}'
 
 
+def headings(lines: Sequence[Line]) -> tuple[str, ...]:
+    """`HEADINGS`, with a column of its own for numbers on digits, and one for intervals, where there are any."""
+    more = [DIGITS] if any(line.digits is not None for line in lines) else []
+    more += [INTERVAL] if any(line.interval for line in lines) else []
+    return (*HEADINGS[:-1], *more, HEADINGS[-1])
+
+
 def table_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Cells of the table under `HEADINGS`: a difference beyond half a unit of the paper's last digit says so."""
+    """Cells of the table under its `headings`: a difference that does not agree says so."""
+    columns = headings(lines)
     rows: list[tuple[str, ...]] = []
     for line in lines:
         measured, difference = digits(line)
         state = line.state_in_words + ('' if line.agrees in (None, True) else ', differs')
-        rows.append((line.number.row, line.number.cell, line.number.value, measured, difference, state))
+        more = [_on_digits(line)] if DIGITS in columns else []
+        more += [_interval(line)] if INTERVAL in columns else []
+        rows.append((line.number.row, line.number.cell, line.number.value, measured, difference, *more, state))
     return rows
+
+
+def _on_digits(line: Line) -> str:
+    return '' if line.digits is None else f'{line.digits:.1f}'
+
+
+def _interval(line: Line) -> str:
+    return '' if line.interval is None else '{:.1f} to {:.1f}'.format(*line.interval)
+
+
+def replaced_in_words(lines: Sequence[Line]) -> list[str]:
+    """What the jobs on digits have in place of the full ones', a line for each kind, and what order they give."""
+    kinds = list(dict.fromkeys(line.replaced for line in lines if line.replaced))
+    order = paper_order(lines).words
+    return [f'On digits, {kind}.' for kind in kinds] + ([order] if order else [])
 
 
 def states_in_words(lines: Sequence[Line]) -> str:
@@ -47,8 +79,15 @@ def states_in_words(lines: Sequence[Line]) -> str:
     words = [f'{count} {state}' for state, count in counts.items()]
     if State.MEASURED in counts:
         agreeing = sum(line.agrees is True for line in lines)
-        words[0] += f' ({agreeing} within half a unit of the last printed digit)'
+        words[0] += f' ({agreeing} {_agreement(lines)})'
     return f'{len(lines)} numbers: {", ".join(words)}'
+
+
+def _agreement(lines: Sequence[Line]) -> str:
+    """What it takes to agree, in words."""
+    unit = 'within half a unit of the last printed digit'
+    some = any(line.interval and line.measured is not None for line in lines)
+    return f'{unit}, or of the 95 % interval' if some else unit
 
 
 def check_folder(folder: Path, entry: Entry) -> None:
@@ -69,7 +108,13 @@ def check_folder(folder: Path, entry: Entry) -> None:
 
 
 def write_table(
-    folder: Path, entry: Entry, lines: Sequence[Line], *, only: Sequence[str] = (), say: Callable[[str], None] = print
+    folder: Path,
+    entry: Entry,
+    lines: Sequence[Line],
+    *,
+    only: Sequence[str] = (),
+    scale: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write table.csv, table.md, results.json and, where something is measured, table.png.
 
@@ -78,6 +123,7 @@ def write_table(
         entry: The table.
         lines: Its rows.
         only: Names of the rows asked for; empty for all.
+        scale: Of the evaluators and trainers that ran; None for none.
         say: Prints a line.
 
     Returns:
@@ -92,7 +138,18 @@ def write_table(
     measured = [line for line in lines if line.measured is not None]
     return write(
         folder,
-        record('reproduce', model=None, dataset=None, seed=None, table=entry.name, only=list(only), rows=rows),
+        record(
+            'reproduce',
+            model=None,
+            dataset=None,
+            seed=None,
+            table=entry.name,
+            only=list(only),
+            scale=scale,
+            order=asdict(paper_order(lines)),
+            rows=rows,
+            notes=[vars(note) for note in notes_of([line.number for line in lines])],
+        ),
         tables=dict(table=rows),
         figures=dict(table=_figure(entry, measured)) if measured else {},
         say=say,
@@ -103,8 +160,10 @@ def _plain(line: Line) -> Mapping[str, Any]:
     number = line.number
     return dict(
         id=number.id, model=number.model, dataset=number.dataset, metric=number.metric, paper=number.value,
-        measured=line.measured, difference=line.difference, agrees=line.agrees, state=str(line.state),
-        remark=line.remark, command=line.command, job=line.job, source=number.source, note=number.note,
+        measured=line.measured, difference=line.difference, agrees=line.agrees, digits=line.digits,
+        low=line.interval and line.interval[0], high=line.interval and line.interval[1], state=str(line.state),
+        remark=line.remark, command=line.command, job=line.job, replaced=line.replaced, source=number.source,
+        note=number.note,
     )  # fmt: skip
 
 
@@ -112,11 +171,17 @@ def _markdown(entry: Entry, lines: Sequence[Line]) -> str:
     def cells(values: Sequence[str]) -> str:
         return f'| {" | ".join(value.replace("|", chr(92) + "|") for value in values)} |'
 
-    table = [cells(HEADINGS), cells(['---'] * len(HEADINGS)), *map(cells, table_rows(lines))]
+    columns = headings(lines)
+    table = [cells(columns), cells(['---'] * len(columns)), *map(cells, table_rows(lines))]
     notes = [f'- {line.number.row}, {line.number.cell}: {line.number.note}' for line in lines if line.agrees is False]
     parts = [f'# {entry.name}: {entry.title}', states_in_words(lines) + '.', '\n'.join(table)]
+    if below := replaced_in_words(lines):
+        parts.append('\n'.join(f'- {words}' for words in below))
     if notes:
         parts.append('Numbers that differ, with what is known of their source:\n\n' + '\n'.join(notes))
+    contradictions = [f'- {note.text} ({", ".join(note.ids)})' for note in notes_of([line.number for line in lines])]
+    if contradictions:
+        parts.append('Published numbers that contradict each other:\n\n' + '\n'.join(contradictions))
     return '\n\n'.join(parts) + '\n'
 
 

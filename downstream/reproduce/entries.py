@@ -7,6 +7,7 @@ from functools import cache
 from tinyvit_zoo.common.errors import EvaluationError
 
 from . import mae_lite, minivit, tinymim, tinyvit
+from .figures import FIGURES
 from .numbers import Number, read_numbers
 from .record import Entry, Paper, Subject
 
@@ -24,7 +25,7 @@ def find_entry(name: str) -> Entry:
     """
     if name in ENTRIES:
         return ENTRIES[name]
-    raise EvaluationError(f"No table is called '{name}': {_nearest(name, list(ENTRIES))}.")
+    raise EvaluationError(f"No table is called '{name}': {_nearest(name, [*ENTRIES, *FIGURES])}.")
 
 
 def entries_of(name: str | None) -> list[Entry]:
@@ -39,7 +40,7 @@ def entries_of(name: str | None) -> list[Entry]:
         return list(PAPERS[name].entries)
     if name in ENTRIES:
         return [ENTRIES[name]]
-    raise EvaluationError(f"No paper or table is called '{name}': {_nearest(name, [*PAPERS, *ENTRIES])}.")
+    raise EvaluationError(f"No paper or table is called '{name}': {_nearest(name, [*PAPERS, *ENTRIES, *FIGURES])}.")
 
 
 def find_rows(entry: Entry, rows: Sequence[str] = ()) -> list[Number]:

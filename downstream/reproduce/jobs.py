@@ -4,27 +4,28 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
-from tinyvit_zoo.common.errors import CheckpointError, ModelError
+from tinyvit_zoo.common.errors import CheckpointError, EvaluationError, ModelError, WeightsNotFoundError
 from tinyvit_zoo.common.files import remove_leftovers, write_whole
 from tinyvit_zoo.common.hashes import json_hash
 from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.common.text import reason
-from tinyvit_zoo.version import __version__
 
+from .digits import digits_plan, replaced
 from .entries import ENTRIES, subject_of
+from .full import full_plan, other_resolution
 from .measure import Measurement, measure, plan
 from .numbers import Number
+from .plans import Plan, Scale, versions
+from .protocol import read_number
 from .record import DATA, Need, Subject, need_of
+from .running import Busy, Jobs
 
-__all__ = ['JOBS', 'Job', 'Line', 'State', 'count_states', 'job_of', 'run_rows']
+__all__ = ['JOBS', 'Job', 'Line', 'State', 'count_states', 'job_of', 'may_be_measured', 'run_rows']
 
 JOBS = 'jobs'
 """Folder of finished jobs within that of the results."""
@@ -39,8 +40,10 @@ class State(StrEnum):
     """Why a row has its number, or why it has none."""
 
     MEASURED = 'measured'
+    ON_DIGITS = 'digits'
     TO_MEASURE = 'to measure'
     FAILED = 'failed'
+    NOT_ON_DIGITS = 'not on digits'
     NO_DATA = 'no data'
     NO_WEIGHTS = 'no weights'
     OTHER_HARDWARE = 'other hardware'
@@ -92,6 +95,9 @@ class Line:
         remark: The source of missing data, the reason of a failure, or what a quoted row lacks.
         command: That measures it, given what is missing; empty if there is none.
         job: Key of the job; empty if there is none.
+        digits: What the job on digits or textures gives, in the same unit; None unless the state is `ON_DIGITS`.
+        interval: 95 % interval of `measured` or `digits`, where the evaluator gives one.
+        replaced: What the job on digits has in place of the full one's.
     """
 
     number: Number
@@ -100,6 +106,9 @@ class Line:
     remark: str = ''
     command: str = ''
     job: str = ''
+    digits: float | None = None
+    interval: tuple[float, float] | None = None
+    replaced: str = ''
 
     @property
     def difference(self) -> float | None:
@@ -108,13 +117,20 @@ class Line:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the difference is within half a unit of the paper's last digit."""
-        return None if self.difference is None else abs(self.difference) <= self.number.half_unit + TOLERANCE
+        """Whether the published number is within half a unit of its last digit of the interval, or of the number that
+        has none.
+        """
+        if self.measured is None:
+            return None
+        low, high = self.interval or (self.measured, self.measured)
+        room = self.number.half_unit + TOLERANCE
+        return low - room <= float(self.number.value) <= high + room
 
     @property
     def state_in_words(self) -> str:
-        """The state, with the source of missing data."""
-        return f'{self.state} ({self.remark})' if self.state is State.NO_DATA else str(self.state)
+        """The state, with the source of missing data, or what digits cannot stand for."""
+        in_full = self.remark and self.state in (State.NO_DATA, State.NOT_ON_DIGITS)
+        return f'{self.state} ({self.remark})' if in_full else str(self.state)
 
 
 def job_of(number: Number) -> Job | None:
@@ -124,31 +140,64 @@ def job_of(number: Number) -> Job | None:
 
 
 def run_rows(
-    numbers: Sequence[Number], folder: Path | None = None, *, dry: bool = False, say: Callable[[str], None] = print
+    numbers: Sequence[Number],
+    folder: Path | None = None,
+    *,
+    dry: bool = False,
+    say: Callable[[str], None] = print,
+    scale: Scale | None = None,
+    jobs: Jobs | None = None,
 ) -> list[Line]:
-    """Measure those of some numbers that need nothing, and say of the others why they have no measured value.
+    """Measure those of some numbers that need nothing, run evaluators and trainers for others, and say of the rest why
+    they have no measured value.
 
-    A finished job is read from `folder` if it is exactly this one: same command, models, versions, whole and unchanged.
-    A failed job does not stop the others; it is tried again by the next call.
+    A finished job is read if it is exactly this one: same command, models, protocol, weights, versions, whole and
+    unchanged. A failed job does not stop the others; it is tried again by the next call. A job that another process
+    has claimed is left for the end, and then waited for.
 
     Args:
         numbers: Of one table.
-        folder: Keeps finished jobs; None keeps nothing.
+        folder: Keeps finished measurements; None keeps nothing.
         dry: Measure nothing, write nothing.
         say: Prints a line.
+        scale: Which evaluators and trainers run; None for none.
+        jobs: Where they run and are kept; without it, or a command to run with, they are not looked for.
 
     Raises:
         EvaluationError: If the folder cannot be written to.
     """
     if folder is not None and not dry:
         remove_leftovers(folder / JOBS)
-    return [_line(number, folder, dry, say) for number in numbers]
+    own = jobs if jobs is None or not dry else replace(jobs, run=None)
+    lines: dict[int, Line] = {}
+    waiting = []
+    for i, number in enumerate(numbers):
+        try:
+            lines[i] = _line(number, folder, dry, say, scale, own)
+        except Busy:
+            waiting.append(i)
+    for i in waiting:
+        say(f'{numbers[i].id}: another process is at it.')
+        lines[i] = _line(numbers[i], folder, dry, say, scale, own, wait=True)
+    return [lines[i] for i in range(len(numbers))]
 
 
-def _line(number: Number, folder: Path | None, dry: bool, say: Callable[[str], None]) -> Line:
+def _line(
+    number: Number,
+    folder: Path | None,
+    dry: bool,
+    say: Callable[[str], None],
+    scale: Scale | None,
+    jobs: Jobs | None,
+    wait: bool = False,
+) -> Line:
     measurement = _measurement(number)
     if measurement is None:
-        return _unmeasured(number)
+        line = _unmeasured(number)
+        if scale is None or line.state not in (State.NO_DATA, State.NO_WEIGHTS):
+            return line
+        planned = _PLANS[scale](number)
+        return _not_run(line, scale, planned) if isinstance(planned, str) else _run(line, scale, planned, jobs, wait)
     job = _job(number, measurement)
     kept = _kept(job, folder, say)
     if kept is not None:
@@ -165,6 +214,51 @@ def _line(number: Number, folder: Path | None, dry: bool, say: Callable[[str], N
     return Line(number, State.MEASURED, measured, command=job.command, job=job.key)
 
 
+def may_be_measured(number: Number) -> bool:
+    """Whether anything counts, evaluates or trains the model of a number, given what it needs."""
+    waiting = (State.NO_DATA, State.NO_WEIGHTS)
+    return _measurement(number) is not None or _unmeasured(number).state in waiting
+
+
+_PLANS: dict[Scale, Callable[[Number], Plan | str]] = {Scale.FULL: full_plan, Scale.DIGITS: digits_plan}
+
+
+def _not_run(line: Line, scale: Scale, why: str) -> Line:
+    """A row without a job at this scale. What the full one lacks stays its state."""
+    if scale is Scale.DIGITS:
+        return replace(line, state=State.NOT_ON_DIGITS, remark=why, command='')
+    return replace(line, state=State.QUOTED, remark=why) if other_resolution(line.number) else line
+
+
+def _run(line: Line, scale: Scale, plan: Plan, jobs: Jobs | None, wait: bool) -> Line:
+    """A row with the result of its job, which is run if it has to be and can."""
+    number, full = line.number, scale is Scale.FULL
+    line = replace(line, command=_command_of(plan), job=plan.key, replaced='' if full else replaced(number))
+    if full and (jobs is None or jobs.data_folder(plan.data) is None):
+        return replace(line, state=State.NO_DATA, remark=DATA[number.dataset].url)
+    to_run = replace(line, state=State.TO_MEASURE, remark='')
+    if jobs is None:
+        return to_run
+    try:
+        results = jobs.results_of(plan) if jobs.run is None else jobs.finish(plan, wait)
+        if results is None:
+            return to_run
+        value, interval = read_number(results, number.metric, number.dataset)
+    except WeightsNotFoundError as e:
+        return replace(line, state=State.NO_WEIGHTS, remark=reason(e, 1000))
+    except (EvaluationError, CheckpointError, LookupError, TypeError) as e:
+        jobs.say(f'{number.id} failed: {reason(e, 1000)}')
+        return replace(line, state=State.FAILED, remark=reason(e, 1000))
+    if full:
+        return replace(line, state=State.MEASURED, remark='', measured=value, interval=interval)
+    return replace(line, state=State.ON_DIGITS, remark='', digits=value, interval=interval)
+
+
+def _command_of(plan: Plan) -> str:
+    """All commands of a job, those that come before it first."""
+    return ' && '.join(dict.fromkeys(each.command for each in plan.chain()))
+
+
 def _measurement(number: Number) -> Measurement | None:
     if not number.value or need_of(number.task, number.dataset) is not Need.NOTHING:
         return None
@@ -174,8 +268,7 @@ def _measurement(number: Number) -> Measurement | None:
 
 def _job(number: Number, measurement: Measurement) -> Job:
     command = shlex.join(['tinyvit-zoo', 'reproduce', number.entry, '--only', number.row, '-o', 'OUT'])
-    versions = dict(tinyvit_zoo=__version__, torch=torch.__version__, timm=timm.__version__)
-    return Job(number.id, command, measurement.facts(), versions)
+    return Job(number.id, command, measurement.facts(), versions())
 
 
 def _kept(job: Job, folder: Path | None, say: Callable[[str], None]) -> float | None:

@@ -66,8 +66,7 @@ def plan(number: Number) -> Measurement | str:
     if number.task == 'architecture':
         names = (subject.name, *subject.also)
         return Measurement(number.metric, tuple(Built(name, subject.classes) for name in names))
-    own = _own_side(subject)
-    if number.metric == 'macs_g' and number.pixels not in (None, own):
+    if number.metric == 'macs_g' and number.pixels not in (None, own := _own_side(subject)):
         return f'timm has the model at {own} px, the paper at {number.pixels}'
     return Measurement(number.metric, (_built(subject, 0 if 'backbone only' in number.note else None),))
 

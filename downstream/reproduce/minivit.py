@@ -14,11 +14,12 @@ PREDICTIONS = '--relation-weight 0 --hidden-weight 0'
 LABELS = '--hard-weight 1'  # and none for the teacher's predictions
 
 
-def _shared(base: str, share_every: int | str, train: str) -> Subject:
+def _shared(base: str, share_every: int | str, train: str, config: str = '') -> Subject:
     """A model of timm whose blocks are shared whole, and the commands that make it and train it from random weights."""
     start = f'compress {base} --random --init first --share-every {share_every} --no-transform --share-norms'
     built = dict(base=base, share_every=share_every, transform=False, share_norms=True)
-    return unreleased('multiplexed', f'{start} -o START && tinyvit-zoo {train.format("START")}', options=built)
+    trainer = f'{start} -o START && tinyvit-zoo {train.format("START")}'
+    return unreleased('multiplexed', trainer, options=built, config=config)
 
 
 def _at_384(recipe: str) -> Subject:
@@ -48,7 +49,11 @@ SUBJECTS = {
         f'{TINY}.distill_in1k', config='distilled_cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco'
     ),
     # Not published.
-    'Mini-Swin-T (WS+WT)': unreleased(TINY, f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} {LABELS}', config=CASCADE),
+    'Mini-Swin-T (WS+WT)': unreleased(
+        TINY,
+        f'{TRAIN_SWIN.format(TINY)} {PREDICTIONS} {LABELS}',
+        config='cascade_mask_rcnn_mini_swin_tiny_ws_wt_fpn_1x_coco',
+    ),
     'Mini-DeiT-S (WS+WT)': unreleased(
         'mini_deit_small_patch16_224', f'{TRAIN_DEIT.format("mini_deit_small_patch16_224")} {LABELS}'
     ),
@@ -69,7 +74,12 @@ SUBJECTS = {
     # said; the printed sizes are the same. They are of DeiT and Swin as they are, as #1 and #6 of Table 1.
     'Mini-DeiT-S (WS)': _shared('deit_small_patch16_224', 2, f'{TRAIN_DEIT} {LABELS}'),
     'Mini-DeiT-S (WS+WD)': _shared('deit_small_patch16_224', 2, TRAIN_DEIT),
-    'Mini-Swin-T (WS)': _shared('swin_tiny_patch4_window7_224', 'stage', f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}'),
+    'Mini-Swin-T (WS)': _shared(
+        'swin_tiny_patch4_window7_224',
+        'stage',
+        f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}',
+        config='cascade_mask_rcnn_mini_swin_tiny_ws_fpn_1x_coco',
+    ),
     'Mini-Swin-T (WS+WD)': _shared('swin_tiny_patch4_window7_224', 'stage', TRAIN_SWIN),
     'Swin-S (WS only) vs Swin-S': _shared(
         'swin_small_patch4_window7_224', 'stage', f'{TRAIN_SWIN} {PREDICTIONS} {LABELS}'

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .entries import numbers_of
+from .costs import Costs, costs_of
+from .entries import numbers_of, subject_of
 from .jobs import State, count_states, run_rows
 from .record import Entry
 
@@ -21,6 +22,7 @@ class Overview:
         other_hardware: Throughput and training cost.
         quoted: No model here, or lost in the text.
         data: Data sets of the table, in its order.
+        costs: Bytes and GPU-hours.
     """
 
     numbers: int
@@ -30,12 +32,14 @@ class Overview:
     other_hardware: int
     quoted: int
     data: tuple[str, ...]
+    costs: Costs
 
 
 def overview(entry: Entry) -> Overview:
     """Counts of a table."""
     lines = run_rows(numbers_of(entry), dry=True)
     counts = count_states(lines)
+    subjects = [subject for subject in map(subject_of, numbers_of(entry)) if subject is not None]
     return Overview(
         numbers=len(lines),
         measured=counts.get(State.TO_MEASURE, 0),
@@ -44,4 +48,5 @@ def overview(entry: Entry) -> Overview:
         other_hardware=counts.get(State.OTHER_HARDWARE, 0),
         quoted=counts.get(State.QUOTED, 0) + counts.get(State.LOST, 0),
         data=tuple(dict.fromkeys(line.number.dataset for line in lines if line.number.dataset != '-')),
+        costs=costs_of(lines, [subject.name for subject in subjects if subject.weights]),
     )

@@ -16,7 +16,7 @@ from .tasks import (
 
 __all__ = ['PAPER']
 
-CROP = '--crop-pct 0.875'  # paper, section 5.1; timm's default for these weights is 0.95
+CROP = '--protocol paper'  # 0.875, section 5.1; timm's default for these weights is 0.95
 SAVE_LABELS = 'distill train tinyvit_21m_224 --random -d imagenet-22k --teacher {} --recipe tinyvit_22k_distill -o OUT'
 VARIANT = 'tinyvit_21m_talking_heads_224'
 CLIP_TEACHER = SAVE_LABELS.format('clip_vit_large_patch14_224')

@@ -21,9 +21,18 @@ def hard_samples(
         str | None, typer.Option('--teacher', help='Instead of --store: any name that timm takes.', metavar='NAME')
     ] = None,
     teacher_weights: Annotated[
-        Path | None, typer.Option('--teacher-weights', help='Checkpoint of that teacher.', metavar='FILE')
+        Path | None, typer.Option('--teacher-weights', '--weights', help='Checkpoint of that teacher.', metavar='FILE')
     ] = None,
     top: Annotated[int, typer.Option('--top', min=1, help='Classes that the label must be among.')] = 5,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            '--images',
+            min=1,
+            help='Training images, drawn with --seed, of which alone the list is. Default: all.',
+            metavar='N',
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option('--batch-size', min=1, help='Images of a forward pass.', metavar='N')] = 64,
     output: Annotated[
         Path, typer.Option('--output', '-o', help='List of the other images, for --subset.', metavar='FILE')
@@ -36,23 +45,24 @@ def hard_samples(
 
     Several processes with --teacher: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli analyze hard-samples ...
     """
-    from ..downstream.analysis.hard_samples import hard_in_store, hard_of_teacher
+    from ..downstream.analysis.hard_samples import draw_positions, hard_in_store, hard_of_teacher
     from ..downstream.reports.hard_samples import check_list, hard_words, write_hard
     from ..soft_labels import Store
 
     if (store is None) == (teacher is None):
         raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them says what is hard.')
     if teacher is None and teacher_weights is not None:
-        raise typer.BadParameter('--teacher-weights: only with --teacher NAME, which says whose they are.')
+        raise typer.BadParameter('--weights: only with --teacher NAME, which says whose they are.')
     if output.suffix.lower() != '.json':
         raise typer.BadParameter(f'--output takes a file such as kept.json, not {output}.')
     quiet_logs()
     check_list(output)
     with processes() as first:
         dataset = loader(data_options, run.seed)('train')
+        positions = draw_positions(dataset, images, run.seed)
         if store is not None:
             opened = Store.open(store)
-            found = hard_in_store(opened, dataset, top)
+            found = hard_in_store(opened, dataset, top, positions=positions)
             info = opened.info
             facts: dict[str, Any] = dict(
                 name=info.teacher, sha256=info.teacher_sha256, store=store, identity=info.identity,
@@ -65,8 +75,9 @@ def hard_samples(
             model = load_backbone(teacher, teacher_weights, True, None, run.seed)
             facts = dict(name=teacher, sha256=state_hash(model), weights=str(teacher_weights or 'pretrained'))
             found = hard_of_teacher(
-                model, dataset, top, batch_size=batch_size, device=find_device(run.device), workers=run.workers
-            )
+                model, dataset, top, positions=positions, batch_size=batch_size, device=find_device(run.device),
+                workers=run.workers,
+            )  # fmt: skip
         if first:
             say = printer()
             say(hard_words(found, dataset))

@@ -7,6 +7,7 @@ import typer
 from . import (
     analyze,
     bench,
+    browser,
     cards,
     catalogue,
     classify,
@@ -35,7 +36,7 @@ from .console import print_error
 app = typer.Typer(name='tinyvit-zoo', help='Small vision transformers for timm.', pretty_exceptions_enable=False)
 PANELS = {
     'Models': (catalogue, classify, weights, compress, export, bench, demo),
-    'Pages of the Hub': (hub, cards),
+    'Pages of the Hub': (hub, cards, browser),
     'Evaluators': (evaluate, fewshot, knn, probe, compare, embed, analyze, reproduce),
     'Training': (finetune, distill, pretrain, contract, run),
     'Detection and segmentation': (detect, sam),

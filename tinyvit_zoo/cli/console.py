@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import typer
 from rich.console import Console
 
-__all__ = ['command', 'console', 'print_error', 'print_json', 'printer', 'quiet_logs']
+__all__ = ['command', 'console', 'print_error', 'print_json', 'printer', 'quiet_logs', 'quiet_transformers']
 
 
 def console() -> Console:
@@ -47,6 +47,17 @@ def quiet_logs() -> None:
 
     logging.basicConfig(format='%(message)s', level=logging.WARNING)
     logging.getLogger('timm.scheduler').setLevel(logging.ERROR)  # warns where a training has one update
+
+
+def quiet_transformers() -> None:
+    """As `quiet_logs`, and without the progress bars of transformers."""
+    quiet_logs()
+    from ..common.extras import needs_extra
+
+    with needs_extra('transformers'):
+        from transformers.utils import logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def command(function: Callable[..., Any], models: bool = True) -> Callable[..., Any]:

@@ -1,16 +1,19 @@
 """`evaluate`: the accuracy of a classifier on images."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, own_folder, processes
+from .evaluator_options import TO_TEST_ON, architecture_of, backbone_of, dtype_of, loader, own_folder, processes
 from .options import DataOptions, ForwardOptions, ModelOptions, OutputFolder, RunOptions, find_device
 
 IMAGENET_C = 'imagenet-c'
+
+Protocol = StrEnum('Protocol', ['paper', 'timm'])
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -26,6 +29,10 @@ def evaluate(
     ] = None,
     crop_pct: Annotated[
         float | None, typer.Option(min=0.1, max=1.0, help="Share that is cropped, if not the model's own.")
+    ] = None,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(help="Crop and interpolation of a release: its authors', or timm's; `info` prints both."),
     ] = None,
     clean_root: Annotated[
         Path | None,
@@ -50,7 +57,7 @@ def evaluate(
         raise typer.BadParameter('imagenet-c needs --root, the folder of CORRUPTION/SEVERITY/CLASS.')
     quiet_logs()
     settings: dict[str, Any] = dict(
-        overrides={} if crop_pct is None else dict(crop_pct=crop_pct),
+        overrides=_overrides(model_options, protocol, crop_pct, corruptions is not None),
         batch_size=forward.batch_size or imagenet.BATCH_SIZE,
         dtype=dtype_of(forward),
         device=find_device(run.device),
@@ -61,6 +68,7 @@ def evaluate(
         head: dict[str, Any] = dict(
             seed=run.seed if model_options.random else None, name=model_options.name, dtype=str(forward.dtype),
             weights=model_options.origin(run.seed), batch_size=settings['batch_size'],
+            protocol=None if protocol is None else str(protocol),
         )  # fmt: skip
         if corruptions is not None:
             head['model'] = backbone_of(model_options, run.seed)
@@ -73,6 +81,23 @@ def evaluate(
         print_scores(scores, dataset, head, say)
         if output is not None:
             write_scores(output, scores, dataset, head, say)
+
+
+def _overrides(
+    options: ModelOptions, protocol: Protocol | None, crop_pct: float | None, stored_as_crops: bool
+) -> dict[str, Any]:
+    """What differs from the model's own preprocessing. Usage error on options that contradict each other."""
+    from ..downstream.imagenet import protocol_overrides
+
+    if protocol is None:
+        return {} if crop_pct is None else dict(crop_pct=crop_pct)
+    if crop_pct is not None:
+        raise typer.BadParameter('--protocol and --crop-pct both set the crop: leave one of them out.')
+    if stored_as_crops:
+        raise typer.BadParameter('The images of imagenet-c are stored as crops: leave --protocol out.')
+    if options.img_size is not None:
+        raise typer.BadParameter('--protocol is of the size that a release is for: leave --img-size out.')
+    return protocol_overrides(architecture_of(options.name), str(protocol))
 
 
 def _corruptions(

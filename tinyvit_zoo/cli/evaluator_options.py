@@ -87,6 +87,21 @@ def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Modul
     )
 
 
+def architecture_of(name: str) -> str:
+    """What timm calls a model: its name, or of a folder or page, whose name does not say it, that of what is inside.
+
+    Raises:
+        ModelError: If it is no model.
+    """
+    from ..build import build_model
+    from ..names import check_name
+
+    if check_name(name) is None:
+        return name
+    cfg: Any = build_model(name, device='meta').pretrained_cfg
+    return cfg['architecture']
+
+
 def loader(options: DataOptions, seed: int, find: bool = False) -> Callable[..., 'ImageDataset']:
     """A function that loads a split as `ImageDataset`; of several splits the first that there is.
 

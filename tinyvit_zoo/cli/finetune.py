@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, printer, quiet_logs
-from .evaluator_options import TO_TEST_ON, backbone_of, loader, processes, training_images
+from .evaluator_options import TO_TEST_ON, architecture_of, backbone_of, loader, processes, training_images
 from .options import ModelOptions, RunOptions, Size, TrainingDataOptions
 from .training_options import (
     GradientNormsOption,
@@ -259,7 +259,7 @@ def _make(
 
     if options.img_size is None and recipe.img_size:
         options = replace(options, img_size=Size(recipe.img_size, recipe.img_size))
-    rate = recipe.drop_path_of(_architecture(options.name))
+    rate = recipe.drop_path_of(architecture_of(options.name))
     arguments: dict[str, Any] = dict(num_classes=classes, **(dict(as_init=True) if as_init else {}))
     arguments |= dict(num_heads=heads) if heads else {}
     try:
@@ -275,17 +275,6 @@ def _make(
         if rate:
             raise ModelError(f'{options.name} has no drop path, the recipe has {rate:g}: add --drop-path 0.') from e
     return backbone_of(options, seed, **arguments)
-
-
-def _architecture(name: str) -> str:
-    """What timm calls the model, which the name of a folder or a page does not say."""
-    from ..build import build_model
-    from ..names import check_name
-
-    if check_name(name) is None:
-        return name
-    cfg: Any = build_model(name, device='meta').pretrained_cfg
-    return cfg['architecture']
 
 
 def _datasets(

@@ -1,16 +1,27 @@
 """`reproduce`: the published tables beside what is measured here."""
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from contextlib import redirect_stderr, redirect_stdout
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import command, console, printer, quiet_logs
 from .options import OutputFolder, Words, make_output, read_words
+from .reproduce_lists import print_figure, print_list, print_notes, print_ratios
 
 if TYPE_CHECKING:
     from ..downstream.reproduce.jobs import Line
+    from ..downstream.reproduce.numbers import Number
+    from ..downstream.reproduce.plans import RunCommand
     from ..downstream.reproduce.record import Entry
+    from ..downstream.reproduce.running import Jobs
+
+Scale = StrEnum('Scale', ['digits', 'full'])  # as in downstream.reproduce.plans, which imports torch
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -19,84 +30,183 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def reproduce(
     *,
+    context: typer.Context,
     table: Annotated[
         str | None,
-        typer.Argument(help='A table such as tinyvit/table4; with --list a paper, too.', metavar='[TABLE]'),
+        typer.Argument(
+            help='A table such as tinyvit/table4, or a figure such as mae_lite/figure1; with --list a paper, too.',
+            metavar='[TABLE]',
+        ),
     ] = None,
     listed: Annotated[
-        bool, typer.Option('--list', help='List the tables, what they need, and what is measured here.')
+        bool, typer.Option('--list', help='List tables and figures, what they need, and what is measured here.')
     ] = False,
     only: Annotated[
         Words | None,
         typer.Option('--only', parser=read_words, help='These rows, between commas.', metavar='ROW,ROW'),
     ] = None,
+    scale: Annotated[
+        Scale | None,
+        typer.Option(
+            '--scale',
+            help='Run evaluators and trainers, too. full: as published, on the data in --root. digits: the same on '
+            'two small data sets, for a few epochs.',
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            '--root', help='Folder with a folder for each data set, by its name; of --scale full.', metavar='DIR'
+        ),
+    ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            '--jobs',
+            help='Folder of evaluators and trainers that ran, for several tables. Default: DIR/jobs.',
+            metavar='DIR',
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option('--dry-run', help='Print the table with the command of each row; measure nothing.')
+    ] = False,
+    ratios: Annotated[
+        bool,
+        typer.Option('--ratios', help="Only the speed of its models beside each other, on this machine's processor."),
     ] = False,
     output: OutputFolder = None,
 ) -> None:
     """Put what is measured here beside a table of a paper.
 
     Parameters, MACs, dimensions and the storage of soft labels are measured. Numbers that need data, weights or the
-    authors' hardware are not: the table says what each of them lacks, and which command measures it. With --output
-    finished rows stay, and the same command again measures the others.
+    authors' hardware are not: the table says what each of them lacks, and which command measures it. --scale runs these
+    commands. With --output finished rows stay, and the same command again measures the others.
     """
-    from ..downstream.reports.reproduce import check_folder, states_in_words, write_table
-    from ..downstream.reproduce.entries import entries_of, find_entry, find_rows
+    from ..downstream.reports.reproduce import check_folder, replaced_in_words, states_in_words, write_table
+    from ..downstream.reproduce.entries import find_entry, find_rows
+    from ..downstream.reproduce.figures import find_figure
     from ..downstream.reproduce.jobs import State, run_rows
+    from ..downstream.reproduce.plans import Scale as RunScale
 
     quiet_logs()
     if listed:
-        return _list(entries_of(table))
+        return print_list(table)
     if table is None:
         raise typer.BadParameter('Name a table, such as tinyvit/table4; --list shows them.')
+    if (figure := find_figure(table)) is not None:
+        return print_figure(figure)
     entry = find_entry(table)
     numbers = find_rows(entry, only or ())
+    _check(scale, root, jobs, output, dry_run, numbers)
     if output is not None and not dry_run:
         make_output(output)
         check_folder(output, entry)
+    if ratios:
+        return print_ratios(entry, numbers, output)
     say = printer()
-    lines = run_rows(numbers, output, dry=dry_run, say=say)
+    lines = run_rows(
+        numbers, output, dry=dry_run, say=say, scale=None if scale is None else RunScale(scale),
+        jobs=_jobs(_runner(context), scale, root, jobs, output),
+    )  # fmt: skip
     _print(entry, lines, commands=dry_run)
-    say(states_in_words(lines))
+    for words in (*replaced_in_words(lines), states_in_words(lines)):
+        say(words)
+    print_notes(numbers)
     if output is not None and not dry_run:
-        write_table(output, entry, lines, only=only or (), say=say)
+        write_table(output, entry, lines, only=only or (), scale=scale and str(scale), say=say)
     if any(line.state is State.FAILED for line in lines):
         raise typer.Exit(1)
     return None
 
 
-def _list(entries: Sequence['Entry']) -> None:
-    from rich.table import Table
+def _check(
+    scale: Scale | None,
+    root: Path | None,
+    jobs: Path | None,
+    output: Path | None,
+    dry_run: bool,
+    numbers: Sequence['Number'],
+) -> None:
+    """Usage error on options that do not go together, and on rows of which nothing runs."""
+    from ..downstream.reproduce.jobs import may_be_measured
 
-    from ..downstream.reproduce.overview import overview
+    if scale is None:
+        given = '--root' if root else '--jobs' if jobs else ''
+        if given:
+            raise typer.BadParameter(f'{given} is of evaluators and trainers: add --scale full or --scale digits.')
+        return
+    if root is not None and scale is not Scale.full:
+        raise typer.BadParameter('--root is of --scale full; digits and textures need no folder.')
+    if root is not None and not root.is_dir():
+        raise typer.BadParameter(f'There is no folder {root}: give --root the folder that holds the data sets.')
+    if output is None and not dry_run:
+        raise typer.BadParameter(f'--scale {scale} needs a folder for results and states: add --output DIR.')
+    if not any(may_be_measured(number) for number in numbers):
+        raise typer.BadParameter('All of these rows are quoted, and nothing measures them: name other rows.')
 
-    table = Table(box=None, pad_edge=False)
-    for heading, right in (
-        ('table', False), ('numbers', True), ('measured here', True), ('no data', True), ('no weights', True),
-        ('other hardware', True), ('quoted', True), ('data', False), ('what it shows', False),
-    ):  # fmt: skip
-        table.add_column(heading, justify='right' if right else 'left', no_wrap=not right and heading != 'data')
-    for entry in entries:
-        found = overview(entry)
-        counts = (found.numbers, found.measured, found.no_data, found.no_weights, found.other_hardware, found.quoted)
-        table.add_row(entry.name, *map(str, counts), ', '.join(found.data) or '-', entry.title)
-    console().print(table)
-    say = printer()
-    say('measured here: by this command, without data and weights.')
-    say('no data: the weights are published, or a config here trains the detector.')
-    say('quoted: neither this package nor timm has the model, or the number is lost in the text.')
+
+def _jobs(
+    run: 'RunCommand', scale: Scale | None, root: Path | None, jobs: Path | None, output: Path | None
+) -> 'Jobs | None':
+    """Where jobs run and are kept; None where nothing says a folder."""
+    from ..downstream.reproduce.jobs import JOBS
+    from ..downstream.reproduce.running import Jobs
+
+    folder = jobs or (output and output / JOBS)
+    if scale is None or folder is None:
+        return None
+    return Jobs(folder.absolute(), run, root and root.absolute(), printer())
+
+
+def _runner(context: typer.Context) -> 'RunCommand':
+    """Runs other commands of the program that this one is a command of."""
+    return partial(_run_command, context.find_root().command)
+
+
+def _run_command(program: Any, words: Sequence[str], log: Path) -> None:
+    """Run a command in this process; what it says goes to a file.
+
+    Args:
+        program: All commands together.
+        words: After `tinyvit-zoo`.
+        log: The file.
+
+    Raises:
+        JobError: If it ends in an error; the message is its own.
+    """
+    from ..downstream.reproduce.running import JobError
+
+    before, code = sys.argv, None
+    sys.argv = ['tinyvit-zoo', *words]  # which results.json says
+    try:
+        with (
+            log.open('w', encoding='utf-8', errors='backslashreplace') as file,
+            redirect_stdout(file),
+            redirect_stderr(file),
+        ):
+            code = program.main(list(words), prog_name='tinyvit-zoo', standalone_mode=False)
+    except Exception as e:
+        if not hasattr(e, 'format_message'):  # no usage error
+            raise
+        raise JobError(e.format_message()) from e
+    finally:
+        sys.argv = before
+    if code:
+        lines = log.read_text(encoding='utf-8').strip().splitlines()
+        raise JobError(lines[-1] if lines else f'exit code {code}')
 
 
 def _print(entry: 'Entry', lines: Sequence['Line'], commands: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..downstream.reports.reproduce import HEADINGS, table_rows
+    from ..downstream.reports.reproduce import headings, table_rows
 
+    columns = headings(lines)
     table = Table(title=escape(f'{entry.name}: {entry.title}'), title_justify='left', box=None, pad_edge=False)
-    for heading in (*HEADINGS, 'command') if commands else HEADINGS:
-        table.add_column(heading, justify='right' if heading in ('paper', 'measured', 'difference') else 'left')
+    for heading in (*columns, 'command') if commands else columns:
+        right = heading in ('paper', 'measured', 'difference', 'digits')
+        table.add_column(heading, justify='right' if right else 'left')
     for line, cells in zip(lines, table_rows(lines), strict=True):
         table.add_row(*map(escape, (*cells, line.command) if commands else cells))
     console().print(table)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import command, printer, quiet_logs
+from .console import command, printer, quiet_transformers
 from .options import AllowNonfinite, Part, Size, read_size
 from .sam_masks import export, segment
 
@@ -59,14 +59,3 @@ def side_of(img_size: Size | None) -> int | None:
             param_hint="'--img-size'",
         )
     return img_size.height
-
-
-def quiet_transformers() -> None:
-    """As `quiet_logs`, and without the progress bars of transformers."""
-    quiet_logs()
-    from ..common.extras import needs_extra
-
-    with needs_extra('transformers'):
-        from transformers.utils import logging
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import print_json, quiet_logs
+from .console import print_json, quiet_logs, quiet_transformers
 from .int8_options import Int8Options, print_quantized
 from .options import ImgSize, Json, Seed, pair_of
 
@@ -108,7 +108,7 @@ def segment(
         raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
     quiet_logs()
     picture = load_image(image)
-    prompt = Prompt(tuple(map(tuple, point or ())), tuple(map(tuple, not_point or ())), box and tuple(box))
+    prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
     prompt.check(picture.height, picture.width)  # before weights are read
     found = _segmenter(weights, onnx, rectangular)(picture, prompt)
     write_whole(output, png(found.mask))
@@ -128,10 +128,15 @@ def _segmenter(weights: Path | None, onnx: Path | None, rectangular: bool) -> An
 
     if onnx is not None:
         return Segmenter.of_onnx(onnx)
+    assert weights is not None
+    return Segmenter.of_model(_load(weights, rectangular))
+
+
+def _load(weights: Path, rectangular: bool) -> Any:
+    quiet_transformers()
     from ..hub.sam import load_sam
 
-    assert weights is not None
-    return Segmenter.of_model(load_sam(weights, rectangular=rectangular or None))
+    return load_sam(weights, rectangular=rectangular or None)
 
 
 def _facts(image: Path, output: Path, prompt: 'Prompt', found: 'Segmented') -> dict[str, Any]:
@@ -164,7 +169,6 @@ def export(
     Each file is compared with PyTorch, and neither is written unless both are right. With --int8 the encoder computes
     in 8 bits; the decoder stays in float32, and the masks of both are compared on images that --calibrate does not use.
     """
-    from ..hub.sam import load_sam
     from ..segment_anything.export import TOLERANCE, check_files, export_sam
 
     if rectangular and not dynamic_size:
@@ -175,11 +179,14 @@ def export(
     if int8.int8:
         from ..int8.sam import quantize_sam
 
-        model = load_sam(weights, rectangular=rectangular or None)
-        exported = dict(img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks)
-        return print_quantized(quantize_sam(model, *files, **int8.arguments(), **exported, seed=seed), 'IoU of masks')
+        model = _load(weights, rectangular)
+        quantized = quantize_sam(
+            model, files[0], files[1], **int8.arguments(), img_size=pair_of(img_size), dynamic_size=dynamic_size,
+            all_masks=all_masks, seed=seed,
+        )  # fmt: skip
+        return print_quantized(quantized, 'IoU of masks')
     done = export_sam(
-        load_sam(weights, rectangular=rectangular or None), *files, img_size=pair_of(img_size),
+        _load(weights, rectangular), *files, img_size=pair_of(img_size),
         dynamic_size=dynamic_size, all_masks=all_masks,
     )  # fmt: skip
     for part, path in (('encoder', done.encoder), ('decoder', done.decoder)):

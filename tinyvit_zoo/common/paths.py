@@ -7,10 +7,24 @@ from typing import Any
 from .errors import ModelError
 from .text import reason, shown
 
-__all__ = ['MAX_PATH', 'read_json', 'user_path']
+__all__ = ['MAX_PATH', 'packaged_folder', 'read_json', 'user_path']
+
+PACKAGE = Path(__file__).parents[1]
 
 MAX_PATH = 260
 """Characters of a path that a message shows."""
+
+
+def packaged_folder(name: str) -> Path:
+    """A folder of the repository that wheels carry: inside an installed package, or next to the package in a checkout.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    for folder in (PACKAGE / name, PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f'{name}/ is missing: neither inside the package nor next to it.')
 
 
 def user_path(path: str | Path, error: type[Exception] = ModelError) -> Path:

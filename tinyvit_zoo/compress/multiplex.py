@@ -218,6 +218,7 @@ def _convolve_grid(model: SwinTransformer, sizes: list[int]) -> None:
             weight = block.norm2.weight
             block.mlp_conv = GridConv(block.dim, size, weight.device, weight.dtype).train(block.training)
             block.__class__ = MultiplexedSwinBlock  # the same layers under the same names, and one more
+            block._is_unfilled = any(buffer.is_meta for buffer in block.buffers())
 
 
 def _convolve_tokens(model: Any, size: int) -> None:

@@ -21,7 +21,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from ..layers import HeadMix
+from ..layers import FillsBuffers, HeadMix
 from ..layers.bias_table import expand_signed_bias, signed_offset
 
 __all__ = [
@@ -89,7 +89,7 @@ class MixedAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
-class RelativePositionBias(nn.Module):
+class RelativePositionBias(FillsBuffers):
     """Swin's bias table as a module, so that layers can share it as they share a Linear.
 
     timm keeps the table in the attention itself, which here has its own head mixing.
@@ -241,7 +241,7 @@ TRANSFORMATIONS = (HeadMix, GridConv)
 """What every layer keeps to itself, whatever it shares."""
 
 
-class MultiplexedSwinBlock(SwinTransformerBlock):
+class MultiplexedSwinBlock(SwinTransformerBlock, FillsBuffers):
     """timm's block with a `GridConv` named `mlp_conv` before its MLP. (B, H, W, C)."""
 
     if TYPE_CHECKING:  # TorchScript rejects annotations of submodules at run time

@@ -48,7 +48,7 @@ def pixels_of(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """
     height, width = fitted_size(image.height, image.width, size)
     resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
-    normalized = (resized / 255 - np.float32(MEAN)) / np.float32(STD)
+    normalized = (resized / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     padded = np.zeros((1, 3, *size), dtype=np.float32)
     padded[0, :, :height, :width] = normalized.transpose(2, 0, 1)
     return torch.from_numpy(padded)

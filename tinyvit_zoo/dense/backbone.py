@@ -11,7 +11,15 @@ from ..layers.pyramid import SimpleFeaturePyramid, TinyMimNeck, TinyMimStarNeck
 from .tinymim_seg import TinyMimTrunk
 from .vitdet import VitDetTrunk
 
-__all__ = ['DenseBackbone', 'mae_lite_vitdet_tiny', 'tinymim_base_seg', 'tinymim_star_tiny_seg']
+__all__ = [
+    'DenseBackbone',
+    'mae_lite_vitdet_small',
+    'mae_lite_vitdet_tiny',
+    'tinymim_base_seg',
+    'tinymim_small_seg',
+    'tinymim_star_tiny_seg',
+    'tinymim_tiny_seg',
+]
 
 
 class DenseBackbone(nn.Module):
@@ -119,8 +127,49 @@ def tinymim_base_seg(
         device: Of the parameters.
         dtype: Of the parameters.
     """
+    return _plain_seg(768, img_size, drop_path_rate, 12, device, dtype)
+
+
+def tinymim_small_seg(
+    img_size: int | tuple[int, int] = 512, drop_path_rate: float = 0.1, num_heads: int = 6, device=None, dtype=None
+) -> DenseBackbone:
+    """The class of `tinymim_base_seg` at the width of TinyMIM-S: four maps of 384 channels.
+
+    The released code takes any width; what its authors segmented with at this one they have not published.
+
+    Args:
+        img_size: H, or (H, W), that positions and tables are laid out for.
+        drop_path_rate: As the released configurations of the others.
+        num_heads: Of every block. Default: those that it was fine-tuned with, and pre-trained but for the last block.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+    return _plain_seg(384, img_size, drop_path_rate, num_heads, device, dtype)
+
+
+def tinymim_tiny_seg(
+    img_size: int | tuple[int, int] = 512, drop_path_rate: float = 0.1, num_heads: int = 3, device=None, dtype=None
+) -> DenseBackbone:
+    """The class of `tinymim_base_seg` at the width of TinyMIM-T: four maps of 192 channels.
+
+    The released code takes any width; what its authors segmented with at this one they have not published.
+
+    Args:
+        img_size: H, or (H, W), that positions and tables are laid out for.
+        drop_path_rate: As the released configurations of the others.
+        num_heads: Of every block. Default: those that it was fine-tuned with; it was pre-trained with 6.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+    return _plain_seg(192, img_size, drop_path_rate, num_heads, device, dtype)
+
+
+def _plain_seg(
+    width: int, img_size: int | tuple[int, int], drop_path_rate: float, num_heads: int, device, dtype
+) -> DenseBackbone:
     dd = {'device': device, 'dtype': dtype}
-    return DenseBackbone(TinyMimTrunk(img_size, drop_path_rate=drop_path_rate, **dd), TinyMimNeck(768, **dd))
+    trunk = TinyMimTrunk(img_size, embed_dim=width, num_heads=num_heads, drop_path_rate=drop_path_rate, **dd)
+    return DenseBackbone(trunk, TinyMimNeck(width, **dd))
 
 
 def tinymim_star_tiny_seg(
@@ -150,5 +199,23 @@ def mae_lite_vitdet_tiny(
         device: Of the parameters.
         dtype: Of the parameters.
     """
+    return _vitdet(192, img_size, top_pool, device, dtype)
+
+
+def mae_lite_vitdet_small(
+    img_size: int | tuple[int, int] = 640, top_pool: bool = True, device=None, dtype=None
+) -> DenseBackbone:
+    """`mae_lite_vitdet_tiny` at the width of MAE-Lite's ViT-Small: its authors have not published such a detector.
+
+    Args:
+        img_size: H, or (H, W), that the offset embeddings of the global blocks are laid out for.
+        top_pool: Add the fifth map, of stride 64, that Mask R-CNN takes.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+    return _vitdet(384, img_size, top_pool, device, dtype)
+
+
+def _vitdet(width: int, img_size: int | tuple[int, int], top_pool: bool, device, dtype) -> DenseBackbone:
     dd = {'device': device, 'dtype': dtype}
-    return DenseBackbone(VitDetTrunk(img_size, **dd), SimpleFeaturePyramid(192, 256, top_pool, **dd))
+    return DenseBackbone(VitDetTrunk(img_size, embed_dim=width, **dd), SimpleFeaturePyramid(width, 256, top_pool, **dd))

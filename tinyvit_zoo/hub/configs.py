@@ -10,6 +10,7 @@ from pathlib import Path
 import timm
 
 from ..common.files import new_file
+from ..common.paths import packaged_folder
 from ..info import count_profiles
 from ..releases import all_releases
 from ..releases.profile import PROFILES, render_profiles, stored_profiles
@@ -28,19 +29,14 @@ __all__ = [
     'render_page',
 ]
 
-PACKAGE = Path(__file__).parents[1]
-
 
 def configs_folder() -> Path:
-    """`hub_configs/`: inside an installed package, or next to the package in a checkout.
+    """`hub_configs/`, see `packaged_folder`.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If it is missing.
     """
-    for folder in (PACKAGE / 'hub_configs', PACKAGE.parent / 'hub_configs'):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError('hub_configs/ is missing: neither inside the package nor next to it.')
+    return packaged_folder('hub_configs')
 
 
 def render_config(name: str) -> str:

@@ -13,7 +13,7 @@ from ..releases.rivals import RIVALS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ['Point', 'described', 'description', 'draw', 'points']
+__all__ = ['Point', 'described', 'description', 'draw', 'points', 'rival_series']
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,14 @@ def points() -> list[Point]:
         if row['top1'] is not None and row['family'] not in TEACHERS
     ]
     for rival in RIVALS:
-        series = next(series for start, series in RIVAL_SERIES.items() if rival.architecture.startswith(start))
+        series = rival_series(rival.architecture)
         found.append(Point(series, rival.name, rival.gmacs, rival.top1, 'timm', rival.more_data))
     return found
+
+
+def rival_series(architecture: str) -> str:
+    """The series of a model of timm."""
+    return next(series for start, series in RIVAL_SERIES.items() if architecture.startswith(start))
 
 
 def description(shown: list[Point]) -> str:

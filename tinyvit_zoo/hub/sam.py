@@ -315,19 +315,25 @@ def new_sam(
     """
     _check_side(img_size)
     started = sam_encoder(architecture, img_size, window_sizes=window_sizes) if encoder is None else encoder
-    config = TinyVitSamConfig(
+    config = _config(architecture, started.trunk.num_features, img_size, rectangular, window_sizes)
+    model = TinyVitSamModel(config).eval()
+    try:
+        model.vision_encoder.load_state_dict(started.state_dict())  # transformers has drawn them its own way
+    except RuntimeError as e:
+        raise ModelError(f'The encoder given is not that of a {architecture} with these windows: name its own.') from e
+    return model
+
+
+def _config(
+    architecture: str, width: int, img_size: int, rectangular: bool, window_sizes: tuple[int, ...]
+) -> TinyVitSamConfig:
+    return TinyVitSamConfig(
         vision_config=dict(
-            architecture=architecture,
-            window_size=list(window_sizes),
-            hidden_size=started.trunk.num_features,
-            image_size=img_size,
+            architecture=architecture, window_size=list(window_sizes), hidden_size=width, image_size=img_size
         ),
         prompt_encoder_config=dict(image_size=img_size),
         rectangular=rectangular,
     )
-    model = TinyVitSamModel(config).eval()
-    model.vision_encoder.load_state_dict(started.state_dict())  # transformers has drawn them its own way
-    return model
 
 
 def load_sam(
@@ -394,20 +400,23 @@ def _from_state_dict(state_dict: Mapping[str, torch.Tensor], img_size: int, rect
             'It has no prompt encoder and no mask decoder, so it is no whole SAM such as mobile_sam.pt; sam_encoder '
             'takes an image encoder alone.'
         )
-    model = new_sam(_architecture(encoder), img_size, rectangular=rectangular, window_sizes=_windows(encoder))
+    _check_side(img_size)
+    width = _width(encoder)
+    config = _config(ARCHITECTURES[width], width, img_size, rectangular, _windows(encoder))
+    model = TinyVitSamModel(config).eval()
     model.load_state_dict(_model_weights(state_dict, model), strict=False)
     model.tie_weights()
     return model
 
 
-def _architecture(encoder: Mapping[str, torch.Tensor]) -> str:
-    """The trunk of an encoder, by the width before its neck."""
+def _width(encoder: Mapping[str, torch.Tensor]) -> int:
+    """Width of the trunk's last stage, by the neck after it: one of `ARCHITECTURES`."""
     neck = encoder.get('neck.0.weight')
     width = neck.shape[1] if neck is not None and neck.ndim > 1 else None
     if width not in ARCHITECTURES:
         found = 'no neck' if width is None else f'a neck for {width} channels'
         raise CheckpointError(f'The encoder has {found}, and that of a TinyViT has 320, 448 or 576.')
-    return ARCHITECTURES[width]
+    return width
 
 
 def _windows(encoder: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from .containers import TypedModuleList, TypedSequential
 from .conv_norm import ConvNorm, conv_act, linear_act
 from .cuda import cuda_sdpa, runs_on_cuda, sdpa_bias
 from .deploy import DeployConv2d, DeployLinear
+from .filled_buffers import FillsBuffers
 from .head_mix import HeadMix
 from .head_mix_cuda import has_attention_kernel, run_attention_kernel
 from .image_size import check_image_size, check_patch_grid
@@ -50,6 +51,7 @@ __all__ = [
     'ConvNorm',
     'DeployConv2d',
     'DeployLinear',
+    'FillsBuffers',
     'HeadMix',
     'KeepsBias',
     'Mlp',

@@ -12,6 +12,7 @@ import torch
 from timm.layers import is_exporting
 from torch import nn
 
+from .filled_buffers import FillsBuffers
 from .inference import is_observed
 from .routes import device_name, is_capturing
 
@@ -38,7 +39,7 @@ def _nothing() -> None:
     return None
 
 
-class KeepsBias(nn.Module):
+class KeepsBias(FillsBuffers):
     """An attention with one table of biases; a subclass says which, and how it is spread.
 
     Attributes:

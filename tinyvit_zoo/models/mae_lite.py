@@ -18,6 +18,7 @@ from timm.models import Beit, beit, generate_default_cfgs, register_model
 from torch import nn
 
 from ..layers import (
+    FillsBuffers,
     beit_offset_index,
     beit_table_rows,
     check_patch_grid,
@@ -111,7 +112,7 @@ class TableAttention(beit.Attention):
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, C)))
 
 
-class MaeLiteRpe(Beit):
+class MaeLiteRpe(FillsBuffers, Beit):
     """timm's BEiT with the relative-position tables and LayerScale of MAE-Lite, resized as in released code."""
 
     def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16, **kwargs) -> None:
@@ -125,6 +126,13 @@ class MaeLiteRpe(Beit):
         super().__init__(img_size=img_size, patch_size=patch_size, **kwargs)
         for block in self.blocks:
             cast(Any, block).attn.__class__ = TableAttention  # the same layers under the same names
+        self._is_unfilled = any(buffer.is_meta for buffer in self.buffers())
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the indices of the tables, which no checkpoint holds."""
+        for module in self.modules():
+            if module is not self and hasattr(module, 'init_non_persistent_buffers'):
+                cast(Any, module).init_non_persistent_buffers()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -31,6 +31,7 @@ from torch import nn
 from ..checkpoints import MINI_DEIT_KEYS, fit_to_model, source_grid
 from ..layers import (
     DeployLinear,
+    FillsBuffers,
     HeadMix,
     Mlp,
     PerRepeat,
@@ -197,7 +198,7 @@ def _restore_index(model: 'MiniDeit', incompatible_keys: object) -> None:
         model.init_non_persistent_buffers()
 
 
-class MiniDeit(nn.Module):
+class MiniDeit(FillsBuffers):
     """Mini-DeiT.
 
     Images must have the size that the model is laid out for, as in timm's ViT, unless `dynamic_img_size` is set. The

@@ -35,6 +35,7 @@ from torch import nn
 from ..checkpoints import MINI_SWIN_KEYS, check_swin_buffers, fit_to_model, stage_tables
 from ..layers import (
     DeployLinear,
+    FillsBuffers,
     HeadMix,
     Mlp,
     PerRepeat,
@@ -88,7 +89,7 @@ class PatchMerging(nn.Module):
 
 
 @known_class
-class MiniWindowAttention(nn.Module):
+class MiniWindowAttention(FillsBuffers):
     """Attention within a window: projections and position bias shared, one head mixing per repeat (paper Eq. 6-7)."""
 
     row_offsets: torch.Tensor
@@ -280,7 +281,7 @@ def _mask_of_size(
 
 
 @known_class
-class MiniSwinStage(nn.Module):
+class MiniSwinStage(FillsBuffers):
     """Downsample, then shared blocks. (B, H, W, C) -> (B, H/2, W/2, C'); the first stage keeps its size."""
 
     mask_unshifted: Final[bool]

@@ -158,6 +158,11 @@ class Protocol:
         """First result on a data set, None if none was published."""
         return next((r for r in self.results if r.dataset == dataset), None)
 
+    @property
+    def preprocessing(self) -> dict:
+        """What it says of an image of whatever size, as arguments of `timm.data.create_transform`."""
+        return dict(crop_pct=self.crop_pct, crop_mode=self.crop_mode, interpolation=self.interpolation)
+
 
 def same_file(one: str, other: str) -> bool:
     """Whether two file names differ only in their endings and in the number that a browser adds to a copy."""
@@ -234,6 +239,15 @@ class Release:
     def protocol(self) -> Protocol:
         """Default evaluation preprocessing."""
         return self.protocols[0]
+
+    def find_protocol(self, name: str) -> Protocol | None:
+        """The protocol of 'paper' or 'timm'; None if there is none on record.
+
+        Where timm measured with the authors' preprocessing, theirs is timm's, too.
+        """
+        own = (p for p in self.protocols if p.name == name)
+        shared = (p for p in self.protocols if any(result.by == name for result in p.results))
+        return next(own, None) or next(shared, None)
 
     @property
     def file(self) -> str | None:

@@ -68,7 +68,7 @@ def prompt_arrays(prompt: Prompt, image: tuple[int, int], size: tuple[int, int])
     if prompt.box is not None:
         points += [prompt.box[:2], prompt.box[2:]]
         labels += [TOP_LEFT, BOTTOM_RIGHT]
-    scaled = np.float64(points).reshape(-1, 2) * (width / image[1], height / image[0])
+    scaled = np.array(points, np.float64).reshape(-1, 2) * (width / image[1], height / image[0])
     if prompt.box is None:
         scaled = np.append(scaled, [[0.0, 0.0]], axis=0)
         labels.append(NOT_A_POINT)

@@ -44,7 +44,7 @@ class Segmented:
     @property
     def box(self) -> tuple[int, int, int, int] | None:
         """(x0, y0, x1, y1) around the mask, the last two one beyond it; None where it is empty."""
-        rows, columns = self.mask.any(axis=1).nonzero()[0], self.mask.any(axis=0).nonzero()[0]
+        rows, columns = (np.flatnonzero(self.mask.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             return None
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -72,10 +72,15 @@ class Segmenter:
         evaluation mode.
         """
         side, decoder = model.config.prompt_encoder_config.image_size, PromptedDecoder(model).eval()
-        model.eval()
+        device = next(model.eval().parameters()).device
+
+        def decode(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            masks, quality, low = decoder(*(value.to(device) for value in values))
+            return masks.cpu(), quality.cpu(), low.cpu()
+
         return cls(
             (side, side), bool(getattr(model.config, 'rectangular', False)),
-            lambda images: model.vision_encoder(images)[0], decoder,
+            lambda images: model.vision_encoder(images.to(device))[0], decode,
         )  # fmt: skip
 
     @classmethod

@@ -14,7 +14,7 @@ from ..common.files import remove_leftovers
 from ..common.text import first_few, reason
 from ..common.torch_file import save_torch
 
-__all__ = ['alone_in', 'read_state', 'read_weights', 'write_state']
+__all__ = ['BEST', 'STATE', 'alone_in', 'read_state', 'read_weights', 'write_state']
 
 WORDS = {'recipe: source', 'recipe: notes'}  # in the states of earlier versions
 STATE, BEST, LOCK = 'state.pt', 'best.pt', '.lock'

@@ -28,7 +28,8 @@ def map_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     Returns:
         Scalar, float32 or wider.
     """
-    return F.mse_loss(resized(student, tuple(teacher.shape[-2:])), teacher)
+    height, width = teacher.shape[-2:]
+    return F.mse_loss(resized(student, (height, width)), teacher)
 
 
 class SamDistillation(TrainingTask):

@@ -1,0 +1,61 @@
+"""Ratios of throughput between models: CSV, JSON and Markdown beside the table that they belong to."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tinyvit_zoo.common.files import write_whole
+
+from ..reproduce.ratios import Ratio, Ratios
+from ..reproduce.record import Entry
+from .reproduce import check_folder
+
+__all__ = ['RATIO_HEADINGS', 'ratio_cells', 'write_ratios']
+
+RATIO_HEADINGS = ('row', 'pixels', 'paper, images/s', 'paper, ratio', 'here, ratio', '90 % of the rounds', 'remark')
+
+
+def ratio_cells(row: Ratio) -> tuple[str, ...]:
+    """A line under `RATIO_HEADINGS`."""
+    here = '' if row.here is None else f'{row.here:.2f}'
+    rounds = '' if row.low is None or row.high is None else f'{row.low:.2f} to {row.high:.2f}'
+    pixels = '' if row.pixels is None else str(row.pixels)
+    return row.number.row, pixels, row.number.value, f'{row.published:.2f}', here, rounds, row.remark
+
+
+def write_ratios(folder: Path, entry: Entry, ratios: Ratios, say: Callable[[str], None] = print) -> None:
+    """Write ratios.csv, ratios.md and ratios.json; other files of the folder stay.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to, or is that of another table.
+    """
+    check_folder(folder, entry)
+    rows = [_plain(row) for row in ratios.rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    whole = dict(
+        table=entry.name, first=ratios.first.id, paper_hardware=ratios.hardware, settings=dict(ratios.settings),
+        machine=dict(ratios.machine), rows=rows,
+    )  # fmt: skip
+    write_whole(folder / 'ratios.csv', text.getvalue().encode())
+    write_whole(folder / 'ratios.md', _markdown(entry, ratios).encode())
+    write_whole(folder / 'ratios.json', (json.dumps(whole, indent=2) + '\n').encode())
+    say(f'Written to {folder}: ratios.csv, ratios.md, ratios.json')
+
+
+def _plain(row: Ratio) -> dict[str, Any]:
+    values = asdict(row)
+    number = values.pop('number')
+    return dict(id=number['id'], paper=number['value'], **values)
+
+
+def _markdown(entry: Entry, ratios: Ratios) -> str:
+    lines = [RATIO_HEADINGS, ('---',) * len(RATIO_HEADINGS), *map(ratio_cells, ratios.rows)]
+    table = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+    return f'# {entry.name}: speed over that of {ratios.first.row}\n\n{ratios.words}\n\n{table}\n'

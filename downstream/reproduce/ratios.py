@@ -1,0 +1,150 @@
+"""Throughput as ratios between models: the paper's on its hardware beside the same on this machine's processor.
+
+A rate on another machine says nothing of a published one, a ratio a little: which of two models is faster, and about by
+how much. So no ratio is ever a measured number of the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+
+from tinyvit_zoo.bench import Row, Settings, bench_variants
+from tinyvit_zoo.common.errors import EvaluationError
+
+from .entries import subject_of
+from .numbers import Number
+
+__all__ = ['BATCH', 'ROUNDS', 'Ratio', 'Ratios', 'measure_ratios', 'runnable']
+
+BATCH, ROUNDS = 4, 5
+SETTINGS = Settings(rounds=ROUNDS)
+TASK = 'throughput'
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A row's speed over that of the first one.
+
+    Attributes:
+        number: The published images a second.
+        published: That over the first row's, on the paper's hardware.
+        here: The same ratio on this machine, median of the rounds; None if it was not measured.
+        low: 5th percentile of the rounds.
+        high: 95th percentile of the rounds.
+        model: What was measured.
+        pixels: Side of its images.
+        images_per_second: On this machine.
+        remark: Why it was not measured; empty if it was.
+    """
+
+    number: Number
+    published: float
+    here: float | None = None
+    low: float | None = None
+    high: float | None = None
+    model: str = ''
+    pixels: int | None = None
+    images_per_second: float | None = None
+    remark: str = ''
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Ratios of one table.
+
+    Attributes:
+        rows: In the table's order; the first of them that is the paper's own model and runs here has the ratio 1.
+        hardware: The paper's, in its words.
+        settings: Of the measurement here.
+        machine: Processor, versions and load.
+    """
+
+    rows: tuple[Ratio, ...]
+    first: Number
+    hardware: str
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+
+    @property
+    def words(self) -> str:
+        """Where and how it was measured, in one line."""
+        s, m = self.settings, self.machine
+        threads = '1 thread' if s['threads'] == 1 else f'{s["threads"]} threads'
+        return (
+            f'{m["processor"]} ({m["isa"]}), {threads}, {s["dtype"]}, {s["batch"]} images a call, {s["rounds"]} rounds '
+            f'in turn, {m["clock"]}, torch {m["torch"]}; paper: {self.hardware}'
+        )
+
+
+def runnable(number: Number) -> str:
+    """The model of a throughput as timm builds it; empty if there is none at the paper's size."""
+    subject = subject_of(number)
+    if subject is None or not subject.name:
+        return ''
+    return subject.name.partition('.')[0] if number.pixels in (None, _side(subject.name)) else ''
+
+
+def measure_ratios(
+    numbers: Sequence[Number],
+    models: Mapping[str, str] | None = None,
+    *,
+    batch: int = BATCH,
+    settings: Settings = SETTINGS,
+) -> Ratios:
+    """Measure the models of a table beside each other, in one process, with random weights.
+
+    Args:
+        numbers: Of one table; others than images a second are left out.
+        models: Models by row, as timm names them; those of `runnable` if None.
+        batch: Images of a call.
+        settings: See `bench`.
+
+    Raises:
+        EvaluationError: If fewer than two rows have images a second on the same hardware and a model here.
+        ModelError: If a model cannot be built.
+    """
+    speeds = [number for number in numbers if number.task == TASK and number.value]
+    known = {number.row: runnable(number) for number in speeds} if models is None else models
+    run = [number for number in speeds if known.get(number.row)]
+    own = [number for number in run if 'baseline' not in number.note] or run
+    if len(run) < 2:
+        raise EvaluationError('Ratios need two rows with images a second whose models are here.')
+    first = own[0]
+    ordered = dict.fromkeys([known[first.row], *(known[number.row] for number in run)])
+    rows = {row.model: row for row in bench_variants([(name, 'created') for name in ordered], [batch], settings)}
+    found = tuple(_ratio(number, first, rows.get(known.get(number.row, ''))) for number in speeds)
+    some = rows[known[first.row]]
+    return Ratios(
+        tuple(row for row in found if _hardware(row.number) == _hardware(first)),
+        first,
+        _hardware(first),
+        dict(asdict(settings), batch=batch),
+        {key: getattr(some, key) for key in ('processor', 'isa', 'clock', 'load', 'torch', 'timm', 'date', 'commit')},
+    )
+
+
+def _ratio(number: Number, first: Number, row: Row | None) -> Ratio:
+    published = float(number.value) / float(first.value)
+    if row is None:
+        subject = subject_of(number)
+        known = subject is not None and bool(subject.name)
+        remark = f'timm has the model at {_side(subject.name)} px' if subject and known else 'no model here'
+        return Ratio(number, published, remark=remark)
+    if row.state != 'ok':
+        return Ratio(number, published, model=row.model, remark='out of memory')
+    return Ratio(
+        number, published, row.ratio, row.ratio_low, row.ratio_high, row.model, _side(row.model), row.images_per_second
+    )
+
+
+def _side(name: str) -> int:
+    """Side of the images that a model is made for."""
+    cfg: Any = timm.get_pretrained_cfg(name)
+    return cfg.input_size[-1]
+
+
+def _hardware(number: Number) -> str:
+    """'V100, LeViT script': numbers on different hardware are not compared."""
+    return number.note.partition(';')[0]

@@ -1,0 +1,40 @@
+/** Labels beside the points of the front, where there is room. */
+
+import { svg } from './dom.js';
+
+const HEIGHT = 12;
+const LETTER = 6.1; // mean width at 11 pixels
+
+/**
+ * @param {any[]} best Points of the front, with pixels.
+ * @param {any[]} points All points.
+ * @param {{left: number, right: number, top: number, bottom: number}} area
+ * @returns {SVGElement[]}
+ */
+export function placeLabels(best, points, area) {
+  const taken = points.map(({ px, py }) => ({ left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 }));
+  const labels = [];
+  for (const point of [...best].reverse()) {
+    const words = point.model.label ?? point.model.architecture;
+    const place = places(point, words.length * LETTER).find((one) => within(one, area) && !taken.some((other) => overlap(one, other)));
+    if (!place) continue;
+    taken.push(place);
+    labels.push(svg('text', { x: place.left, y: place.bottom - 2 }, words));
+  }
+  return labels;
+}
+
+function places({ px, py }, width) {
+  const at = (left, top) => ({ left, right: left + width, top, bottom: top + HEIGHT });
+  return [
+    at(px - width - 8, py - 8), at(px - width / 2, py - 21), at(px - width - 4, py - 19), at(px + 9, py - 6), at(px - width / 2, py + 9), at(px + 6, py + 7),
+  ];
+}
+
+function within(one, area) {
+  return one.left >= area.left && one.right <= area.right && one.top >= area.top && one.bottom <= area.bottom;
+}
+
+function overlap(one, other) {
+  return one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+}

@@ -1,0 +1,102 @@
+/** The page: reads zoo.json and the address, and shows again what a change of the view changes. */
+
+import { announce, el, link } from './dom.js';
+import { MOST_COMPARED, readView, writeView } from './view.js';
+import { shown, speedSettings } from './models.js';
+import { makeAxes } from './axes.js';
+import { makeComparison } from './comparison.js';
+import { saveCsv } from './csv.js';
+import { makeDetails } from './details.js';
+import { makeFilters } from './filters.js';
+import { makePlot } from './plot.js';
+import { makeTable } from './table.js';
+import { makeTrial } from './trial/panel.js';
+
+/** @typedef {import('./view.js').View} View */
+
+/** @returns {Promise<any>} */
+async function readZoo() {
+  const answer = await fetch('zoo.json');
+  if (!answer.ok) throw new Error(`zoo.json is missing (${answer.status}): \`tinyvit-zoo browser build\` makes it.`);
+  return answer.json();
+}
+
+function showSources(zoo) {
+  const items = Object.values(zoo.sources).map((source) => el('li', {}, ...(source.url ? [link(source.url, source.text), el('small', {}, ` ${place(source.url)}`)] : [source.text])));
+  document.getElementById('sources').append(...items);
+  document.getElementById('version').textContent = `tinyvit-zoo ${zoo.version}`;
+}
+
+/** Where an address leads, short: several papers have a Table 1. */
+function place(address) {
+  const { host, pathname } = new URL(address);
+  const parts = pathname.split('/').filter(Boolean);
+  return host === 'github.com' ? parts.slice(0, 2).join('/') : `${host}/${parts.join('/')}`;
+}
+
+function start(zoo) {
+  const settings = speedSettings(zoo.models);
+  const names = new Set(zoo.models.map((model) => model.name));
+  let view = settled(readView(location.search));
+
+  /** @param {View} given @returns {View} With names and settings that exist. */
+  function settled(given) {
+    return {
+      ...given,
+      speed: settings.has(given.speed) ? given.speed : (settings.keys().next().value ?? ''),
+      compare: given.compare.filter((name) => names.has(name)),
+      model: names.has(given.model) ? given.model : '',
+    };
+  }
+
+  /** @param {Partial<View>} changes */
+  function change(changes) {
+    view = { ...view, ...changes };
+    const usual = view.speed === settings.keys().next().value ? { speed: '' } : {};
+    history.replaceState(null, '', `${location.pathname}${writeView({ ...view, ...usual })}${location.hash}`);
+    render();
+  }
+
+  /** @param {string} name */
+  function toggleCompared(name) {
+    const chosen = view.compare.includes(name) ? view.compare.filter((one) => one !== name) : [...view.compare, name];
+    if (chosen.length > MOST_COMPARED) {
+      announce(`${MOST_COMPARED} models are compared already.`);
+      render(); // takes the tick back
+      return;
+    }
+    change({ compare: chosen });
+  }
+
+  /** @param {string} name */
+  function open(name) {
+    change({ model: name });
+    const details = document.getElementById('details');
+    details.focus({ preventScroll: true });
+    details.scrollIntoView({ block: 'start' });
+  }
+
+  const context = { zoo, settings, change, toggleCompared, open };
+  const parts = [makeFilters, makeAxes, makePlot, makeTable, makeDetails, makeComparison].map((make) => make(context));
+  function render() {
+    const models = shown(zoo.models, view);
+    for (const part of parts) part(view, models);
+  }
+
+  document.getElementById('csv').addEventListener('click', () => saveCsv(shown(zoo.models, view), view, zoo.sources));
+  addEventListener('popstate', () => {
+    view = settled(readView(location.search));
+    render();
+  });
+  showSources(zoo);
+  makeTrial(zoo.trial);
+  render();
+  document.documentElement.dataset.ready = 'true';
+}
+
+readZoo().then(start).catch((error) => {
+  const notice = document.getElementById('failure');
+  notice.textContent = error.message;
+  notice.hidden = false;
+});
+

@@ -1,0 +1,88 @@
+/** The page's side of the worker: calls that end with an answer, and a stop at any time. */
+
+/** What calls end with that were stopped. */
+export class Stopped extends Error {}
+
+/** @typedef {{data: Float32Array, dims: readonly number[]}} Tensor */
+
+export class Runner {
+  /** @param {(loaded: number, total: number) => void} onProgress Bytes of the runtime that arrived. */
+  constructor(onProgress) {
+    this.onProgress = onProgress;
+    this.worker = null;
+    this.waiting = new Map();
+    this.count = 0;
+  }
+
+  /**
+   * Make a file ready under a name.
+   * @param {string} name
+   * @param {ArrayBuffer} model
+   */
+  load(name, model) {
+    return this.#ask({ action: 'load', name, model });
+  }
+
+  /**
+   * @param {string} name
+   * @param {Record<string, Tensor>} inputs
+   * @returns {Promise<{ms: number, outputs: Record<string, Tensor>}>}
+   */
+  run(name, inputs) {
+    return this.#ask({ action: 'run', name, inputs });
+  }
+
+  /**
+   * What a classifier sees of an image, and its normalized pixels.
+   * @param {import('./resize.js').Pixels} image
+   * @param {import('./preprocess.js').Preprocessing} config
+   * @returns {Promise<{seen: import('./resize.js').Pixels, values: Float32Array}>}
+   */
+  prepare(image, config) {
+    return this.#ask({ action: 'prepare', image, config });
+  }
+
+  /**
+   * What Segment Anything sees, see `padded`.
+   * @returns {Promise<{values: Float32Array}>}
+   */
+  fit(image, config, fitted, size) {
+    return this.#ask({ action: 'fit', image, config, fitted, size });
+  }
+
+  /** End whatever runs; loaded files are gone with it. */
+  stop() {
+    this.worker?.terminate();
+    this.worker = null;
+    for (const { reject } of this.waiting.values()) reject(new Stopped('Stopped.'));
+    this.waiting.clear();
+  }
+
+  #ask(message) {
+    this.worker ??= this.#start();
+    const id = ++this.count;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject });
+      this.worker.postMessage({ id, ...message });
+    });
+  }
+
+  #start() {
+    const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
+    worker.onmessage = ({ data }) => {
+      if (data.type === 'progress') {
+        this.onProgress(data.loaded, data.total);
+        return;
+      }
+      const { resolve, reject } = this.waiting.get(data.id);
+      this.waiting.delete(data.id);
+      if (data.type === 'done') resolve(data);
+      else reject(new Error(data.message));
+    };
+    worker.onerror = () => {
+      for (const { reject } of this.waiting.values()) reject(new Error('The worker of this page could not be started.'));
+      this.waiting.clear();
+    };
+    return worker;
+  }
+}

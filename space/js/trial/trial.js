@@ -1,0 +1,100 @@
+/** Trying an image: which model and image there are, and what is done with them. */
+
+import { decode } from './decode.js';
+import { readOnnx } from './onnx_file.js';
+import { parsed, readPreprocessing } from './preprocess.js';
+import { Runner } from './runner.js';
+import { Sam } from './sam.js';
+
+/** @typedef {import('./resize.js').Pixels} Pixels */
+
+/**
+ * @typedef {object} Classifier
+ * @property {string} name
+ * @property {string} input Name of its input.
+ * @property {string[]} labels Names of classes; none of an encoder.
+ * @property {import('./preprocess.js').Preprocessing} config
+ */
+
+/**
+ * @typedef {object} Answer
+ * @property {Pixels} seen What the model saw.
+ * @property {number[]} values Logits, or features.
+ * @property {{label: string, probability: number}[]} best Most probable classes first; none of an encoder.
+ * @property {number} ms
+ */
+
+export class Trial {
+  /** @param {(loaded: number, total: number) => void} onProgress */
+  constructor(onProgress) {
+    this.runner = new Runner(onProgress);
+    this.sam = new Sam(this.runner);
+    /** Whether the last file was one of Segment Anything. */
+    this.segments = false;
+    /** @type {Classifier|null} */
+    this.model = null;
+    /** @type {Pixels|null} */
+    this.image = null;
+    this.bytes = null;
+    this.isLoaded = false;
+  }
+
+  /**
+   * Take a model from the bytes of an ONNX file.
+   * @param {ArrayBuffer} bytes
+   * @param {string} fileName
+   */
+  useModel(bytes, fileName) {
+    const file = readOnnx(bytes);
+    const { metadata, inputs, outputs } = file;
+    this.segments = 'segment_anything' in metadata;
+    if (this.segments) {
+      this.sam.use(bytes, file);
+      return;
+    }
+    const config = readPreprocessing(metadata);
+    if (inputs.length !== 1 || outputs.length !== 1) throw new Error('This file takes or gives more than one tensor: only files of `tinyvit-zoo export` are run here.');
+    const labels = outputs[0] === 'logits' ? parsed(metadata.labels ?? '[]') : [];
+    this.model = { name: metadata.model || fileName, input: inputs[0], labels, config };
+    this.bytes = bytes;
+    this.isLoaded = false;
+  }
+
+  /** @param {Blob} file */
+  async useImage(file) {
+    this.image = await decode(file);
+  }
+
+  /** @returns {Promise<Answer>} */
+  async run() {
+    const { model, image, runner } = this;
+    if (!this.isLoaded) {
+      await runner.load('model', this.bytes);
+      this.isLoaded = true;
+    }
+    const { seen, values: pixels } = await runner.prepare(image, model.config);
+    const dims = [1, 3, seen.height, seen.width];
+    const { ms, outputs } = await runner.run('model', { [model.input]: { data: pixels, dims } });
+    const values = [...Object.values(outputs)[0].data];
+    return { seen, values, best: best(values, model.labels), ms };
+  }
+
+  /** End what runs. Models are made ready anew at the next run. */
+  stop() {
+    this.runner.stop();
+    this.isLoaded = false;
+    this.sam.reset();
+  }
+}
+
+/** The five most probable classes. */
+function best(logits, labels) {
+  if (!labels.length) return [];
+  const highest = Math.max(...logits);
+  const powers = logits.map((logit) => Math.exp(logit - highest));
+  const total = powers.reduce((sum, power) => sum + power, 0);
+  return powers
+    .map((power, i) => ({ label: labels[i] ?? `class ${i}`, probability: power / total }))
+    .sort((a, b) => b.probability - a.probability)
+    .slice(0, 5);
+}

@@ -1,0 +1,69 @@
+/** Prepares images and runs models by onnxruntime-web beside the page, which stays awake and can end it. */
+
+import { normalized, padded, resizedAndCropped } from './preprocess.js';
+
+const RUNTIME = new URL('../../runtime/', import.meta.url);
+const THREADS = 1; // more need headers that static hosts do not always send
+
+let ort = null;
+const sessions = new Map();
+
+/** The WebAssembly, with a message for each part that arrives. */
+async function fetchRuntime() {
+  const answer = await fetch(new URL('ort-wasm-simd-threaded.wasm', RUNTIME));
+  if (!answer.ok) throw new Error('onnxruntime-web is missing: `tinyvit-zoo browser build --npm` adds it.');
+  const total = Number(answer.headers.get('Content-Length')) || 0;
+  const parts = [];
+  let loaded = 0;
+  for await (const part of answer.body) {
+    parts.push(part);
+    loaded += part.length;
+    postMessage({ type: 'progress', loaded, total });
+  }
+  return new Blob(parts).arrayBuffer();
+}
+
+async function start() {
+  if (ort) return;
+  const loaded = await import(new URL('ort.wasm.bundle.min.mjs', RUNTIME));
+  loaded.env.wasm.numThreads = THREADS;
+  loaded.env.wasm.wasmPaths = RUNTIME.href;
+  loaded.env.wasm.wasmBinary = await fetchRuntime();
+  ort = loaded;
+}
+
+const ACTIONS = {
+  /** What a classifier sees. */
+  async prepare({ image, config }) {
+    const seen = resizedAndCropped(image, config);
+    return { seen, values: normalized(seen, config) };
+  },
+  /** What Segment Anything sees. */
+  async fit({ image, config, fitted, size }) {
+    return { values: padded(image, config, fitted, size) };
+  },
+  /** Make a session of a file, under a name. */
+  async load({ name, model }) {
+    await start();
+    await sessions.get(name)?.release();
+    sessions.delete(name);
+    sessions.set(name, await ort.InferenceSession.create(new Uint8Array(model), { graphOptimizationLevel: 'all' }));
+    return {};
+  },
+  /** Run a session; inputs and outputs are {data, dims}, in float32. */
+  async run({ name, inputs }) {
+    const feeds = Object.fromEntries(Object.entries(inputs).map(([key, { data, dims }]) => [key, new ort.Tensor('float32', data, dims)]));
+    const begin = performance.now();
+    const outputs = await sessions.get(name).run(feeds);
+    const ms = performance.now() - begin;
+    return { ms, outputs: Object.fromEntries(Object.entries(outputs).map(([key, { data, dims }]) => [key, { data, dims }])) };
+  },
+};
+
+onmessage = async ({ data: { id, action, ...values } }) => {
+  try {
+    postMessage({ type: 'done', id, ...(await ACTIONS[action](values)) });
+  } catch (error) {
+    postMessage({ type: 'failed', id, message: error.message });
+  }
+};

@@ -1,0 +1,200 @@
+"""What `reproduce` prints beside its tables: the list, the commands of a figure, notes and ratios."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from .console import console, printer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from ..downstream.reproduce.costs import Costs
+    from ..downstream.reproduce.entries import Entry
+    from ..downstream.reproduce.figures import Figure
+    from ..downstream.reproduce.numbers import Number
+    from ..downstream.reproduce.overview import Overview
+
+LEGEND = (
+    'measured here: by this command, without data and weights. no data: the weights are published, or a config here',
+    'trains the detector. quoted: neither this package nor timm has the model, or the number is lost in the text.',
+    'data: of archives; + where a size is not known. weights: of this package. GPU-hours: of a V100, as published, and',
+    'estimated (~) from published ones of the same kind of training; most are not known. --list PAPER has sources.',
+)
+
+
+def print_list(name: str | None) -> None:
+    """Tables and figures of a paper, a table, or all; of fewer than all what their data is and what was published."""
+    from ..downstream.reproduce.entries import entries_of
+    from ..downstream.reproduce.figures import figures_of
+    from ..downstream.reproduce.overview import overview
+
+    figures = figures_of(name)
+    found = [] if figures and figures[0].name == name else [(entry, overview(entry)) for entry in entries_of(name)]
+    if found:
+        console().print(_needs(found) if name is None else _states(found))
+        if name is not None:
+            console().print()
+            console().print(_data(found))
+            _say_sources(found)
+    if figures:
+        console().print()
+        console().print(_figures(figures))
+    say = printer()
+    say('')
+    for line in LEGEND:
+        say(line)
+
+
+def _table(*columns: tuple[str, bool]) -> 'Table':
+    """An empty table; the second of each column says whether it holds numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading, numbers in columns:
+        table.add_column(heading, justify='right' if numbers else 'left', no_wrap=numbers or heading == 'table')
+    return table
+
+
+def _needs(found: Sequence[tuple['Entry', 'Overview']]) -> 'Table':
+    table = _table(
+        ('table', False), ('numbers', True), ('measured here', True), ('data', True), ('weights', True),
+        ('GPU-hours', True), ('what it shows', False),
+    )  # fmt: skip
+    for entry, overview in found:
+        costs = overview.costs
+        table.add_row(
+            entry.name, str(overview.numbers), str(overview.measured), _data_bytes(costs),
+            _bytes(costs.weight_bytes), _hours(costs), entry.title,
+        )  # fmt: skip
+    return table
+
+
+def _states(found: Sequence[tuple['Entry', 'Overview']]) -> 'Table':
+    table = _table(
+        ('table', False), ('numbers', True), ('measured here', True), ('no data', True), ('no weights', True),
+        ('other hardware', True), ('quoted', True), ('what it shows', False),
+    )  # fmt: skip
+    for entry, x in found:
+        counts = (x.numbers, x.measured, x.no_data, x.no_weights, x.other_hardware, x.quoted)
+        table.add_row(entry.name, *map(str, counts), entry.title)
+    return table
+
+
+def _data(found: Sequence[tuple['Entry', 'Overview']]) -> 'Table':
+    table = _table(
+        ('table', False), ('data', True), ('weights', True), ('GPU-hours', True), ('what has to be fetched', False)
+    )
+    for entry, overview in found:
+        costs = overview.costs
+        table.add_row(
+            entry.name, _data_bytes(costs), _bytes(costs.weight_bytes), _hours(costs), ', '.join(costs.archives) or '-'
+        )
+    return table
+
+
+def _say_sources(found: Sequence[tuple['Entry', 'Overview']]) -> None:
+    from ..downstream.reproduce.costs import ARCHIVES
+
+    say = printer()
+    costs = [overview.costs for _, overview in found]
+    say('')
+    for name in dict.fromkeys(name for x in costs for name in x.archives):
+        archive = ARCHIVES[name]
+        say(f'{name}: ' + (f'{_bytes(archive.bytes)} ({archive.source})' if archive.bytes else 'size not known'))
+    for hours in dict.fromkeys(hours for x in costs for hours in x.hours):
+        word = 'estimated ' if hours.estimated else ''
+        say(f'{hours.training}: {word}{_number(hours.hours)} GPU-hours ({hours.source})')
+
+
+def _figures(figures: Sequence['Figure']) -> 'Table':
+    table = _table(('figure', False), ('commands', True), ('what it shows', False), ('data', False))
+    for figure in figures:
+        table.add_row(figure.name, str(len(figure.commands)), figure.title, ', '.join(figure.data))
+    return table
+
+
+def print_figure(figure: 'Figure') -> None:
+    """The commands that draw a figure, and what they need."""
+    say = printer()
+    say(f'{figure.name}: {figure.title}. Nothing is run; these commands draw it:')
+    _say_all(figure.commands)
+    say(f'Needs the data of {", ".join(figure.sources)}')
+    if figure.models:
+        say(f'and the weights of {", ".join(figure.models)}.')
+    if figure.lacks:
+        say(figure.lacks)
+    if any('FILE' in command for command in figure.commands):
+        say('FILE: the file of an encoder, such as those weights.')
+
+
+def print_notes(numbers: Sequence['Number']) -> None:
+    """What contradicts numbers of a table."""
+    from ..downstream.reproduce.notes import notes_of
+
+    notes = notes_of(numbers)
+    if notes:
+        say = printer()
+        say('Published numbers that contradict each other:')
+        for note in notes:
+            say(f'- {note.text} ({", ".join(note.ids)})')
+
+
+def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> None:
+    """Measure how fast the models of a table are beside each other, print it, and write it to a folder."""
+    from ..downstream.reports.ratios import RATIO_HEADINGS, ratio_cells, write_ratios
+    from ..downstream.reproduce.entries import ENTRIES
+    from ..downstream.reproduce.ratios import measure_ratios
+
+    if 'throughput' not in entry.jobs:
+        names = [name for name, other in ENTRIES.items() if 'throughput' in other.jobs]
+        raise typer.BadParameter(f'{entry.name} has no images a second; take {", ".join(names)}.')
+    ratios = measure_ratios(numbers)
+    table = _table(*((heading, heading not in ('row', 'remark')) for heading in RATIO_HEADINGS))
+    for row in ratios.rows:
+        table.add_row(*ratio_cells(row))
+    console().print(table)
+    say = printer()
+    say(f'Ratios are over {ratios.first.row}, above 1 is faster; none of them is a measured number of the table.')
+    say(ratios.words)
+    if output is not None:
+        write_ratios(output, entry, ratios, say)
+
+
+def _say_all(lines: Iterable[str]) -> None:
+    say = printer()
+    for line in lines:
+        say(f'  {line}')
+
+
+# --- words
+
+
+def _bytes(count: int) -> str:
+    """'154.6 GB', '85 MB'; '-' for nothing."""
+    if not count:
+        return '-'
+    if count < 1e9:
+        return f'{count / 1e6:,.0f} MB'
+    return f'{count / 1e9:,.1f} GB' if count < 1e11 else f'{count / 1e9:,.0f} GB'
+
+
+def _data_bytes(costs: 'Costs') -> str:
+    """With '+' where the size of an archive is not known."""
+    if not costs.data_bytes and costs.unknown:
+        return '?'
+    return _bytes(costs.data_bytes) + ('+' if costs.unknown else '')
+
+
+def _hours(costs: 'Costs') -> str:
+    """'3,360', '~48', or both; '-' where none are known."""
+    published, estimated = costs.gpu_hours(estimated=False), costs.gpu_hours(estimated=True)
+    words = [] if published is None else [_number(published)]
+    return ', '.join(words if estimated is None else [*words, f'~{_number(estimated)}']) or '-'
+
+
+def _number(value: float) -> str:
+    return f'{value:,.0f}' if value >= 10 else f'{value:.2g}'
