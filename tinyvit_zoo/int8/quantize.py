@@ -8,6 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,6 @@ def _note(
 
 def _milliseconds(source: Path, new: Path, x: np.ndarray) -> tuple[float, float]:
     runs = {name: open_run(path, threads=1) for name, path in (('float32', source), ('int8', new))}
-    seconds = measure({name: lambda run=run: run(x) for name, run in runs.items()}, ROUNDS)
+    seconds = measure({name: partial(run, x) for name, run in runs.items()}, ROUNDS)
     float32, int8 = (1e3 * statistics.median(seconds[name]) for name in runs)
     return float32, int8
