@@ -1,5 +1,6 @@
 """A SAM as two ONNX files: names that labelling tools expect, numbers of PyTorch, whole or absent, how they are run."""
 
+import copy
 import json
 import os
 import signal
@@ -120,10 +121,12 @@ def test_files_of_any_size_agree_with_pytorch_and_return_all_masks(sam, dynamic)
 
 @pytest.fixture(scope='module')
 def files(sam, tmp_path_factory) -> Path:
-    """A folder with the model and a folder with its two files for one size."""
+    """A folder with the model and a folder with its two files for one size, of the model as it is being trained."""
     root = tmp_path_factory.mktemp('files')
     save_sam(sam, root / 'sam')
-    export_sam(sam, root / 'onnx' / 'enc.onnx', root / 'onnx' / 'dec.onnx')
+    in_training = copy.deepcopy(sam).double().train()
+    export_sam(in_training, root / 'onnx' / 'enc.onnx', root / 'onnx' / 'dec.onnx')
+    assert (in_training.training, in_training.dtype) == (True, torch.float64)
     return root
 
 

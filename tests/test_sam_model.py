@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 pytest.importorskip('transformers')
 
-from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor, SamModel, SamProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, AutoProcessor, SamModel, SamProcessor
 
 from tinyvit_zoo.checkpoints import SAM_ENCODER_KEYS, SAM_KEYS, SAM_POSITIONS, WeightsNotFoundError
 from tinyvit_zoo.common.errors import ModelError
@@ -115,6 +115,8 @@ def test_names_lead_both_ways(model):
     assert len(official) == 298 + 17 + 120
     assert sum(v.numel() for k, v in model.named_parameters()) == 9_808_452 + 256
     assert_same(load_sam(model.state_dict(), SIDE).state_dict(), model.state_dict())
+    wrapped = {'model': {f'module.{k}': v for k, v in mobile_sam().items()}}
+    assert_same(load_sam(wrapped, SIDE).state_dict(), model.state_dict())
     prompts, images = model.prompt_encoder.shared_embedding, model.shared_image_embedding
     assert prompts.positional_embedding is images.positional_embedding
 
@@ -130,6 +132,7 @@ def test_a_saved_folder_gives_the_same_masks_to_the_bit(model, folder):
         assert_same_masks(again, model)
     assert_same(sam_encoder(weights=folder).state_dict(), model.vision_encoder.state_dict())
     assert type(AutoConfig.from_pretrained(folder)) is TinyVitSamConfig
+    assert type(AutoModel.from_pretrained(folder)) is TinyVitSamModel
     assert again.config.mask_decoder_config.layer_norm_eps == 1e-5
 
 
@@ -268,6 +271,7 @@ def test_a_model_that_is_not_whole_is_refused():
     refused(lambda: load_sam(encoder, SIDE), 'no mask decoder')
     vit = {'image_encoder.blocks.0.attn.qkv.weight': torch.zeros(2304, 768)}
     refused(lambda: load_sam(vit, SIDE), 'ViT-B')
+    refused(lambda: load_sam({'epoch': 3}, SIDE), 'not a state dict')
 
 
 def test_a_folder_that_is_not_whole_is_refused(model, tmp_path):
