@@ -1,5 +1,6 @@
 """Segment Anything with a TinyViT encoder in transformers: the released masks, folders, sizes, rectangles, refusals."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -139,6 +140,15 @@ def test_a_saved_folder_gives_the_same_masks_to_the_bit(model, folder):
 def test_transformers_saves_and_loads_it_too(model, tmp_path):
     model.save_pretrained(tmp_path)
     assert_same_masks(TinyVitSamModel.from_pretrained(tmp_path).eval(), model)
+
+
+@torch.no_grad()
+def test_a_folder_in_half_precision_takes_images_of_a_processor(model, tmp_path):
+    page = save_sam(copy.deepcopy(model).half(), tmp_path / 'page')
+    half, pixels = AutoModelForMaskGeneration.from_pretrained(page).eval(), torch.randn(1, 3, SIDE, SIDE)
+    masks, expected = half(pixels, **PROMPT).pred_masks, model(pixels, **PROMPT).pred_masks
+    assert masks.dtype == torch.float16
+    assert (masks - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_indices_of_the_attention_are_filled_after_loading(folder):

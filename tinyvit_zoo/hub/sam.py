@@ -164,6 +164,8 @@ class TinyVitSamVisionEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> SamVisionEncoderOutput:
         """Images (B, 3, S, S) -> embeddings (B, 256, S / 16, S / 16) as `last_hidden_state`; there are no attentions.
 
+        Images are cast to the dtype of the weights, as processors return float32.
+
         Raises:
             ValueError: If the images have not the size of the configuration.
         """
@@ -177,6 +179,7 @@ class TinyVitSamVisionEncoder(nn.Module):
                 f'Images must have {side}x{side} pixels, as the processor makes them, got {H}x{W}; rectangular=True '
                 'takes them without padding.'
             )
+        pixel_values = pixel_values.to(self.neck[0].weight.dtype)
         return SamVisionEncoderOutput(last_hidden_state=self.neck(self.trunk.forward_features(pixel_values)))
 
 
