@@ -25,7 +25,7 @@ import onnxruntime
 from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.data.sam_images import fitted_size
 from tinyvit_zoo.hub.sam import load_sam, save_sam
-from tinyvit_zoo.segment_anything import Prompt, PromptedDecoder, Segmenter, export_sam
+from tinyvit_zoo.segment_anything import ExportedSam, Prompt, PromptedDecoder, Segmenter, export, export_sam
 from tinyvit_zoo.segment_anything.decoder import INPUTS, OUTPUTS
 from tinyvit_zoo.segment_anything.prompts import prompt_arrays
 
@@ -92,6 +92,17 @@ def test_the_command_writes_files_that_agree_with_pytorch(size, cli, tmp_path):
             outputs = PromptedDecoder(sam)(*tensors)
             for result, output in zip(run(session_of(decoder), tensors), outputs, strict=True):
                 assert_close_to_largest(result, output)
+
+
+def test_the_command_says_whether_images_are_padded(cli, sam, tmp_path, monkeypatch):
+    save_sam(sam, tmp_path / 'sam')
+    monkeypatch.setattr(
+        export, 'export_sam', lambda *_, dynamic_size, **__: ExportedSam(None, None, (SIDE, SIDE), dynamic_size, {})
+    )
+    for more, words in (((), 'the rest padded with 0'), (('--dynamic-size', '--rectangular'), 'without padding')):
+        code, out, err = cli('sam', 'export', tmp_path / 'sam', '--encoder', tmp_path / 'enc.onnx', *more)
+        assert code == 0, err
+        assert words in out
 
 
 @pytest.fixture(scope='module')

@@ -192,19 +192,16 @@ def export(
     quiet_logs()
     int8.check('fp32')
     files = check_files(encoder, decoder)  # before weights are read
+    model = _load(weights, rectangular)
     if int8.int8:
         from ..int8.sam import quantize_sam
 
-        model = _load(weights, rectangular)
         quantized = quantize_sam(
             model, files[0], files[1], **int8.arguments(), img_size=pair_of(img_size), dynamic_size=dynamic_size,
             all_masks=all_masks, seed=seed,
         )  # fmt: skip
         return print_quantized(quantized, 'IoU of masks')
-    done = export_sam(
-        _load(weights, rectangular), *files, img_size=pair_of(img_size),
-        dynamic_size=dynamic_size, all_masks=all_masks,
-    )  # fmt: skip
+    done = export_sam(model, *files, img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks)
     for part, path in (('encoder', done.encoder), ('decoder', done.decoder)):
         if path is not None:
             megabytes, difference = path.stat().st_size / 1e6, done.differences[part]
@@ -212,7 +209,8 @@ def export(
             print(f'It differs from PyTorch by {difference:.1e} of the largest value, allowed {TOLERANCE:.0e}.')
     height, width = done.img_size
     others = ', and of others' if done.dynamic else ''
-    print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, the rest padded with 0.')
+    padding = 'without padding' if model.config.rectangular and done.dynamic else 'the rest padded with 0'
+    print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, {padding}.')
     if done.encoder and done.decoder and done.encoder.parent == done.decoder.parent:
         print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {done.encoder.parent} --point X,Y -o mask.png')
     return None
