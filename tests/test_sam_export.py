@@ -246,7 +246,7 @@ def test_a_killed_export_leaves_both_files_as_they_were(files, tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_computed(sam, tmp_path):
     for words, arguments in (
         (('Nothing to export',), {}),
-        (('file of its own',), dict(encoder=tmp_path / 'a.onnx', decoder=tmp_path / 'a.onnx')),
+        (('file of its own',), dict(encoder=tmp_path / 'a.onnx', decoder=tmp_path / 'b' / '..' / 'a.onnx')),
         (('a.pt2 must end in .onnx',), dict(encoder=tmp_path / 'a.pt2')),
         (('multiples of 16', '500x768'), dict(encoder=tmp_path / 'a.onnx', img_size=(500, 768))),
     ):

@@ -128,15 +128,15 @@ def check_files(encoder: str | Path | None, decoder: str | Path | None) -> tuple
     Raises:
         ModelError: If there is none, both are the same, one has another suffix than '.onnx', or a package is missing.
     """
-    paths = tuple(None if path is None else user_path(path) for path in (encoder, decoder))
-    if paths == (None, None):
+    first, second = (None if path is None else user_path(path) for path in (encoder, decoder))
+    if first is None and second is None:
         raise ModelError('Nothing to export: name a file for the encoder (--encoder), the decoder (--decoder) or both.')
-    if paths[0] == paths[1]:
-        raise ModelError(f'{paths[0]} cannot be encoder and decoder: give each a file of its own.')
-    for path in paths:
+    if first is not None and second is not None and first.resolve() == second.resolve():
+        raise ModelError(f'{first} cannot be encoder and decoder: give each a file of its own.')
+    for path in (first, second):
         if path is not None:
             check_output(path, 'onnx')
-    return paths[0], paths[1]
+    return first, second
 
 
 @dataclass(frozen=True)
