@@ -28,7 +28,7 @@ from tinyvit_zoo.int8 import (
     quantize_file,
     quantize_model,
 )
-from tinyvit_zoo.int8.graph import QUANTIZED, group_of, kept_nodes, left_in_float
+from tinyvit_zoo.int8.graph import QUANTIZED, fold_transposes, group_of, groups, kept_nodes, left_in_float
 from tinyvit_zoo.int8.quantize import open_run
 
 pytest.importorskip('onnxruntime')
@@ -70,6 +70,17 @@ def inputs(tiny):
     return [np.random.default_rng(i).standard_normal((1, *size)).astype(np.float32) for i in range(16)]
 
 
+def float_matrices(path):
+    """Names of the weights of layers that are matrices or kernels, and float32."""
+    import onnx
+
+    return [
+        tensor.name
+        for tensor in onnx.load(path).graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and 'weight' in tensor.name
+    ]
+
+
 def nodes_of(path):
     import onnx
 
@@ -90,6 +101,26 @@ def test_the_check_sees_none_of_the_images_of_the_calibration(photos):
 def test_a_check_on_the_same_folder_leaves_out_what_calibration_saw(photos):
     drawn = calibration_images(str(photos), 16, to_input, held_out=False)
     assert len(list(check_images(str(photos), drawn, to_input))) == 18 - 16
+
+
+def test_unreadable_images_take_nothing_from_the_check(tmp_path, caplog):
+    for i in range(40):
+        path = tmp_path / f'{i:02}.png'
+        Image.new('RGB', (8, 8), (i, 0, 0)).save(path) if i % 2 else path.write_bytes(b'')
+    drawn = calibration_images(str(tmp_path), 128, to_input, held_out=True)
+    assert len(drawn.inputs) == 16  # 30 images are free for it; the fewest may take more, and leave the others
+    assert len(list(check_images(None, drawn, to_input))) == 20 - 16
+    assert 'cannot be read' in caplog.text
+
+
+def test_inputs_that_are_not_kept_in_memory_are_read_anew(photos, monkeypatch):
+    kept = calibration_images(str(photos), 16, to_input, held_out=False).inputs
+    monkeypatch.setattr('tinyvit_zoo.int8.images.KEPT', 3 * kept[0].nbytes)
+    read = calibration_images(str(photos), 16, to_input, held_out=False).inputs
+    assert len(read._kept) == 3
+    assert all(np.array_equal(x, y) for x, y in zip(read, kept, strict=True))
+    assert np.array_equal(read[-1], kept[15])
+    assert len(read[14:]) == 2
 
 
 def test_a_seed_draws_the_same_images_each_time(photos):
@@ -134,6 +165,21 @@ def test_a_comparison_gives_agreement_differences_and_accuracy():
     assert (found.largest, found.mean, found.scale) == (2, pytest.approx((1 + 1 + 2) / 8), 4)
 
 
+def test_outputs_that_are_not_kept_in_memory_are_computed_anew(monkeypatch):
+    inputs = [(i, np.full((1, 2), i, dtype=np.float32)) for i in range(3)]
+    calls = []
+
+    def run(x):
+        calls.append(float(x[0, 0]))
+        return x
+
+    monkeypatch.setattr('tinyvit_zoo.int8.check.KEPT', 2 * inputs[0][1].nbytes)
+    check = Check(inputs, run)
+    first, second = check.compare(lambda x: x + 1), check.compare(lambda x: x + 2)
+    assert (first.mean, second.mean, second.scale) == (1, 2, 2)
+    assert calls == [0, 1, 2, 2]
+
+
 # --- the graph
 
 
@@ -156,6 +202,27 @@ def test_a_layer_belongs_to_its_block(module, group):
 
 def test_a_pattern_that_matches_no_layer_is_refused(exported):
     refused(lambda: kept_nodes(nodes_of(exported), ['hed']), "'hed'", 'patch_embed', 'head', kind=ModelError)
+
+
+def test_a_transposed_weight_is_stored_once_for_all_layers_that_share_it():
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    nodes = [helper.make_node('Transpose', ['weight'], [name], perm=[1, 0]) for name in ('a', 'b')]
+    products = (['x', 'a'], 'y'), (['y', 'weight'], 'z'), (['z', 'b'], 'w')
+    nodes += [helper.make_node('MatMul', inputs, [output]) for inputs, output in products]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n])] for name, n in (('x', 4), ('w', 3))]
+    graph = helper.make_graph(nodes, 'shared', *ends, [numpy_helper.from_array(weight, 'weight')])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10)
+    fold_transposes(model)
+    assert [node.op_type for node in model.graph.node] == ['MatMul'] * 3
+    assert sorted(tuple(tensor.dims) for tensor in model.graph.initializer) == [(3, 4), (4, 3)]
+    onnx.checker.check_model(model)
+    x = np.ones((1, 4), dtype=np.float32)
+    (result,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {'x': x})
+    np.testing.assert_allclose(result, x @ weight.T @ weight @ weight.T, rtol=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -208,6 +275,31 @@ def test_blocks_are_left_in_float_until_the_agreement_is_reached(exported, input
     assert sizes == sorted(sizes)
 
 
+def test_an_agreement_that_only_float32_has_is_refused(exported, inputs, tmp_path, monkeypatch):
+    check = Check(list(enumerate(inputs[:2])), open_run(exported))
+    compare = check.compare
+    monkeypatch.setattr(check, 'compare', lambda run: replace(compare(run), agreement=0.5))
+    keep = [group for group in groups(nodes_of(exported)) if group not in ('patch_embed', 'head')]
+    refused(
+        lambda: quantize_file(exported, tmp_path / 'x.onnx', inputs[:2], check, keep=keep, min_agreement=0.9),
+        'stays below 0.9', 'best was 0.5', '--min-agreement',
+        kind=EvaluationError,
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_int8_is_refused(exported, inputs, tmp_path):
+    check = Check(list(enumerate(inputs[:2])), open_run(exported))
+    words = '--keep *', 'no layer that could become int8'
+    refused(lambda: quantize_file(exported, tmp_path / 'x.onnx', inputs, check, keep=['*']), *words, kind=ModelError)
+
+
+def test_an_onnxruntime_that_is_too_old_is_refused(monkeypatch, photos, tiny, tmp_path):
+    monkeypatch.setattr('onnxruntime.quantization.quantize_static', lambda model_input, model_output: None)
+    words = 'onnxruntime 1.27', "pip install -U 'tinyvit-zoo[export]'"
+    refused(lambda: quantize_model(tiny, tmp_path / 'x.onnx', str(photos)), *words, kind=ModelError)
+
+
 def test_nothing_is_written_when_the_quantizer_fails(exported, inputs, tmp_path, monkeypatch):
     target = tmp_path / 'x.onnx'
     target.write_bytes(b'before')
@@ -253,7 +345,7 @@ def test_every_family_becomes_int8(family, photos, tmp_path):
     assert done.comparison.images == 2
     assert done.comparison.mean < 0.2 * done.comparison.scale
     assert not set(QUANTIZED) & set(done.in_float)
-    assert done.megabytes[1] < done.megabytes[0]
+    assert not float_matrices(done.path)
 
 
 @pytest.fixture(scope='module')
@@ -304,7 +396,7 @@ def test_the_command_prints_what_int8_costs(cli, tmp_path):
     assert 'Calibrated on 16 images, compared with float32 on 16 others' in out
     assert 'same class' in out
     assert 'ms of CPU' in out
-    assert 'In float: Add' in out
+    assert 'left in float: Add' in out
     assert target.is_file()
 
 
@@ -314,6 +406,7 @@ def test_the_command_prints_what_int8_costs(cli, tmp_path):
         (('--calibrate', 'digits'), '--int8'),
         (('--int8',), '--calibrate'),
         (('--int8', '--calibrate', 'digits', '--dtype', 'fp16'), '--dtype'),
+        (('--int8', '--calibrate', 'digits', '--format', 'pt2'), '--format'),
         (('--int8', '--calibrate', 'no-such-folder'), 'no-such-folder'),
         (('--int8', '--calibrate', 'digits', '--calibration-images', '8'), '16'),
     ],
@@ -337,6 +430,17 @@ def test_classify_takes_an_exported_file(cli, exported, photos):
     assert code == 0
     (found,) = json.loads(out)
     assert len(found['predictions']) == 2
+
+
+def test_a_file_for_other_channels_does_not_classify(exported, tmp_path):
+    import onnx
+
+    model = onnx.load(exported)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata['preprocessing'] = json.dumps(json.loads(metadata['preprocessing']) | dict(input_size=[1, 224, 224]))
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, tmp_path / 'grey.onnx')
+    refused(lambda: OnnxClassifier(tmp_path / 'grey.onnx'), '1 channels', 'RGB', kind=ModelError)
 
 
 def test_classify_takes_either_a_model_or_a_file(cli, exported, photos, tmp_path):
@@ -374,6 +478,25 @@ def test_int8_instructions_are_read_from_the_system(text, found, tmp_path):
 # --- Segment Anything
 
 
+def test_a_decoder_that_cannot_be_written_leaves_the_encoder_of_before(photos, tmp_path, monkeypatch):
+    pytest.importorskip('transformers')
+    from tinyvit_zoo.int8 import sam
+
+    def write(source, output, *args, **kwargs):
+        output.write_bytes(b'after')
+
+    for name in ('export_sam', 'mask_agreement', 'open_run', 'Check', 'replace'):
+        monkeypatch.setattr(sam, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(sam, 'quantize_file', write)
+    encoder, decoder = tmp_path / 'encoder.onnx', tmp_path / 'decoder.onnx'
+    encoder.write_bytes(b'before')
+    decoder.mkdir()
+    with pytest.raises(OSError, match='directory'):
+        sam.quantize_sam(None, encoder, decoder, str(photos), images=16, img_size=(32, 32))
+    assert encoder.read_bytes() == b'before'
+    assert sorted(tmp_path.iterdir()) == [decoder, encoder]
+
+
 @pytest.mark.slow
 def test_the_encoder_of_a_sam_becomes_int8_and_is_checked_by_its_masks(photos, tmp_path):
     pytest.importorskip('transformers')
@@ -385,6 +508,7 @@ def test_the_encoder_of_a_sam_becomes_int8_and_is_checked_by_its_masks(photos, t
     model = load_sam(mobile_sam(), img_size=64)
     files = tmp_path / 'encoder.onnx', tmp_path / 'decoder.onnx'
     done = quantize_sam(model, *files, str(photos), images=16)
+    assert done.path == files[0]
     assert done.comparison.accuracy is None
     assert 0.5 < done.comparison.agreement <= 1
     assert done.megabytes[1] < 0.33 * done.megabytes[0]

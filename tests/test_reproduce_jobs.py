@@ -88,7 +88,7 @@ def test_every_number_has_a_state_at_full_and_missing_data_has_its_address():
 def test_a_full_job_has_the_published_protocol():
     plan = full_plan(SCRATCH)
     assert plan.command == (
-        'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --crop-pct 0.875 --root ROOT -o OUT'
+        'tinyvit-zoo evaluate tinyvit_5m_224.in1k -d imagenet-1k --protocol paper --root ROOT -o OUT'
     )
     assert (plan.weights, plan.data) == ('tinyvit_5m_224.in1k', 'imagenet-1k')
     wanted = plan.protocol
@@ -123,7 +123,7 @@ def test_digits_take_the_place_of_data_size_epochs_and_batch():
         ('minivit/table4/deit-b/top1/imagenet-1k', '86.6 M parameters; the limit is 30 M, as all tables are to take a '
          'CPU 20 minutes'),
         ('tinymim/table4/tinymim-vit-t/mce/imagenet-c', 'there are no corrupted digits'),
-        ('tinymim/table3/tinymim-vit-t/miou/ade20k', 'no config here trains it'),
+        ('tinymim/table3/scratch-deit-vit-t/miou/ade20k', 'no config here trains it'),
         ('mae_lite/table1/vit-tiny-sup.-in21k-30e-impr.-ft/top1/imagenet-1k', 'nobody has published its weights, and '
          'no command trains it'),
         ('minivit/table1/mini-swin-t-ws/top1/imagenet-1k', 'another command makes the student of its trainer, and this '

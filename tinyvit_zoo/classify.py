@@ -103,7 +103,9 @@ class OnnxClassifier:
         found = self._session.get_modelmeta().custom_metadata_map
         try:
             self.names: list[str] = [str(name) for name in json.loads(found['labels'])]
-            self.transform = create_transform(**json.loads(found['preprocessing']), is_training=False)
+            preprocessing = json.loads(found['preprocessing'])
+            channels = preprocessing['input_size'][0]
+            self.transform = create_transform(**preprocessing, is_training=False)
         except (KeyError, ValueError, TypeError) as e:
             raise ModelError(
                 f'{path} says nothing of its labels and preprocessing: classify takes files that tinyvit-zoo export '
@@ -111,6 +113,8 @@ class OnnxClassifier:
             ) from e
         if not self.names:
             raise ModelError(f'{path} has no classifier (0 classes): it gives features only.')
+        if channels != 3:
+            raise ModelError(f'{path} takes {channels} channels, but images are read as RGB.')
 
     def __call__(self, image: Image.Image, topk: int = 5) -> list[Prediction]:
         """The `topk` most probable classes of an RGB image, best first (fewer if the model has fewer)."""

@@ -7,6 +7,7 @@ row's own trainer, or by the recipe `small` where its weights are published and 
 import re
 import shlex
 from functools import cache
+from itertools import pairwise
 
 from tinyvit_zoo.build import build_model
 
@@ -40,11 +41,27 @@ CI_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     'mask_rcnn_vitdet_mae_lite_tiny_lsj640_100ep_coco': (
         'ci_mask_rcnn_vit_pyramid_tinymim', ('model.backbone.model_name=mae_lite_vit_tiny_patch16_224',),
     ),
+    'cascade_mask_rcnn_mini_swin_tiny_ws_wt_fpn_1x_coco': ('ci_cascade_mask_rcnn_mini_swin_tiny', ()),
+    'cascade_mask_rcnn_mini_swin_tiny_ws_fpn_1x_coco': (
+        'ci_cascade_mask_rcnn_swin_tiny',
+        ('model.backbone.model_name=multiplexed', 'model.backbone.base=swin_tiny_patch4_window7_224',
+         'model.backbone.share_every=stage', 'model.backbone.transform=False', 'model.backbone.share_norms=True',
+         'optim_wrapper.paramwise_cfg.bypass_duplicate=True'),
+    ),
     'upernet_tinymim_star_tiny_160k_ade20k': ('ci_upernet_tinymim_star_tiny', ()),
+    **{
+        f'upernet_tinymim_{size}_160k_ade20k': (
+            'ci_upernet_tinymim_star_tiny',
+            (f'model.backbone.model_name=tinymim_{size}_seg', f'model.auxiliary_head.in_channels={width}',
+             f'model.decode_head.in_channels=[{width},{width},{width},{width}]'),
+        )
+        for size, width in (('tiny', 192), ('small', 384))
+    },
 }  # fmt: skip
 """By packaged config: that of CI's size with the same detector and backbone, and what it takes to make it so."""
 
-TEACHER, SWIN_TEACHER = 'tinyvit_5m_224', 'swin_tiny_patch4_window7_224'
+PREDICTIONS = {('--relation-weight', '0'), ('--hidden-weight', '0')}  # of `pretrain minivit`: no features
+TEACHER = 'tinyvit_5m_224'
 MAE_TEACHER = 'small'  # of D-MAE and of TinyMIM's tiny student
 ENCODER = re.compile(r'mae_lite_vit_(tiny|small)_encoder_patch16_224\.(mae|mocov3|dmae)_in1k')
 FINETUNED = {'mae': 'mae_lite_improved', 'mocov3': 'mae_lite_improved', 'tinymim': 'tinymim'}
@@ -76,6 +93,8 @@ def _detector(subject: Subject) -> Plan | str:
     """A detector or segmenter of CI's size on drawn shapes, trained and then tested."""
     if not subject.config:
         return 'no config here trains it'
+    if subject.config not in CI_CONFIGS:
+        return "no config of CI's size trains it"
     small, options = CI_CONFIGS[subject.config]
     coco = 'upernet' not in small
     data, more = ('shapes', ('--validation-annotations', 'val.json')) if coco else ('shapes_ade', ())
@@ -146,12 +165,12 @@ def _classifier(subject: Subject) -> Plan | str:
         if '--subset' in words:
             return 'its images are those that hard-samples keeps of ImageNet-22k'
         return _from_scratch(architecture, words[words.index('--recipe') + 1])
+    if words[1] == 'minivit' and 'swin' in architecture and not PREDICTIONS <= set(pairwise(words)):
+        return 'it learns the features of a Swin, whose windows are other ones than its own at 32 pixels'
     if words[0] == 'distill' or words[1] == 'minivit':
         words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
         taught = (*words, '-d', 'digits', *_short(), *_side(architecture), '-o', OUT)
-        # Losses of features compare those of a Swin with those of a Swin.
-        teacher = SWIN_TEACHER if words[1] == 'minivit' and 'swin' in architecture else TEACHER
-        return Plan(taught, (_from_scratch(teacher, 'small'),))
+        return Plan(taught, (_from_scratch(TEACHER, 'small'),))
     return _finetuned(words, architecture)
 
 
@@ -230,7 +249,7 @@ _REPLACED = {
     'classification': (
         "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
         f'published; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}; as teacher '
-        "TinyViT-5M, Swin-T or MAE's ViT-S, trained on digits"
+        "TinyViT-5M or MAE's ViT-S, trained on digits"
     ),
     'linear_probe': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}',
     'few_shot': f'weights made on digits, {_PIXELS}',

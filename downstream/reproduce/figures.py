@@ -172,11 +172,7 @@ MAE_LITE_FIGURES = (
     Figure(
         'mae_lite/figure2',
         'Accuracy by the number of pre-trained blocks that are kept',
-        tuple(
-            command.replace(' --recipe', ' --epochs 100 --recipe')
-            for kind in ('mae', 'mocov3')
-            for command in _kept(kind, 'imagenet-1k', 'mae_lite_improved')
-        ),
+        tuple(command for kind in ('mae', 'mocov3') for command in _kept(kind, 'imagenet-1k', 'mae_lite_100')),
         models=(MAE, MOCOV3),
     ),
     Figure(
@@ -219,7 +215,7 @@ MAE_LITE_FIGURES = (
             for command in (
                 f'tinyvit-zoo pretrain d_mae --attention-blocks {block} -d imagenet-1k -o OUT/block_{block}',
                 f'tinyvit-zoo finetune mae_lite_vit_tiny_patch16_224 --weights OUT/block_{block}/model --as-init '
-                f'--epochs 100 --recipe mae_lite_improved -d imagenet-1k -o OUT/block_{block}_tuned',
+                f'--recipe mae_lite_100 -d imagenet-1k -o OUT/block_{block}_tuned',
             )
         ),
         models=(MAE_BASE,),

@@ -11,6 +11,7 @@ from tinyvit_zoo.data.registry import find_entry as find_data
 from tinyvit_zoo.training.recipes import find_recipe
 
 from ..few_shot import QUERIES, WAYS
+from ..imagenet import protocol_overrides
 from ..imagenet_c import ALEXNET_ERRORS, SEVERITIES
 from .entries import ENTRIES, subject_of
 from .numbers import Number
@@ -82,12 +83,12 @@ def _protocol(number: Number, subject: Subject, data: str) -> dict[str, Any]:
             counted=sets * _images('imagenet-1k', 'test'), pixels=_pixels(subject), crop=1.0,
         )  # fmt: skip
     if number.task == 'classification':
-        config = _config(subject)
-        words = shlex.split(subject.evaluate)
-        crop = float(words[words.index('--crop-pct') + 1]) if '--crop-pct' in words else config['crop_pct']
+        config, words = _config(subject), shlex.split(subject.evaluate)
+        if '--protocol' in words:
+            config |= protocol_overrides(subject.name, words[words.index('--protocol') + 1])
         return dict(
             evaluator='evaluate', data=_set(data, 'test'), counted=_images(data, 'test'), dtype='fp32',
-            pixels=_pixels(subject), crop=crop,
+            pixels=_pixels(subject), crop=config['crop_pct'],
         )  # fmt: skip
     if number.task == 'linear_probe':
         return dict(

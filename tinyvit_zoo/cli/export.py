@@ -47,7 +47,7 @@ def export(
     from ..export import check_output, export_model, model_to_export
 
     quiet_logs()
-    int8.check(str(dtype))
+    int8.check(str(dtype), format and str(format))
     check_output(output, 'onnx' if int8.int8 else format and str(format))  # before weights are fetched
     torch.manual_seed(seed)
     model = model_to_export(name, weights, random, pair_of(img_size), dynamic_size, part)

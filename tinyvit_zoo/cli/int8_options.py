@@ -50,8 +50,8 @@ class Int8Options:
         bool, typer.Option('--reduce-range', help='Weights of 7 bits, for processors without int8 instructions.')
     ] = False
 
-    def check(self, dtype: str) -> None:
-        """Usage error if these options do not fit together."""
+    def check(self, dtype: str = 'fp32', format: str | None = None) -> None:
+        """Usage error if these options do not fit together, or not with --dtype and --format."""
         changed = self.calibrate or self.compare or self.keep or self.min_agreement is not None or self.reduce_range
         if changed and not self.int8:
             raise typer.BadParameter('Calibration and what goes with it are for --int8: add that, or leave them out.')
@@ -59,6 +59,8 @@ class Int8Options:
             raise typer.BadParameter('int8 needs images to measure activations on: name a folder with --calibrate.')
         if self.int8 and dtype != 'fp32':
             raise typer.BadParameter('int8 is made from float32: leave out --dtype.')
+        if self.int8 and format not in (None, 'onnx'):
+            raise typer.BadParameter('int8 is written as ONNX only: leave out --format.')
 
     def arguments(self) -> dict[str, Any]:
         """For `int8.quantize_model`."""
@@ -87,14 +89,15 @@ def print_quantized(done: 'Quantized', agreement: str) -> None:
     say(f'Written to {done.path}: {after:.1f} MB, {after / before:.2f} of {before:.1f} MB in float32.')
     say(f'Calibrated on {done.calibrated} images, compared with float32 on {found.images} others:')
     say(f'  {agreement} {found.agreement:.1%}')
-    say(f'  outputs differ by at most {found.largest:.3g}, on average {found.mean:.3g} (largest: {found.scale:.3g})')
+    differences = f'at most {found.largest:.3g}, on average {found.mean:.3g}'
+    say(f'  outputs differ by {differences}; the largest output is {found.scale:.3g}')
     if found.accuracy is not None:
         say(f'  accuracy {found.accuracy[1]:.1%}, in float32 {found.accuracy[0]:.1%}')
     ms32, ms8 = done.milliseconds
     say(f'An image takes {ms8:.1f} ms of CPU, in float32 {ms32:.1f}: one thread, medians in turn, {cpu_name()}.')
     if has_int8_instructions() is False:
         say('This processor has no int8 instructions (VNNI): expect no gain in time on it, only a smaller file.')
-    say('In float: ' + ', '.join(f'{name} {count}' for name, count in done.in_float.items()) + '.')
+    say('Operators left in float: ' + ', '.join(f'{name} {count}' for name, count in done.in_float.items()) + '.')
     if len(done.steps) > 1:
         _print_steps(done, agreement)
 

@@ -190,7 +190,7 @@ def export(
     if rectangular and not dynamic_size:
         raise typer.BadParameter('--rectangular needs --dynamic-size: a file for one size gets images of that size.')
     quiet_logs()
-    int8.check('fp32')
+    int8.check()
     files = check_files(encoder, decoder)  # before weights are read
     model = _load(weights, rectangular)
     if int8.int8:

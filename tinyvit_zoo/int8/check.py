@@ -13,6 +13,8 @@ from ..data.class_map import ClassMap
 
 __all__ = ['Agreement', 'Check', 'Comparison', 'Run', 'same_class']
 
+KEPT = 1 << 28  # bytes of outputs in memory: logits of any folder, maps of Segment Anything of 64 images
+
 Run = Callable[[np.ndarray], np.ndarray]
 """Input (1, C, H, W) to output, both float32."""
 Agreement = Callable[[np.ndarray, np.ndarray], float]
@@ -46,11 +48,11 @@ def same_class(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 class Check:
-    """Compares runs with that of float32, whose outputs it keeps.
+    """Compares runs with that of float32, whose outputs it keeps as far as `KEPT` goes.
 
     Args:
         images: Position and input of each; read anew for each comparison.
-        run: Of the float32 model.
+        run: Of the float32 model; called again for outputs that were not kept.
         agreement: For one image.
         labels: Of the images, by position; None compares no accuracy.
         class_map: Outputs of the classes that the labels stand for.
@@ -69,10 +71,12 @@ class Check:
     ) -> None:
         self.agreement = agreement
         self._images = images
+        self._run = run
         self._labels = labels
         self._class_map = class_map
-        self._expected = {i: run(x) for i, x in tqdm(images, unit='image', desc='float32', leave=False, disable=None)}
-        if not self._expected:
+        self._kept: dict[int, np.ndarray] = {}
+        self._bytes = 0
+        if next(iter(images), None) is None:
             raise EvaluationError(
                 'There is no image for the check that can be read and that calibration did not see: name a folder of '
                 'others with --check.'
@@ -80,21 +84,33 @@ class Check:
 
     def compare(self, run: Run) -> Comparison:
         """Compare another run."""
-        agreements, differences, right = [], [], []
-        for i, x in self._images:
-            expected, actual = self._expected[i], run(x)
+        agreements, largest, means, scales, right = [], [], [], [], []
+        for i, x in tqdm(self._images, unit='image', desc='comparison', leave=False, disable=None):
+            expected, actual = self._expected(i, x), run(x)
+            difference = np.abs(expected - actual)
             agreements.append(self.agreement(expected, actual))
-            differences.append(np.abs(expected - actual))
+            largest.append(difference.max())
+            means.append(difference.mean())
+            scales.append(np.abs(expected).max())
             right.append((self._is_right(i, expected), self._is_right(i, actual)))
         accuracy = None if self._class_map is None else tuple(map(float, np.mean(right, axis=0)))
         return Comparison(
             images=len(agreements),
             agreement=float(np.mean(agreements)),
-            largest=max(float(difference.max()) for difference in differences),
-            mean=float(np.mean([difference.mean() for difference in differences])),
-            scale=max(float(np.abs(expected).max()) for expected in self._expected.values()),
+            largest=float(max(largest)),
+            mean=float(np.mean(means)),
+            scale=float(max(scales)),
             accuracy=cast(tuple[float, float] | None, accuracy),
         )
+
+    def _expected(self, i: int, x: np.ndarray) -> np.ndarray:
+        found = self._kept.get(i)
+        if found is None:
+            found = self._run(x)
+            if self._bytes + found.nbytes <= KEPT:
+                self._kept[i] = found
+                self._bytes += found.nbytes
+        return found
 
     def _is_right(self, i: int, logits: np.ndarray) -> bool:
         if self._class_map is None or self._labels is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..common.errors import ModelError
 
-__all__ = ['QUANTIZED', 'group_of', 'groups', 'kept_nodes', 'left_in_float']
+__all__ = ['QUANTIZED', 'fold_transposes', 'group_of', 'groups', 'kept_nodes', 'left_in_float']
 
 QUANTIZED = ('Conv', 'Gemm', 'MatMul')
 """Operators that become int8: they do nearly all the arithmetic. With all that onnxruntime can quantize, additions and
@@ -31,6 +31,34 @@ def group_of(module: str) -> str:
     """The part of a model that a module belongs to: its block, a stage's downsampling, or the module at the top."""
     match = BLOCK.match(module) or STAGE.match(module)
     return match[1] if match else module.partition('.')[0] or 'others'
+
+
+def fold_transposes(model: Any) -> None:
+    """Store the transposed weight instead of a node that transposes it, in an `onnx.ModelProto`.
+
+    torch's exporter does so itself, but not for a weight that several layers share: onnxruntime would take what the
+    node gives for an activation, and leave the weight in float32.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    folded: dict[tuple[str, tuple[int, ...]], str] = {}
+    renamed: dict[str, str] = {}
+    for node in [node for node in graph.node if node.op_type == 'Transpose' and node.input[0] in weights]:
+        name = node.input[0]
+        order = next((tuple(entry.ints) for entry in node.attribute if entry.name == 'perm'), ())
+        if (name, order) not in folded:
+            folded[name, order] = node.output[0]
+            values = numpy_helper.to_array(weights[name]).transpose(order or None)
+            graph.initializer.append(numpy_helper.from_array(values.copy(), node.output[0]))
+        renamed[node.output[0]] = folded[name, order]
+        graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for name in {name for name, _ in folded} - used:
+        graph.initializer.remove(weights[name])
 
 
 def groups(nodes: Iterable[Any]) -> dict[str, list[str]]:

@@ -1,9 +1,11 @@
 """Images that activations are measured on, and other images that the result is checked on."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,13 +17,54 @@ from ..data.datasets import load_dataset
 from ..data.folders import read_plain_folder
 from ..data.image_dataset import ImageDataset
 
-__all__ = ['FEWEST', 'CalibrationImages', 'CheckImages', 'calibration_images', 'check_images']
+__all__ = ['FEWEST', 'CalibrationImages', 'CheckImages', 'Inputs', 'calibration_images', 'check_images']
+
+_log = logging.getLogger(__name__)
 
 FEWEST = 16
 """Readable images that calibration needs at least: ranges of fewer say little of the images to come."""
 HELD_OUT = 4  # one of so many images is kept for the check where there is no other folder
+KEPT = 1 << 28  # bytes of inputs in memory: 128 images of 224 pixels have 77 MB, of 1024 pixels 1.6 GB
 
 Transform = Callable[[Image.Image], torch.Tensor]
+
+
+class Inputs(Sequence[np.ndarray]):
+    """Inputs of a model, float32 (1, C, H, W) each: in memory as far as `KEPT` goes, the others read anew each time.
+
+    Args:
+        dataset: What the images are from.
+        transform: The model's preprocessing.
+    """
+
+    def __init__(self, dataset: ImageDataset, transform: Transform) -> None:
+        self._dataset = dataset
+        self._transform = transform
+        self._positions: list[int] = []
+        self._kept: list[np.ndarray] = []  # the first ones
+        self._bytes = 0
+
+    def append(self, i: int, x: np.ndarray) -> None:
+        """Add the image at position `i`, whose input is `x`."""
+        if len(self._kept) == len(self._positions) and self._bytes + x.nbytes <= KEPT:
+            self._kept.append(x)
+            self._bytes += x.nbytes
+        self._positions.append(i)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, k: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, k: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(len(self)))]
+        i = range(len(self))[k]
+        if i < len(self._kept):
+            return self._kept[i]
+        return _input(self._dataset.image(self._positions[i]), self._transform)
 
 
 @dataclass(frozen=True)
@@ -29,13 +72,13 @@ class CalibrationImages:
     """Images that activations are measured on.
 
     Attributes:
-        inputs: Of the model, float32 (1, C, H, W) each.
+        inputs: Of the model.
         digests: sha256 of the pixels of each image.
         dataset: What they were drawn from.
         rest: Positions in `dataset` that were not drawn, in the order of the draw.
     """
 
-    inputs: list[np.ndarray]
+    inputs: Inputs
     digests: frozenset[bytes]
     dataset: ImageDataset
     rest: np.ndarray
@@ -75,9 +118,9 @@ def calibration_images(
 
     Args:
         where: A folder of images or of class folders, or the name of a data set: its split 'train', or else all of it.
-        count: How many, at most.
+        count: How many, at most; `FEWEST` at least.
         transform: The model's preprocessing.
-        held_out: Leave at least a quarter of the images for the check.
+        held_out: Leave at least a quarter of the images for the check, as far as `FEWEST` others can be read.
         seed: Of the draw.
 
     Raises:
@@ -85,24 +128,23 @@ def calibration_images(
     """
     dataset = _load(where, ('train', 'all'))
     order = permutations(child_key(seed), len(dataset)).reshape(-1)
-    if held_out:
-        count = max(min(count, len(dataset) - len(dataset) // HELD_OUT), FEWEST)
-    inputs: list[np.ndarray] = []
-    digests: set[bytes] = set()
-    passed = 0
+    free = len(order) - len(order) // HELD_OUT if held_out else len(order)
+    inputs, digests, passed = Inputs(dataset, transform), set[bytes](), 0
     for i in order.tolist():
-        if len(inputs) == count:
+        if len(inputs) >= (max(count, FEWEST) if passed < free else FEWEST):
             break
         passed += 1
         found = _read(dataset, i, transform)
         if found is not None:
             digests.add(found[0])
-            inputs.append(found[1])
+            inputs.append(i, found[1])
     if len(inputs) < FEWEST:
         raise EvaluationError(
             f'{where} has {len(inputs)} images that can be read, {passed - len(inputs)} that cannot: calibration needs '
             f'at least {FEWEST}.'
         )
+    if len(inputs) < passed:
+        _log.warning('%s: %d of %d images cannot be read and are left out.', where, passed - len(inputs), passed)
     return CalibrationImages(inputs, frozenset(digests), dataset, order[passed:])
 
 
@@ -142,4 +184,8 @@ def _read(dataset: ImageDataset, i: int, transform: Transform) -> tuple[bytes, n
     except EvaluationError:
         return None
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-    return digest, transform(image)[None].numpy().astype(np.float32, copy=False)
+    return digest, _input(image, transform)
+
+
+def _input(image: Image.Image, transform: Transform) -> np.ndarray:
+    return transform(image)[None].numpy().astype(np.float32, copy=False)

@@ -14,7 +14,7 @@ from ..data.class_map import ClassMap, map_classes
 from ..export import check_output, export_model
 from .check import Check
 from .images import CheckImages, calibration_images, check_images
-from .quantize import Quantized, open_run, quantize_file
+from .quantize import Quantized, check_onnxruntime, open_run, quantize_file
 
 __all__ = ['quantize_model']
 
@@ -41,7 +41,7 @@ def quantize_model(
         calibrate: Folder of images, or name of a data set, that activations are measured on.
         check: Folder or data set to compare int8 with float32 on; None for images of `calibrate` that calibration
             leaves, a quarter at least. Images that calibration saw are left out.
-        images: To calibrate on, at most.
+        images: To calibrate on, at most; 16 at least.
         keep: As in `quantize_file`.
         min_agreement: As in `quantize_file`.
         reduce_range: As in `quantize_file`.
@@ -50,12 +50,13 @@ def quantize_model(
         seed: Of the draw of images.
 
     Raises:
-        ModelError: If the model has no classifier, does not take RGB, or cannot be exported.
-        EvaluationError: If there are too few images.
+        ModelError: If the model has no classifier, does not take RGB, or cannot be exported, or as `quantize_file`.
+        EvaluationError: If there are too few images, or as `quantize_file`.
         OSError: If the file cannot be written.
     """
     output = user_path(output)
     check_output(output, 'onnx')
+    check_onnxruntime()
     if not getattr(model, 'num_classes', 0):
         raise ModelError('int8 is checked by the classes that a model finds, and this one has no classifier.')
     config = model_data_config(model)

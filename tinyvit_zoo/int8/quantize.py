@@ -1,25 +1,28 @@
 """An ONNX file quantized by onnxruntime, with as many layers left in float32 as its agreement needs."""
 
 import contextlib
+import inspect
 import json
 import logging
 import statistics
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from ..common.errors import EvaluationError, ModelError
 from ..common.extras import needs_extra
 from ..common.files import new_file
 from ..common.paired_timing import measure
 from .check import Check, Comparison, Run
-from .graph import QUANTIZED, groups, kept_nodes, left_in_float
+from .graph import QUANTIZED, fold_transposes, groups, kept_nodes, left_in_float
 
-__all__ = ['Quantized', 'Step', 'open_run', 'quantize_file']
+__all__ = ['Quantized', 'Step', 'check_onnxruntime', 'open_run', 'quantize_file']
 
 INPUT = 'images'
 ROUNDS = 10  # forward passes of both files, in turn, for the median of their times
@@ -63,6 +66,22 @@ class Quantized:
     steps: tuple[Step, ...]
 
 
+def check_onnxruntime() -> None:
+    """Refuse an onnxruntime that measures the activations anew for every file.
+
+    Raises:
+        ModelError: If it is older than 1.27, the first one that keeps what it has measured.
+    """
+    with needs_extra('export'):
+        import onnxruntime
+        from onnxruntime.quantization import quantize_static
+    if 'calibration_cache_path' not in inspect.signature(quantize_static).parameters:
+        raise ModelError(
+            f'int8 needs onnxruntime 1.27 or newer, not {onnxruntime.__version__}: '
+            "pip install -U 'tinyvit-zoo[export]'."
+        )
+
+
 def open_run(path: Path, threads: int = 0) -> Run:
     """Runs an ONNX file of one input and one output on the processor; 0 threads: all cores."""
     with needs_extra('export'):
@@ -99,24 +118,31 @@ def quantize_file(
         reduce_range: Weights of 7 bits, for processors without VNNI, whose sums of products of 8 bits may saturate.
 
     Raises:
-        ModelError: If a pattern of `keep` matches nothing, or onnxruntime is missing.
+        ModelError: If a pattern of `keep` matches nothing, all of them match everything, or onnxruntime is missing or
+            too old.
+        EvaluationError: If only a file without int8 has the agreement.
         OSError: If the file cannot be written.
     """
     with needs_extra('export'):
         import onnx
+    check_onnxruntime()
     nodes = onnx.load(source, load_external_data=False).graph.node
     kept = kept_nodes(nodes, keep)
+    parts = {group: left for group, names in groups(nodes).items() if (left := set(names) - kept)}
+    if not parts:
+        raise ModelError(f'--keep {",".join(keep)} leaves no layer that could become int8: name fewer.')
     with tempfile.TemporaryDirectory(prefix='int8.') as folder, new_file(output) as new:
         quantizer = _Quantizer(source, Path(folder), calibration, reduce_range)
         steps = [_step('', quantizer, new, kept, check)]
         if min_agreement is not None and steps[-1][0].agreement < min_agreement:
-            parts = {group: set(names) - kept for group, names in groups(nodes).items()}
-            costly = Check(list(enumerate(calibration)), open_run(source), check.agreement)
-            for group in _by_cost(quantizer, {group: names for group, names in parts.items() if names}, costly):
+            costly = Check(_Numbered(calibration), open_run(source), check.agreement)
+            for group in _by_cost(quantizer, parts, costly)[:-1]:  # without the last one there would be no int8
                 kept = kept | parts[group]
                 steps.append(_step(group, quantizer, new, kept, check))
                 if steps[-1][0].agreement >= min_agreement:
                     break
+            else:
+                raise EvaluationError(_unreachable(min_agreement, [step.agreement for step, _ in steps]))
         _note(new, source, len(calibration), reduce_range, keep, [step.group for step, _ in steps[1:]])
         in_float = left_in_float(onnx.load(new, load_external_data=False).graph.node)
         sizes = (source.stat().st_size / 1e6, new.stat().st_size / 1e6)
@@ -126,10 +152,31 @@ def quantize_file(
     )
 
 
+def _unreachable(wanted: float, found: Sequence[float]) -> str:
+    return (
+        f'However few layers are int8, the agreement stays below {wanted:g}, the best was {max(found):.4f}: lower '
+        '--min-agreement, or calibrate on more images.'
+    )
+
+
+class _Numbered(Iterable[tuple[int, np.ndarray]]):
+    """Position and input of each image, any number of times."""
+
+    def __init__(self, inputs: Sequence[np.ndarray]) -> None:
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return iter(enumerate(self.inputs))
+
+
 class _Quantizer:
     """onnxruntime's quantizer of one file; activations are measured once, whatever is left in float32."""
 
     def __init__(self, source: Path, folder: Path, calibration: Sequence[np.ndarray], reduce_range: bool) -> None:
+        import onnx
         from onnxruntime.quantization import quant_pre_process
 
         self.folder = folder
@@ -140,6 +187,9 @@ class _Quantizer:
         # BatchNorm is folded already. What else onnxruntime merges would lose the names of the modules, and it writes
         # tables anew that the graph shares.
         quant_pre_process(source, self._shaped, skip_optimization=True, skip_symbolic_shape=True)
+        model = onnx.load(self._shaped)
+        fold_transposes(model)
+        onnx.save(model, self._shaped)
 
     def __call__(self, target: Path, *, exclude: Collection[str] = (), only: Collection[str] = ()) -> None:
         """Write the file with some nodes left in float32, or with some alone in int8."""
@@ -224,6 +274,6 @@ def _note(
 
 def _milliseconds(source: Path, new: Path, x: np.ndarray) -> tuple[float, float]:
     runs = {name: open_run(path, threads=1) for name, path in (('float32', source), ('int8', new))}
-    seconds = measure({name: lambda run=run: run(x) for name, run in runs.items()}, ROUNDS)
+    seconds = measure({name: partial(run, x) for name, run in runs.items()}, ROUNDS)
     float32, int8 = (1e3 * statistics.median(seconds[name]) for name in runs)
     return float32, int8

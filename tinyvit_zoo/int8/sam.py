@@ -3,6 +3,8 @@
 import copy
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import torch
 from PIL import Image
 
 from ..common.errors import ModelError
-from ..common.files import write_whole
+from ..common.files import new_file
 from ..data.sam_images import pixels_of
 from ..segment_anything import PromptedDecoder
 from ..segment_anything.decoder import STRIDE
 from ..segment_anything.export import check_files, export_sam
 from .check import Agreement, Check
 from .images import calibration_images, check_images
-from .quantize import Quantized, open_run, quantize_file
+from .quantize import Quantized, check_onnxruntime, open_run, quantize_file
 
 __all__ = ['mask_agreement', 'quantize_sam']
 
@@ -46,11 +48,11 @@ def quantize_sam(
 
     Args:
         model: As in `export_sam`.
-        encoder: '*.onnx', written whole or not at all.
-        decoder: Likewise, after the encoder; or None to leave it out.
+        encoder: '*.onnx'.
+        decoder: Likewise, or None to leave it out. Both files appear once both are whole.
         calibrate: As in `quantize_model`.
         check: As in `quantize_model`.
-        images: To calibrate on, at most.
+        images: To calibrate on, at most; 16 at least.
         keep: As in `quantize_file`.
         min_agreement: Mean IoU of masks to reach, as in `quantize_file`.
         reduce_range: As in `quantize_file`.
@@ -60,13 +62,14 @@ def quantize_sam(
         seed: Of the draw of images.
 
     Raises:
-        ModelError: If no encoder is asked for, or as `export_sam`.
-        EvaluationError: If there are too few images.
+        ModelError: If no encoder is asked for, or as `export_sam` and `quantize_file`.
+        EvaluationError: If there are too few images, or as `quantize_file`.
         OSError: If a file cannot be written.
     """
     paths = check_files(encoder, decoder)
     if paths[0] is None:
         raise ModelError('Only the encoder becomes int8: name a file for it (--encoder).')
+    check_onnxruntime()
     size = img_size or (model.config.prompt_encoder_config.image_size,) * 2
     model = copy.deepcopy(model).float().cpu()
 
@@ -75,21 +78,22 @@ def quantize_sam(
 
     calibration = calibration_images(calibrate, images, transform, held_out=check is None, seed=seed)
     others = check_images(check, calibration, transform)
-    with tempfile.TemporaryDirectory(prefix='int8.') as folder:
-        source, float_decoder = Path(folder) / 'encoder.onnx', Path(folder) / 'decoder.onnx'
-        export_sam(model, source, float_decoder, img_size=img_size, dynamic_size=dynamic_size, all_masks=all_masks)
+    # The files are renamed only when both are whole.
+    with tempfile.TemporaryDirectory(prefix='int8.') as folder, ExitStack() as files:
+        source = Path(folder) / 'encoder.onnx'
+        new_encoder = files.enter_context(new_file(paths[0]))
+        new_decoder = files.enter_context(new_file(paths[1])) if paths[1] is not None else None
+        export_sam(model, source, new_decoder, img_size=img_size, dynamic_size=dynamic_size, all_masks=all_masks)
         done = quantize_file(
             source,
-            paths[0],
+            new_encoder,
             calibration.inputs,
             Check(others, open_run(source), mask_agreement(model, size)),
             keep=keep,
             min_agreement=min_agreement,
             reduce_range=reduce_range,
         )
-        if paths[1] is not None:
-            write_whole(paths[1], float_decoder.read_bytes())
-    return done
+    return replace(done, path=paths[0])
 
 
 def mask_agreement(model: Any, size: tuple[int, int]) -> Agreement:

@@ -442,7 +442,10 @@ def _per_stage(setting: bool | Sequence[bool], num_stages: int, name: str) -> li
     Raises:
         ValueError: If there is not one value a stage, or stage 0 is asked for.
     """
-    each = [False] + [setting] * (num_stages - 1) if isinstance(setting, bool) else [bool(value) for value in setting]
+    if isinstance(setting, Sequence):
+        each = [bool(value) for value in setting]
+    else:
+        each = [False] + [bool(setting)] * (num_stages - 1)
     if len(each) != num_stages or each[0]:
         raise ValueError(
             f'{name} is True, False, or one of them for each of the {num_stages} stages, the first of which has no '
@@ -463,14 +466,14 @@ def _one_of(window_sizes: int | Sequence | None, window_size: int | Sequence | N
 
 
 def _checked_stride(output_stride: int) -> int:
-    """The stride itself.
+    """The stride itself, as an int.
 
     Raises:
         ValueError: If it is neither 32 nor 16.
     """
     if output_stride not in (16, 32):
         raise ValueError(f'output_stride must be 32 or 16, got {output_stride!r}: TinyViT has no other.')
-    return output_stride
+    return int(output_stride)
 
 
 class TinyViT(nn.Module):
