@@ -1,5 +1,6 @@
 """A SAM as two ONNX files: names that labelling tools expect, numbers of PyTorch, whole or absent, how they are run."""
 
+import copy
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ import onnxruntime
 from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.data.sam_images import fitted_size
 from tinyvit_zoo.hub.sam import load_sam, save_sam
-from tinyvit_zoo.segment_anything import Prompt, PromptedDecoder, Segmenter, export_sam
+from tinyvit_zoo.segment_anything import ExportedSam, Prompt, PromptedDecoder, Segmenter, export, export_sam
 from tinyvit_zoo.segment_anything.decoder import INPUTS, OUTPUTS
 from tinyvit_zoo.segment_anything.prompts import prompt_arrays
 
@@ -93,6 +94,17 @@ def test_the_command_writes_files_that_agree_with_pytorch(size, cli, tmp_path):
                 assert_close_to_largest(result, output)
 
 
+def test_the_command_says_whether_images_are_padded(cli, sam, tmp_path, monkeypatch):
+    save_sam(sam, tmp_path / 'sam')
+    monkeypatch.setattr(
+        export, 'export_sam', lambda *_, dynamic_size, **__: ExportedSam(None, None, (SIDE, SIDE), dynamic_size, {})
+    )
+    for more, words in (((), 'the rest padded with 0'), (('--dynamic-size', '--rectangular'), 'without padding')):
+        code, out, err = cli('sam', 'export', tmp_path / 'sam', '--encoder', tmp_path / 'enc.onnx', *more)
+        assert code == 0, err
+        assert words in out
+
+
 @pytest.fixture(scope='module')
 def dynamic(sam, tmp_path_factory) -> Path:
     """A folder with files that take any size."""
@@ -120,10 +132,12 @@ def test_files_of_any_size_agree_with_pytorch_and_return_all_masks(sam, dynamic)
 
 @pytest.fixture(scope='module')
 def files(sam, tmp_path_factory) -> Path:
-    """A folder with the model and a folder with its two files for one size."""
+    """A folder with the model and a folder with its two files for one size, of the model as it is being trained."""
     root = tmp_path_factory.mktemp('files')
     save_sam(sam, root / 'sam')
-    export_sam(sam, root / 'onnx' / 'enc.onnx', root / 'onnx' / 'dec.onnx')
+    in_training = copy.deepcopy(sam).double().train()
+    export_sam(in_training, root / 'onnx' / 'enc.onnx', root / 'onnx' / 'dec.onnx')
+    assert (in_training.training, in_training.dtype) == (True, torch.float64)
     return root
 
 
@@ -232,7 +246,7 @@ def test_a_killed_export_leaves_both_files_as_they_were(files, tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_computed(sam, tmp_path):
     for words, arguments in (
         (('Nothing to export',), {}),
-        (('file of its own',), dict(encoder=tmp_path / 'a.onnx', decoder=tmp_path / 'a.onnx')),
+        (('file of its own',), dict(encoder=tmp_path / 'a.onnx', decoder=tmp_path / 'b' / '..' / 'a.onnx')),
         (('a.pt2 must end in .onnx',), dict(encoder=tmp_path / 'a.pt2')),
         (('multiples of 16', '500x768'), dict(encoder=tmp_path / 'a.onnx', img_size=(500, 768))),
     ):

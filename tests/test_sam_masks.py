@@ -1,5 +1,6 @@
 """From what marks an object to its mask: the decoder beside transformers', sizes, prompts, images, and the command."""
 
+import copy
 import json
 
 import numpy as np
@@ -148,6 +149,22 @@ def test_a_mask_is_that_of_model_and_processor(rectangular, image):
     assert (found.mask != masks[0, best].numpy()).mean() < 1e-3
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_model_in_any_precision_gives_a_mask(dtype, sam, image):
+    expected, found = (
+        Segmenter.of_model(model)(image, PROMPTS['points']) for model in (sam, copy.deepcopy(sam).to(dtype))
+    )
+    assert (found.mask != expected.mask).mean() < 0.05
+    assert found.iou == pytest.approx(expected.iou, abs=0.05)
+
+
+def test_weights_that_compute_nan_are_refused(sam, image):
+    broken = copy.deepcopy(sam)
+    with torch.no_grad():
+        broken.mask_decoder.iou_token.weight[0, 0] = torch.nan
+    refused(lambda: Segmenter.of_model(broken)(image, POINTS), 'NaN', kind=EvaluationError)
+
+
 @pytest.mark.parametrize(
     ('prompt', 'words'),
     [
@@ -188,6 +205,7 @@ def test_the_mask_has_the_size_of_the_image_and_json_says_what_it_is(cli, sam, f
     x0, y0, x1, y1 = facts['box']
     assert expected.mask[y0:y1, x0:x1].sum() == facts['area']
     assert facts['iou'] == pytest.approx(expected.iou, abs=1e-5)
+    assert (facts['mask'], facts['overlay']) == (str(mask), str(drawn))
     overlay, original = np.array(Image.open(drawn)), np.array(image)
     changed = (overlay != original).any(axis=-1)
     assert overlay.shape == original.shape
@@ -263,6 +281,10 @@ def test_what_cannot_be_segmented_is_one_sentence_and_nothing_is_written(cli, fo
         assert len(err.strip().splitlines()) == 1
     code, _, err = segment(cli, folder, tmp_path / 'text.png', mask)
     assert (code, 'text.png is no image' in err) == (1, True)
+    for output, more in ((source, ()), (mask, ('--overlay', source)), (mask, ('--overlay', mask))):
+        code, _, err = segment(cli, folder, source, output, *more)
+        assert (code, ' file' in err) == (2, True)
+    assert np.array_equal(np.array(Image.open(source)), np.array(image))
     code, _, err = segment(cli, folder, source, tmp_path / 'mask.jpg')
     assert (code, '.png' in err) == (2, True)
     assert not mask.exists()

@@ -1,5 +1,6 @@
 """Segment Anything with a TinyViT encoder in transformers: the released masks, folders, sizes, rectangles, refusals."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 pytest.importorskip('transformers')
 
-from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor, SamModel, SamProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, AutoProcessor, SamModel, SamProcessor
 
 from tinyvit_zoo.checkpoints import SAM_ENCODER_KEYS, SAM_KEYS, SAM_POSITIONS, WeightsNotFoundError
 from tinyvit_zoo.common.errors import ModelError
@@ -115,6 +116,8 @@ def test_names_lead_both_ways(model):
     assert len(official) == 298 + 17 + 120
     assert sum(v.numel() for k, v in model.named_parameters()) == 9_808_452 + 256
     assert_same(load_sam(model.state_dict(), SIDE).state_dict(), model.state_dict())
+    wrapped = {'model': {f'module.{k}': v for k, v in mobile_sam().items()}}
+    assert_same(load_sam(wrapped, SIDE).state_dict(), model.state_dict())
     prompts, images = model.prompt_encoder.shared_embedding, model.shared_image_embedding
     assert prompts.positional_embedding is images.positional_embedding
 
@@ -130,12 +133,22 @@ def test_a_saved_folder_gives_the_same_masks_to_the_bit(model, folder):
         assert_same_masks(again, model)
     assert_same(sam_encoder(weights=folder).state_dict(), model.vision_encoder.state_dict())
     assert type(AutoConfig.from_pretrained(folder)) is TinyVitSamConfig
+    assert type(AutoModel.from_pretrained(folder)) is TinyVitSamModel
     assert again.config.mask_decoder_config.layer_norm_eps == 1e-5
 
 
 def test_transformers_saves_and_loads_it_too(model, tmp_path):
     model.save_pretrained(tmp_path)
     assert_same_masks(TinyVitSamModel.from_pretrained(tmp_path).eval(), model)
+
+
+@torch.no_grad()
+def test_a_folder_in_half_precision_takes_images_of_a_processor(model, tmp_path):
+    page = save_sam(copy.deepcopy(model).half(), tmp_path / 'page')
+    half, pixels = AutoModelForMaskGeneration.from_pretrained(page).eval(), torch.randn(1, 3, SIDE, SIDE)
+    masks, expected = half(pixels, **PROMPT).pred_masks, model(pixels, **PROMPT).pred_masks
+    assert masks.dtype == torch.float16
+    assert (masks - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_indices_of_the_attention_are_filled_after_loading(folder):
@@ -268,6 +281,7 @@ def test_a_model_that_is_not_whole_is_refused():
     refused(lambda: load_sam(encoder, SIDE), 'no mask decoder')
     vit = {'image_encoder.blocks.0.attn.qkv.weight': torch.zeros(2304, 768)}
     refused(lambda: load_sam(vit, SIDE), 'ViT-B')
+    refused(lambda: load_sam({'epoch': 3}, SIDE), 'not a state dict')
 
 
 def test_a_folder_that_is_not_whole_is_refused(model, tmp_path):

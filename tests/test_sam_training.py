@@ -109,6 +109,9 @@ def test_a_killed_training_resumes_with_the_same_losses_and_with_its_own_teacher
     with torch.no_grad():
         next(other.model.parameters()).add_(1)
     refused(lambda: trained(shapes, tmp_path, other), 'teacher', kind=EvaluationError)
+    drawn_otherwise = student()
+    nn.init.normal_(drawn_otherwise.neck[0].weight)
+    refused(lambda: trained(shapes, tmp_path, sam_teacher, drawn_otherwise), 'weights', kind=EvaluationError)
     resumed = trained(shapes, tmp_path, sam_teacher)
     assert resumed.history == expected.history
     assert all(map(torch.equal, resumed.student.parameters(), expected.student.parameters()))
@@ -140,7 +143,7 @@ def test_maps_are_stored_in_half_precision_and_the_rest_of_a_killed_pass_is_made
     refused(lambda: StoredEmbeddings(tmp_path), '00001.safetensors', 'save_embeddings', kind=EvaluationError)
     said.clear()
     stored = save_embeddings(sam_teacher, shapes, tmp_path, **settings)
-    assert said == [f'8 of {IMAGES} images are embedded.']
+    assert said == [f'8 of {IMAGES} images are embedded in {tmp_path}.']
     assert stored[5].dtype == torch.float32
     (tmp_path / '00002.safetensors').write_bytes(b'nothing')
     refused(lambda: StoredEmbeddings(tmp_path)[9], '00002.safetensors is damaged', kind=EvaluationError)
@@ -179,8 +182,9 @@ def test_an_encoder_of_half_the_size_is_trained_too(shapes, sam_teacher, tmp_pat
         (lambda: nn.Conv2d(3, CHANNELS, 16, 16), {}, ('Conv2d', 'img_size')),
         (lambda: nn.Conv2d(3, 8, 16, 16), dict(img_size=(64, 64)), (f'{CHANNELS} channels', 'out_chans')),
         (student, dict(recipe=RECIPE.changed(batch_size=64)), ('12 images', '--batch-size')),
+        (lambda: student().requires_grad_(False), {}, ('frozen',)),
     ],
-    ids=['ratio', 'size', 'channels', 'batch'],
+    ids=['ratio', 'size', 'channels', 'batch', 'frozen'],
 )
 def test_what_does_not_fit_is_named_before_the_first_epoch(net, settings, words, shapes, sam_teacher, tmp_path):
     refused(lambda: trained(shapes, tmp_path / 'run', sam_teacher, net(), **settings), *words, kind=EvaluationError)

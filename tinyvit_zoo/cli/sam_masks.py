@@ -106,6 +106,7 @@ def segment(
         raise typer.BadParameter('Give --weights FILE or --onnx DIR, one of the two.')
     if onnx is not None and rectangular:
         raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
+    _refuse_same_file(image, output, overlay)
     quiet_logs()
     picture = load_image(image)
     prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
@@ -114,13 +115,28 @@ def segment(
     write_whole(output, png(found.mask))
     if overlay is not None:
         write_whole(overlay, drawn(picture, found.mask, prompt))
-    facts = _facts(image, output, prompt, found)
+    facts = _facts(image, output, overlay, prompt, found)
     if as_json:
         print_json(facts)
         return
     where = f'within {Box(*found.box)}' if found.box else 'empty'
     print(f'Written to {output}: {found.area:,} pixels, {facts["share"]:.1%} of the image, {where}.')
+    if overlay is not None:
+        print(f'The image with its mask is written to {overlay}.')
     print(f'The model estimates an IoU of {found.iou:.2f} with the object.')
+
+
+def _refuse_same_file(image: Path, output: Path, overlay: Path | None) -> None:
+    """Usage error if one file would replace another."""
+    if overlay is not None and overlay.resolve() == output.resolve():
+        raise typer.BadParameter(
+            f'{overlay} is the mask: give the overlay a file of its own.', param_hint="'--overlay'"
+        )
+    for path, option in ((output, '--output'), (overlay, '--overlay')):
+        if path is not None and path.resolve() == image.resolve():
+            raise typer.BadParameter(
+                f'{path} is the image, which would be lost: give another file.', param_hint=f"'{option}'"
+            )
 
 
 def _segmenter(weights: Path | None, onnx: Path | None, rectangular: bool) -> Any:
@@ -139,11 +155,11 @@ def _load(weights: Path, rectangular: bool) -> Any:
     return load_sam(weights, rectangular=rectangular or None)
 
 
-def _facts(image: Path, output: Path, prompt: 'Prompt', found: 'Segmented') -> dict[str, Any]:
+def _facts(image: Path, output: Path, overlay: Path | None, prompt: 'Prompt', found: 'Segmented') -> dict[str, Any]:
     height, width = found.mask.shape
     return dict(
         image=str(image), width=width, height=height, points=prompt.points, not_points=prompt.others,
-        prompt_box=prompt.box, mask=str(output), box=found.box, area=found.area,
+        prompt_box=prompt.box, mask=str(output), overlay=overlay and str(overlay), box=found.box, area=found.area,
         share=round(found.area / found.mask.size, 6), iou=round(found.iou, 6),
     )  # fmt: skip
 
@@ -176,19 +192,16 @@ def export(
     quiet_logs()
     int8.check()
     files = check_files(encoder, decoder)  # before weights are read
+    model = _load(weights, rectangular)
     if int8.int8:
         from ..int8.sam import quantize_sam
 
-        model = _load(weights, rectangular)
         quantized = quantize_sam(
             model, files[0], files[1], **int8.arguments(), img_size=pair_of(img_size), dynamic_size=dynamic_size,
             all_masks=all_masks, seed=seed,
         )  # fmt: skip
         return print_quantized(quantized, 'IoU of masks')
-    done = export_sam(
-        _load(weights, rectangular), *files, img_size=pair_of(img_size),
-        dynamic_size=dynamic_size, all_masks=all_masks,
-    )  # fmt: skip
+    done = export_sam(model, *files, img_size=pair_of(img_size), dynamic_size=dynamic_size, all_masks=all_masks)
     for part, path in (('encoder', done.encoder), ('decoder', done.decoder)):
         if path is not None:
             megabytes, difference = path.stat().st_size / 1e6, done.differences[part]
@@ -196,7 +209,8 @@ def export(
             print(f'It differs from PyTorch by {difference:.1e} of the largest value, allowed {TOLERANCE:.0e}.')
     height, width = done.img_size
     others = ', and of others' if done.dynamic else ''
-    print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, the rest padded with 0.')
+    padding = 'without padding' if model.config.rectangular and done.dynamic else 'the rest padded with 0'
+    print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, {padding}.')
     if done.encoder and done.decoder and done.encoder.parent == done.decoder.parent:
         print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {done.encoder.parent} --point X,Y -o mask.png')
     return None

@@ -1,6 +1,6 @@
 """Segment Anything with a TinyViT encoder as a model of transformers: its classes, folders, and files of MobileSAM.
 
-Importing this file registers `TinyVitSamConfig` with `AutoConfig` and `TinyVitSamModel` with
+Importing this file registers `TinyVitSamConfig` with `AutoConfig`, and `TinyVitSamModel` with `AutoModel` and
 `AutoModelForMaskGeneration`. Prompt encoder and mask decoder are transformers' own (Apache-2.0), after
 https://github.com/facebookresearch/segment-anything (Apache-2.0).
 
@@ -28,6 +28,7 @@ from ..checkpoints import (
     read_checkpoint,
     refuse_other_sam,
     sam_encoder_part,
+    unwrap,
     warn_nonfinite,
 )
 from ..common.errors import ModelError
@@ -42,6 +43,7 @@ from .sam_card import render_sam_card
 with needs_extra('transformers'):
     from transformers import (
         AutoConfig,
+        AutoModel,
         AutoModelForMaskGeneration,
         PreTrainedConfig,
         SamConfig,
@@ -162,6 +164,8 @@ class TinyVitSamVisionEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> SamVisionEncoderOutput:
         """Images (B, 3, S, S) -> embeddings (B, 256, S / 16, S / 16) as `last_hidden_state`; there are no attentions.
 
+        Images are cast to the dtype of the weights, as processors return float32.
+
         Raises:
             ValueError: If the images have not the size of the configuration.
         """
@@ -175,6 +179,7 @@ class TinyVitSamVisionEncoder(nn.Module):
                 f'Images must have {side}x{side} pixels, as the processor makes them, got {H}x{W}; rectangular=True '
                 'takes them without padding.'
             )
+        pixel_values = pixel_values.to(self.neck[0].weight.dtype)
         return SamVisionEncoderOutput(last_hidden_state=self.neck(self.trunk.forward_features(pixel_values)))
 
 
@@ -248,6 +253,7 @@ class TinyVitSamModel(SamModel):
 
 
 AutoConfig.register(TinyVitSamConfig.model_type, TinyVitSamConfig, exist_ok=True)
+AutoModel.register(TinyVitSamConfig, TinyVitSamModel, exist_ok=True)
 AutoModelForMaskGeneration.register(TinyVitSamConfig, TinyVitSamModel, exist_ok=True)
 
 
@@ -356,7 +362,10 @@ def load_sam(
     if not isinstance(source, Mapping) and user_path(source, WeightsNotFoundError).is_dir():
         return _load_folder(user_path(source), img_size, rectangular)
     origin = 'the state dict given' if isinstance(source, Mapping) else str(source)
-    state_dict = source if isinstance(source, Mapping) else read_checkpoint(source, whole=True, part=part)
+    if isinstance(source, Mapping):
+        state_dict = unwrap(source, origin, whole=True, part=part)
+    else:
+        state_dict = read_checkpoint(source, whole=True, part=part)
     warn_nonfinite(state_dict, origin)
     try:
         return _from_state_dict(state_dict, img_size or SIDE, bool(rectangular))
@@ -556,4 +565,4 @@ def convert_sam(
     """
     model = load_sam(source, img_size, part=part)
     check_finite(model.state_dict(), str(source), allow_nonfinite)
-    return model, save_sam(model, folder, Path(source).name)
+    return model, save_sam(model, folder, user_path(source).resolve().name)

@@ -1,5 +1,6 @@
 """The image encoder of a Segment Anything model as an int8 ONNX file, checked by the masks that its decoder finds."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -70,6 +71,7 @@ def quantize_sam(
         raise ModelError('Only the encoder becomes int8: name a file for it (--encoder).')
     check_onnxruntime()
     size = img_size or (model.config.prompt_encoder_config.image_size,) * 2
+    model = copy.deepcopy(model).float().cpu()
 
     def transform(image: Image.Image) -> torch.Tensor:
         return pixels_of(image, size)[0]

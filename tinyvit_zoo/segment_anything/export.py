@@ -1,5 +1,6 @@
 """A Segment Anything model as two ONNX files: the encoder, which is run once an image, and what answers to prompts."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -107,22 +108,17 @@ def export_sam(
         raise ModelError(
             f'Sides of images must be multiples of {STRIDE}, of {SMALLEST} at least, not {size[0]}x{size[1]}.'
         )
-    was_training = model.training
-    model.eval()
-    try:
-        traced = _Traced(model, size, dynamic_size, all_masks)
-        with ExitStack() as files:  # renamed only when all of them are whole
-            differences = {}
-            for part, path in paths.items():
-                new = files.enter_context(new_file(path))
-                differences[part] = traced.write(part, new)
-                if not differences[part] <= TOLERANCE:
-                    raise ModelError(
-                        f'The exported {part} differs from PyTorch by {differences[part]:.1e} of the largest value, '
-                        f'more than {TOLERANCE:.0e}: nothing was written.'
-                    )
-    finally:
-        model.train(was_training)
+    traced = _Traced(copy.deepcopy(model).float().cpu().eval(), size, dynamic_size, all_masks)
+    with ExitStack() as files:  # renamed only when all of them are whole
+        differences = {}
+        for part, path in paths.items():
+            new = files.enter_context(new_file(path))
+            differences[part] = traced.write(part, new)
+            if not differences[part] <= TOLERANCE:
+                raise ModelError(
+                    f'The exported {part} differs from PyTorch by {differences[part]:.1e} of the largest value, '
+                    f'more than {TOLERANCE:.0e}: nothing was written.'
+                )
     return ExportedSam(paths.get('encoder'), paths.get('decoder'), size, dynamic_size, differences)
 
 
@@ -132,20 +128,20 @@ def check_files(encoder: str | Path | None, decoder: str | Path | None) -> tuple
     Raises:
         ModelError: If there is none, both are the same, one has another suffix than '.onnx', or a package is missing.
     """
-    paths = tuple(None if path is None else user_path(path) for path in (encoder, decoder))
-    if paths == (None, None):
+    first, second = (None if path is None else user_path(path) for path in (encoder, decoder))
+    if first is None and second is None:
         raise ModelError('Nothing to export: name a file for the encoder (--encoder), the decoder (--decoder) or both.')
-    if paths[0] == paths[1]:
-        raise ModelError(f'{paths[0]} cannot be encoder and decoder: give each a file of its own.')
-    for path in paths:
+    if first is not None and second is not None and first.resolve() == second.resolve():
+        raise ModelError(f'{first} cannot be encoder and decoder: give each a file of its own.')
+    for path in (first, second):
         if path is not None:
             check_output(path, 'onnx')
-    return paths[0], paths[1]
+    return first, second
 
 
 @dataclass(frozen=True)
 class _Traced:
-    """What is written of a model in evaluation mode."""
+    """What is written of a model in float32, on the CPU and in evaluation mode."""
 
     model: Any
     size: tuple[int, int]

@@ -1,5 +1,6 @@
 """From an image and what marks an object on it to the object's mask, by a model or by its two ONNX files."""
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..common.errors import ModelError
+from ..common.errors import EvaluationError, ModelError
 from ..common.text import first_few, reason
 from ..data.sam_images import fitted_size, pixels_of
 from ..export import onnx_session
@@ -70,17 +71,21 @@ class Segmenter:
     def of_model(cls, model: Any) -> 'Segmenter':
         """A `TinyVitSamModel`, or another `SamModel` of transformers that normalizes images as SAM does; it is put into
         evaluation mode.
+
+        The encoder computes in the model's dtype, the decoder in float32: places in half precision are pixels off.
         """
         side, decoder = model.config.prompt_encoder_config.image_size, PromptedDecoder(model).eval()
-        device = next(model.eval().parameters()).device
+        weight = next(model.eval().parameters())
+        if weight.dtype != torch.float32:
+            decoder = copy.deepcopy(decoder).float()
 
         def decode(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            masks, quality, low = decoder(*(value.to(device) for value in values))
+            masks, quality, low = decoder(*(value.to(weight.device) for value in values))
             return masks.cpu(), quality.cpu(), low.cpu()
 
         return cls(
             (side, side), bool(getattr(model.config, 'rectangular', False)),
-            lambda images: model.vision_encoder(images.to(device))[0], decode,
+            lambda images: model.vision_encoder(images.to(weight.device, weight.dtype))[0].float(), decode,
         )  # fmt: skip
 
     @classmethod
@@ -119,7 +124,7 @@ class Segmenter:
             prompt: In its pixels.
 
         Raises:
-            EvaluationError: If nothing inside the image is marked.
+            EvaluationError: If nothing inside the image is marked, or the model computes NaN or infinity.
         """
         shape = image.height, image.width
         prompt.check(*shape)
@@ -130,6 +135,10 @@ class Segmenter:
             self.encode(pixels_of(image, size)), points, labels, torch.zeros(1, 1, 4 * rows, 4 * columns),
             torch.zeros(1), torch.tensor(shape, dtype=torch.float32),
         )  # fmt: skip
+        if not quality.isfinite().all():
+            raise EvaluationError(
+                'The model computes NaN or infinity: its weights are damaged, or too large for their half precision.'
+            )
         best = int(chosen_mask(quality, points.shape[1])) if masks.shape[1] > 1 else 0
         return Segmented((masks[0, best] > 0).numpy(), quality[0, best].item())
 

@@ -114,7 +114,8 @@ def distil_sam(
 
     Args:
         student: Such as `dense.sam.sam_encoder('tinyvit_5m_224', img_size=512)`, trained in place and left in eval
-            mode.
+            mode. A resumed run must begin with the same weights: where they are random, such as those of a new neck,
+            call `torch.manual_seed` before they are drawn.
         teacher: Of `load_feature_teacher(FOLDER)` or `FeatureTeacher.of_transformers(SamVisionModel, ...)`, frozen
             here, one copy for each process; or maps on disk, see `save_embeddings`.
         data: Images; or a folder of images or a name as in `load_unlabelled`. Labels are not used.
@@ -183,7 +184,9 @@ def _facts_of(teacher: FeatureTeacher) -> dict[str, Any]:
 
 
 def _check(student: nn.Module, size: tuple[int, int], facts: dict[str, Any], theirs: tuple[int, int]) -> None:
-    """See that the maps are of the same image, and of as many channels."""
+    """See that something is trained, and that the maps are of the same image, and of as many channels."""
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise EvaluationError('All parameters of the student are frozen: let some be trained (requires_grad_).')
     if size[0] * theirs[1] != size[1] * theirs[0]:
         raise EvaluationError(
             f"The student's images of {size[0]}x{size[1]} are padded otherwise than the teacher's of "

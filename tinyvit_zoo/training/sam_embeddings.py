@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from tqdm import tqdm
 
 from ..common.errors import EvaluationError
 from ..common.files import new_file, write_whole
@@ -101,9 +102,10 @@ def save_embeddings(
             if path.exists():
                 continue
             positions = range(number * per_file, min((number + 1) * per_file, len(dataset)))
-            maps = [_map(teacher, pixels_of(dataset.image(i), teacher.input.size).to(device)) for i in positions]
+            bar = tqdm(positions, desc=f'file {number + 1}/{files}', unit='image', leave=False)
+            maps = [_map(teacher, pixels_of(dataset.image(i), teacher.input.size).to(device)) for i in bar]
             _write(torch.cat(maps).cpu().to(DTYPES[dtype]), path)
-            say(f'{positions.stop} of {len(dataset)} images are embedded.')
+            say(f'{positions.stop} of {len(dataset)} images are embedded in {folder}.')
     return StoredEmbeddings(folder)
 
 
