@@ -5,7 +5,7 @@ import { DEFAULTS } from './view.js';
 import { TASKS } from './models.js';
 import { icon } from './marks.js';
 
-const LIMITS = [6, 12, 25, 50, 100]; // millions of parameters
+export const LIMITS = [6, 12, 25, 50, 100]; // millions of parameters
 
 /** @param {any} context */
 export function makeFilters({ zoo, change }) {
@@ -44,7 +44,7 @@ export function makeFilters({ zoo, change }) {
     for (const box of boxes) box.checked = view.family.includes(box.value);
     for (const [key, [, select]] of Object.entries(selects)) select.value = view[key];
     const zoos = models.filter((model) => model.of === 'zoo').length;
-    count.textContent = `${zoos} of ${ours.length} models`;
+    count.textContent = `${zoos} of ${ours.length} models of the zoo`;
   };
 }
 

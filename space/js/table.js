@@ -33,7 +33,7 @@ export function makeTable({ zoo, settings, change, toggleCompared, open }) {
 
   return (given, models) => {
     view = given;
-    caption.textContent = `${models.length} models. Speed: ${settings.get(view.speed) ?? 'not measured'}.`;
+    caption.textContent = `${models.length} models. Speed: ${settings.get(view.speed) ?? 'not measured'}. Empty: not published, or not measured.`;
     for (const [column, heading] of Object.entries(headings)) {
       if (column === view.sort) heading.setAttribute('aria-sort', view.up ? 'ascending' : 'descending');
       else heading.removeAttribute('aria-sort');
