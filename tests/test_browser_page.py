@@ -273,6 +273,15 @@ def test_the_plot_has_a_point_for_every_model_with_both_values_and_the_front_of_
     labels = page.run("return [...document.querySelectorAll('.labels text')].map((label) => label.textContent)")
     assert len(labels) >= 3
     assert set(labels) <= best
+    apart = page.run("""
+        const front = document.querySelector('.front');
+        const along = [...Array(400)].map((_, i) => front.getPointAtLength((i / 399) * front.getTotalLength()));
+        const boxes = [...document.querySelectorAll('.labels text')].map((label) => label.getBBox());
+        return boxes.every((box) => !along.some(
+          ({ x, y }) => x > box.x && x < box.x + box.width && y > box.y + 2 && y < box.y + box.height - 2
+        ));
+    """)
+    assert apart  # no label is struck through by the front
     page.open('?x=ms&scale=linear')
     measured = [model for model in known if model['measured']]
     assert page.run("return document.querySelectorAll('.point').length") == len(measured)

@@ -44,7 +44,7 @@ export function makeFilters({ zoo, change }) {
     for (const box of boxes) box.checked = view.family.includes(box.value);
     for (const [key, [, select]] of Object.entries(selects)) select.value = view[key];
     const zoos = models.filter((model) => model.of === 'zoo').length;
-    count.textContent = `${zoos} of ${ours.length} models of the zoo`;
+    count.textContent = `${zoos} of ${ours.length} models`;
   };
 }
 
