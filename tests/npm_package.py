@@ -8,25 +8,30 @@ from pathlib import Path
 from tinyvit_zoo.common.folders import swap_in
 
 CACHE = Path(__file__).parent.parent / 'build' / 'npm'
+SECONDS = 300
 
 
 def npm_package(name: str, version: str) -> Path | None:
     """The unpacked package, fetched by `npm pack` if it is not there; None where that is not possible."""
     folder = CACHE / f'{name}-{version}'
-    if not folder.is_dir():
-        npm = shutil.which('npm')
-        if npm is None:
-            return None
-        with swap_in(folder) as new:
-            done = subprocess.run(
-                [npm, 'pack', '--silent', f'{name}@{version}'], cwd=new, capture_output=True, timeout=300, check=False
-            )
-            archives = list(new.glob('*.tgz'))
-            if done.returncode == 0 and archives:
-                with tarfile.open(archives[0]) as archive:
-                    archive.extractall(new, filter='data')
-                archives[0].unlink()
-        if not (folder / 'package').is_dir():
-            shutil.rmtree(folder)
-            return None
+    npm = shutil.which('npm')
+    if folder.is_dir():
+        return folder / 'package'
+    if npm is None or not _fetched(npm, f'{name}@{version}', folder):
+        return None
     return folder / 'package'
+
+
+def _fetched(npm: str, package: str, folder: Path) -> bool:
+    """Whether the package could be fetched; nothing is left where not. A registry out of reach ends in a minute."""
+    command = [npm, 'pack', '--silent', '--fetch-retries=1', '--fetch-timeout=60000', package]
+    try:
+        with swap_in(folder) as new:
+            subprocess.run(command, cwd=new, capture_output=True, timeout=SECONDS, check=True)
+            archive_path = next(new.glob('*.tgz'))
+            with tarfile.open(archive_path) as archive:
+                archive.extractall(new, filter='data')
+            archive_path.unlink()
+    except (subprocess.SubprocessError, StopIteration):
+        return False
+    return True

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import npm_package
 import pytest
 from test_tables import ROW
 
@@ -202,6 +203,18 @@ def test_without_npm_the_other_option_is_named(tmp_path, quick, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(ModelError, match=r'npm, which is not installed: .* --runtime'):
         build_site(tmp_path / 'page', npm=True)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='the npm of this test is a shell script')
+@pytest.mark.parametrize('script', ['exit 1', 'exit 0', 'exec sleep 5'], ids=['refused', 'nothing', 'late'])
+def test_a_registry_out_of_reach_leaves_no_package_and_no_error(tmp_path, monkeypatch, script):
+    (tmp_path / 'npm').write_text(f'#!/bin/sh\nPATH=/bin:/usr/bin {script}\n')
+    (tmp_path / 'npm').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setattr(npm_package, 'CACHE', tmp_path / 'cache')
+    monkeypatch.setattr(npm_package, 'SECONDS', 0.5)
+    assert npm_package.npm_package('some-package', '1.0.0') is None
+    assert list((tmp_path / 'cache').iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGKILL')

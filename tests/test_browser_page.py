@@ -273,6 +273,15 @@ def test_the_plot_has_a_point_for_every_model_with_both_values_and_the_front_of_
     labels = page.run("return [...document.querySelectorAll('.labels text')].map((label) => label.textContent)")
     assert len(labels) >= 3
     assert set(labels) <= best
+    apart = page.run("""
+        const front = document.querySelector('.front');
+        const along = [...Array(400)].map((_, i) => front.getPointAtLength((i / 399) * front.getTotalLength()));
+        const boxes = [...document.querySelectorAll('.labels text')].map((label) => label.getBBox());
+        return boxes.every((box) => !along.some(
+          ({ x, y }) => x > box.x && x < box.x + box.width && y > box.y + 2 && y < box.y + box.height - 2
+        ));
+    """)
+    assert apart  # no label is struck through by the front
     page.open('?x=ms&scale=linear')
     measured = [model for model in known if model['measured']]
     assert page.run("return document.querySelectorAll('.point').length") == len(measured)
@@ -310,9 +319,45 @@ def test_up_to_four_models_are_compared(page):
     chosen = page.names()[:4]
     assert page.run("return [...document.querySelectorAll('.compared .name')].map((name) => name.innerText)") == chosen
     assert not page.run("return document.querySelector('#rows tbody tr:nth-child(5) input').checked")
+    assert page.text('#full').startswith('Four models are compared already')
     assert page.driver.current_url.endswith(f'&compare={",".join(chosen)}')
     page.click('.compared .remove')
     assert page.run("return document.querySelectorAll('.compared thead th').length") == 3
+    assert page.run("return document.querySelector('#full').hidden")
+
+
+def test_an_address_that_says_nonsense_shows_what_is_usual(page):
+    page.open()
+    usual = page.names()
+    page.open(
+        '?x=__proto__&scale=a&sort=constructor&speed=b&task=c&license=d&method=e&side=f&upto=g&family=h&model=i'
+        '&compare=j,k,l,m,tinyvit_5m_224.in1k,tinyvit_5m_224.in1k'
+    )
+    assert page.names() == usual
+    assert page.run("return [...document.querySelectorAll('select')].every((select) => select.selectedIndex >= 0)")
+    assert page.run("return document.querySelectorAll('.compared .name').length") == 1
+    page.open('?q=.*%5B(')  # words, not a pattern
+    assert page.names() == []
+
+
+def test_back_closes_a_model_that_was_opened(page):
+    page.open('?q=tiny')
+    shown = page.names()
+    page.click('#rows tbody tr .name')
+    assert not page.run("return document.querySelector('#details').hidden")
+    page.driver.back()
+    page.until("return document.querySelector('#details').hidden")
+    assert page.names() == shown
+    assert page.driver.current_url.endswith('?q=tiny')
+
+
+def test_a_narrow_logarithmic_axis_has_ticks_too(page):
+    code = """
+    const [low, high, done] = arguments;
+    import('/js/scales.js').then(({ logarithmic }) => done(logarithmic([low, high], [0, 100]).ticks));
+    """
+    ticks = [page.driver.execute_async_script(code, *ends) for ends in ((5, 400), (36, 118), (21.2, 21.2))]
+    assert ticks == [[5, 10, 20, 50, 100, 200, 500], [30, 40, 50, 70, 100], [18, 20, 22, 24, 26]]
 
 
 def test_a_program_is_copied_as_the_card_has_it(page):
@@ -390,6 +435,28 @@ def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page, name, type,
     assert page.text('#trial .notice').startswith(words)
     page.click('.samples button')
     assert len(shown_best(page)) == 5  # it goes on
+
+
+def test_a_model_that_the_runtime_refuses_is_not_met_again(page):
+    import onnx
+
+    model = onnx.load(page.folder / 'site' / 'trial' / 'model.onnx')
+    model.graph.node[0].op_type = 'NoSuchOperator'
+    page.open()
+    image = ['noise.png', 'image/png', png(noise(1, 40, 40))]
+    page.run(DROP, [['bad.onnx', '', base64.b64encode(model.SerializeToString()).decode()], image])
+    page.until("return !document.querySelector('#trial .notice').hidden")
+    assert page.text('#trial .notice').startswith('onnxruntime-web cannot read this file')
+    page.click('.samples button')
+    assert len(shown_best(page)) == 5
+
+
+def test_of_two_images_chosen_at_once_the_last_is_shown(page, demo):
+    page.open()
+    page.run("for (const button of document.querySelectorAll('.samples button')) button.click()")
+    expected = torch_best(demo, Image.open(demo / 'held_out' / '1.png'))
+    assert shown_best(page) == [(label, pytest.approx(percent, abs=0.06)) for label, percent in expected]
+    assert page.run("return document.querySelector('#trial .notice').hidden")
 
 
 def test_a_run_is_stopped_and_the_next_one_works(page):

@@ -21,8 +21,8 @@ export function makeAxes({ settings, change }) {
     el('label', { class: 'check', for: 'timm' }, timm, "timm's models"),
   );
   return (view) => {
-    axis.value = view.x in AXES ? view.x : 'params';
-    scale.value = view.scale === 'linear' ? 'linear' : 'log';
+    axis.value = view.x;
+    scale.value = view.scale;
     speed.value = view.speed;
     timm.checked = view.timm;
   };

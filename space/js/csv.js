@@ -39,5 +39,5 @@ export function saveCsv(models, view, sources) {
 
 function cell(value) {
   const text = String(value ?? '');
-  return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

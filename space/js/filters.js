@@ -5,7 +5,7 @@ import { DEFAULTS } from './view.js';
 import { TASKS } from './models.js';
 import { icon } from './marks.js';
 
-const LIMITS = [6, 12, 25, 50, 100]; // millions of parameters
+export const LIMITS = [6, 12, 25, 50, 100]; // millions of parameters
 
 /** @param {any} context */
 export function makeFilters({ zoo, change }) {

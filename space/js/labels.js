@@ -12,7 +12,8 @@ const LETTER = 6.1; // mean width at 11 pixels
  * @returns {SVGElement[]}
  */
 export function placeLabels(best, points, area) {
-  const taken = points.map(({ px, py }) => ({ left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 }));
+  const marks = points.map(({ px, py }) => ({ left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 }));
+  const taken = [...marks, ...lines(best)];
   const labels = [];
   for (const point of [...best].reverse()) {
     const words = point.model.label ?? point.model.architecture;
@@ -22,6 +23,14 @@ export function placeLabels(best, points, area) {
     labels.push(svg('text', { x: place.left, y: place.bottom - 2 }, words));
   }
   return labels;
+}
+
+/** Where the steps of the front are drawn: to the right, then up to the next point. */
+function lines(best) {
+  return best.slice(1).flatMap(({ px, py }, i) => [
+    { left: best[i].px, right: px, top: best[i].py - 1, bottom: best[i].py + 1 },
+    { left: px - 1, right: px + 1, top: py, bottom: best[i].py },
+  ]);
 }
 
 function places({ px, py }, width) {

@@ -1,15 +1,15 @@
 /** The page: reads zoo.json and the address, and shows again what a change of the view changes. */
 
 import { announce, el, link } from './dom.js';
-import { MOST_COMPARED, readView, writeView } from './view.js';
-import { shown, speedSettings } from './models.js';
+import { DEFAULTS, MOST_COMPARED, readView, writeView } from './view.js';
+import { AXES, TASKS, shown, speedSettings } from './models.js';
 import { makeAxes } from './axes.js';
 import { makeComparison } from './comparison.js';
 import { saveCsv } from './csv.js';
 import { makeDetails } from './details.js';
-import { makeFilters } from './filters.js';
+import { LIMITS, makeFilters } from './filters.js';
 import { makePlot } from './plot.js';
-import { makeTable } from './table.js';
+import { COLUMNS, makeTable } from './table.js';
 import { makeTrial } from './trial/panel.js';
 
 /** @typedef {import('./view.js').View} View */
@@ -37,23 +37,41 @@ function place(address) {
 function start(zoo) {
   const settings = speedSettings(zoo.models);
   const names = new Set(zoo.models.map((model) => model.name));
+  const families = new Set(zoo.families.map((family) => family.id));
+  const known = {
+    x: Object.keys(AXES),
+    scale: ['log', 'linear'],
+    task: Object.keys(TASKS),
+    license: zoo.models.map((model) => model.license.id),
+    method: zoo.models.map((model) => model.method),
+    side: zoo.models.map((model) => String(model.img_size.value)),
+    upto: LIMITS.map(String),
+    sort: Object.keys(COLUMNS),
+  };
   let view = settled(readView(location.search));
+  const full = document.getElementById('full');
 
   /** @param {View} given @returns {View} With names and settings that exist. */
   function settled(given) {
+    const others = Object.entries(known).filter(([key, values]) => !values.includes(given[key]));
     return {
       ...given,
+      ...Object.fromEntries(others.map(([key]) => [key, DEFAULTS[key]])),
+      family: given.family.filter((family) => families.has(family)),
       speed: settings.has(given.speed) ? given.speed : (settings.keys().next().value ?? ''),
-      compare: given.compare.filter((name) => names.has(name)),
+      compare: [...new Set(given.compare)].filter((name) => names.has(name)).slice(0, MOST_COMPARED),
       model: names.has(given.model) ? given.model : '',
     };
   }
 
-  /** @param {Partial<View>} changes */
+  /** @param {Partial<View>} changes A model that is opened is a new entry of the history: Back closes it. */
   function change(changes) {
+    const opens = Boolean(changes.model) && changes.model !== view.model;
     view = { ...view, ...changes };
     const usual = view.speed === settings.keys().next().value ? { speed: '' } : {};
-    history.replaceState(null, '', `${location.pathname}${writeView({ ...view, ...usual })}${location.hash}`);
+    const address = `${location.pathname}${writeView({ ...view, ...usual })}${location.hash}`;
+    if (opens) history.pushState(null, '', address);
+    else history.replaceState(null, '', address);
     render();
   }
 
@@ -61,10 +79,12 @@ function start(zoo) {
   function toggleCompared(name) {
     const chosen = view.compare.includes(name) ? view.compare.filter((one) => one !== name) : [...view.compare, name];
     if (chosen.length > MOST_COMPARED) {
-      announce(`${MOST_COMPARED} models are compared already.`);
+      full.hidden = false;
+      announce(full.textContent);
       render(); // takes the tick back
       return;
     }
+    full.hidden = true;
     change({ compare: chosen });
   }
 
@@ -94,6 +114,7 @@ function start(zoo) {
   document.documentElement.dataset.ready = 'true';
 }
 
+document.getElementById('waiting').remove();
 readZoo().then(start).catch((error) => {
   const notice = document.getElementById('failure');
   notice.textContent = error.message;

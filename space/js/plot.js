@@ -108,7 +108,7 @@ export function makePlot({ settings, open }) {
   drawLegend(legend);
   new ResizeObserver(() => last && draw()).observe(box);
   return (view, models) => {
-    last = { view: { ...view, x: view.x in AXES ? view.x : 'params' }, models };
+    last = { view, models };
     draw();
   };
 }

@@ -1,5 +1,8 @@
 /** Axes: from values to pixels, and their ticks. */
 
+const LEAST = 3; // ticks of an axis
+const DIGITS = [[1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7]];
+
 /**
  * @typedef {object} Scale
  * @property {(value: number) => number} at Pixel of a value.
@@ -28,14 +31,29 @@ export function linear(values, pixels, fromZero = false) {
  */
 export function logarithmic(values, pixels) {
   const [low, high] = [Math.min(...values) / 1.25, Math.max(...values) * 1.25];
+  const choices = DIGITS.map((digits) => powers(low, high, digits));
+  const ticks = choices.find((some) => some.length >= LEAST) ?? steps(low, high);
+  return { at: between(low, high, pixels, Math.log), ticks };
+}
+
+/** Numbers from `low` to `high` that begin with one of the digits. */
+function powers(low, high, digits) {
   const ticks = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-    for (const digit of [1, 2, 5]) {
+    for (const digit of digits) {
       const tick = Number((digit * 10 ** power).toPrecision(3));
       if (tick >= low && tick <= high) ticks.push(tick);
     }
   }
-  return { at: between(low, high, pixels, Math.log), ticks };
+  return ticks;
+}
+
+/** Round numbers at equal steps within a narrow range. */
+function steps(low, high) {
+  const step = niceStep((high - low) / 5);
+  const ticks = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) ticks.push(Number((i * step).toPrecision(12)));
+  return ticks;
 }
 
 function between(low, high, [first, last], map) {

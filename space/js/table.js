@@ -33,7 +33,8 @@ export function makeTable({ zoo, settings, change, toggleCompared, open }) {
 
   return (given, models) => {
     view = given;
-    caption.textContent = `${models.length} models. Speed: ${settings.get(view.speed) ?? 'not measured'}.`;
+    const others = models.filter((model) => model.of === 'timm').length;
+    caption.textContent = `${models.length} models, ${others} of them timm's. Speed: ${settings.get(view.speed) ?? 'not measured'}. Empty: not published, or not measured.`;
     for (const [column, heading] of Object.entries(headings)) {
       if (column === view.sort) heading.setAttribute('aria-sort', view.up ? 'ascending' : 'descending');
       else heading.removeAttribute('aria-sort');

@@ -30,7 +30,7 @@ export const MOST_COMPARED = 4;
 
 /**
  * @param {string} search The query of an address.
- * @returns {View} What it does not say, or says wrongly, is as usual.
+ * @returns {View} What it does not say is as usual. Values are as given, known or not.
  */
 export function readView(search) {
   const given = new URLSearchParams(search);
@@ -42,7 +42,6 @@ export function readView(search) {
     else if (typeof usual === 'boolean') view[key] = text === '1';
     else view[key] = text;
   }
-  view.compare = view.compare.slice(0, MOST_COMPARED);
   return view;
 }
 

@@ -16,10 +16,8 @@ export async function decode(file) {
     throw new Error('This file is no image that the browser knows.');
   }
   const { width, height } = bitmap;
-  const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
+  const given = levels(bitmap);
   bitmap.close();
-  const given = context.getImageData(0, 0, width, height).data;
   const data = new Uint8Array(width * height * 3);
   for (let i = 0, j = 0; i < data.length; i += 3, j += 4) {
     data[i] = given[j];
@@ -27,4 +25,16 @@ export async function decode(file) {
     data[i + 2] = given[j + 2];
   }
   return { width, height, data };
+}
+
+/** RGBA of a bitmap, row by row. */
+function levels(bitmap) {
+  const { width, height } = bitmap;
+  try {
+    const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
+    context.drawImage(bitmap, 0, 0);
+    return context.getImageData(0, 0, width, height).data;
+  } catch { // browsers limit the sides and the area of what they draw on
+    throw new Error(`This image of ${width} × ${height} pixels is too large for the browser: make it smaller first.`);
+  }
 }

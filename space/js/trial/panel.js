@@ -37,6 +37,8 @@ class Panel {
   show() {
     const samples = this.given.images.map((address) => el('li', {}, el('button', { type: 'button', 'aria-label': `Try ${address.split('/').pop()}`, onclick: () => this.takeSample(address) }, el('img', { src: address, alt: '', width: 40, height: 40, loading: 'lazy' }))));
     for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) this.drop.addEventListener(kind, (event) => this.dragged(event));
+    // A file that misses the place would otherwise be shown in place of the page.
+    for (const kind of ['dragover', 'drop']) addEventListener(kind, (event) => { if (event.dataTransfer?.types.includes('Files')) event.preventDefault(); });
     this.box.append(
       el('div', { class: 'trial' }, el('div', { class: 'given' }, this.drop, samples.length ? el('ul', { class: 'samples', 'aria-label': 'Images to try' }, ...samples) : null, this.line), el('div', { class: 'found' }, this.busy, this.error, this.result)),
       el('p', { class: 'hint' }, HOW),
@@ -55,21 +57,24 @@ class Panel {
     return this.guarded(async (goOn) => {
       const file = await (await fetch(address)).blob();
       goOn();
-      await this.trial.useImage(file);
+      await this.trial.useImage(file, goOn);
       await this.run(goOn);
     });
   }
 
   /** @param {File[]} files */
   take(files) {
+    this.input.value = ''; // the same file may be chosen again, mended
+    if (!files.length) return Promise.resolve(); // text or a link was dropped
     return this.guarded(async (goOn) => {
       for (const file of files) {
-        if (file.name.toLowerCase().endsWith('.onnx')) this.trial.useModel(await file.arrayBuffer(), file.name);
-        else if (file.type.startsWith('image/')) await this.trial.useImage(file);
+        if (file.name.toLowerCase().endsWith('.onnx')) {
+          const bytes = await file.arrayBuffer();
+          goOn();
+          this.trial.useModel(bytes, file.name);
+        } else if (file.type.startsWith('image/')) await this.trial.useImage(file, goOn);
         else throw new Error(`${file.name} is neither an image nor an ONNX file.`);
-        goOn();
       }
-      this.input.value = '';
       await this.run(goOn);
     });
   }

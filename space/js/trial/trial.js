@@ -3,7 +3,7 @@
 import { decode } from './decode.js';
 import { readOnnx } from './onnx_file.js';
 import { parsed, readPreprocessing } from './preprocess.js';
-import { Runner } from './runner.js';
+import { Runner, Stopped } from './runner.js';
 import { Sam } from './sam.js';
 
 /** @typedef {import('./resize.js').Pixels} Pixels */
@@ -60,16 +60,26 @@ export class Trial {
     this.isLoaded = false;
   }
 
-  /** @param {Blob} file */
-  async useImage(file) {
-    this.image = await decode(file);
+  /**
+   * @param {Blob} file
+   * @param {() => void} goOn Throws where this image is no longer wanted.
+   */
+  async useImage(file, goOn = () => {}) {
+    const image = await decode(file);
+    goOn();
+    this.image = image;
   }
 
   /** @returns {Promise<Answer>} */
   async run() {
     const { model, image, runner } = this;
     if (!this.isLoaded) {
-      await runner.load('model', this.bytes);
+      try {
+        await runner.load('model', this.bytes);
+      } catch (error) {
+        if (!(error instanceof Stopped) && this.model === model) this.model = null; // the next run must not meet it again
+        throw error;
+      }
       this.isLoaded = true;
     }
     const { seen, values: pixels } = await runner.prepare(image, model.config);

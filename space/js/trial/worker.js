@@ -15,9 +15,12 @@ async function fetchRuntime() {
   const total = Number(answer.headers.get('Content-Length')) || 0;
   const parts = [];
   let loaded = 0;
-  for await (const part of answer.body) {
-    parts.push(part);
-    loaded += part.length;
+  const reader = answer.body.getReader(); // Safari cannot iterate over a stream
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    loaded += value.length;
     postMessage({ type: 'progress', loaded, total });
   }
   return new Blob(parts).arrayBuffer();
@@ -47,7 +50,11 @@ const ACTIONS = {
     await start();
     await sessions.get(name)?.release();
     sessions.delete(name);
-    sessions.set(name, await ort.InferenceSession.create(new Uint8Array(model), { graphOptimizationLevel: 'all' }));
+    try {
+      sessions.set(name, await ort.InferenceSession.create(new Uint8Array(model), { graphOptimizationLevel: 'all' }));
+    } catch (error) {
+      throw new Error(`onnxruntime-web cannot read this file, which may be damaged: ${error.message}`);
+    }
     return {};
   },
   /** Run a session; inputs and outputs are {data, dims}, in float32. */
@@ -60,10 +67,15 @@ const ACTIONS = {
   },
 };
 
-onmessage = async ({ data: { id, action, ...values } }) => {
+let last = Promise.resolve();
+
+/** One after the other: a file must not be made ready twice at once. */
+onmessage = ({ data }) => { last = last.then(() => answer(data)); };
+
+async function answer({ id, action, ...values }) {
   try {
     postMessage({ type: 'done', id, ...(await ACTIONS[action](values)) });
   } catch (error) {
     postMessage({ type: 'failed', id, message: error.message });
   }
-};
+}
