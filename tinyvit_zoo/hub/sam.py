@@ -179,7 +179,7 @@ class TinyVitSamVisionEncoder(nn.Module):
                 f'Images must have {side}x{side} pixels, as the processor makes them, got {H}x{W}; rectangular=True '
                 'takes them without padding.'
             )
-        pixel_values = pixel_values.to(self.neck[0].weight.dtype)
+        pixel_values = pixel_values.to(next(self.neck.parameters()).dtype)
         return SamVisionEncoderOutput(last_hidden_state=self.neck(self.trunk.forward_features(pixel_values)))
 
 
