@@ -230,3 +230,13 @@ def test_the_files_of_a_folder_have_ordinary_rights(small, tmp_path):
     (tmp_path / 'ordinary').touch()
     folder = save_folder(small(), tmp_path / 'model')
     assert {f.stat().st_mode for f in folder.iterdir()} == {(tmp_path / 'ordinary').stat().st_mode}
+
+
+def test_tensors_of_several_names_are_written_under_each(tmp_path):
+    model = timm.create_model('coat_lite_tiny', num_classes=3, img_size=32).eval()  # its blocks share their positions
+    assert model.cpe1.proj.weight is model.serial_blocks1[0].cpe.proj.weight
+    folder = save_folder(model, tmp_path / 'page', label_names=['a', 'b', 'c'], tag='test')
+    assert again(folder).state_dict().keys() == model.state_dict().keys()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(folder)(images), model(images))

@@ -133,13 +133,14 @@ def test_a_detector_on_digits_needs_no_trained_backbone():
         ('minivit/table4/deit-b/top1/imagenet-1k', '86.6 M parameters; the limit is 30 M, as all tables are to take a '
          'CPU 20 minutes'),
         ('tinymim/table4/tinymim-vit-t/mce/imagenet-c', 'there are no corrupted digits'),
+        ('tinyvit/table4/crossvit-9/top1/imagenet-1k', 'the grids of its two branches do not fit images of 32 pixels'),
         ('tinymim/table3/scratch-deit-vit-t/miou/ade20k', 'no config here trains it'),
         ('mae_lite/table1/vit-tiny-sup.-in21k-30e-impr.-ft/top1/imagenet-1k', 'nobody has published its weights, and '
          'no command trains it'),
         ('minivit/table1/mini-swin-t-ws/top1/imagenet-1k', 'another command makes the student of its trainer, and this '
          'scale does not run it'),
     ],
-    ids=['size', 'corruptions', 'config', 'trainer', 'student'],
+    ids=['size', 'corruptions', 'grids', 'config', 'trainer', 'student'],
 )  # fmt: skip
 def test_a_row_without_a_job_on_digits_says_why(number, reason):
     (line,) = run_rows([NUMBERS[number]], dry=True, scale=Scale.DIGITS)

@@ -82,6 +82,8 @@ def digits_plan(number: Number) -> Plan | str:
         return 'there are no corrupted digits'
     if subject is None or not subject.name:
         return 'nothing here builds the model'
+    if subject.name.startswith('crossvit'):
+        return 'the grids of its two branches do not fit images of 32 pixels'
     detector = need in (Need.COCO, Need.ADE20K)
     if '&&' in subject.trainer and not detector:  # a detector starts from random weights
         return 'another command makes the student of its trainer, and this scale does not run it'

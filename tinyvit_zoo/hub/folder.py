@@ -174,13 +174,28 @@ def _check(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write contiguous tensors. Raises OSError if that fails, such as on a full disk."""
+    """Write contiguous tensors; one that has several names, as in timm's CoaT, is written under each of them.
+
+    Raises:
+        OSError: If that fails, such as on a full disk.
+    """
     try:
         # Not `save_file`: it writes to a name of its own, which nobody would remove after a kill. transformers requires
         # the entry that says that these are torch's tensors.
-        path.write_bytes(save(dict(tensors), metadata={'format': 'pt'}))
+        path.write_bytes(save(_apart(tensors), metadata={'format': 'pt'}))
     except (OSError, SafetensorError) as e:
         raise write_error(e) from e
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, with a copy in place of each that begins where one before it does: safetensors refuses these."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.data_ptr()
+        found[name] = tensor.clone() if tensor.numel() and place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def write_torch(content: Mapping[str, Any], path: Path) -> None:
