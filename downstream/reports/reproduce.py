@@ -152,7 +152,7 @@ def write_table(
         ),
         tables=dict(table=rows),
         figures=dict(table=_figure(entry, measured)) if measured else {},
-        say=say,
+        say=lambda text: say(f'{text}, table.md'),
     )
 
 
