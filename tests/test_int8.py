@@ -492,7 +492,7 @@ def test_a_decoder_that_cannot_be_written_leaves_the_encoder_of_before(photos, t
     encoder.write_bytes(b'before')
     decoder.mkdir()
     with pytest.raises(OSError, match='directory'):
-        sam.quantize_sam(None, encoder, decoder, str(photos), images=16, img_size=(32, 32))
+        sam.quantize_sam(torch.nn.Identity(), encoder, decoder, str(photos), images=16, img_size=(32, 32))
     assert encoder.read_bytes() == b'before'
     assert sorted(tmp_path.iterdir()) == [decoder, encoder]
 
