@@ -122,6 +122,15 @@ def test_digits_take_the_place_of_data_size_epochs_and_batch():
     assert shared.key == digits_plan(SCRATCH).key  # two tables, one job
 
 
+def test_one_percent_of_digits_takes_a_batch_of_its_images():
+    number = NUMBERS['mae_lite/table3/mocov3-tiny-pre-trained-on-1-in1k/top1/imagenet-1k']
+    (finetuned,) = digits_plan(number).needs
+    (pretrained,) = finetuned.needs
+    assert '--subset 1%' in pretrained.command
+    assert '--batch-size 8' in pretrained.command
+    assert '--batch-size 32' in finetuned.command
+
+
 def test_a_detector_on_digits_needs_no_trained_backbone():
     tested = digits_plan(NUMBERS['minivit/table6/mini-swin-t-ws/box_ap/coco-2017'])
     assert 'model.backbone.model_name=multiplexed' in tested.needs[0].arguments

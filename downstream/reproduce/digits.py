@@ -6,6 +6,7 @@ row's own trainer, or by the recipe `small` where its weights are published and 
 
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -25,6 +26,7 @@ LIMIT = 30
 all tables together have 20."""
 
 EPOCHS, BATCH = 1, 32
+BATCH_OF_1_PERCENT = 8  # of the 10 images that 1 % of digits come to
 SIDE, PATCH_SIDE, LARGE_SIDE = 32, 64, 48
 """Pixels: of all models; of those that begin with patches of 16 pixels; in place of 300 and more."""
 LARGE = 300
@@ -173,7 +175,7 @@ def _classifier(subject: Subject) -> Plan | str:
         return 'it learns the features of a Swin, whose windows are other ones than its own at 32 pixels'
     if words[0] == 'distill' or words[1] == 'minivit':
         words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
-        taught = (*words, '-d', 'digits', *_short(), *_side(architecture), '-o', OUT)
+        taught = (*words, '-d', 'digits', *_short(words), *_side(architecture), '-o', OUT)
         return Plan(taught, (_from_scratch(TEACHER, 'small'),))
     return _finetuned(words, architecture)
 
@@ -190,12 +192,12 @@ def _finetuned(words: list[str], architecture: str) -> Plan | str:
 
 def _pretraining(words: list[str]) -> Plan | str:
     if words[1] != 'tinymim':
-        return Plan((*words, '-d', 'digits', *_pretrain_options(), '-o', OUT))
+        return Plan((*words, '-d', 'digits', *_pretrain_options(words), '-o', OUT))
     teacher = words[words.index('--teacher') + 1] if '--teacher' in words else 'a chain from ViT-B or ViT-L'
     if teacher != 'TEACHER':
         return f'its teacher, {teacher}, has more than {LIMIT} M parameters'
     taught = [*_without(words, '--teacher'), '--teacher', '{0}/model']
-    return Plan((*taught, '-d', 'digits', *_pretrain_options(), '-o', OUT), (_pretrained('mae', MAE_TEACHER),))
+    return Plan((*taught, '-d', 'digits', *_pretrain_options(taught), '-o', OUT), (_pretrained('mae', MAE_TEACHER),))
 
 
 def _pretrained(kind: str, size: str) -> Plan:
@@ -212,12 +214,13 @@ def _from_scratch(architecture: str, recipe: str) -> Plan:
     return Plan((*start, '--recipe', recipe, '-d', 'digits', *_short(), '-o', OUT))
 
 
-def _short() -> tuple[str, ...]:
-    return '--epochs', str(EPOCHS), '--batch-size', str(BATCH)
+def _short(words: Sequence[str] = ()) -> tuple[str, ...]:
+    batch = BATCH_OF_1_PERCENT if '1%' in words else BATCH
+    return '--epochs', str(EPOCHS), '--batch-size', str(batch)
 
 
-def _pretrain_options() -> tuple[str, ...]:
-    return *_short(), '--img-size', str(PATCH_SIDE)
+def _pretrain_options(words: Sequence[str] = ()) -> tuple[str, ...]:
+    return *_short(words), '--img-size', str(PATCH_SIDE)
 
 
 def _side(architecture: str) -> tuple[str, ...]:
@@ -253,7 +256,7 @@ _PIXELS = f'{SIDE}, {LARGE_SIDE} or {PATCH_SIDE} pixels'
 _REPLACED = {
     'classification': (
         "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
-        f'published; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}; as teacher '
+        f'published; epochs: {EPOCHS}, batches of {BATCH} ({BATCH_OF_1_PERCENT} of 1 %), {_PIXELS}; as teacher '
         "TinyViT-5M or MAE's ViT-S, trained on digits"
     ),
     'linear_probe': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}',
