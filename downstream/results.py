@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
@@ -31,7 +31,7 @@ from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['RESULTS', 'eval_results_entry', 'is_for_card', 'plain', 'record', 'write', 'write_csv']
+__all__ = ['RESULTS', 'eval_results_entry', 'is_for_card', 'plain', 'record', 'save_figure', 'write', 'write_csv']
 
 RESULTS = 'results.json'
 
@@ -140,7 +140,7 @@ def write(
     for name, rows in (tables or {}).items():
         files[f'{name}.csv'] = partial(write_csv, rows)
     for name, figure in (figures or {}).items():
-        files[f'{name}.png'] = partial(figure.savefig, dpi=figure.dpi)
+        files[f'{name}.png'] = partial(save_figure, figure)
     for name, entry in (eval_results or {}).items():
         if entry is not None:
             files[f'{EVAL_RESULTS}/{name}.yaml'] = partial(Path.write_text, data=entry, encoding='utf-8')
@@ -156,6 +156,30 @@ def write(
         ) from e
     say(f'Written to {folder}: {", ".join(files)}')
     return path
+
+
+def save_figure(figure: 'Figure', path: Path | IO[bytes]) -> None:
+    """Write a figure as PNG, its names as they are: matplotlib would typeset what stands between two dollar signs, and
+    fail on names that are no UTF-8, which become escapes.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedLocator
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_locator(), FixedLocator):  # labels that are made again when it is drawn
+                axis.set_ticklabels([_drawable(label.get_text()) for label in axis.get_ticklabels()])
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(_drawable(text.get_text()))
+    figure.savefig(path, dpi=figure.dpi, format='png')
+
+
+def _drawable(text: str) -> str:
+    """Text for matplotlib, but for its own numbers with exponents."""
+    if r'\mathdefault' in text:
+        return text
+    return text.encode('utf-8', 'backslashreplace').decode().replace(r'\$', '$').replace('$', r'\$')
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

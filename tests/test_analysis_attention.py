@@ -40,25 +40,26 @@ def theirs(kind: str, **arguments) -> nn.Module:
     return fill_by_rule(timm.create_model(name, num_classes=5, **{**size, **small, **arguments}))
 
 
-def transformers_vit() -> AnalysedModel:
+def of_transformers(kind: str) -> AnalysedModel:
     transformers = pytest.importorskip('transformers')
-    config = transformers.ViTConfig(
+    config = getattr(transformers, f'{kind}Config')(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, image_size=32, patch_size=8
     )
     torch.manual_seed(0)
-    model = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    model = getattr(transformers, f'{kind}Model')(config).eval()
     for p in model.parameters():
         nn.init.normal_(p, std=0.2)
-    return AnalysedModel(model, 'ViT', (32, 32), lambda image: torch.zeros(3, 32, 32))
+    return AnalysedModel(model, kind, (32, 32), lambda image: torch.zeros(3, 32, 32))
 
 
 def model_of(kind: str) -> AnalysedModel:
-    if kind == 'transformers':
-        return transformers_vit()
+    if kind in TRANSFORMERS:
+        return of_transformers(kind)
     return analysed(kind, img_size=64) if kind in SMALL_OF else analysed(theirs(kind))
 
 
-KINDS = [*SMALL_OF, *THEIRS, 'transformers']
+TRANSFORMERS = ('ViT', 'CLIPVision', 'SiglipVision', 'DINOv3ViT')
+KINDS = [*SMALL_OF, *THEIRS, *TRANSFORMERS]
 
 
 def fuse(model: AnalysedModel, fused: bool) -> int:

@@ -80,6 +80,18 @@ def test_mae_lites_layers_are_first_norms_and_the_last_norm_of_every_patch(pool)
     torch.testing.assert_close(values[2], last)
 
 
+def test_the_last_norm_of_transformers_beit_is_that_of_its_pooler():
+    transformers = pytest.importorskip('transformers')
+    config = transformers.BeitConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
+    model = AnalysedModel(transformers.BeitModel(config).eval(), 'BEiT', (32, 32), print)
+    found = outputs_of(model, [MAE_LITE])
+    assert list(found) == ['layers.0.layernorm_before', 'layers.1.layernorm_before', 'pooler.layernorm']
+    assert found['pooler.layernorm'].shape == (2, 16, 16)
+    assert found['pooler.layernorm'].mean(dim=-1).abs().max() < 1e-5
+
+
 def test_layers_are_chosen_by_pattern():
     model = analysed('mini_deit', img_size=32)
     assert list(outputs_of(model, ['blocks.?.mlp', 'patch_embed'])) == [
@@ -92,8 +104,16 @@ def test_layers_that_are_not_there_are_refused():
     refused(lambda: outputs_of(model, ['stages.9.*']), 'stages.9.*', '--layers', kind=EvaluationError)
     refused(lambda: outputs_of(model, [MAE_LITE]), 'norm1', kind=EvaluationError)
     with torch.device('meta'):
-        strange = timm.create_model('regnetx_002')
+        strange, normed = timm.create_model('regnetx_002'), timm.create_model('nest_tiny')
     refused(lambda: LayerOutputs(analysed(strange), ['blocks'], print), 'no blocks', kind=EvaluationError)
+    refused(lambda: LayerOutputs(analysed(normed), [MAE_LITE], print), 'no layer mae-lite', kind=EvaluationError)
+
+
+def test_of_several_outputs_the_one_of_the_images_is_taken():
+    """TNT's blocks give the pixels of every patch before its patches."""
+    model = timm.create_model('tnt_s_patch16_224', depth=2, img_size=32, num_classes=3).eval()
+    assert [x.shape for x in outputs_of(analysed(model), ['blocks']).values()] == [(2, 5, 384)] * 2
+    refused(lambda: outputs_of(analysed(model), ['blocks.0.norm_in']), 'no tensor of the images', kind=EvaluationError)
 
 
 def test_a_layer_that_never_runs_is_refused():
@@ -120,6 +140,9 @@ def test_tokens_become_maps_without_the_prefix():
     assert found[0, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert token_grid(model, 9, (32, 64)) == (2, 4, 1)
     refused(lambda: token_grid(model, 11, (32, 64)), '11 tokens', kind=EvaluationError)
+    with torch.device('meta'):
+        later = timm.create_model('xcit_nano_12_p16_224', img_size=64)  # adds its class token after these blocks
+    assert token_grid(analysed(later), 16, (64, 64)) == (4, 4, 0)
 
 
 @pytest.mark.parametrize('wrap', ['features_only', 'dense'])

@@ -82,6 +82,10 @@ def dinov2():
     return transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**SMALL))
 
 
+def dinov3():
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**SMALL, num_register_tokens=4))
+
+
 def clip():
     return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SMALL))
 
@@ -108,6 +112,7 @@ def of_tokens(prefix: int):
 TRANSFORMERS = {
     vit: (lambda output: output.last_hidden_state[:, 0], of_tokens(1)),
     dinov2: (lambda output: output.pooler_output, of_tokens(5)),
+    dinov3: (lambda output: output.pooler_output, of_tokens(5)),
     clip: (lambda output: output.pooler_output, of_tokens(1)),
     siglip: (lambda output: output.pooler_output, of_tokens(0)),
     beit: (lambda output: output.pooler_output, of_tokens(1)),
@@ -129,7 +134,7 @@ def test_models_of_transformers_give_a_vector_and_a_map(make):
     assert teacher.input.size == (64, 64)
 
 
-@pytest.mark.parametrize('make', [vit, dinov2, clip, siglip], ids=lambda make: make.__name__)
+@pytest.mark.parametrize('make', [vit, dinov2, dinov3, clip, siglip], ids=lambda make: make.__name__)
 def test_positions_are_resized_for_images_of_another_size(make):
     teacher = FeatureTeacher.of_transformers(make(), 'm', HALF, HALF, (96, 64))
     assert teacher.features(images(96, 64)).dense.shape == (2, 32, 6, 4)

@@ -26,6 +26,12 @@ def vit():
 
 MODELS = {
     'vit': (vit, 2),
+    'crossvit': (  # its blocks are made of lists called blocks
+        lambda: timm.create_model(
+            'crossvit_9_240', img_size=120, embed_dim=(16, 16), depth=((1, 1, 0),) * 2, num_heads=(2, 2), num_classes=3
+        ),
+        2,
+    ),
     'mini_deit': (lambda: small_of('mini_deit', img_size=32), 4),
     'mini_swin': (lambda: small_of('mini_swin', img_size=32), 10),
     'multiplexed': (
@@ -49,7 +55,8 @@ def test_contributions_of_calls_sum_to_the_gradient(kind):
     make, calls = MODELS[kind]
     torch.manual_seed(0)
     model = make().double().train()
-    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    side = 120 if kind == 'crossvit' else 32
+    images = torch.randn(3, 3, side, side, dtype=torch.float64)
 
     def loss():
         return model(images).square().mean()
@@ -72,7 +79,7 @@ def test_contributions_of_calls_sum_to_the_gradient(kind):
         if name in plain:
             assert torch.allclose(parameter.grad, plain[name], rtol=1e-12, atol=1e-15), name
     shared = len(summed) < sum(map(len, gradients.sums.values()))
-    assert shared == (kind != 'vit')
+    assert shared == (kind not in ('vit', 'crossvit'))
 
 
 def test_a_call_that_shares_its_weights_has_the_gradient_of_a_block_of_its_own():

@@ -178,6 +178,13 @@ def test_options_that_make_no_sense_are_refused(trained_from, cli):
         assert (code, 'starts from random ones' in err) == (2, True), err
 
 
+@pytest.mark.parametrize('option', ['--keep-blocks', '--reset-blocks'])
+def test_pretrainings_from_random_weights_say_why_no_block_can_stay(cli, option):
+    for method in ('mae', 'd_mae', 'mocov3', 'tinymim'):
+        code, _, err = cli('pretrain', method, option, 3, '-d', 'digits', '-o', 'nowhere')
+        assert (code, f'pretrain {method} starts from random weights' in ' '.join(err.split())) == (2, True), err
+
+
 def test_the_results_say_which_blocks_stayed(cli, encoder, tmp_path):
     code, out, err = cli(
         'finetune', encoder, '-d', 'digits', '--subset', '1%', '--held-out', 0, '--epochs', 1, '--keep-blocks', 3, '-o',

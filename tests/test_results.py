@@ -210,6 +210,20 @@ def test_the_legend_shows_the_last_value_of_learning_curves():
     assert 'lr 0.1: 0.25' in texts(plots.learning_curves({'lr 0.1': [1.0, 0.25]}, title='t', y_label='loss'))
 
 
+def test_names_are_drawn_as_they_are(tmp_path):
+    """Between dollar signs matplotlib would typeset, and fail; names of folders on Linux may be no UTF-8."""
+    names = ['my$_$x', 'caf\udce9', '$5 to $10']
+    figure = plots.per_class_bars(np.array([50.0, 20.0, 5.0]), names, title='$_$')
+    figure.axes[0].plot([1, 2], [0.001, 10], label='$_$ again')
+    figure.axes[0].legend()
+    figure.axes[0].set_xscale('log')
+    for _ in range(2):  # the same when it is written again
+        write(tmp_path, dict(a=1), figures=dict(bars=figure), say=lambda _: None)
+        found = set(texts(figure))
+        assert {r'my\$_\$x', r'caf\udce9', r'\$5 to \$10', r'\$_\$', r'\$_\$ again'} <= found
+        assert r'$\mathdefault{10^{1}}$' in found
+
+
 def test_figures_need_no_display_and_do_not_stay_in_memory():
     import sys
 

@@ -26,7 +26,7 @@ from .layers import find_blocks, next_name, token_grid, unwrapped
 
 __all__ = ['AttentionWatch']
 
-NAMES = ('attn', 'attention')
+NAMES = ('attn', 'attention', 'self_attn')
 """Of the attention of a block."""
 WINDOW_BLOCKS = frozenset(('TinyVitBlock', 'MiniSwinBlock', 'SwinTransformerBlock', 'SwinTransformerV2Block'))
 """Blocks that take maps (B, H, W, C), pad them at the bottom and right, and cut them into windows row by row."""
@@ -277,7 +277,7 @@ class _Count(TorchFunctionMode):
         elif func in SOFTMAX and _over_keys(*args, **kwargs):
             self.maps += (args[0] if args else kwargs['input']).shape[-2] > 1
         elif func is OTHER:
-            self.maps += 1
+            self.maps += (args[0] if args else kwargs['query']).shape[0] > 1  # SigLIP pools with it
         return func(*args, **kwargs)
 
 

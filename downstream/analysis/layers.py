@@ -107,7 +107,7 @@ class LayerOutputs(Generic[T]):
         self._taps = _find_taps(model, layers)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._found: dict[str, T] = {}
-        self._size = model.size
+        self._images, self._size = 0, model.size
 
     def __enter__(self) -> 'LayerOutputs[T]':
         for tap in self._taps:
@@ -128,8 +128,11 @@ class LayerOutputs(Generic[T]):
         Raises:
             EvaluationError: If no layer was called, or one gives no tensor of the images.
         """
-        self._found, self._size = {}, (images.shape[-2], images.shape[-1])
-        self.model(images)
+        self._found, self._images, self._size = {}, len(images), (images.shape[-2], images.shape[-1])
+        try:
+            self.model(images)
+        finally:
+            self._images = 0
         if not self._found:
             raise EvaluationError(f'{self.model.name} called none of its layers {_names(self._taps)}: name others.')
         found, self._found = self._found, {}
@@ -137,9 +140,13 @@ class LayerOutputs(Generic[T]):
 
     def _hook(self, tap: _Tap) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            x = output[0] if isinstance(output, tuple | list) and output else output
+            if not self._images:  # the model runs for another one
+                return
+            outputs = output if isinstance(output, tuple | list) else [output]
+            # TNT's blocks give the pixels of each patch first, as so many images.
+            x = next((x for x in outputs if isinstance(x, torch.Tensor) and x.shape[:1] == (self._images,)), None)
             name = next_name(tap.name, self._found)
-            if not isinstance(x, torch.Tensor) or x.ndim < 2:
+            if x is None or x.ndim < 2:
                 raise EvaluationError(f'{self.model.name}: {name} gives no tensor of the images, so name other layers.')
             with torch.no_grad():
                 self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
@@ -189,6 +196,8 @@ def _mae_lite(model: AnalysedModel) -> Iterator[_Tap]:
         return x[:, token_grid(model, x.shape[1], size).prefix :] if x.ndim == 3 else x
 
     blocks = find_blocks(model.model)
+    if not blocks:
+        return
     for name, block in blocks.items():
         for norm in ('norm1', 'layernorm_before'):
             if isinstance(getattr(block, norm, None), nn.Module):
@@ -198,21 +207,21 @@ def _mae_lite(model: AnalysedModel) -> Iterator[_Tap]:
             raise EvaluationError(
                 f'{model.name} has no {MAE_LITE} layers, as {name} has no norm1: compare its blocks (--layers blocks).'
             )
-    last, fc_norm = _first_norm(net, ('norm', 'layernorm')), _first_norm(net, ('fc_norm',))
+    last, pooled = _first_norm(net, ('norm', 'layernorm')), _first_norm(net, ('fc_norm', 'pooler.layernorm'))
     if last is not None:
         yield _Tap(last[1], last[0], patches)
-    elif fc_norm is not None and blocks:
-        # timm calls it with pooled tokens; the released code applies it to each of them.
+    elif pooled is not None:
+        # timm and transformers' BEiT call it with pooled tokens; the released code applies it to each of them.
         block = next(reversed(blocks.values()))
-        yield _Tap(block, fc_norm[0], lambda x, size: fc_norm[1](patches(x, size)))
+        yield _Tap(block, pooled[0], lambda x, size: pooled[1](patches(x, size)))
 
 
 def _first_norm(net: Any, names: Sequence[str]) -> tuple[str, nn.Module] | None:
     """The first of these modules that the model has and that does something."""
+    modules = dict(net.named_modules())
     for name in names:
-        module = getattr(net, name, None)
-        if isinstance(module, nn.Module) and not isinstance(module, nn.Identity):
-            return name, module
+        if name in modules and not isinstance(modules[name], nn.Identity):
+            return name, modules[name]
     return None
 
 
@@ -233,10 +242,11 @@ def token_grid(model: AnalysedModel, tokens: int, size: tuple[int, int]) -> Grid
         rest = tokens - math.prod(grid)
         if rest in (0, prefix) or (prefix is None and 0 < rest <= MOST_PREFIX):
             return Grid(*grid, rest)
-    patches = tokens - (prefix or 0)
-    height = round(math.sqrt(max(0, patches) * size[0] / size[1]))
-    if height and height * round(height * size[1] / size[0]) == patches:
-        return Grid(height, patches // height, prefix or 0)
+    for rest in dict.fromkeys((prefix or 0, 0)):  # XCiT adds its class token after these blocks
+        patches = tokens - rest
+        height = round(math.sqrt(max(0, patches) * size[0] / size[1]))
+        if height and height * round(height * size[1] / size[0]) == patches:
+            return Grid(height, patches // height, rest)
     raise EvaluationError(
         f'{model.name} has {tokens} tokens for an image of {size[0]}x{size[1]} pixels, which make no grid known here: '
         'compare its layers by CKA.'

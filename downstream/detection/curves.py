@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from tinyvit_zoo.common.files import write_whole
 
 from ..reports.plots import COLORS, DPI
+from ..results import save_figure
 
 __all__ = ['Point', 'draw_curves', 'read_points', 'write_curves']
 
@@ -42,7 +43,7 @@ def write_curves(folder: Path, points: Sequence[Point], title: str) -> None:
     write_whole(folder / 'curves.csv', text.getvalue().encode())
     for name, figure in draw_curves(points, title).items():
         image = io.BytesIO()
-        figure.savefig(image, format='png')
+        save_figure(figure, image)
         write_whole(folder / f'{name}.png', image.getvalue())
 
 

@@ -11,6 +11,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 
 from ..analysis.gradients import Norms, read_norms
+from ..results import save_figure
 from .plots import DPI
 
 __all__ = ['gradient_figure', 'write_gradients']
@@ -35,7 +36,7 @@ def write_gradients(folder: Path, title: str, say: Callable[[str], None] = print
     figure = gradient_figure(norms, title)
     try:
         with new_file(folder / FIGURE) as new:
-            figure.savefig(new, dpi=figure.dpi, format='png')
+            save_figure(figure, new)
     except OSError as e:
         raise EvaluationError(f'{folder / FIGURE} cannot be written ({e.strerror or e}): make room.') from e
     means = norms.values.mean(axis=0)

@@ -11,7 +11,7 @@ import typer
 from .console import printer, quiet_logs
 from .evaluator_options import processes, unlabelled_images
 from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
-from .training_options import DryRun, TrainingOptions
+from .training_options import DryRun, NoReserveOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ MaskRatio = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingOptions:
+class PretrainingOptions(NoReserveOptions):
     """Where a pre-training goes, by what recipe, and the images that its encoder takes."""
 
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')]

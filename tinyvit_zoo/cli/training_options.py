@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     'DryRun',
     'GradientNormsOption',
+    'NoReserveOptions',
     'Precision',
     'ReserveOptions',
     'TeacherOptions',
@@ -178,6 +179,23 @@ class ReserveOptions:
         depth = reserve_layers(model, make_fresh(), reserve)
         say(f'Layer reserve: {reserve.words(depth)}.')
         return reserve.facts(depth)
+
+
+def _no_weights(ctx: typer.Context, value: str | None) -> None:
+    """Usage error where a pre-training is asked to keep blocks."""
+    if value is not None:
+        raise typer.BadParameter(
+            f'{ctx.command_path.partition(" ")[2]} starts from random weights, so no block can stay: finetune, '
+            'distill train, pretrain features and pretrain minivit have this option.'
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoReserveOptions:
+    """The same options where a training always starts from random weights: the error says so."""
+
+    keep_blocks: Annotated[str | None, typer.Option('--keep-blocks', hidden=True, callback=_no_weights)] = None
+    reset_blocks: Annotated[str | None, typer.Option('--reset-blocks', hidden=True, callback=_no_weights)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

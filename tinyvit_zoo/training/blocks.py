@@ -16,13 +16,18 @@ LISTS = (nn.Sequential, nn.ModuleList)
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks, each object once: what lies in timm's lists called `blocks`, and in lists within those.
 
+    Lists of a block's own, as CrossViT's have them, are part of the block.
+
     Raises:
         EvaluationError: If there are none.
     """
     found: dict[nn.Module, None] = {}
+    inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if name.rpartition('.')[2].startswith('blocks') and isinstance(module, LISTS):
-            found |= dict.fromkeys(_items(module))
+        if name.rpartition('.')[2].startswith('blocks') and isinstance(module, LISTS) and module not in inside:
+            blocks = list(_items(module))
+            found |= dict.fromkeys(blocks)
+            inside.update(part for block in blocks for part in block.modules())
     if not found:
         raise EvaluationError(
             f'{type(model).__name__} has no list of modules called blocks: choose a model that is made of blocks, such '

@@ -110,7 +110,9 @@ def vision_part(model: Any) -> nn.Module:
     for part in ('vision_model', 'vision_encoder'):
         if isinstance(getattr(model, part, None), nn.Module):
             return getattr(model, part)
-    return getattr(model, 'base_model', model)
+    base = getattr(model, 'base_model', model)
+    # DINOv3's model calls its encoder `model`, which is the name of a base.
+    return base if 'pixel_values' in inspect.signature(base.forward).parameters else model
 
 
 def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> FeatureReader:
