@@ -116,6 +116,13 @@ def test_images_need_no_labels(cli, models, tmp_path):
     assert (data['images'], data['classes']) == (3, 0)
 
 
+@pytest.mark.parametrize('option', [('--weights-b', 'model.safetensors'), ('--random-b',)])
+def test_weights_of_a_second_model_need_one(cli, models, option):
+    code, out, err = cli('analyze', 'cka', models['tinyvit'], *RUN, *option)
+    assert (code, out) == (2, '')
+    assert 'name it after the first' in err
+
+
 @pytest.mark.parametrize(
     ('words', 'part'),
     [
@@ -125,6 +132,7 @@ def test_images_need_no_labels(cli, models, tmp_path):
         (('cka', 'MODEL', '--layers', 'nothing.*'), 'nothing.*'),
         (('cka', 'MODEL', 'test_vit', '--random-b'), '--img-size'),
         (('attention', 'test_resnet', '--random'), 'no attention'),
+        (('attention', 'test_vit', '--random', '--img-size', 70), 'patches of 16x16 pixels, and 70x70'),
         (('attention', 'efficientvit_b0', '--random', '--img-size', 64), 'such as linear attention'),
         (('attention', 'test_maxvit', '--random'), 'not known here'),
         (('fourier', 'no_such_model'), 'Unknown model'),

@@ -220,7 +220,7 @@ def test_names_are_drawn_as_they_are(tmp_path):
     for _ in range(2):  # the same when it is written again
         write(tmp_path, dict(a=1), figures=dict(bars=figure), say=lambda _: None)
         found = set(texts(figure))
-        assert {r'my\$_\$x', r'caf\udce9', r'\$5 to \$10', r'\$_\$', r'\$_\$ again'} <= found
+        assert {r'my\$_\$x', r'caf\udce9', r'\$5 to \$10', r'\$_\$ (mean 25.0 %)', r'\$_\$ again'} <= found
         assert r'$\mathdefault{10^{1}}$' in found
 
 

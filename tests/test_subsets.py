@@ -248,8 +248,7 @@ IMAGES = {'1%': 10, '10%': 136}
     ('kind', 'share'),
     [
         ('mae', '1%'),
-        ('mae', '10%'),
-        pytest.param('mocov3', '1%', marks=pytest.mark.slow),
+        pytest.param('mae', '10%', marks=pytest.mark.slow),
         pytest.param('mocov3', '10%', marks=pytest.mark.slow),
     ],
 )
@@ -269,7 +268,7 @@ def test_the_rows_that_are_pre_trained_on_a_share_say_a_command_that_does_it(kin
     assert results['data']['train']['subset']['images'] == images
 
 
-@pytest.mark.parametrize('share', ['1%', '10%'])
+@pytest.mark.parametrize('share', ['1%', pytest.param('10%', marks=pytest.mark.slow)])
 def test_a_student_with_shared_weights_learns_from_a_share_and_is_fine_tuned_on_it(share, cli, tmp_path):
     images, batch = IMAGES[share], {'1%': 4, '10%': 68}[share]
     save_folder(small_of('mini_deit', img_size=32, num_classes=10), tmp_path / 'mini')

@@ -269,7 +269,7 @@ def write_fourier(
 
 
 def _title(model: AnalysedModel, head: Mapping[str, Any], what: str, images: int | None = None) -> str:
-    of = '' if images is None else f', {images} images'
+    of = '' if images is None else ', 1 image' if images == 1 else f', {images} images'
     return f'{model.name} ({head["weights"]}) on {head["dataset"].name}: {what}{of}'
 
 

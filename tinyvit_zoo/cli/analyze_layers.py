@@ -42,6 +42,8 @@ def cka(
     from ..downstream.analysis.cka import BATCH_SIZE, compare
     from ..downstream.reports.analysis import print_cka, write_cka
 
+    if b is None and (weights_b is not None or random_b):
+        raise typer.BadParameter('--weights-b and --random-b are of a second model: name it after the first.')
     quiet_logs()
     device, seed, say = find_device(run.device), run.seed, printer()
     with own_folder(options.output, True):
