@@ -127,8 +127,9 @@ def _named_gram(name: str, x: torch.Tensor, size: tuple[int, int], module: torch
 def gram(x: torch.Tensor) -> torch.Tensor:
     """Gram matrix (n, n) of a layer's output (n, ...), float64, its diagonal 0 as the unbiased estimate needs it.
 
-    All of it is 0 where images differ by no more than rounding. The batch is centered first, in the type of the features (half precision in float32). HSIC ignores a shift of the
+    The batch is centered first, in the type of the features (half precision in float32). HSIC ignores a shift of the
     features, but the rounding of products in float32 does not: an offset of 10 would leave nothing of a CKA of 0.8.
+    What is left of equal features is rounding, whose matrix is 0.
     """
     x = x.flatten(1)
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)

@@ -84,7 +84,7 @@ def load_backbone(
 
 
 def _check_patches(model: 'nn.Module', name: str, img_size: tuple[int, int]) -> None:
-    """Refuse a size that timm's patch embedding would refuse at the first image: whole patches, if it takes any size."""
+    """Refuse a size of no whole number of patches where timm would at the first image: in models that take any."""
     from ..common.errors import ModelError
 
     embed: Any = getattr(model, 'patch_embed', None)
