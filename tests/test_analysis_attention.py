@@ -313,6 +313,11 @@ def test_a_window_of_one_cell_is_no_layer(fused):
     ]
 
 
+def test_a_model_whose_windows_are_all_of_one_cell_is_refused():
+    model = analysed('mini_swin', img_size=32)
+    refused(lambda: measure(model, digits(2), progress=False), 'single query', 'larger images', kind=EvaluationError)
+
+
 def test_class_attention_is_no_layer():
     net = timm.create_model('cait_xxs24_224', depth=2, embed_dim=48, num_heads=3, img_size=64).eval()
     model = analysed(net)

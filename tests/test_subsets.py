@@ -138,7 +138,7 @@ def test_a_list_of_other_data_or_with_unclear_names_is_refused(animals, tmp_path
 
 def test_a_file_of_kept_images_is_read_again_for_the_same_images_only(animals, tmp_path):
     path = tmp_path / 'kept.json'
-    write_kept(path, animals, np.array([0, 3]), top=5)
+    write_kept(path, animals, np.array([0, 3]), top=5, folder='caf\udce9')  # a name that is no UTF-8
     kept = take_subset(animals, str(path))
     assert kept.selection.positions.tolist() == [1, 2, 4]
     denied(animals.subset(range(4)), path, 'is of other images')

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.text import first_few
 
 from .analysed_model import AnalysedModel, check_not_compiled
 from .attention_maps import EPSILON, LayerAttention, Layout, Sums, add_map, at_least_float, real_cells
@@ -124,6 +125,11 @@ class AttentionWatch:
                 self(images)
         finally:
             self._dry = False
+        if not count.maps and self.left_out:
+            raise EvaluationError(
+                f'In {self.model.name} only a single query attends at a time ({first_few(list(self.left_out))}), which '
+                'has no distance: take larger images, whose windows are of several cells.'
+            )
         if not count.maps:
             raise EvaluationError(
                 f'{self.model.name} computes no softmax between tokens: it has no attention, or a kind without a map, '

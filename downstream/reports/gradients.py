@@ -41,8 +41,9 @@ def write_gradients(folder: Path, title: str, say: Callable[[str], None] = print
         raise EvaluationError(f'{folder / FIGURE} cannot be written ({e.strerror or e}): make room.') from e
     means = norms.values.mean(axis=0)
     most, least = int(means.argmax()), int(means.argmin())
+    updates = '1 update' if len(norms.updates) == 1 else f'{len(norms.updates):,} updates'
     say(
-        f'Gradient norms of {len(norms.layers)} layers at {len(norms.updates):,} updates: the largest mean is '
+        f'Gradient norms of {len(norms.layers)} layers at {updates}: the largest mean is '
         f'{means[most]:.3g} ({norms.layers[most]}), the smallest {means[least]:.3g} ({norms.layers[least]}).'
     )
 

@@ -153,7 +153,9 @@ def write_kept(path: Path, dataset: ImageDataset, left_out: np.ndarray, **about:
     )  # fmt: skip
     try:
         with new_file(path) as new:
-            new.write_text(json.dumps(content, ensure_ascii=False) + '\n', encoding='utf-8')
+            # A name that is no UTF-8 becomes an escape of JSON.
+            text = json.dumps(content, ensure_ascii=False) + '\n'
+            new.write_text(text, encoding='utf-8', errors='backslashreplace')
     except OSError as e:
         raise EvaluationError(f'{path} cannot be written ({e.strerror or reason(e)}): choose another file.') from e
 
