@@ -15,7 +15,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data import load_dataset
 from tinyvit_zoo.data.replay import ViewSpec
 from tinyvit_zoo.data.subsets import long_tailed, share_of_each_class, take_subset, write_kept
-from tinyvit_zoo.data.unlabelled import load_unlabelled
+from tinyvit_zoo.data.unlabelled import load_unlabelled, with_classes
 from tinyvit_zoo.downstream.finetune import finetune
 from tinyvit_zoo.downstream.reproduce.jobs import State, run_rows
 from tinyvit_zoo.downstream.reproduce.numbers import read_numbers
@@ -155,6 +155,21 @@ def test_a_file_of_kept_images_is_read_again_for_the_same_images_only(animals, t
     denied(animals, path, 'no list of kept images')
     write_kept(path, animals, np.arange(5))
     denied(animals, path, 'keeps no image')
+
+
+@pytest.mark.parametrize('split', ['', 'train/'])
+def test_a_folder_has_the_subsets_for_pretraining_that_it_has_for_finetuning(tmp_path, split):
+    for i in range(12):
+        fake.image(tmp_path / 'data' / f'{split}{"ab"[i % 2]}' / f'{i}.png', seed=i)
+    name = str(tmp_path / 'data')
+    labelled = load_dataset(name, 'train' if split else 'all')
+    write_kept(tmp_path / 'kept.json', labelled, np.array([0, 7]))
+    for which in ('50%', 'long-tailed', str(tmp_path / 'kept.json')):
+        found = take_subset(with_classes(load_unlabelled(name), name), which)
+        assert found.selection.fingerprint == take_subset(labelled, which).selection.fingerprint
+    fake.image(tmp_path / 'data' / f'{split}beside.png')  # now one image has no class
+    flat = load_unlabelled(name)
+    assert with_classes(flat, name) is flat
 
 
 # Runs

@@ -163,12 +163,14 @@ def training_images(options: TrainingDataOptions, seed: int) -> 'ImageDataset':
 
 def unlabelled_images(options: UnlabelledDataOptions, seed: int) -> 'ImageDataset':
     """The images of `data.unlabelled.load_unlabelled`, or a subset. Raises: As `training_images`."""
-    from ..data.unlabelled import load_unlabelled
+    from ..data.unlabelled import load_unlabelled, with_classes
 
     dataset = load_unlabelled(
         options.data, options.root, seed=seed, skip_unreadable=options.skip_unreadable,
         check_counts=not options.any_counts,
     )  # fmt: skip
+    if options.subset is not None:
+        dataset = with_classes(dataset, options.data, options.root, seed)
     return _selected(dataset, options, seed)
 
 

@@ -8,7 +8,7 @@ from .datasets import load_dataset
 from .folders import find_split, read_plain_folder
 from .image_dataset import ImageDataset
 
-__all__ = ['load_unlabelled']
+__all__ = ['load_unlabelled', 'with_classes']
 
 
 def load_unlabelled(
@@ -51,3 +51,24 @@ def load_unlabelled(
         return load('train')
     except MissingSplitError:
         return load('all')
+
+
+def with_classes(dataset: ImageDataset, name: str, root: str | Path | None = None, seed: int = 0) -> ImageDataset:
+    """The same images by the classes that their folders are, so that a subset of them is that of other trainings.
+
+    Args:
+        dataset: As `load_unlabelled` gives it.
+        name: Of it.
+        root: As in `load_dataset`.
+        seed: As in `load_dataset`.
+
+    Returns:
+        The images as `load_dataset` reads them; `dataset` where some lie in no folder that is a class.
+    """
+    if dataset.classes or dataset.skipped:
+        return dataset
+    try:
+        labelled = load_dataset(name, dataset.split, root, seed=seed)
+    except EvaluationError:
+        return dataset
+    return labelled if len(labelled) == len(dataset) else dataset
