@@ -51,7 +51,7 @@ PAPER = {  # Table 1, ImageNet-1K top-1 in per cent; the columns as the text of 
     'DeiT-S': {TEACHER: 79.9, 'WS': 78.3, 'WS+WT': 79.3, 'WS+WD': 80.1, 'WS+WT+WD': 80.7},
     'Swin-T': {TEACHER: 81.2, 'WS': 79.0, 'WS+WT': 79.2, 'WS+WD': 79.8, 'WS+WT+WD': 81.4},
 }
-PAIRS = [  # (better, worse) according to the paper: neighbours in its order, then everything against plain sharing
+PAIRS = [  # (better, worse) according to the paper: neighbors in its order, then everything against plain sharing
     *zip(ORDER[1:], ORDER[:-1], strict=True),
     *[(name, 'WS') for name in ORDER[2:]],
 ]

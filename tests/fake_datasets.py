@@ -133,7 +133,7 @@ CHESTX_ROWS = (
 
 
 def chestx(root: Path) -> None:
-    """Eight grey images in two of Kaggle's folders; three have exactly one label of the seven."""
+    """Eight gray images in two of Kaggle's folders; three have exactly one label of the seven."""
     header = ['Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID']
     for i, (name, _) in enumerate(CHESTX_ROWS):
         path = root / f'images_{1 + i % 2:03d}' / 'images' / name

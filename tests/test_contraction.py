@@ -1,4 +1,4 @@
-"""Contraction: factors, neighbours within limits, ranking, the known path, state on disk, and processes that share."""
+"""Contraction: factors, neighbors within limits, ranking, the known path, state on disk, and processes that share."""
 
 import dataclasses
 import importlib.util

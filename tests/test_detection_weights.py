@@ -81,7 +81,7 @@ def test_files_in_the_released_layout(file, way, official_file):
 
 
 def test_weights_given_to_the_constructor_outlive_init_weights(official_file):
-    """mmengine would reinitialise every layer that has a method for it, as timm's models have."""
+    """mmengine would reinitialize every layer that has a method for it, as timm's models have."""
     backbone = ZooBackbone('tinyvit_5m_224', pretrained=str(official_file('tiny_vit_5m_224')))
     before = copy.deepcopy(backbone.state_dict())
     detector = Detector(backbone)

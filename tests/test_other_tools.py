@@ -1,4 +1,4 @@
-"""accelerate, torchao and peft on the models, with and without autograd: offloading, quantised weights, adapters."""
+"""accelerate, torchao and peft on the models, with and without autograd: offloading, quantized weights, adapters."""
 
 import copy
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_quantised_weights_are_as_near_without_autograd(activations, form, famil
     torchao.quantize_(model, config())
     without, with_grad = (error(actual, expected) for actual in outputs(model, x))
     assert 0 < without < with_grad + 0.01
-    # Quantised first and folded afterwards.
+    # Quantized first and folded afterwards.
     folded = reparameterize_model(model, inplace=True)
     assert all(0 < error(actual, expected) < with_grad + 0.01 for actual in outputs(folded, x))
 

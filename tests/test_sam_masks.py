@@ -127,7 +127,7 @@ def test_pixels_are_those_of_transformers_processor(sam, image):
     expected = sam_processor(sam.config)(images=image, return_tensors='pt')['pixel_values']
     found = pixels_of(image, (SIDE, SIDE))
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1.5 / 255 / 0.22  # a grey level: the two round on other occasions
+    assert (found - expected).abs().max() < 1.5 / 255 / 0.22  # a gray level: the two round on other occasions
     assert not found[0, :, 78:].any()
 
 

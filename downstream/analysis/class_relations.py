@@ -38,7 +38,7 @@ ROWS = 1024  # images whose outputs are multiplied at once: each sum rounds
 BLOCK = 1024  # rows of the matrix that are worked on at once
 ALIKE = 1e-7
 """An output whose standard deviation is below so much of its mean is constant: float32 has no more digits."""
-OPTIMAL = 2000  # classes up to which neighbours in the order of the clustering are brought as close as can be
+OPTIMAL = 2000  # classes up to which neighbors in the order of the clustering are brought as close as can be
 
 
 @dataclass(frozen=True)

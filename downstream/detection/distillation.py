@@ -91,7 +91,7 @@ class DistilledCascadeRCNN(CascadeRCNN):
         return self._teacher[0]
 
     def init_weights(self) -> None:
-        """Initialise as mmengine does, and load the teacher, so that a missing one fails before the training starts."""
+        """Initialize as mmengine does, and load the teacher, so that a missing one fails before the training starts."""
         super().init_weights()
         _ = self.teacher
 
@@ -123,7 +123,7 @@ class DistilledCascadeRCNN(CascadeRCNN):
 def load_teacher(backbone: dict, checkpoint: str | Path | None) -> nn.Module:
     """The backbone of a trained detector, frozen and in evaluation mode.
 
-    The state of the random generators is kept: a student is initialised the same with and without a teacher.
+    The state of the random generators is kept: a student is initialized the same with and without a teacher.
 
     Args:
         backbone: `model.backbone` of the detector's config.

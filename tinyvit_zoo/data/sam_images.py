@@ -13,7 +13,7 @@ __all__ = ['MEAN', 'STD', 'fitted_size', 'pixels_of']
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""ImageNet's. Images are normalized first and then padded with zeros, so that the padding is the mean colour."""
+"""ImageNet's. Images are normalized first and then padded with zeros, so that the padding is the mean color."""
 
 
 def fitted_size(height: int, width: int, size: Sequence[int]) -> tuple[int, int]:

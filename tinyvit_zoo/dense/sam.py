@@ -51,7 +51,7 @@ LEAST = 32
 class SamImageEncoder(nn.Module):
     """TinyViT and SAM's neck: images in, one map of stride 16 out.
 
-    Images are RGB, normalised with ImageNet's mean and standard deviation first and padded with zeros at the bottom
+    Images are RGB, normalized with ImageNet's mean and standard deviation first and padded with zeros at the bottom
     and right afterwards, as SAM does. Any height and width of at least 32 is taken, whatever `img_size` is.
 
     State-dict names are those of the parts with the prefix `trunk.` or `neck.`; `SAM_ENCODER_KEYS.to_official` gives

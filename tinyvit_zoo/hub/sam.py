@@ -464,7 +464,7 @@ def official_sam_state_dict(model: TinyVitSamModel) -> dict[str, torch.Tensor]:
 
 
 def sam_processor(config: TinyVitSamConfig) -> SamProcessor:
-    """The processor of a model: resizes to its image size, normalises, then pads unless the model is `rectangular`."""
+    """The processor of a model: resizes to its image size, normalizes, then pads unless the model is `rectangular`."""
     side = config.vision_config.image_size
     square = {'height': side, 'width': side}
     return SamProcessor(

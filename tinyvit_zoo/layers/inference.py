@@ -139,7 +139,7 @@ def is_untouched(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
     """Whether a layer is exactly of class `kind`, runs nothing but the code of that class, and holds plain tensors.
 
     No subclass; no hook; no `forward` or other method put on the instance or on the class; no pruned, parametrised or
-    quantised weight; all parameters and buffers in the same place. Only then can its arithmetic be done elsewhere
+    quantized weight; all parameters and buffers in the same place. Only then can its arithmetic be done elsewhere
     without an observable difference.
     """
     return type(layer) is kind and _runs_its_class(layer) and _holds_plain_tensors(layer)
@@ -210,7 +210,7 @@ def in_sub_batches(
 def _treats_images_alone(module: nn.Module) -> bool:
     """Whether nothing inside a module depends on which images are in a batch, or would see how many there are.
 
-    In training mode random numbers are drawn for a batch, and a quantised weight may scale the whole of its input.
+    In training mode random numbers are drawn for a batch, and a quantized weight may scale the whole of its input.
     """
     return all(
         (

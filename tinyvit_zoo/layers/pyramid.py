@@ -105,7 +105,7 @@ class TinyMimNeck(nn.Module):
     """Neck of TinyMIM-B before UperNet: one level from each of four maps, all of one width.
 
     Up-convolutions for the first two, the third map unchanged, the fourth pooled. As released, the input maps are not
-    normalised, and there is one BatchNorm, inside `fpn1`. The released one is a `SyncBatchNorm`, whose entries in a
+    normalized, and there is one BatchNorm, inside `fpn1`. The released one is a `SyncBatchNorm`, whose entries in a
     state dict are the same; on several GPUs `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` converts it.
 
     Args:

@@ -4,7 +4,7 @@ Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https:/
 Released code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; parts modified from MAE, CC-BY-NC 4.0)
 
 All have 12 heads, ViT-Tiny and ViT-Small alike, where timm's and DeiT's have 3 and 6 at equal shapes. Fine-tuned models
-classify the normalised mean of their patches; encoders normalise all tokens and take the mean of the patches.
+classify the normalized mean of their patches; encoders normalize all tokens and take the mean of the patches.
 
 Shape legend: `B` batch, `N` patches, `C` width.
 """

@@ -164,7 +164,7 @@ class TwoHeadVit(PlainVit):
         self.head_dist = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
 
     def _finish(self, weight_init: WeightInit) -> None:
-        """Initialise the weights, which `VisionTransformer` was asked to skip."""
+        """Initialize the weights, which `VisionTransformer` was asked to skip."""
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
@@ -280,7 +280,7 @@ def checkpoint_filter_fn(
 def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Initial values of a training: the checkpoint's encoder, and the model's own values for everything else.
 
-    A plain encoder can also initialise a model with tables and LayerScale, whose layers have other names in BEiT's
+    A plain encoder can also initialize a model with tables and LayerScale, whose layers have other names in BEiT's
     code. The released code then drops the biases of queries and values; here they are kept. Those of the keys add the
     same to all logits of a query, so nothing is lost without them.
     """

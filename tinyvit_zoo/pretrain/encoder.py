@@ -1,4 +1,4 @@
-"""Plain ViTs in pre-training: initialisation, and runs up to a chosen block or on some of the patches only.
+"""Plain ViTs in pre-training: initialization, and runs up to a chosen block or on some of the patches only.
 
 Shape legend: `B` images, `N` patches, `K` visible patches, `P` prefix tokens, `C` width, `H` heads, `d` head width.
 """
@@ -88,7 +88,7 @@ def head_qkv(block: Any, tokens: torch.Tensor, heads: int | None = None) -> Head
 
 @torch.no_grad()
 def init_as_mae(vit: VisionTransformer, needs_reset: bool = True) -> None:
-    """(Re-)initialise a ViT in place as MAE does; its position embedding becomes the fixed sine-cosine table.
+    """(Re-)initialize a ViT in place as MAE does; its position embedding becomes the fixed sine-cosine table.
 
     Linear layers are Xavier-uniform (queries, keys and values as one matrix) with bias 0, and so is the patch
     projection as a matrix (C, patch pixels); its bias keeps the default of a convolution. Class token: normal with
@@ -135,7 +135,7 @@ def check_block(block: Any, heads: int | None = None) -> None:
     """Refuse a block that `head_qkv` would misread.
 
     Raises:
-        ValueError: If it has no fused `qkv`, normalises queries and keys, or its width is not a multiple of `heads`.
+        ValueError: If it has no fused `qkv`, normalizes queries and keys, or its width is not a multiple of `heads`.
     """
     attn = block.attn
     if not isinstance(getattr(attn, 'qkv', None), nn.Linear):

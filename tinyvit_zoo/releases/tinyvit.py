@@ -34,7 +34,7 @@ TIMM_FILES = {
 }
 
 
-# Measured with a centre crop of 0.95 at 224 and of 1.0 at 384, and squashed to the square at 512.
+# Measured with a center crop of 0.95 at 224 and of 1.0 at 384, and squashed to the square at 512.
 # One (top-1, top-5) per entry of TIMM_FILES.
 TIMM_RESULTS = {
     'tinyvit_5m_224.dist_in22k_ft_in1k': (

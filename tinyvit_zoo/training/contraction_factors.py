@@ -1,6 +1,6 @@
 """The contraction factors of TinyViT (paper Sec. 3.2 and supplement A), and smaller models around a given one.
 
-Candidates of a step meet the same limit of parameters, so that accuracy compares them: of neighbours that differ in
+Candidates of a step meet the same limit of parameters, so that accuracy compares them: of neighbors that differ in
 size, the largest would always win. Each contracts one factor, or none, and then narrows all stages alike until it is
 within the limit: by the paper, the width saves most parameters, and a narrower model is given more depth in stage 3.
 """
