@@ -104,7 +104,7 @@ def test_a_name_of_the_zoo_gives_its_weights():
     assert_same({'it': model.net.blocks[3].attn.qkv.weight}, {'it': encoder['blocks.3.attn.qkv.weight']})
 
 
-def test_weights_of_a_model_with_other_heads_only_initialise_a_training():
+def test_weights_of_a_model_with_other_heads_only_initialize_a_training():
     students = weights_of('tinymim_vit_tiny_student_patch16_224')
     file = {'model': students, 'args': {'model': 'tinymim_vit_tiny_patch16'}}
     model = vitdet()

@@ -191,7 +191,7 @@ def test_dense_forms_of_unpublished_sizes_start_from_their_encoder(form, encoder
 
 
 @pytest.mark.slow
-def test_a_pretraining_file_initialises_the_segmentor_of_tinymim(tmp_path):
+def test_a_pretraining_file_initializes_the_segmentor_of_tinymim(tmp_path):
     """Its model had other heads in the last block, which the released recipe accepts: `as_init=True`."""
     encoder = small_file('tinymim_vit_base_student_patch16_224', tmp_path, trained_as='tinymim_vit_base_patch16')
     refused(lambda: ZooBackbone('tinymim_base_seg', img_size=64, pretrained=encoder), 'as_init=True')
@@ -259,7 +259,7 @@ def test_convert_reads_over_what_mmengine_saves(tmp_path):
     assert sorted(checkpoint.detector_keys) == ['neck.bias', 'neck.weight']
 
 
-def test_detectors_of_mmdet_initialise_the_baselines(tmp_path, official_file):
+def test_detectors_of_mmdet_initialize_the_baselines(tmp_path, official_file):
     """mmdet's Swin and the released Swin under their own names, and a ResNet, whose names are the same everywhere."""
     theirs = mmdet_swin()
     backbone = ZooBackbone(SWIN[0], **SWIN[1], pretrained=save_detector(theirs, tmp_path / 'swin.pth')).eval()

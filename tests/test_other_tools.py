@@ -92,7 +92,7 @@ def test_shortcuts_return_with_the_weights(tmp_path):
 @pytest.mark.slow
 @forms
 @pytest.mark.parametrize('activations', ['float', 'int8'])
-def test_quantised_weights_are_as_near_without_autograd(activations, form, family):
+def test_quantized_weights_are_as_near_without_autograd(activations, form, family):
     torchao = pytest.importorskip('torchao.quantization')
     config = torchao.Int8WeightOnlyConfig if activations == 'float' else torchao.Int8DynamicActivationInt8WeightConfig
     model = formed(family, form)

@@ -154,7 +154,7 @@ def test_as_init_still_refuses_a_damaged_file(student, save):
 
 
 @torch.no_grad()
-def test_a_model_with_tables_initialised_from_a_plain_encoder_computes_the_same(mae, save):
+def test_a_model_with_tables_initialized_from_a_plain_encoder_computes_the_same(mae, save):
     path = save({'model': prefixed('module.model.', mae)})
     model = load(RPE, path, as_init=True, init_values=1.0).double()  # LayerScale 1 and tables 0 change nothing
     encoder = load(ENCODER, path).double()

@@ -84,7 +84,7 @@ def unwrap(
     ]
     if odd:
         raise CheckpointError(
-            f'{where} holds {first_few(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
+            f'{where} holds {first_few(odd)} as sparse, quantized, complex or empty (meta) tensors: save plain ones.'
         )
     _check_sharing(state_dict.values(), where)
     stripped = _strip_unlisted(_strip_prefixes({k: _plain(k, v) for k, v in state_dict.items()}), where)

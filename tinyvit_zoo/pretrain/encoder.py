@@ -141,7 +141,7 @@ def check_block(block: Any, heads: int | None = None) -> None:
     if not isinstance(getattr(attn, 'qkv', None), nn.Linear):
         raise ValueError(f'{type(attn).__name__} has no fused qkv projection to take queries, keys and values from.')
     if not all(isinstance(getattr(attn, name, None), nn.Identity | None) for name in ('q_norm', 'k_norm')):
-        raise ValueError(f'{type(attn).__name__} normalises queries and keys, which plain ViTs do not.')
+        raise ValueError(f'{type(attn).__name__} normalizes queries and keys, which plain ViTs do not.')
     width = attn.qkv.out_features // 3
     if heads is not None and (heads < 1 or width % heads):
         raise ValueError(f'{heads} heads do not divide the width {width}.')

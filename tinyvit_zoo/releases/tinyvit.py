@@ -195,7 +195,7 @@ def _protocols(name: str, img_size: int, published: tuple[float, float] | None) 
     if img_size == 224:
         return (
             Protocol('timm', 224, 0.95, 'center', "timm's default for these weights", by_timm),
-            Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, centre crop 224', by_authors),
+            Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, center crop 224', by_authors),
         )
     squash = 'released code, TEST.CROP False: resize to the square, no crop'
     if img_size == 384:
