@@ -31,7 +31,7 @@ def classify(
     ] = None,
     onnx: Annotated[
         Path | None,
-        typer.Option('--onnx', help='An exported file instead of a model, to hold it against that.', metavar='FILE'),
+        typer.Option('--onnx', help='An exported file instead of a model, to compare the two.', metavar='FILE'),
     ] = None,
     weights: Weights = None,
     part: Part = None,

@@ -21,7 +21,7 @@ class Int8Options:
     int8: Annotated[bool, typer.Option('--int8', help='Quantize to 8 bits; needs --calibrate.')] = False
     calibrate: Annotated[
         str | None,
-        typer.Option('--calibrate', help='Folder of images that activations are measured on.', metavar='FOLDER'),
+        typer.Option('--calibrate', help='Folder of images to measure activations on.', metavar='FOLDER'),
     ] = None
     calibration_images: Annotated[
         int, typer.Option('--calibration-images', min=16, help='Images to calibrate on, at most.', metavar='N')
@@ -30,7 +30,7 @@ class Int8Options:
         str | None,
         typer.Option(
             '--check',
-            help='Folder of images to compare int8 with float32 on. Default: images of --calibrate that it leaves.',
+            help='Folder of images to compare int8 with float32 on. Default: part of --calibrate, left out there.',
             metavar='FOLDER',
         ),
     ] = None
@@ -47,7 +47,8 @@ class Int8Options:
         ),
     ] = None
     reduce_range: Annotated[
-        bool, typer.Option('--reduce-range', help='Weights of 7 bits, for processors without int8 instructions.')
+        bool,
+        typer.Option('--reduce-range', help='Quantize weights to 7 bits, for processors without int8 instructions.'),
     ] = False
 
     def check(self, dtype: str = 'fp32', format: str | None = None) -> None:

@@ -85,12 +85,13 @@ Weights = Annotated[
     typer.Option('--weights', help='Checkpoint instead of the pretrained weights.', metavar='FILE'),
 ]
 Part = Annotated[
-    str | None, typer.Option('--part', help='Which of several models in the file, such as teacher.', metavar='NAME')
+    str | None,
+    typer.Option('--part', help='Which model to take if the file holds several, such as teacher.', metavar='NAME'),
 ]
-AllowNonfinite = Annotated[
-    bool, typer.Option('--allow-nonfinite', help='Take weights that hold NaN or infinity as they are.')
+AllowNonfinite = Annotated[bool, typer.Option('--allow-nonfinite', help='Accept weights that hold NaN or infinity.')]
+Random = Annotated[
+    bool, typer.Option('--random', help='Random weights, drawn with --seed, instead of pretrained ones.')
 ]
-Random = Annotated[bool, typer.Option('--random', help='Random weights instead, drawn with --seed.')]
 ImgSize = Annotated[
     Size | None,
     typer.Option('--img-size', parser=read_size, help="Side, or HEIGHTxWIDTH, if not the model's own.", metavar='SIZE'),
@@ -104,16 +105,18 @@ Cache = Annotated[
     Path | None, typer.Option('--cache', help='Folder that keeps features for the next run.', metavar='DIR')
 ]
 Layers = Annotated[str, typer.Option('--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')]
-Ways = Annotated[int | None, typer.Option('--ways', min=2, help='Classes of an episode. Default: 5, or all of fewer.')]
+Ways = Annotated[
+    int | None, typer.Option('--ways', min=2, help='Classes in an episode. Default: 5, or all if there are fewer.')
+]
 Queries = Annotated[
     int | None,
-    typer.Option('--queries', min=1, help='Images of each class to answer. Default: 15, or as many as there are.'),
+    typer.Option('--queries', min=1, help='Images of each class to classify. Default: 15, or as many as there are.'),
 ]
 Subset = Annotated[
     str | None,
     typer.Option(
         '--subset',
-        help='Of the images to train on: 1% of each class, long-tailed, or a file of names.',
+        help='Train on part of the images: 1% of each class, long-tailed, or a file of names.',
         metavar='1%|10%|long-tailed|FILE',
     ),
 ]
@@ -149,11 +152,11 @@ class DataOptions:
     ] = None
     skip_unreadable: Annotated[
         bool,
-        typer.Option('--skip-unreadable', help='Leave out images that cannot be read; results name them.'),
+        typer.Option('--skip-unreadable', help='Leave out images that cannot be read; the results list them.'),
     ] = False
     any_counts: Annotated[
         bool,
-        typer.Option('--any-counts', help="Take other numbers of images than the protocol's; results say so."),
+        typer.Option('--any-counts', help="Accept numbers of images other than the protocol's; the results say so."),
     ] = False
 
 

@@ -35,7 +35,7 @@ def convert(
     part: Part = None,
     allow_nonfinite: AllowNonfinite = False,
 ) -> None:
-    """Convert MobileSAM's file into a folder of transformers: configuration, weights, processor, card with licenses."""
+    """Convert MobileSAM's file to a folder for transformers: configuration, weights, processor, card with licenses."""
     side = side_of(img_size)
     quiet_transformers()
     from ..hub.sam import convert_sam
