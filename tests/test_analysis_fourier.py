@@ -81,7 +81,7 @@ def test_convolutional_networks_have_frequencies_too():
 
 def test_what_is_no_map_or_not_finite_is_refused_by_name():
     model = analysed('clip_vit', img_size=64)
-    refused(lambda: measure(model, digits(2), ['head'], progress=False), 'head', 'no map', kind=EvaluationError)
+    refused(lambda: measure(model, digits(2), ['head'], progress=False), 'head', 'not a map', kind=EvaluationError)
     with torch.no_grad():
         model.model.blocks[1].mlp.fc2.bias[0] = torch.inf
     refused(lambda: measure(model, digits(2), progress=False), 'blocks.1', 'not finite', kind=EvaluationError)

@@ -185,7 +185,7 @@ def test_a_folder_of_something_else_is_refused(cli, tmp_path, quick):
     [
         (dict(runtime='npm', npm=True), 'exclude each other'),
         (dict(demo_model='m.onnx'), 'needs onnxruntime-web'),
-        (dict(runtime='nothing'), 'no unpacked npm package'),
+        (dict(runtime='nothing'), 'not an unpacked npm package'),
         (dict(runtime='npm', demo_model='nothing.onnx'), 'neither an .onnx file nor a folder'),
         (dict(runtime='npm', demo_model='empty'), 'is not the output of'),
     ],

@@ -422,9 +422,9 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
     ('name', 'type', 'content', 'words'),
     [
         ('notes.txt', 'text/plain', b'no model', 'notes.txt is neither an image nor an ONNX file.'),
-        ('model.onnx', '', b'no model at all', 'This is no ONNX file, or a damaged one.'),
-        ('empty.onnx', '', b'', 'This is no ONNX file, or a damaged one.'),
-        ('photo.png', 'image/png', b'no image', 'This file is no image that the browser knows.'),
+        ('model.onnx', '', b'no model at all', 'This is not an ONNX file, or a damaged one.'),
+        ('empty.onnx', '', b'', 'This is not an ONNX file, or a damaged one.'),
+        ('photo.png', 'image/png', b'no image', 'This file is not an image that the browser knows.'),
         ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
     ],
 )

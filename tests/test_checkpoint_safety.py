@@ -59,7 +59,7 @@ def legacy_without_storages() -> bytes:
 
 
 def marked_as_folder() -> bytes:
-    """torch leaves out what is no file: its numbers would be what is in the memory."""
+    """torch leaves out what is not a file: its numbers would be what is in the memory."""
     data = bytearray(in_torch({'w': torch.arange(1000.0)}))
     data[data.rindex(b'archive/data/0') - 8] = 0x10  # of the attributes in the table of contents
     return bytes(data)

@@ -148,7 +148,7 @@ def test_a_missing_split_says_what_there_is_instead(tmp_path, caplog):
     denied(str(tmp_path), 'validation', words=("has no split 'validation'", 'val/CLASS/', 'eval'))
     denied(str(tmp_path), 'test', words=("has no split 'test'", 'test has no class folders'))
     assert len(load_dataset(str(tmp_path), 'all')) == 4
-    assert 'left out, as they are no split: eval/, test/' in caplog.text
+    assert 'left out, as they are not splits: eval/, test/' in caplog.text
 
 
 def test_files_of_other_kinds_are_counted_and_said(tmp_path, caplog):

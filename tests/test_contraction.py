@@ -109,7 +109,7 @@ def test_windows_that_are_not_contracted_still_follow_the_image_size():
 
 def test_a_model_that_is_no_tinyvit_is_named():
     model = timm.create_model('resnet10t', device='meta')
-    refused(lambda: factors_of(model, 'resnet10t'), 'resnet10t is no TinyViT', kind=EvaluationError)
+    refused(lambda: factors_of(model, 'resnet10t'), 'resnet10t is not a TinyViT', kind=EvaluationError)
 
 
 def test_heads_of_different_widths_have_no_factor():

@@ -149,7 +149,7 @@ def test_every_entry_names_its_source_and_an_alternative(entry, tmp_path):
     if entry.layout:
         split = next(iter(entry.splits))
         denied(entry.name, split, words=('needs a root', entry.source, entry.layout, entry.if_dead))
-        denied(entry.name, split, tmp_path / 'nowhere', words=('is no folder', entry.layout))
+        denied(entry.name, split, tmp_path / 'nowhere', words=('is not a folder', entry.layout))
         denied(entry.name, split, tmp_path, words=(str(tmp_path),))
 
 
@@ -337,11 +337,11 @@ def test_webdataset_tars_are_read_without_unpacking(tmp_path):
     assert dataset.fingerprint() == load_dataset('wds/other', 'all', tmp_path).fingerprint()
     denied('wds/set', 'test', tmp_path, words=("has no split 'test'", 'train'))
     (tmp_path / 'set-test.tar').write_bytes(b'no tar')
-    denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
+    denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'not a readable tar'))
     tar_of(tmp_path / 'set-test.tar', {'a.png': png[0], 'a.json': b'{"label": [1, 2]}'})
     tar_of(tmp_path / 'set-Val-0.tar', {'a.png': png[0], 'a.cls': b'1'})
     assert load_dataset('wds/set', 'validation', tmp_path).labels.tolist() == [1]
-    denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'no readable tar'))
+    denied('wds/set', 'test', tmp_path, words=('set-test.tar', 'not a readable tar'))
 
 
 def test_webdataset_splits_follow_info_json_if_there_is_one(tmp_path):

@@ -351,12 +351,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(way, tmp_path, officia
     refused(start('mae_lite_vitdet_tiny', tinyvit, img_size=64), 'TinyViT')
     resnet = str(tmp_path / 'resnet.pth')
     torch.save(timm.create_model('resnet18').state_dict(), resnet)
-    refused(start('tinyvit_5m_224', resnet), 'no TinyViT weights')
+    refused(start('tinyvit_5m_224', resnet), 'not TinyViT weights')
     refused(start(SWIN[0], resnet, **SWIN[1]), resnet)
     detector = save_detector(backbone_of('mini_swin'), tmp_path / 'detector.pth')
     refused(start(*SMALL_OF['tinyvit'][:1], detector), 'Mini-Swin weights, not TinyViT')
     torch.save({'state_dict': {'neck.weight': torch.zeros(1)}}, tmp_path / 'headless.pth')
-    refused(start('tinyvit_5m_224', str(tmp_path / 'headless.pth')), 'no TinyViT weights')
+    refused(start('tinyvit_5m_224', str(tmp_path / 'headless.pth')), 'not TinyViT weights')
 
 
 def test_missing_files_and_other_init_cfgs_are_refused(tmp_path):

@@ -352,7 +352,7 @@ def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, wor
     train = load_dataset(str(tmp_path), 'train')
     with pytest.raises(EvaluationError) as e:
         fit(small_model(num_classes=2), train, PLAIN.changed(batch_size=16), tmp_path, held_out=0, workers=workers)
-    assert str(e.value).startswith(f'{bad} is no readable image')
+    assert str(e.value).startswith(f'{bad} is not a readable image')
     assert '\n' not in str(e.value)
 
 

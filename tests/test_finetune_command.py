@@ -259,7 +259,10 @@ def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_pa
     ('arguments', 'words'),
     [
         (['--recipe', 'tinyvit', '--data', 'digits'], "no recipe 'tinyvit'. Did you mean"),
-        (['--recipe', 'tinymim', '--data', 'digitz'], "'digitz' is no data set and no folder. Did you mean digits"),
+        (
+            ['--recipe', 'tinymim', '--data', 'digitz'],
+            "'digitz' is neither a data set nor a folder. Did you mean digits",
+        ),
         (['--recipe', 'tinymim', '--data', 'digits', '--batch-size', '4096'], 'make no batch of 4096'),
     ],
 )

@@ -249,7 +249,7 @@ def test_the_checkpoint_of_another_run_or_a_damaged_one_is_refused(run, tmp_path
     refused(lambda: run(checkpoint=path, seed=1), 'another model, data or settings', kind=EvaluationError)
     for content in (path.read_bytes()[:1000], b'', b'nothing of ours'):
         path.write_bytes(content)
-        refused(lambda: run(checkpoint=path), 'no checkpoint', kind=EvaluationError)
+        refused(lambda: run(checkpoint=path), 'not a checkpoint', kind=EvaluationError)
 
 
 def test_the_checkpoint_of_other_features_or_labels_is_refused(tmp_path):

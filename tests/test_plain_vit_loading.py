@@ -115,7 +115,7 @@ def test_a_second_model_among_the_names_is_asked_for(mae, save):
     refused(lambda: load(ENCODER, save(both)), '(teacher, names without a prefix)', '--part')
 
 
-# --- an encoder is no classifier, except as initial values of a training
+# --- an encoder is not a classifier, except as initial values of a training
 
 
 def test_an_encoder_for_a_classifier_is_refused_with_advice(mae, student, save):

@@ -301,7 +301,7 @@ def test_a_folder_that_is_not_whole_is_refused(model, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {'model_type': 'sam'}))
     refused(lambda: load_sam(tmp_path / 'page'), 'type sam')
     config.write_text('{')
-    refused(lambda: load_sam(tmp_path / 'page'), 'no configuration')
+    refused(lambda: load_sam(tmp_path / 'page'), 'not a configuration')
     config.unlink()
     refused(lambda: load_sam(tmp_path / 'page'), 'config.json', kind=WeightsNotFoundError)
 

@@ -118,7 +118,7 @@ def measure(
         progress: Whether to show a bar on a terminal.
 
     Raises:
-        EvaluationError: If the model is no classifier, an output is not finite, there are too few images, an image
+        EvaluationError: If the model is not a classifier, an output is not finite, there are too few images, an image
             cannot be read, or the file fits no class.
     """
     if len(dataset) < FEWEST:

@@ -274,7 +274,7 @@ def as_map(name: str, x: torch.Tensor, model: AnalysedModel, size: tuple[int, in
         grid = token_grid(model, x.shape[1], size)
         return x[:, grid.prefix :].transpose(1, 2).unflatten(2, grid[:2])
     if x.ndim != 4:
-        raise EvaluationError(f'{model.name}: {name} gives {tuple(x.shape)}, which is no map of an image.')
+        raise EvaluationError(f'{model.name}: {name} gives {tuple(x.shape)}, which is not a map of an image.')
     return x.permute(0, 3, 1, 2) if _channels_last(x, model, size, module) else x
 
 

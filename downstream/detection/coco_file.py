@@ -72,7 +72,7 @@ def read_annotations(path: str | Path) -> Entry:
         raise EvaluationError(f"{path} is not in COCO's format: it has no {', '.join(absent)}.")
     for key in PARTS:
         if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            raise EvaluationError(f"{path} is not in COCO's format: its {key} are no list of objects with keys.")
+            raise EvaluationError(f"{path} is not in COCO's format: its {key} are not a list of objects with keys.")
     if not content['images']:
         raise EvaluationError(f'{path} names no images.')
     return content
@@ -172,7 +172,7 @@ def _named_as(classes: Sequence[str], names: dict[str, str], categories: list[En
 
 
 def category_names(content: Entry, path: Path) -> tuple[str, ...]:
-    """Names of the categories in the order of their ids, or as listed if an id is no number."""
+    """Names of the categories in the order of their ids, or as listed if an id is not a number."""
     names = _check_categories(content['categories'], path)
     if all(key.lstrip('-').isdecimal() for key in names):
         return tuple(names[key] for key in sorted(names, key=int))

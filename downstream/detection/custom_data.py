@@ -188,8 +188,8 @@ def _check_others(path: Path, classes: tuple[str, ...], trained: bool) -> None:
         )
     if strange:
         raise EvaluationError(
-            f"{path} has objects of '{strange[0]}', which is no class of {where} ({first_few(classes, 10)}): name them "
-            'alike, or leave other objects out with --classes and the names of the classes.'
+            f"{path} has objects of '{strange[0]}', which is not a class of {where} ({first_few(classes, 10)}): name "
+            'them alike, or leave other objects out with --classes and the names of the classes.'
         )
 
 

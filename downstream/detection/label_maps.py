@@ -31,7 +31,7 @@ def check_label_maps(
         say: Prints which classes have no pixel.
 
     Raises:
-        EvaluationError: If there are no images, one has no label map or one of another size, or a label is no class.
+        EvaluationError: If there are no images, one has no label map or one of another size, or a label is not a class.
     """
     if dataset.get('ann_file'):
         return  # a list of names, which mmseg reads

@@ -89,7 +89,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _results(classifier: Any, paths: Iterable[Path], topk: int, show: bool) -> Iterator[dict[str, Any]]:
-    """Answers image by image, printed as they come; a file that is no image gets an error instead."""
+    """Answers image by image, printed as they come; a file that is not an image gets an error instead."""
     from ..classify import ImageError, load_image
 
     for path in paths:

@@ -269,7 +269,7 @@ def _make(
     except ModelError as e:
         if as_init and "unexpected keyword argument 'as_init'" in str(e):
             raise ModelError(
-                f'{options.name} is no model of this package: it takes its weights and a fresh classifier '
+                f'{options.name} is not a model of this package: it takes its weights and a fresh classifier '
                 'without --as-init.'
             ) from e
         if "unexpected keyword argument 'drop_path_rate'" not in str(e):

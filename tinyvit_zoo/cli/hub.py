@@ -162,7 +162,7 @@ def _read_labels(file: Path | None) -> list[str] | None:
     try:
         text = file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
-        raise typer.BadParameter(f'{file} is no text in UTF-8: write one name per line.') from e
+        raise typer.BadParameter(f'{file} is not UTF-8 text: write one name per line.') from e
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

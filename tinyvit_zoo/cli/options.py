@@ -49,7 +49,7 @@ def read_size(text: str) -> Size:
     """'384' -> (384, 384), '256x320' -> (256, 320). Usage error on anything else."""
     sides = str(text).lower().split('x')
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
+        raise typer.BadParameter(f"'{text}' is not a size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
     size = Size(int(sides[0]), int(sides[-1]))
     if max(size) > MAX_SIDE:
         raise typer.BadParameter(f"'{text}' is beyond {MAX_SIDE} pixels a side.")
@@ -221,7 +221,7 @@ def find_device(name: str | None) -> 'torch.device':
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as e:
-        raise typer.BadParameter(f"'{name}' is no device here: {str(e).splitlines()[0]}") from e
+        raise typer.BadParameter(f"'{name}' is not a device here: {str(e).splitlines()[0]}") from e
     return torch.device(name)
 
 

@@ -58,7 +58,7 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         return to_rgb(open_image(path, upright=upright))
     except UnidentifiedImageError as e:
         raise ImageError(
-            f'{path} is no image of a known format, or of a kind that Pillow does not read: save it as PNG or JPEG.'
+            f'{path} is not an image of a known format, or of a kind that Pillow does not read: save it as PNG or JPEG.'
         ) from e
     except Exception as e:  # decoders raise almost anything on damaged files
         raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
@@ -73,7 +73,7 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
 
     Raises:
         ImageError: If the values cannot be scaled to 8 bits.
-        UnidentifiedImageError: If the file is no image of a known format.
+        UnidentifiedImageError: If the file is not an image of a known format.
         Exception: Whatever else Pillow raises on what it cannot read.
     """
     if isinstance(file, str | Path):
@@ -103,7 +103,7 @@ def header_size(file: str | Path | IO[bytes], *, upright: bool) -> tuple[int, in
         upright: As in `load_image`.
 
     Raises:
-        UnidentifiedImageError: If the file is no image of a known format.
+        UnidentifiedImageError: If the file is not an image of a known format.
         Exception: Whatever else Pillow raises on what it cannot read.
     """
     if isinstance(file, str | Path):
@@ -126,7 +126,7 @@ def upright_size(path: str | Path) -> tuple[tuple[int, int], int]:
             orientation = _orientation(image, file)
             return _upright(image, orientation), orientation
     except UnidentifiedImageError as e:
-        raise ImageError(f'{path} is no image of a known format.') from e
+        raise ImageError(f'{path} is not an image of a known format.') from e
     except Exception as e:  # as in `load_image`
         raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
 

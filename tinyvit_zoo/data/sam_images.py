@@ -20,7 +20,7 @@ def fitted_size(height: int, width: int, size: Sequence[int]) -> tuple[int, int]
     """(height, width) of an image that is resized for a model of the size (H, W), where it takes the upper left corner.
 
     The longest side becomes the model's longest side, as released. If the other side is then too long, as it can be
-    where the model's is no square, the image is made as large as fits.
+    where the model's is not a square, the image is made as large as fits.
 
     Args:
         height: Of the image.

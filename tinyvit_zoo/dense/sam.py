@@ -63,7 +63,7 @@ class SamImageEncoder(nn.Module):
         neck: One that is there already, instead of a new one.
 
     Raises:
-        ValueError: If the trunk is no TinyViT with a last map of stride 16.
+        ValueError: If the trunk is not a TinyViT with a last map of stride 16.
     """
 
     stride = 16
@@ -141,7 +141,7 @@ def sam_encoder(
         CheckpointError: If the weights cannot be found, read or matched.
     """
     if not name.startswith('tinyvit_'):
-        raise ModelError(f'{name} is no TinyViT of this package, and the SAM encoder is one: name tinyvit_5m_224.')
+        raise ModelError(f'{name} is not a TinyViT of this package, and the SAM encoder is one: name tinyvit_5m_224.')
     trunk = build_model(
         name,
         img_size=img_size,

@@ -49,7 +49,7 @@ FORWARD: dict[type[nn.Module], Callable] = {}
 """By class that shortcuts know: its `forward` as imported."""
 REPLACED: dict[type[nn.Module], frozenset[str]] = {}
 """By class that shortcuts know: names that replace a part of it when they are set on an instance: methods, and a
-weight, which then is no parameter but computed from some (pruning)."""
+weight, which then is not a parameter but computed from some (pruning)."""
 PER_IMAGE: set[type[nn.Module]] = set()
 """Classes that treat every image of a batch alone in evaluation mode."""
 
@@ -94,7 +94,7 @@ def is_plain_inference(x: torch.Tensor) -> bool:
 @torch.jit.unused
 def is_plain_cuda(x: torch.Tensor) -> bool:
     """Whether x is a plain CUDA tensor, with or without autograd, and nothing watches what is done with it: no proxy,
-    subclass, trace or export, see also `is_observed`. `torch.compile` is no observer.
+    subclass, trace or export, see also `is_observed`. `torch.compile` is not an observer.
     """
     return (
         type(x) is torch.Tensor

@@ -23,8 +23,8 @@ __all__ = ['SimpleFeaturePyramid', 'TinyMimNeck', 'TinyMimStarNeck']
 class NormConv2d(nn.Module):
     """Convolution without bias, and the LayerNorm after it as its child `norm`: the released names.
 
-    It is no `nn.Conv2d`, because it is not linear: what wraps such a layer (LoRA) would add to the norm's output, and
-    to its input once merged.
+    It is not an `nn.Conv2d`, because it is not linear: what wraps such a layer (LoRA) would add to the norm's output,
+    and to its input once merged.
     """
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, device=None, dtype=None) -> None:

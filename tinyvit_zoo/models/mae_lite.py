@@ -145,7 +145,7 @@ class MaeLiteRpe(FillsBuffers, Beit):
         """Change the image (or patch) size; position embedding and tables are resized.
 
         Raises:
-            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+            ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
         """
         old = set_patch_grid(self, img_size, patch_size)
         grid = self.patch_embed.grid_size

@@ -380,7 +380,7 @@ class MiniDeit(FillsBuffers):
         """Change the image (or patch) size; the position embedding is resized.
 
         Raises:
-            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+            ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
         """
         embed = self.patch_embed
         check_patch_grid(

@@ -94,7 +94,7 @@ class PlainVit(VisionTransformer):
         """Change the image (or patch) size; the position embedding is resized.
 
         Raises:
-            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+            ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
         """
         old_grid = set_patch_grid(self, img_size, patch_size)
         if self.pos_embed is not None and self.patch_embed.grid_size != old_grid:
@@ -220,7 +220,7 @@ def set_patch_grid(
     """Set the size of a plain ViT's patch embedding, record it for timm, and return the previous grid.
 
     Raises:
-        ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+        ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
     """
     embed = model.patch_embed
     check_patch_grid(
@@ -340,7 +340,7 @@ def create_plain_vit(
         args: Arguments that define the architecture.
         kwargs: Arguments of the caller of `timm.create_model`; they override `args`. With num_heads among them the
             caller vouches for the heads. With as_init=True the checkpoint is an encoder to start a training from:
-            classifier and norms after the last block stay fresh, and other heads are no mistake.
+            classifier and norms after the last block stay fresh, and other heads are not a mistake.
     """
     heads_given = 'num_heads' in kwargs
     kwargs = {**args, **kwargs}

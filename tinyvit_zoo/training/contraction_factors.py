@@ -87,11 +87,11 @@ def factors_of(model: nn.Module, name: str) -> Factors:
         name: Of the model, for messages.
 
     Raises:
-        EvaluationError: If it is no TinyViT, or its heads have different widths.
+        EvaluationError: If it is not a TinyViT, or its heads have different widths.
     """
     if not isinstance(model, TinyViT):
         raise EvaluationError(
-            f'{name} is no TinyViT of this package, and only these have the factors that are contracted: start from '
+            f'{name} is not a TinyViT of this package, and only these have the factors that are contracted: start from '
             'one, such as tinyvit_21m_224.'
         )
     first, *rest = model.stages
