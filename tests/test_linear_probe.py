@@ -382,7 +382,7 @@ def test_the_command_refuses_what_it_cannot_do_in_one_sentence(cli, folder, tmp_
     cases = [
         (['--data', tmp_path / 'nothing'], 1, ''),
         (['--data', tmp_path / 'one'], 1, ''),
-        (['--data', 'digits', '--lrs', 'fast'], 2, 'numbers between commas'),
+        (['--data', 'digits', '--lrs', 'fast'], 2, 'numbers separated by commas'),
         (['--data', 'digits', '--lrs', '-1'], 1, 'learning rate is -1'),
         (['--data', 'digits', '--mode', 'ridge', '--layers', 'pooled,last:1'], 2, 'one layer'),
         (['--data', 'digits', '--layers', 'first'], 1, 'first'),

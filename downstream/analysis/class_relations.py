@@ -125,7 +125,9 @@ def measure(
         raise EvaluationError(f'Correlations need at least {FEWEST} images, not {len(dataset)}: take more (--images).')
     outputs = getattr(model.model, 'num_classes', 0)
     if not isinstance(outputs, int) or outputs < 2:
-        raise EvaluationError(f'{model.name} has no classifier, and relations are those of its classes: take one.')
+        raise EvaluationError(
+            f'{model.name} has no classifier, which relations of classes need: choose a model with one.'
+        )
     names = output_names(model.model, dataset, outputs)
     known = None if order is None else file_order(order, names)  # before hours of work
     sums = Correlations(outputs, device)

@@ -50,9 +50,9 @@ def hard_samples(
     from ..soft_labels import Store
 
     if (store is None) == (teacher is None):
-        raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them says what is hard.')
+        raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them decides what is hard.')
     if teacher is None and teacher_weights is not None:
-        raise typer.BadParameter('--weights: only with --teacher NAME, which says whose they are.')
+        raise typer.BadParameter('--weights needs --teacher NAME, the model that they belong to.')
     if output.suffix.lower() != '.json':
         raise typer.BadParameter(f'--output takes a file such as kept.json, not {output}.')
     quiet_logs()

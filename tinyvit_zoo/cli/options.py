@@ -61,14 +61,14 @@ def read_numbers(text: str) -> Numbers:
     try:
         return Numbers(float(part) for part in str(text).split(','))
     except ValueError as e:
-        raise typer.BadParameter(f"takes numbers between commas, such as 0.1,1, not '{text}'.") from e
+        raise typer.BadParameter(f"takes numbers separated by commas, such as 0.1,1, not '{text}'.") from e
 
 
 def read_counts(text: str) -> Counts:
     """'5,20,5' -> (5, 20). Usage error on anything else."""
     parts = [part.strip() for part in str(text).split(',')]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"takes whole numbers between commas, such as 5,20, not '{text}'.")
+        raise typer.BadParameter(f"takes whole numbers separated by commas, such as 5,20, not '{text}'.")
     return Counts(dict.fromkeys(int(part) for part in parts))
 
 

@@ -81,7 +81,7 @@ def minivit(
 
     if (store is None) == (teacher.teacher is None):
         raise typer.BadParameter(
-            'Give either --teacher NAME or --store STORE: one of them says what the student learns.'
+            'Give either --teacher NAME or --store STORE: one of them decides what the student learns.'
         )
     if store is None and reuse is not None:
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')

@@ -140,10 +140,10 @@ def _check(
     if scale is None:
         given = '--root' if root else '--jobs' if jobs else ''
         if given:
-            raise typer.BadParameter(f'{given} is of evaluators and trainers: add --scale full or --scale digits.')
+            raise typer.BadParameter(f'{given} is for evaluators and trainers: add --scale full or --scale digits.')
         return
     if root is not None and scale is not Scale.full:
-        raise typer.BadParameter('--root is of --scale full; digits and textures need no folder.')
+        raise typer.BadParameter('--root is for --scale full; digits and textures need no folder.')
     if root is not None and not root.is_dir():
         raise typer.BadParameter(f'There is no folder {root}: give --root the folder that holds the data sets.')
     if output is None and not dry_run:

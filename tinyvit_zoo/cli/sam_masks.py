@@ -105,7 +105,7 @@ def segment(
     if (weights is None) == (onnx is None):
         raise typer.BadParameter('Give --weights FILE or --onnx DIR, one of the two.')
     if onnx is not None and rectangular:
-        raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
+        raise typer.BadParameter('--rectangular cannot be given with --onnx: it is chosen in sam export.')
     _refuse_same_file(image, output, overlay)
     quiet_logs()
     picture = load_image(image)

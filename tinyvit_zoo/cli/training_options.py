@@ -199,7 +199,7 @@ class TeacherOptions:
         """The teacher for images of the student's size, in eval mode; None if none is asked for."""
         if self.teacher is None:
             if self.teacher_weights is not None:
-                raise typer.BadParameter('--teacher-weights: only with --teacher NAME, which says whose they are.')
+                raise typer.BadParameter('--teacher-weights needs --teacher NAME, the model that they belong to.')
             return None
         from ..build import build_model
         from ..data.transforms import data_config

@@ -141,7 +141,7 @@ def sam_encoder(
         CheckpointError: If the weights cannot be found, read or matched.
     """
     if not name.startswith('tinyvit_'):
-        raise ModelError(f'{name} is not a TinyViT of this package, and the SAM encoder is one: name tinyvit_5m_224.')
+        raise ModelError(f'{name} is not a TinyViT of this package, which the SAM encoder needs: name tinyvit_5m_224.')
     trunk = build_model(
         name,
         img_size=img_size,
