@@ -126,7 +126,7 @@ def measure(
     outputs = getattr(model.model, 'num_classes', 0)
     if not isinstance(outputs, int) or outputs < 2:
         raise EvaluationError(
-            f'{model.name} has no classifier, which relations of classes need: choose a model with one.'
+            f'{model.name} has no classifier, which this analysis needs: choose another.'
         )
     names = output_names(model.model, dataset, outputs)
     known = None if order is None else file_order(order, names)  # before hours of work

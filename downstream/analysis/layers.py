@@ -141,7 +141,7 @@ class LayerOutputs(Generic[T]):
             name = next_name(tap.name, self._found)
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
                 raise EvaluationError(
-                    f'{self.model.name}: {name} returns no tensor of the images: choose other layers.'
+                    f'{self.model.name}: {name} returns no tensor of images: choose other layers.'
                 )
             with torch.no_grad():
                 self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
