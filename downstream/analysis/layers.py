@@ -140,9 +140,7 @@ class LayerOutputs(Generic[T]):
             x = output[0] if isinstance(output, tuple | list) and output else output
             name = next_name(tap.name, self._found)
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
-                raise EvaluationError(
-                    f'{self.model.name}: {name} returns no tensor of images: choose other layers.'
-                )
+                raise EvaluationError(f'{self.model.name}: {name} returns no tensor of images: choose other layers.')
             with torch.no_grad():
                 self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
 

@@ -122,7 +122,7 @@ def read_coco(
         else:
             objects.append(found)
     content['annotations'] = objects
-    own_ids = _use_classes(content, {name: key for key, name in names.items()}, classes)
+    own_ids = _use_classes(content, classes)
     return CocoFile(path, content, own_ids, [*_of_other_categories(others, path), *_shortened(notes)])
 
 
@@ -246,7 +246,7 @@ def _check_ids(objects: list[Entry], path: Path) -> None:
             found['id'] = number  # pycocotools takes a match with 0 for none
 
 
-def _use_classes(content: Entry, keys: dict[str, str], classes: Sequence[str]) -> list[Any]:
+def _use_classes(content: Entry, classes: Sequence[str]) -> list[Any]:
     """Put the classes in the place of the categories, in their order. Returns what the file called them."""
     listed = {category['name']: category for category in content['categories']}
     own: list[Any] = [listed[name]['id'] if name in listed else None for name in classes]
