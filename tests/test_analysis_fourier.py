@@ -60,7 +60,7 @@ def test_layers_of_a_model_are_means_over_all_images_whatever_the_batches():
         assert a.curve[0] == 0
 
 
-def test_maps_without_frequencies_are_left_out_and_said():
+def test_maps_without_frequencies_are_left_out_and_reported():
     result = measure(analysed('tinyvit', img_size=96), digits(2), progress=False)
     assert [(layer.layer, layer.grid) for layer in result.layers] == [
         ('stages.0.blocks.0', (24, 24)), ('stages.1.blocks.0', (12, 12)), ('stages.2.blocks.0', (6, 6)),

@@ -428,7 +428,7 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
         ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
     ],
 )
-def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page, name, type, content, words):
+def test_what_is_neither_image_nor_model_is_reported_in_a_sentence(page, name, type, content, words):
     page.open()
     page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
     page.until("return !document.querySelector('#trial .notice').hidden")

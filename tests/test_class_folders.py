@@ -126,7 +126,7 @@ def test_a_class_that_train_lacks_gets_advice(tmp_path):
     denied(str(tmp_path), 'validation', words=("'images'", f'those of {tmp_path / "val/images"} up'))
 
 
-def test_links_of_classes_and_splits_that_lead_nowhere_are_said(tmp_path, caplog):
+def test_links_of_classes_and_splits_that_lead_nowhere_are_reported(tmp_path, caplog):
     fake.class_folders(tmp_path / 'train', ('ant', 'bee'))
     (tmp_path / 'train' / 'cat').symlink_to(tmp_path / 'no disk')
     (tmp_path / 'val').symlink_to(tmp_path / 'no disk')
@@ -151,7 +151,7 @@ def test_a_missing_split_says_what_there_is_instead(tmp_path, caplog):
     assert 'left out, as they are not splits: eval/, test/' in caplog.text
 
 
-def test_files_of_other_kinds_are_counted_and_said(tmp_path, caplog):
+def test_files_of_other_kinds_are_counted_and_reported(tmp_path, caplog):
     fake.class_folders(tmp_path, ('a', 'b'))
     for i, ending in enumerate(('jfif', 'JPE', 'avif', 'jp2', 'tga')):
         Image.new('RGB', (8, 8)).save(

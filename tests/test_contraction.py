@@ -248,7 +248,7 @@ def test_a_throughput_that_no_candidate_has_names_the_nearest(tmp_path):
     assert 'has 1.10x: give a lower --throughput or fewer --params' in message
 
 
-def test_the_ranking_is_said_with_intervals(tmp_path):
+def test_the_ranking_is_reported_with_intervals(tmp_path):
     said = []
     found(Table({('step-1', 'R'): 0.9}), tmp_path, [Limits(15_270_372)], said.append)
     ranking = [line for line in said if line.startswith('  ')]

@@ -155,7 +155,7 @@ def test_fine_tuning_starts_from_an_encoder_with_a_fresh_head(tmp_path, digits):
 # --- what is held out, and how the result is measured
 
 
-def test_which_images_choose_the_epoch_is_said_before_the_first_one(tmp_path, digits):
+def test_which_images_choose_the_epoch_is_reported_before_the_first_one(tmp_path, digits):
     train, test = digits
     recipe = PLAIN.changed(epochs=1, held_out=0.0)
     said = {}
@@ -223,7 +223,7 @@ def test_epochs_that_are_equally_good_are_counted(tmp_path, digits):
 # --- moving average, BatchNorm, heads
 
 
-def test_a_moving_average_that_stays_the_initial_weights_is_said(tmp_path, digits):
+def test_a_moving_average_that_stays_the_initial_weights_is_reported(tmp_path, digits):
     train, said = digits[0], []
     fit(small_model(), train, PLAIN.changed(epochs=1, ema_decay=0.99), tmp_path / 'a', say=said.append)
     assert 'of decay 0.99, will be made of the initial weights by 96% after all 4 updates' in ' '.join(said)

@@ -111,7 +111,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path, digits):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such limits')
-def test_a_full_disk_is_said_and_the_run_resumes_from_what_is_there(tmp_path, digits):
+def test_a_full_disk_is_reported_and_the_run_resumes_from_what_is_there(tmp_path, digits):
     import resource
 
     train, limit = digits[0], resource.getrlimit(resource.RLIMIT_FSIZE)

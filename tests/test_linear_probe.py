@@ -227,7 +227,7 @@ def test_a_killed_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, epo
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such limits')
-def test_a_full_disk_is_said_and_the_checkpoint_before_is_kept(tmp_path):
+def test_a_full_disk_is_reported_and_the_checkpoint_before_is_kept(tmp_path):
     import resource
 
     heads = LinearHeads(grid([0.1], [0.0], ['pooled']), {'pooled': 5000}, 2, 0, torch.device('cpu'))
