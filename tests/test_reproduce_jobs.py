@@ -364,7 +364,7 @@ def test_with_other_weights_than_before_nothing_is_measured(released, other_home
     assert at_full(released, tmp_path / 'jobs', dry=True).state is State.TO_MEASURE
 
 
-def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatch):
+def test_missing_data_and_missing_images_are_reported(released, tmp_path, monkeypatch):
     nothing = at_full(tmp_path / 'elsewhere', tmp_path / 'jobs', no_run)
     assert nothing.state_in_words == 'no data (https://github.com/hendrycks/natural-adv-examples)'
     whole(monkeypatch, images=7500)
@@ -373,7 +373,7 @@ def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatc
     assert 'has 4 images here, and 7,500' in cropped.remark
 
 
-def test_missing_weights_are_said(released, other_home, tmp_path):
+def test_missing_weights_are_reported(released, other_home, tmp_path):
     said = []
     jobs = Jobs(tmp_path / 'jobs', RUN, released, said.append)
     (line,) = run_rows([ON_A], scale=Scale.FULL, jobs=jobs, say=quiet)
@@ -594,8 +594,8 @@ def test_a_command_that_fails_says_its_own_sentence(tmp_path):
         (('tinyvit/table4', '--scale', 'half', '-o', 'x'), "'half' is not one of 'digits', 'full'"),
         (('tinyvit/table4', '--scale', 'digits'), '--scale digits needs a folder for results and states: add --output'),
         (('tinyvit/table4', '--scale', 'full', '--root', 'nowhere', '-o', 'x'), 'There is no folder nowhere: give'),
-        (('tinyvit/table4', '--scale', 'digits', '--root', '.', '-o', 'x'), '--root is of --scale full'),
-        (('tinyvit/table4', '--root', '.'), '--root is of evaluators and trainers: add --scale full'),
+        (('tinyvit/table4', '--scale', 'digits', '--root', '.', '-o', 'x'), '--root is for --scale full'),
+        (('tinyvit/table4', '--root', '.'), '--root is for evaluators and trainers: add --scale full'),
         (('tinyvit/table4', '--only', 'glit-tiny', '--scale', 'full', '-o', 'x'), 'All of these rows are quoted'),
     ],
     ids=['scale', 'output', 'root', 'digits', 'alone', 'rows'],
