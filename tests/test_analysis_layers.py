@@ -113,7 +113,7 @@ def test_of_several_outputs_the_one_of_the_images_is_taken():
     """TNT's blocks give the pixels of every patch before its patches."""
     model = timm.create_model('tnt_s_patch16_224', depth=2, img_size=32, num_classes=3).eval()
     assert [x.shape for x in outputs_of(analysed(model), ['blocks']).values()] == [(2, 5, 384)] * 2
-    refused(lambda: outputs_of(analysed(model), ['blocks.0.norm_in']), 'no tensor of the images', kind=EvaluationError)
+    refused(lambda: outputs_of(analysed(model), ['blocks.0.norm_in']), 'no tensor of images', kind=EvaluationError)
 
 
 def test_a_layer_that_never_runs_is_refused():
