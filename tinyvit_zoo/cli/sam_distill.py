@@ -10,7 +10,7 @@ from .evaluator_options import processes, unlabelled_images
 from .options import RunOptions, Size, UnlabelledDataOptions, find_device, pair_of, read_size
 from .training_options import DryRun, TrainingOptions
 
-TEACHER = "A SAM: a folder or hf-hub:OWNER/NAME of transformers, mobile_sam.pt, or a samvit_... of timm."
+TEACHER = 'A SAM: a folder or hf-hub:OWNER/NAME of transformers, mobile_sam.pt, or a samvit_... of timm.'
 
 
 def distill(
