@@ -46,7 +46,7 @@ def test_what_is_no_such_model_ends_in_one_sentence(cli, file, tmp_path, monkeyp
     target = tmp_path / 'page'
     for name, words in (
         ('sam_vit_b.pth', 'ViT-B'),
-        ('other.pt', 'no SAM with a TinyViT encoder'),
+        ('other.pt', 'Not a SAM with a TinyViT encoder'),
         ('encoder.pt', 'mask decoder'),
         ('cut.pt', 'damaged'),
         ('none.pt', 'No checkpoint'),
@@ -58,7 +58,7 @@ def test_what_is_no_such_model_ends_in_one_sentence(cli, file, tmp_path, monkeyp
     answer = cli('sam', 'export', tmp_path / 'none', '--encoder', tmp_path / 'a.onnx')
     complaint(answer, 'No checkpoint at')
     assert '--weights' not in answer[2]  # it is an argument there
-    complaint(cli('sam', 'convert', file, target, '--img-size', '512x768'), 'no square', code=2)
+    complaint(cli('sam', 'convert', file, target, '--img-size', '512x768'), 'not a square', code=2)
     assert not target.exists()
     target.mkdir()
     (target / 'thesis.tex').write_text('years of work')
