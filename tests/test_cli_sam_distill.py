@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_one_sentence_before_the_training(folders, cli, tmp
         (('--store', folders / 'photos'), 1, 'no embeddings'),
         ((*teacher, '--img-size', 40), 1, 'multiple of 16'),
         ((*teacher, '--img-size', '32x64'), 1, 'same ratio'),
-        ((*teacher, '--student', 'resnet18'), 1, 'no TinyViT'),
+        ((*teacher, '--student', 'resnet18'), 1, 'not a TinyViT'),
         ((*teacher, '-o', tmp_path / 'full'), 1, 'thesis.tex'),
     ):
         found, out, err = cli(*command(folders, tmp_path / 'run', *words))
@@ -144,4 +144,4 @@ def test_maps_of_another_encoder_and_another_decoder_are_refused(folders, cli, t
     )
     narrow = transformers.SamModel(config)
     encoder = sam_encoder(img_size=SIDE)
-    refused(lambda: sam_around(encoder, 'tinyvit_5m_224', narrow), 'no released form', kind=ModelError)
+    refused(lambda: sam_around(encoder, 'tinyvit_5m_224', narrow), 'not those of the released SAM', kind=ModelError)

@@ -54,9 +54,10 @@ def write_training(
     Raises:
         EvaluationError: If the folder cannot be written to, or the model cannot be saved.
     """
+    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_losses(
-        output, kind, result, model, dataset, name=name, weights=weights, seed=seed, title=title, details=details,
-        say=say,
+        output, kind, result, model, dataset, name=name, weights=weights, seed=seed, title=title,
+        details={**(details or {}), **reserved}, say=say,
     )  # fmt: skip
     tag = f'{kind}_' + re.sub(r'\W+', '_', Path(dataset.name).name).strip('_').lower()
     try:
@@ -86,9 +87,8 @@ def write_losses(
         EvaluationError: If the folder cannot be written to.
     """
     head = record(kind, model=model, dataset=dict(train=dataset), seed=seed, name=name, weights=weights)
-    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     run: dict[str, Any] = dict(
-        recipe=result.recipe, precision=result.precision, processes=result.processes, **(details or {}), **reserved,
+        recipe=result.recipe, precision=result.precision, processes=result.processes, **(details or {}),
         loss=result.history[-1]['loss'],
     )  # fmt: skip
     history = [dict(epoch=i, **epoch) for i, epoch in enumerate(result.history, 1)]

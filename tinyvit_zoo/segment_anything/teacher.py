@@ -84,8 +84,8 @@ def sam_around(encoder: SamImageEncoder, architecture: str, whole: Any) -> TinyV
             getattr(model, part).load_state_dict(getattr(whole, part).state_dict())
     except RuntimeError as e:
         raise ModelError(
-            f'The prompt encoder and mask decoder of this {type(whole).__name__} are no released form of SAM, so they '
-            'fit no encoder of ours.'
+            f'The prompt encoder and mask decoder of this {type(whole).__name__} are not those of the released SAM, so '
+            'they do not fit our encoders: leave --teacher out, or name another.'
         ) from e
     return model
 
