@@ -6,7 +6,7 @@ import { Marking } from './marking.js';
 import { Stopped } from './runner.js';
 import { Trial } from './trial.js';
 
-const HOW = 'Images and files stay in this browser. They are resized as Pillow does it, with antialiasing; browsers decode JPEG a little differently, drop colors under full transparency, and apply no color profile, like timm.';
+const HOW = 'Images and files stay in this browser. They are resized as Pillow does it, with antialiasing; browsers decode JPEG a little differently, lose colors under transparency, and apply no color profile, like timm.';
 
 /** @param {{runtime: string|null, model: string|null, images: string[]}} given What the site comes with. */
 export function makeTrial(given) {
