@@ -9,6 +9,7 @@ import csv
 import functools
 import http.server
 import io
+import itertools
 import json
 import re
 import shutil
@@ -48,6 +49,7 @@ QUIET = (
     '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-default-apps',
     '--disable-domain-reliability', '--disable-client-side-phishing-detection',
     '--disable-features=OptimizationHints,MediaRouter,Translate,NetworkTimeServiceQuerying',
+    '--js-flags=--liftoff-only',  # to optimize WebAssembly costs more than these small models take
 )  # fmt: skip
 BROWSERS_OWN = ('google.com', 'googleapis.com')  # which Chromium asks whatever page it shows
 LABELS = [f'kind {i}' for i in range(12)]
@@ -64,16 +66,22 @@ for (const kind of ['dragenter', 'dragover', 'drop']) {
 }
 """
 RUN = """
-const [model, image, done] = arguments;
+const [models, images, done] = arguments;
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 (async () => {
   const { Trial } = await import('/js/trial/trial.js');
   const trial = new Trial(() => {});
-  trial.useModel(bytes(model).buffer, 'model.onnx');
-  await trial.useImage(new Blob([bytes(image)]));
-  const { seen, values } = await trial.run();
+  const found = [];
+  for (const model of models) {
+    trial.useModel(bytes(model).buffer, 'model.onnx');
+    for (const image of images) {
+      await trial.useImage(new Blob([bytes(image)]));
+      const { seen, values } = await trial.run();
+      found.push({ seen: [...seen.data], size: [seen.height, seen.width], values });
+    }
+  }
   trial.stop();
-  done({ seen: [...seen.data], size: [seen.height, seen.width], values });
+  done(found);
 })().catch((error) => done({ error: error.message }));
 """
 
@@ -438,23 +446,20 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
     assert shown_best(page) == [(label, pytest.approx(p, abs=0.06)) for label, p in torch_best(demo, image)]
 
 
-@pytest.mark.parametrize(
-    ('name', 'type', 'content', 'words'),
-    [
+def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page):
+    page.open()
+    for name, type, content, words in (
         ('notes.txt', 'text/plain', b'no model', 'notes.txt is neither an image nor an ONNX file.'),
         ('model.onnx', '', b'no model at all', 'This is no ONNX file, or a damaged one.'),
         ('empty.onnx', '', b'', 'This is no ONNX file, or a damaged one.'),
         ('photo.png', 'image/png', b'no image', 'The browser cannot decode this file'),
         ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
-    ],
-)
-def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page, name, type, content, words):
-    page.open()
-    page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
-    page.until("return !document.querySelector('#trial .notice').hidden")
-    assert page.text('#trial .notice').startswith(words)
-    page.click('.samples button')
-    assert len(shown_best(page)) == 5  # it goes on
+    ):
+        page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
+        page.until("return !document.querySelector('#trial .notice').hidden")
+        assert page.text('#trial .notice').startswith(words), name
+        page.click('.samples button')
+        assert len(shown_best(page)) == 5, name  # it goes on
 
 
 def test_a_model_that_the_runtime_refuses_is_not_met_again(page):
@@ -500,27 +505,29 @@ def rectangular(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
     return model, path
 
 
-@pytest.mark.parametrize(('width', 'height'), [(150, 97), (41, 200), (1, 300)], ids=str)
-def test_pixels_are_those_of_pillow_and_logits_those_of_pytorch(page, rectangular, demo, width, height):
+def test_pixels_are_those_of_pillow_and_logits_those_of_pytorch(page, rectangular, demo):
     square = timm.create_model(f'local-dir:{demo / "model"}', pretrained=True).eval()
-    image = noise(width, width, height)
     files = [(square, page.folder / 'site' / 'trial' / 'model.onnx'), rectangular]
-    for model, file in files:
-        page.driver.set_script_timeout(60)
-        found = page.driver.execute_async_script(RUN, base64.b64encode(file.read_bytes()).decode(), png(image))
+    images = [noise(width, width, height) for width, height in ((150, 97), (41, 200), (1, 300))]
+    page.driver.set_script_timeout(60)
+    given = [base64.b64encode(file.read_bytes()).decode() for _, file in files], [png(image) for image in images]
+    found = page.driver.execute_async_script(RUN, *given)
+    assert len(found) == 6, found
+    for (model, image), one in zip(itertools.product([model for model, _ in files], images), found, strict=True):
         config = model_data_config(model)
         pixels = create_transform(**config, is_training=False, normalize=False)(image)
-        assert np.array_equal(np.reshape(found['seen'], (*found['size'], 3)), pixels.permute(1, 2, 0))
+        assert np.array_equal(np.reshape(one['seen'], (*one['size'], 3)), pixels.permute(1, 2, 0)), image.size
         batch = create_transform(**config, is_training=False)(image)[None]
         with torch.inference_mode():
             logits = model(batch)[0]
-        assert (torch.tensor(found['values']) - logits).abs().max() < 1e-4
+        assert (torch.tensor(one['values']) - logits).abs().max() < 1e-4, image.size
 
 
 SAYS = """
 const [edits, done] = arguments;
 const usual = {
-  input_size: [3, 32, 32], interpolation: 'bicubic', mean: [0, 0, 0], std: [1, 1, 1], crop_pct: 0.9, crop_mode: 'center',
+  input_size: [3, 32, 32], mean: [0, 0, 0], std: [1, 1, 1], interpolation: 'bicubic',
+  crop_pct: 0.9, crop_mode: 'center',
 };
 import('/js/trial/preprocess.js').then(({ readPreprocessing }) => done(edits.map((edit) => {
   try {
@@ -614,7 +621,8 @@ const [given, done] = arguments;
 import('/js/trial/sam.js').then(({ Sam }) => {
   const sam = new Sam({});
   const preprocessing = {
-    input_size: [3, 64, 64], interpolation: 'bilinear', mean: [0, 0, 0], std: [1, 1, 1], crop_pct: 1, crop_mode: 'corner',
+    input_size: [3, 64, 64], mean: [0, 0, 0], std: [1, 1, 1], interpolation: 'bilinear',
+    crop_pct: 1, crop_mode: 'corner',
   };
   done(given.map((facts) => {
     const metadata = { segment_anything: JSON.stringify(facts), preprocessing: JSON.stringify(preprocessing) };
@@ -726,7 +734,8 @@ def test_axe_finds_nothing_serious(page, scheme):
     if axe is None:
         pytest.skip('npm cannot fetch axe-core')
     page.open(
-        '?model=tinyvit_5m_224.dist_in22k_ft_in1k&compare=tinyvit_5m_224.in1k,tinyvit_11m_224.in1k', color_scheme=scheme
+        '?q=tiny&model=tinyvit_5m_224.dist_in22k_ft_in1k&compare=tinyvit_5m_224.in1k,tinyvit_11m_224.in1k',
+        color_scheme=scheme,
     )
     page.click('.samples button')
     shown_best(page)
@@ -745,7 +754,9 @@ def test_it_fits_320_pixels_and_moves_nothing_where_that_is_asked(page):
     page.open('?model=tinyvit_5m_224.in1k&compare=tinyvit_5m_224.in1k', width=320, height=640, reduced_motion='reduce')
     assert page.run('return document.documentElement.scrollWidth - document.documentElement.clientWidth') == 0
     assert page.run('return getComputedStyle(document.documentElement).scrollBehavior') == 'auto'
-    captions = "return [...document.querySelectorAll('caption span')].map((words) => words.getBoundingClientRect().right)"
+    captions = (
+        "return [...document.querySelectorAll('caption span')].map((words) => words.getBoundingClientRect().right)"
+    )
     assert len(page.run(captions)) == 2
     assert max(page.run(captions)) < 320  # read without scrolling a table
     page.open(width=320, height=640)
