@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -188,3 +189,24 @@ def test_weights_whose_writer_was_killed_leave_nothing_after_the_next(tmp_path):
     with new_file(path) as new:
         write_safetensors(dict(weight=torch.zeros(1000)), new)
     assert sorted(tmp_path.iterdir()) == [next(file for file in left if file.name.startswith('.other')), path]
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='links need rights there')
+def test_of_a_link_the_folder_behind_it_is_replaced(tmp_path, way):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'real', target_is_directory=True)
+    for text in 'first', 'second':
+        save(tmp_path / 'link', text)
+        assert (tmp_path / 'disk' / 'real' / 'config.json').read_text() == text
+        assert (tmp_path / 'link').is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob('*') if path.is_dir()) == ['disk', 'link', 'real']
+    assert read_settled(tmp_path / 'link', (tmp_path / 'link' / 'config.json').read_text) == 'second'
+
+
+@pytest.mark.parametrize('name', ['.', '..', '/'])
+def test_a_folder_without_a_name_of_its_own_is_refused_in_a_sentence(tmp_path, monkeypatch, name):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with pytest.raises(FileExistsError, match='give the name of a folder'):
+        save(Path(name), 'text')
+    assert [path.name for path in tmp_path.iterdir()] == ['here']
