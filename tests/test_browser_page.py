@@ -446,12 +446,12 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
     assert shown_best(page) == [(label, pytest.approx(p, abs=0.06)) for label, p in torch_best(demo, image)]
 
 
-def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page):
+def test_what_is_neither_image_nor_model_is_reported_in_a_sentence(page):
     page.open()
     for name, type, content, words in (
         ('notes.txt', 'text/plain', b'no model', 'notes.txt is neither an image nor an ONNX file.'),
-        ('model.onnx', '', b'no model at all', 'This is no ONNX file, or a damaged one.'),
-        ('empty.onnx', '', b'', 'This is no ONNX file, or a damaged one.'),
+        ('model.onnx', '', b'no model at all', 'This is not an ONNX file, or a damaged one.'),
+        ('empty.onnx', '', b'', 'This is not an ONNX file, or a damaged one.'),
         ('photo.png', 'image/png', b'no image', 'The browser cannot decode this file'),
         ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
     ):
