@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -234,3 +235,24 @@ def test_files_that_belong_together_stay_when_an_error_comes_while_or_after_they
         with pytest.raises(OSError, match='no room'):
             write_pair(tmp_path, 'new')
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, 'old')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='links need rights there')
+def test_of_a_link_the_folder_behind_it_is_replaced(tmp_path, way):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'real', target_is_directory=True)
+    for text in 'first', 'second':
+        save(tmp_path / 'link', text)
+        assert (tmp_path / 'disk' / 'real' / 'config.json').read_text() == text
+        assert (tmp_path / 'link').is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob('*') if path.is_dir()) == ['disk', 'link', 'real']
+    assert read_settled(tmp_path / 'link', (tmp_path / 'link' / 'config.json').read_text) == 'second'
+
+
+@pytest.mark.parametrize('name', ['.', '..', '/'])
+def test_a_folder_without_a_name_of_its_own_is_refused_in_a_sentence(tmp_path, monkeypatch, name):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with pytest.raises(FileExistsError, match='give the name of a folder'):
+        save(Path(name), 'text')
+    assert [path.name for path in tmp_path.iterdir()] == ['here']
