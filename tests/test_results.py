@@ -36,6 +36,7 @@ def test_a_record_describes_model_data_and_environment(model, monkeypatch):
         architecture='test_vit',
         parameters=sum(p.numel() for p in model.parameters()),
         weights_sha256=state_hash(model),
+        input_size=[3, 160, 160],
     )
     assert made['data'] == dict(
         name='digits', split='test', images=len(data), classes=10, complete=True, unreadable_left_out=[],

@@ -6,7 +6,6 @@ from typing import Any, cast
 import timm
 from timm.data import resolve_data_config
 
-from tinyvit_zoo.checkpoints import imported_path
 from tinyvit_zoo.data.registry import find_entry as find_data
 from tinyvit_zoo.training.recipes import find_recipe
 
@@ -15,7 +14,7 @@ from ..imagenet import UNCROPPED, protocol_overrides
 from ..imagenet_c import ALEXNET_ERRORS, SEVERITIES
 from .entries import ENTRIES, subject_of
 from .numbers import Number
-from .plans import OUT, ROOT, Plan
+from .plans import OUT, ROOT, WEIGHTS, Plan
 from .protocol import preprocessing_facts
 from .record import DATA, Need, Subject, need_of
 
@@ -62,9 +61,7 @@ def other_resolution(number: Number) -> str:
 def _transfer(subject: Subject, data: str) -> Plan | str:
     if not subject.finetune:
         return 'the recipe of its transfer was not published'
-    words = shlex.split(subject.finetune)
-    if 'FILE' in words:
-        words[words.index('FILE')] = str(imported_path(subject.name))
+    words = [WEIGHTS if word == 'FILE' else word for word in shlex.split(subject.finetune)]
     recipe = find_recipe(words[words.index('--recipe') + 1])
     protocol = dict(
         evaluator='finetune', recipe=recipe.name, epochs=recipe.epochs, batch=recipe.batch_size,
@@ -91,12 +88,12 @@ def _protocol(number: Number, subject: Subject, data: str) -> dict[str, Any]:
     if number.task == 'linear_probe':
         return dict(
             evaluator='linear-probe', mode='live', epochs=PROBE_EPOCHS, dtype='fp32', layers=['pooled'],
-            train=_set(data, 'train'), test=_set(data, 'test'),
+            pixels=_pixels(subject), train=_set(data, 'train'), test=_set(data, 'test'),
         )  # fmt: skip
     shots = int(number.task.removeprefix('few_shot_5way_').removesuffix('shot'))
     return dict(
         evaluator='few-shot', data=_set(data, 'all'), ways=WAYS, queries=QUERIES, episodes=EPISODES, solver='cdfsl',
-        shots=[shots], drawn=[EPISODES], dtype='fp32', preprocessing="squashed, CD-FSL's",
+        shots=[shots], drawn=[EPISODES], dtype='fp32', pixels=_pixels(subject), preprocessing="squashed, CD-FSL's",
     )  # fmt: skip
 
 

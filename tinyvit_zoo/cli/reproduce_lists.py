@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..downstream.reproduce.figures import Figure
     from ..downstream.reproduce.numbers import Number
     from ..downstream.reproduce.overview import Overview
+    from ..downstream.reproduce.ratios import Ratios
 
 LEGEND = (
     'measured here: by this command, without data and weights. no data: the weights are published, or a config here',
@@ -143,7 +144,7 @@ def print_notes(numbers: Sequence['Number']) -> None:
             say(f'- {note.text} ({", ".join(note.ids)})')
 
 
-def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> None:
+def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> 'Ratios':
     """Measure how fast the models of a table are beside each other, print it, and write it to a folder."""
     from ..downstream.reports.ratios import RATIO_HEADINGS, ratio_cells, write_ratios
     from ..downstream.reproduce.entries import ENTRIES
@@ -160,8 +161,10 @@ def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | No
     say = printer()
     say(f'Ratios are over {ratios.first.row}, above 1 is faster; none of them is a measured number of the table.')
     say(ratios.words)
+    say('')
     if output is not None:
         write_ratios(output, entry, ratios, say)
+    return ratios
 
 
 def _say_all(lines: Iterable[str]) -> None:
