@@ -35,7 +35,7 @@ import timm
 import torch
 from kills import Group, files_of
 from matplotlib.figure import Figure
-from seeds import interval, results_of, write_json
+from seeds import interval, results_of, sign_of, write_json
 from torch import nn
 from tqdm import tqdm
 
@@ -306,9 +306,7 @@ def summarise(results: dict[int, dict]) -> dict:
 
 def verdict(mean: float, half_width: float) -> str:
     """Of a difference that the method has above 0."""
-    if abs(mean) <= half_width:
-        return 'undecided'
-    return 'it helps' if mean > 0 else 'IT HARMS'
+    return {0: 'undecided', 1: 'it helps', -1: 'IT HARMS'}[sign_of(mean, half_width)]
 
 
 def table(summary: dict, results: dict[int, dict]) -> str:

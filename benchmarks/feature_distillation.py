@@ -24,11 +24,11 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from seeds import interval, sign_of, write_json
 from timm.task import FeatureDistillationTask
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from weight_multiplexing import interval, write_json
 
 import tinyvit_zoo
 from tinyvit_zoo.common.determinism import one_thread
@@ -247,9 +247,7 @@ def table(summary: dict, seeds: int) -> str:
         lines.append(f'  {name:34s}' + ''.join(f'{cell:>20s}' for cell in cells))
     lines.append('Paired differences')
     for pair in summary['pairs']:
-        sure = (
-            'above 0' if pair['mean'] > pair['half_width'] else 'below 0' if -pair['mean'] > pair['half_width'] else ''
-        )
+        sure = {0: '', 1: 'above 0', -1: 'below 0'}[sign_of(pair['mean'], pair['half_width'])]
         what = f'{pair["one"]} - {pair["other"]}, {pair["measure"]}'
         lines.append(f'  {what:76s}{pair["mean"]:+7.2f} ± {pair["half_width"]:5.2f}  {sure}')
     return '\n'.join(lines)

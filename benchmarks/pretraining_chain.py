@@ -42,7 +42,7 @@ import timm
 import torch
 from contraction import START
 from matplotlib.figure import Figure
-from seeds import interval, write_json
+from seeds import interval, sign_of, write_json
 from torch import nn
 from tqdm import tqdm
 
@@ -406,9 +406,7 @@ def summarise(results: dict[str, dict[int, dict]], parts: Sequence[str]) -> dict
 
 def verdict(mean: float, half_width: float) -> str:
     """Of a difference that a paper has above 0."""
-    if abs(mean) <= half_width:
-        return 'undecided'
-    return 'holds' if mean > 0 else 'REVERSED'
+    return {0: 'undecided', 1: 'holds', -1: 'REVERSED'}[sign_of(mean, half_width)]
 
 
 def table(summary: dict, results: dict[str, dict[int, dict]]) -> str:

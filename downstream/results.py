@@ -51,8 +51,8 @@ def record(
         **more: Settings and numbers of the evaluator, added at the end.
 
     Returns:
-        Plain JSON values: evaluator, model with the size of its images, data, seed, versions, machine, command line, time,
-        and `more`.
+        Plain JSON values: evaluator, model with the size of its images, data, seed, versions, machine, command line,
+        time, and `more`.
     """
     data: dict[str, Any] | None = None
     if isinstance(dataset, Mapping):

@@ -1,11 +1,10 @@
-"""`reproduce --scale full` end to end: an honest job of every kind on data sets in miniature, laid out as the real ones.
+"""`reproduce --scale full` end to end: honest jobs of every kind, on data sets laid out as the real ones.
 
 Only numbers are patched: of images, classes and epochs. Models have random weights, imported as the released ones.
 """
 
-import csv
 import dataclasses
-import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,8 @@ import fake_datasets as fake
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from resealed import reseal
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 from tinyvit_zoo.checkpoints import imported_path
@@ -24,11 +24,12 @@ from tinyvit_zoo.data.registry import REGISTRY
 from tinyvit_zoo.downstream.imagenet_c import ALEXNET_ERRORS
 from tinyvit_zoo.downstream.reproduce import full, running, tinyvit
 from tinyvit_zoo.downstream.reproduce.entries import ENTRIES
+from tinyvit_zoo.downstream.reproduce.full import full_plan
 from tinyvit_zoo.downstream.reproduce.jobs import Line, State, run_rows
 from tinyvit_zoo.downstream.reproduce.numbers import read_numbers
 from tinyvit_zoo.downstream.reproduce.plans import Scale
 from tinyvit_zoo.downstream.reproduce.record import released
-from tinyvit_zoo.downstream.reproduce.running import JobError, Jobs
+from tinyvit_zoo.downstream.reproduce.running import Jobs
 from tinyvit_zoo.training.recipes import RECIPES
 
 NUMBERS = {number.id: number for number in read_numbers()}
@@ -102,7 +103,7 @@ def place(tmp_path_factory) -> Iterator[Path]:
     make_data(folder / 'data')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TINYVIT_ZOO_HOME', str(folder / 'home'))
-        running.released_hash.cache_clear()
+        forget_weights()
         for name in (TINY, TINYMIM, 'mini_deit_tiny_patch16_224.distill_in1k', ENCODER,
                      'mae_lite_vit_tiny_patch16_224.deit_impr_in1k'):  # fmt: skip
             import_weights(name)
@@ -116,7 +117,7 @@ def place(tmp_path_factory) -> Iterator[Path]:
         short = dataclasses.replace(RECIPES['mae_lite_transfer'], epochs=2, warmup_epochs=1, batch_size=8)
         patch.setitem(RECIPES, 'mae_lite_transfer', short)
         yield folder
-    running.released_hash.cache_clear()
+    forget_weights()
 
 
 def at_full(place: Path, kind: str, run=RUN, jobs: str = 'jobs') -> Line:
@@ -132,8 +133,74 @@ def at_full(place: Path, kind: str, run=RUN, jobs: str = 'jobs') -> Line:
 def test_an_honest_job_of_the_full_protocol_is_measured(place, kind):
     line = at_full(place, kind)
     assert (line.state, line.remark, line.replaced) == (State.MEASURED, '', '')
-    print(line)
     if kind == 'c':
         assert line.interval is None
     else:
         assert 0 <= line.interval[0] <= line.measured <= line.interval[1] <= 100
+
+
+def finished(place: Path, kind: str, copy: Path) -> Path:
+    """A copy of all jobs, that of a kind among them; the folder of that job."""
+    at_full(place, kind)
+    shutil.copytree(place / 'jobs', copy)
+    (job,) = (
+        path.parent for path in copy.glob('*/job.json') if full_plan(NUMBERS[KINDS[kind]]).folder_name in str(path)
+    )
+    return job
+
+
+def read_back(place: Path, kind: str, jobs: Path) -> tuple[Line, str]:
+    """The row of a kind without running anything, and what was said."""
+    said: list[str] = []
+    where = Jobs(jobs, None, place / 'data', said.append)
+    (line,) = run_rows([NUMBERS[KINDS[kind]]], dry=True, scale=Scale.FULL, jobs=where, say=quiet)
+    return line, ' '.join(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('kind', 'change', 'problem'),
+    [
+        ('probe', lambda r: r['model'].update(input_size=[3, 192, 192]), 'pixels: [192, 192], not [224, 224]'),
+        ('probe', lambda r: r.update(epochs=90), 'epochs: 90, not 2'),
+        ('probe', lambda r: r['data']['held_out'].update(images=1), "train: {'name': 'oxford_pets'"),
+        ('few-shot', lambda r: r['model'].update(input_size=[3, 288, 288]), 'pixels: [288, 288], not [224, 224]'),
+        ('few-shot', lambda r: r['results'][0].update(episodes=100), 'drawn: [100], not [600]'),
+        ('few-shot', lambda r: r.update(preprocessing="the model's own"), "the model's own, not squashed"),
+        ('encoder', lambda r: r['start'].update(tensors_sha256='0' * 64), 'it did not start from mae_lite_vit_tiny_enc'),
+        ('encoder', lambda r: r.update(command=r['command'].replace('mae_in1k', 'dmae_in1k')), 'command: ['),
+        ('encoder', lambda r: r['test_preprocessing'].update(crop_pct=1.0), 'crop: 1.0, not 0.875'),
+        ('c', lambda r: r.update(images=75), 'counted: 75, not 150'),
+        ('c', lambda r: r['ce'].pop('fog'), 'corruptions: ['),
+    ],
+    ids=['probe', 'epochs', 'held-out', 'pixels', 'episodes', 'squash', 'start', 'file', 'crop', 'images', 'sets'],
+)  # fmt: skip
+def test_results_of_another_protocol_are_not_measured(place, tmp_path, kind, change, problem):
+    reseal(finished(place, kind, tmp_path / 'jobs'), change)
+    line, said = read_back(place, kind, tmp_path / 'jobs')
+    assert (line.state, line.measured) == (State.TO_MEASURE, None)
+    assert problem in said
+
+
+@pytest.mark.slow
+def test_a_transfer_moves_with_its_weights_and_is_of_no_others(place, tmp_path, monkeypatch):
+    before = at_full(place, 'encoder')
+    finished(place, 'encoder', tmp_path / 'jobs')
+    shutil.copytree(place / 'home', tmp_path / 'a home')
+    monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / 'a home'))
+    forget_weights()
+    assert read_back(place, 'encoder', tmp_path / 'jobs') == (before, '')
+    path = imported_path(ENCODER) / 'model.safetensors'
+    tensors = load_file(path)
+    tensors['pos_embed'] += 1
+    save_file(tensors, path)
+    forget_weights()
+    line, said = read_back(place, 'encoder', tmp_path / 'jobs')
+    forget_weights()
+    assert (line.state, line.measured) == (State.TO_MEASURE, None)
+    assert f'its weights are not those of {ENCODER}' in said
+
+
+def forget_weights() -> None:
+    running.released_hash.cache_clear()
+    running.imported_hash.cache_clear()

@@ -14,15 +14,15 @@ from ..reproduce.jobs import Line, State, count_states
 from ..reproduce.notes import notes_of
 from ..reproduce.order import paper_order
 from ..reproduce.ratios import Ratios
-from ..reproduce.record import Entry
+from ..reproduce.record import DATA, Entry
 from ..results import RESULTS, record, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    'HEADINGS', 'check_folder', 'digits', 'headings', 'ratios_in_words', 'replaced_in_words', 'states_in_words',
-    'table_rows', 'write_table',
+    'HEADINGS', 'check_folder', 'digits', 'headings', 'missing_in_words', 'ratios_in_words', 'replaced_in_words',
+    'states_in_words', 'table_rows', 'write_table',
 ]  # fmt: skip
 
 HEADINGS = ('row', 'metric', 'paper', 'measured', 'difference', 'state')
@@ -41,7 +41,7 @@ def digits(line: Line) -> tuple[str, str]:
 
 
 def headings(lines: Sequence[Line]) -> tuple[str, ...]:
-    """`HEADINGS`, with columns of their own for numbers on digits, intervals, and ratios of speed, where there are any."""
+    """`HEADINGS`, with columns of their own for digits, intervals and ratios of speed, where there are any."""
     more = [DIGITS] if any(line.digits is not None for line in lines) else []
     more += [INTERVAL] if any(line.interval for line in lines) else []
     more += [PAPER_RATIO, RATIO] if any(line.paper_ratio is not None for line in lines) else []
@@ -79,6 +79,16 @@ def ratios_in_words(lines: Sequence[Line], ratios: Ratios | None) -> list[str]:
     if ratios is None or all(line.paper_ratio is None for line in lines):
         return []
     return [f'Ratios of speed are over {ratios.first.row}, above 1 is faster; here: {ratios.words}.']
+
+
+def missing_in_words(lines: Sequence[Line], root: Path | None) -> list[str]:
+    """Which folders the jobs of the full protocol did not find: a line, or none if they found all."""
+    waiting = [line for line in lines if line.job and line.state is State.NO_DATA]
+    names = ', '.join(dict.fromkeys(DATA[line.number.dataset].name for line in waiting))
+    if not names:
+        return []
+    where = f'{root} has none of the folders' if root else 'Data sets are looked for in --root DIR, in the folders'
+    return [f'{where} {names}.']
 
 
 def replaced_in_words(lines: Sequence[Line]) -> list[str]:
@@ -176,13 +186,14 @@ def write_table(
 
 def _plain(line: Line) -> Mapping[str, Any]:
     number = line.number
+    low, high = line.interval or (None, None)
+    ratio_low, ratio_high = line.ratio_rounds or (None, None)
     return dict(
         id=number.id, model=number.model, dataset=number.dataset, metric=number.metric, paper=number.value,
-        measured=line.measured, difference=line.difference, agrees=line.agrees, digits=line.digits,
-        low=line.interval and line.interval[0], high=line.interval and line.interval[1], paper_ratio=line.paper_ratio, ratio=line.ratio,
-        ratio_low=line.ratio_rounds and line.ratio_rounds[0], ratio_high=line.ratio_rounds and line.ratio_rounds[1],
-        state=str(line.state), remark=line.remark, command=line.command, job=line.job, replaced=line.replaced, source=number.source,
-        note=number.note,
+        measured=line.measured, difference=line.difference, agrees=line.agrees, digits=line.digits, low=low, high=high,
+        paper_ratio=line.paper_ratio, ratio=line.ratio, ratio_low=ratio_low, ratio_high=ratio_high,
+        state=str(line.state), remark=line.remark, command=line.command, job=line.job, replaced=line.replaced,
+        source=number.source, note=number.note,
     )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def _classifier(subject: Subject) -> Plan | str:
             return 'its images are those that hard-samples keeps of ImageNet-22k'
         return _from_scratch(architecture, words[words.index('--recipe') + 1])
     if words[1] == 'minivit' and 'swin' in architecture and not PREDICTIONS <= set(pairwise(words)):
-        return 'it learns the features of a Swin, whose windows are other ones than its own at 32 pixels'
+        return 'it learns the features of a Swin, whose windows differ from its own at 32 pixels'
     if words[0] == 'distill' or words[1] == 'minivit':
         words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
         taught = (*words, '-d', 'digits', *_short(words), *_side(architecture), '-o', OUT)

@@ -233,7 +233,10 @@ def _not_run(line: Line, scale: Scale, why: str) -> Line:
     """A row without a job at this scale. What the full one lacks stays its state."""
     if scale is Scale.DIGITS:
         return replace(line, state=State.NOT_ON_DIGITS, remark=why, command='')
-    return replace(line, state=State.QUOTED, remark=why) if other_resolution(line.number) else line
+    if other_resolution(line.number):
+        return replace(line, state=State.QUOTED, remark=why)
+    detector = need_of(line.number.task, line.number.dataset) in (Need.COCO, Need.ADE20K)
+    return replace(line, remark=f'{line.remark}; {why}') if detector else line
 
 
 def _run(line: Line, scale: Scale, plan: Plan, jobs: Jobs | None, wait: bool) -> Line:

@@ -20,8 +20,8 @@ from ..results import RESULTS
 __all__ = ['OUT', 'ROOT', 'WEIGHTS', 'Plan', 'RunCommand', 'Scale', 'versions']
 
 OUT, ROOT, WEIGHTS = '{out}', '{root}', '{weights}'
-"""In arguments: the job's own folder of results, the user's folder of a data set, and where released weights were imported
-to. A job does not depend on where any of them lies."""
+"""In arguments: the job's own folder of results, the user's folder of a data set, and that of imported weights. A job
+does not depend on where any of them lies."""
 
 RunCommand = Callable[[Sequence[str], Path], None]
 """Runs a command by its words after `tinyvit-zoo` and writes what it says to a file; raises if it fails."""

@@ -9,7 +9,9 @@ from tinyvit_zoo.common.errors import EvaluationError
 
 from ..statistics import wilson
 
-__all__ = ['Reading', 'facts_of', 'first_difference', 'preprocessing_facts', 'read_number', 'start_hash_of', 'weights_hash_of']
+__all__ = [
+    'Reading', 'facts_of', 'first_difference', 'preprocessing_facts', 'read_number', 'start_hash_of', 'weights_hash_of',
+]  # fmt: skip
 
 Reading = tuple[float, tuple[float, float] | None]
 """A number in the unit of its metric, and its 95 % interval where the evaluator gives one."""

@@ -91,6 +91,7 @@ def reproduce(
     from ..downstream.reports.ratios import read_ratios
     from ..downstream.reports.reproduce import (
         check_folder,
+        missing_in_words,
         ratios_in_words,
         replaced_in_words,
         states_in_words,
@@ -130,7 +131,8 @@ def reproduce(
     )  # fmt: skip
     lines = lines if speeds is None else with_ratios(lines, speeds)
     _print(entry, lines, commands=dry_run)
-    for words in (*replaced_in_words(lines), *ratios_in_words(lines, speeds), states_in_words(lines)):
+    below = [*replaced_in_words(lines), *ratios_in_words(lines, speeds), *missing_in_words(lines, root)]
+    for words in (*below, states_in_words(lines)):
         say(words)
     print_notes(numbers)
     if output is not None and not dry_run:

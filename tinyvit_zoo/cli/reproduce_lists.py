@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from ..downstream.reproduce.ratios import Ratios
 
 LEGEND = (
-    'measured here: by this command, without data and weights. no data: the weights are published, or a config here',
-    'trains the detector. quoted: neither this package nor timm has the model, or the number is lost in the text.',
-    'data: of archives; + where a size is not known. weights: of this package. GPU-hours: of a V100, as published, and',
-    'estimated (~) from published ones of the same kind of training; most are not known. --list PAPER has sources.',
+    'measured here: counted by this command, without data or weights.',
+    'no data: the weights are published, or a config here trains the detector; the data has to be fetched.',
+    'quoted: neither this package nor timm has the model, or the text at hand lacks the number.',
+    "data, weights: bytes of archives (+ where some sizes are not known) and of this package's releases.",
+    'GPU-hours: of one V100, as published; ~ estimated from a published training of the same kind; most are not known.',
+    '--list PAPER names the sources.',
 )
 
 
