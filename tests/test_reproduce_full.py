@@ -167,7 +167,7 @@ def read_back(place: Path, kind: str, jobs: Path) -> tuple[Line, str]:
         ('few-shot', lambda r: r['model'].update(input_size=[3, 288, 288]), 'pixels: [288, 288], not [224, 224]'),
         ('few-shot', lambda r: r['results'][0].update(episodes=100), 'drawn: [100], not [600]'),
         ('few-shot', lambda r: r.update(preprocessing="the model's own"), "the model's own, not squashed"),
-        ('encoder', lambda r: r['start'].update(tensors_sha256='0' * 64), 'it did not start from mae_lite_vit_tiny_enc'),
+        ('encoder', lambda r: r['start'].update(tensors_sha256='0' * 64), 'it did not start from mae_lite_vit_tiny'),
         ('encoder', lambda r: r.update(command=r['command'].replace('mae_in1k', 'dmae_in1k')), 'command: ['),
         ('encoder', lambda r: r['test_preprocessing'].update(crop_pct=1.0), 'crop: 1.0, not 0.875'),
         ('c', lambda r: r.update(images=75), 'counted: 75, not 150'),

@@ -244,23 +244,24 @@ def _millions(architecture: str, options: tuple[tuple[str, Any], ...]) -> float:
 def replaced(number: Number) -> str:
     """What a job on digits has in place of the full one's, in one line."""
     task = 'few_shot' if number.task.startswith('few_shot') else number.task
+    name = task.removesuffix('_finetune').replace('_', ' ')
     if task in _DRAWN:
-        return f'{task}: drawn shapes for {_DRAWN[task]}; {_DETECTOR}'
+        return f'{name}: drawn shapes for {_DRAWN[task]}; {_DETECTOR}'
     data = 'digits for ImageNet' if number.dataset.startswith('imagenet') else 'textures for the transfer set'
-    return f'{task}: {data}; {_REPLACED[task]}'
+    return f'{name}: {data}; {_REPLACED[task]}'
 
 
 _DRAWN = {'object_detection': 'COCO', 'instance_segmentation': 'COCO', 'semantic_segmentation': 'ADE20K'}
 _DETECTOR = f"from random weights, with heads of CI's size; {ITERATIONS} updates"
-_PIXELS = f'{SIDE}, {LARGE_SIDE} or {PATCH_SIDE} pixels'
+_PIXELS = f'images of {SIDE}, {LARGE_SIDE} or {PATCH_SIDE} pixels'
 _REPLACED = {
     'classification': (
         "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
-        f'published; epochs: {EPOCHS}, batches of {BATCH} ({BATCH_OF_1_PERCENT} of 1 %), {_PIXELS}; as teacher '
-        "TinyViT-5M or MAE's ViT-S, trained on digits"
+        f'published; epochs: {EPOCHS}, batches of {BATCH} (of {BATCH_OF_1_PERCENT} for 1 % of the '
+        f"images), {_PIXELS}; the teacher is TinyViT-5M or MAE's ViT-S, trained on digits"
     ),
     'linear_probe': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}',
     'few_shot': f'weights made on digits, {_PIXELS}',
-    'transfer_finetune': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {PATCH_SIDE} pixels',
+    'transfer_finetune': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, images of {PATCH_SIDE} pixels',
 }
 """By task: what is other than in the full job, beside the data."""
