@@ -373,6 +373,29 @@ def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatc
     assert 'has 4 images here, and 7,500' in cropped.remark
 
 
+@pytest.mark.parametrize(
+    ('root', 'words'),
+    [
+        (('--root', '.'), ' has none of the folders imagenet-1k, imagenet-a, imagenet-r, imagenet-c.'),
+        ((), 'Data sets are looked for in --root DIR, in the folders imagenet-1k, imagenet-a, imagenet-r, imagenet-c.'),
+    ],
+    ids=['root', 'none'],
+)
+def test_folders_that_are_not_there_are_named(cli, tmp_path, monkeypatch, root, words):
+    monkeypatch.chdir(tmp_path)
+    row = ('reproduce', 'tinymim/table4', '--only', 'tinymim-vit-t', '--scale', 'full', '-o', 'out')
+    code, out, err = cli(*row, *root)
+    assert (code, err) == (0, '')
+    assert words in out
+
+
+def test_a_detector_says_that_the_full_scale_does_not_train_it():
+    (line,) = run_rows([NUMBERS['minivit/table6/mini-swin-t-ws-wd-wt/box_ap/coco-2017']], dry=True, scale=Scale.FULL)
+    assert line.state_in_words == (
+        'no data (https://cocodataset.org/#download; detectors and segmenters are not trained at this scale)'
+    )
+
+
 def test_missing_weights_are_said(released, other_home, tmp_path):
     said = []
     jobs = Jobs(tmp_path / 'jobs', RUN, released, said.append)
