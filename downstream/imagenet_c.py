@@ -241,4 +241,4 @@ def _read(path: Path | None, key: dict[str, Any]) -> dict[str, Any]:
         whole = content.get('sha256') == json_hash(content['done'])  # neither edited nor of an earlier version
         return content['done'] if whole and content['key'] == key else {}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise EvaluationError(f'{path} is no record of an earlier run: remove it.') from e
+        raise EvaluationError(f'{path} is not a record of an earlier run: remove it.') from e
