@@ -134,14 +134,16 @@ def gram(x: torch.Tensor) -> torch.Tensor:
     x = x.flatten(1)
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     most = IN_CACHE if x.device.type == 'cpu' else ON_CARD
-    alike = torch.zeros((), dtype=torch.float64, device=x.device)  # the trace that rounding alone may leave
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    shift = torch.zeros((), dtype=dtype, device=x.device)
     for part in x.split(max(1, most // len(x)), dim=1):
-        part = part if part.dtype == torch.float64 else part.float()
+        part = part.to(dtype)
         mean = part.mean(dim=0)
         part = part - mean
         kernel += part @ part.T
-        alike += len(x) * (ROUNDING * torch.finfo(part.dtype).eps * mean).square().sum()
-    kernel *= kernel.trace() > alike
+        shift += mean.dot(mean)
+    rounding = ROUNDING * torch.finfo(dtype).eps
+    kernel *= kernel.trace() > len(x) * rounding**2 * shift
     return kernel.fill_diagonal_(0)
 
 
