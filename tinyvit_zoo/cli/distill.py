@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import command, print_json, printer, quiet_logs
+from .console import command, only_with, print_json, printer, quiet_logs, refuse_among_images
 from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
 from .options import (
     DataOptions,
@@ -80,6 +80,7 @@ def save(
     from ..soft_labels import save as save_labels
 
     quiet_logs()
+    refuse_among_images('--store', store, data_options.data, data_options.root)
     numbers = _numbers(epochs)
     with processes() as first:
         dataset = training_images(data_options, run.seed)
@@ -118,6 +119,7 @@ def check(
     from ..soft_labels.store import in_words
     from ..soft_labels.stored_views import is_converted
 
+    only_with(against, '--against TEACHER', 'weights', 'tolerance')
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
@@ -275,8 +277,7 @@ def info(
     from ..soft_labels import Store
 
     quiet_logs()
-    if image is not None and view is None:
-        raise typer.BadParameter('--image is for the image of a --view: give EPOCH:POSITION, too.')
+    only_with(view, '--view EPOCH:POSITION', 'data', 'root', 'subset', 'image')
     opened = Store.open(store)
     if view is not None:
         _show_view(opened, view, data, root, subset, image, as_json)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import printer, quiet_logs
+from .console import not_with, printer, quiet_logs
 from .evaluator_options import load_backbone, processes, unlabelled_images
 from .options import ImgSize, RunOptions, Size, UnlabelledDataOptions, pair_of, read_size
 from .training_options import DryRun, ReserveOptions, TrainingOptions
@@ -55,6 +55,7 @@ def features(
     from ..training.recipes.features import FEATURES
 
     pretrained = student_pretrained or student_weights is not None
+    not_with(student_weights, '--student-weights', 'student_pretrained')
     reserve.check(not pretrained)
     quiet_logs()
     recipe = training.changed(FEATURES)

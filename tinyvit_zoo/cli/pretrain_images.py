@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import printer, quiet_logs
+from .console import only_with, printer, quiet_logs
 from .evaluator_options import processes, unlabelled_images
 from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
 from .training_options import DryRun, TrainingOptions
@@ -93,6 +93,7 @@ def tinymim(
     """
     from ..training.chain import find_stages
 
+    only_with(target is Target.relation, '--target relation', 'relations', 'no_softmax')
     objective: dict[str, Any] = dict(
         target=str(target), relations=relations, softmax=not no_softmax, mask_ratio=mask_ratio, reconstruct=reconstruct
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import printer, quiet_logs
+from .console import only_with, printer, quiet_logs
 from .evaluator_options import backbone_of, processes, training_images
 from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
 from .training_options import (
@@ -85,6 +85,7 @@ def minivit(
         )
     if store is None and reuse is not None:
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
+    only_with(teacher.teacher, '--teacher NAME', 'teacher_weights')
     quiet_logs()
     architecture, swin, starts = _about(student, student_weights)
     if repeats and (starts or not architecture.startswith('mini_')):
