@@ -70,8 +70,8 @@ def build_site(
     if demo_model is not None and not (npm or runtime):
         raise ModelError('A model to try needs onnxruntime-web: add --npm, or --runtime with the unpacked package.')
     output = user_path(output)
-    facts = zoo_facts()
     with swap_in(output, lambda: _own_files(output)) as new:
+        facts = zoo_facts()
         _copy_static(new)
         version = None
         if npm or runtime is not None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import typer
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 CONTEXT = 'context_of_command'
-_given: ContextVar[Mapping[str, str]] = ContextVar('given', default={})
+_given: ContextVar[Mapping[str, str]] = ContextVar('given', default=MappingProxyType({}))
 """Options on the command line of the command that runs: name of the parameter -> as it is spelled."""
 
 
@@ -181,8 +182,9 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
     if not folder or not os.path.isdir(folder):  # '' would be the working directory
         return
     from ..data.folders import lies_among_images
+    from ..data.registry import find_entry
 
-    if lies_among_images(Path(place), Path(folder)):
+    if find_entry(str(data)) is None and lies_among_images(Path(place), Path(folder)):
         raise typer.BadParameter(
             f'{option} {place} lies among the images of {folder}, and what is written there would be taken for images '
             'or classes: choose a folder outside.'

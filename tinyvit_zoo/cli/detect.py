@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command, print_error
+from .console import command, only_with, print_error
 from .options import Device, Size, Words, find_device, make_output, read_size, read_words
 
 Launcher = StrEnum('Launcher', ['none', 'pytorch', 'slurm', 'mpi'])
@@ -221,6 +221,8 @@ def config(
     """List the packaged configs, or write one with its bases merged into it, to change as you like."""
     from ..downstream.detection.packaged_configs import all_configs, describe, read_config, write_config
 
+    only_with(name, 'a CONFIG', 'output')
+    only_with(output, '--output', 'force')
     if name is None:
         for config_name, path in all_configs().items():
             print(f'{config_name}\n    {describe(path)}')

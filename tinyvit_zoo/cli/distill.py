@@ -197,6 +197,7 @@ def train(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """
     from ..downstream.reports.distill import write_distilled
+    from ..hub.folder import check_folder
     from ..soft_labels import Store
     from ..training.distillation import distil_from_store, distil_live
     from ..training.recipes import DISTILLATION, find_recipe
@@ -204,6 +205,7 @@ def train(
     live.check(store, reuse)
     reserve.check(model_options.random)
     quiet_logs()
+    check_folder(output / 'model')
     chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
         opened = None if store is None else Store.open(store)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import printer
+from .console import only_with, printer
 from .options import Words, read_words
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Int8Options:
         changed = self.calibrate or self.compare or self.keep or self.min_agreement is not None or self.reduce_range
         if changed and not self.int8:
             raise typer.BadParameter('Calibration and what goes with it are for --int8: add that, or leave them out.')
+        only_with(self.int8, '--int8', 'calibration_images')
         if self.int8 and self.calibrate is None:
             raise typer.BadParameter('int8 needs images to measure activations on: name a folder with --calibrate.')
         if self.int8 and dtype != 'fp32':

@@ -58,6 +58,8 @@ def features(
     not_with(student_weights, '--student-weights', 'student_pretrained')
     reserve.check(not pretrained)
     quiet_logs()
+    if not dry_run:
+        check_folder(output / 'model')
     recipe = training.changed(FEATURES)
     with processes() as first:
         dataset = unlabelled_images(data_options, run.seed)
@@ -77,7 +79,6 @@ def features(
         if dry_run:
             say(plan.estimate().words)
             return
-        check_folder(output / 'model')
         result = plan.distil(output)
         if first:
             weights = str(student_weights or ('pretrained' if pretrained else f'random (seed {run.seed})'))

@@ -87,6 +87,8 @@ def minivit(
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
     only_with(teacher.teacher, '--teacher NAME', 'teacher_weights')
     quiet_logs()
+    if not dry_run:
+        check_folder(output / 'model')
     architecture, swin, starts = _about(student, student_weights)
     if repeats and (starts or not architecture.startswith('mini_')):
         raise typer.BadParameter(
@@ -122,7 +124,6 @@ def minivit(
         if dry_run:
             say(plan.estimate().words)
             return
-        check_folder(output / 'model')
         result = plan.distil(output)
         if first:
             draw_gradients(gradient_norms, output, f'{student} on {dataset.name}', say)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import print_json, quiet_logs, quiet_transformers
+from .console import only_with, print_json, quiet_logs, quiet_transformers
 from .int8_options import Int8Options, print_quantized
 from .options import ImgSize, Json, Seed, pair_of
 
@@ -97,7 +97,7 @@ def segment(
 
     Pixels are those of the image as it is displayed, turned as its EXIF orientation says.
     """
-    from ..common.files import write_whole
+    from ..common.files import check_writable, write_whole
     from ..data.image_file import load_image
     from ..segment_anything import Prompt, png
     from ..segment_anything import overlay as drawn
@@ -107,6 +107,8 @@ def segment(
     if onnx is not None and rectangular:
         raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
     _refuse_same_file(image, output, overlay)
+    for path in filter(None, (output, overlay)):
+        check_writable(path)
     quiet_logs()
     picture = load_image(image)
     prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
@@ -189,6 +191,7 @@ def export(
 
     if rectangular and not dynamic_size:
         raise typer.BadParameter('--rectangular needs --dynamic-size: a file for one size gets images of that size.')
+    only_with(decoder, '--decoder', 'all_masks')
     quiet_logs()
     int8.check()
     files = check_files(encoder, decoder)  # before weights are read

@@ -33,7 +33,8 @@ from ..checkpoints import (
 )
 from ..common.errors import ModelError
 from ..common.extras import needs_extra
-from ..common.folders import swap_in
+from ..common.files import check_writable
+from ..common.folders import refuse_others, swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few, reason
 from ..dense.sam import LEAST, SAM_WINDOWS, SamImageEncoder, encoder_weights, sam_encoder
@@ -562,7 +563,10 @@ def convert_sam(
         CheckpointError: See `load_sam`; or if the weights hold NaN or infinity.
         ModelError: If the size does not fit.
         FileExistsError: If the folder holds other files.
+        OSError: If it cannot be written.
     """
+    refuse_others(user_path(folder).resolve(), FILES)
+    check_writable(user_path(folder).resolve(), is_folder=True)
     model = load_sam(source, img_size, part=part)
     check_finite(model.state_dict(), str(source), allow_nonfinite)
     return model, save_sam(model, folder, user_path(source).resolve().name)
