@@ -219,10 +219,10 @@ def config(
     force: Annotated[bool, typer.Option('--force', help='Replace the file if it is there.')] = False,
 ) -> None:
     """List the packaged configs, or write one with its bases merged into it, to change as you like."""
-    from ..downstream.detection.packaged_configs import all_configs, describe, read_config, write_config
-
     only_with(name, 'a CONFIG', 'output')
     only_with(output, '--output', 'force')
+    from ..downstream.detection.packaged_configs import all_configs, describe, read_config, write_config
+
     if name is None:
         for config_name, path in all_configs().items():
             print(f'{config_name}\n    {describe(path)}')

@@ -1,0 +1,108 @@
+"""Options that another option leaves nothing to say are refused, not ignored: each would seem to have worked."""
+
+import pytest
+import timm
+
+from tinyvit_zoo.data.unlabelled import load_unlabelled
+from tinyvit_zoo.downstream.embed import find_images
+from tinyvit_zoo.hub import save_folder
+
+TINYMIM = ('pretrain', 'tinymim', '--student', 'small', '--teacher', 'x', '-d', 'digits', '-o', 'run')
+
+
+@pytest.mark.parametrize(
+    ('line', 'sentence'),
+    [
+        ((*TINYMIM, '--target', 'cls', '--relations', 'qk,vv'), '--relations: only with --target relation.'),
+        ((*TINYMIM, '--target', 'cls', '--no-softmax'), '--no-softmax: only with --target relation.'),
+        ((*TINYMIM, '--keep-heads'), '--keep-heads: only with a tiny student.'),
+        (
+            ('pretrain', 'features', '--student', 'x', '--student-weights', 'w', '--student-pretrained', '--teacher',
+             'x', '-d', 'digits', '-o', 'run'),
+            '--student-pretrained: not with --student-weights.',
+        ),
+        (
+            ('pretrain', 'minivit', '--student', 'x', '--store', 's', '--teacher-weights', 'w', '-d', 'digits', '-o',
+             'run'),
+            '--teacher-weights: only with --teacher NAME.',
+        ),
+        (('distill', 'check', 's', '-d', 'digits', '--weights', 'w'), '--weights: only with --against TEACHER.'),
+        (('distill', 'check', 's', '-d', 'digits', '--tolerance', 0.005), '--tolerance: only with --against TEACHER.'),
+        (('distill', 'info', 's', '-d', 'digits', '--subset', '1%'), '--data, --subset: only with --view EPOCH'),
+        (('analyze', 'cka', 'x', '-d', 'digits', '--random-b'), '--random-b: only with a second model B.'),
+        (
+            ('analyze', 'hard-samples', '-d', 'digits', '--store', 's', '--batch-size', 64, '-o', 'kept.json'),
+            '--batch-size: only with --teacher NAME.',
+        ),
+        (
+            ('analyze', 'class-relations', 'x', '-d', 'digits', '--per-class', 8, '--images', 1024),
+            '--images: not with --per-class.',
+        ),
+        (('evaluate', 'x', '-d', 'digits', '--clean-root', '.'), '--clean-root: only with -d imagenet-c.'),
+        (('evaluate', 'x', '-d', 'imagenet-c', '--root', '.', '--split', 'test'), '--split: not with -d imagenet-c.'),
+        (('probe', 'x', '-d', 'digits', '--views', 4), '--views: not with --mode live.'),
+        (
+            ('probe', 'x', '-d', 'digits', '--mode', 'ridge', '--lrs', 0.1, '--epochs', 9),
+            '--lrs, --epochs: not with --mode ridge.',
+        ),
+        (('export', 'x', '-o', 'x.onnx', '--calibration-images', 128), '--calibration-images: only with --int8.'),
+        (('sam', 'export', 'x', '--encoder', 'x.onnx', '--all-masks'), '--all-masks: only with --decoder.'),
+        (('bench', 'x', '--routes', '--csv', 'x.csv'), '--csv: not with --routes.'),
+        (('list', '--json', '--markdown'), '--markdown: not with --json.'),
+        (('detect', 'config', '-o', 'x.py'), '--output: only with a CONFIG.'),
+        (('reproduce', '--list', '--scale', 'digits', '-o', 'x'), '--scale, --output: not with --list.'),
+        (('reproduce', 'mae_lite/figure1', '--scale', 'digits'), '--scale: not with a figure, whose commands are'),
+        (('fewshot', 'x', '-d', 'digits', '--root', '.'), '--root: digits comes with a library'),
+        (('pretrain', 'mae', '-d', '.', '--root', '.', '-o', '../run'), '--root is for data sets by name, and . is'),
+    ],
+    ids=lambda value: '-'.join(map(str, value[:2])) if isinstance(value, tuple) else value.split()[0].strip(':,'),
+)  # fmt: skip
+def test_an_option_that_nothing_reads_is_refused(cli, tmp_path, monkeypatch, line, sentence) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*line)
+    assert (code, out) == (2, '')
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('line', 'sentence'),
+    [
+        (('export', 'test_vit', '--random', '--part', 'teacher', '-o', 'x.onnx'), '--part'),
+        (('compress', 'test_vit', '--random', '--part', 'teacher', '-o', 'x'), '--part'),
+        (('fewshot', 'test_vit', '--random', '--part', 'teacher', '-d', 'digits'), '--part'),
+        (('convert', 'x.pth', 'x.safetensors', '--num-classes', 10), '--num-classes is checked with the model'),
+        (('convert', 'x.pth', 'x.safetensors', '--img-size', 384), '--img-size is checked with the model'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value.split()[0],
+)
+def test_an_argument_that_no_file_or_model_takes_is_refused(cli, tmp_path, monkeypatch, line, sentence) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli(*line)
+    assert code == 1
+    assert sentence in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_of_an_option_is_not_taken_for_one_that_was_given(cli, tmp_path) -> None:
+    code, _, err = cli('pretrain', 'tinymim', '--student', 'small', '--teacher', 'no_such_model', '--target', 'cls',
+                       '-d', 'digits', '-o', tmp_path / 'run')  # fmt: skip
+    assert code == 1
+    assert 'no_such_model' in err
+
+
+def test_a_temperature_of_hard_predictions_is_refused(cli, tmp_path) -> None:
+    teacher = save_folder(timm.create_model('test_vit', num_classes=10, img_size=32), tmp_path / 'teacher')
+    line = ('finetune', 'tinymim_star_tiny_patch16_224', '--random', '-d', 'digits', '--img-size', 32)
+    options = ('--teacher', teacher, '--distillation-tau', 2, '-o', tmp_path / 'run')  # of a model with a token: hard
+    code, _, err = cli(*line, *options)
+    assert code == 2
+    assert '--distillation-tau: not with hard predictions of a teacher.' in err
+
+
+def test_a_folder_in_the_way_does_not_change_what_a_registered_name_means(tmp_path, monkeypatch) -> None:
+    (tmp_path / 'digits').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_unlabelled('digits').name == 'digits'
+    assert find_images('digits').classes
