@@ -243,8 +243,8 @@ def page() -> str:
         'What the analyses of the papers look like, on images that come with scikit-learn (digits) and scikit-image '
         '(textures), with models\nthat were trained for seconds. **None of it is a figure of a paper**: those need '
         'ImageNet and the released weights, and\n`tinyvit-zoo reproduce --list` names the commands of each. '
-        '`make gallery` makes everything on this page again, in about four\nminutes of a CPU (measured: 198 CPU seconds '
-        'on an AMD EPYC with much other work).',
+        '`make gallery` makes everything on this page again, in about four\nminutes of a CPU (measured: 198 CPU '
+        'seconds on an AMD EPYC with much other work).',
         'The models, first:',
         _block(TRAINING),
     ]

@@ -135,7 +135,7 @@ def test_a_place_is_checked_without_a_trace(tmp_path) -> None:
     check_writable(tmp_path / 'new' / 'deep' / 'file.onnx')
     check_writable(tmp_path, is_folder=True)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(OSError, match='cannot be written .it is a folder'):
+    with pytest.raises(OSError, match='it is a folder'):
         check_writable(tmp_path)
 
 

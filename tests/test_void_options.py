@@ -94,7 +94,7 @@ def test_the_default_of_an_option_is_not_taken_for_one_that_was_given(cli, tmp_p
 
 def test_a_temperature_of_hard_predictions_is_refused(cli, tmp_path) -> None:
     teacher = save_folder(timm.create_model('test_vit', num_classes=10, img_size=32), tmp_path / 'teacher')
-    line = ('finetune', 'tinymim_star_tiny_patch16_224', '--random', '-d', 'digits', '--img-size', 32)
+    line = ('finetune', 'tinymim_vit_tiny_star_patch16_224', '--random', '-d', 'digits', '--img-size', 32)
     options = ('--teacher', teacher, '--distillation-tau', 2, '-o', tmp_path / 'run')  # of a model with a token: hard
     code, _, err = cli(*line, *options)
     assert code == 2
