@@ -13,45 +13,45 @@ TINYMIM = ('pretrain', 'tinymim', '--student', 'small', '--teacher', 'x', '-d', 
 @pytest.mark.parametrize(
     ('line', 'sentence'),
     [
-        ((*TINYMIM, '--target', 'cls', '--relations', 'qk,vv'), '--relations: only with --target relation.'),
-        ((*TINYMIM, '--target', 'cls', '--no-softmax'), '--no-softmax: only with --target relation.'),
-        ((*TINYMIM, '--keep-heads'), '--keep-heads: only with a tiny student.'),
+        ((*TINYMIM, '--target', 'cls', '--relations', 'qk,vv'), '--relations needs --target relation.'),
+        ((*TINYMIM, '--target', 'cls', '--no-softmax'), '--no-softmax needs --target relation.'),
+        ((*TINYMIM, '--keep-heads'), '--keep-heads needs a tiny student.'),
         (
             ('pretrain', 'features', '--student', 'x', '--student-weights', 'w', '--student-pretrained', '--teacher',
              'x', '-d', 'digits', '-o', 'run'),
-            '--student-pretrained: not with --student-weights.',
+            '--student-pretrained cannot be combined with --student-weights.',
         ),
         (
             ('pretrain', 'minivit', '--student', 'x', '--store', 's', '--teacher-weights', 'w', '-d', 'digits', '-o',
              'run'),
-            '--teacher-weights: only with --teacher NAME.',
+            '--teacher-weights needs --teacher NAME.',
         ),
-        (('distill', 'check', 's', '-d', 'digits', '--weights', 'w'), '--weights: only with --against TEACHER.'),
-        (('distill', 'check', 's', '-d', 'digits', '--tolerance', 0.005), '--tolerance: only with --against TEACHER.'),
-        (('distill', 'info', 's', '-d', 'digits', '--subset', '1%'), '--data, --subset: only with --view EPOCH'),
-        (('analyze', 'cka', 'x', '-d', 'digits', '--random-b'), '--random-b: only with a second model B.'),
+        (('distill', 'check', 's', '-d', 'digits', '--weights', 'w'), '--weights needs --against TEACHER.'),
+        (('distill', 'check', 's', '-d', 'digits', '--tolerance', 0.005), '--tolerance needs --against TEACHER.'),
+        (('distill', 'info', 's', '-d', 'digits', '--subset', '1%'), '--data, --subset need --view EPOCH'),
+        (('analyze', 'cka', 'x', '-d', 'digits', '--random-b'), '--random-b needs a second model B.'),
         (
             ('analyze', 'hard-samples', '-d', 'digits', '--store', 's', '--batch-size', 64, '-o', 'kept.json'),
-            '--batch-size: only with --teacher NAME.',
+            '--batch-size needs --teacher NAME.',
         ),
         (
             ('analyze', 'class-relations', 'x', '-d', 'digits', '--per-class', 8, '--images', 1024),
-            '--images: not with --per-class.',
+            '--images cannot be combined with --per-class.',
         ),
-        (('evaluate', 'x', '-d', 'digits', '--clean-root', '.'), '--clean-root: only with -d imagenet-c.'),
-        (('evaluate', 'x', '-d', 'imagenet-c', '--root', '.', '--split', 'test'), '--split: not with -d imagenet-c.'),
-        (('probe', 'x', '-d', 'digits', '--views', 4), '--views: not with --mode live.'),
+        (('evaluate', 'x', '-d', 'digits', '--clean-root', '.'), '--clean-root needs -d imagenet-c.'),
+        (('evaluate', 'x', '-d', 'imagenet-c', '--root', '.', '--split', 'test'), '--split cannot be combined with -d imagenet-c.'),
+        (('probe', 'x', '-d', 'digits', '--views', 4), '--views cannot be combined with --mode live.'),
         (
             ('probe', 'x', '-d', 'digits', '--mode', 'ridge', '--lrs', 0.1, '--epochs', 9),
-            '--lrs, --epochs: not with --mode ridge.',
+            '--lrs, --epochs cannot be combined with --mode ridge.',
         ),
-        (('export', 'x', '-o', 'x.onnx', '--calibration-images', 128), '--calibration-images: only with --int8.'),
-        (('sam', 'export', 'x', '--encoder', 'x.onnx', '--all-masks'), '--all-masks: only with --decoder.'),
-        (('bench', 'x', '--routes', '--csv', 'x.csv'), '--csv: not with --routes.'),
-        (('list', '--json', '--markdown'), '--markdown: not with --json.'),
-        (('detect', 'config', '-o', 'x.py'), '--output: only with a CONFIG.'),
-        (('reproduce', '--list', '--scale', 'digits', '-o', 'x'), '--scale, --output: not with --list.'),
-        (('reproduce', 'mae_lite/figure1', '--scale', 'digits'), '--scale: not with a figure, whose commands are'),
+        (('export', 'x', '-o', 'x.onnx', '--calibration-images', 128), '--calibration-images needs --int8.'),
+        (('sam', 'export', 'x', '--encoder', 'x.onnx', '--all-masks'), '--all-masks needs --decoder.'),
+        (('bench', 'x', '--routes', '--csv', 'x.csv'), '--csv cannot be combined with --routes.'),
+        (('list', '--json', '--markdown'), '--markdown cannot be combined with --json.'),
+        (('detect', 'config', '-o', 'x.py'), '--output needs a CONFIG.'),
+        (('reproduce', '--list', '--scale', 'digits', '-o', 'x'), '--scale, --output cannot be combined with --list.'),
+        (('reproduce', 'mae_lite/figure1', '--scale', 'digits'), '--scale cannot be combined with a figure, whose commands are'),
         (('fewshot', 'x', '-d', 'digits', '--root', '.'), '--root: digits comes with a library'),
         (('pretrain', 'mae', '-d', '.', '--root', '.', '-o', '../run'), '--root is for data sets by name, and . is'),
     ],
@@ -98,7 +98,7 @@ def test_a_temperature_of_hard_predictions_is_refused(cli, tmp_path) -> None:
     options = ('--teacher', teacher, '--distillation-tau', 2, '-o', tmp_path / 'run')  # of a model with a token: hard
     code, _, err = cli(*line, *options)
     assert code == 2
-    assert '--distillation-tau: not with hard predictions of a teacher.' in err
+    assert '--distillation-tau cannot be combined with hard predictions of a teacher.' in err
 
 
 def test_a_folder_in_the_way_does_not_change_what_a_registered_name_means(tmp_path, monkeypatch) -> None:

@@ -134,13 +134,13 @@ def only_with(condition: Any, what: str, *names: str) -> None:
         *names: Of the parameters.
     """
     if not condition and (found := _given_of(names)):
-        raise typer.BadParameter(f'{found}: only with {what}.')
+        raise typer.BadParameter(f'{found} {"need" if "," in found else "needs"} {what}.')
 
 
 def not_with(condition: Any, what: str, *names: str) -> None:
     """Usage error if options were given that another one makes void; arguments as `only_with`."""
     if condition and (found := _given_of(names)):
-        raise typer.BadParameter(f'{found}: not with {what}.')
+        raise typer.BadParameter(f'{found} cannot be combined with {what}.')
 
 
 def _given_of(names: Sequence[str]) -> str:
