@@ -450,7 +450,7 @@ def test_classify_takes_either_a_model_or_a_file(cli, exported, photos, tmp_path
         (('--onnx', exported, '--model', 'tinyvit_5m_224'), '--onnx'),
         (('--onnx', exported, '--img-size', 64), 'size'),
         (('--onnx', tmp_path / 'x.onnx'), 'cannot be opened'),
-        (('--onnx', tmp_path / 'none.onnx'), 'no file'),
+        (('--onnx', tmp_path / 'none.onnx'), 'is not a file'),
     ):
         code, _, err = cli('classify', photos / '00.png', *args)
         assert code
@@ -484,13 +484,13 @@ def test_a_decoder_that_cannot_be_written_leaves_the_encoder_of_before(photos, t
 
     def write(source, output, *args, **kwargs):
         output.write_bytes(b'after')
+        decoder.mkdir()  # before the work it would be refused
 
     for name in ('export_sam', 'mask_agreement', 'open_run', 'Check', 'replace'):
         monkeypatch.setattr(sam, name, lambda *args, **kwargs: None)
     monkeypatch.setattr(sam, 'quantize_file', write)
     encoder, decoder = tmp_path / 'encoder.onnx', tmp_path / 'decoder.onnx'
     encoder.write_bytes(b'before')
-    decoder.mkdir()
     with pytest.raises(OSError, match='directory'):
         sam.quantize_sam(torch.nn.Identity(), encoder, decoder, str(photos), images=16, img_size=(32, 32))
     assert encoder.read_bytes() == b'before'
