@@ -27,7 +27,7 @@ def read_and_write() -> Iterator[tuple[tuple[str, ...], str, Any]]:
     """Every command that reads a data set, with each option of a folder that it writes."""
     for names, command in commands(typer.main.get_command(app)):
         params = {param.name: param for param in command.params}
-        written = {'output', 'cache'} | ({'store'} if names == ('distill', 'save') else set())
+        written = {'output', 'cache'} | ({'store'} if names in (('distill', 'save'), ('sam', 'embed')) else set())
         if 'data' in params:
             yield from ((names, option, params) for option in sorted(written & params.keys()))
 
@@ -89,6 +89,7 @@ def test_beside_the_folders_of_splits_nothing_is_read(tmp_path) -> None:
         ('finetune', NOWHERE, '-d', 'missing', '-o', '{0}'),
         ('distill', 'train', NOWHERE, '-d', 'missing', '--store', 'missing', '-o', '{0}'),
         ('pretrain', 'mae', '-d', 'missing', '-o', '{0}'),
+        ('sam', 'distill', '--student', NOWHERE, '--teacher', NOWHERE, '-d', 'missing', '-o', '{0}'),
     ],
     ids=lambda line: '-'.join(line[:2]),
 )

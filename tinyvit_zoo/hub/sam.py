@@ -64,6 +64,7 @@ with needs_extra('transformers'):
 __all__ = [
     'TinyVitSamConfig',
     'TinyVitSamModel',
+    'check_sam_folder',
     'convert_sam',
     'load_sam',
     'new_sam',
@@ -535,6 +536,18 @@ def save_sam(model: TinyVitSamModel, folder: str | Path, source: str | None = No
     return folder
 
 
+def check_sam_folder(folder: str | Path) -> None:
+    """See that `save_sam` can write a folder: before a training, not after it.
+
+    Raises:
+        FileExistsError: If the folder holds other files.
+        OSError: If it cannot be written.
+    """
+    folder = user_path(folder).resolve()
+    refuse_others(folder, FILES)
+    check_writable(folder, is_folder=True)
+
+
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict, with the matrix of positions once."""
     return {k: v for k, v in model.state_dict().items() if k != SAM_POSITIONS[1]}
@@ -565,8 +578,7 @@ def convert_sam(
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
-    refuse_others(user_path(folder).resolve(), FILES)
-    check_writable(user_path(folder).resolve(), is_folder=True)
+    check_sam_folder(folder)
     model = load_sam(source, img_size, part=part)
     check_finite(model.state_dict(), str(source), allow_nonfinite)
     return model, save_sam(model, folder, user_path(source).resolve().name)
