@@ -22,7 +22,7 @@ from .build import build_model, load_model
 from .classify import class_names
 from .common.errors import ModelError
 from .common.extras import needs_extra
-from .common.files import new_file
+from .common.files import check_place, new_file
 from .common.paths import user_path
 from .common.preprocessing import model_data_config
 from .hub.folder import WEIGHT_FACTS
@@ -187,7 +187,8 @@ def check_output(output: str | Path, format: str | None = None) -> str:
     """The format of an output file, 'onnx' or 'pt2'.
 
     Raises:
-        ModelError: If the suffix of the file contradicts it, or a package that the format needs is missing.
+        ModelError: If the suffix of the file contradicts it, a package that the format needs is missing, or the file
+            cannot be written there.
     """
     found = Path(output).suffix.removeprefix('.')
     format = format or found
@@ -198,6 +199,10 @@ def check_output(output: str | Path, format: str | None = None) -> str:
         missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
     if missing:
         raise ModelError(f"ONNX needs {' and '.join(missing)}: pip install 'tinyvit-zoo[export]'.")
+    try:
+        check_place(user_path(output))
+    except OSError as e:
+        raise ModelError(f'{output} cannot be written ({e.strerror or e}): name another file.') from e
     return format
 
 

@@ -55,7 +55,7 @@ class Int8Options:
         changed = self.calibrate or self.compare or self.keep or self.min_agreement is not None or self.reduce_range
         if changed and not self.int8:
             raise typer.BadParameter('Calibration and what goes with it are for --int8: add that, or leave them out.')
-        if self.int8 and self.calibrate is None:
+        if self.int8 and not self.calibrate:
             raise typer.BadParameter('int8 needs images to measure activations on: name a folder with --calibrate.')
         if self.int8 and dtype != 'fp32':
             raise typer.BadParameter('int8 is made from float32: leave out --dtype.')

@@ -1,10 +1,12 @@
 """Files that are there whole or not at all: written under a temporary name, then renamed."""
 
+import errno
 import glob
 import hashlib
 import os
 import re
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +14,15 @@ from pathlib import Path
 
 from .errors import EvaluationError
 
-__all__ = ['give_ordinary_rights', 'home', 'new_file', 'remove_leftovers', 'resumed_file', 'write_whole']
+__all__ = [
+    'check_place',
+    'give_ordinary_rights',
+    'home',
+    'new_file',
+    'remove_leftovers',
+    'resumed_file',
+    'write_whole',
+]
 
 
 def home() -> Path:
@@ -48,6 +58,19 @@ def new_file(path: Path, private: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             new.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Try whether a file can be written, before work that would be lost; nothing is left behind.
+
+    Raises:
+        OSError: If `path` is a folder, or its folder, or the first of its parents that exists, takes no new files.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    with tempfile.TemporaryFile(dir=parent):
+        pass
 
 
 @contextmanager
