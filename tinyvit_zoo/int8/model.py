@@ -85,7 +85,7 @@ def quantize_model(
 
 
 def _classes(model: nn.Module, images: CheckImages) -> ClassMap | None:
-    """Outputs of the classes of the images; None if they have none to tell apart, or nothing says which output is which."""
+    """Outputs of the classes of the images; None if there are no two, or nothing says which output stands for which."""
     classes = images.dataset.classes
     if len(classes) < 2:
         return None
