@@ -19,7 +19,6 @@ number of epochs is fixed beforehand.
 Every finished seed is kept: started again after a kill, the benchmark resumes with the next.
 """
 
-import argparse
 import resource
 import statistics
 import tempfile
@@ -35,11 +34,10 @@ import timm
 import torch
 from kills import Group, files_of
 from matplotlib.figure import Figure
-from seeds import interval, results_of, write_json
+from seeds import interval, results_of, seeds_parser, versions, write_json
 from torch import nn
 from tqdm import tqdm
 
-import tinyvit_zoo
 from tinyvit_zoo.common.counter_rng import child_key, permutations, uniform
 from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.files import new_file
@@ -358,9 +356,8 @@ def run(seeds: int, settings: Settings, output: Path, say: Callable[[str], None]
         results = results_of(seeds, settings, output, run_seed, say)
     summary = summarise(results)
     say('\n' + table(summary, results))
-    versions = dict(torch=torch.__version__, timm=timm.__version__, tinyvit_zoo=tinyvit_zoo.__version__)
     seconds = statistics.mean(r['cpu_seconds'] for r in results.values())
-    report = dict(**summary, settings=asdict(settings), versions=versions, seeds=list(results.values()))
+    report = dict(**summary, settings=asdict(settings), versions=versions(), seeds=list(results.values()))
     write_json(output / 'results.json', report)
     plot(summary, results, output / 'results.png')
     say(
@@ -370,12 +367,7 @@ def run(seeds: int, settings: Settings, output: Path, say: Callable[[str], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=3, help='at least 2 (default 3)')
-    parser.add_argument('--output', type=Path, default=Path('demo_output/distillation_chain'))
-    args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error('an interval needs at least 2 seeds')
+    args = seeds_parser(__doc__, 'distillation_chain').parse_args()
     run(args.seeds, Settings(), args.output, tqdm.write)
 
 

@@ -14,7 +14,6 @@ nothing. Settings were fixed beforehand, but for the number of epochs, which was
 Every finished seed is kept, and every training resumes: started again after a kill, the benchmark goes on.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,13 +23,12 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from seeds import interval, seed_file, seeds_parser, versions, write_json
 from timm.task import FeatureDistillationTask
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from weight_multiplexing import interval, write_json
 
-import tinyvit_zoo
 from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.paired_timing import timed
 from tinyvit_zoo.data import load_dataset
@@ -208,7 +206,7 @@ def results_of(seeds: int, settings: Settings, output: Path, say: Callable[[str]
     """Accuracies by seed: those in the folder, and the missing ones, each written when it is done."""
     results = {}
     for seed in range(seeds):
-        path = output / 'seeds' / f'{seed}.json'
+        path = seed_file(output, seed)
         if path.exists():
             kept = json.loads(path.read_text())
             if kept['settings'] != asdict(settings):
@@ -261,19 +259,13 @@ def run(seeds: int, settings: Settings, output: Path, say: Callable[[str], None]
         results = results_of(seeds, settings, output, say)
     summary = summarise(results)
     say('\n' + table(summary, len(results)))
-    versions = dict(torch=torch.__version__, timm=timm.__version__, tinyvit_zoo=tinyvit_zoo.__version__)
-    report = dict(**summary, settings=asdict(settings), versions=versions, seeds=list(results.values()))
+    report = dict(**summary, settings=asdict(settings), versions=versions(), seeds=list(results.values()))
     write_json(output / 'results.json', report)
     return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=3, help='at least 2 (default 3)')
-    parser.add_argument('--output', type=Path, default=Path('demo_output/feature_distillation'))
-    args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error('an interval needs at least 2 seeds')
+    args = seeds_parser(__doc__, 'feature_distillation').parse_args()
     run(args.seeds, Settings(), args.output, tqdm.write)
 
 

@@ -70,7 +70,7 @@ def head_rate() -> float:
 
 
 def make_features() -> tuple[torch.Tensor, np.ndarray]:
-    """(N, D) around a centre of each class, and their labels."""
+    """(N, D) around a center of each class, and their labels."""
     g = torch.Generator().manual_seed(0)
     labels = np.arange(CLASSES).repeat(IMAGES)
     centres = torch.randn(CLASSES, WIDTH, generator=g)

@@ -43,7 +43,7 @@ def plain_vote(bank, bank_labels, queries, ks=knn.KS, batch=256, T=0.07):
 
 
 def make(queries: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features and labels of a bank and of queries, around a centre of each class."""
+    """Features and labels of a bank and of queries, around a center of each class."""
     g = torch.Generator().manual_seed(0)
     centres = torch.randn(CLASSES, WIDTH, generator=g)
     labels = torch.randint(CLASSES, (BANK + queries,), generator=g)

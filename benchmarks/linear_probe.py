@@ -2,7 +2,7 @@
 
 One process, one thread, process CPU time. Both sides of the sweep compute the same crops of the same images; the
 reference evaluates nothing, ours also passes its held-out and test images. Features for the paths are synthetic: 100
-classes around centres, with a spectrum that falls like 1 / n. The reference of both paths is scikit-learn in float32
+classes around centers, with a spectrum that falls like 1 / n. The reference of both paths is scikit-learn in float32
 with its defaults (tol 1e-4, max_iter 100). At a large C those fits end long before convergence, and the accuracy there
 is that of early stopping; so the logistic path is also compared with fits in float64 with tol 1e-9.
 

@@ -1,5 +1,7 @@
-"""Shared by benchmarks that train: a file for each seed, so that a run resumes after a kill; intervals over seeds."""
+"""Shared by benchmarks that train: a file for each seed, so that a run resumes after a kill; intervals over
+seeds; the command line."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable
@@ -9,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import scipy.stats
+import timm
+import torch
 from tqdm import tqdm
 
+import tinyvit_zoo
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.paired_timing import timed
 
-__all__ = ['interval', 'results_of', 'seed_file', 'write_json']
+__all__ = ['interval', 'results_of', 'seed_file', 'seeds_parser', 'versions', 'write_json']
 
 
 def results_of(
@@ -55,6 +60,25 @@ def results_of(
             accuracies = ', '.join(f'{name} {value:.2f}' for name, value in result['accuracy'].items())
             say(f'seed {seed} ({len(results)} of {seeds}, {seconds:.0f} s of CPU): {accuracies}')
     return dict(sorted(results.items()))
+
+
+def seeds_parser(doc: str | None, name: str, seeds: int = 3) -> argparse.ArgumentParser:
+    """Command line of a benchmark: `--seeds`, by default as many as given, and `--output`, in `demo_output/NAME`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seeds', type=_several, default=seeds, help=f'at least 2 (default {seeds})')
+    parser.add_argument('--output', type=Path, default=Path('demo_output', name))
+    return parser
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f'an interval needs at least 2 seeds, not {text}')
+    return int(text)
+
+
+def versions() -> dict[str, str]:
+    """Of what computed a result."""
+    return dict(torch=torch.__version__, timm=timm.__version__, tinyvit_zoo=tinyvit_zoo.__version__)
 
 
 def seed_file(output: Path, seed: int) -> Path:

@@ -13,7 +13,6 @@ Accuracy is measured on images that no model was trained on; the number of steps
 Every finished seed is kept: started again after a kill, the benchmark resumes with the next.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
-from seeds import interval, results_of, write_json
+from seeds import interval, results_of, seeds_parser, versions, write_json
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from timm.models import VisionTransformer
@@ -34,7 +32,6 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from tqdm import tqdm
 
-import tinyvit_zoo
 from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.compress import multiplex
@@ -54,7 +51,7 @@ PAPER = {  # Table 1, ImageNet-1K top-1 in per cent; the columns as the text of 
     'DeiT-S': {TEACHER: 79.9, 'WS': 78.3, 'WS+WT': 79.3, 'WS+WD': 80.1, 'WS+WT+WD': 80.7},
     'Swin-T': {TEACHER: 81.2, 'WS': 79.0, 'WS+WT': 79.2, 'WS+WD': 79.8, 'WS+WT+WD': 81.4},
 }
-PAIRS = [  # (better, worse) according to the paper: neighbours in its order, then everything against plain sharing
+PAIRS = [  # (better, worse) according to the paper: neighbors in its order, then everything against plain sharing
     *zip(ORDER[1:], ORDER[:-1], strict=True),
     *[(name, 'WS') for name in ORDER[2:]],
 ]
@@ -293,8 +290,7 @@ def run(seeds: int, settings: Settings, output: Path, say: Callable[[str], None]
         results = results_of(seeds, settings, output, run_seed, say)
     summary = summarise(results)
     say('\n' + table(summary, results))
-    versions = dict(torch=torch.__version__, timm=timm.__version__, tinyvit_zoo=tinyvit_zoo.__version__)
-    report = dict(**summary, paper=PAPER, settings=asdict(settings), versions=versions, seeds=list(results.values()))
+    report = dict(**summary, paper=PAPER, settings=asdict(settings), versions=versions(), seeds=list(results.values()))
     write_json(output / 'results.json', report)
     plot(summary, results, output / 'results.png')
     say(f'Written to {output}: results.json, results.png, seeds/ ({len(results)} files).')
@@ -302,12 +298,7 @@ def run(seeds: int, settings: Settings, output: Path, say: Callable[[str], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=5, help='at least 2 (default 5)')
-    parser.add_argument('--output', type=Path, default=Path('demo_output/weight_multiplexing'))
-    args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error('an interval needs at least 2 seeds')
+    args = seeds_parser(__doc__, 'weight_multiplexing', 5).parse_args()
     run(args.seeds, Settings(), args.output, tqdm.write)
 
 

@@ -50,7 +50,7 @@ def find_images(
     if split != 'all':
         raise MissingSplitError(f"{folder} holds images without classes, so that its only split is 'all'.")
     if is_plain_folder(folder) and class_folders(folder):
-        _log.warning('%s: its folders are no classes, as images lie beside them: there are no labels.', folder)
+        _log.warning('%s: its folders are not classes, as images lie beside them: there are no labels.', folder)
     dataset = read_plain_folder(folder)
     dataset = dataset.without_unreadable() if skip_unreadable else dataset
     if not len(dataset):

@@ -149,13 +149,13 @@ def protocol_overrides(name: str, protocol: str) -> dict[str, Any]:
         protocol: One of `PROTOCOLS`.
 
     Raises:
-        EvaluationError: If it is no release of this package, or has no such protocol.
+        EvaluationError: If it is not a release of this package, or has no such protocol.
     """
     release = find_release(name)
     if release is None:
         raise EvaluationError(
-            f'{name} is no release of this package, so no evaluation protocol is on record: leave --protocol out for '
-            "the model's own preprocessing, or set --crop-pct."
+            f'{name} is not a release of this package, so no evaluation protocol is on record: leave --protocol out '
+            "for the model's own preprocessing, or set --crop-pct."
         )
     found = release.find_protocol(protocol)
     if found is None:

@@ -228,4 +228,4 @@ def _read(path: Path | None, key: dict[str, Any]) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding='utf-8'))
         return content['done'] if content['key'] == key else {}
     except (ValueError, KeyError, TypeError) as e:
-        raise EvaluationError(f'{path} is no record of an earlier run: remove it.') from e
+        raise EvaluationError(f'{path} is not a record of an earlier run: remove it.') from e

@@ -144,7 +144,7 @@ def write(
     for name, entry in (eval_results or {}).items():
         if entry is not None:
             files[f'{EVAL_RESULTS}/{name}.yaml'] = partial(Path.write_text, data=entry, encoding='utf-8')
-    # A name that is no UTF-8 becomes an escape of JSON.
+    # A name that is not UTF-8 becomes an escape of JSON.
     files[RESULTS] = partial(Path.write_text, data=text, encoding='utf-8', errors='backslashreplace')
     try:
         for name, fill in files.items():

@@ -131,7 +131,7 @@ SMALL_OF = {
     ),
 }
 """By family, or kind of model where a family has several: an architecture, and arguments that make it small with every
-kind of layer, for tests of behaviour."""
+kind of layer, for tests of behavior."""
 
 FEW_BLOCKS = {
     'tinyvit_': dict(depths=(1, 1, 2, 1)),

@@ -1,4 +1,4 @@
-"""Tiny data sets laid out on disk as the real ones are."""
+"""Tiny data sets laid out on disk as the real ones are, and the errors about wrong ones."""
 
 import csv
 import json
@@ -6,7 +6,11 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+from conftest import refused
 from PIL import Image
+
+from tinyvit_zoo.common.errors import EvaluationError, MissingSplitError
+from tinyvit_zoo.data.datasets import load_dataset
 
 WNIDS_A = ('n01498041', 'n01531178')  # the first two classes of ImageNet-A
 WNIDS = ('n01440764', 'n01443537')  # the first two of ImageNet-1k
@@ -129,7 +133,7 @@ CHESTX_ROWS = (
 
 
 def chestx(root: Path) -> None:
-    """Eight grey images in two of Kaggle's folders; three have exactly one label of the seven."""
+    """Eight gray images in two of Kaggle's folders; three have exactly one label of the seven."""
     header = ['Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID']
     for i, (name, _) in enumerate(CHESTX_ROWS):
         path = root / f'images_{1 + i % 2:03d}' / 'images' / name
@@ -137,3 +141,10 @@ def chestx(root: Path) -> None:
         Image.new('L', (64, 48), i).save(path)
     with (root / 'Data_Entry_2017.csv').open('w', newline='') as file:
         csv.writer(file).writerows([header, *([name, label, '0', '1'] for name, label in CHESTX_ROWS)])
+
+
+def denied(*args, words: tuple[str, ...], **kwargs) -> str:
+    """The message of the error that `load_dataset` raises."""
+    missing = any('has no split' in word for word in words)
+    kind = MissingSplitError if missing else EvaluationError
+    return refused(lambda: load_dataset(*args, **kwargs), *words, kind=kind)

@@ -135,7 +135,7 @@ def errors_attention_bfloat16() -> dict[str, float]:
 
 @record
 def large_float16() -> list[bool]:
-    """Mixed logits beyond float16's 65504 are no infinities."""
+    """Mixed logits beyond float16's 65504 are not infinities."""
     finite = []
     for case in (FEW, MANY):
         inputs = make_inputs(*case, False, dtype=torch.float16)
@@ -147,7 +147,7 @@ def large_float16() -> list[bool]:
 
 @record
 def strides() -> list[bool]:
-    """Inputs that are no contiguous tensors give the same bits."""
+    """Inputs that are not contiguous tensors give the same bits."""
     same = []
     for case in (FEW, MANY):
         inputs = make_inputs(*case, True)

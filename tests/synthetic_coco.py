@@ -24,7 +24,7 @@ Canvas = Image.Image
 
 
 def make_shapes(root: Path, train: int = 8, val: int = 4, size: int = 256, seed: int = 0) -> Path:
-    """Rectangles and circles, each of a colour that varies, on noise."""
+    """Rectangles and circles, each of a color that varies, on noise."""
 
     def paint(image: Canvas, polygon: Polygon, category: int, rng: np.random.Generator, part: str) -> None:
         color = np.array([(210, 60, 50), (50, 90, 215)][category]) + rng.integers(-35, 36, 3)

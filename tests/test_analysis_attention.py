@@ -389,7 +389,7 @@ def test_attention_that_is_not_finite_is_named(fused):
 
 @pytest.mark.parametrize('step', [0.0, -1.0, math.inf, math.nan])
 def test_a_step_that_is_no_number_of_pixels_is_refused(step):
-    refused(lambda: AttentionWatch(analysed('clip_vit', img_size=64), step), 'no step', kind=EvaluationError)
+    refused(lambda: AttentionWatch(analysed('clip_vit', img_size=64), step), 'not a step', kind=EvaluationError)
 
 
 def test_masks_of_fused_attention_are_heeded():

@@ -60,7 +60,7 @@ def test_layers_of_a_model_are_means_over_all_images_whatever_the_batches():
         assert a.curve[0] == 0
 
 
-def test_maps_without_frequencies_are_left_out_and_said():
+def test_maps_without_frequencies_are_left_out_and_reported():
     result = measure(analysed('tinyvit', img_size=96), digits(2), progress=False)
     assert [(layer.layer, layer.grid) for layer in result.layers] == [
         ('stages.0.blocks.0', (24, 24)), ('stages.1.blocks.0', (12, 12)), ('stages.2.blocks.0', (6, 6)),
@@ -81,7 +81,7 @@ def test_convolutional_networks_have_frequencies_too():
 
 def test_what_is_no_map_or_not_finite_is_refused_by_name():
     model = analysed('clip_vit', img_size=64)
-    refused(lambda: measure(model, digits(2), ['head'], progress=False), 'head', 'no map', kind=EvaluationError)
+    refused(lambda: measure(model, digits(2), ['head'], progress=False), 'head', 'not a map', kind=EvaluationError)
     with torch.no_grad():
         model.model.blocks[1].mlp.fc2.bias[0] = torch.inf
     refused(lambda: measure(model, digits(2), progress=False), 'blocks.1', 'not finite', kind=EvaluationError)

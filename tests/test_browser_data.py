@@ -185,12 +185,12 @@ def test_a_folder_of_something_else_is_refused(cli, tmp_path, quick):
     [
         (dict(runtime='npm', npm=True), 'exclude each other'),
         (dict(demo_model='m.onnx'), 'needs onnxruntime-web'),
-        (dict(runtime='nothing'), 'no unpacked npm package'),
+        (dict(runtime='nothing'), 'not an unpacked npm package'),
         (dict(runtime='npm', demo_model='nothing.onnx'), 'neither an .onnx file nor a folder'),
         (dict(runtime='npm', demo_model='empty'), 'is not the output of'),
     ],
 )
-def test_what_cannot_be_built_is_said_in_a_sentence_and_nothing_is_left(tmp_path, quick, monkeypatch, arguments, words):
+def test_what_cannot_be_built_is_one_sentence_and_nothing_is_left(tmp_path, quick, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     package(tmp_path / 'npm')
     (tmp_path / 'empty').mkdir()

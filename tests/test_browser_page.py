@@ -422,13 +422,13 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
     ('name', 'type', 'content', 'words'),
     [
         ('notes.txt', 'text/plain', b'no model', 'notes.txt is neither an image nor an ONNX file.'),
-        ('model.onnx', '', b'no model at all', 'This is no ONNX file, or a damaged one.'),
-        ('empty.onnx', '', b'', 'This is no ONNX file, or a damaged one.'),
-        ('photo.png', 'image/png', b'no image', 'This file is no image that the browser knows.'),
+        ('model.onnx', '', b'no model at all', 'This is not an ONNX file, or a damaged one.'),
+        ('empty.onnx', '', b'', 'This is not an ONNX file, or a damaged one.'),
+        ('photo.png', 'image/png', b'no image', 'This file is not an image that the browser knows.'),
         ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
     ],
 )
-def test_what_is_neither_image_nor_model_is_said_in_a_sentence(page, name, type, content, words):
+def test_what_is_neither_image_nor_model_is_reported_in_a_sentence(page, name, type, content, words):
     page.open()
     page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
     page.until("return !document.querySelector('#trial .notice').hidden")

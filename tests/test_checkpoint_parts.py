@@ -90,10 +90,10 @@ def test_a_harmless_difference_loads(weights, make):
                 assert torch.equal(made[key], value), (name, key)
 
 
-def test_what_was_left_out_is_said(weights, make, caplog):
+def test_what_was_left_out_is_reported(weights, make, caplog):
     caplog.set_level(logging.INFO)
     made = make(weights | {'norm.total_ops': torch.zeros(1), 'norm._extra_state': None})
-    assert [r.getMessage() for r in caplog.records if 'left out 2 entries that are no weights' in r.getMessage()]
+    assert [r.getMessage() for r in caplog.records if 'left out 2 entries that are not weights' in r.getMessage()]
     counters = [k for k in made.state_dict() if k.endswith('num_batches_tracked')]
     caplog.clear()
     make({k: v for k, v in weights.items() if k not in counters})

@@ -312,7 +312,7 @@ def test_stand_ins_build_nothing_of_the_real_class(stand_in, tmp_path):
     assert type(built).__module__ in ('collections', 'tinyvit_zoo.checkpoints.torch_file')
 
 
-# --- files that are no checkpoints
+# --- files that are not checkpoints
 
 HTML = b'<!DOCTYPE html>\n<html><head><title>Quota exceeded</title></head><body>Sign in</body></html>'
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 21500000\n'

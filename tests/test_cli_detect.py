@@ -333,7 +333,7 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
         return cli('detect', 'predict', RETINANET, checkpoint, *images, '-o', tmp_path / 'out')
 
     (tmp_path / 'text.png').write_text('no image')
-    complaint(run(tmp_path / 'text.png'), 'text.png is no image of a known format')
+    complaint(run(tmp_path / 'text.png'), 'text.png is not an image of a known format')
     complaint(run(tmp_path / 'text.png', '--skip-unreadable'), 'text.png')  # nothing was done
     complaint(run(tmp_path / 'none.png'), 'There is no image')
     (tmp_path / 'empty').mkdir()

@@ -115,7 +115,7 @@ def test_a_folder_of_images_has_one_split_and_says_that_its_folders_are_no_class
         find_images(images, 'train')
     Image.new('RGB', (8, 8)).save(classes / 'cover.png')
     assert find_images(classes).classes == ()
-    assert f'{classes}: its folders are no classes, as images lie beside them' in caplog.text
+    assert f'{classes}: its folders are not classes, as images lie beside them' in caplog.text
 
 
 def test_another_suffix_is_refused_from_python_too(tmp_path, classes):

@@ -46,7 +46,7 @@ def test_what_is_no_such_model_ends_in_one_sentence(cli, file, tmp_path, monkeyp
     target = tmp_path / 'page'
     for name, words in (
         ('sam_vit_b.pth', 'ViT-B'),
-        ('other.pt', 'no SAM with a TinyViT encoder'),
+        ('other.pt', 'Not a SAM with a TinyViT encoder'),
         ('encoder.pt', 'mask decoder'),
         ('cut.pt', 'damaged'),
         ('none.pt', 'No checkpoint'),
@@ -55,7 +55,7 @@ def test_what_is_no_such_model_ends_in_one_sentence(cli, file, tmp_path, monkeyp
     code, _, err = cli('sam', 'convert', tmp_path / 'nan.pt', target, '--img-size', 64)
     assert (code, '--allow-nonfinite' in err) == (1, True)
     complaint(cli('sam', 'convert', file, target, '--img-size', '100'), 'multiple of 16')
-    complaint(cli('sam', 'convert', file, target, '--img-size', '512x768'), 'no square', code=2)
+    complaint(cli('sam', 'convert', file, target, '--img-size', '512x768'), 'not a square', code=2)
     assert not target.exists()
     target.mkdir()
     (target / 'thesis.tex').write_text('years of work')

@@ -150,7 +150,7 @@ def test_an_optimizer_keeps_state_of_a_shared_weight_once():
 
 @each_kind
 @pytest.mark.parametrize('share_every', [1, 2])
-def test_the_transformations_are_initialised_to_identity(kind, share_every):
+def test_the_transformations_are_initialized_to_identity(kind, share_every):
     model, x = teacher(kind).double(), images(dtype=torch.float64)
     plain = multiplex(model, share_every, transform=False, init='first')
     transformed = multiplex(model, share_every, init='first')

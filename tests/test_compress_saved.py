@@ -113,7 +113,7 @@ def test_there_are_no_weights_by_the_name_alone():
         timm.create_model('multiplexed', pretrained=True)
     with pytest.raises(ValueError, match='no weights called'):
         timm.create_model('multiplexed.in1k')
-    with pytest.raises(ValueError, match="base='no_such_model' is no model"):
+    with pytest.raises(ValueError, match="base='no_such_model' is not a model"):
         timm.create_model('multiplexed', base='no_such_model')
 
 

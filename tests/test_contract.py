@@ -280,7 +280,7 @@ def test_a_model_can_be_made_without_memory(name):
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {'meta'}
 
 
-def test_a_model_made_without_memory_can_be_initialised_later(family):
+def test_a_model_made_without_memory_can_be_initialized_later(family):
     name = SMALL_OF[family][0]
     arguments = few_blocks(name)
     fresh = timm.create_model(name, **arguments)

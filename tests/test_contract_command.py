@@ -96,7 +96,7 @@ def test_what_is_no_limit_is_a_wrong_command_line(asked_for, option, text, words
     ('args', 'words'),
     [
         (('tinyvit_5m_224', '--params', '30M'), '--params 30,000,000 is not below the'),
-        (('resnet10t', '--params', '1M'), 'resnet10t is no TinyViT'),
+        (('resnet10t', '--params', '1M'), 'resnet10t is not a TinyViT'),
         (('tinyvit_5m_224', '--params', '1k'), 'is less than the smallest model'),
         (('tinyvit_5m_224', '--params', '2M', '--throughput', '0.5x'), 'is slower than tinyvit_5m_224 itself'),
         (('tinyvit_5m_224', '--params', '2M', '--batch-size', 5000), 'make no batch of 5000'),

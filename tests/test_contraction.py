@@ -1,4 +1,4 @@
-"""Contraction: factors, neighbours within limits, ranking, the known path, state on disk, and processes that share."""
+"""Contraction: factors, neighbors within limits, ranking, the known path, state on disk, and processes that share."""
 
 import dataclasses
 import importlib.util
@@ -109,7 +109,7 @@ def test_windows_that_are_not_contracted_still_follow_the_image_size():
 
 def test_a_model_that_is_no_tinyvit_is_named():
     model = timm.create_model('resnet10t', device='meta')
-    refused(lambda: factors_of(model, 'resnet10t'), 'resnet10t is no TinyViT', kind=EvaluationError)
+    refused(lambda: factors_of(model, 'resnet10t'), 'resnet10t is not a TinyViT', kind=EvaluationError)
 
 
 def test_heads_of_different_widths_have_no_factor():
@@ -248,7 +248,7 @@ def test_a_throughput_that_no_candidate_has_names_the_nearest(tmp_path):
     assert 'has 1.10x: give a lower --throughput or fewer --params' in message
 
 
-def test_the_ranking_is_said_with_intervals(tmp_path):
+def test_the_ranking_is_reported_with_intervals(tmp_path):
     said = []
     found(Table({('step-1', 'R'): 0.9}), tmp_path, [Limits(15_270_372)], said.append)
     ranking = [line for line in said if line.startswith('  ')]

@@ -140,7 +140,7 @@ def test_features_are_compared_on_images_that_were_not_trained_on():
         (-2.5, -4.6, -0.4, 'lost 2.5 points'),
     ],
 )
-def test_what_the_student_gained_is_said_whatever_it_is(difference, low, high, words):
+def test_what_the_student_gained_is_reported_in_any_case(difference, low, high, words):
     row = Row('', 90.0, 90.0 - difference, difference, low, high, 540, '')
     assert f'Soft labels {words}' in Taught(row, 98.0, 1000, {}, None).words
 

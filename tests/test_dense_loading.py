@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_same, refused
 from dense_reference import released_dense
-from golden_rule import fill_by_rule, rule_value
+from golden_rule import fill_by_rule
 from safetensors.torch import save_file
 
 from tinyvit_zoo.checkpoints import CheckpointError, imported_path
@@ -26,10 +26,6 @@ from tinyvit_zoo.layers.beit_table import resize_beit_table
 def weights_of(name: str, **kwargs) -> dict[str, torch.Tensor]:
     """State dict of a registered model, filled by the rule."""
     return fill_by_rule(timm.create_model(name, **kwargs)).state_dict()
-
-
-def ruled(key: str, *shape: int) -> torch.Tensor:
-    return torch.from_numpy(rule_value(key, shape))
 
 
 def vitdet() -> DenseBackbone:
@@ -108,7 +104,7 @@ def test_a_name_of_the_zoo_gives_its_weights():
     assert_same({'it': model.net.blocks[3].attn.qkv.weight}, {'it': encoder['blocks.3.attn.qkv.weight']})
 
 
-def test_weights_of_a_model_with_other_heads_only_initialise_a_training():
+def test_weights_of_a_model_with_other_heads_only_initialize_a_training():
     students = weights_of('tinymim_vit_tiny_student_patch16_224')
     file = {'model': students, 'args': {'model': 'tinymim_vit_tiny_patch16'}}
     model = vitdet()

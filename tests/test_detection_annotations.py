@@ -135,8 +135,8 @@ def first(**values):
 REFUSED = {
     'no dictionary': (lambda c: [c.clear(), c.update(images=[])], 'it has no categories'),
     'null categories': (lambda c: c.update(categories=None), 'it has no categories'),
-    'objects by id': (lambda c: c.update(annotations={'1': {}}), 'annotations are no list'),
-    'text among the images': (lambda c: c['images'].append('x'), 'images are no list'),
+    'objects by id': (lambda c: c.update(annotations={'1': {}}), 'annotations are not a list'),
+    'text among the images': (lambda c: c['images'].append('x'), 'images are not a list'),
     'no images': (lambda c: c['images'].clear(), 'names no images'),
     'a name twice': (lambda c: c['categories'].append(dict(id=9, name='a')), 'several categories called a'),
     'a name twice but for a space': (lambda c: c['categories'].append(dict(id=9, name='a ')), 'categories called a'),

@@ -96,7 +96,7 @@ def test_dense_forms_take_any_size(name):
 
 
 def test_swin_is_that_of_mmdet():
-    """The papers' baseline: windows shift in every stage, and maps are normalised.
+    """The papers' baseline: windows shift in every stage, and maps are normalized.
 
     At sizes that windows fill. Of others mmdet pads a map before it shifts, timm (and Mini-Swin) after it.
     """

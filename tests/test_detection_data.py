@@ -306,7 +306,7 @@ STOPPED = {
         lambda root: rewrite(root, lambda c: c['images'][1].update(file_name=str(root / 'train_1.png'))),
         'train.json', 'several entries', 'train_1.png',
     ),
-    'a file that is no image': (lambda root: (root / 'train_2.png').write_text('no'), 'train_2.png', 'known format'),
+    'a text as image': (lambda root: (root / 'train_2.png').write_text('no'), 'train_2.png', 'known format'),
     'another size': (
         lambda root: rewrite(root, lambda c: c['images'][1].update(width=65)), 'train_2.png', '64x64', '65x64'
     ),

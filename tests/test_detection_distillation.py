@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_architecture_is_no_teacher(tmp_path):
     refused(lambda: load_teacher(TEACHER, tmp_path / 'other.pth'), 'other.pth')
 
 
-def test_a_student_is_initialised_the_same_with_and_without_a_teacher():
+def test_a_student_is_initialized_the_same_with_and_without_a_teacher():
     states = []
     for checkpoint in ('random', None):
         torch.manual_seed(5)

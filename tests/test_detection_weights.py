@@ -81,7 +81,7 @@ def test_files_in_the_released_layout(file, way, official_file):
 
 
 def test_weights_given_to_the_constructor_outlive_init_weights(official_file):
-    """mmengine would reinitialise every layer that has a method for it, as timm's models have."""
+    """mmengine would reinitialize every layer that has a method for it, as timm's models have."""
     backbone = ZooBackbone('tinyvit_5m_224', pretrained=str(official_file('tiny_vit_5m_224')))
     before = copy.deepcopy(backbone.state_dict())
     detector = Detector(backbone)
@@ -191,7 +191,7 @@ def test_dense_forms_of_unpublished_sizes_start_from_their_encoder(form, encoder
 
 
 @pytest.mark.slow
-def test_a_pretraining_file_initialises_the_segmentor_of_tinymim(tmp_path):
+def test_a_pretraining_file_initializes_the_segmentor_of_tinymim(tmp_path):
     """Its model had other heads in the last block, which the released recipe accepts: `as_init=True`."""
     encoder = small_file('tinymim_vit_base_student_patch16_224', tmp_path, trained_as='tinymim_vit_base_patch16')
     refused(lambda: ZooBackbone('tinymim_base_seg', img_size=64, pretrained=encoder), 'as_init=True')
@@ -259,7 +259,7 @@ def test_convert_reads_over_what_mmengine_saves(tmp_path):
     assert sorted(checkpoint.detector_keys) == ['neck.bias', 'neck.weight']
 
 
-def test_detectors_of_mmdet_initialise_the_baselines(tmp_path, official_file):
+def test_detectors_of_mmdet_initialize_the_baselines(tmp_path, official_file):
     """mmdet's Swin and the released Swin under their own names, and a ResNet, whose names are the same everywhere."""
     theirs = mmdet_swin()
     backbone = ZooBackbone(SWIN[0], **SWIN[1], pretrained=save_detector(theirs, tmp_path / 'swin.pth')).eval()
@@ -351,12 +351,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(way, tmp_path, officia
     refused(start('mae_lite_vitdet_tiny', tinyvit, img_size=64), 'TinyViT')
     resnet = str(tmp_path / 'resnet.pth')
     torch.save(timm.create_model('resnet18').state_dict(), resnet)
-    refused(start('tinyvit_5m_224', resnet), 'no TinyViT weights')
+    refused(start('tinyvit_5m_224', resnet), 'not TinyViT weights')
     refused(start(SWIN[0], resnet, **SWIN[1]), resnet)
     detector = save_detector(backbone_of('mini_swin'), tmp_path / 'detector.pth')
     refused(start(*SMALL_OF['tinyvit'][:1], detector), 'Mini-Swin weights, not TinyViT')
     torch.save({'state_dict': {'neck.weight': torch.zeros(1)}}, tmp_path / 'headless.pth')
-    refused(start('tinyvit_5m_224', str(tmp_path / 'headless.pth')), 'no TinyViT weights')
+    refused(start('tinyvit_5m_224', str(tmp_path / 'headless.pth')), 'not TinyViT weights')
 
 
 def test_missing_files_and_other_init_cfgs_are_refused(tmp_path):

@@ -316,7 +316,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         (dict(transform=transforms.Compose([TRANSFORM, transforms.Lambda(abs)]), cache=tmp_path), 'repr'),
     ):
         refused(lambda k=kwargs: extract(model, dataset, **{**SMALL, **k}), word, kind=EvaluationError)
-    refused(lambda: extract(torch.nn.Linear(2, 2), dataset, **SMALL), 'no timm backbone', kind=EvaluationError)
+    refused(lambda: extract(torch.nn.Linear(2, 2), dataset, **SMALL), 'not a timm backbone', kind=EvaluationError)
     refused(lambda: extract(model, dataset.subset([]), **SMALL), 'at least 1', kind=EvaluationError)
 
 

@@ -181,7 +181,7 @@ def test_imagenet_1k_starts_from_the_rows_of_a_22k_head(tinyvit_zoo_cli, tmp_pat
     assert all(torch.equal(trained[key], value) for key, value in expected.items())
 
 
-def test_what_a_recipe_has_otherwise_is_said_before_the_first_epoch_and_kept(tinyvit_zoo_cli, tmp_path):
+def test_what_a_recipe_has_otherwise_is_reported_before_the_first_epoch_and_kept(tinyvit_zoo_cli, tmp_path):
     common = (
         'test_resnet', '--random', '--data', 'digits', '--img-size', 32, '--device', 'cpu', '--epochs', 1,
         '--recipe', 'tinyvit_22kto1k', '--batch-size', 256, '--output',
@@ -259,7 +259,10 @@ def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_pa
     ('arguments', 'words'),
     [
         (['--recipe', 'tinyvit', '--data', 'digits'], "no recipe 'tinyvit'. Did you mean"),
-        (['--recipe', 'tinymim', '--data', 'digitz'], "'digitz' is no data set and no folder. Did you mean digits"),
+        (
+            ['--recipe', 'tinymim', '--data', 'digitz'],
+            "'digitz' is neither a data set nor a folder. Did you mean digits",
+        ),
         (['--recipe', 'tinymim', '--data', 'digits', '--batch-size', '4096'], 'make no batch of 4096'),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_dark_16_bit_pgm_is_not_taken_for_8_bits(tmp_path):
 
 
 def tiff(path, pixels: bytes, bits: int, photometric: int, signed: bool = False) -> None:
-    """A minimal little-endian grey TIFF of 4 x 2 pixels."""
+    """A minimal little-endian gray TIFF of 4 x 2 pixels."""
     entries = (
         (256, 4),
         (257, 2),

@@ -19,12 +19,12 @@ from tinyvit_zoo.data.timm_datasets import ReaderFiles
 
 ORIENTATION = 0x0112
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'PPM')
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
 
 def encoded(kind, **options):
     buffer = io.BytesIO()
-    PICTURE.save(buffer, kind, **options)
+    IMAGE.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -67,7 +67,7 @@ FILES = {
     'text behind the pixels': png_with(chunk(b'tEXt', b'Author\0I'), behind=True),
     'XMP': png_with(xmp(8), behind=False),
     'XMP behind the pixels': png_with(xmp(8), behind=True),
-    'two frames': encoded('GIF', save_all=True, append_images=[PICTURE.rotate(90)]),
+    'two frames': encoded('GIF', save_all=True, append_images=[IMAGE.rotate(90)]),
 }
 MUST_LOAD = {name for name in FILES if name.endswith('behind the pixels')}
 
@@ -116,7 +116,7 @@ def test_images_that_a_reader_scales_have_the_size_they_are_scaled_to(tmp_path):
 
 
 def test_images_of_other_libraries_have_sizes(tmp_path):
-    wrapped = ImageDataset('x', '', 'a', [0], Wrapped([(PICTURE, 0)], 'x'))
+    wrapped = ImageDataset('x', '', 'a', [0], Wrapped([(IMAGE, 0)], 'x'))
     assert check_sizes(wrapped) == [(20, 30)]
     assert ReaderFiles([(io.BytesIO(FILES['JPEG turned by 6']), 0)], 'x').size(0) == (20, 30)
     for name, content in (('1.jpg', FILES['JPEG turned by 6']), ('1.cls', b'0')):

@@ -115,7 +115,7 @@ def trained(model):
 
 
 def trained_in_evaluation_mode(model):
-    """By an optimiser whose changes torch does not count."""
+    """By an optimizer whose changes torch does not count."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     model(images_for(model)).square().mean().backward()
     optimizer.step()

@@ -227,7 +227,7 @@ def test_a_killed_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, epo
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such limits')
-def test_a_full_disk_is_said_and_the_checkpoint_before_is_kept(tmp_path):
+def test_a_full_disk_is_reported_and_the_checkpoint_before_is_kept(tmp_path):
     import resource
 
     heads = LinearHeads(grid([0.1], [0.0], ['pooled']), {'pooled': 5000}, 2, 0, torch.device('cpu'))
@@ -249,7 +249,7 @@ def test_the_checkpoint_of_another_run_or_a_damaged_one_is_refused(run, tmp_path
     refused(lambda: run(checkpoint=path, seed=1), 'another model, data or settings', kind=EvaluationError)
     for content in (path.read_bytes()[:1000], b'', b'nothing of ours'):
         path.write_bytes(content)
-        refused(lambda: run(checkpoint=path), 'no checkpoint', kind=EvaluationError)
+        refused(lambda: run(checkpoint=path), 'not a checkpoint', kind=EvaluationError)
 
 
 def test_the_checkpoint_of_other_features_or_labels_is_refused(tmp_path):
@@ -382,7 +382,7 @@ def test_the_command_refuses_what_it_cannot_do_in_one_sentence(cli, folder, tmp_
     cases = [
         (['--data', tmp_path / 'nothing'], 1, ''),
         (['--data', tmp_path / 'one'], 1, ''),
-        (['--data', 'digits', '--lrs', 'fast'], 2, 'numbers between commas'),
+        (['--data', 'digits', '--lrs', 'fast'], 2, 'numbers separated by commas'),
         (['--data', 'digits', '--lrs', '-1'], 1, 'learning rate is -1'),
         (['--data', 'digits', '--mode', 'ridge', '--layers', 'pooled,last:1'], 2, 'one layer'),
         (['--data', 'digits', '--layers', 'first'], 1, 'first'),

@@ -581,7 +581,7 @@ def test_weights_take_the_dtype_of_the_model(dtype, checkpoint, create):
     assert {p.dtype for p in create(checkpoint, dtype=dtype).parameters()} == {dtype}
 
 
-# --- entries that are no weights
+# --- entries that are not weights
 
 
 def test_stale_index_buffers_are_ignored(small, tmp_path):

@@ -585,7 +585,7 @@ def test_mini_deit_returns_tokens_as_timms_vit():
 
 
 def test_initial_values_are_the_released_ones():
-    """Head mixing is initialised near zero, not as the identity, as released."""
+    """Head mixing is initialized near zero, not as the identity, as released."""
     for family, arguments in (('mini_deit', dict(embed_dim=192)), ('mini_swin', dict(embed_dim=64))):
         name, small = SMALL_OF[family]
         model = timm.create_model(name, **{**small, **arguments})

@@ -31,7 +31,7 @@ def test_head_mixing_is_a_linear_layer_over_the_heads(bias):
 
 
 @pytest.mark.parametrize('bias', [False, True])
-def test_head_mixing_can_be_initialised_as_the_identity(bias):
+def test_head_mixing_can_be_initialized_as_the_identity(bias):
     mix = HeadMix(4, bias=bias)
     mix.init_identity()
     x = torch.randn(2, 4, 5, 5)

@@ -1,4 +1,4 @@
-"""accelerate, torchao and peft on the models, with and without autograd: offloading, quantised weights, adapters."""
+"""accelerate, torchao and peft on the models, with and without autograd: offloading, quantized weights, adapters."""
 
 import copy
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_shortcuts_return_with_the_weights(tmp_path):
 @pytest.mark.slow
 @forms
 @pytest.mark.parametrize('activations', ['float', 'int8'])
-def test_quantised_weights_are_as_near_without_autograd(activations, form, family):
+def test_quantized_weights_are_as_near_without_autograd(activations, form, family):
     torchao = pytest.importorskip('torchao.quantization')
     config = torchao.Int8WeightOnlyConfig if activations == 'float' else torchao.Int8DynamicActivationInt8WeightConfig
     model = formed(family, form)
@@ -101,7 +101,7 @@ def test_quantised_weights_are_as_near_without_autograd(activations, form, famil
     torchao.quantize_(model, config())
     without, with_grad = (error(actual, expected) for actual in outputs(model, x))
     assert 0 < without < with_grad + 0.01
-    # Quantised first and folded afterwards.
+    # Quantized first and folded afterwards.
     folded = reparameterize_model(model, inplace=True)
     assert all(0 < error(actual, expected) < with_grad + 0.01 for actual in outputs(folded, x))
 

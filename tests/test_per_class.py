@@ -117,7 +117,7 @@ def test_two_models_are_compared_by_class_too(cli, uneven, tmp_path):
 # how sure a choice is
 
 
-def test_a_value_at_the_edge_of_its_grid_is_said():
+def test_a_value_at_the_edge_of_its_grid_is_reported():
     assert edges('C', 1e-6, [1, 1e-6]) == ('C 1e-06 is the smallest of 2',)
     assert edges('C', 3, [1, 2, 3, 3]) == ('C 3 is the largest of 3',)
     assert edges('C', 2, [1, 2, 3]) == ()

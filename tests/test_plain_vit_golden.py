@@ -149,7 +149,7 @@ def test_tables_equal_the_slow_model(kwargs):
 
 
 @torch.no_grad()
-def test_an_encoder_gives_the_mean_of_its_normalised_patches_or_the_class_token():
+def test_an_encoder_gives_the_mean_of_its_normalized_patches_or_the_class_token():
     x = torch.randn(2, 3, 224, 224)
     for pool in ('avg', 'token'):
         model = fill_by_rule(timm.create_model('mae_lite_vit_tiny_encoder_patch16_224', depth=2, global_pool=pool))

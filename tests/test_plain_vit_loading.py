@@ -115,7 +115,7 @@ def test_a_second_model_among_the_names_is_asked_for(mae, save):
     refused(lambda: load(ENCODER, save(both)), '(teacher, names without a prefix)', '--part')
 
 
-# --- an encoder is no classifier, except as initial values of a training
+# --- an encoder is not a classifier, except as initial values of a training
 
 
 def test_an_encoder_for_a_classifier_is_refused_with_advice(mae, student, save):
@@ -154,7 +154,7 @@ def test_as_init_still_refuses_a_damaged_file(student, save):
 
 
 @torch.no_grad()
-def test_a_model_with_tables_initialised_from_a_plain_encoder_computes_the_same(mae, save):
+def test_a_model_with_tables_initialized_from_a_plain_encoder_computes_the_same(mae, save):
     path = save({'model': prefixed('module.model.', mae)})
     model = load(RPE, path, as_init=True, init_values=1.0).double()  # LayerScale 1 and tables 0 change nothing
     encoder = load(ENCODER, path).double()

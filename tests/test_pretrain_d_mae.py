@@ -198,7 +198,7 @@ def test_half_precision_gives_a_loss_in_single():
         (dict(depth=2), 'the teacher 2'),
         (dict(img_size=32), '(2, 2)'),
         (dict(class_token=False, global_pool='avg'), 'prefix'),
-        (dict(qk_norm=True), 'normalises'),
+        (dict(qk_norm=True), 'normalizes'),
     ],
 )
 def test_a_teacher_that_cannot_be_compared_is_refused(changed, word):

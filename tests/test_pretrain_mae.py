@@ -195,7 +195,7 @@ def test_inputs_of_blocks_are_returned_with_the_encoding():
 # as a module
 
 
-def test_it_is_initialised_as_released():
+def test_it_is_initialized_as_released():
     model = mae_lite_tiny(img_size=(64, 96))
     for pos_embed, width in ((model.pos_embed, 192), (model.decoder_pos_embed, 96)):
         assert torch.equal(pos_embed, sincos_position(width, (4, 6)))
@@ -206,7 +206,7 @@ def test_it_is_initialised_as_released():
         assert token.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-def test_it_can_be_made_on_the_meta_device_and_initialised_later():
+def test_it_can_be_made_on_the_meta_device_and_initialized_later():
     model = small(device='meta').to_empty(device='cpu')
     model.init_weights()
     assert torch.equal(model.decoder_pos_embed, sincos_position(16, GRID, dtype=torch.float64))

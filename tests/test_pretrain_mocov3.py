@@ -126,7 +126,7 @@ def test_each_views_queries_are_compared_with_the_other_views_keys():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-10)
 
 
-def test_the_projector_reads_the_normalised_class_token():
+def test_the_projector_reads_the_normalized_class_token():
     model = small().eval()
     image = views()[0]
     token = model.base_encoder.forward_features(image)[:, 0]
@@ -157,7 +157,7 @@ def test_only_encoder_and_predictor_learn():
     assert not model.base_encoder.pos_embed.requires_grad
 
 
-def test_both_encoders_are_initialised_alike_and_as_released():
+def test_both_encoders_are_initialized_alike_and_as_released():
     model = mocov3_tiny(img_size=(64, 96), mlp_dim=8, dim=4)
     for name, tensor in model.base_encoder.state_dict().items():
         assert torch.equal(tensor, model.momentum_encoder.state_dict()[name]), name
@@ -170,7 +170,7 @@ def test_both_encoders_are_initialised_alike_and_as_released():
     assert vit.cls_token.abs().max() < 1e-5
 
 
-def test_a_vit_without_some_biases_is_initialised_too():
+def test_a_vit_without_some_biases_is_initialized_too():
     model = small(qkv_bias=False)
     assert model.base_encoder.blocks[0].attn.qkv.bias is None
     assert model(*views(), 0.99).isfinite()

@@ -194,7 +194,7 @@ def test_a_teacher_has_the_released_heads_and_target_block(size, heads, block):
     assert (teacher.heads, teacher.block) == (heads, block)
 
 
-def test_a_student_is_initialised_as_released():
+def test_a_student_is_initialized_as_released():
     vit = tinymim_student('tiny', img_size=(64, 96)).vit
     table = vit.pos_embed.detach()
     vit_again = timm.create_model('tinymim_vit_tiny_student_patch16_224', img_size=(64, 96))
@@ -272,5 +272,5 @@ def test_heads_that_do_not_divide_the_width_are_refused():
     refused(lambda: RelationEncoder(small(), 2, heads=5), '5', '24', kind=ValueError)
 
 
-def test_a_vit_that_normalises_queries_is_refused():
-    refused(lambda: RelationEncoder(small(qk_norm=True), 2), 'normalises', kind=ValueError)
+def test_a_vit_that_normalizes_queries_is_refused():
+    refused(lambda: RelationEncoder(small(qk_norm=True), 2), 'normalizes', kind=ValueError)

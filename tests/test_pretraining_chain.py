@@ -18,6 +18,12 @@ def benchmark():
         yield module
 
 
+@pytest.fixture(scope='module')
+def claims():
+    with imported_benchmark('pretraining_claims') as module:
+        yield module
+
+
 @pytest.fixture
 def tiny(benchmark):
     return benchmark.Settings(
@@ -26,9 +32,9 @@ def tiny(benchmark):
     )  # fmt: skip
 
 
-def made_up(benchmark, *seeds: tuple[float, ...], parts: tuple[str, ...] = WITHOUT_SEARCH) -> dict:
+def made_up(claims, *seeds: tuple[float, ...], parts: tuple[str, ...] = WITHOUT_SEARCH) -> dict:
     """Results of the digits with these accuracies, in the order of the arms of these parts."""
-    arms = [arm for arm in benchmark.ARMS if any(arm in benchmark.PARTS[part] for part in parts)]
+    arms = [arm for arm in claims.ARMS if any(arm in claims.PARTS[part] for part in parts)]
     return dict(
         digits={
             seed: {arm: dict(accuracy=value, parameters=1000) for arm, value in zip(arms, values, strict=True)}
@@ -37,7 +43,7 @@ def made_up(benchmark, *seeds: tuple[float, ...], parts: tuple[str, ...] = WITHO
     )
 
 
-def test_after_a_kill_only_the_missing_pieces_are_made(benchmark, tiny, tmp_path, monkeypatch):
+def test_after_a_kill_only_the_missing_pieces_are_made(benchmark, claims, tiny, tmp_path, monkeypatch):
     pretrained, asked = benchmark.Case._pretrained, []
 
     def killed_once(case, name, run):
@@ -53,7 +59,7 @@ def test_after_a_kill_only_the_missing_pieces_are_made(benchmark, tiny, tmp_path
     kept = {path: path.read_bytes() for path in (tmp_path / 'pieces').rglob('*.json')}
     said = []
     report = benchmark.run(WITHOUT_SEARCH, dict(digits=tiny), 2, tmp_path, said.append)
-    first = [benchmark.MAE, benchmark.BIG, benchmark.D_MAE, benchmark.TINYMIM, benchmark.MIDDLE, benchmark.CHAIN]
+    first = [claims.MAE, claims.BIG, claims.D_MAE, claims.TINYMIM, claims.MIDDLE, claims.CHAIN]
     assert asked == [(0, name) for name in first[:4] + first[3:]] + [(1, name) for name in first]
     assert kept
     assert all(path.read_bytes() == content for path, content in kept.items())
@@ -69,7 +75,7 @@ def test_after_a_kill_only_the_missing_pieces_are_made(benchmark, tiny, tmp_path
     assert len(asked) == 13
 
 
-def test_every_small_model_starts_from_the_same_weights(benchmark, tiny, tmp_path, monkeypatch):
+def test_every_small_model_starts_from_the_same_weights(benchmark, claims, tiny, tmp_path, monkeypatch):
     begun = {}
 
     class Untrained:
@@ -88,9 +94,9 @@ def test_every_small_model_starts_from_the_same_weights(benchmark, tiny, tmp_pat
         monkeypatch.setattr(benchmark.pretraining, method, note(method))
     settings = replace(tiny, widths=(16, 24, 32))
     case = benchmark.Case('digits', settings, 0, tmp_path, print)
-    for name in (benchmark.MAE, benchmark.D_MAE, benchmark.TINYMIM):
+    for name in (claims.MAE, claims.D_MAE, claims.TINYMIM):
         case.encoder(name)
-    scratch = case._plain(benchmark.SCRATCH).state_dict()
+    scratch = case._plain(claims.SCRATCH).state_dict()
     for method in ('mae', 'd_mae', 'tinymim'):
         own = begun[method, 16]
         shared = own.keys() & scratch.keys()
@@ -105,37 +111,37 @@ def test_results_of_other_settings_are_refused(benchmark, tiny, tmp_path):
         benchmark.run(('mae',), dict(digits=tiny), 2, tmp_path)
 
 
-def test_a_claim_is_reported_with_its_certainty_also_where_papers_disagree(benchmark):
+def test_a_claim_is_reported_with_its_certainty_also_where_papers_disagree(claims):
     results = made_up(
-        benchmark, (80, 88, 89, 92, 92.5, 95), (81, 90, 90, 93, 92.4, 95), (79, 87, 89, 91, 91.6, 94)
+        claims, (80, 88, 89, 92, 92.5, 95), (81, 90, 90, 93, 92.4, 95), (79, 87, 89, 91, 91.6, 94)
     )  # fmt: skip
-    summary = benchmark.summarise(results, WITHOUT_SEARCH)
+    summary = claims.summarise(results, WITHOUT_SEARCH)
     verdicts = {(claim['better'], claim['worse']): claim['verdict'] for claim in summary['digits']['claims']}
-    assert verdicts[benchmark.MAE, benchmark.SCRATCH] == 'holds'
-    assert verdicts[benchmark.SCRATCH, benchmark.MAE] == 'REVERSED'
-    assert verdicts[benchmark.CHAIN, benchmark.TINYMIM] == 'undecided'
-    text = benchmark.table(summary, results)
+    assert verdicts[claims.MAE, claims.SCRATCH] == 'holds'
+    assert verdicts[claims.SCRATCH, claims.MAE] == 'REVERSED'
+    assert verdicts[claims.CHAIN, claims.TINYMIM] == 'undecided'
+    text = claims.table(summary, results)
     assert 'MAE > scratch' in text
     assert '+2.2  +8.33 ±  1.43   holds      (MAE-Lite, Table 1' in text
     assert '+0.6  -8.33 ±  1.43   REVERSED   (TinyMIM, Table 2' in text
 
 
-def test_parts_that_were_not_measured_make_no_claims(benchmark):
-    summary = benchmark.summarise(made_up(benchmark, (80, 88), (81, 90), parts=('mae',)), ('mae',))
+def test_parts_that_were_not_measured_make_no_claims(claims):
+    summary = claims.summarise(made_up(claims, (80, 88), (81, 90), parts=('mae',)), ('mae',))
     assert {claim['part'] for claim in summary['digits']['claims']} == {'mae'}
 
 
-def test_every_claim_compares_what_its_part_measures(benchmark):
-    for claim in benchmark.CLAIMS:
-        assert {claim.better, claim.worse} <= set(benchmark.PARTS[claim.part])
+def test_every_claim_compares_what_its_part_measures(claims):
+    for claim in claims.CLAIMS:
+        assert {claim.better, claim.worse} <= set(claims.PARTS[claim.part])
 
 
 @pytest.mark.slow
-def test_a_contraction_stands_beside_a_model_that_is_narrowed_alike(benchmark, tiny, tmp_path):
+def test_a_contraction_stands_beside_a_model_that_is_narrowed_alike(benchmark, claims, tiny, tmp_path):
     report = benchmark.run(('contraction',), dict(digits=tiny), 2, tmp_path)
     rows = report['data']['digits']['rows']
     large, contracted, narrowed = (
-        rows[arm]['parameters'] for arm in (benchmark.LARGE, benchmark.CONTRACTED, benchmark.NARROWED)
+        rows[arm]['parameters'] for arm in (claims.LARGE, claims.CONTRACTED, claims.NARROWED)
     )
     assert max(contracted + narrowed) <= large[0] / 2
     search = json.loads((tmp_path / 'pieces' / 'digits' / '0' / 'contraction.json').read_text())

@@ -72,7 +72,7 @@ def test_published_accuracies_are_on_record_with_their_protocol():
 
 
 def test_what_has_no_such_protocol_is_one_sentence():
-    refused(lambda: protocol_overrides('resnet18', 'paper'), 'no release of this package', kind=EvaluationError)
+    refused(lambda: protocol_overrides('resnet18', 'paper'), 'not a release of this package', kind=EvaluationError)
     refused(
         lambda: protocol_overrides('mini_swin_tiny_patch4_window7_224', 'timm'),
         "mini_swin_tiny_patch4_window7_224.distill_in1k has no protocol 'timm' on record: take --protocol paper.",

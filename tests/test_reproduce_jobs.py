@@ -141,6 +141,8 @@ def test_a_detector_on_digits_needs_no_trained_backbone():
     [
         ('minivit/table4/deit-b/top1/imagenet-1k', '86.6 M parameters; the limit is 30 M, as all tables are to take a '
          'CPU 20 minutes'),
+        ('minivit/table2/mini-deit-b-sharing-all-layers/top1/imagenet-1k', 'about 0.8 GMACs at 48 '
+         'pixels; the limit is 0.5, as all tables are to take a CPU 20 minutes'),
         ('tinymim/table4/tinymim-vit-t/mce/imagenet-c', 'there are no corrupted digits'),
         ('tinyvit/table4/crossvit-9/top1/imagenet-1k', 'the grids of its two branches do not fit images of 32 pixels'),
         ('tinymim/table3/scratch-deit-vit-t/miou/ade20k', 'no config here trains it'),
@@ -149,7 +151,7 @@ def test_a_detector_on_digits_needs_no_trained_backbone():
         ('minivit/table1/mini-swin-t-ws/top1/imagenet-1k', 'another command makes the student of its trainer, and this '
          'scale does not run it'),
     ],
-    ids=['size', 'corruptions', 'grids', 'config', 'trainer', 'student'],
+    ids=['size', 'repeats', 'corruptions', 'grids', 'config', 'trainer', 'student'],
 )  # fmt: skip
 def test_a_row_without_a_job_on_digits_says_why(number, reason):
     (line,) = run_rows([NUMBERS[number]], dry=True, scale=Scale.DIGITS)
@@ -362,7 +364,7 @@ def test_with_other_weights_than_before_nothing_is_measured(released, other_home
     assert at_full(released, tmp_path / 'jobs', dry=True).state is State.TO_MEASURE
 
 
-def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatch):
+def test_missing_data_and_missing_images_are_reported(released, tmp_path, monkeypatch):
     nothing = at_full(tmp_path / 'elsewhere', tmp_path / 'jobs', no_run)
     assert nothing.state_in_words == 'no data (https://github.com/hendrycks/natural-adv-examples)'
     whole(monkeypatch, images=7500)
@@ -371,7 +373,7 @@ def test_missing_data_and_missing_images_are_said(released, tmp_path, monkeypatc
     assert 'has 4 images here, and 7,500' in cropped.remark
 
 
-def test_missing_weights_are_said(released, other_home, tmp_path):
+def test_missing_weights_are_reported(released, other_home, tmp_path):
     said = []
     jobs = Jobs(tmp_path / 'jobs', RUN, released, said.append)
     (line,) = run_rows([ON_A], scale=Scale.FULL, jobs=jobs, say=quiet)
@@ -592,8 +594,8 @@ def test_a_command_that_fails_says_its_own_sentence(tmp_path):
         (('tinyvit/table4', '--scale', 'half', '-o', 'x'), "'half' is not one of 'digits', 'full'"),
         (('tinyvit/table4', '--scale', 'digits'), '--scale digits needs a folder for results and states: add --output'),
         (('tinyvit/table4', '--scale', 'full', '--root', 'nowhere', '-o', 'x'), 'There is no folder nowhere: give'),
-        (('tinyvit/table4', '--scale', 'digits', '--root', '.', '-o', 'x'), '--root is of --scale full'),
-        (('tinyvit/table4', '--root', '.'), '--root is of evaluators and trainers: add --scale full'),
+        (('tinyvit/table4', '--scale', 'digits', '--root', '.', '-o', 'x'), '--root is for --scale full'),
+        (('tinyvit/table4', '--root', '.'), '--root is for evaluators and trainers: add --scale full'),
         (('tinyvit/table4', '--only', 'glit-tiny', '--scale', 'full', '-o', 'x'), 'All of these rows are quoted'),
     ],
     ids=['scale', 'output', 'root', 'digits', 'alone', 'rows'],

@@ -35,7 +35,7 @@ def folder_of(room: str) -> str:
 def read_table() -> dict[str, list[str]]:
     """Room -> rooms that it may import, in the order of CONTRIBUTING.md: from the lowest floor to the highest."""
     text = (ROOT / 'CONTRIBUTING.md').read_text()
-    text = text[text.index('| room |') : text.index('Beside the house')]
+    text = text[text.index('| room |') : text.index('Outside the rooms')]
     rooms: dict[str, list[str]] = {}
     for room, cell in re.findall(r'^\| `(.+?)` \| .+ \| (.+) \|$', text, flags=re.MULTILINE):
         named = [folder_of(other) for other in re.findall('`(.+?)`', cell)]

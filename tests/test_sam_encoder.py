@@ -170,7 +170,7 @@ def test_other_encoders_are_refused_by_name():
                   ['vision_encoder.pos_embed', 'vision_encoder.layers.0.attn.qkv.weight']):  # fmt: skip
         refused(lambda names=names: sam_encoder(weights=dict.fromkeys(names, block)), 'ViT-B (width 768)', 'SamModel')
     other = {'image_encoder.features.0.weight': block, 'mask_decoder.iou_token.weight': block}
-    refused(lambda: sam_encoder(weights=other), 'no SAM with a TinyViT encoder')
+    refused(lambda: sam_encoder(weights=other), 'Not a SAM with a TinyViT encoder')
 
 
 @pytest.mark.parametrize('layout', ['official', 'ours'])
@@ -199,6 +199,6 @@ def test_tables_of_other_windows_are_resized():
 
 
 def test_names_of_other_models_are_refused():
-    refused(lambda: sam_encoder('resnet18'), 'no TinyViT', kind=ModelError)
+    refused(lambda: sam_encoder('resnet18'), 'not a TinyViT', kind=ModelError)
     refused(lambda: sam_encoder('tinyvit_6m_224'), 'Unknown model', kind=ModelError)
     refused(lambda: sam_encoder(weights='no_such_file.pt'), 'No checkpoint', kind=WeightsNotFoundError)

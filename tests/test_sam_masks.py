@@ -127,7 +127,7 @@ def test_pixels_are_those_of_transformers_processor(sam, image):
     expected = sam_processor(sam.config)(images=image, return_tensors='pt')['pixel_values']
     found = pixels_of(image, (SIDE, SIDE))
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1.5 / 255 / 0.22  # a grey level: the two round on other occasions
+    assert (found - expected).abs().max() < 1.5 / 255 / 0.22  # a gray level: the two round on other occasions
     assert not found[0, :, 78:].any()
 
 
@@ -280,7 +280,7 @@ def test_what_cannot_be_segmented_is_one_sentence_and_nothing_is_written(cli, fo
         assert part in err
         assert len(err.strip().splitlines()) == 1
     code, _, err = segment(cli, folder, tmp_path / 'text.png', mask)
-    assert (code, 'text.png is no image' in err) == (1, True)
+    assert (code, 'text.png is not an image' in err) == (1, True)
     for output, more in ((source, ()), (mask, ('--overlay', source)), (mask, ('--overlay', mask))):
         code, _, err = segment(cli, folder, source, output, *more)
         assert (code, ' file' in err) == (2, True)

@@ -70,7 +70,7 @@ def assert_same_masks(one: TinyVitSamModel, other: TinyVitSamModel) -> None:
 
 
 def released_pixels() -> torch.Tensor:
-    """The input of the reference outputs as the released code prepares it: normalised, then padded."""
+    """The input of the reference outputs as the released code prepares it: normalized, then padded."""
     values = [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]
     mean, std = torch.tensor(values).double()[..., None, None]  # rounded to single precision first
     pixels = (sam_noise(3, 683, 1024) * 50 + 120 - mean) / std
@@ -301,7 +301,7 @@ def test_a_folder_that_is_not_whole_is_refused(model, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {'model_type': 'sam'}))
     refused(lambda: load_sam(tmp_path / 'page'), 'type sam')
     config.write_text('{')
-    refused(lambda: load_sam(tmp_path / 'page'), 'no configuration')
+    refused(lambda: load_sam(tmp_path / 'page'), 'not a configuration')
     config.unlink()
     refused(lambda: load_sam(tmp_path / 'page'), 'config.json', kind=WeightsNotFoundError)
 

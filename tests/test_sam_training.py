@@ -52,7 +52,7 @@ def sam_teacher() -> FeatureTeacher:
 
 @pytest.fixture(scope='module')
 def shapes() -> ImageDataset:
-    """Rectangles and ellipses of all colours, wider than high."""
+    """Rectangles and ellipses of all colors, wider than high."""
     draws, pixels = np.random.default_rng(0), []
     for i in range(IMAGES):
         image = Image.new('RGB', (60, 40), tuple(draws.integers(0, 256, 3).tolist()))

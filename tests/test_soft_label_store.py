@@ -327,7 +327,7 @@ def test_a_shard_of_another_store_is_named(tmp_path):
     ('attribute', 'value'),
     [('classes', 31), ('seed', 8), ('fingerprint', 'other'), ('teacher_sha256', 'other'), ('views', {}), ('k', 4)],
 )
-def test_a_folder_of_other_labels_is_not_continued_and_both_values_are_said(attribute, value, tmp_path):
+def test_a_folder_of_other_labels_is_not_continued_and_both_values_are_reported(attribute, value, tmp_path):
     saved(tmp_path / 's')
     before = (tmp_path / 's' / 'store.json').read_bytes()
     with pytest.raises(EvaluationError) as e:

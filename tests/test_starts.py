@@ -97,7 +97,7 @@ def test_a_22k_head_becomes_that_of_imagenet_1k_whatever_the_recipe(folder_22k):
         (synsets(), 'tinymim'),  # which draws its head
     ],
 )
-def test_elsewhere_the_classifier_is_fresh_and_said_to_be(folder_22k, classes, recipe):
+def test_elsewhere_the_classifier_is_fresh_and_reported_as_such(folder_22k, classes, recipe):
     folder, tensors = folder_22k
     model, words = start_model(maker(folder), find_start(f'local-dir:{folder}'), classes, find_recipe(recipe))
     assert model.get_classifier().weight.shape[0] == len(classes)
@@ -130,7 +130,7 @@ def said(recipe, start, model=None):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_layer_decay_from_random_weights_is_said_by_every_recipe_that_has_one(name):
+def test_layer_decay_from_random_weights_is_reported_by_every_recipe_that_has_one(name):
     recipe = find_recipe(name)
     has = 'layer decay' in said(recipe, Start('random'))
     assert has == (recipe.layer_decay is not None)
@@ -139,7 +139,7 @@ def test_layer_decay_from_random_weights_is_said_by_every_recipe_that_has_one(na
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_a_start_that_a_recipe_was_not_published_for_is_said_by_every_recipe(name):
+def test_a_start_that_a_recipe_was_not_published_for_is_reported_by_every_recipe(name):
     recipe = find_recipe(name)
     for kind, classes in dict(random=None, in22k=21841, in1k=1000, encoder=0).items():
         words = said(recipe, Start(kind, classes, side=recipe.starts_at))
@@ -148,7 +148,7 @@ def test_a_start_that_a_recipe_was_not_published_for_is_said_by_every_recipe(nam
     assert not recipe.starts or own.endswith('and this training starts from weights of 7 classes')
 
 
-def test_weights_for_another_size_than_the_recipe_s_are_said():
+def test_weights_for_another_size_than_the_recipe_s_are_reported():
     assert 'weights for 384 pixels, and this training starts from weights for 224' in said(
         find_recipe('tinyvit_512'), Start('in1k', 1000, side=224)
     )
@@ -156,7 +156,7 @@ def test_weights_for_another_size_than_the_recipe_s_are_said():
     assert not said(find_recipe('tinyvit_512'), Start('in1k', 1000))  # of a file, which does not say
 
 
-def test_statistics_that_random_weights_lack_are_said():
+def test_statistics_that_random_weights_lack_are_reported():
     recipe = dataclasses.replace(TO_1K, layer_decay=None, starts=())
     assert 'running statistics' in said(recipe, Start('random'), timm.create_model('test_resnet'))
     assert not said(recipe, Start('random'), timm.create_model('test_vit'))

@@ -150,9 +150,9 @@ def test_a_file_of_kept_images_is_read_again_for_the_same_images_only(animals, t
         dict(left_out=0), dict(images='5'), dict(left_out=[10**30]),
     ):  # fmt: skip
         path.write_text(json.dumps({**content, **damage}))
-        denied(animals, path, 'no list of kept images')
+        denied(animals, path, 'not a list of kept images')
     path.write_text('[' * 100_000)
-    denied(animals, path, 'no list of kept images')
+    denied(animals, path, 'not a list of kept images')
     write_kept(path, animals, np.arange(5))
     denied(animals, path, 'keeps no image')
 

@@ -178,7 +178,7 @@ def test_two_classifiers_are_reset_together(make):
 
 @pytest.mark.parametrize('make', [star, distilled])
 @torch.no_grad()
-def test_without_pooling_all_tokens_are_normalised_and_classified(make):
+def test_without_pooling_all_tokens_are_normalized_and_classified(make):
     """As timm's ViTs do it."""
     model, x = make(), images()
     model.reset_classifier(7, '')

@@ -228,7 +228,7 @@ def test_initial_values_are_the_released_ones():
             assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15), key
             assert module.bias is None, key
         elif isinstance(module, nn.BatchNorm2d):
-            zero = '.conv3.' in key and '.blocks.' in key  # the last of an MBConv is initialised to zero
+            zero = '.conv3.' in key and '.blocks.' in key  # the last of an MBConv is initialized to zero
             assert module.weight.unique().tolist() == [0.0 if zero else 1.0], key
             assert (module.eps, module.momentum) == (1e-5, 0.1), key
     tables = [p for key, p in model.named_parameters() if key.endswith('attention_biases')]

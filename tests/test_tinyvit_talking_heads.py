@@ -22,7 +22,6 @@ from tinyvit_zoo.hub.folder import save_folder
 from tinyvit_zoo.layers.bias_table import expand_abs_bias
 
 NAME = 'tinyvit_21m_talking_heads_224'
-LAST = (False, False, False, True)
 SMALL = dict(
     embed_dims=(16, 32, 32, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 3), num_classes=11, img_size=64,
 )  # fmt: skip

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 CODE = 'modeling_tinyvit_zoo.py'
 AUTO_CLASSES = ('AutoModel', 'AutoModelForImageClassification')
-PICTURE = Image.fromarray(np.arange(80 * 100 * 3, dtype=np.uint32).reshape(80, 100, 3).astype(np.uint8))
+IMAGE = Image.fromarray(np.arange(80 * 100 * 3, dtype=np.uint32).reshape(80, 100, 3).astype(np.uint8))
 
 
 @pytest.fixture(autouse=True)
@@ -96,17 +96,17 @@ def test_an_encoder_has_features_only(any_small, tmp_path):
 
 def test_images_are_processed_as_timm_does(model, folder):
     processor = auto('AutoImageProcessor', folder)
-    expected = create_transform(**resolve_model_data_config(model), is_training=False)(PICTURE)
-    assert_equal(processor(PICTURE)['pixel_values'][0], expected)
+    expected = create_transform(**resolve_model_data_config(model), is_training=False)(IMAGE)
+    assert_equal(processor(IMAGE)['pixel_values'][0], expected)
     assert expected.shape[1:] == size_of(model)
 
 
 @torch.no_grad()
 def test_a_pipeline_names_classes(model, folder):
     classify = transformers.pipeline('image-classification', str(folder), trust_remote_code=True, top_k=11)
-    x = create_transform(**resolve_model_data_config(model), is_training=False)(PICTURE)[None]
+    x = create_transform(**resolve_model_data_config(model), is_training=False)(IMAGE)[None]
     expected = model(x)[0].softmax(0)
-    found = {p['label']: p['score'] for p in classify(PICTURE)}
+    found = {p['label']: p['score'] for p in classify(IMAGE)}
     assert found == pytest.approx({f'label {i}': p.item() for i, p in enumerate(expected)}, abs=1e-5)
 
 

@@ -142,7 +142,7 @@ def test_sizes_and_heads_that_do_not_fit_are_named_before_the_first_batch(tmp_pa
     folder = written(tmp_path, random('ViT', hidden_size=20, num_attention_heads=5))
     refused(lambda: load_teacher(str(folder), img_size=(36, 36)), '36', kind=EvaluationError)
     teacher = load_teacher(str(folder))
-    refused(lambda: tinymim_form('tiny', teacher, **SHAPE), '5 heads', 'no multiple', kind=EvaluationError)
+    refused(lambda: tinymim_form('tiny', teacher, **SHAPE), '5 heads', 'not a multiple', kind=EvaluationError)
     refused(lambda: load_teacher(str(folder), tmp_path / 'file.pth'), 'weights beside it', kind=ModelError)
     refused(lambda: load_teacher(str(folder), block=3), 'block counts from 1', kind=EvaluationError)
 

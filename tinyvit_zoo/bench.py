@@ -526,9 +526,9 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file that `bench` wrote.
 
     Raises:
-        ModelError: If it is no such file, or a line of it is not whole.
+        ModelError: If it is not such a file, or a line of it is not whole.
     """
-    refusal = f'{path} is no file of `tinyvit-zoo bench`, or damaged: choose another --csv.'
+    refusal = f'{path} is not a file of `tinyvit-zoo bench`, or damaged: choose another --csv.'
     try:
         text = path.read_bytes().decode()
         lines = csv.DictReader(io.StringIO(text, newline=''))

@@ -184,7 +184,9 @@ def _load_timms(name: str, state_dict: dict[str, torch.Tensor], origin: str, kwa
             name, pretrained=True, pretrained_cfg_overlay=overlay, **(kwargs | {'num_classes': have})
         )
     except ModelError as e:  # the arguments fit, so it is the checkpoint
-        raise CheckpointError(f'{origin} is no checkpoint of {name}: {str(e).removeprefix(f"{name}: ")[:400]}') from e
+        raise CheckpointError(
+            f'{origin} is not a checkpoint of {name}: {str(e).removeprefix(f"{name}: ")[:400]}'
+        ) from e
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k != 'state_dict'}
     if want not in (None, have):
         if want:

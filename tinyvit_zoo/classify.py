@@ -98,7 +98,7 @@ class OnnxClassifier:
         with needs_extra('export'):
             import onnxruntime
         if not Path(path).is_file():
-            raise ModelError(f'{path} is no file.')
+            raise ModelError(f'{path} is not a file.')
         try:
             self._session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
         except Exception as e:  # its errors have no common class

@@ -77,7 +77,7 @@ class AttentionWatch:
     def __init__(self, model: AnalysedModel, pixel_step: float | None = None, epsilon: float = EPSILON) -> None:
         check_not_compiled(model.model, model.name)
         if pixel_step is not None and not 0 < pixel_step < math.inf:
-            raise EvaluationError(f'{pixel_step} pixels are no step between tokens: give a positive number.')
+            raise EvaluationError(f'{pixel_step} pixels is not a step between tokens: give a positive number.')
         self.model, self.pixel_step, self.epsilon = model, pixel_step, epsilon
         self.checked = False
         self._blocks = {name: block for name, block in find_blocks(model.model).items() if _attention_of(block)}

@@ -189,7 +189,7 @@ class CKA:
             EvaluationError: If the model calls other layers than for the batches before.
         """
         if self.estimates and (tuple(first), tuple(second)) != (self.rows, self.columns):
-            raise EvaluationError('The model calls other layers for some images: take layers that all images pass.')
+            raise EvaluationError('The model skips layers for some images: choose layers that all images pass through.')
         K = torch.stack(list(first.values()))
         L = K if first is second else torch.stack(list(second.values()))
         self.rows, self.columns, self.batch_size = tuple(first), tuple(second), K.shape[-1]

@@ -38,7 +38,7 @@ ROWS = 1024  # images whose outputs are multiplied at once: each sum rounds
 BLOCK = 1024  # rows of the matrix that are worked on at once
 ALIKE = 1e-7
 """An output whose standard deviation is below so much of its mean is constant: float32 has no more digits."""
-OPTIMAL = 2000  # classes up to which neighbours in the order of the clustering are brought as close as can be
+OPTIMAL = 2000  # classes up to which neighbors in the order of the clustering are brought as close as can be
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def measure(
         progress: Whether to show a bar on a terminal.
 
     Raises:
-        EvaluationError: If the model is no classifier, an output is not finite, there are too few images, an image
+        EvaluationError: If the model is not a classifier, an output is not finite, there are too few images, an image
             cannot be read, or the file fits no class.
     """
     if len(dataset) < FEWEST:
         raise EvaluationError(f'Correlations need at least {FEWEST} images, not {len(dataset)}: take more (--images).')
     outputs = getattr(model.model, 'num_classes', 0)
     if not isinstance(outputs, int) or outputs < 2:
-        raise EvaluationError(f'{model.name} has no classifier, and relations are those of its classes: take one.')
+        raise EvaluationError(f'{model.name} has no classifier, which this analysis needs: choose another.')
     names = output_names(model.model, dataset, outputs)
     known = None if order is None else file_order(order, names)  # before hours of work
     sums = Correlations(outputs, device)

@@ -90,8 +90,8 @@ def measure(
         progress: Whether to show a bar on a terminal.
 
     Raises:
-        EvaluationError: If the model has no such layers, their outputs are no maps or not finite, or an image cannot be
-            read.
+        EvaluationError: If the model has no such layers, an output is not a map or not finite, or an image cannot
+            be read.
     """
     sums: dict[str, torch.Tensor] = {}
     grids: dict[str, tuple[int, int]] = {}

@@ -131,7 +131,7 @@ class LayerOutputs(Generic[T]):
         self._found, self._size = {}, (images.shape[-2], images.shape[-1])
         self.model(images)
         if not self._found:
-            raise EvaluationError(f'{self.model.name} called none of its layers {_names(self._taps)}: name others.')
+            raise EvaluationError(f'{self.model.name} called none of its layers {_names(self._taps)}: choose others.')
         found, self._found = self._found, {}
         return found
 
@@ -140,7 +140,7 @@ class LayerOutputs(Generic[T]):
             x = output[0] if isinstance(output, tuple | list) and output else output
             name = next_name(tap.name, self._found)
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
-                raise EvaluationError(f'{self.model.name}: {name} gives no tensor of the images, so name other layers.')
+                raise EvaluationError(f'{self.model.name}: {name} returns no tensor of images: choose other layers.')
             with torch.no_grad():
                 self._found[name] = self.reduce(name, tap.take(x, self._size), self._size, module)
 
@@ -238,7 +238,7 @@ def token_grid(model: AnalysedModel, tokens: int, size: tuple[int, int]) -> Grid
     if height and height * round(height * size[1] / size[0]) == patches:
         return Grid(height, patches // height, prefix or 0)
     raise EvaluationError(
-        f'{model.name} has {tokens} tokens for an image of {size[0]}x{size[1]} pixels, which make no grid known here: '
+        f'{model.name} has {tokens} tokens for an image of {size[0]}x{size[1]} pixels, which form no known grid: '
         'compare its layers by CKA.'
     )
 
@@ -274,7 +274,7 @@ def as_map(name: str, x: torch.Tensor, model: AnalysedModel, size: tuple[int, in
         grid = token_grid(model, x.shape[1], size)
         return x[:, grid.prefix :].transpose(1, 2).unflatten(2, grid[:2])
     if x.ndim != 4:
-        raise EvaluationError(f'{model.name}: {name} gives {tuple(x.shape)}, which is no map of an image.')
+        raise EvaluationError(f'{model.name}: {name} gives {tuple(x.shape)}, which is not a map of an image.')
     return x.permute(0, 3, 1, 2) if _channels_last(x, model, size, module) else x
 
 

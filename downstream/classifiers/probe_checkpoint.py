@@ -58,7 +58,7 @@ class Checkpoint:
             state = torch.load(self.path, map_location='cpu', weights_only=True)
             key, _, _ = state['key'], state['heads'], state['history']
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError):
-            return None, f'{self.path} is no checkpoint of a linear probe: remove it to start from the beginning.'
+            return None, f'{self.path} is not a checkpoint of a linear probe: remove it to start from the beginning.'
         if key != self.key:
             return None, (
                 f'{self.path} is the checkpoint of a run with another model, data or settings: remove it, or give '

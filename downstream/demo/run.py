@@ -80,25 +80,14 @@ def run_demo(
         f'({int(held_out.is_digit.sum())} digits, {int((~held_out.is_digit).sum())} crops of the halves of two photos '
         'that are not used for training).'
     )
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
-        model = timm.create_model('tinyvit_5m_224', img_size=SIZE, num_classes=len(CLASSES))
-        history = train(model, training, held_out, epochs, say)
-        measured = accuracies(predict(model, held_out), held_out)
+    model, history = _trained(training, held_out, epochs, seed, say)
     seconds = time.perf_counter() - start
-    say(
-        f'Held-out accuracy after epoch {epochs}: digits {_in_words(measured, "digits")}; photo crops '
-        f'{_in_words(measured, "crops")} ({seconds:.0f} s).'
-    )
-
+    say(f'Training took {seconds:.0f} s.')
     reloaded, difference = save_and_reload(model, output / 'model', held_out, say)
     probabilities = predict(reloaded, held_out)
     contact_sheet(held_out, probabilities, output / 'contact_sheet.png', seed)
     training_curves(history, output / 'training.png')
-    files = save_some(held_out, output / 'held_out')
-    say(f'In {output}: model/ (Hub-ready), contact_sheet.png, training.png, held_out/ ({len(files)} images).')
-    say(f'tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model gives:')
-    classify_files(reloaded, files[::2], say)
+    _classify_some(reloaded, held_out, output, say)
     classify_photos(say)
     pools = comparison_images(seed, limit, photographs)
     say('Accuracy with its features and with those of random weights, and the difference with its 95 % interval,')
@@ -142,6 +131,28 @@ def run_demo(
     say(summary(comparison))
     say(taught.words)
     return results
+
+
+def _trained(
+    training: DemoImages, held_out: DemoImages, epochs: int, seed: int, say: Callable[[str], None]
+) -> tuple[nn.Module, list[Epoch]]:
+    """The model after its last epoch, and what was measured after each."""
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(seed)
+        model = timm.create_model('tinyvit_5m_224', img_size=SIZE, num_classes=len(CLASSES))
+        history = train(model, training, held_out, epochs, say)
+        measured = accuracies(predict(model, held_out), held_out)
+    digits, crops = (_in_words(measured, kind) for kind in ('digits', 'crops'))
+    say(f'Held-out accuracy after epoch {epochs}: digits {digits}; photo crops {crops}.')
+    return model, history
+
+
+def _classify_some(model: nn.Module, held_out: DemoImages, output: Path, say: Callable[[str], None]) -> None:
+    """Save some held-out images, and print what `tinyvit-zoo classify` prints for half of them."""
+    files = save_some(held_out, output / 'held_out')
+    say(f'In {output}: model/ (Hub-ready), contact_sheet.png, training.png, held_out/ ({len(files)} images).')
+    say(f'tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model gives:')
+    classify_files(model, files[::2], say)
 
 
 def summary(comparison: Comparison) -> str:

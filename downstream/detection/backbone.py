@@ -71,7 +71,7 @@ class ZooBackbone(BaseModule):
             norm_eval: Keep BatchNorm layers in evaluation mode.
             with_cp: Gradient checkpointing: compute blocks again in the backward pass, to save memory.
             drop_path_rate: Stochastic depth. Default: the architecture's.
-            out_norm: Normalise every map. Default: where the family's detection recipe does (Swin, Mini-Swin).
+            out_norm: Normalize every map. Default: where the family's detection recipe does (Swin, Mini-Swin).
             init_cfg: mmengine's. `dict(type='Pretrained', checkpoint=...)` accepts the same sources as `pretrained`,
                 and is read in `init_weights`.
             **model_args: Further arguments of the model.
@@ -123,7 +123,7 @@ class ZooBackbone(BaseModule):
     def init_weights(self) -> None:
         """Load what `init_cfg` names; without one the weights stay those that the model was made with.
 
-        mmengine would reinitialise every layer here, loaded or not, and load checkpoints without checking what is
+        mmengine would reinitialize every layer here, loaded or not, and load checkpoints without checking what is
         missing in them.
 
         Raises:

@@ -72,7 +72,7 @@ def read_annotations(path: str | Path) -> Entry:
         raise EvaluationError(f"{path} is not in COCO's format: it has no {', '.join(absent)}.")
     for key in PARTS:
         if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            raise EvaluationError(f"{path} is not in COCO's format: its {key} are no list of objects with keys.")
+            raise EvaluationError(f"{path} is not in COCO's format: its {key} are not a list of objects with keys.")
     if not content['images']:
         raise EvaluationError(f'{path} names no images.')
     return content
@@ -122,7 +122,7 @@ def read_coco(
         else:
             objects.append(found)
     content['annotations'] = objects
-    own_ids = _use_classes(content, {name: key for key, name in names.items()}, classes)
+    own_ids = _use_classes(content, classes)
     return CocoFile(path, content, own_ids, [*_of_other_categories(others, path), *_shortened(notes)])
 
 
@@ -172,7 +172,7 @@ def _named_as(classes: Sequence[str], names: dict[str, str], categories: list[En
 
 
 def category_names(content: Entry, path: Path) -> tuple[str, ...]:
-    """Names of the categories in the order of their ids, or as listed if an id is no number."""
+    """Names of the categories in the order of their ids, or as listed if an id is not a number."""
     names = _check_categories(content['categories'], path)
     if all(key.lstrip('-').isdecimal() for key in names):
         return tuple(names[key] for key in sorted(names, key=int))
@@ -246,7 +246,7 @@ def _check_ids(objects: list[Entry], path: Path) -> None:
             found['id'] = number  # pycocotools takes a match with 0 for none
 
 
-def _use_classes(content: Entry, keys: dict[str, str], classes: Sequence[str]) -> list[Any]:
+def _use_classes(content: Entry, classes: Sequence[str]) -> list[Any]:
     """Put the classes in the place of the categories, in their order. Returns what the file called them."""
     listed = {category['name']: category for category in content['categories']}
     own: list[Any] = [listed[name]['id'] if name in listed else None for name in classes]

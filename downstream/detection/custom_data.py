@@ -188,8 +188,8 @@ def _check_others(path: Path, classes: tuple[str, ...], trained: bool) -> None:
         )
     if strange:
         raise EvaluationError(
-            f"{path} has objects of '{strange[0]}', which is no class of {where} ({first_few(classes, 10)}): name them "
-            'alike, or leave other objects out with --classes and the names of the classes.'
+            f"{path} has objects of '{strange[0]}', which is not a class of {where} ({first_few(classes, 10)}): name "
+            'them alike, or leave other objects out with --classes and the names of the classes.'
         )
 
 
@@ -215,8 +215,8 @@ def _name_labels(dataset: Config, classes: tuple[str, ...]) -> None:
 
 
 def colors(count: int) -> list[tuple[int, int, int]]:
-    """Distinct colours, as (red, green, blue) from 0 to 255."""
-    hues = [(i * 0.381966 + 0.58) % 1 for i in range(count)]  # the golden angle keeps neighbours apart
+    """Distinct colors, as (red, green, blue) from 0 to 255."""
+    hues = [(i * 0.381966 + 0.58) % 1 for i in range(count)]  # the golden angle keeps neighbors apart
     shades = [colorsys.hsv_to_rgb(hue, 0.85, 0.8 + 0.2 * (i % 2)) for i, hue in enumerate(hues)]
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in shades]
 

@@ -73,7 +73,7 @@ class DistilledCascadeRCNN(CascadeRCNN):
         self.distill_weight = distill_weight
         self.teacher_backbone = teacher['backbone']
         self.teacher_checkpoint = teacher_checkpoint
-        self._teacher: tuple[nn.Module, ...] = ()  # later a tuple of one, so that it is no child of this module
+        self._teacher: tuple[nn.Module, ...] = ()  # later a tuple of one, so that it is not a child of this module
         self.distill_projections = nn.ModuleList(
             nn.Identity() if s == t else nn.Conv2d(s, t, 1) for s, t in zip(student_widths, teacher_widths, strict=True)
         )
@@ -91,7 +91,7 @@ class DistilledCascadeRCNN(CascadeRCNN):
         return self._teacher[0]
 
     def init_weights(self) -> None:
-        """Initialise as mmengine does, and load the teacher, so that a missing one fails before the training starts."""
+        """Initialize as mmengine does, and load the teacher, so that a missing one fails before the training starts."""
         super().init_weights()
         _ = self.teacher
 
@@ -123,7 +123,7 @@ class DistilledCascadeRCNN(CascadeRCNN):
 def load_teacher(backbone: dict, checkpoint: str | Path | None) -> nn.Module:
     """The backbone of a trained detector, frozen and in evaluation mode.
 
-    The state of the random generators is kept: a student is initialised the same with and without a teacher.
+    The state of the random generators is kept: a student is initialized the same with and without a teacher.
 
     Args:
         backbone: `model.backbone` of the detector's config.
@@ -154,6 +154,8 @@ def _model_of(config: str | Path | dict) -> dict:
         return config.get('model', config)
     file = next((f for f in (Path(config), *CONFIGS.rglob(f'{config}.py')) if f.is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"'{config}' is no config of a teacher: give a file or the name of a packaged config.")
+        raise FileNotFoundError(
+            f"'{config}' is not a config of a teacher: give a file or the name of a packaged config."
+        )
     content = Config.fromfile(file)
     return content.get('model', content)

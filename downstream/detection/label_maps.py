@@ -31,7 +31,7 @@ def check_label_maps(
         say: Prints which classes have no pixel.
 
     Raises:
-        EvaluationError: If there are no images, one has no label map or one of another size, or a label is no class.
+        EvaluationError: If there are no images, one has no label map or one of another size, or a label is not a class.
     """
     if dataset.get('ann_file'):
         return  # a list of names, which mmseg reads
@@ -80,7 +80,7 @@ def _labels(file: Path, labels: Path, first: int, classes: Sequence[str]) -> np.
         raise EvaluationError(f'{labels} cannot be read as an image ({reason(e)}).') from e
     if array.ndim != 2:
         raise EvaluationError(
-            f'{labels} has {image.mode} colors, and a label map has one channel of labels: save it as grey or palette.'
+            f'{labels} has {image.mode} colors, and a label map has one channel of labels: save it as gray or palette.'
         )
     if array.shape != size[::-1]:
         turned = f' as its EXIF orientation ({orientation}) turns it' if orientation > 1 else ''

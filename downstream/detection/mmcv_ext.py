@@ -74,7 +74,7 @@ def roi_align_forward(
         spatial_scale: Pixels of features per pixel of the image.
         sampling_ratio: Samples per bin and side; 0 for as many as a bin has pixels.
         pool_mode: 1, average.
-        aligned: Pixel centres are at .5.
+        aligned: Pixel centers are at .5.
 
     Raises:
         NotImplementedError: On max pooling.

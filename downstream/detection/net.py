@@ -45,7 +45,7 @@ class NetSpec:
     Attributes:
         name: As in `timm.create_model`, or one of `DENSE_FORMS`.
         args: Arguments that make it again.
-        as_init: Whether a dense form may be initialised from an encoder with other attention heads.
+        as_init: Whether a dense form may be initialized from an encoder with other attention heads.
     """
 
     name: str

@@ -255,7 +255,7 @@ def draw(image: Image.Image, result: Found | Segments, classes: Sequence[str]) -
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask (H, W) that have a neighbour outside it."""
+    """Pixels of a mask (H, W) that have a neighbor outside it."""
     inner = np.pad(mask, 1)
     inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
     return mask & ~inner
@@ -286,7 +286,7 @@ def _write_label(
 def _draw_segments(
     image: Image.Image, result: Segments, classes: Sequence[str], palette: list[tuple[int, int, int]]
 ) -> Image.Image:
-    """The image tinted with the colours of its classes, and below it a legend, the largest class first."""
+    """The image tinted with the colors of its classes, and below it a legend, the largest class first."""
     tint = np.array(palette, np.float32)[result.labels]
     array = (1 - FILL) * np.asarray(image).astype(np.float32) + FILL * tint
     shares = np.bincount(result.labels.ravel(), minlength=len(classes)) / result.labels.size

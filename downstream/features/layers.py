@@ -37,7 +37,7 @@ def feature_function(model: nn.Module, layers: str) -> Callable[[torch.Tensor], 
     backbone: Any = model
     for method in ('forward_features', 'forward_head'):
         if not hasattr(model, method):
-            raise EvaluationError(f'{type(model).__name__} has no {method}, so it is no timm backbone.')
+            raise EvaluationError(f'{type(model).__name__} has no {method}, so it is not a timm backbone.')
     if layers == 'pre_logits' or (layers == 'pooled' and not has_hidden_head(model)):
         return lambda images: _flat(backbone.forward_head(backbone.forward_features(images), pre_logits=True), model)
     if layers == 'pooled':

@@ -48,10 +48,9 @@ def write_distilled(
         teacher_precision=info.precision, form=info.form, k=info.k, epochs=list(result.stored_epochs),
     )  # fmt: skip
     source = f'the live teacher {info.teacher}' if live else f'the soft labels of {info.teacher}'
-    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_training(
         output, 'distill', result, model, dataset, name=name, weights=weights, seed=seed,
         title=f'{name} from {source}', label_names=dataset.classes,
-        details=dict(soft_labels=labels, **reserved), say=say,
+        details=dict(soft_labels=labels), layer_reserve=layer_reserve, say=say,
     )  # fmt: skip
     say(f'Taught by {info.teacher} ({info.precision}), {"live" if live else f"from {result.store}"}; K = {info.k}.')

@@ -62,10 +62,9 @@ def write_minivit(
             teacher=dict(name=teacher, sha256=info.teacher_sha256),
             soft_labels=dict(store=result.store, identity=info.identity, k=info.k, epochs=list(result.stored_epochs)),
         )
-    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_training(
         output, 'minivit', result, model, dataset, name=name, weights=weights, seed=seed,
         title=f'{name} taught by {teacher}', label_names=dataset.classes,
-        details=dict(details, losses=objective, **reserved), say=say,
+        details=dict(details, losses=objective), layer_reserve=layer_reserve, say=say,
     )  # fmt: skip
-    say(f'To go on: tinyvit-zoo evaluate {output} -d DATA, tinyvit-zoo finetune {output} -d DATA -o OUTPUT')
+    say(f'Next: tinyvit-zoo evaluate {output} -d DATA, tinyvit-zoo finetune {output} -d DATA -o OUTPUT')

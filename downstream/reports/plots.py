@@ -146,7 +146,7 @@ def units_apart(names: Sequence[str], values: Sequence[float], *, title: str) ->
     axis.scatter(np.asarray(values)[~inside], places[~inside], s=24, color=COLORS[1], marker='D')
     axis.axvline(0, color=QUIET, linewidth=1)
     axis.set_yticks(places, names, fontsize=7)
-    axis.set(xlabel='units of the last printed digit (grey: rounds alike)', ylim=(len(names) - 0.5, -0.7))
+    axis.set(xlabel='units of the last printed digit (gray: rounds alike)', ylim=(len(names) - 0.5, -0.7))
     axis.grid(False, axis='y')
     return figure
 

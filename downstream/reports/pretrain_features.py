@@ -37,11 +37,11 @@ def write_feature_distilled(
         EvaluationError: If the folder cannot be written to, or the model cannot be saved.
     """
     teacher = result.teacher
-    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     write_training(
         output, 'features', result, result.student, result.dataset, name=name, weights=weights, seed=seed,
         title=f'{name} on the features of {teacher["name"]}',
-        details=dict(teacher=teacher, feature_loss=result.loss, dense_weight=result.dense_weight, **reserved), say=say,
+        details=dict(teacher=teacher, feature_loss=result.loss, dense_weight=result.dense_weight),
+        layer_reserve=layer_reserve, say=say,
     )  # fmt: skip
     height, width = teacher['img_size']
     say(f'Taught by {teacher["name"]} ({height}x{width}), whose features it fits by {result.loss}.')

@@ -31,6 +31,7 @@ def write_training(
     title: str,
     label_names: Sequence[str] | None = None,
     details: Mapping[str, Any] | None = None,
+    layer_reserve: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Write results.json, history.csv, loss.png and the folder `model`.
@@ -47,14 +48,16 @@ def write_training(
         title: Of the figure.
         label_names: Of the classes of the model; None for an encoder.
         details: What else goes into `results.json`.
+        layer_reserve: Which blocks of those weights stayed, for `results.json`; None for all.
         say: Prints a line.
 
     Raises:
         EvaluationError: If the folder cannot be written to, or the model cannot be saved.
     """
     head = record(kind, model=model, dataset=dict(train=dataset), seed=seed, name=name, weights=weights)
+    reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
     run: dict[str, Any] = dict(
-        recipe=result.recipe, precision=result.precision, processes=result.processes, **(details or {}),
+        recipe=result.recipe, precision=result.precision, processes=result.processes, **(details or {}), **reserved,
         loss=result.history[-1]['loss'],
     )  # fmt: skip
     history = [dict(epoch=i, **epoch) for i, epoch in enumerate(result.history, 1)]

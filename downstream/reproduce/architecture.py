@@ -22,7 +22,7 @@ def read_dimension(architecture: str, metric: str) -> int:
             'stage_4' and 'downsampling_1' to 'downsampling_3'.
 
     Raises:
-        LookupError: If the metric is no such name.
+        LookupError: If the metric is not such a name.
     """
     model = _model(architecture)
     part, _, what = metric.rpartition('.')

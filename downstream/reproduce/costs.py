@@ -3,7 +3,7 @@
 Nothing here was measured. Sizes of archives are those that TensorFlow Datasets records with their checksums, or what
 the pages of the data sets say. GPU-hours are published ones; those of other trainings of the same kind are estimated
 from them by the images that a training sees: epochs of its recipe times images, which `--dry-run` counts as updates.
-What nobody has published, and has no published neighbour, stays empty.
+What nobody has published, and has no published neighbor, stays empty.
 """
 
 import shlex

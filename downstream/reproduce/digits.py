@@ -11,7 +11,10 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+from timm.models._input import get_model_input_config
+
 from tinyvit_zoo.build import build_model
+from tinyvit_zoo.info import profile_model
 
 from ..few_shot import WAYS
 from .entries import subject_of
@@ -24,14 +27,18 @@ __all__ = ['LIMIT', 'digits_plan', 'replaced']
 LIMIT = 30
 """Millions of parameters, of a student or teacher: one epoch of a larger model on digits takes a minute of a CPU, and
 all tables together have 20."""
+MACS_LIMIT = 0.5
+"""GMACs of an image of digits: few parameters, each used by many layers, take as long."""
+
+Options = tuple[tuple[str, Any], ...]
 
 EPOCHS, BATCH = 1, 32
 BATCH_OF_1_PERCENT = 8  # of the 10 images that 1 % of digits come to
-SIDE, PATCH_SIDE, LARGE_SIDE = 32, 64, 48
+SIDE, PATCH_SIDE, LARGE_SIDE = 32, 48, 48
 """Pixels: of all models; of those that begin with patches of 16 pixels; in place of 300 and more."""
 LARGE = 300
 
-ITERATIONS = 20  # of a detector or segmenter
+ITERATIONS = 10  # of a detector or segmenter
 
 CI_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     'cascade_mask_rcnn_mini_swin_tiny_fpn_1x_coco': ('ci_cascade_mask_rcnn_mini_swin_tiny', ()),
@@ -89,10 +96,18 @@ def digits_plan(number: Number) -> Plan | str:
     detector = need in (Need.COCO, Need.ADE20K)
     if '&&' in subject.trainer and not detector:  # a detector starts from random weights
         return 'another command makes the student of its trainer, and this scale does not run it'
-    size = _millions(subject.name.partition('.')[0], tuple(subject.options.items()))
-    if size > LIMIT:
-        return f'{size:.1f} M parameters; the limit is {LIMIT} M, as all tables are to take a CPU 20 minutes'
-    return _detector(subject) if detector else _of_task(number, subject)
+    return _too_large(subject) or (_detector(subject) if detector else _of_task(number, subject))
+
+
+def _too_large(subject: Subject) -> str:
+    """Why a model is not trained on digits, or nothing."""
+    built = subject.name.partition('.')[0], tuple(subject.options.items())
+    reason = 'as all tables are to take a CPU 20 minutes'
+    if (millions := _millions(*built)) > LIMIT:
+        return f'{millions:.1f} M parameters; the limit is {LIMIT} M, {reason}'
+    if (macs := _gmacs(*built)) > MACS_LIMIT:
+        return f'about {macs:.1f} GMACs at {_side(built[0])[1]} pixels; the limit is {MACS_LIMIT}, {reason}'
+    return ''
 
 
 def _detector(subject: Subject) -> Plan | str:
@@ -236,9 +251,16 @@ def _without(words: list[str], *options: str) -> list[str]:
 
 
 @cache
-def _millions(architecture: str, options: tuple[tuple[str, Any], ...]) -> float:
+def _millions(architecture: str, options: Options) -> float:
+    return sum(p.numel() for p in build_model(architecture, device='meta', **dict(options)).parameters()) / 1e6
+
+
+@cache
+def _gmacs(architecture: str, options: Options) -> float:
+    """Those of an image of digits, by the number of pixels from those of the model's own size."""
     model = build_model(architecture, device='meta', **dict(options))
-    return sum(p.numel() for p in model.parameters()) / 1e6
+    own = get_model_input_config(model)['input_size'][-1]
+    return profile_model(model).macs / 1e9 * (int(_side(architecture)[1]) / own) ** 2
 
 
 def replaced(number: Number) -> str:

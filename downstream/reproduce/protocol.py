@@ -22,7 +22,7 @@ DETECTION = {
 """What mmdet and mmseg call a metric, and its unit in the published one."""
 
 PLACES = {'-o', '--output', '--root'}
-"""Options whose values are folders: where something lies is no part of a protocol."""
+"""Options whose values are folders: where something lies is not part of a protocol."""
 
 OF_A_JOB = re.compile(r'.*[/\\]([a-z]+-[0-9a-f]{16}[/\\]out\b.*)')
 """A path in the folder of a job, see `Plan.folder_name`; the group is what does not change when all of them move."""

@@ -110,7 +110,7 @@ def measure_ratios(
     run = [number for number in speeds if known.get(number.row)]
     own = [number for number in run if 'baseline' not in number.note] or run
     if len(run) < 2:
-        raise EvaluationError('Ratios need two rows with images a second whose models are here.')
+        raise EvaluationError('Ratios need two rows in images per second whose models are available here.')
     first = own[0]
     ordered = dict.fromkeys([known[first.row], *(known[number.row] for number in run)])
     rows = {row.model: row for row in bench_variants([(name, 'created') for name in ordered], [batch], settings)}

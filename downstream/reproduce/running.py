@@ -115,7 +115,7 @@ class Jobs:
                 raise
             results, problem = self._read(plan)
             if problem:
-                raise JobError(f'{plan.command} has finished, but is not as asked for: {problem}.')
+                raise JobError(f'{plan.command} has finished, but not as requested: {problem}.')
             assert results is not None
             return results
 

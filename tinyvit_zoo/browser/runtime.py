@@ -68,7 +68,7 @@ def copy_runtime(package: str | Path, folder: Path) -> str:
     missing = [file for file in FILES if not (package / 'dist' / file).is_file()]
     if name != 'onnxruntime-web' or missing:
         raise ModelError(
-            f'{package} is no unpacked npm package onnxruntime-web with dist/{(missing or FILES)[0]}: unpack what '
+            f'{package} is not an unpacked npm package onnxruntime-web with dist/{(missing or FILES)[0]}: unpack what '
             f'`npm pack {PACKAGE}` fetches and give its folder `package`, or let --npm do it.'
         )
     folder.mkdir()

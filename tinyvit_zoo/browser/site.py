@@ -93,7 +93,7 @@ def _copy_static(folder: Path) -> None:
 
 
 def _own_files(folder: Path) -> list[str]:
-    """Names in a folder that belong to an earlier site; none if it is no site."""
+    """Names in a folder that belong to an earlier site; none if it is not a site."""
     try:
         data: Any = json.loads((folder / DATA).read_text(encoding='utf-8'))
         if not {'format', 'models', 'trial'} <= data.keys():

@@ -160,7 +160,7 @@ class KeyMap:
         layout = self.layout(list(kept))
         if layout == 'unknown':
             raise CheckpointError(
-                f'These are no {self.family} weights: the layout is unknown (first keys: {first_few(state_dict)}).'
+                f'These are not {self.family} weights: the layout is unknown (first keys: {first_few(state_dict)}).'
             )
         if layout == 'ours':
             return kept, layout

@@ -204,7 +204,7 @@ class _Machine:
     def name_on_stack(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise ValueError('a name that is no text')
+            raise ValueError('a name that is not text')
         self.name(f'{module} {name}')
 
     def call(self, _: Any) -> None:

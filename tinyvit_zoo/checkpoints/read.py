@@ -78,7 +78,7 @@ def read_checkpoint(path: str | Path, whole: bool = False, part: str | None = No
     Reads safetensors and torch files (zip and legacy) and indices of either in several files, bare or wrapped (`model`,
     `state_dict`, `state_dict_ema`, ...), with DDP / EMA / torch.compile / FSDP prefixes. Pickles are loaded with
     `weights_only=True`, after a check that they are undamaged and ask for no more memory than the file can fill; a yacs
-    `CfgNode` or argparse `Namespace` saved with the weights is replaced by an inert stand-in. What is no weight is left
+    `CfgNode` or argparse `Namespace` saved with the weights is replaced by an inert stand-in. Other entries are left
     out with a log line (thop's counts, `_extra_state`); counters of batches that were saved as floats are whole again.
 
     Args:

@@ -3,7 +3,7 @@
 Released code: https://github.com/ChaoningZhang/MobileSAM (Apache-2.0). Prompt encoder and mask decoder are those of
 https://github.com/facebookresearch/segment-anything (Apache-2.0); ours have the names of transformers' `SamModel`.
 
-Neither map is in `KEY_MAPS`: a SAM is no classifier, and no release of the zoo.
+Neither map is in `KEY_MAPS`: a SAM is neither a classifier nor a release of the zoo.
 """
 
 from collections.abc import Mapping
@@ -111,7 +111,7 @@ def sam_encoder_part(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 
 def refuse_other_sam(encoder: Mapping[str, torch.Tensor]) -> None:
-    """Raise for SAM's encoders that are no TinyViT.
+    """Raise for SAM's encoders that are not TinyViT.
 
     Args:
         encoder: See `sam_encoder_part`.
@@ -129,7 +129,7 @@ def refuse_other_sam(encoder: Mapping[str, torch.Tensor]) -> None:
             'taken here, such as mobile_sam.pt: load it with SamModel of transformers.'
         )
     raise CheckpointError(
-        f'This is no SAM with a TinyViT encoder, such as mobile_sam.pt: its encoder begins with {first_few(encoder)}.'
+        f'Not a SAM with a TinyViT encoder, such as mobile_sam.pt: the encoder begins with {first_few(encoder)}.'
     )
 
 

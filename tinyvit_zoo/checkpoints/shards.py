@@ -23,7 +23,7 @@ def read_shards(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]
 
     Raises:
         WeightsNotFoundError: If one of the files is missing.
-        CheckpointError: If it is no such index, names files elsewhere, or the files hold other tensors than it says.
+        CheckpointError: If it is not an index, names files elsewhere, or the files hold other tensors than it says.
     """
     file_of = _read_index(index)
     shards = list(dict.fromkeys(file_of.values()))
@@ -50,10 +50,10 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         content = read_json(index)
     except (OSError, ValueError) as e:
-        raise CheckpointError(f'{index} is no index of a checkpoint ({reason(e)}).') from e
+        raise CheckpointError(f'{index} is not an index of a checkpoint ({reason(e)}).') from e
     file_of = content.get('weight_map') if isinstance(content, dict) else None
     if not isinstance(file_of, dict) or not file_of or not all(isinstance(name, str) for name in file_of.values()):
-        raise CheckpointError(f"{index} is no index of a checkpoint: it has no 'weight_map' from names to files.")
+        raise CheckpointError(f"{index} is not an index of a checkpoint: it has no 'weight_map' from names to files.")
     for name in file_of.values():
         if name in ('', '.', '..') or any(c in name for c in '/\\:\0') or name.endswith(INDEX_SUFFIX):
             raise CheckpointError(f"{index} lists '{shown(name)}', which is not the name of a file beside it.")

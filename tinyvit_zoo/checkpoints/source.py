@@ -177,7 +177,7 @@ def _hub_file(cfg: PretrainedCfg, page: str, cache_dir: str | Path | None) -> Pa
 def _from_url(url: str, release: Release | None, cache_dir: str | Path | None) -> dict[str, torch.Tensor]:
     """State dict of the file at an address, kept in torch.hub's checkpoint folder.
 
-    The next call resumes a download that was cut off; a file that is no such checkpoint is not kept. Processes that
+    The next call resumes a download that was cut off; a file that is not such a checkpoint is not kept. Processes that
     need the same file wait for the first one.
     """
     from filelock import FileLock

@@ -14,7 +14,7 @@ TABLE, INDEX, MASK = '.attn.relative_position_bias_table', '.attn.relative_posit
 
 
 def _window(table: torch.Tensor | None) -> int | None:
-    """Side of the square window of a bias table ((2w - 1)^2, heads); None if it is no such table."""
+    """Side of the square window of a bias table ((2w - 1)^2, heads); None if it is not such a table."""
     if table is None or table.ndim != 2:
         return None
     window = (isqrt(len(table)) + 1) // 2

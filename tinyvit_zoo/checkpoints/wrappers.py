@@ -37,8 +37,8 @@ WHOLE_WRAPPERS = {
     'model.': ('tch_model.', 'attn_adapter.', 'hidden_adapter.'),
     'base_encoder.': ('momentum_encoder.', 'predictor.'),
 }
-# Entries that are no weights: torch.optim.swa_utils.AveragedModel's counter, thop's counts, states of modules that have
-# other ones than tensors.
+# Entries that are not weights: torch.optim.swa_utils.AveragedModel's counter, thop's counts, states of modules that
+# are not tensors.
 AVERAGING_COUNTER = 'n_averaged'
 NO_WEIGHTS = ('total_ops', 'total_params', '_extra_state')
 COUNTER = 'num_batches_tracked'
@@ -84,7 +84,7 @@ def unwrap(
     ]
     if odd:
         raise CheckpointError(
-            f'{where} holds {first_few(odd)} as sparse, quantised, complex or empty (meta) tensors: save plain ones.'
+            f'{where} holds {first_few(odd)} as sparse, quantized, complex or empty (meta) tensors: save plain ones.'
         )
     _check_sharing(state_dict.values(), where)
     stripped = _strip_unlisted(_strip_prefixes({k: _plain(k, v) for k, v in state_dict.items()}), where)
@@ -229,11 +229,11 @@ def _at(node: dict[Any, Any], part: str) -> dict[Any, Any] | None:
 
 
 def _weights(checkpoint: Mapping[Any, Any], where: str) -> dict[Any, Any]:
-    """Without entries that are no weights, and without the names of wrapping modules."""
+    """Without entries that are not weights, and without the names of wrapping modules."""
     kept = {k: _counter(k, v) for k, v in checkpoint.items() if not (isinstance(k, str) and _last(k) in NO_WEIGHTS)}
     if len(kept) < len(checkpoint):
         left_out = [k for k in checkpoint if k not in kept]
-        _logger.info('%s: left out %d entries that are no weights: %s.', where, len(left_out), first_few(left_out))
+        _logger.info('%s: left out %d entries that are not weights: %s.', where, len(left_out), first_few(left_out))
     renamed = _rename(kept)
     if len(renamed) < len(kept):
         twice = [k for k in kept if k not in renamed]

@@ -35,7 +35,10 @@ class AnalysisOptions:
         str | None, typer.Option('--split', help='Default: test, else validation, else all.', metavar='SPLIT')
     ] = None
     images: Annotated[
-        int, typer.Option('--images', min=1, help='Images, drawn with --seed; all of fewer.', metavar='N')
+        int,
+        typer.Option(
+            '--images', min=1, help='Number of images, drawn with --seed; all if there are fewer.', metavar='N'
+        ),
     ] = 1024
     batch_size: Annotated[
         int | None, typer.Option('--batch-size', min=1, help='Images of a forward pass.', metavar='N')

@@ -70,7 +70,7 @@ def attention(
         float | None,
         typer.Option(
             min=1e-6,
-            help="Pixels from token to token. Default: the stage's stride; MAE-Lite took 14 for 16.",
+            help='Pixels between neighboring tokens. Default: the stride of the stage; MAE-Lite took 14 instead of 16.',
             metavar='PIXELS',
         ),
     ] = None,
@@ -103,7 +103,7 @@ def fourier(
     options: AnalysisOptions,
     run: RunOptions,
 ) -> None:
-    """Log amplitude of each layer's frequencies relative to frequency 0: how much of high ones a layer keeps."""
+    """Log amplitude of each layer's frequencies relative to frequency 0: how much of the high ones a layer keeps."""
     from ..downstream.analysis.fourier import BATCH_SIZE, measure
     from ..downstream.reports.analysis import print_fourier, write_fourier
 

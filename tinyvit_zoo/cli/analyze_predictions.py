@@ -29,7 +29,7 @@ def hard_samples(
         typer.Option(
             '--images',
             min=1,
-            help='Training images, drawn with --seed, of which alone the list is. Default: all.',
+            help='Number of training images to look at, drawn with --seed; the list has no others. Default: all.',
             metavar='N',
         ),
     ] = None,
@@ -50,9 +50,9 @@ def hard_samples(
     from ..soft_labels import Store
 
     if (store is None) == (teacher is None):
-        raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them says what is hard.')
+        raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them decides what is hard.')
     if teacher is None and teacher_weights is not None:
-        raise typer.BadParameter('--weights: only with --teacher NAME, which says whose they are.')
+        raise typer.BadParameter('--weights needs --teacher NAME, the model that they belong to.')
     if output.suffix.lower() != '.json':
         raise typer.BadParameter(f'--output takes a file such as kept.json, not {output}.')
     quiet_logs()
@@ -89,20 +89,21 @@ def class_relations(
     model_options: ModelOptions,
     data_options: DataOptions,
     per_class: Annotated[
-        int | None, typer.Option('--per-class', min=1, help='Images of each class, 8 in the paper, not --images.')
+        int | None,
+        typer.Option('--per-class', min=1, help='Images of each class (8 in the paper), instead of --images.'),
     ] = None,
     order: Annotated[
         Path | None,
         typer.Option(
             '--order',
-            help="Of the classes: order.csv of another run, or a tree with lines 'PARENT CHILD'. Default: clustering.",
+            help="Order of classes: order.csv of a run, or a tree with lines 'PARENT CHILD'. Default: clustering.",
             metavar='FILE',
         ),
     ] = None,
     options: AnalysisOptions,
     run: RunOptions,
 ) -> None:
-    """Pearson correlations of a classifier's outputs over images: which classes it takes for related."""
+    """Pearson correlations of a classifier's outputs over images: which classes it considers related."""
     from ..data.subsets import some_of_each_class
     from ..downstream.analysis.class_relations import BATCH_SIZE, measure
     from ..downstream.reports.class_relations import relation_words, write_relations

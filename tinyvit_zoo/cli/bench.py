@@ -25,7 +25,7 @@ def register(app: typer.Typer, panel: str) -> None:
 def bench(
     *,
     models: Annotated[
-        list[str], typer.Argument(help='Any names that timm takes; ratios are to the first.', metavar='MODELS')
+        list[str], typer.Argument(help='Names of timm models; ratios are relative to the first.', metavar='MODELS')
     ],
     batch_size: Annotated[
         Counts, typer.Option('--batch-size', '-b', parser=read_counts, help='Images of a call.', metavar='N,N')
@@ -55,11 +55,12 @@ def bench(
         bool, typer.Option('--routes', help='Print which kernel each layer takes, created and deploy; time nothing.')
     ] = False,
     csv: Annotated[
-        Path | None, typer.Option(help='Rows are appended; those that it has are not measured again.', metavar='FILE')
+        Path | None,
+        typer.Option(help='Append rows to this file; rows already there are not measured again.', metavar='FILE'),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the speed of models in one process, in turn. Weights are random, which does not change the time."""
+    """Measure the speed of models in one process, interleaved. Weights are random, which does not change the time."""
     from ..bench import Settings, routes_of
     from ..bench import bench as run
 

@@ -22,7 +22,7 @@ def build(
         Path | None,
         typer.Option(help='Unpacked npm package onnxruntime-web, to try images in the browser.', metavar='FOLDER'),
     ] = None,
-    npm: Annotated[bool, typer.Option('--npm', help='Fetch that package by `npm pack`.')] = False,
+    npm: Annotated[bool, typer.Option('--npm', help='Fetch that package with `npm pack`.')] = False,
     demo_model: Annotated[
         Path | None,
         typer.Option(help='Model to try: an .onnx file of `export`, or the folder of `demo`.', metavar='PATH'),

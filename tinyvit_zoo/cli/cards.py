@@ -13,7 +13,7 @@ def register(app: typer.Typer, panel: str) -> None:
 
 
 def build() -> None:
-    """Render hub_configs/ anew (config.json, card and published results of every tag), and the figure of the README."""
+    """Render hub_configs/ (config.json, card and published results of every tag), and the figure of the README."""
     from ..hub.configs import build_configs, build_figure, configs_folder
 
     print(f'{len(build_configs())} pages written to {configs_folder()}')
@@ -23,7 +23,7 @@ def build() -> None:
 
 
 def check() -> None:
-    """Fail if hub_configs/ or the figure of the README is not what the releases say."""
+    """Fail if hub_configs/ or the figure of the README does not match the releases."""
     from ..hub.configs import configs_folder, drifted_configs, figure_drifted, figure_path
 
     drifted = drifted_configs()

@@ -66,7 +66,7 @@ def info(
     img_size: ImgSize = None,
     as_json: Json = False,
 ) -> None:
-    """Show all that is known of a model: origin, license, accuracies with their sources, size, preprocessing."""
+    """Show what is known about a model: origin, license, accuracies with their sources, size, preprocessing."""
     from ..info import describe
 
     facts = describe(name, pair_of(img_size))

@@ -31,7 +31,7 @@ def classify(
     ] = None,
     onnx: Annotated[
         Path | None,
-        typer.Option('--onnx', help='An exported file instead of a model, to hold it against that.', metavar='FILE'),
+        typer.Option('--onnx', help='An exported file instead of a model, to compare the two.', metavar='FILE'),
     ] = None,
     weights: Weights = None,
     part: Part = None,
@@ -89,7 +89,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _results(classifier: Any, paths: Iterable[Path], topk: int, show: bool) -> Iterator[dict[str, Any]]:
-    """Answers image by image, printed as they come; a file that is no image gets an error instead."""
+    """Answers image by image, printed as they come; a file that is not an image gets an error instead."""
     from ..classify import ImageError, load_image
 
     for path in paths:

@@ -49,7 +49,7 @@ def compare(
         Counts | None,
         typer.Option(
             parser=read_counts,
-            help='Images of each class to learn from, between commas. Default: 5, or as many as there are.',
+            help='Images of each class to learn from, separated by commas. Default: 5, or as many as there are.',
             metavar='LIST',
         ),
     ] = None,
@@ -67,7 +67,8 @@ def compare(
 ) -> None:
     """Compare two models: few-shot on the same episodes, kNN and a linear probe on the same images, differences paired.
 
-    Every image passes each backbone once, in the model's own preprocessing. Episodes are drawn from the test images.
+    Every image passes through each backbone once, with the model's own preprocessing. Episodes are drawn from the test
+    images.
     """
     from ..downstream.compare import ModelFeatures
     from ..downstream.compare import compare as compare_models

@@ -37,23 +37,24 @@ def compress(
         typer.Option(callback=_blocks_or_stage, help="Blocks that share their weights, or 'stage'.", metavar='N|stage'),
     ] = '2',
     init: Annotated[
-        Init, typer.Option(help='Weights of a group: its first block, the mean, or the best of them.')
+        Init, typer.Option(help='Weights of a group: those of its first block, their mean, or whichever fits best.')
     ] = Init.best,
     transform: Annotated[
-        bool, typer.Option(help='Give every layer head mixing (Swin: and a convolution) of its own.')
+        bool, typer.Option(help='Give every layer its own head mixing and, in a Swin, its own convolution.')
     ] = True,
     mlp_transform: Annotated[
         bool | None,
         typer.Option(
             '--mlp-transform/--no-mlp-transform',
-            help='That convolution, before the MLP. Default: with --transform, in a Swin.',
+            help='The convolution before the MLP. Default: as --transform in a Swin, off in a ViT.',
         ),
     ] = None,
     mlp_conv_kernel: Annotated[
-        int | None, typer.Option(min=1, help="Its side, odd. Default: the window's; 7 in a ViT.", metavar='N')
+        int | None,
+        typer.Option(min=1, help="Side of that convolution, odd. Default: the window's; 7 in a ViT.", metavar='N'),
     ] = None,
     share_norms: Annotated[
-        bool, typer.Option('--share-norms', help='Share norms and layer scales, too: a block that runs several times.')
+        bool, typer.Option('--share-norms', help='Also share norms and layer scales: one block runs several times.')
     ] = False,
     weights: Weights = None,
     part: Part = None,
@@ -69,7 +70,7 @@ def compress(
 ) -> None:
     """Compress a ViT or Swin by weight multiplexing: adjacent blocks share their weights (MiniViT).
 
-    The result is where training, best by distillation from the original, starts from.
+    Train the result afterwards, preferably by distillation from the original.
     """
     if weights and random:
         raise typer.BadParameter('--weights FILE and --random exclude each other: leave one of them out.')

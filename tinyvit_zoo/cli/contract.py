@@ -64,7 +64,10 @@ def contract(
     params: Annotated[
         Parameters,
         typer.Option(
-            '--params', parser=read_parameters, help='Most parameters of the result, such as 11M.', metavar='N'
+            '--params',
+            parser=read_parameters,
+            help='Largest number of parameters of the result, such as 11M.',
+            metavar='N',
         ),
     ],
     throughput: Annotated[
@@ -72,12 +75,17 @@ def contract(
         typer.Option(
             '--throughput',
             parser=read_multiple,
-            help="Least throughput of the result, as a multiple of NAME's, such as 1.4x.",
+            help="Lowest throughput of the result, as a multiple of NAME's, such as 1.4x.",
             metavar='MULTIPLE',
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option('--steps', min=1, help='Default: none leaves less than 70 % of parameters or time.')
+        int | None,
+        typer.Option(
+            '--steps',
+            min=1,
+            help='Number of steps. Default: so many that none cuts more than 30 % of parameters or time.',
+        ),
     ] = None,
     held_out: Annotated[
         float | None,
@@ -85,10 +93,12 @@ def contract(
             '--held-out',
             min=0.001,
             max=0.9,
-            help='Share of train that ranks. Default: 20 %, or 1 % from 100,000 images on.',
+            help='Share of train that ranks candidates. Default: 20 %, or 1 % from 100,000 images on.',
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option('--recipe', help='Of the short trainings.', metavar='NAME')] = 'contraction',
+    recipe: Annotated[
+        str, typer.Option('--recipe', help='Recipe of the short trainings.', metavar='NAME')
+    ] = 'contraction',
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     training: TrainingOptions,
     dry_run: Annotated[
@@ -96,9 +106,9 @@ def contract(
     ] = False,
     run: RunOptions,
 ) -> None:
-    """Search a smaller TinyViT around NAME, in steps. The same command again goes on where the last one stopped.
+    """Search for a smaller TinyViT around NAME, in steps. The same command again continues where the last one stopped.
 
-    Several processes take candidates: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli contract ... Or give the same
+    Several processes share the candidates: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli contract ... Or give the same
     command, with the same folder, on each machine.
     """
     from ..downstream.reports.contract import write_contraction

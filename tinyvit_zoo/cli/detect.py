@@ -47,7 +47,7 @@ ValidationImages = Annotated[
 Classes = Annotated[
     Words | None,
     typer.Option(
-        '--classes', parser=read_words, help="Names between commas; default: the annotations' categories.",
+        '--classes', parser=read_words, help="Names separated by commas; default: the annotations' categories.",
         metavar='LIST',
     ),
 ]  # fmt: skip
@@ -110,7 +110,7 @@ def train(
     ] = None,
     amp: Annotated[bool, typer.Option('--amp', help='Mixed precision, on a GPU.')] = False,
     auto_scale_lr: Annotated[
-        bool, typer.Option('--auto-scale-lr', help='Learning rate by the images of an update.')
+        bool, typer.Option('--auto-scale-lr', help='Scale the learning rate with the images of an update.')
     ] = False,
     data: Data = None,
     train_annotations: Annotated[
@@ -185,12 +185,13 @@ def predict(
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for drawn images and JSON.', metavar='DIR')],
     threshold: Annotated[float, typer.Option(min=0, max=1, help='Leave out objects with a lower score.')] = 0.3,
     skip_unreadable: Annotated[
-        bool, typer.Option('--skip-unreadable', help='Succeed though images cannot be read; they are named at the end.')
+        bool,
+        typer.Option('--skip-unreadable', help='Succeed even if images cannot be read; they are listed at the end.'),
     ] = False,
     device: Device = None,
     cfg_options: CfgOptions = None,
 ) -> None:
-    """Find objects in images, and draw their boxes and masks (of a segmenter: the class of every pixel)."""
+    """Find objects in images, and draw their boxes and masks (with a segmenter: the class of every pixel)."""
     config = _read(name, None, cfg_options)
     from ..common.text import escaped
     from ..downstream.detection.predict import Predictor, find_images, in_words, write_predictions
@@ -216,9 +217,9 @@ def config(
         typer.Argument(help='Of a packaged config, or a file; without one they are listed.', metavar='CONFIG'),
     ] = None,
     output: Annotated[Path | None, typer.Option('--output', '-o', help='New config file.', metavar='FILE.py')] = None,
-    force: Annotated[bool, typer.Option('--force', help='Replace the file if it is there.')] = False,
+    force: Annotated[bool, typer.Option('--force', help='Replace an existing file.')] = False,
 ) -> None:
-    """List the packaged configs, or write one with its bases merged into it, to change as you like."""
+    """List the packaged configs, or write one with its bases merged into it, for you to change."""
     from ..downstream.detection.packaged_configs import all_configs, describe, read_config, write_config
 
     if name is None:
@@ -242,7 +243,7 @@ def bench(
     *,
     names: Annotated[
         list[str] | None,
-        typer.Argument(help='Backbones; default: those of the papers and their rivals.', metavar='NAME...'),
+        typer.Argument(help='Backbones; default: those of the papers and their baselines.', metavar='NAME...'),
     ] = None,
     img_size: Annotated[
         Size, typer.Option('--img-size', parser=read_size, help='Side, or HEIGHTxWIDTH.', metavar='SIZE')

@@ -37,7 +37,10 @@ Reuse = StrEnum('Reuse', ['cycle'])
 ViewSize = Annotated[
     Size | None,
     typer.Option(
-        '--view-size', parser=read_size, help="Of the views, if not the teacher's; students may differ.", metavar='SIZE'
+        '--view-size',
+        parser=read_size,
+        help="Size of the views, if not the teacher's; students may differ.",
+        metavar='SIZE',
     ),
 ]
 StorePlace = Annotated[str, typer.Argument(help='Folder, or an address that fsspec opens.', metavar='STORE')]
@@ -61,7 +64,7 @@ def save(
     ] = None,
     data_options: TrainingDataOptions,
     store: Annotated[
-        str, typer.Option(help='Folder of the soft labels; kept where it is of the same ones.', metavar='DIR')
+        str, typer.Option(help='Folder of the soft labels; continued if it holds the same ones.', metavar='DIR')
     ],
     epochs: Annotated[str, typer.Option(help='Such as 3, or 0:10 for 0 to 9.', metavar='EPOCHS')],
     k: Annotated[int, typer.Option('--top-k', '-k', min=1, help='Probabilities kept.')] = 100,
@@ -69,12 +72,13 @@ def save(
     precision: Annotated[TeacherPrecision, typer.Option(help='Of the teacher.')] = TeacherPrecision.float32,
     view_size: ViewSize = None,
     batch_size: Annotated[int, typer.Option(min=1, help='Images of a forward pass.', metavar='N')] = 64,
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say images, bytes and time; write nothing.')] = False,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Print images, bytes and time; write nothing.')] = False,
     run: RunOptions,
 ) -> None:
-    """Save what a teacher says of every view of some epochs. The same command again goes on where the last one stopped.
+    """Save a teacher's probabilities for every view of some epochs. The same command again continues where it stopped.
 
-    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill save ... Machines may take other epochs.
+    Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill save ... Machines may take different
+    epochs.
     """
     from ..soft_labels import estimate
     from ..soft_labels import save as save_labels
@@ -104,15 +108,13 @@ def check(
     store: StorePlace,
     data_options: TrainingDataOptions,
     epochs: Epochs = None,
-    against: Annotated[str | None, typer.Option(help='The teacher, to ask it again.', metavar='TEACHER')] = None,
+    against: Annotated[str | None, typer.Option(help='The teacher, to run it again.', metavar='TEACHER')] = None,
     weights: Annotated[Path | None, typer.Option(help='Checkpoint of that teacher.', metavar='FILE')] = None,
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help='Of the views that are made again.')] = 0.01,
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, help='Largest difference of a probability that is allowed.')
-    ] = 0.005,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the views to recompute.')] = 0.01,
+    tolerance: Annotated[float, typer.Option(min=0.0, help='Largest allowed difference of a probability.')] = 0.005,
     run: RunOptions,
 ) -> None:
-    """Check every record of a store, its data set and its views; with --against, whether its teacher says the same."""
+    """Check every record of a store, its data set and its views; with --against, the teacher's probabilities, too."""
     from ..common.errors import EvaluationError
     from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
     from ..soft_labels.store import in_words
@@ -184,7 +186,7 @@ def train(
     recipe: Annotated[str, typer.Option(help='Name of a recipe.', metavar='NAME')] = 'tinyvit_22k_distill',
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for state, results and model.', metavar='DIR')],
     training: TrainingOptions,
-    reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
+    reuse: Annotated[Reuse | None, typer.Option(help='Cycle through the stored epochs if there are too few.')] = None,
     hard_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help='Share of the true labels in the loss.')] = 0.0,
     run: RunOptions,
 ) -> None:
@@ -233,11 +235,11 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="Of the released code's dumps.", metavar='OFFICIAL_DIR')],
     store: Annotated[str, typer.Argument(help='Folder to write.', metavar='STORE')],
     num_classes: Annotated[int, typer.Option(min=1, help='Of the teacher.', metavar='N')] = 21841,
-    teacher: Annotated[str, typer.Option(help='Its name, for people.')] = 'clip_vit_large_patch14_22k',
+    teacher: Annotated[str, typer.Option(help='Name of the teacher, for the record.')] = 'clip_vit_large_patch14_22k',
 ) -> None:
     """Convert dumps of TinyViT's released code, augmentation seeds included, to a store.
 
-    `distill train` makes their views again from the seeds, for any student, with the images that the released code saw.
+    `distill train` reproduces their views from the seeds, for any student, with the images that the released code saw.
     """
     from tqdm import tqdm
 
@@ -269,7 +271,7 @@ def info(
     subset: Subset = None,
     image: Annotated[Path | None, typer.Option(help='File for the image of that view.', metavar='FILE')] = None,
 ) -> None:
-    """Say what a store holds, or what was done to one image for one of its views."""
+    """Print what a store holds, or how one view of an image was made."""
     from dataclasses import asdict
 
     from ..soft_labels import Store

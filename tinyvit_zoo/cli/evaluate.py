@@ -28,7 +28,7 @@ def evaluate(
         str | None, typer.Option(help='Default: test, else validation, else all.', metavar='SPLIT')
     ] = None,
     crop_pct: Annotated[
-        float | None, typer.Option(min=0.1, max=1.0, help="Share that is cropped, if not the model's own.")
+        float | None, typer.Option(min=0.1, max=1.0, help="Share of the image to crop, if not the model's own.")
     ] = None,
     protocol: Annotated[
         Protocol | None,
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a classifier: top-1, top-5, ReaL, each class; on ImageNet-C the mean corruption error.
 
-    ImageNet's relatives are scored among their own classes, which are found by name. Several processes:
+    Variants of ImageNet are scored among their own classes, which are found by name. Several processes:
     torchrun --nproc-per-node=2 -m tinyvit_zoo.cli evaluate ...
     """
     from ..downstream import imagenet

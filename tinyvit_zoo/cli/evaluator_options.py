@@ -91,7 +91,7 @@ def architecture_of(name: str) -> str:
     """What timm calls a model: its name, or of a folder or page, whose name does not say it, that of what is inside.
 
     Raises:
-        ModelError: If it is no model.
+        ModelError: If it is not a model.
     """
     from ..build import build_model
     from ..names import check_name

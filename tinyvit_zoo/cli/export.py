@@ -28,19 +28,20 @@ def export(
     random: Random = False,
     seed: Seed = 0,
     img_size: ImgSize = None,
-    dynamic_batch: Annotated[bool, typer.Option('--dynamic-batch', help='Take any number of images.')] = False,
+    dynamic_batch: Annotated[bool, typer.Option('--dynamic-batch', help='Accept any number of images.')] = False,
     dynamic_size: Annotated[
         bool,
         typer.Option(
-            '--dynamic-size', help='Take images of any size (TinyViT), or any whole patches (plain ViT, Mini-DeiT).'
+            '--dynamic-size',
+            help='Accept images of any size (TinyViT), or any whole number of patches (plain ViT, Mini-DeiT).',
         ),
     ] = False,
-    dtype: Annotated[DType, typer.Option(help='Type that it computes in; images and result are float32.')] = DType.fp32,
+    dtype: Annotated[DType, typer.Option(help='Type to compute in; images and results are float32.')] = DType.fp32,
     int8: Int8Options,
 ) -> None:
     """Export a model, folded for inference, and compare the file with PyTorch on two inputs.
 
-    With --int8 the file computes in 8 bits. What that costs is measured on images that --calibrate does not use.
+    With --int8 the file computes in 8 bits, and its loss is measured on images that --calibrate does not use.
     """
     import torch
 

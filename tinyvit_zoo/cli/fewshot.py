@@ -37,7 +37,7 @@ def fewshot(
         Counts | None,
         typer.Option(
             parser=read_counts,
-            help='Images of each class to learn from, between commas. Default: 5,20,50, as far as there are so many.',
+            help='Images of each class to learn from, comma-separated. Default: those of 5,20,50 that the data allows.',
             metavar='LIST',
         ),
     ] = None,
@@ -59,8 +59,8 @@ def fewshot(
 ) -> None:
     """Few-shot accuracy by the protocol of the CD-FSL benchmark, with a frozen backbone.
 
-    Each image passes the backbone once, whatever the number of shots and episodes. TinyViT's Table 5 reports this
-    benchmark; whether its backbone was frozen the paper does not say.
+    Each image passes through the backbone once, whatever the number of shots and episodes. TinyViT's Table 5 reports
+    this benchmark; the paper does not say whether its backbone was frozen.
     """
     from ..data.transforms import cdfsl_transform
     from ..downstream import few_shot

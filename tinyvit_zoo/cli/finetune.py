@@ -40,7 +40,8 @@ class TeachingOptions(TeacherOptions):
     distillation: Annotated[
         Distillation | None,
         typer.Option(
-            '--distillation', help='Of its predictions. Default: hard for a model with a distillation token, else soft.'
+            '--distillation',
+            help='Kind of distillation. Default: hard for a model with a distillation token, else soft.',
         ),
     ] = None
     distillation_alpha: Annotated[
@@ -137,7 +138,8 @@ def finetune(
     teacher: TeachingOptions,
     layer_decay: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Instead of the recipe's.")] = None,
     ema_decay: Annotated[
-        float | None, typer.Option(min=0.0, max=0.999999, help='The result is a moving average of the weights.')
+        float | None,
+        typer.Option(min=0.0, max=0.999999, help='Decay of a moving average of the weights, which is the result.'),
     ] = None,
     held_out: Annotated[
         float | None,
@@ -267,7 +269,7 @@ def _make(
     except ModelError as e:
         if as_init and "unexpected keyword argument 'as_init'" in str(e):
             raise ModelError(
-                f'{options.name} is no model of this package: it takes its weights and a fresh classifier '
+                f'{options.name} is not a model of this package: it takes its weights and a fresh classifier '
                 'without --as-init.'
             ) from e
         if "unexpected keyword argument 'drop_path_rate'" not in str(e):

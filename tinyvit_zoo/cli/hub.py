@@ -17,14 +17,18 @@ Name = Annotated[
     str, typer.Argument(help='ARCH.TAG of a release, ARCH for your own weights, or a folder.', metavar='NAME|DIR')
 ]
 Weights = Annotated[Path | None, typer.Option('--weights', help='Checkpoint in any known layout.', metavar='FILE')]
-Tag = Annotated[str | None, typer.Option('--tag', help='Name of your own weights: no facts of a release go with them.')]
+Tag = Annotated[
+    str | None, typer.Option('--tag', help='Tag of your own weights; no facts of a release are attached to them.')
+]
 Labels = Annotated[
     Path | None, typer.Option('--labels', help='Names of your own classes, one per line.', metavar='FILE')
 ]
 License = Annotated[
     str | None, typer.Option('--license', help='License id for the card of your own weights.', metavar='ID')
 ]
-ForTimm = Annotated[bool, typer.Option('--for-timm', help="Write TinyViT as timm's own: loads without tinyvit-zoo.")]
+ForTimm = Annotated[
+    bool, typer.Option('--for-timm', help="Write TinyViT in timm's own layout, which loads without tinyvit-zoo.")
+]
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -48,7 +52,7 @@ def pack(
     img_size: ImgSize = None,
     repo: Annotated[
         str | None,
-        typer.Option(help='Page that it is for; the card of your own weights names it.', metavar=PAGE),
+        typer.Option(help='Page to publish it on; the card of your own weights names it.', metavar=PAGE),
     ] = None,
     for_timm: ForTimm = False,
     test_tensors: Annotated[
@@ -71,7 +75,7 @@ def pack(
 def verify(
     *, place: Annotated[str, typer.Argument(help='owner/name of a page, or a folder.', metavar='OWNER/NAME|DIR')]
 ) -> None:
-    """Prove a page: every file is the one listed, and the model gives the output it should."""
+    """Verify a page: every file matches its checksum, and the model gives the expected output."""
     from ..hub.verify import verify as prove
 
     _quiet_hub()
@@ -94,11 +98,11 @@ def push(
     for_timm: ForTimm = False,
     private: Annotated[bool, typer.Option('--private', help='Make a new page private.')] = False,
     dry_run: Annotated[
-        bool, typer.Option('--dry-run', help='Pack, prove, look at the page, and change nothing.')
+        bool, typer.Option('--dry-run', help='Pack, verify, look at the page, and change nothing.')
     ] = False,
-    force: Annotated[bool, typer.Option('--force', help='Overwrite files that no push from here put there.')] = False,
+    force: Annotated[bool, typer.Option('--force', help='Overwrite files that were not pushed from here.')] = False,
 ) -> None:
-    """Publish a page on the Hub: a packed folder, or a name with weights. It is proved before anything is uploaded."""
+    """Publish a page on the Hub: a packed folder, or a name with weights. It is verified before it is uploaded."""
     from ..hub.pack import is_page, packed
     from ..hub.push import push as publish
     from ..hub.remote import check_repo
@@ -158,7 +162,7 @@ def _read_labels(file: Path | None) -> list[str] | None:
     try:
         text = file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
-        raise typer.BadParameter(f'{file} is no text in UTF-8: write one name per line.') from e
+        raise typer.BadParameter(f'{file} is not UTF-8 text: write one name per line.') from e
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -21,7 +21,7 @@ class Int8Options:
     int8: Annotated[bool, typer.Option('--int8', help='Quantize to 8 bits; needs --calibrate.')] = False
     calibrate: Annotated[
         str | None,
-        typer.Option('--calibrate', help='Folder of images that activations are measured on.', metavar='FOLDER'),
+        typer.Option('--calibrate', help='Folder of images to measure activations on.', metavar='FOLDER'),
     ] = None
     calibration_images: Annotated[
         int, typer.Option('--calibration-images', min=16, help='Images to calibrate on, at most.', metavar='N')
@@ -30,7 +30,7 @@ class Int8Options:
         str | None,
         typer.Option(
             '--check',
-            help='Folder of images to compare int8 with float32 on. Default: images of --calibrate that it leaves.',
+            help='Folder of images to compare int8 with float32 on. Default: part of --calibrate, left out there.',
             metavar='FOLDER',
         ),
     ] = None
@@ -47,14 +47,15 @@ class Int8Options:
         ),
     ] = None
     reduce_range: Annotated[
-        bool, typer.Option('--reduce-range', help='Weights of 7 bits, for processors without int8 instructions.')
+        bool,
+        typer.Option('--reduce-range', help='Quantize weights to 7 bits, for processors without int8 instructions.'),
     ] = False
 
     def check(self, dtype: str = 'fp32', format: str | None = None) -> None:
         """Usage error if these options do not fit together, or not with --dtype and --format."""
         changed = self.calibrate or self.compare or self.keep or self.min_agreement is not None or self.reduce_range
         if changed and not self.int8:
-            raise typer.BadParameter('Calibration and what goes with it are for --int8: add that, or leave them out.')
+            raise typer.BadParameter('--calibrate and the options below it need --int8: add it, or leave them out.')
         if self.int8 and not self.calibrate:
             raise typer.BadParameter('int8 needs images to measure activations on: name a folder with --calibrate.')
         if self.int8 and dtype != 'fp32':
@@ -94,7 +95,7 @@ def print_quantized(done: 'Quantized', agreement: str) -> None:
     if found.accuracy is not None:
         say(f'  accuracy {found.accuracy[1]:.1%}, in float32 {found.accuracy[0]:.1%}')
     ms32, ms8 = done.milliseconds
-    say(f'An image takes {ms8:.1f} ms of CPU, in float32 {ms32:.1f}: one thread, medians in turn, {cpu_name()}.')
+    say(f'An image takes {ms8:.1f} ms of CPU, in float32 {ms32:.1f}: one thread, medians, interleaved, {cpu_name()}.')
     if has_int8_instructions() is False:
         say('This processor has no int8 instructions (VNNI): expect no gain in time on it, only a smaller file.')
     say('Operators left in float: ' + ', '.join(f'{name} {count}' for name, count in done.in_float.items()) + '.')

@@ -33,7 +33,7 @@ def knn(
         typer.Option(
             '-k',
             parser=read_counts,
-            help='Numbers of neighbors, between commas. Default: 10,20,100,200, as far as there are so many images.',
+            help='Numbers of neighbors, separated by commas. Default: those of 10,20,100,200 that the data allows.',
             metavar='LIST',
         ),
     ] = None,
@@ -41,7 +41,9 @@ def knn(
     split: Annotated[
         str | None,
         typer.Option(
-            callback=not_train, help='To classify; train is the bank. Default: test, else validation.', metavar='SPLIT'
+            callback=not_train,
+            help='Split to classify; the bank is train. Default: test, else validation.',
+            metavar='SPLIT',
         ),
     ] = None,
     layers: Layers = 'pooled',
@@ -50,7 +52,7 @@ def knn(
     forward: ForwardOptions,
     run: RunOptions,
 ) -> None:
-    """Accuracy of a vote of the nearest training images, by the protocol of DINO."""
+    """Accuracy of a vote among the nearest training images, by DINO's protocol."""
     from ..downstream.knn import KS, check_ks, fitting_ks
     from ..downstream.knn import run as classify
     from ..downstream.reports.knn import print_knn, write_knn

@@ -49,7 +49,7 @@ def read_size(text: str) -> Size:
     """'384' -> (384, 384), '256x320' -> (256, 320). Usage error on anything else."""
     sides = str(text).lower().split('x')
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
+        raise typer.BadParameter(f"'{text}' is not a size: give a side such as 384, or HEIGHTxWIDTH such as 256x320.")
     size = Size(int(sides[0]), int(sides[-1]))
     if max(size) > MAX_SIDE:
         raise typer.BadParameter(f"'{text}' is beyond {MAX_SIDE} pixels a side.")
@@ -61,14 +61,14 @@ def read_numbers(text: str) -> Numbers:
     try:
         return Numbers(float(part) for part in str(text).split(','))
     except ValueError as e:
-        raise typer.BadParameter(f"takes numbers between commas, such as 0.1,1, not '{text}'.") from e
+        raise typer.BadParameter(f"takes numbers separated by commas, such as 0.1,1, not '{text}'.") from e
 
 
 def read_counts(text: str) -> Counts:
     """'5,20,5' -> (5, 20). Usage error on anything else."""
     parts = [part.strip() for part in str(text).split(',')]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"takes whole numbers between commas, such as 5,20, not '{text}'.")
+        raise typer.BadParameter(f"takes whole numbers separated by commas, such as 5,20, not '{text}'.")
     return Counts(dict.fromkeys(int(part) for part in parts))
 
 
@@ -85,12 +85,13 @@ Weights = Annotated[
     typer.Option('--weights', help='Checkpoint instead of the pretrained weights.', metavar='FILE'),
 ]
 Part = Annotated[
-    str | None, typer.Option('--part', help='Which of several models in the file, such as teacher.', metavar='NAME')
+    str | None,
+    typer.Option('--part', help='Which model to take if the file holds several, such as teacher.', metavar='NAME'),
 ]
-AllowNonfinite = Annotated[
-    bool, typer.Option('--allow-nonfinite', help='Take weights that hold NaN or infinity as they are.')
+AllowNonfinite = Annotated[bool, typer.Option('--allow-nonfinite', help='Accept weights that hold NaN or infinity.')]
+Random = Annotated[
+    bool, typer.Option('--random', help='Random weights, drawn with --seed, instead of pretrained ones.')
 ]
-Random = Annotated[bool, typer.Option('--random', help='Random weights instead, drawn with --seed.')]
 ImgSize = Annotated[
     Size | None,
     typer.Option('--img-size', parser=read_size, help="Side, or HEIGHTxWIDTH, if not the model's own.", metavar='SIZE'),
@@ -104,16 +105,18 @@ Cache = Annotated[
     Path | None, typer.Option('--cache', help='Folder that keeps features for the next run.', metavar='DIR')
 ]
 Layers = Annotated[str, typer.Option('--layers', help="'pooled', 'pre_logits', or 'last:N' blocks.", metavar='WHICH')]
-Ways = Annotated[int | None, typer.Option('--ways', min=2, help='Classes of an episode. Default: 5, or all of fewer.')]
+Ways = Annotated[
+    int | None, typer.Option('--ways', min=2, help='Classes in an episode. Default: 5, or all if there are fewer.')
+]
 Queries = Annotated[
     int | None,
-    typer.Option('--queries', min=1, help='Images of each class to answer. Default: 15, or as many as there are.'),
+    typer.Option('--queries', min=1, help='Images of each class to classify. Default: 15, or as many as there are.'),
 ]
 Subset = Annotated[
     str | None,
     typer.Option(
         '--subset',
-        help='Of the images to train on: 1% of each class, long-tailed, or a file of names.',
+        help='Train on part of the images: 1% of each class, long-tailed, or a file of names.',
         metavar='1%|10%|long-tailed|FILE',
     ),
 ]
@@ -149,11 +152,11 @@ class DataOptions:
     ] = None
     skip_unreadable: Annotated[
         bool,
-        typer.Option('--skip-unreadable', help='Leave out images that cannot be read; results name them.'),
+        typer.Option('--skip-unreadable', help='Leave out images that cannot be read; the results list them.'),
     ] = False
     any_counts: Annotated[
         bool,
-        typer.Option('--any-counts', help="Take other numbers of images than the protocol's; results say so."),
+        typer.Option('--any-counts', help="Accept numbers of images other than the protocol's; the results say so."),
     ] = False
 
 
@@ -218,7 +221,7 @@ def find_device(name: str | None) -> 'torch.device':
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as e:
-        raise typer.BadParameter(f"'{name}' is no device here: {str(e).splitlines()[0]}") from e
+        raise typer.BadParameter(f"'{name}' is not a device here: {str(e).splitlines()[0]}") from e
     return torch.device(name)
 
 

@@ -11,7 +11,7 @@ COMMANDS = (tinymim, mae, d_mae, mocov3, minivit, features)
 
 
 def register(app: typer.Typer, panel: str) -> None:
-    group = typer.Typer(help='Train a small model from a teacher, or from images alone.')
+    group = typer.Typer(help='Train a small model from a teacher or from images alone.')
     for function in COMMANDS:
         group.command(function.__name__)(command(function))
     app.add_typer(group, name='pretrain', rich_help_panel=panel)

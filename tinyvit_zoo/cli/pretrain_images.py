@@ -65,7 +65,7 @@ def tinymim(
             metavar='SIZES',
         ),
     ] = None,
-    target: Annotated[Target, typer.Option(help='What of the teacher is learned.')] = Target.relation,
+    target: Annotated[Target, typer.Option(help='What to learn from the teacher.')] = Target.relation,
     relations: Annotated[
         Words, typer.Option(parser=read_words, help='Of the target relation, such as qq,kk,vv.', metavar='PAIRS')
     ] = 'qk,vv',  # type: ignore[assignment]  # typer parses the default, too
@@ -75,7 +75,9 @@ def tinymim(
         typer.Option(min=1, help='Target block of the teacher, from 1. Default: 18 of large, else the last.'),
     ] = None,
     mask_ratio: MaskRatio = 0.0,
-    reconstruct: Annotated[bool, typer.Option('--reconstruct', help="MAE's loss, too; needs --mask-ratio.")] = False,
+    reconstruct: Annotated[
+        bool, typer.Option('--reconstruct', help="Also use MAE's loss; needs --mask-ratio.")
+    ] = False,
     teacher_drop_path: Annotated[
         float, typer.Option('--teacher-drop-path', min=0.0, max=0.99, help='Of its last block, while it teaches.')
     ] = 0.0,
@@ -134,7 +136,7 @@ def mae(
     training: TrainingOptions,
     run: RunOptions,
 ) -> None:
-    """MAE as in MAE-Lite: an encoder learns from patches that it does not see. The same command again resumes.
+    """MAE as in MAE-Lite: an encoder learns to reconstruct hidden patches. The same command again resumes.
 
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain mae ...
     """
@@ -197,7 +199,7 @@ def d_mae(
 def mocov3(
     *, data_options: UnlabelledDataOptions, options: PretrainingOptions, training: TrainingOptions, run: RunOptions
 ) -> None:
-    """MoCo v3 as in MAE-Lite: two views of an image are to be alike; tiny. The same command again resumes.
+    """MoCo v3 as in MAE-Lite: two views of an image get similar features; tiny only. The same command again resumes.
 
     Several processes, on CUDA only: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli pretrain mocov3 ...
     """

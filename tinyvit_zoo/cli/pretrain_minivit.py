@@ -47,7 +47,7 @@ def minivit(
     store: Annotated[
         str | None, typer.Option(help="Folder of a teacher's stored predictions, instead of --teacher.")
     ] = None,
-    reuse: Annotated[Reuse | None, typer.Option(help='Take stored epochs in turn where they are fewer.')] = None,
+    reuse: Annotated[Reuse | None, typer.Option(help='Cycle through the stored epochs if there are too few.')] = None,
     data_options: TrainingDataOptions,
     recipe: Annotated[
         WeightRecipe | None, typer.Option(help='Default: mini_swin for a Swin, mini_deit for any other student.')
@@ -81,7 +81,7 @@ def minivit(
 
     if (store is None) == (teacher.teacher is None):
         raise typer.BadParameter(
-            'Give either --teacher NAME or --store STORE: one of them says what the student learns.'
+            'Give either --teacher NAME or --store STORE: one of them decides what the student learns.'
         )
     if store is None and reuse is not None:
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')

@@ -44,7 +44,9 @@ def probe(
     ] = Mode.live,
     lrs: Annotated[
         Numbers,
-        typer.Option(parser=read_numbers, help='Learning rates for a batch of 256, between commas.', metavar='LIST'),
+        typer.Option(
+            parser=read_numbers, help='Learning rates for a batch of 256, separated by commas.', metavar='LIST'
+        ),
     ] = LRS,
     weight_decays: Annotated[
         Numbers, typer.Option(parser=read_numbers, help='Between commas.', metavar='LIST')
@@ -79,7 +81,7 @@ def probe(
 ) -> None:
     """Train linear classifiers on a frozen backbone, choose one on a held-out part of train, and test it once.
 
-    A whole grid costs one pass of the images. With --output, the same command again resumes where the last one
+    A whole grid takes one pass over the images. With --output, the same command again resumes where the last one
     stopped. Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli probe ...
     """
     if mode in (Mode.ridge, Mode.logistic) and len(layers) > 1:

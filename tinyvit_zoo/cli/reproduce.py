@@ -37,7 +37,7 @@ def reproduce(
     table: Annotated[
         str | None,
         typer.Argument(
-            help='A table such as tinyvit/table4, or a figure such as mae_lite/figure1; with --list a paper, too.',
+            help='A table such as tinyvit/table4, or a figure such as mae_lite/figure1; with --list also a paper.',
             metavar='[TABLE]',
         ),
     ] = None,
@@ -46,27 +46,27 @@ def reproduce(
     ] = False,
     only: Annotated[
         Words | None,
-        typer.Option('--only', parser=read_words, help='These rows, between commas.', metavar='ROW,ROW'),
+        typer.Option('--only', parser=read_words, help='Only these rows, separated by commas.', metavar='ROW,ROW'),
     ] = None,
     scale: Annotated[
         Scale | None,
         typer.Option(
             '--scale',
-            help='Run evaluators and trainers, too. full: as published, on the data in --root. digits: the same on '
+            help='Also run evaluators and trainers. full: as published, on the data in --root. digits: the same on '
             'two small data sets, for a few epochs.',
         ),
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(
-            '--root', help='Folder with a folder for each data set, by its name; of --scale full.', metavar='DIR'
+            '--root', help='For --scale full: folder with one folder per data set, named after it.', metavar='DIR'
         ),
     ] = None,
     jobs: Annotated[
         Path | None,
         typer.Option(
             '--jobs',
-            help='Folder of evaluators and trainers that ran, for several tables. Default: DIR/jobs.',
+            help='Folder that keeps finished jobs, which several tables can share. Default: DIR/jobs.',
             metavar='DIR',
         ),
     ] = None,
@@ -82,8 +82,8 @@ def reproduce(
     """Put what is measured here beside a table of a paper.
 
     Parameters, MACs, dimensions and the storage of soft labels are measured. Numbers that need data, weights or the
-    authors' hardware are not: the table says what each of them lacks, and which command measures it. --scale runs these
-    commands. With --output finished rows stay, and the same command again measures the others.
+    authors' hardware are not: the table says what each of them needs and which command measures it. --scale runs these
+    commands. With --output finished rows are kept, and the same command again measures the others.
     """
     from ..downstream.reports.reproduce import check_folder, replaced_in_words, states_in_words, write_table
     from ..downstream.reproduce.entries import find_entry, find_rows
@@ -140,10 +140,10 @@ def _check(
     if scale is None:
         given = '--root' if root else '--jobs' if jobs else ''
         if given:
-            raise typer.BadParameter(f'{given} is of evaluators and trainers: add --scale full or --scale digits.')
+            raise typer.BadParameter(f'{given} is for evaluators and trainers: add --scale full or --scale digits.')
         return
     if root is not None and scale is not Scale.full:
-        raise typer.BadParameter('--root is of --scale full; digits and textures need no folder.')
+        raise typer.BadParameter('--root is for --scale full; digits and textures need no folder.')
     if root is not None and not root.is_dir():
         raise typer.BadParameter(f'There is no folder {root}: give --root the folder that holds the data sets.')
     if output is None and not dry_run:

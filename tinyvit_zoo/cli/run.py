@@ -19,7 +19,7 @@ def register(app: typer.Typer, panel: str) -> None:
 def run(
     script: Annotated[Path, typer.Argument(help='A Python script.', metavar='SCRIPT', exists=True, dir_okay=False)],
     args: Annotated[
-        list[str] | None, typer.Argument(help='Its arguments, passed on untouched.', metavar='ARGS...')
+        list[str] | None, typer.Argument(help='Its arguments, passed on unchanged.', metavar='ARGS...')
     ] = None,
 ) -> Callable[[], None]:
     """Run a script, such as timm's train.py or validate.py, with the models of this package registered.

@@ -35,7 +35,7 @@ def convert(
     part: Part = None,
     allow_nonfinite: AllowNonfinite = False,
 ) -> None:
-    """Convert MobileSAM's file into a folder of transformers: configuration, weights, processor, card with licenses."""
+    """Convert MobileSAM's file to a folder for transformers: configuration, weights, processor, card with licenses."""
     side = side_of(img_size)
     quiet_transformers()
     from ..hub.sam import convert_sam
@@ -55,7 +55,7 @@ def side_of(img_size: Size | None) -> int | None:
         return None
     if img_size.height != img_size.width:
         raise typer.BadParameter(
-            f'{img_size} is no square, and a SAM pads images to one: give its side, such as {max(img_size)}.',
+            f'{img_size} is not a square, and a SAM pads images to one: give its side, such as {max(img_size)}.',
             param_hint="'--img-size'",
         )
     return img_size.height

@@ -93,9 +93,9 @@ def segment(
     rectangular: Rectangular = False,
     as_json: Json = False,
 ) -> None:
-    """Write the mask of an object that points or a box mark: white on it, black elsewhere.
+    """Write the mask of an object marked by points or a box: white on the object, black elsewhere.
 
-    Pixels are those of the image as it is displayed, turned as its EXIF orientation says.
+    Coordinates are pixels of the image as displayed, after its EXIF orientation.
     """
     from ..common.files import write_whole
     from ..data.image_file import load_image
@@ -105,7 +105,7 @@ def segment(
     if (weights is None) == (onnx is None):
         raise typer.BadParameter('Give --weights FILE or --onnx DIR, one of the two.')
     if onnx is not None and rectangular:
-        raise typer.BadParameter('--rectangular belongs to sam export: the files of --onnx have it or not.')
+        raise typer.BadParameter('--rectangular cannot be given with --onnx: it is chosen in sam export.')
     _refuse_same_file(image, output, overlay)
     quiet_logs()
     picture = load_image(image)
@@ -170,19 +170,17 @@ def export(
     encoder: Annotated[Path | None, typer.Option(help='File, ending in .onnx.', metavar='FILE')] = None,
     decoder: Annotated[Path | None, typer.Option(help='File, ending in .onnx.', metavar='FILE')] = None,
     img_size: ImgSize = None,
-    dynamic_size: Annotated[
-        bool, typer.Option('--dynamic-size', help='Take images of any size of 32x32 at least.')
-    ] = False,
+    dynamic_size: Annotated[bool, typer.Option('--dynamic-size', help='Accept images of any size from 32x32.')] = False,
     rectangular: Rectangular = False,
     all_masks: Annotated[
-        bool, typer.Option('--all-masks', help='Let the decoder return 4 masks instead of one that it chooses.')
+        bool, typer.Option('--all-masks', help='Let the decoder return all 4 masks instead of the one that it chooses.')
     ] = False,
     seed: Seed = 0,
     int8: Int8Options,
 ) -> None:
-    """Export a SAM as ONNX: the image encoder, and the decoder with the names that labelling tools expect.
+    """Export a SAM as ONNX: the image encoder, and the decoder with the names that labeling tools expect.
 
-    Each file is compared with PyTorch, and neither is written unless both are right. With --int8 the encoder computes
+    Each file is compared with PyTorch, and neither is written unless both match. With --int8 the encoder computes
     in 8 bits; the decoder stays in float32, and the masks of both are compared on images that --calibrate does not use.
     """
     from ..segment_anything.export import TOLERANCE, check_files, export_sam

@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 DryRun = Annotated[
-    bool, typer.Option('--dry-run', help='Take two steps, say steps, hours and memory, and write nothing.')
+    bool, typer.Option('--dry-run', help='Take two steps, print steps, hours and memory, and write nothing.')
 ]
 Precision = StrEnum('Precision', ['no', 'bf16', 'fp16'])
 
 GradientNormsOption = Annotated[
     bool,
     typer.Option(
-        '--gradient-norms', help="Write the norm of each layer's gradient at each update, and draw them at the end."
+        '--gradient-norms', help="Write the norm of each layer's gradient at each update, and plot them at the end."
     ),
 ]
 
@@ -63,7 +63,8 @@ class TrainingOptions:
         typer.Option('--micro-batch', min=1, help='Images of a forward pass of a process.', metavar='N'),
     ] = None
     lr: Annotated[
-        float | None, typer.Option('--lr', min=0.0, max=1e6, help='Learning rate of an update, whatever the batch.')
+        float | None,
+        typer.Option('--lr', min=0.0, max=1e6, help='Learning rate of an update, whatever the batch size.'),
     ] = None
     drop_path: Annotated[
         float | None, typer.Option('--drop-path', min=0.0, max=0.99, help="Instead of the recipe's.")
@@ -71,7 +72,9 @@ class TrainingOptions:
     precision: Annotated[Precision | None, typer.Option('--precision', help='Default: bf16 on CUDA, else no.')] = None
     save_minutes: Annotated[
         float,
-        typer.Option('--save-minutes', min=0.0, help='Between two states within an epoch; 0: after each update.'),
+        typer.Option(
+            '--save-minutes', min=0.0, help='Minutes between two states within an epoch; 0: after each update.'
+        ),
     ] = 10.0
     compile: Annotated[bool, typer.Option('--compile', help='Compile the model with torch.compile.')] = False
 
@@ -139,7 +142,7 @@ class ReserveOptions:
         typer.Option(
             '--reset-blocks',
             parser=read_blocks,
-            help='Begin these blocks anew, from 1, such as 9-11.',
+            help='Reset these blocks to random weights; they count from 1, such as 9-11.',
             metavar='BLOCKS',
         ),
     ] = None
@@ -196,7 +199,7 @@ class TeacherOptions:
         """The teacher for images of the student's size, in eval mode; None if none is asked for."""
         if self.teacher is None:
             if self.teacher_weights is not None:
-                raise typer.BadParameter('--teacher-weights: only with --teacher NAME, which says whose they are.')
+                raise typer.BadParameter('--teacher-weights needs --teacher NAME, the model that they belong to.')
             return None
         from ..build import build_model
         from ..data.transforms import data_config

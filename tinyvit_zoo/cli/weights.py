@@ -35,7 +35,7 @@ def convert(
     img_size: Annotated[
         Size | None,
         typer.Option(
-            '--img-size', parser=read_size, help="Size the file is for, if not the model's own.", metavar='SIZE'
+            '--img-size', parser=read_size, help="Image size of the file, if not the model's own.", metavar='SIZE'
         ),
     ] = None,
     part: Part = None,
@@ -43,7 +43,8 @@ def convert(
     as_init: Annotated[
         bool,
         typer.Option(
-            '--as-init', help='Initial weights of ARCH from an encoder: fresh classifier and last norms, any heads.'
+            '--as-init',
+            help='Make initial weights of ARCH from an encoder: fresh classifier and last norms, any number of heads.',
         ),
     ] = False,
 ) -> None:

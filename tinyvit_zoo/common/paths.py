@@ -35,7 +35,7 @@ def user_path(path: str | Path, error: type[Exception] = ModelError) -> Path:
         error: What is raised; takes a message.
 
     Raises:
-        ModelError: Or `error`, if '~name' is no user here, or the path is too long or holds a character that no path
+        ModelError: Or `error`, if '~name' is not a user here, or the path is too long or holds a character that no path
             can.
     """
     try:

@@ -18,7 +18,7 @@ features from the teacher's, relative to their norm, and accuracy on held-out di
 | the same with 256 digits | .52 | 89.4 | .43 | 95.4 |
 
 Most of the gain is from the norms; the transformations add some in the ViT and little in the Swin. Fitting to noise
-makes some models worse, so it is not the default. With all 8 blocks of the ViT in one group no initialisation comes
+makes some models worse, so it is not the default. With all 8 blocks of the ViT in one group no initialization comes
 near the teacher (.85 at best, without transformations). An untrained DeiT-Ti, calibrated on 16 crops of scikit-image's
 images and measured on 16 others: .60 plain, .53 best, .32 fitted; the fit takes 46 s on one core.
 """

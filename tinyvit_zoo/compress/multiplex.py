@@ -54,8 +54,8 @@ def multiplex(
         model: A timm `VisionTransformer` (ViT, DeiT, MAE, CLIP, DINO, SigLIP, ...) or `SwinTransformer`.
         share_every: Number of blocks that share one set of weights; must divide the depth (of every stage). 'stage':
             all blocks of a stage; a plain ViT is one stage. Groups never cross stages.
-        transform: Give every layer its own head mixing, initialised to identity. Without it the attention stays timm's.
-        mlp_transform: Give every layer its own depthwise convolution before the MLP, initialised to identity; in a ViT
+        transform: Give every layer its own head mixing, initialized to identity. Without it the attention stays timm's.
+        mlp_transform: Give every layer its own depthwise convolution before the MLP, initialized to identity; in a ViT
             it is over the patches, and the other tokens stay as they are. Default: on if `transform` is on and the
             model is a Swin (as in the paper, which found little use for it in DeiT).
         mlp_conv_kernel: Side of that convolution, odd; one for all stages or one each. Default: the stage's window

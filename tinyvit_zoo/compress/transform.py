@@ -1,6 +1,6 @@
 """Weight transformation: the parameters that each logical layer keeps to itself (MiniViT paper Sec. 3.1.1).
 
-Head mixing before and after softmax for the attention, a depthwise convolution for the MLP. Both are initialised to
+Head mixing before and after softmax for the attention, a depthwise convolution for the MLP. Both are initialized to
 identity, so inserting them changes no output.
 
 Shape legend: `B` batch, `nW` windows, `N` tokens, `C` channels, `H W` grid of tokens, `heads` attention heads.
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class IdentityHeadMix(HeadMix):
-    """Head mixing initialised to identity, also by `init_weights()`; the released Mini models initialise near zero."""
+    """Head mixing initialized to identity, also by `init_weights()`; the released Mini models initialize near zero."""
 
     def reset_parameters(self) -> None:
         self.init_identity()
@@ -111,7 +111,7 @@ class RelativePositionBias(FillsBuffers):
         self.register_buffer('col_offsets', signed_offset(self.window_size[1], device), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Initialise as Swin does."""
+        """Initialize as Swin does."""
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self._register_offsets()
 
@@ -183,7 +183,7 @@ class MixedWindowAttention(nn.Module):
 class GridConv(nn.Module):
     """The MLP transformation: adds a depthwise convolution over the grid of tokens to the MLP's input.
 
-    The paper's Y' = C y for every channel (before Eq. 8) with C = I + this convolution, which is initialised to zero.
+    The paper's Y' = C y for every channel (before Eq. 8) with C = I + this convolution, which is initialized to zero.
     The released Mini-Swin transforms the residual stream instead and inserts a LayerNorm, which is not an identity: a
     trained layer could not be taken over there.
     """
@@ -196,7 +196,7 @@ class GridConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise to identity. Defined here, because timm's `init_weights` has its own values for Conv2d."""
+        """Initialize to identity. Defined here, because timm's `init_weights` has its own values for Conv2d."""
         for parameter in self.conv.parameters():
             nn.init.zeros_(parameter)
 

@@ -81,8 +81,8 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f'Did you mean {close[0]}? ' if close else ''
     return (
-        f"'{shown(name, MAX_PATH)}' is no data set and no folder. {hint}Take a folder of class folders, hfds/..., "
-        f'wds/..., torch/..., imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
+        f"'{shown(name, MAX_PATH)}' is neither a data set nor a folder. {hint}Take a folder of class folders, "
+        f'hfds/..., wds/..., torch/..., imagenet-c/CORRUPTION/SEVERITY, or one of: {", ".join(REGISTRY)}.'
     )
 
 
@@ -90,7 +90,7 @@ def _load_registered(entry: Entry, split: str, root: Path | None, seed: int, che
     if split not in entry.splits:
         raise MissingSplitError(f"{entry.name} has no split '{split}', it has: {', '.join(entry.splits)}.")
     if entry.layout and (root is None or not root.is_dir()):
-        problem = f'{entry.name} needs a root' if root is None else f'{root} is no folder for {entry.name}'
+        problem = f'{entry.name} needs a root' if root is None else f'{root} is not a folder for {entry.name}'
         raise EvaluationError(f'{problem}: {entry.how_to_get}')
     parts = [_read_part(entry, root, part, seed) for part in entry.splits[split]]
     problems = [_other_counts(entry, part, dataset) for part, dataset in zip(entry.splits[split], parts, strict=True)]

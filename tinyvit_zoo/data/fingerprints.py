@@ -83,12 +83,12 @@ def kept_fingerprint(dataset: Images, path: Path) -> str:
     """The fingerprint that a file keeps for a data set in this very state; otherwise it is computed and kept there.
 
     The state is that of the list of images and labels, and of what the file system says: sizes and times of every file,
-    or above `MANY` images the times of every folder and the sizes and times of `SAMPLE` files. Images that are no files
-    have none, so theirs are not kept.
+    or above `MANY` images the times of every folder and the sizes and times of `SAMPLE` files. Images that are not
+    files have none, so theirs are not kept.
 
     Args:
         dataset: The data set.
-        path: JSON file; it is made if it is missing or damaged, and one that cannot be written is no error.
+        path: JSON file; it is made if it is missing or damaged, and one that cannot be written is not an error.
 
     Raises:
         EvaluationError: If an image cannot be read.

@@ -104,7 +104,7 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
         EvaluationError: If there is no image, a split has a class that train lacks, or the layout is another one.
     """
     if not folder.is_dir():
-        raise EvaluationError(f'{folder} is no folder.')
+        raise EvaluationError(f'{folder} is not a folder.')
     parts = split_folders(folder)
     _say_dead_links(folder)
     if not parts:
@@ -113,7 +113,7 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
         raise MissingSplitError(_no_split(folder, split, parts))
     others = [name for name in class_folders(folder) if folder / name not in parts.values()] if parts else []
     if others:
-        _log.warning('%s: left out, as they are no split: %s.', folder, first_few([f'{name}/' for name in others]))
+        _log.warning('%s: left out, as they are not splits: %s.', folder, first_few([f'{name}/' for name in others]))
     if 'train' in parts:
         _refuse_single(parts['train'])
     parts = parts or dict(all=folder)
@@ -124,7 +124,7 @@ def read_folder(folder: Path, split: str) -> ImageDataset:
 
 
 def _refuse_other_layouts(folder: Path) -> None:
-    """Errors for a folder without splits whose folders are no classes either."""
+    """Errors for a folder without splits whose folders are not classes either."""
     filled = list(_filled(folder))
     if not filled:
         raise EvaluationError(_no_images(folder))
@@ -231,7 +231,7 @@ def read_class_folders(
         EvaluationError: If there is no such folder, no image in it, or a class folder that is not in `classes`.
     """
     if not folder.is_dir():
-        raise EvaluationError(f'{name}: {folder} is no folder.')
+        raise EvaluationError(f'{name}: {folder} is not a folder.')
     there = class_folders(folder)
     classes = there if classes is None else tuple(classes)
     index = {c: i for i, c in enumerate(classes)}
@@ -240,7 +240,7 @@ def read_class_folders(
         raise EvaluationError(_no_class(folder, strange[0], classes, name))
     for c in there:
         if not _is_text(c):
-            raise EvaluationError(f'{folder} has a class folder whose name {shown(c)} is no UTF-8: rename it.')
+            raise EvaluationError(f'{folder} has a class folder whose name {shown(c)} is not UTF-8: rename it.')
     if root is not None:
         _say_dead_links(folder)
     root = root or folder

@@ -28,7 +28,7 @@ UNCOMPRESSED = frozenset(('.bmp', '.ppm', '.pgm', '.tif', '.tiff'))  # a change 
 
 
 class Source(Protocol):
-    """Images by index, before any transform. The last two methods are those of images that are no files."""
+    """Images by index, before any transform. The last two methods are those of images that are not files."""
 
     def __len__(self) -> int: ...
 
@@ -56,7 +56,7 @@ class Source(Protocol):
             looked_at: Those whose sizes and times are part of it. If they are not all, those of folders are, too.
 
         Returns:
-            None if the images are no files.
+            None if the images are not files.
 
         Raises:
             OSError: If a file or folder is missing.
@@ -348,7 +348,7 @@ class ImageDataset(Dataset):
             return read(self._source, self._position(i))
         except Exception as e:  # decoders raise almost anything on damaged files
             raise EvaluationError(
-                f'{self.describe(i)} is no readable image ({reason(e)}): repair it, or leave out unreadable images '
+                f'{self.describe(i)} is not a readable image ({reason(e)}): repair it, or leave out unreadable images '
                 'with skip_unreadable=True (--skip-unreadable).'
             ) from e
 

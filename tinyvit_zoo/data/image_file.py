@@ -1,6 +1,6 @@
 """The one reader of image files: every mode that Pillow knows becomes RGB with 8 bits, or is refused in a sentence.
 
-Pillow alone clips whatever lies above 255: 16-bit grey images turn white and floats from 0 to 1 turn black.
+Pillow alone clips whatever lies above 255: 16-bit gray images turn white and floats from 0 to 1 turn black.
 """
 
 import os
@@ -34,13 +34,13 @@ PNG_SIGNATURE, PNG_CHUNK_ENDS = 8, 12  # bytes; a chunk has its length and name 
 SHARE = 16
 """A range is believed if the largest value is at least 1/16 of it: 4095 may be white of 12 bits, 1.3 of floats."""
 ROUNDING = 1 / 512
-"""Floats beyond a range by half a grey level at most count as its end: resizing and compression leave such values."""
+"""Floats beyond a range by half a gray level at most count as its end: resizing and compression leave such values."""
 
 
 def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     """An image file as RGB with 8 bits per channel; of an animation the first frame.
 
-    Transparency is dropped as timm and torchvision do it: the colors under it show. Grey values of 9 to 16 bits are
+    Transparency is dropped as timm and torchvision do it: the colors under it show. Gray values of 9 to 16 bits are
     scaled by the number of bits that the file states; of floats and 32-bit integers the largest value says whether they
     go to 1, 255 or 65535. Color profiles are not applied, by timm neither.
 
@@ -58,7 +58,7 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         return to_rgb(open_image(path, upright=upright))
     except UnidentifiedImageError as e:
         raise ImageError(
-            f'{path} is no image of a known format, or of a kind that Pillow does not read: save it as PNG or JPEG.'
+            f'{path} is not an image of a known format, or of a kind that Pillow does not read: save it as PNG or JPEG.'
         ) from e
     except Exception as e:  # decoders raise almost anything on damaged files
         raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
@@ -73,11 +73,11 @@ def open_image(file: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
 
     Raises:
         ImageError: If the values cannot be scaled to 8 bits.
-        UnidentifiedImageError: If the file is no image of a known format.
+        UnidentifiedImageError: If the file is not an image of a known format.
         Exception: Whatever else Pillow raises on what it cannot read.
     """
     if isinstance(file, str | Path):
-        with open(file, 'rb') as opened:  # given a path, Pillow 13 scrambles grey TIFF images that it turns
+        with open(file, 'rb') as opened:  # given a path, Pillow 13 scrambles gray TIFF images that it turns
             return open_image(opened, upright=upright)
     try:
         image = Image.open(file)
@@ -103,7 +103,7 @@ def header_size(file: str | Path | IO[bytes], *, upright: bool) -> tuple[int, in
         upright: As in `load_image`.
 
     Raises:
-        UnidentifiedImageError: If the file is no image of a known format.
+        UnidentifiedImageError: If the file is not an image of a known format.
         Exception: Whatever else Pillow raises on what it cannot read.
     """
     if isinstance(file, str | Path):
@@ -126,7 +126,7 @@ def upright_size(path: str | Path) -> tuple[tuple[int, int], int]:
             orientation = _orientation(image, file)
             return _upright(image, orientation), orientation
     except UnidentifiedImageError as e:
-        raise ImageError(f'{path} is no image of a known format.') from e
+        raise ImageError(f'{path} is not an image of a known format.') from e
     except Exception as e:  # as in `load_image`
         raise ImageError(f'{path} cannot be read as an image ({reason(e)}).') from e
 
@@ -193,7 +193,7 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 def _bits(image: Image.Image) -> int | None:
-    """Bits of a grey value wider than 8 bits, as far as the file says; scanners write 12, for example."""
+    """Bits of a gray value wider than 8 bits, as far as the file says; scanners write 12, for example."""
     tags = _tags(image)
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     if image.mode.startswith('I;16'):

@@ -20,7 +20,7 @@ TRAIN_SHARE = 0.75  # of the digits of each class
 CROPS = dict(train=80, test=40)  # of each photograph
 TRAIN_SIDE = 0.6  # of the longer side of each photograph; test crops come from the rest
 SMALLEST_CROP, LARGEST_CROP = 32, 112  # pixels of the photograph
-LEAST_CONTRAST, ATTEMPTS = 16, 100  # least grey levels between the darkest and lightest pixel of a crop
+LEAST_CONTRAST, ATTEMPTS = 16, 100  # least gray levels between the darkest and lightest pixel of a crop
 
 PHOTOGRAPHS = (
     'astronaut.png', 'brick.png', 'camera.png', 'cell.png', 'chelsea.png', 'clock_motion.png', 'coffee.png',
@@ -38,7 +38,7 @@ def draw(bound: int, *what: object) -> int:
 
 
 def digits(part: str, seed: int = 0) -> ImageDataset:
-    """1797 scans of handwritten digits (UCI Optical Recognition), 8x8 with 17 grey levels, as 32x32 RGB.
+    """1797 scans of handwritten digits (UCI Optical Recognition), 8x8 with 17 gray levels, as 32x32 RGB.
 
     Args:
         part: 'train' (three quarters of each class) or 'test'.
@@ -65,7 +65,7 @@ def _enlarge(scan: np.ndarray) -> np.ndarray:
 
 
 def textures(part: str, seed: int = 0) -> ImageDataset:
-    """Square crops of 21 photographs as 64x64 RGB, one class per photograph; grey ones have three equal channels.
+    """Square crops of 21 photographs as 64x64 RGB, one class per photograph; gray ones have three equal channels.
 
     Training crops come from the first 60 % of the longer side of a photograph, test crops from the rest, so they share
     no pixel.

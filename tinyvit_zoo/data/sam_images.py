@@ -13,14 +13,14 @@ __all__ = ['MEAN', 'STD', 'fitted_size', 'pixels_of']
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""ImageNet's. Images are normalized first and then padded with zeros, so that the padding is the mean colour."""
+"""ImageNet's. Images are normalized first and then padded with zeros, so that the padding is the mean color."""
 
 
 def fitted_size(height: int, width: int, size: Sequence[int]) -> tuple[int, int]:
     """(height, width) of an image that is resized for a model of the size (H, W), where it takes the upper left corner.
 
     The longest side becomes the model's longest side, as released. If the other side is then too long, as it can be
-    where the model's is no square, the image is made as large as fits.
+    where the model's is not a square, the image is made as large as fits.
 
     Args:
         height: Of the image.

@@ -22,7 +22,7 @@ CLASSES = ('rectangle', 'circle')
 COLORS = ((210, 60, 50), (50, 90, 215))
 SIDE = 256  # pixels of an image
 SMALLEST, LARGEST = 20, 120  # pixels of a shape: COCO's three sizes occur
-NOISE = 90  # grey levels
+NOISE = 90  # gray levels
 TRIES = 20  # to find a place
 OVERLAP = 0.1  # of the smaller box
 

@@ -61,7 +61,7 @@ def take_subset(dataset: ImageDataset, which: str, seed: int = 0) -> ImageDatase
     share = re.fullmatch(r'(\d+(?:\.\d+)?|\.\d+) ?%', which.strip())
     if share:
         if not 0 < float(share[1]) <= 100:
-            raise EvaluationError(f'{which} of the images is no share: give more than 0% and at most 100%.')
+            raise EvaluationError(f'{which} of the images is not a share: give more than 0% and at most 100%.')
         positions = share_of_each_class(dataset.labels, float(share[1]) / 100, seed)
         name = f'{float(share[1]):g}%'
     elif which == LONG_TAILED:
@@ -98,8 +98,8 @@ def long_tailed(labels: np.ndarray, seed: int = 0, imbalance: float = IMBALANCE)
     """Positions of a long tail: class sizes fall exponentially, from the largest class's to that over the imbalance.
 
     Cui et al. 2019, "Class-balanced loss based on effective number of samples", Sec. 5.1, there in the order of the
-    classes; here their order is drawn, since that of ImageNet is no random one. No class has more than all its images
-    or less than one.
+    classes; here their order is drawn, since that of ImageNet is not random. No class has more than all its images or
+    less than one.
 
     Args:
         labels: (N,) int64.
@@ -176,7 +176,7 @@ def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
 
 def _no_subset(which: str) -> EvaluationError:
     return EvaluationError(
-        f"'{shown(which)}' is no subset and no file: give a share such as 1%, long-tailed, or a file of names."
+        f"'{shown(which)}' is neither a subset nor a file: give a share such as 1%, long-tailed, or a file of names."
     )
 
 
@@ -191,7 +191,7 @@ def _kept(dataset: ImageDataset, path: Path, text: str) -> np.ndarray:
             raise ValueError(listed)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
         raise EvaluationError(
-            f'{path} is no list of kept images as `analyze hard-samples` writes it: give one, or a text file of names.'
+            f'{path} is not a list of kept images from `analyze hard-samples`: give one, or a text file of names.'
         ) from e
     if images != len(dataset) or fingerprint != dataset.fingerprint(path.parent / FINGERPRINTS):
         raise EvaluationError(

@@ -158,12 +158,12 @@ def _members(path: Path) -> list[tuple[tuple[str, int, int], int]]:
                     labels.setdefault(stem, json.loads(_content(tar, member)).get('label'))
         return [(member, int(labels[stem])) for stem, member in images.items() if labels.get(stem) is not None]
     except (tarfile.TarError, OSError, ValueError, TypeError, AttributeError) as e:
-        raise EvaluationError(f'{path} is no readable tar file of images and labels ({e}).') from e
+        raise EvaluationError(f'{path} is not a readable tar file of images and labels ({e}).') from e
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
-    return b'' if file is None else file.read()  # None is no regular file
+    return b'' if file is None else file.read()  # None is not a regular file
 
 
 class ReaderFiles(Source):

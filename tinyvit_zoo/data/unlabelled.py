@@ -21,7 +21,7 @@ def load_unlabelled(
 ) -> ImageDataset:
     """The images to train on where no labels are needed.
 
-    Of a folder every image below its folder `train`, or below itself where there is none: their folders are no classes
+    Of a folder every image below its folder `train`, or below itself where there is none: their folders are not classes
     here, so `classes` is empty and every label is -1. Of any other data set the split 'train', or else all of it.
 
     Args:

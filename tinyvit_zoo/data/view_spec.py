@@ -94,7 +94,8 @@ class ViewSpec:
         size, fill = tuple(map(int, self.size)), tuple(map(int, self.fill))
         check(len(size) == 2 and min(size) > 0, f'Views cannot be of size {size}: give a height and a width in pixels')
         check(
-            len(fill) == 3 and 0 <= min(fill) <= max(fill) <= 255, f'{fill} is no color: give three numbers of 0 to 255'
+            len(fill) == 3 and 0 <= min(fill) <= max(fill) <= 255,
+            f'{fill} is not a color: give three numbers of 0 to 255',
         )
         normalize(
             self,

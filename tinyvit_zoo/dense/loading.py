@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
 # Parts of the trained model after its blocks: neither form has a norm or a head there.
 LEFT_OUT = ('norm.', 'fc_norm.', 'dist_norm.', 'head.', 'head_dist.')
-# Parts that an encoder or classifier may lack; all but the pyramid are initialised to have no effect.
+# Parts that an encoder or classifier may lack; all but the pyramid are initialized to have no effect.
 MAY_START_FRESH = re.compile(r'pyramid\.|.*\.(relative_position_bias_table|gamma_[12]|rel_pos_[hw])$')
 
 
@@ -63,7 +63,7 @@ def load_dense(
     Args:
         model: With a trunk of this package. (Load the weights of other ViTs before they get a pyramid.)
         source: A file or folder, a loaded checkpoint, or `architecture.tag` of a plain ViT of the zoo.
-        as_init: Load the weights even if their model had other attention heads, to initialise a training.
+        as_init: Load the weights even if their model had other attention heads, to initialize a training.
         part: Which of several models in the checkpoint, see `checkpoints.read_checkpoint`.
 
     Raises:

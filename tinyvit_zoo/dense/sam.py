@@ -51,7 +51,7 @@ LEAST = 32
 class SamImageEncoder(nn.Module):
     """TinyViT and SAM's neck: images in, one map of stride 16 out.
 
-    Images are RGB, normalised with ImageNet's mean and standard deviation first and padded with zeros at the bottom
+    Images are RGB, normalized with ImageNet's mean and standard deviation first and padded with zeros at the bottom
     and right afterwards, as SAM does. Any height and width of at least 32 is taken, whatever `img_size` is.
 
     State-dict names are those of the parts with the prefix `trunk.` or `neck.`; `SAM_ENCODER_KEYS.to_official` gives
@@ -63,7 +63,7 @@ class SamImageEncoder(nn.Module):
         neck: One that is there already, instead of a new one.
 
     Raises:
-        ValueError: If the trunk is no TinyViT with a last map of stride 16.
+        ValueError: If the trunk is not a TinyViT with a last map of stride 16.
     """
 
     stride = 16
@@ -141,7 +141,7 @@ def sam_encoder(
         CheckpointError: If the weights cannot be found, read or matched.
     """
     if not name.startswith('tinyvit_'):
-        raise ModelError(f'{name} is no TinyViT of this package, and the SAM encoder is one: name tinyvit_5m_224.')
+        raise ModelError(f'{name} is not a TinyViT of this package, which the SAM encoder needs: name tinyvit_5m_224.')
     trunk = build_model(
         name,
         img_size=img_size,

@@ -138,7 +138,7 @@ class TinyMimTrunk(DenseTrunk):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise as `DenseTrunk`, then divide the last layer of each residual branch of block l by sqrt(2 (l + 1)).
+        """Initialize as `DenseTrunk`, then divide the last layer of each residual branch of block l by sqrt(2 (l + 1)).
 
         The distillation token starts at zero, as released.
         """

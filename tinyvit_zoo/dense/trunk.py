@@ -88,7 +88,7 @@ class DenseTrunk(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def init_weights(self) -> None:
-        """Initialise as released: truncated normal(0.02) for linear layers and positions, zero biases."""
+        """Initialize as released: truncated normal(0.02) for linear layers and positions, zero biases."""
         trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):

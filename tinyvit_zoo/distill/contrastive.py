@@ -17,7 +17,7 @@ __all__ = ['info_nce_loss']
 def info_nce_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
     """InfoNCE of each query against the keys of all images of all processes, times 2T; add both directions.
 
-    Queries and keys are normalised; the key of the same image is the positive. If torch.distributed is initialised,
+    Queries and keys are normalized; the key of the same image is the positive. If torch.distributed is initialized,
     keys are gathered over the default group, so every process must call this with the same number of images. No
     gradient goes into the keys. Half precision is computed in float32, autocast or not.
 

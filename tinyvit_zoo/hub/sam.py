@@ -283,7 +283,7 @@ def _refuse_differences(info: Mapping[str, Any], origin: str) -> None:
         if info.get(kind)
     ]
     if parts:
-        raise CheckpointError(f'{origin} is no whole {TinyVitSamModel.__name__}: tensors {", ".join(parts)}.')
+        raise CheckpointError(f'{origin} is not a whole {TinyVitSamModel.__name__}: tensors {", ".join(parts)}.')
 
 
 def _settle(model: nn.Module) -> None:
@@ -381,7 +381,7 @@ def _load_folder(folder: Path, img_size: int | None, rectangular: bool | None) -
     try:
         kind = read_json(folder / CONFIG).get('model_type')
     except (ValueError, AttributeError) as e:
-        raise CheckpointError(f'{folder / CONFIG} is no configuration of a model ({reason(e)}).') from e
+        raise CheckpointError(f'{folder / CONFIG} is not a configuration of a model ({reason(e)}).') from e
     if kind != TinyVitSamConfig.model_type:
         raise CheckpointError(
             f'{folder} is a model of type {kind}, not {TinyVitSamConfig.model_type}: the SAM of a ViT is loaded with '
@@ -406,7 +406,7 @@ def _from_state_dict(state_dict: Mapping[str, torch.Tensor], img_size: int, rect
     refuse_other_sam(encoder)
     if not is_whole_sam(state_dict):
         raise CheckpointError(
-            'It has no prompt encoder and no mask decoder, so it is no whole SAM such as mobile_sam.pt; sam_encoder '
+            'It has no prompt encoder and no mask decoder, so it is not a whole SAM such as mobile_sam.pt; sam_encoder '
             'takes an image encoder alone.'
         )
     _check_side(img_size)
@@ -464,7 +464,7 @@ def official_sam_state_dict(model: TinyVitSamModel) -> dict[str, torch.Tensor]:
 
 
 def sam_processor(config: TinyVitSamConfig) -> SamProcessor:
-    """The processor of a model: resizes to its image size, normalises, then pads unless the model is `rectangular`."""
+    """The processor of a model: resizes to its image size, normalizes, then pads unless the model is `rectangular`."""
     side = config.vision_config.image_size
     square = {'height': side, 'width': side}
     return SamProcessor(

@@ -62,7 +62,7 @@ def quantize_model(
     check_output(output, 'onnx')
     check_onnxruntime()
     if not getattr(model, 'num_classes', 0):
-        raise ModelError('int8 is checked by the classes that a model finds, and this one has no classifier.')
+        raise ModelError('int8 is checked by the classes that a model predicts, and this one has no classifier.')
     config = model_data_config(model)
     if config['input_size'][0] != 3:
         raise ModelError(f'This model takes {config["input_size"][0]} channels, but images are read as RGB.')

@@ -84,7 +84,7 @@ def expand_beit_bias(table: torch.Tensor, grid: Size, prefix_tokens: int = 1) ->
 def resize_beit_table(table: torch.Tensor, old: Size, new: Size, prefix_tokens: int = 1) -> torch.Tensor:
     """Resize a table to another grid of patches, as the released loaders do (TinyMIM, after BEiT).
 
-    Offsets of the old grid are placed at positions that grow geometrically from the centre, so that they reach the
+    Offsets of the old grid are placed at positions that grow geometrically from the center, so that they reach the
     outermost offset of the new grid; a cubic spline through them gives the table at the new integer offsets. Near
     offsets thus keep their meaning, and far ones are stretched. The ratio is at least 1.01, so a smaller grid (almost)
     keeps the inner part of the table. The rows of prefix tokens are kept.

@@ -56,7 +56,7 @@ class ConvNorm(nn.Module):
         """Whether to fold now: a product the size of the weights instead of a pass over the whole map.
 
         Only in plain eager evaluation on a CPU: on a GPU, launching the small kernels would cost more than it saves,
-        and graphs (compile, export, trace) keep the two layers, which their own optimisers and quantisers look for.
+        and graphs (compile, export, trace) keep the two layers, which their own optimizers and quantizers look for.
         """
         return is_plain_inference(x) and self._foldable(on_cpu=True)
 

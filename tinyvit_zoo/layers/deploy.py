@@ -4,7 +4,7 @@
 for the device, the dtype, the processor and the shape: oneDNN's fused kernel, in which the bias and, in `conv_act` and
 `linear_act`, the exact GELU are applied while the result is still in cache; `F.linear`, for 1x1 convolutions on the
 B,H,W,C view, then GELU in place; or, on CUDA, a convolution without bias, then one kernel for bias and GELU. Everywhere
-else (autograd, autocast, quantised or other special weights, torch.export, TorchScript, tracing) they are the plain
+else (autograd, autocast, quantized or other special weights, torch.export, TorchScript, tracing) they are the plain
 layer. All routes compute in the weights' dtype and differ by rounding only.
 
 The activation remains a module of its own: hooks see the same tensors as before, and an adapter around the layer (LoRA)
@@ -62,7 +62,7 @@ def _is_plain_call(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Ten
 
 
 def _takes_part(weight: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a weight is a plain dense tensor of x's dtype and device: not quantised, not sharded, not offloaded."""
+    """Whether a weight is a plain dense tensor of x's dtype and device: not quantized, not sharded, not offloaded."""
     return (
         (type(weight) is nn.Parameter or type(weight) is torch.Tensor)
         and weight.device == x.device

@@ -34,7 +34,7 @@ class HeadMix(nn.Module):
             nn.init.zeros_(self.bias)
 
     def init_identity(self) -> None:
-        """Initialise as the identity, that is, as no transformation."""
+        """Initialize as the identity, that is, as no transformation."""
         nn.init.eye_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -49,7 +49,7 @@ FORWARD: dict[type[nn.Module], Callable] = {}
 """By class that shortcuts know: its `forward` as imported."""
 REPLACED: dict[type[nn.Module], frozenset[str]] = {}
 """By class that shortcuts know: names that replace a part of it when they are set on an instance: methods, and a
-weight, which then is no parameter but computed from some (pruning)."""
+weight, which then is not a parameter but computed from some (pruning)."""
 PER_IMAGE: set[type[nn.Module]] = set()
 """Classes that treat every image of a batch alone in evaluation mode."""
 
@@ -94,7 +94,7 @@ def is_plain_inference(x: torch.Tensor) -> bool:
 @torch.jit.unused
 def is_plain_cuda(x: torch.Tensor) -> bool:
     """Whether x is a plain CUDA tensor, with or without autograd, and nothing watches what is done with it: no proxy,
-    subclass, trace or export, see also `is_observed`. `torch.compile` is no observer.
+    subclass, trace or export, see also `is_observed`. `torch.compile` is not an observer.
     """
     return (
         type(x) is torch.Tensor
@@ -139,7 +139,7 @@ def is_untouched(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
     """Whether a layer is exactly of class `kind`, runs nothing but the code of that class, and holds plain tensors.
 
     No subclass; no hook; no `forward` or other method put on the instance or on the class; no pruned, parametrised or
-    quantised weight; all parameters and buffers in the same place. Only then can its arithmetic be done elsewhere
+    quantized weight; all parameters and buffers in the same place. Only then can its arithmetic be done elsewhere
     without an observable difference.
     """
     return type(layer) is kind and _runs_its_class(layer) and _holds_plain_tensors(layer)
@@ -210,7 +210,7 @@ def in_sub_batches(
 def _treats_images_alone(module: nn.Module) -> bool:
     """Whether nothing inside a module depends on which images are in a batch, or would see how many there are.
 
-    In training mode random numbers are drawn for a batch, and a quantised weight may scale the whole of its input.
+    In training mode random numbers are drawn for a batch, and a quantized weight may scale the whole of its input.
     """
     return all(
         (

@@ -74,7 +74,7 @@ class KeepsBias(FillsBuffers):
         table = self.bias_table()
         if torch.is_grad_enabled():
             if table.requires_grad and self._kept is not None and not is_exporting():
-                self._kept.table = None  # a step may follow, and those of fused optimisers are not counted
+                self._kept.table = None  # a step may follow, and those of fused optimizers are not counted
             return None
         if (
             type(q) is not torch.Tensor

@@ -34,7 +34,7 @@ def sincos_position(
         (1, P + N, C).
 
     Raises:
-        ValueError: If the width is no multiple of 4.
+        ValueError: If the width is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f'A sine-cosine position embedding needs a width that is a multiple of 4, got {width}.')

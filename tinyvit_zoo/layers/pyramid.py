@@ -23,8 +23,8 @@ __all__ = ['SimpleFeaturePyramid', 'TinyMimNeck', 'TinyMimStarNeck']
 class NormConv2d(nn.Module):
     """Convolution without bias, and the LayerNorm after it as its child `norm`: the released names.
 
-    It is no `nn.Conv2d`, because it is not linear: what wraps such a layer (LoRA) would add to the norm's output, and
-    to its input once merged.
+    It is not an `nn.Conv2d`, because it is not linear: what wraps such a layer (LoRA) would add to the norm's output,
+    and to its input once merged.
     """
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, device=None, dtype=None) -> None:
@@ -105,7 +105,7 @@ class TinyMimNeck(nn.Module):
     """Neck of TinyMIM-B before UperNet: one level from each of four maps, all of one width.
 
     Up-convolutions for the first two, the third map unchanged, the fourth pooled. As released, the input maps are not
-    normalised, and there is one BatchNorm, inside `fpn1`. The released one is a `SyncBatchNorm`, whose entries in a
+    normalized, and there is one BatchNorm, inside `fpn1`. The released one is a `SyncBatchNorm`, whose entries in a
     state dict are the same; on several GPUs `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` converts it.
 
     Args:

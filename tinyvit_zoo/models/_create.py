@@ -227,7 +227,7 @@ def _clean_cfg(model: nn.Module, cfg: PretrainedCfg, classes: int | None) -> Non
 def keep_statistics_in_transformers(model: nn.Module) -> None:
     """Make transformers keep the running statistics of a model with loaded weights.
 
-    `TimmBackbone` of transformers 5 initialises every module of the timm model that it has just built, loaded weights
+    `TimmBackbone` of transformers 5 initializes every module of the timm model that it has just built, loaded weights
     or not, and then resets the statistics of each BatchNorm2d. It skips modules that bear its mark
     `_is_hf_initialized`. (Only TinyViT has BatchNorm; timm's own models lose their statistics.)
     """

@@ -4,7 +4,7 @@ Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https:/
 Released code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; parts modified from MAE, CC-BY-NC 4.0)
 
 All have 12 heads, ViT-Tiny and ViT-Small alike, where timm's and DeiT's have 3 and 6 at equal shapes. Fine-tuned models
-classify the normalised mean of their patches; encoders normalise all tokens and take the mean of the patches.
+classify the normalized mean of their patches; encoders normalize all tokens and take the mean of the patches.
 
 Shape legend: `B` batch, `N` patches, `C` width.
 """
@@ -145,7 +145,7 @@ class MaeLiteRpe(FillsBuffers, Beit):
         """Change the image (or patch) size; position embedding and tables are resized.
 
         Raises:
-            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+            ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
         """
         old = set_patch_grid(self, img_size, patch_size)
         grid = self.patch_embed.grid_size

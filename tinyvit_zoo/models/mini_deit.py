@@ -4,7 +4,7 @@ Paper: MiniViT: Compressing Vision Transformers with Weight Multiplexing, https:
 Released code and weights: https://github.com/microsoft/Cream/tree/main/MiniViT/Mini-DeiT (Apache-2.0)
 
 A block holds the shared weights once and runs `repeats` times in a row: logical layer = block * repeats + repeat.
-There is no class token; the classifier reads the mean of the normalised tokens.
+There is no class token; the classifier reads the mean of the normalized tokens.
 
 Shape legend: `B` batch, `N` = h * w patches, `C` channels, `heads` attention heads, `d` = C / heads (64 as released).
 """
@@ -330,7 +330,7 @@ class MiniDeit(FillsBuffers):
         self.register_buffer('rpe_index', irpe_index(self.patch_embed.grid_size, device), persistent=False)
 
     def init_weights(self, needs_reset: bool = True) -> None:
-        """(Re-)initialise everything, buffers included, e.g. after `to_empty()`."""
+        """(Re-)initialize everything, buffers included, e.g. after `to_empty()`."""
         trunc_normal_(self.pos_embed, std=0.02)
         self.init_non_persistent_buffers()
         self.apply(partial(self._init_weights, needs_reset=needs_reset))
@@ -380,7 +380,7 @@ class MiniDeit(FillsBuffers):
         """Change the image (or patch) size; the position embedding is resized.
 
         Raises:
-            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+            ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
         """
         embed = self.patch_embed
         check_patch_grid(
@@ -496,7 +496,7 @@ class MiniDeit(FillsBuffers):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) -> (B, N, C), normalised."""
+        """(B, in_chans, H, W) -> (B, N, C), normalized."""
         x, rpe_index = self._embed(x)
         for block in self.blocks:
             for repeat in range(block.repeats):

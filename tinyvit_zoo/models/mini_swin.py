@@ -72,7 +72,7 @@ NUM_WINDOWS = (8, 4, 2, 1)
 
 @known_class
 class PatchMerging(nn.Module):
-    """Join 2x2 neighbours: concatenate, normalise, project. (B, H, W, C) -> (B, H/2, W/2, C')."""
+    """Join 2x2 neighbors: concatenate, normalize, project. (B, H, W, C) -> (B, H/2, W/2, C')."""
 
     def __init__(self, dim: int, out_dim: int, norm_layer: Callable[..., nn.Module], device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
@@ -83,7 +83,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
         x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        # Order of the neighbours (row, column): 00, 10, 01, 11.
+        # Order of the neighbors (row, column): 00, 10, 01, 11.
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(self.norm(x))
 
@@ -265,7 +265,7 @@ class MiniSwinBlock(nn.Module):
         x = x + self.drop_path(attended, repeat)
         y = self.local_norm(x, repeat)
         local = self.local_conv(y.permute(0, 3, 1, 2), repeat).permute(0, 2, 3, 1)
-        # The released code continues with the normalised map: its norm is not in a branch but in the residual stream.
+        # The released code continues with the normalized map: its norm is not in a branch but in the residual stream.
         x = (y if self.replace_residual else x) + local
         return x + self.drop_path(self.mlp(self.norm2(x, repeat)), repeat)
 
@@ -559,7 +559,7 @@ class MiniSwin(nn.Module):
         return img_size, tuple((min(h, H), min(w, W)) for (h, w), (H, W) in zip(windows, grids, strict=True))
 
     def init_weights(self, needs_reset: bool = True) -> None:
-        """(Re-)initialise everything, buffers included, e.g. after `to_empty()`."""
+        """(Re-)initialize everything, buffers included, e.g. after `to_empty()`."""
         self.apply(partial(self._init_weights, needs_reset=needs_reset))
 
     def _init_weights(self, m: nn.Module, needs_reset: bool = True) -> None:
@@ -729,7 +729,7 @@ class MiniSwin(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) -> (B, H/32, W/32, C), normalised."""
+        """(B, in_chans, H, W) -> (B, H/32, W/32, C), normalized."""
         return self.norm(self.stages(self._embed(x)))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:

@@ -69,7 +69,7 @@ def multiplexed(
 
     architecture = base.partition('.')[0]
     if not is_model(architecture):
-        raise ValueError(f"base='{base}' is no model that timm knows.")
+        raise ValueError(f"base='{base}' is not a model that timm knows.")
     if isinstance(pretrained_cfg, str):
         raise ValueError(f"There are no weights called 'multiplexed.{pretrained_cfg}': name the base as base=NAME.")
     if not pretrained_cfg:  # the base's size, classes and preprocessing

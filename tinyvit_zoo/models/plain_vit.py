@@ -94,7 +94,7 @@ class PlainVit(VisionTransformer):
         """Change the image (or patch) size; the position embedding is resized.
 
         Raises:
-            ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+            ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
         """
         old_grid = set_patch_grid(self, img_size, patch_size)
         if self.pos_embed is not None and self.patch_embed.grid_size != old_grid:
@@ -164,7 +164,7 @@ class TwoHeadVit(PlainVit):
         self.head_dist = nn.Linear(width, classes, **dd) if classes > 0 else nn.Identity()
 
     def _finish(self, weight_init: WeightInit) -> None:
-        """Initialise the weights, which `VisionTransformer` was asked to skip."""
+        """Initialize the weights, which `VisionTransformer` was asked to skip."""
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
@@ -220,7 +220,7 @@ def set_patch_grid(
     """Set the size of a plain ViT's patch embedding, record it for timm, and return the previous grid.
 
     Raises:
-        ValueError: On a size that is no multiple of the patch; the model is then unchanged.
+        ValueError: On a size that is not a multiple of the patch; the model is then unchanged.
     """
     embed = model.patch_embed
     check_patch_grid(
@@ -280,7 +280,7 @@ def checkpoint_filter_fn(
 def _as_init(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Initial values of a training: the checkpoint's encoder, and the model's own values for everything else.
 
-    A plain encoder can also initialise a model with tables and LayerScale, whose layers have other names in BEiT's
+    A plain encoder can also initialize a model with tables and LayerScale, whose layers have other names in BEiT's
     code. The released code then drops the biases of queries and values; here they are kept. Those of the keys add the
     same to all logits of a query, so nothing is lost without them.
     """
@@ -340,7 +340,7 @@ def create_plain_vit(
         args: Arguments that define the architecture.
         kwargs: Arguments of the caller of `timm.create_model`; they override `args`. With num_heads among them the
             caller vouches for the heads. With as_init=True the checkpoint is an encoder to start a training from:
-            classifier and norms after the last block stay fresh, and other heads are no mistake.
+            classifier and norms after the last block stay fresh, and other heads are not a mistake.
     """
     heads_given = 'num_heads' in kwargs
     kwargs = {**args, **kwargs}

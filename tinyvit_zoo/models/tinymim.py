@@ -37,7 +37,7 @@ __all__ = ['TinyMim', 'TinyMimStar', 'TinyMimStudent', 'checkpoint_filter_fn']
 
 
 class TinyMim(PlainVit):
-    """Fine-tuned TinyMIM: a plain ViT that classifies the normalised mean of its patches (`fc_norm`)."""
+    """Fine-tuned TinyMIM: a plain ViT that classifies the normalized mean of its patches (`fc_norm`)."""
 
 
 def _student_block(
@@ -108,7 +108,7 @@ class TinyMimStudent(PlainVit):
     def forward_features(
         self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> torch.Tensor:
-        """(B, in_chans, H, W) -> (B, P + N, C) after `forward_depth` blocks, not normalised."""
+        """(B, in_chans, H, W) -> (B, P + N, C) after `forward_depth` blocks, not normalized."""
         x = self._embed(x)
         for i, block in enumerate(self.blocks):
             if i < self.forward_depth:
@@ -195,7 +195,7 @@ class TinyMimStar(TwoHeadVit):
 
     The authors published this model's segmentation backbone, but not how its classifier reads the tokens. That part is
     inferred from the names and shapes in their training log: all tokens are expanded (`conv1x1`), one classifier reads
-    the normalised mean of the patches, the other the distillation token (index 1), and evaluation takes the mean of
+    the normalized mean of the patches, the other the distillation token (index 1), and evaluation takes the mean of
     both. Whether this gives the published accuracy could not be checked without the file; a file whose `fc_norm` has
     another width than the expansion is refused.
     """
@@ -241,7 +241,7 @@ class TinyMimStar(TwoHeadVit):
         self._finish(weight_init)
 
     def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
-        """(Re-)initialise everything."""
+        """(Re-)initialize everything."""
         trunc_normal_(self.dist_token, std=0.02)
         super().init_weights(mode, needs_reset)
 

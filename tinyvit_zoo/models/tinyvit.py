@@ -622,7 +622,7 @@ class TinyViT(nn.Module):
         return img_size, scaled_windows(stage_grids(img_size, num_stages), NUM_WINDOWS[:num_stages])
 
     def init_weights(self, needs_reset: bool = True) -> None:
-        """(Re-)initialise everything, buffers included, e.g. after `to_empty()`."""
+        """(Re-)initialize everything, buffers included, e.g. after `to_empty()`."""
         self.apply(partial(self._init_weights, needs_reset=needs_reset))
 
     def _init_weights(self, m: nn.Module, needs_reset: bool = True) -> None:
@@ -767,7 +767,7 @@ class TinyViT(nn.Module):
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, C, H, W) -> (B, num_classes), or the pooled and normalised (B, C) with `pre_logits`."""
+        """(B, C, H, W) -> (B, num_classes), or the pooled and normalized (B, C) with `pre_logits`."""
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

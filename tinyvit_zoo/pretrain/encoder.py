@@ -1,4 +1,4 @@
-"""Plain ViTs in pre-training: initialisation, and runs up to a chosen block or on some of the patches only.
+"""Plain ViTs in pre-training: initialization, and runs up to a chosen block or on some of the patches only.
 
 Shape legend: `B` images, `N` patches, `K` visible patches, `P` prefix tokens, `C` width, `H` heads, `d` head width.
 """
@@ -88,7 +88,7 @@ def head_qkv(block: Any, tokens: torch.Tensor, heads: int | None = None) -> Head
 
 @torch.no_grad()
 def init_as_mae(vit: VisionTransformer, needs_reset: bool = True) -> None:
-    """(Re-)initialise a ViT in place as MAE does; its position embedding becomes the fixed sine-cosine table.
+    """(Re-)initialize a ViT in place as MAE does; its position embedding becomes the fixed sine-cosine table.
 
     Linear layers are Xavier-uniform (queries, keys and values as one matrix) with bias 0, and so is the patch
     projection as a matrix (C, patch pixels); its bias keeps the default of a convolution. Class token: normal with
@@ -135,13 +135,13 @@ def check_block(block: Any, heads: int | None = None) -> None:
     """Refuse a block that `head_qkv` would misread.
 
     Raises:
-        ValueError: If it has no fused `qkv`, normalises queries and keys, or its width is not a multiple of `heads`.
+        ValueError: If it has no fused `qkv`, normalizes queries and keys, or its width is not a multiple of `heads`.
     """
     attn = block.attn
     if not isinstance(getattr(attn, 'qkv', None), nn.Linear):
         raise ValueError(f'{type(attn).__name__} has no fused qkv projection to take queries, keys and values from.')
     if not all(isinstance(getattr(attn, name, None), nn.Identity | None) for name in ('q_norm', 'k_norm')):
-        raise ValueError(f'{type(attn).__name__} normalises queries and keys, which plain ViTs do not.')
+        raise ValueError(f'{type(attn).__name__} normalizes queries and keys, which plain ViTs do not.')
     width = attn.qkv.out_features // 3
     if heads is not None and (heads < 1 or width % heads):
         raise ValueError(f'{heads} heads do not divide the width {width}.')

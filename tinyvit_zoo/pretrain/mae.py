@@ -111,7 +111,7 @@ class MaskedAutoencoder(PlainVit):
             decoder_embed_dim: Width D.
             decoder_depth: Blocks of the decoder.
             decoder_num_heads: Heads of the decoder.
-            norm_pix_loss: Predict the pixels of a patch normalised by its own mean and standard deviation.
+            norm_pix_loss: Predict the pixels of a patch normalized by its own mean and standard deviation.
             device: Of the parameters.
             dtype: Of the parameters.
         """
@@ -146,7 +146,7 @@ class MaskedAutoencoder(PlainVit):
         self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
-        """(Re-)initialise as released, positions included; there is only one way, so `mode` has no effect."""
+        """(Re-)initialize as released, positions included; there is only one way, so `mode` has no effect."""
         init_as_mae(self, needs_reset)
         nn.init.normal_(self.mask_token, std=0.02)
         fix_position(self.decoder_pos_embed, self.patch_embed.grid_size)
@@ -221,7 +221,7 @@ class MaskedAutoencoder(PlainVit):
             inputs_of: Blocks whose inputs are wanted too, from 0; the depth stands for the output of the last.
 
         Returns:
-            Normalised tokens (B, 1 + K, C), class token first; and the wanted inputs, each (B, 1 + K, C).
+            Normalized tokens (B, 1 + K, C), class token first; and the wanted inputs, each (B, 1 + K, C).
         """
         depth = len(self.blocks)
         inputs = block_inputs(self, visible_tokens(self, images, ids_keep), {*inputs_of, depth})

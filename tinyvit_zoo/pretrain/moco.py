@@ -47,7 +47,7 @@ def moco_position(
 
 @torch.no_grad()
 def init_as_moco(vit: VisionTransformer) -> None:
-    """Initialise a ViT in place as MoCo-v3 does; its position embedding becomes the fixed table `moco_position`.
+    """Initialize a ViT in place as MoCo-v3 does; its position embedding becomes the fixed table `moco_position`.
 
     Linear layers are Xavier-uniform (queries, keys and values each as a separate matrix) with bias 0, and so is the
     patch projection; its fan-in is the number of pixels of a patch times channels, its fan-out the width. Class token:

@@ -30,7 +30,7 @@ class RelationEncoder(nn.Module):
     """A plain ViT up to one block, of which only norm and projection are run: (B, 3, H, W) -> `HeadQKV`.
 
     The parts after that projection are in the state dict but get no gradient from the loss: for a student the rest of
-    its last block and the final norm, which in released files are as initialised. `unreached_parameters` names them:
+    its last block and the final norm, which in released files are as initialized. `unreached_parameters` names them:
     they are to be frozen before DistributedDataParallel sees them.
 
     The ViT is `vit`: load and save its state dict, whose names are timm's and those of the released files.
@@ -54,7 +54,7 @@ class RelationEncoder(nn.Module):
             drop_path: Drop paths of a frozen one in training mode all the same.
 
         Raises:
-            ValueError: If there is no such block, the heads do not divide the width, or the block normalises queries
+            ValueError: If there is no such block, the heads do not divide the width, or the block normalizes queries
                 and keys head by head.
         """
         super().__init__()
@@ -118,7 +118,7 @@ class RelationEncoder(nn.Module):
 def tinymim_student(
     size: Literal['tiny', 'small', 'base'], drop_path_rate: float = 0.1, device=None, dtype=None, **kwargs
 ) -> RelationEncoder:
-    """A student as TinyMIM initialises it: fixed sine-cosine positions, adaptive last block.
+    """A student as TinyMIM initializes it: fixed sine-cosine positions, adaptive last block.
 
     Heads by size: 6, 6, 12; in the adaptive block, whose relations it returns, 12, 12, 16. The tiny student's 6 are
     those of the released code; the model fine-tuned from it has 3.

@@ -217,7 +217,7 @@ class TinyMim(nn.Module):
         """The losses of a batch.
 
         Args:
-            student_images: (B, 3, H, W), with jittered colours as released.
+            student_images: (B, 3, H, W), with jittered colors as released.
             teacher_images: (B, 3, H, W), the same crops.
             noise: (B, P) for `masking`; drawn where it is None.
         """

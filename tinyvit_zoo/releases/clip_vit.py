@@ -26,7 +26,7 @@ CLIP_VIT = (
                 224,
                 0.875,
                 'center',
-                'released code: resize to 256, centre crop 224',
+                'released code: resize to 256, center crop 224',
                 (Result('imagenet-1k', 85.894, 97.566, 'authors', 'guide of the released code, 22k head', GUIDE),),
             ),
         ),

@@ -39,7 +39,7 @@ FAMILY_TITLES = {
 """The families as the papers write them."""
 
 TEACHERS = frozenset(('clip_vit',))
-"""Families that were released for others to learn from; they are no small models."""
+"""Families that were released for others to learn from; they are not small models."""
 
 
 def all_releases() -> tuple[Release, ...]:

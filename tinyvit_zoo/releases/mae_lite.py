@@ -199,7 +199,7 @@ def _release(name: str, drive_id: str, file: str | None, results: tuple[tuple[st
                 224,
                 0.875,
                 'center',
-                'released code: resize to 256, centre crop 224',
+                'released code: resize to 256, center crop 224',
                 tuple(Result(data, top1, None, 'authors', source, ADDRESSES[source]) for data, top1, source in results),
             ),
         ),

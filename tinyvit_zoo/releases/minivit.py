@@ -128,7 +128,7 @@ def _release(family: str, license: str, name: str, file: str, *results) -> Relea
                 size,
                 0.875,  # timm rounds the side to resize to, size / 0.875, as the released code does: 256 and 438
                 'center',
-                f'released code: resize to {size * 256 // 224}, centre crop {size}',
+                f'released code: resize to {size * 256 // 224}, center crop {size}',
                 _results(*results),
             ),
         ),

@@ -100,7 +100,7 @@ DISTILLED = {
 
 
 def _protocol(results: tuple[Result, ...]) -> Protocol:
-    return Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, centre crop 224', results)
+    return Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, center crop 224', results)
 
 
 def _transfers(name: str) -> tuple[Transfer, ...]:

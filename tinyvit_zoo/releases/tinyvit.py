@@ -34,7 +34,7 @@ TIMM_FILES = {
 }
 
 
-# Measured with a centre crop of 0.95 at 224 and of 1.0 at 384, and squashed to the square at 512.
+# Measured with a center crop of 0.95 at 224 and of 1.0 at 384, and squashed to the square at 512.
 # One (top-1, top-5) per entry of TIMM_FILES.
 TIMM_RESULTS = {
     'tinyvit_5m_224.dist_in22k_ft_in1k': (
@@ -195,7 +195,7 @@ def _protocols(name: str, img_size: int, published: tuple[float, float] | None) 
     if img_size == 224:
         return (
             Protocol('timm', 224, 0.95, 'center', "timm's default for these weights", by_timm),
-            Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, centre crop 224', by_authors),
+            Protocol('paper', 224, 0.875, 'center', 'released code: resize to 256, center crop 224', by_authors),
         )
     squash = 'released code, TEST.CROP False: resize to the square, no crop'
     if img_size == 384:

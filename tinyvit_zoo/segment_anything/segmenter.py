@@ -184,7 +184,7 @@ def _opened(path: Path) -> _File | None:
 
 
 def png(mask: np.ndarray) -> bytes:
-    """A mask as a grey PNG: 255 on the object, 0 elsewhere."""
+    """A mask as a gray PNG: 255 on the object, 0 elsewhere."""
     return _encoded(Image.fromarray(mask.astype(np.uint8) * 255))
 
 

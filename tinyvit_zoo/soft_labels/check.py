@@ -120,8 +120,8 @@ def check_teacher(
     Converted stores do not know the weights of their teacher: there the difference alone tells whether it is the one.
 
     Raises:
-        EvaluationError: If it is not the teacher whose labels are stored, its output is no number, an image cannot be
-            read, or there is no epoch to ask for.
+        EvaluationError: If it is not the teacher whose labels are stored, its output is not a number, an image cannot
+            be read, or there is no epoch to ask for.
     """
     if not epochs:
         raise EvaluationError('A teacher is asked about the views of an epoch at least.')

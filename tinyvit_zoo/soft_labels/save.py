@@ -208,7 +208,7 @@ def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> Non
 def check_finite(
     output: np.ndarray, positions: Sequence[int] | torch.Tensor, teacher: Teacher, dataset: ImageDataset
 ) -> None:
-    """Refuse logits or probabilities (n, C) of images at these positions that are no numbers."""
+    """Refuse logits or probabilities (n, C) of images at these positions that are not numbers."""
     wrong = np.flatnonzero(~np.isfinite(output).all(axis=1))
     if len(wrong):
         where = dataset.describe(int(positions[wrong[0]]))

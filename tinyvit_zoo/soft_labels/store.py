@@ -39,7 +39,7 @@ IMAGES, SEAL = 'images', 'images_sha256'
 HASHES = ('classes_sha256', 'teacher_sha256', 'fingerprint')
 """Attributes that tell people the least: what else differs is said first."""
 TYPES = dict(k=int, classes=int, seed=int, images=int, shard_size=int, views=dict, libraries=dict)
-"""Of the attributes in `store.json` that are no strings."""
+"""Of the attributes in `store.json` that are not strings."""
 
 
 @dataclass(frozen=True)

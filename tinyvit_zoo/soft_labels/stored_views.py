@@ -163,7 +163,7 @@ def rows_of(store: Store, dataset: ImageDataset) -> np.ndarray:
 
 
 def _names(dataset: ImageDataset) -> list[bytes]:
-    """Paths of images; names such as 'digits[17]' where they are no files."""
+    """Paths of images; names such as 'digits[17]' where they are not files."""
     if isinstance(dataset.source, Files):
         return dataset.source.names[dataset.positions].tolist()
     return [os.fsencode(dataset.describe(i)) for i in range(len(dataset))]

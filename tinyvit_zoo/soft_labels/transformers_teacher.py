@@ -76,7 +76,7 @@ def find_transformers_teacher(name: str, **settings: Any) -> Teacher | None:
         **settings: Of `Teacher`.
 
     Raises:
-        ModelError: If it is one and cannot be loaded, is no classifier, or has a preprocessing that cannot be followed.
+        ModelError: If it is one and cannot be loaded, is not a classifier, or its preprocessing cannot be followed.
         MissingExtraError: If it is one and transformers is not installed.
     """
     page = find_page(name)

@@ -1,6 +1,6 @@
 """The contraction factors of TinyViT (paper Sec. 3.2 and supplement A), and smaller models around a given one.
 
-Candidates of a step meet the same limit of parameters, so that accuracy compares them: of neighbours that differ in
+Candidates of a step meet the same limit of parameters, so that accuracy compares them: of neighbors that differ in
 size, the largest would always win. Each contracts one factor, or none, and then narrows all stages alike until it is
 within the limit: by the paper, the width saves most parameters, and a narrower model is given more depth in stage 3.
 """
@@ -87,11 +87,11 @@ def factors_of(model: nn.Module, name: str) -> Factors:
         name: Of the model, for messages.
 
     Raises:
-        EvaluationError: If it is no TinyViT, or its heads have different widths.
+        EvaluationError: If it is not a TinyViT, or its heads have different widths.
     """
     if not isinstance(model, TinyViT):
         raise EvaluationError(
-            f'{name} is no TinyViT of this package, and only these have the factors that are contracted: start from '
+            f'{name} is not a TinyViT of this package, and only these have the factors that are contracted: start from '
             'one, such as tinyvit_21m_224.'
         )
     first, *rest = model.stages

@@ -50,6 +50,6 @@ class EpochLosses:
         return {name: values[-last if last else 0 :].mean().item() for name, values in self.settled.items()}
 
     def first_without_number(self) -> int | None:
-        """The first settled update, from 1, whose loss is no number; None if all are."""
+        """The first settled update, from 1, whose loss is not a number; None if all are."""
         bad = ~self.settled['loss'].isfinite()
         return int(bad.nonzero()[0]) + 1 if bad.any() else None

@@ -56,7 +56,7 @@ def estimate(
         **run: See `TrainingLoop`.
 
     Raises:
-        EvaluationError: For a reason of `TrainingLoop`, or if a loss is no number.
+        EvaluationError: For a reason of `TrainingLoop`, or if a loss is not a number.
     """
     loop = TrainingLoop(task, recipe, Path(), **run)
     loader: Any = loop.loader(views, sampler)
@@ -71,7 +71,7 @@ def estimate(
             optimizer.step()
             optimizer.zero_grad()
             if not outputs['loss'].isfinite():  # waits for the device, too
-                raise EvaluationError('The first loss is no number: choose a lower --lr, or --precision no.')
+                raise EvaluationError('The first loss is not a number: choose a lower --lr, or --precision no.')
             seconds = time.perf_counter() - began
     steps = len(loader) * recipe.epochs
     updates = steps // accelerator.gradient_accumulation_steps

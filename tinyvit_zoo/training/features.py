@@ -109,7 +109,7 @@ def distil_features(
         loss: 'smooth_l1' on whitened targets, or 'cosine'; see `distill.feature_targets.feature_loss`.
         dense_weight: Share of the dense features in the loss, from 0 to 1; the rest is that of the pooled ones.
         img_size: (H, W) of the student's images, where it is a name.
-        teacher_img_size: (H, W) of the teacher's images, where it is no `FeatureTeacher`; None for its own.
+        teacher_img_size: (H, W) of the teacher's images, where it is not a `FeatureTeacher`; None for its own.
         **run: See `TrainingLoop`; `seed` is also that of the views, the maps, and a student by name.
 
     Raises:

@@ -403,7 +403,7 @@ class _Epoch:
 
 
 def _settle(epoch: _Epoch) -> None:
-    """Settle the losses so far; stop where one is no number."""
+    """Settle the losses so far; stop where one is not a number."""
     epoch.losses.settle()
     bad = epoch.losses.first_without_number()
     if bad is not None:

@@ -85,7 +85,7 @@ def load_teacher(
         drop_path: Of its last block, rising from 0, while it teaches.
 
     Raises:
-        EvaluationError: If it is no plain ViT, fine-tuned, or has no such block.
+        EvaluationError: If it is not a plain ViT, fine-tuned, or has no such block.
         ModelError: On an unknown name, or a model of transformers that cannot be loaded.
         CheckpointError: If the weights cannot be found, read or matched.
         MissingExtraError: If it needs transformers, which is not installed.
@@ -219,7 +219,7 @@ def tinymim_form(
         if width % last_heads:
             raise EvaluationError(
                 f'The teacher has {last_heads} heads in its block {teacher.block}, and the width {width} of the {size} '
-                'student is no multiple of them: choose another teacher, or another --target.'
+                'student is not a multiple of them: choose another teacher, or another --target.'
             )
     try:
         if reconstruct:

@@ -189,7 +189,7 @@ def _check(student: nn.Module, size: tuple[int, int], facts: dict[str, Any], the
         raise EvaluationError('All parameters of the student are frozen: let some be trained (requires_grad_).')
     if size[0] * theirs[1] != size[1] * theirs[0]:
         raise EvaluationError(
-            f"The student's images of {size[0]}x{size[1]} are padded otherwise than the teacher's of "
+            f"The student's images of {size[0]}x{size[1]} are padded differently from the teacher's of "
             f'{theirs[0]}x{theirs[1]}: give them the same ratio of height and width.'
         )
     parameter = next(student.parameters())

@@ -73,7 +73,7 @@ def load_transformers_vit(page: Page, size: tuple[int, int] | None = None, drop_
         drop_path: Of its last block, rising from 0.
 
     Raises:
-        EvaluationError: If it is no plain ViT, or takes no such images.
+        EvaluationError: If it is not a plain ViT, or takes no such images.
         ModelError: If it cannot be loaded, or its preprocessing cannot be followed.
         MissingExtraError: If transformers is not installed.
     """
@@ -95,7 +95,7 @@ def as_plain_vit(model: nn.Module, name: str, size: tuple[int, int], drop_path: 
         drop_path: Of its last block, rising from 0.
 
     Raises:
-        EvaluationError: If it is no plain ViT, or takes no such images.
+        EvaluationError: If it is not a plain ViT, or takes no such images.
     """
     tensors = _as_ours(model, name)
     try:

@@ -114,7 +114,7 @@ def with_hard_weight(objective: WeightDistillation, hard_weight: float) -> Weigh
     (1 - alpha in Mini-DeiT, alpha in Mini-Swin); 0 in both recipes.
 
     Raises:
-        EvaluationError: If it is no share.
+        EvaluationError: If it is not a share.
     """
     if not 0 <= hard_weight <= 1:
         raise EvaluationError(f'The share of hard labels must be from 0 to 1, not {hard_weight:g}.')

@@ -19,7 +19,7 @@ const VALUE = 2;
 /**
  * @param {ArrayBuffer} buffer
  * @returns {OnnxFile}
- * @throws {Error} If it is no ONNX file.
+ * @throws {Error} If it is not an ONNX file.
  */
 export function readOnnx(buffer) {
   const file = { metadata: {}, inputs: [], outputs: [] };
@@ -37,9 +37,9 @@ export function readOnnx(buffer) {
       if (field === OUTPUT) file.outputs.push(text(new Map(messages(bytes)).get(NAME)));
     }
   } catch {
-    throw new Error('This is no ONNX file, or a damaged one.');
+    throw new Error('This is not an ONNX file, or a damaged one.');
   }
-  if (!file.inputs.length || !file.outputs.length) throw new Error('This is no ONNX file, or a damaged one.');
+  if (!file.inputs.length || !file.outputs.length) throw new Error('This is not an ONNX file, or a damaged one.');
   return file;
 }
 

@@ -1,6 +1,6 @@
 /**
  * Resizing of 8-bit images with antialiasing, to the bit as Pillow 13 does it: two passes, weights as integers of 22
- * bits, and whole grey levels in between.
+ * bits, and whole gray levels in between.
  */
 
 const BITS = 22;

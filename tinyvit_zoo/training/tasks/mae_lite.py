@@ -52,7 +52,7 @@ class _DMaeStudent(nn.Module):
     def __init__(self, form: DMae) -> None:
         super().__init__()
         self.model, self.attn_adapter, self.hidden_adapter = form.model, form.attn_adapter, form.hidden_adapter
-        self._form = [form]  # in a list: the teacher is no part of this module
+        self._form = [form]  # in a list: the teacher is not part of this module
 
     def forward(self, image: torch.Tensor, mask_ratio: float, noise: torch.Tensor) -> DMaeOutput:
         return self._form[0](image, mask_ratio, noise=noise)

@@ -54,7 +54,7 @@ class WeightDistillationTask(TrainingTask):
         self.objective, self.layers, self.mixup = objective, layers, mixup
         self.criterion = create_classification_loss(soft_targets=mixup is not None, smoothing=smoothing)
         self.compiles = not (objective.relation_weight or objective.hidden_weight)
-        # Class tokens that only one of them has are no partners of any patch.
+        # Class tokens that only one of them has are not partners of any patch.
         self.drop_prefix = getattr(model, 'num_prefix_tokens', 0) != getattr(teacher, 'num_prefix_tokens', 0)
         cfg = cast(Any, model).pretrained_cfg
         for name in ('mean', 'std'):

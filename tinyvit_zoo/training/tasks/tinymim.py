@@ -23,7 +23,7 @@ class TinyMimTask(TrainingTask):
         super().__init__(verbose=False)
         self.trainable_module = form.student
         self.teacher = form.teacher  # goes to the device with the task
-        self._form, self.autocast = [form], autocast  # in a list: it is no module of the task a second time
+        self._form, self.autocast = [form], autocast  # in a list: it is not a module of the task a second time
 
     def forward(  # type: ignore[override]  # timm's base class knows (input, target) only
         self, student: torch.Tensor, teacher: torch.Tensor, noise: torch.Tensor

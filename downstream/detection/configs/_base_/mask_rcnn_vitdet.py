@@ -4,7 +4,7 @@ Source: MAE-Lite, projects/eval_tools/det/mask_rcnn_vitdet_t_100ep.py, on detect
 configs/common/models/mask_rcnn_vitdet.py: two convolutions in the RPN, LayerNorms in the heads, a box head of four
 convolutions and one layer. The backbone makes its own pyramid of five maps, so there is no neck.
 
-`pad_size_divisor` is the image size: every image is padded to that square after normalisation, as detectron2's
+`pad_size_divisor` is the image size: every image is padded to that square after normalization, as detectron2's
 `square_pad` does, in training and in testing.
 """
 
