@@ -529,7 +529,7 @@ def test_classify_takes_either_a_model_or_a_file(cli, exported, photos, tmp_path
         (('--onnx', exported, '--model', 'tinyvit_5m_224'), '--onnx'),
         (('--onnx', exported, '--img-size', 64), 'size'),
         (('--onnx', tmp_path / 'x.onnx'), 'cannot be opened'),
-        (('--onnx', tmp_path / 'none.onnx'), 'no file'),
+        (('--onnx', tmp_path / 'none.onnx'), 'not a file'),
     ):
         code, _, err = cli('classify', photos / '00.png', *args)
         assert code
