@@ -34,7 +34,7 @@ import timm
 import torch
 from kills import Group, files_of
 from matplotlib.figure import Figure
-from seeds import interval, results_of, seeds_parser, versions, write_json
+from seeds import interval, results_of, seeds_parser, sign_of, versions, write_json
 from torch import nn
 from tqdm import tqdm
 
@@ -304,9 +304,7 @@ def summarise(results: dict[int, dict]) -> dict:
 
 def verdict(mean: float, half_width: float) -> str:
     """Of a difference that the method has above 0."""
-    if abs(mean) <= half_width:
-        return 'undecided'
-    return 'it helps' if mean > 0 else 'IT HARMS'
+    return {0: 'undecided', 1: 'it helps', -1: 'IT HARMS'}[sign_of(mean, half_width)]
 
 
 def table(summary: dict, results: dict[int, dict]) -> str:

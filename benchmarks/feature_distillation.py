@@ -23,7 +23,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from seeds import interval, seed_file, seeds_parser, versions, write_json
+from seeds import interval, seed_file, seeds_parser, sign_of, versions, write_json
 from timm.task import FeatureDistillationTask
 from torch import nn
 from torch.utils.data import Dataset
@@ -245,9 +245,7 @@ def table(summary: dict, seeds: int) -> str:
         lines.append(f'  {name:34s}' + ''.join(f'{cell:>20s}' for cell in cells))
     lines.append('Paired differences')
     for pair in summary['pairs']:
-        sure = (
-            'above 0' if pair['mean'] > pair['half_width'] else 'below 0' if -pair['mean'] > pair['half_width'] else ''
-        )
+        sure = {0: '', 1: 'above 0', -1: 'below 0'}[sign_of(pair['mean'], pair['half_width'])]
         what = f'{pair["one"]} - {pair["other"]}, {pair["measure"]}'
         lines.append(f'  {what:76s}{pair["mean"]:+7.2f} ± {pair["half_width"]:5.2f}  {sure}')
     return '\n'.join(lines)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from seeds import interval
+from seeds import interval, sign_of
 
 from tinyvit_zoo.common.files import new_file
 
@@ -80,9 +80,7 @@ def summarise(results: dict[str, dict[int, dict]], parts: Sequence[str]) -> dict
 
 def verdict(mean: float, half_width: float) -> str:
     """Of a difference that a paper has above 0."""
-    if abs(mean) <= half_width:
-        return 'undecided'
-    return 'holds' if mean > 0 else 'REVERSED'
+    return {0: 'undecided', 1: 'holds', -1: 'REVERSED'}[sign_of(mean, half_width)]
 
 
 def table(summary: dict, results: dict[str, dict[int, dict]]) -> str:

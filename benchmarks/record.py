@@ -1,11 +1,16 @@
 """Measures this processor, keeps its rows in `benchmarks/results/`, and writes the tables of README and docs/speed.md.
 
     python benchmarks/record.py                  # about 5 minutes on a core that nothing else uses
+    python benchmarks/record.py --zoo            # what the zoo browser shows beside those: about 5 minutes
     python benchmarks/record.py --emulate-avx2   # the same processor with AVX-512 switched off: a file of its own
     python benchmarks/record.py --csv FILE       # rows and targets alone; no page is written (`make bench`)
 
 One thread, process CPU time, the variants in turn. Rows take the place of those of earlier commits one run after the
 other; a stopped record is taken up by the same command at the same commit. A GPU: `benchmarks/gpu.py`.
+
+`--zoo` measures every architecture of the zoo that the tables leave out, as created and in deploy form, and timm's
+models of the zoo browser as created: one image at the model's own size. The rows stand in the same file; the tables
+do not change, and `tinyvit-zoo browser build` shows them.
 """
 
 import argparse
@@ -20,14 +25,19 @@ import tables
 import torch
 
 from tinyvit_zoo.bench import Row, Settings, bench_variants, read_rows, write_rows
+from tinyvit_zoo.browser.zoo import is_own_size
 from tinyvit_zoo.common.paired_timing import cpu_name
+from tinyvit_zoo.releases import all_releases
+from tinyvit_zoo.releases.rivals import RIVALS
 
-__all__ = ['Run', 'against_targets', 'file_name', 'main', 'measure', 'merged', 'runs']
+__all__ = ['Run', 'against_targets', 'file_name', 'main', 'measure', 'merged', 'runs', 'zoo_runs']
 
 EMULATED = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2')
 """What torch, oneDNN and MKL read when they are loaded."""
 ROUNDS = {8: 7, 4: 5, 1: 25}
 """By batch: small ones are short, and noisy."""
+ZOO_ROUNDS = 7
+"""Of one image: the largest of the zoo take seconds."""
 
 TARGETS = {
     'AVX2': {('created', 8): 1.55, ('deploy', 8): 1.60, ('deploy', 1): 1.10},
@@ -52,6 +62,15 @@ def runs(comparisons: Iterable[tables.Comparison] = tables.COMPARISONS) -> list[
     return [
         (pairs, batch, Settings(train=train, rounds=ROUNDS[batch])) for (_, _, train, batch), pairs in grouped.items()
     ]
+
+
+def zoo_runs() -> list[Run]:
+    """One run for each architecture that the zoo browser shows at its own size and `runs` does not measure."""
+    measured = {pair for pairs, batch, settings in runs() if batch == 1 and not settings.train for pair in pairs}
+    wanted = {release.architecture: ('created', 'deploy') for release in all_releases()}
+    wanted |= {rival.architecture: ('created',) for rival in RIVALS if is_own_size(rival)}
+    left = ([(model, form) for form in forms if (model, form) not in measured] for model, forms in wanted.items())
+    return [(pairs, 1, Settings(rounds=ZOO_ROUNDS)) for pairs in left if pairs]
 
 
 def measure(all_runs: Iterable[Run], file: Path) -> list[Row]:
@@ -110,6 +129,7 @@ def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--emulate-avx2', action='store_true', help='with AVX-512 switched off')
+    parser.add_argument('--zoo', action='store_true', help='the other models of the zoo browser, one image each')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='keep the rows there, and leave the pages as they are')
     args = parser.parse_args()
     if args.emulate_avx2 and any(os.environ.get(name) != value for name, value in EMULATED.items()):
@@ -117,7 +137,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, *sys.argv], env={**os.environ, **EMULATED}, check=False)
         raise SystemExit(done.returncode)
     file = args.csv or tables.RESULTS / file_name(args.emulate_avx2)
-    rows = measure(runs(), file)
+    rows = measure(zoo_runs() if args.zoo else runs(), file)
     if args.csv is None:
         for path, text in tables.pages().items():
             tables.write_whole(path, text.encode())

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
 import timm
 import torch
 from tqdm import tqdm
@@ -18,8 +17,9 @@ from tqdm import tqdm
 import tinyvit_zoo
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.paired_timing import timed
+from tinyvit_zoo.downstream.statistics import half_width
 
-__all__ = ['interval', 'results_of', 'seed_file', 'seeds_parser', 'versions', 'write_json']
+__all__ = ['interval', 'results_of', 'seed_file', 'seeds_parser', 'sign_of', 'versions', 'write_json']
 
 
 def results_of(
@@ -93,4 +93,11 @@ def write_json(path: Path, value: dict) -> None:
 def interval(values: list[float]) -> dict[str, float]:
     """Mean of at least two values, and half the width of its 95 % interval (Student's t)."""
     spread = statistics.stdev(values) / len(values) ** 0.5
-    return dict(mean=statistics.mean(values), half_width=float(scipy.stats.t.ppf(0.975, len(values) - 1)) * spread)
+    return dict(mean=statistics.mean(values), half_width=float(half_width(spread, len(values))))
+
+
+def sign_of(mean: float, half_width: float) -> int:
+    """1 or -1 for a difference whose interval is above or below 0, 0 where the interval holds 0."""
+    if abs(mean) <= half_width:
+        return 0
+    return 1 if mean > 0 else -1

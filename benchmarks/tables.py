@@ -90,13 +90,22 @@ class Column:
 
 
 def columns(results: Path = RESULTS) -> list[Column]:
-    """AVX2, AVX-512 and the H200: the newest file of each."""
-    files = {path: tuple(read_rows(path)) for path in sorted(results.glob('*.csv'))}
+    """AVX2, AVX-512 and the H200: the newest file of each, without rows of which no table tells."""
+    files = {path: tuple(filter(_is_compared, read_rows(path))) for path in sorted(results.glob('*.csv'))}
     files = {path: rows for path, rows in files.items() if rows}
     return [
         *(_cpu_column(title, isa, files) for title, isa in {'AVX2': 'AVX2', 'AVX-512': 'AVX512'}.items()),
         _gpu_column('H200', files, results / 'earlier' / 'nvidia_h200.csv'),
     ]
+
+
+def _is_compared(row: Row) -> bool:
+    """Whether a row belongs to a comparison, as one of its sides."""
+    return any(
+        row.first == f'{line.first} {line.first_form}'
+        and (row.model, row.form) in ((line.model, line.form), (line.first, line.first_form))
+        for line in COMPARISONS
+    )
 
 
 def _cpu_column(title: str, isa: str, files: Mapping[Path, tuple[Row, ...]]) -> Column:

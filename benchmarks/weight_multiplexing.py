@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
-from seeds import interval, results_of, seeds_parser, versions, write_json
+from seeds import interval, results_of, seeds_parser, sign_of, versions, write_json
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from timm.models import VisionTransformer
@@ -225,9 +225,7 @@ def summarise(results: dict[int, dict]) -> dict:
 
 def verdict(mean: float, half_width: float) -> str:
     """Of a difference that the paper has above 0."""
-    if abs(mean) <= half_width:
-        return 'undecided'
-    return 'as in the paper' if mean > 0 else 'REVERSED'
+    return {0: 'undecided', 1: 'as in the paper', -1: 'REVERSED'}[sign_of(mean, half_width)]
 
 
 def table(summary: dict, results: dict[int, dict]) -> str:

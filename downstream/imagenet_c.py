@@ -3,6 +3,7 @@
 'Benchmarking Neural Network Robustness to Common Corruptions and Perturbations', ICLR, sections 3 and 4.1.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
-from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.common.hashes import json_hash, state_hash
 from tinyvit_zoo.common.processes import Processes
 from tinyvit_zoo.common.text import first_few
 from tinyvit_zoo.data.class_map import readable, synsets
@@ -130,7 +131,8 @@ def evaluate_corruptions(
         model: Any timm model with outputs for the classes of ImageNet-1k.
         root: Folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, with or without the archives' folders noise, blur, weather and
             digital in between.
-        keep: JSON file for finished sets; a file of another root, other weights or settings is overwritten.
+        keep: JSON file for finished sets; a file of another root, other weights or settings, or one that was edited, is
+            overwritten, and a set whose files have other names or sizes is classified again.
         clean_error: Top-1 error in % on the uncorrupted images, for the relative mCE.
         overrides: See `imagenet.preprocessing`. The images are crops already, so by default they are not cropped.
         **options: As in `imagenet.evaluate`.
@@ -156,11 +158,13 @@ def evaluate_corruptions(
     for (name, severity), folder in folders.items():
         what = f'{name}/{severity}'
         dataset = _read_set(folder, f'imagenet-c/{what}')
-        entry = done.get(what)
-        if entry is None or entry['images'] != len(dataset) or 'by_class' not in entry:
-            entry = done[what] = _entry(evaluate(model, dataset, overrides=overrides, **options))
+        entry, files = done.get(what), _names_and_sizes(dataset)
+        if entry is None or entry['files'] != files:
+            scores = evaluate(model, dataset, overrides=overrides, **options)
+            entry = done[what] = dict(_entry(scores), files=files)
             if keep and processes.rank == 0:
-                write_whole(keep, (json.dumps(dict(key=key, done=done), indent=2) + '\n').encode())
+                kept = dict(key=key, done=done, sha256=json_hash(done))
+                write_whole(keep, (json.dumps(kept, indent=2) + '\n').encode())
         compared = entry['compared']
     return Corruptions(
         errors=_by_severity(done, lambda entry: 100 * entry['wrong'] / entry['images']),
@@ -183,6 +187,14 @@ def _entry(scores: Scores) -> dict[str, Any]:
         by_class=json.dumps({name: [right, images] for name, right, images in classes if images}),
         compared=scores.compared,
     )
+
+
+def _names_and_sizes(dataset: ImageDataset) -> str:
+    """sha256 (hex) of the names and sizes of all files: reading the millions of files themselves would take hours."""
+    digest = hashlib.sha256()
+    for position in dataset.positions:
+        digest.update(hashlib.sha256(dataset.source.outline(int(position))).digest())
+    return digest.hexdigest()
 
 
 def _by_severity(done: Mapping[str, Any], number: Callable[[Mapping[str, Any]], float]) -> dict[str, tuple[float, ...]]:
@@ -226,6 +238,7 @@ def _read(path: Path | None, key: dict[str, Any]) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-        return content['done'] if content['key'] == key else {}
-    except (ValueError, KeyError, TypeError) as e:
+        whole = content.get('sha256') == json_hash(content['done'])  # neither edited nor of an earlier version
+        return content['done'] if whole and content['key'] == key else {}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise EvaluationError(f'{path} is not a record of an earlier run: remove it.') from e

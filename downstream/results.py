@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 import timm
 import torch
+from timm.models._input import get_model_input_config
 from torch import nn
 
 import tinyvit_zoo
@@ -50,7 +51,8 @@ def record(
         **more: Settings and numbers of the evaluator, added at the end.
 
     Returns:
-        Plain JSON values: evaluator, model, data, seed, versions, machine, command line, time, and `more`.
+        Plain JSON values: evaluator, model with the size of its images, data, seed, versions, machine, command line,
+        time, and `more`.
     """
     data: dict[str, Any] | None = None
     if isinstance(dataset, Mapping):
@@ -87,6 +89,7 @@ def _model(model: nn.Module, name: str | None) -> dict[str, Any]:
         architecture=cfg.get('architecture') or type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         weights_sha256=state_hash(model),
+        input_size=get_model_input_config(model)['input_size'] if cfg else None,  # (C, H, W) that it was built for
     )
 
 

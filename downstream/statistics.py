@@ -4,10 +4,13 @@ Shape legend: `N` images, `K` classes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
-__all__ = ['accuracies', 'confusion_matrix', 'wilson']
+from tinyvit_zoo.common.extras import needs_extra
+
+__all__ = ['accuracies', 'confusion_matrix', 'half_width', 'wilson']
 
 
 def wilson(accuracy: float, images: int) -> tuple[float, float]:
@@ -19,6 +22,21 @@ def wilson(accuracy: float, images: int) -> tuple[float, float]:
     middle = share + z**2 / (2 * images)
     half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     return 100 * (middle - half) / (1 + z**2 / images), 100 * (middle + half) / (1 + z**2 / images)
+
+
+def half_width(standard_error: Any, samples: int) -> Any:
+    """Half the width of the 95 % interval of a mean by Student's t.
+
+    Args:
+        standard_error: Of the mean, estimated from the samples; a float, or an array, whose shape the result has.
+        samples: At least 2, such as runs with seeds of their own, or batches of a jackknife.
+
+    Raises:
+        MissingExtraError: If SciPy is missing.
+    """
+    with needs_extra('eval'):
+        from scipy.stats import t
+    return t.ppf(0.975, samples - 1) * standard_error
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, K: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import csv
 import functools
 import http.server
 import io
+import itertools
 import json
 import re
 import shutil
@@ -48,6 +49,7 @@ QUIET = (
     '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-default-apps',
     '--disable-domain-reliability', '--disable-client-side-phishing-detection',
     '--disable-features=OptimizationHints,MediaRouter,Translate,NetworkTimeServiceQuerying',
+    '--js-flags=--liftoff-only',  # to optimize WebAssembly costs more than these small models take
 )  # fmt: skip
 BROWSERS_OWN = ('google.com', 'googleapis.com')  # which Chromium asks whatever page it shows
 LABELS = [f'kind {i}' for i in range(12)]
@@ -64,16 +66,22 @@ for (const kind of ['dragenter', 'dragover', 'drop']) {
 }
 """
 RUN = """
-const [model, image, done] = arguments;
+const [models, images, done] = arguments;
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 (async () => {
   const { Trial } = await import('/js/trial/trial.js');
   const trial = new Trial(() => {});
-  trial.useModel(bytes(model).buffer, 'model.onnx');
-  await trial.useImage(new Blob([bytes(image)]));
-  const { seen, values } = await trial.run();
+  const found = [];
+  for (const model of models) {
+    trial.useModel(bytes(model).buffer, 'model.onnx');
+    for (const image of images) {
+      await trial.useImage(new Blob([bytes(image)]));
+      const { seen, values } = await trial.run();
+      found.push({ seen: [...seen.data], size: [seen.height, seen.width], values });
+    }
+  }
   trial.stop();
-  done({ seen: [...seen.data], size: [seen.height, seen.width], values });
+  done(found);
 })().catch((error) => done({ error: error.message }));
 """
 
@@ -282,6 +290,18 @@ def test_the_plot_has_a_point_for_every_model_with_both_values_and_the_front_of_
         ));
     """)
     assert apart  # no label is struck through by the front
+    page.open('?compare=' + ','.join(f'tinyvit_21m_{side}.dist_in22k_ft_in1k' for side in (512, 384, 224)))
+    distances = page.run("""
+        const between = (low, value, high) => Math.max(low - value, 0, value - high);
+        const rings = [...document.querySelectorAll('.chosen .target')].map((ring) => ring.getBBox());
+        const boxes = [...document.querySelectorAll('.labels text')].map((label) => label.getBBox());
+        return boxes.flatMap((box) => rings.map((ring) => Math.hypot(
+          between(box.x, ring.x + ring.width / 2, box.x + box.width),
+          between(box.y, ring.y + ring.height / 2, box.y + box.height),
+        ) - ring.width / 2));
+    """)
+    assert len(distances) >= 9
+    assert min(distances) > -1.5  # nor drawn over the ring of what is chosen; a box is higher than its letters
     page.open('?x=ms&scale=linear')
     measured = [model for model in known if model['measured']]
     assert page.run("return document.querySelectorAll('.point').length") == len(measured)
@@ -302,6 +322,9 @@ def test_all_of_it_goes_by_keyboard(page):
     press(page, keys.ENTER)
     assert page.text('#details-title') == second
     assert page.run('return document.activeElement.id') == 'details'
+    page.run("document.querySelector('#details .buttons button:last-child').focus()")
+    press(page, keys.ENTER)  # Close
+    assert page.run('return document.activeElement.dataset.name') == second
     page.open('?model=tinyvit_5m_224.in1k')
     page.run("document.querySelector('[role=tab]').focus()")
     press(page, keys.ARROW_RIGHT)
@@ -321,6 +344,8 @@ def test_up_to_four_models_are_compared(page):
     assert not page.run("return document.querySelector('#rows tbody tr:nth-child(5) input').checked")
     assert page.text('#full').startswith('Four models are compared already')
     assert page.driver.current_url.endswith(f'&compare={",".join(chosen)}')
+    widths = "return [...document.querySelectorAll('.compared thead th')].map((cell) => Math.round(cell.clientWidth))"
+    assert len(set(page.run(widths))) == 1
     page.click('.compared .remove')
     assert page.run("return document.querySelectorAll('.compared thead th').length") == 3
     assert page.run("return document.querySelector('#full').hidden")
@@ -338,6 +363,9 @@ def test_an_address_that_says_nonsense_shows_what_is_usual(page):
     assert page.run("return document.querySelectorAll('.compared .name').length") == 1
     page.open('?q=.*%5B(')  # words, not a pattern
     assert page.names() == []
+    page.open('/index.html')  # two slashes: another host where it is taken for an address
+    page.click('#timm')
+    assert page.driver.current_url.endswith('//index.html?timm=0')
 
 
 def test_back_closes_a_model_that_was_opened(page):
@@ -418,23 +446,20 @@ def test_an_image_is_classified_as_in_pytorch(page, demo):
     assert shown_best(page) == [(label, pytest.approx(p, abs=0.06)) for label, p in torch_best(demo, image)]
 
 
-@pytest.mark.parametrize(
-    ('name', 'type', 'content', 'words'),
-    [
+def test_what_is_neither_image_nor_model_is_reported_in_a_sentence(page):
+    page.open()
+    for name, type, content, words in (
         ('notes.txt', 'text/plain', b'no model', 'notes.txt is neither an image nor an ONNX file.'),
         ('model.onnx', '', b'no model at all', 'This is not an ONNX file, or a damaged one.'),
         ('empty.onnx', '', b'', 'This is not an ONNX file, or a damaged one.'),
-        ('photo.png', 'image/png', b'no image', 'This file is not an image that the browser knows.'),
+        ('photo.png', 'image/png', b'no image', 'The browser cannot decode this file'),
         ('other.onnx', '', OTHER_ONNX, 'This file does not say how images are prepared'),
-    ],
-)
-def test_what_is_neither_image_nor_model_is_reported_in_a_sentence(page, name, type, content, words):
-    page.open()
-    page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
-    page.until("return !document.querySelector('#trial .notice').hidden")
-    assert page.text('#trial .notice').startswith(words)
-    page.click('.samples button')
-    assert len(shown_best(page)) == 5  # it goes on
+    ):
+        page.run(DROP, [[name, type, base64.b64encode(content).decode()]])
+        page.until("return !document.querySelector('#trial .notice').hidden")
+        assert page.text('#trial .notice').startswith(words), name
+        page.click('.samples button')
+        assert len(shown_best(page)) == 5, name  # it goes on
 
 
 def test_a_model_that_the_runtime_refuses_is_not_met_again(page):
@@ -480,21 +505,149 @@ def rectangular(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
     return model, path
 
 
-@pytest.mark.parametrize(('width', 'height'), [(150, 97), (41, 200)], ids=str)
-def test_pixels_are_those_of_pillow_and_logits_those_of_pytorch(page, rectangular, demo, width, height):
+def test_pixels_are_those_of_pillow_and_logits_those_of_pytorch(page, rectangular, demo):
     square = timm.create_model(f'local-dir:{demo / "model"}', pretrained=True).eval()
-    image = noise(width, width, height)
     files = [(square, page.folder / 'site' / 'trial' / 'model.onnx'), rectangular]
-    for model, file in files:
-        page.driver.set_script_timeout(60)
-        found = page.driver.execute_async_script(RUN, base64.b64encode(file.read_bytes()).decode(), png(image))
+    images = [noise(width, width, height) for width, height in ((150, 97), (41, 200), (1, 300))]
+    page.driver.set_script_timeout(60)
+    given = [base64.b64encode(file.read_bytes()).decode() for _, file in files], [png(image) for image in images]
+    found = page.driver.execute_async_script(RUN, *given)
+    assert len(found) == 6, found
+    for (model, image), one in zip(itertools.product([model for model, _ in files], images), found, strict=True):
         config = model_data_config(model)
         pixels = create_transform(**config, is_training=False, normalize=False)(image)
-        assert np.array_equal(np.reshape(found['seen'], (*found['size'], 3)), pixels.permute(1, 2, 0))
+        assert np.array_equal(np.reshape(one['seen'], (*one['size'], 3)), pixels.permute(1, 2, 0)), image.size
         batch = create_transform(**config, is_training=False)(image)[None]
         with torch.inference_mode():
             logits = model(batch)[0]
-        assert (torch.tensor(found['values']) - logits).abs().max() < 1e-4
+        assert (torch.tensor(one['values']) - logits).abs().max() < 1e-4, image.size
+
+
+SAYS = """
+const [edits, done] = arguments;
+const usual = {
+  input_size: [3, 32, 32], mean: [0, 0, 0], std: [1, 1, 1], interpolation: 'bicubic',
+  crop_pct: 0.9, crop_mode: 'center',
+};
+import('/js/trial/preprocess.js').then(({ readPreprocessing }) => done(edits.map((edit) => {
+  try {
+    readPreprocessing({ preprocessing: JSON.stringify(edit && { ...usual, ...edit }) });
+    return '';
+  } catch (error) {
+    return error.message;
+  }
+})));
+"""
+
+
+def test_a_file_that_says_nonsense_of_itself_is_not_computed_with(page):
+    damaged = (
+        None, dict(crop_pct=0), dict(crop_pct=-1), dict(crop_pct='x'), dict(crop_pct=1e-6), dict(crop_pct=2),
+        dict(input_size=[3]), dict(input_size=[3, 'a', None]), dict(input_size=[3, 2.5, 32]), dict(mean=[0.5]),
+        dict(mean=['a', 1, 2]), dict(std=[0, 1, 1]), dict(std=None),
+    )  # fmt: skip
+    others = {
+        'cannot resize by': dict(interpolation='constructor'),
+        'cannot crop by': dict(crop_mode='border'),
+        'takes 1 channel,': dict(input_size=[1, 32, 32], mean=[0], std=[1]),
+        'too large for this page': dict(input_size=[3, 10**6, 10**6]),
+    }
+    said = page.driver.execute_async_script(SAYS, [{}, *damaged, *others.values()])
+    assert said[0] == ''
+    assert set(said[1 : 1 + len(damaged)]) == {'What this file says of itself is damaged: export it anew.'}
+    assert [words in line for words, line in zip(others, said[1 + len(damaged) :], strict=True)] == [True] * len(others)
+
+
+def test_text_of_a_file_or_of_the_data_is_never_html(page):
+    import onnx
+
+    words = '<img src="x" onerror="hacked = 1">'
+    model = onnx.load(page.folder / 'site' / 'trial' / 'model.onnx')
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, metadata | dict(model=words, labels=json.dumps([words] * 12)))
+    page.open()
+    image = ['noise.png', 'image/png', png(noise(1, 40, 40))]
+    page.run(DROP, [['mine.onnx', '', base64.b64encode(model.SerializeToString()).decode()], image])
+    assert {label for label, _ in shown_best(page)} == {words}
+    assert page.text('.model-line').startswith(f'Model: {words}, 12 classes')
+    tags = page.driver.execute_async_script(
+        "import('/js/dom.js').then(({ link }) => arguments[0]("
+        "['javascript:hacked = 1', 'https://a.example'].map((address) => link(address, 'text').tagName)))"
+    )
+    assert tags == ['SPAN', 'A']
+    assert page.run("return [document.querySelectorAll('img[src=x]').length, window.hacked ?? null]") == [0, None]
+
+
+def test_from_a_model_of_ones_own_there_is_a_way_back_to_that_of_the_site(page, rectangular):
+    page.open()
+    assert page.run("return document.querySelector('.back').hidden")
+    file = base64.b64encode(rectangular[1].read_bytes()).decode()
+    page.run(DROP, [['mine.onnx', '', file], ['noise.png', 'image/png', png(noise(1, 40, 40))]])
+    shown_best(page)
+    assert '48 × 64 pixels' in page.text('.model-line')
+    page.run("document.querySelector('.back').focus()")
+    press(page, webdriver.Keys.ENTER)
+    page.until("return document.querySelector('.model-line').innerText.includes('mine, 12 classes')")
+    assert len(shown_best(page)) == 5  # of the image that was there
+    assert page.run("return [document.querySelector('.back').hidden, document.activeElement.id]") == [True, 'file']
+
+
+TWO = """
+const [models, image, done] = arguments;
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+(async () => {
+  const { Trial } = await import('/js/trial/trial.js');
+  const trial = new Trial(() => {});
+  await trial.useImage(new Blob([bytes(image)]));
+  trial.useModel(bytes(models[0]).buffer, 'first');
+  const first = trial.run();
+  trial.useModel(bytes(models[1]).buffer, 'second');
+  await first.catch(() => {});
+  const { seen } = await trial.run();
+  trial.stop();
+  done([seen.height, seen.width]);
+})().catch((error) => done(error.message));
+"""
+
+
+def test_a_model_that_is_given_while_another_is_made_ready_is_the_one_that_runs(page, rectangular):
+    files = [page.folder / 'site' / 'trial' / 'model.onnx', rectangular[1]]
+    models = [base64.b64encode(file.read_bytes()).decode() for file in files]
+    assert page.driver.execute_async_script(TWO, models, png(noise(0, 40, 40))) == [48, 64]
+
+
+PAIRS = """
+const [given, done] = arguments;
+import('/js/trial/sam.js').then(({ Sam }) => {
+  const sam = new Sam({});
+  const preprocessing = {
+    input_size: [3, 64, 64], mean: [0, 0, 0], std: [1, 1, 1], interpolation: 'bilinear',
+    crop_pct: 1, crop_mode: 'corner',
+  };
+  done(given.map((facts) => {
+    const metadata = { segment_anything: JSON.stringify(facts), preprocessing: JSON.stringify(preprocessing) };
+    try {
+      sam.use(new ArrayBuffer(0), { metadata });
+    } catch (error) {
+      return error.message.split(':')[0];
+    }
+    return sam.isWhole;
+  }));
+});
+"""
+
+
+def test_the_pair_of_another_segment_anything_takes_the_place_of_the_first(page):
+    part = {kind: dict(part=kind, img_size=[64, 64]) for kind in ('encoder', 'decoder')}
+    first, second = ([facts | dict(weights=weights) for facts in part.values()] for weights in 'ab')
+    given = [*first, *second, first[1], None, dict(part='__proto__'), first[0]]
+    damaged = 'What this file says of itself is damaged'
+    assert page.driver.execute_async_script(PAIRS, given) == [
+        False, True, False, True, False, damaged, damaged, True,
+    ]  # fmt: skip
+    other = [first[0], second[1], second[0]]
+    said = page.driver.execute_async_script(PAIRS, other)
+    assert said == [False, 'The two files are of different models or sizes', True]
 
 
 @pytest.fixture(scope='module')
@@ -581,7 +734,8 @@ def test_axe_finds_nothing_serious(page, scheme):
     if axe is None:
         pytest.skip('npm cannot fetch axe-core')
     page.open(
-        '?model=tinyvit_5m_224.dist_in22k_ft_in1k&compare=tinyvit_5m_224.in1k,tinyvit_11m_224.in1k', color_scheme=scheme
+        '?q=tiny&model=tinyvit_5m_224.dist_in22k_ft_in1k&compare=tinyvit_5m_224.in1k,tinyvit_11m_224.in1k',
+        color_scheme=scheme,
     )
     page.click('.samples button')
     shown_best(page)
@@ -600,7 +754,15 @@ def test_it_fits_320_pixels_and_moves_nothing_where_that_is_asked(page):
     page.open('?model=tinyvit_5m_224.in1k&compare=tinyvit_5m_224.in1k', width=320, height=640, reduced_motion='reduce')
     assert page.run('return document.documentElement.scrollWidth - document.documentElement.clientWidth') == 0
     assert page.run('return getComputedStyle(document.documentElement).scrollBehavior') == 'auto'
-    page.open(width=320, height=640)
+    last = "return document.querySelector('.explore').lastElementChild.className"
+    assert page.run(last) == ''  # the filters follow the plot, in what is seen and for the tabulator key
+    captions = (
+        "return [...document.querySelectorAll('caption span')].map((words) => words.getBoundingClientRect().right)"
+    )
+    assert len(page.run(captions)) == 2
+    assert max(page.run(captions)) < 320  # read without scrolling a table
+    page.open(height=640)
+    assert page.run(last) == 'stage'
     assert page.run('return getComputedStyle(document.documentElement).scrollBehavior') == 'smooth'
 
 

@@ -55,6 +55,9 @@ def test_what_is_no_such_model_ends_in_one_sentence(cli, file, tmp_path, monkeyp
     code, _, err = cli('sam', 'convert', tmp_path / 'nan.pt', target, '--img-size', 64)
     assert (code, '--allow-nonfinite' in err) == (1, True)
     complaint(cli('sam', 'convert', file, target, '--img-size', '100'), 'multiple of 16')
+    answer = cli('sam', 'export', tmp_path / 'none', '--encoder', tmp_path / 'a.onnx')
+    complaint(answer, 'No checkpoint at')
+    assert '--weights' not in answer[2]  # it is an argument there
     complaint(cli('sam', 'convert', file, target, '--img-size', '512x768'), 'not a square', code=2)
     assert not target.exists()
     target.mkdir()

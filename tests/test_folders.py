@@ -4,14 +4,17 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tinyvit_zoo.common import folders
-from tinyvit_zoo.common.files import new_file, process_mark
+from tinyvit_zoo.common.files import new_file, new_files, process_mark
 from tinyvit_zoo.common.folders import read_settled, swap_in
 from tinyvit_zoo.hub.folder import write_safetensors
 
@@ -188,3 +191,68 @@ def test_weights_whose_writer_was_killed_leave_nothing_after_the_next(tmp_path):
     with new_file(path) as new:
         write_safetensors(dict(weight=torch.zeros(1000)), new)
     assert sorted(tmp_path.iterdir()) == [next(file for file in left if file.name.startswith('.other')), path]
+
+
+def write_pair(folder: Path, text: str) -> None:
+    with new_files(*(folder / name for name in FILES)) as pair:
+        for file in pair:
+            file.write_text(text)
+
+
+def test_files_that_belong_together_are_never_an_old_and_a_new_one_on_disk(tmp_path, monkeypatch):
+    """A process may be killed before and after every step that changes a name."""
+    seen: list[set[str]] = []
+
+    def look() -> None:
+        seen.append({path.read_text() for name in FILES if (path := tmp_path / name).exists()})
+
+    def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+        def looking(*args: Any, **kwargs: Any) -> Any:
+            look()
+            done = step(*args, **kwargs)
+            look()
+            return done
+
+        return looking
+
+    write_pair(tmp_path, 'old')
+    with monkeypatch.context() as patch:
+        for name in ('rename', 'replace', 'unlink'):
+            patch.setattr(Path, name, watched(getattr(Path, name)))
+        write_pair(tmp_path, 'new')
+    assert {'old', 'new'} not in seen
+    assert seen[0] == {'old'}
+    assert seen[-1] == {'new'}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_files_that_belong_together_stay_when_an_error_comes_while_or_after_they_are_written(tmp_path, monkeypatch):
+    write_pair(tmp_path, 'old')
+    with pytest.raises(KeyError), new_files(*(tmp_path / name for name in FILES)):
+        raise KeyError
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'replace', lambda *names: (_ for _ in ()).throw(OSError('no room')))
+        with pytest.raises(OSError, match='no room'):
+            write_pair(tmp_path, 'new')
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, 'old')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='links need rights there')
+def test_of_a_link_the_folder_behind_it_is_replaced(tmp_path, way):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'real', target_is_directory=True)
+    for text in 'first', 'second':
+        save(tmp_path / 'link', text)
+        assert (tmp_path / 'disk' / 'real' / 'config.json').read_text() == text
+        assert (tmp_path / 'link').is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob('*') if path.is_dir()) == ['disk', 'link', 'real']
+    assert read_settled(tmp_path / 'link', (tmp_path / 'link' / 'config.json').read_text) == 'second'
+
+
+@pytest.mark.parametrize('name', ['.', '..', '/'])
+def test_a_folder_without_a_name_of_its_own_is_refused_in_a_sentence(tmp_path, monkeypatch, name):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with pytest.raises(FileExistsError, match='give the name of a folder'):
+        save(Path(name), 'text')
+    assert [path.name for path in tmp_path.iterdir()] == ['here']

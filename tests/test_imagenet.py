@@ -341,9 +341,9 @@ def test_classes_are_counted_over_all_corruptions(corrupted, tmp_path):
     assert result.classes_at_zero == []
     never = quiet(root, Oracle(one_hot([1, 1], 2)))  # never a
     assert (never.mean_per_class, never.classes_at_zero) == (50, ['a'])
-    # What an earlier version kept of a set has no classes: it is measured again.
+    # What an earlier version kept has no checksum, and of a set no classes: it is measured again.
     kept = json.loads((tmp_path / 'kept.json').read_text())
-    del kept['done']['fog/1']['by_class'], kept['done']['fog/1']['mean_per_class']
+    del kept['done']['fog/1']['by_class'], kept['done']['fog/1']['mean_per_class'], kept['sha256']
     (tmp_path / 'kept.json').write_text(json.dumps(kept))
     assert quiet(root, keep=tmp_path / 'kept.json') == result
 
@@ -413,6 +413,22 @@ def test_finished_sets_are_saved_and_skipped_by_the_next_run(corrupted, tmp_path
     hook.remove()
     other = Oracle(1 - torch.eye(2))  # the opposite answers
     assert quiet(root, other, keep=keep).mce != expected.mce
+
+
+def test_an_edited_set_and_one_of_other_images_are_classified_again(corrupted, tmp_path):
+    root, wrong = corrupted
+    keep = tmp_path / 'kept.json'
+    expected = quiet(root, keep=keep)
+    kept = json.loads(keep.read_text())
+    kept['done']['fog/1']['wrong'] = 0
+    keep.write_text(json.dumps(kept))
+    assert quiet(root, keep=keep) == expected
+    # As many images as before, and the first one is of the other class.
+    tree(tmp_path / 'other', dict(a=[1 - (wrong['fog'][0] > 0)], b=[]))
+    (tmp_path / 'other' / 'a' / '000.png').replace(root / 'fog' / '1' / 'a' / 'other.png')
+    (root / 'fog' / '1' / 'a' / '000.png').unlink()
+    step = -20 if wrong['fog'][0] else 20
+    assert quiet(root, keep=keep).errors['fog'][0] == pytest.approx(expected.errors['fog'][0] + step)
 
 
 def test_a_missing_set_and_a_damaged_file_are_one_sentence(corrupted, tmp_path):

@@ -272,7 +272,7 @@ def test_tables_of_a_paper_are_listed(cli):
         (('tinyvit/table4', '--only', 'xx'), "tinyvit/table4 has no row 'xx': --dry-run without --only shows its 24"),
         (('tinyvit/table4', '--only', ','), '--only names no row'),
         (('tinyvit',), 'tinyvit is a paper: --list tinyvit shows its tables'),
-        (('tinyvit/table4', '--ratios', '--dry-run'), '--ratios only measures speed: leave --scale and --dry-run out'),
+        (('tinyvit/table4', '--ratios', '--dry-run'), '--ratios measures and --dry-run does not: leave one of'),
         ((), 'Name a table, such as tinyvit/table4'),
     ],
     ids=['table', 'paper', 'row', 'no-row', 'no-rows', 'paper-alone', 'ratios', 'nothing'],

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import errno
-import hashlib
 import json
 import shlex
 import shutil
@@ -20,6 +19,7 @@ import timm
 import torch
 import typer
 from filelock import FileLock
+from resealed import reseal
 from safetensors.torch import save_file
 from typer.main import get_command
 
@@ -102,6 +102,20 @@ def test_a_full_job_has_the_published_protocol():
     assert (shots['shots'], shots['drawn'], shots['data']['images']) == ([20], [600], 27_000)
     corrupted = full_plan(NUMBERS['tinymim/table4/tinymim-vit-t/mce/imagenet-c']).protocol
     assert (corrupted['counted'], len(corrupted['corruptions'])) == (75 * 50_000, 15)
+
+
+def test_a_job_does_not_depend_on_where_its_weights_lie(monkeypatch, tmp_path):
+    number = NUMBERS['mae_lite/table4/mae-tiny/top1/cifar-100']
+    plan = full_plan(number)
+    assert plan.weights == 'mae_lite_vit_tiny_encoder_patch16_224.mae_in1k'
+    assert ' --weights FILE --as-init ' in plan.command
+    places = []
+    for home in ('one', 'an other'):
+        monkeypatch.setenv('TINYVIT_ZOO_HOME', str(tmp_path / home))
+        words = Jobs(tmp_path / 'jobs', root=tmp_path)._words(full_plan(number))
+        places.append(words[words.index('--weights') + 1])
+        assert full_plan(number).key == plan.key
+    assert places == [str(tmp_path / home / 'weights' / plan.weights) for home in ('one', 'an other')]
 
 
 def test_weights_for_another_resolution_measure_nothing():
@@ -288,19 +302,6 @@ def no_run(*_):
     raise JobError('it would run again')
 
 
-def reseal(folder: Path, change) -> None:
-    """Change the results of the one finished job, and make its checksums right again."""
-    (place,) = (path.parent for path in folder.glob('*/job.json'))
-    results = json.loads((place / 'out' / 'results.json').read_text())
-    change(results)
-    content = json.dumps(results).encode()
-    (place / 'out' / 'results.json').write_bytes(content)
-    job = json.loads((place / 'job.json').read_text())
-    del job['sha256']
-    job['results_sha256'] = hashlib.sha256(content).hexdigest()
-    (place / 'job.json').write_text(json.dumps(dict(job, sha256=json_hash(job))))
-
-
 def test_a_finished_job_of_the_full_protocol_is_measured(released, finished, tmp_path):
     line = finished[1]
     assert (line.state, line.remark, line.digits) == (State.MEASURED, '', None)
@@ -334,7 +335,8 @@ def test_a_finished_job_of_the_full_protocol_is_measured(released, finished, tmp
 )  # fmt: skip
 def test_results_of_another_protocol_are_not_measured(released, tmp_path, change, problem):
     folder = tmp_path / 'jobs'
-    reseal(folder, change)
+    (place,) = (path.parent for path in folder.glob('*/job.json'))
+    reseal(place, change)
     said = []
     (line,) = run_rows([ON_A], dry=True, scale=Scale.FULL, jobs=Jobs(folder, None, released, said.append))
     assert (line.state, line.measured) == (State.TO_MEASURE, None)
@@ -371,6 +373,29 @@ def test_missing_data_and_missing_images_are_reported(released, tmp_path, monkey
     cropped = at_full(released, tmp_path / 'jobs')
     assert (cropped.state, cropped.measured) == (State.FAILED, None)
     assert 'has 4 images here, and 7,500' in cropped.remark
+
+
+@pytest.mark.parametrize(
+    ('root', 'words'),
+    [
+        (('--root', '.'), ' has none of the folders imagenet-1k, imagenet-a, imagenet-r, imagenet-c.'),
+        ((), 'Data sets are looked for in --root DIR, in the folders imagenet-1k, imagenet-a, imagenet-r, imagenet-c.'),
+    ],
+    ids=['root', 'none'],
+)
+def test_folders_that_are_not_there_are_named(cli, tmp_path, monkeypatch, root, words):
+    monkeypatch.chdir(tmp_path)
+    row = ('reproduce', 'tinymim/table4', '--only', 'tinymim-vit-t', '--scale', 'full', '-o', 'out')
+    code, out, err = cli(*row, *root)
+    assert (code, err) == (0, '')
+    assert words in out
+
+
+def test_a_detector_says_that_the_full_scale_does_not_train_it():
+    (line,) = run_rows([NUMBERS['minivit/table6/mini-swin-t-ws-wd-wt/box_ap/coco-2017']], dry=True, scale=Scale.FULL)
+    assert line.state_in_words == (
+        'no data (https://cocodataset.org/#download; detectors and segmenters are not trained at this scale)'
+    )
 
 
 def test_missing_weights_are_reported(released, other_home, tmp_path):
@@ -549,8 +574,8 @@ def test_the_table_prints_digits_in_a_column_of_its_own(cli, tmp_path, monkeypat
     code, out, err = cli('reproduce', 'tinyvit/table4', '--only', rows, '--scale', 'digits', '-o', tmp_path)
     assert (code, err) == (0, '')
     assert 'On digits, classification: digits for ImageNet; weights made on digits' in out
-    assert 'Of 6 pairs of rows with one metric and data set 0 keep' in out
-    assert '2 are one job' in out
+    assert 'Of 6 pairs of rows with the same metric and data set, 0 keep' in out
+    assert '2 share a job' in out
     with (tmp_path / 'table.csv').open(newline='') as file:
         row = next(row for row in csv.DictReader(file) if row['id'] == SCRATCH.id)
     assert (row['measured'], row['difference'], row['digits'], row['state']) == ('', '', '50.0', 'digits')

@@ -228,4 +228,46 @@ def test_the_command_prints_ratios(cli, tmp_path, monkeypatch, measured):
     assert 'here, ratio' in out
     assert 'none of them is a measured number of the table' in out
     assert (tmp_path / 'ratios.json').is_file()
-    assert not (tmp_path / 'results.json').exists()
+
+
+def rows_of_table(folder) -> dict[str, dict[str, str]]:
+    with (folder / 'table.csv').open(newline='') as file:
+        return {row['id']: row for row in csv.DictReader(file)}
+
+
+def test_ratios_have_a_column_of_the_table_which_later_runs_keep(cli, tmp_path, monkeypatch, measured):
+    monkeypatch.setattr(ratios_module, 'measure_ratios', lambda numbers: measured)
+    table = ('reproduce', 'tinyvit/table4', '--only', 'tinyvit-5m-in-1k-scratch,resnet-18,glit-tiny', '-o', tmp_path)
+    assert cli(*table)[0] == 0
+    assert {row['ratio'] + row['paper_ratio'] for row in rows_of_table(tmp_path).values()} == {''}
+    assert 'ratio' not in (tmp_path / 'table.md').read_text()
+    code, out, err = cli(*table, '--ratios')
+    assert (code, err) == (0, '')
+    found = rows_of_table(tmp_path)
+    resnet = next(row for row in measured.rows if row.number.row == 'resnet-18')
+    row = found[resnet.number.id]
+    assert [float(row[key]) for key in ('paper_ratio', 'ratio', 'ratio_low', 'ratio_high')] == [
+        resnet.published, resnet.here, resnet.low, resnet.high,
+    ]  # fmt: skip
+    assert (row['state'], row['measured'], row['difference']) == ('other hardware', '', '')
+    glit = found['tinyvit/table4/glit-tiny/throughput_img_s']
+    assert (bool(glit['paper_ratio']), glit['ratio']) == (True, '')  # no model here
+    assert {row['ratio'] for key, row in found.items() if 'throughput' not in key} == {''}
+    assert f'| {resnet.published:.2f} | {resnet.here:.2f} | other hardware |' in (tmp_path / 'table.md').read_text()
+    assert f'above 1 is faster; here: {measured.words}.' in (tmp_path / 'table.md').read_text()
+    before = (tmp_path / 'table.csv').read_bytes()
+    code, out, err = cli(*table)
+    assert (code, err) == (0, '')
+    assert 'ratio, here' in out
+    assert (tmp_path / 'table.csv').read_bytes() == before
+
+
+@pytest.mark.parametrize('damage', ['{', '[]', '{"table": 1}', 'letters'])
+def test_a_damaged_file_of_ratios_is_named_and_stops_nothing(cli, tmp_path, measured, damage):
+    write_ratios(tmp_path, ENTRIES['tinyvit/table4'], measured, say=lambda _: None)
+    path = tmp_path / 'ratios.json'
+    path.write_text(path.read_text().replace('"here": 1', '"here": "a"') if damage == 'letters' else damage)
+    code, out, err = cli('reproduce', 'tinyvit/table4', '--only', 'resnet-18', '-o', tmp_path)
+    assert (code, err) == (0, '')
+    assert 'ratios.json holds no ratios of tinyvit/table4: it is not used.' in ' '.join(out.split())
+    assert rows_of_table(tmp_path)['tinyvit/table4/resnet-18/throughput_img_s']['ratio'] == ''

@@ -19,6 +19,7 @@ from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.data.offline import digits
 from tinyvit_zoo.downstream.reports import plots
 from tinyvit_zoo.downstream.results import eval_results_entry, plain, record, write
+from tinyvit_zoo.downstream.statistics import half_width
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +37,7 @@ def test_a_record_describes_model_data_and_environment(model, monkeypatch):
         architecture='test_vit',
         parameters=sum(p.numel() for p in model.parameters()),
         weights_sha256=state_hash(model),
+        input_size=[3, 160, 160],
     )
     assert made['data'] == dict(
         name='digits', split='test', images=len(data), classes=10, complete=True, unreadable_left_out=[],
@@ -69,6 +71,12 @@ def test_results_of_any_numeric_kind_become_plain():
     )
     with pytest.raises(TypeError, match='object'):
         plain([object()])
+
+
+def test_an_interval_of_few_samples_is_students():
+    # Tables of t: 12.706 with 1 degree of freedom, 2.776 with 4.
+    assert half_width(0.5, 2) == pytest.approx(0.5 * 12.706, abs=1e-3)
+    assert half_width(np.array([[1.0, 2.0]]), 5) == pytest.approx(np.array([[2.776, 5.553]]), abs=1e-3)
 
 
 def test_everything_is_written_and_reported(tmp_path):

@@ -1,4 +1,4 @@
-"""A SAM as two ONNX files: names that labelling tools expect, numbers of PyTorch, whole or absent, how they are run."""
+"""A SAM as two ONNX files: names that labeling tools expect, numbers of PyTorch, whole or absent, how they are run."""
 
 import copy
 import json

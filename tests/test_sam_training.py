@@ -140,7 +140,7 @@ def test_maps_are_stored_in_half_precision_and_the_rest_of_a_killed_pass_is_made
     facts = json.loads((tmp_path / 'embeddings.json').read_text())
     assert (facts['dtype'], facts['images'], facts['grid']) == ('float16', IMAGES, [4, 4])
     (tmp_path / '00001.safetensors').unlink()
-    refused(lambda: StoredEmbeddings(tmp_path), '00001.safetensors', 'save_embeddings', kind=EvaluationError)
+    refused(lambda: StoredEmbeddings(tmp_path), '00001.safetensors', 'sam embed', kind=EvaluationError)
     said.clear()
     stored = save_embeddings(sam_teacher, shapes, tmp_path, **settings)
     assert said == [f'8 of {IMAGES} images are embedded in {tmp_path}.']

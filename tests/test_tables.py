@@ -6,6 +6,7 @@ import pytest
 from conftest import imported_benchmark
 
 from tinyvit_zoo.bench import Row, read_rows, write_rows
+from tinyvit_zoo.releases import all_releases
 
 
 @pytest.fixture(scope='module')
@@ -88,6 +89,31 @@ def test_every_line_of_the_tables_is_measured_in_one_run_with_what_it_is_compare
             ]  # fmt: skip
             assert [pairs[0] for pairs in found] == [(line.first, line.first_form)], line
     assert all(len(pairs) == len(set(pairs)) for pairs, _, _ in all_runs)
+
+
+def test_rows_of_models_that_the_tables_leave_out_do_not_change_them(tables, tmp_path):
+    write_rows(tmp_path / 'a.csv', [ROW])
+    before = tables.short_table(tables.columns(tmp_path)), tables.long_table(tables.columns(tmp_path))
+    other = replace(ROW, batch=1, commit='def', date='2027-01-01', load=9.0)
+    alone = replace(other, model='tinyvit_11m_224', first='tinyvit_11m_224 created')
+    zoo = [alone, replace(alone, form='deploy'), replace(other, first='tinyvit_21m_224 created')]
+    write_rows(tmp_path / 'a.csv', [zoo[0], ROW, *zoo[1:]])
+    write_rows(tmp_path / 'b.csv', [replace(row, isa='AVX2') for row in zoo])
+    assert (tables.short_table(tables.columns(tmp_path)), tables.long_table(tables.columns(tmp_path))) == before
+
+
+def test_every_architecture_of_the_zoo_browser_is_measured_once_with_one_image(record):
+    measured = [
+        pair for pairs, batch, settings in (*record.runs(), *record.zoo_runs())
+        if batch == 1 and not settings.train for pair in pairs
+    ]  # fmt: skip
+    assert len(measured) == len(set(measured))
+    architectures = {release.architecture for release in all_releases()}
+    assert set(measured) >= {(name, form) for name in architectures for form in ('created', 'deploy')}
+    timms = {model for model, _ in measured} - architectures
+    assert {'deit_base_patch16_384', 'convnext_tiny', 'swin_tiny_patch4_window7_224'} <= timms
+    assert 'mobilenetv4_hybrid_large' not in timms  # timm makes it for 384 pixels, and the page shows 448
+    assert all((settings.threads, settings.img_size) == (1, None) for _, _, settings in record.zoo_runs())
 
 
 def test_new_rows_replace_those_of_earlier_commits_and_others_stay(record):

@@ -235,7 +235,8 @@ def _inputs(model: nn.Module, dynamic_batch: bool, step: int | None) -> list[tor
     shapes = [[1, channels, height, width] for _ in range(2)]
     if dynamic_batch:  # torch.export treats a batch of 1 apart from all others
         shapes[0][0], shapes[1][0] = 2, 3
-    if step is not None:
+    if step is not None:  # the model's own size may be smaller than those that the graph takes
+        shapes[0][2:] = [max(side, SMALLEST_TINYVIT if step == 1 else 2 * step) for side in (height, width)]
         shapes[1][2:] = [height + 2 * max(step, 16), width + max(step, 16)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
 

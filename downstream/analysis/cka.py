@@ -15,10 +15,10 @@ import torch
 
 from tinyvit_zoo.common.determinism import exact_cudnn
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.extras import needs_extra
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..features.extraction import untouched
+from ..statistics import half_width
 from .analysed_model import AnalysedModel, check_same_size
 from .images import batches_of
 from .layers import BLOCKS, LayerOutputs
@@ -207,10 +207,8 @@ class CKA:
         value, half = _ratio(kl.mean(0), kk.mean(0), ll.mean(0)), np.full(kl.shape[1:], np.nan)
         b = self.batches
         if b > 1:
-            with needs_extra('eval'):
-                from scipy.stats import t
             without = _ratio(*((x.sum(0) - x) / (b - 1) for x in (kl, kk, ll)))
-            half = t.ppf(0.975, b - 1) * np.sqrt((b - 1) / b * np.square(without - without.mean(0)).sum(0))
+            half = half_width(np.sqrt((b - 1) / b * np.square(without - without.mean(0)).sum(0)), b)
         undefined = [name for name, x in zip(self.rows, kk.mean(0), strict=True) if not x > 0]
         if self.columns != self.rows or not np.array_equal(kk, ll):
             undefined += [f'/{name}' for name, x in zip(self.columns, ll.mean(0), strict=True) if not x > 0]

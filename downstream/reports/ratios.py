@@ -1,4 +1,4 @@
-"""Ratios of throughput between models: CSV, JSON and Markdown beside the table that they belong to."""
+"""Ratios of throughput between models: CSV, JSON and Markdown beside the table that has them in a column, too."""
 
 import csv
 import io
@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.paths import read_json
 
+from ..reproduce.entries import numbers_of
 from ..reproduce.ratios import Ratio, Ratios
 from ..reproduce.record import Entry
 from .reproduce import check_folder
 
-__all__ = ['RATIO_HEADINGS', 'ratio_cells', 'write_ratios']
+__all__ = ['RATIO_HEADINGS', 'ratio_cells', 'read_ratios', 'write_ratios']
+
+RATIOS = 'ratios.json'
 
 RATIO_HEADINGS = ('row', 'pixels', 'paper, images/s', 'paper, ratio', 'here, ratio', '90 % of the rounds', 'remark')
 
@@ -45,8 +49,37 @@ def write_ratios(folder: Path, entry: Entry, ratios: Ratios, say: Callable[[str]
     )  # fmt: skip
     write_whole(folder / 'ratios.csv', text.getvalue().encode())
     write_whole(folder / 'ratios.md', _markdown(entry, ratios).encode())
-    write_whole(folder / 'ratios.json', (json.dumps(whole, indent=2) + '\n').encode())
+    write_whole(folder / RATIOS, (json.dumps(whole, indent=2) + '\n').encode())
     say(f'Written to {folder}: ratios.csv, ratios.md, ratios.json')
+
+
+def read_ratios(folder: Path, entry: Entry, say: Callable[[str], None] = print) -> Ratios | None:
+    """The ratios that were measured into the folder of a table; None if there are none. A damaged file is named."""
+    path = folder / RATIOS
+    if not path.exists():
+        return None
+    numbers = {number.id: number for number in numbers_of(entry)}
+    try:
+        found = read_json(path)
+        rows = [{key: value for key, value in row.items() if key not in ('id', 'paper')} for row in found['rows']]
+        ratios = Ratios(
+            tuple(Ratio(numbers[old['id']], **row) for old, row in zip(found['rows'], rows, strict=True)),
+            numbers[found['first']], found['paper_hardware'], found['settings'], found['machine'],
+        )  # fmt: skip
+        _check(ratios)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        say(f'{path} holds no ratios of {entry.name}: it is not used.')
+        return None
+    return ratios
+
+
+def _check(ratios: Ratios) -> None:
+    """Raise TypeError or KeyError on values that a table cannot print."""
+    for row in ratios.rows:
+        for value in (row.published, row.here, row.low, row.high):
+            if value is not None and type(value) not in (int, float):
+                raise TypeError(value)
+    str(ratios.words)  # takes what it needs of settings and machine
 
 
 def _plain(row: Ratio) -> dict[str, Any]:

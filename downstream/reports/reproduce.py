@@ -13,19 +13,21 @@ from tinyvit_zoo.common.text import shown
 from ..reproduce.jobs import Line, State, count_states
 from ..reproduce.notes import notes_of
 from ..reproduce.order import paper_order
-from ..reproduce.record import Entry
+from ..reproduce.ratios import Ratios
+from ..reproduce.record import DATA, Entry
 from ..results import RESULTS, record, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    'HEADINGS', 'check_folder', 'digits', 'headings', 'replaced_in_words', 'states_in_words', 'table_rows',
-    'write_table',
+    'HEADINGS', 'check_folder', 'digits', 'headings', 'missing_in_words', 'ratios_in_words', 'replaced_in_words',
+    'states_in_words', 'table_rows', 'write_table',
 ]  # fmt: skip
 
 HEADINGS = ('row', 'metric', 'paper', 'measured', 'difference', 'state')
 INTERVAL, DIGITS = '95 % interval', 'digits'
+PAPER_RATIO, RATIO = 'ratio, paper', 'ratio, here'
 
 
 def digits(line: Line) -> tuple[str, str]:
@@ -39,9 +41,10 @@ def digits(line: Line) -> tuple[str, str]:
 
 
 def headings(lines: Sequence[Line]) -> tuple[str, ...]:
-    """`HEADINGS`, with a column of its own for numbers on digits, and one for intervals, where there are any."""
+    """`HEADINGS`, with columns of their own for digits, intervals and ratios of speed, where there are any."""
     more = [DIGITS] if any(line.digits is not None for line in lines) else []
     more += [INTERVAL] if any(line.interval for line in lines) else []
+    more += [PAPER_RATIO, RATIO] if any(line.paper_ratio is not None for line in lines) else []
     return (*HEADINGS[:-1], *more, HEADINGS[-1])
 
 
@@ -54,6 +57,7 @@ def table_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
         state = line.state_in_words + ('' if line.agrees in (None, True) else ', differs')
         more = [_on_digits(line)] if DIGITS in columns else []
         more += [_interval(line)] if INTERVAL in columns else []
+        more += [_two_digits(line.paper_ratio), _two_digits(line.ratio)] if RATIO in columns else []
         rows.append((line.number.row, line.number.cell, line.number.value, measured, difference, *more, state))
     return rows
 
@@ -64,6 +68,27 @@ def _on_digits(line: Line) -> str:
 
 def _interval(line: Line) -> str:
     return '' if line.interval is None else '{:.1f} to {:.1f}'.format(*line.interval)
+
+
+def _two_digits(ratio: float | None) -> str:
+    return '' if ratio is None else f'{ratio:.2f}'
+
+
+def ratios_in_words(lines: Sequence[Line], ratios: Ratios | None) -> list[str]:
+    """What the ratios of a table are over, and where they were measured: a line, or none without ratios."""
+    if ratios is None or all(line.paper_ratio is None for line in lines):
+        return []
+    return [f'Ratios of speed are over {ratios.first.row}, above 1 is faster; here: {ratios.words}.']
+
+
+def missing_in_words(lines: Sequence[Line], root: Path | None) -> list[str]:
+    """Which folders the jobs of the full protocol did not find: a line, or none if they found all."""
+    waiting = [line for line in lines if line.job and line.state is State.NO_DATA]
+    names = ', '.join(dict.fromkeys(DATA[line.number.dataset].name for line in waiting))
+    if not names:
+        return []
+    where = f'{root} has none of the folders' if root else 'Data sets are looked for in --root DIR, in the folders'
+    return [f'{where} {names}.']
 
 
 def replaced_in_words(lines: Sequence[Line]) -> list[str]:
@@ -114,6 +139,7 @@ def write_table(
     *,
     only: Sequence[str] = (),
     scale: str | None = None,
+    ratios: Ratios | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write table.csv, table.md, results.json and, where something is measured, table.png.
@@ -124,6 +150,7 @@ def write_table(
         lines: Its rows.
         only: Names of the rows asked for; empty for all.
         scale: Of the evaluators and trainers that ran; None for none.
+        ratios: Those that the lines have; None for none.
         say: Prints a line.
 
     Returns:
@@ -134,7 +161,7 @@ def write_table(
     """
     check_folder(folder, entry)
     rows = [_plain(line) for line in lines]
-    write_whole(folder / 'table.md', _markdown(entry, lines).encode())
+    write_whole(folder / 'table.md', _markdown(entry, lines, ratios).encode())
     measured = [line for line in lines if line.measured is not None]
     return write(
         folder,
@@ -147,6 +174,7 @@ def write_table(
             only=list(only),
             scale=scale,
             order=asdict(paper_order(lines)),
+            ratios=ratios and dict(first=ratios.first.id, settings=ratios.settings, machine=ratios.machine),
             rows=rows,
             notes=[vars(note) for note in notes_of([line.number for line in lines])],
         ),
@@ -158,16 +186,18 @@ def write_table(
 
 def _plain(line: Line) -> Mapping[str, Any]:
     number = line.number
+    low, high = line.interval or (None, None)
+    ratio_low, ratio_high = line.ratio_rounds or (None, None)
     return dict(
         id=number.id, model=number.model, dataset=number.dataset, metric=number.metric, paper=number.value,
-        measured=line.measured, difference=line.difference, agrees=line.agrees, digits=line.digits,
-        low=line.interval and line.interval[0], high=line.interval and line.interval[1], state=str(line.state),
-        remark=line.remark, command=line.command, job=line.job, replaced=line.replaced, source=number.source,
-        note=number.note,
+        measured=line.measured, difference=line.difference, agrees=line.agrees, digits=line.digits, low=low, high=high,
+        paper_ratio=line.paper_ratio, ratio=line.ratio, ratio_low=ratio_low, ratio_high=ratio_high,
+        state=str(line.state), remark=line.remark, command=line.command, job=line.job, replaced=line.replaced,
+        source=number.source, note=number.note,
     )  # fmt: skip
 
 
-def _markdown(entry: Entry, lines: Sequence[Line]) -> str:
+def _markdown(entry: Entry, lines: Sequence[Line], ratios: Ratios | None) -> str:
     def cells(values: Sequence[str]) -> str:
         return f'| {" | ".join(value.replace("|", chr(92) + "|") for value in values)} |'
 
@@ -175,7 +205,7 @@ def _markdown(entry: Entry, lines: Sequence[Line]) -> str:
     table = [cells(columns), cells(['---'] * len(columns)), *map(cells, table_rows(lines))]
     notes = [f'- {line.number.row}, {line.number.cell}: {line.number.note}' for line in lines if line.agrees is False]
     parts = [f'# {entry.name}: {entry.title}', states_in_words(lines) + '.', '\n'.join(table)]
-    if below := replaced_in_words(lines):
+    if below := [*replaced_in_words(lines), *ratios_in_words(lines, ratios)]:
         parts.append('\n'.join(f'- {words}' for words in below))
     if notes:
         parts.append('Numbers that differ, with what is known of their source:\n\n' + '\n'.join(notes))

@@ -15,7 +15,7 @@ from tinyvit_zoo.training.loop import Trained
 
 from . import plots
 
-__all__ = ['write_training']
+__all__ = ['write_losses', 'write_training']
 
 
 def write_training(
@@ -54,10 +54,41 @@ def write_training(
     Raises:
         EvaluationError: If the folder cannot be written to, or the model cannot be saved.
     """
-    head = record(kind, model=model, dataset=dict(train=dataset), seed=seed, name=name, weights=weights)
     reserved: dict[str, Any] = {} if layer_reserve is None else dict(layer_reserve=layer_reserve)
+    write_losses(
+        output, kind, result, model, dataset, name=name, weights=weights, seed=seed, title=title,
+        details={**(details or {}), **reserved}, say=say,
+    )  # fmt: skip
+    tag = f'{kind}_' + re.sub(r'\W+', '_', Path(dataset.name).name).strip('_').lower()
+    try:
+        save_folder(model, output / 'model', label_names=label_names, tag=tag)
+    except ValueError as e:  # a model that its configuration cannot rebuild
+        raise EvaluationError(f'The results are written, the model is not; its weights are in best.pt. {e}') from e
+    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
+
+
+def write_losses(
+    output: Path,
+    kind: str,
+    result: Trained,
+    model: nn.Module,
+    dataset: ImageDataset,
+    *,
+    name: str,
+    weights: str,
+    seed: int,
+    title: str,
+    details: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write results.json, history.csv and loss.png. Arguments: see `write_training`.
+
+    Raises:
+        EvaluationError: If the folder cannot be written to.
+    """
+    head = record(kind, model=model, dataset=dict(train=dataset), seed=seed, name=name, weights=weights)
     run: dict[str, Any] = dict(
-        recipe=result.recipe, precision=result.precision, processes=result.processes, **(details or {}), **reserved,
+        recipe=result.recipe, precision=result.precision, processes=result.processes, **(details or {}),
         loss=result.history[-1]['loss'],
     )  # fmt: skip
     history = [dict(epoch=i, **epoch) for i, epoch in enumerate(result.history, 1)]
@@ -66,9 +97,3 @@ def write_training(
     }
     figures = dict(loss=plots.learning_curves(curves, title=title, y_label='loss'))
     write(output, {**head, **run}, tables=dict(history=history), figures=figures, eval_results={}, say=say)
-    tag = f'{kind}_' + re.sub(r'\W+', '_', Path(dataset.name).name).strip('_').lower()
-    try:
-        save_folder(model, output / 'model', label_names=label_names, tag=tag)
-    except ValueError as e:  # a model that its configuration cannot rebuild
-        raise EvaluationError(f'The results are written, the model is not; its weights are in best.pt. {e}') from e
-    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")

@@ -187,7 +187,7 @@ def _classifier(subject: Subject) -> Plan | str:
             return 'its images are those that hard-samples keeps of ImageNet-22k'
         return _from_scratch(architecture, words[words.index('--recipe') + 1])
     if words[1] == 'minivit' and 'swin' in architecture and not PREDICTIONS <= set(pairwise(words)):
-        return 'it learns the features of a Swin, whose windows are other ones than its own at 32 pixels'
+        return 'it learns the features of a Swin, whose windows differ from its own at 32 pixels'
     if words[0] == 'distill' or words[1] == 'minivit':
         words = [*_without(words, '--teacher'), '--teacher', '{0}/model']
         taught = (*words, '-d', 'digits', *_short(words), *_side(architecture), '-o', OUT)
@@ -266,23 +266,24 @@ def _gmacs(architecture: str, options: Options) -> float:
 def replaced(number: Number) -> str:
     """What a job on digits has in place of the full one's, in one line."""
     task = 'few_shot' if number.task.startswith('few_shot') else number.task
+    name = task.removesuffix('_finetune').replace('_', ' ')
     if task in _DRAWN:
-        return f'{task}: drawn shapes for {_DRAWN[task]}; {_DETECTOR}'
+        return f'{name}: drawn shapes for {_DRAWN[task]}; {_DETECTOR}'
     data = 'digits for ImageNet' if number.dataset.startswith('imagenet') else 'textures for the transfer set'
-    return f'{task}: {data}; {_REPLACED[task]}'
+    return f'{name}: {data}; {_REPLACED[task]}'
 
 
 _DRAWN = {'object_detection': 'COCO', 'instance_segmentation': 'COCO', 'semantic_segmentation': 'ADE20K'}
 _DETECTOR = f"from random weights, with heads of CI's size; {ITERATIONS} updates"
-_PIXELS = f'{SIDE}, {LARGE_SIDE} or {PATCH_SIDE} pixels'
+_PIXELS = f'images of {" or ".join(map(str, sorted({SIDE, PATCH_SIDE, LARGE_SIDE})))} pixels'
 _REPLACED = {
     'classification': (
         "weights made on digits by the row's own trainer, or from random ones by the recipe small where they are "
-        f'published; epochs: {EPOCHS}, batches of {BATCH} ({BATCH_OF_1_PERCENT} of 1 %), {_PIXELS}; as teacher '
-        "TinyViT-5M or MAE's ViT-S, trained on digits"
+        f'published; epochs: {EPOCHS}, batches of {BATCH} (of {BATCH_OF_1_PERCENT} for 1 % of the '
+        f"images), {_PIXELS}; the teacher is TinyViT-5M or MAE's ViT-S, trained on digits"
     ),
     'linear_probe': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {_PIXELS}',
     'few_shot': f'weights made on digits, {_PIXELS}',
-    'transfer_finetune': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, {PATCH_SIDE} pixels',
+    'transfer_finetune': f'weights made on digits; epochs: {EPOCHS}, batches of {BATCH}, images of {PATCH_SIDE} pixels',
 }
 """By task: what is other than in the full job, beside the data."""

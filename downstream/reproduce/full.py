@@ -6,7 +6,6 @@ from typing import Any, cast
 import timm
 from timm.data import resolve_data_config
 
-from tinyvit_zoo.checkpoints import imported_path
 from tinyvit_zoo.data.registry import find_entry as find_data
 from tinyvit_zoo.training.recipes import find_recipe
 
@@ -15,7 +14,7 @@ from ..imagenet import UNCROPPED, protocol_overrides
 from ..imagenet_c import ALEXNET_ERRORS, SEVERITIES
 from .entries import ENTRIES, subject_of
 from .numbers import Number
-from .plans import OUT, ROOT, Plan
+from .plans import OUT, ROOT, WEIGHTS, Plan
 from .protocol import preprocessing_facts
 from .record import DATA, Need, Subject, need_of
 
@@ -33,7 +32,7 @@ def full_plan(number: Number) -> Plan | str:
     """
     need, subject = need_of(number.task, number.dataset), subject_of(number)
     if need in (Need.COCO, Need.ADE20K):
-        return 'a detector is trained by the command beside it; its result is not read into the table'
+        return 'detectors and segmenters are not trained at this scale'
     if subject is None or not subject.weights or need not in (Need.IMAGENET, Need.TRANSFER):
         return 'no evaluator here measures it'
     other = other_resolution(number)
@@ -62,14 +61,15 @@ def other_resolution(number: Number) -> str:
 def _transfer(subject: Subject, data: str) -> Plan | str:
     if not subject.finetune:
         return 'the recipe of its transfer was not published'
-    words = shlex.split(subject.finetune)
-    if 'FILE' in words:
-        words[words.index('FILE')] = str(imported_path(subject.name))
+    words = [WEIGHTS if word == 'FILE' else word for word in shlex.split(subject.finetune)]
     recipe = find_recipe(words[words.index('--recipe') + 1])
+    config = _config_of(words[0]) | recipe.evaluation
+    if recipe.img_size:
+        config['input_size'] = (3, recipe.img_size, recipe.img_size)
     protocol = dict(
         evaluator='finetune', recipe=recipe.name, epochs=recipe.epochs, batch=recipe.batch_size,
         data=dict(train=_set(data, 'train'), test=_set(data, 'test')),
-        trained_on=_images(data, 'train'), tested_on=_images(data, 'test'),
+        trained_on=_images(data, 'train'), tested_on=_images(data, 'test'), **preprocessing_facts(config),
     )  # fmt: skip
     return Plan(
         ('finetune', *words, '-d', data, '--root', ROOT, '-o', OUT), protocol=protocol, weights=subject.name, data=data
@@ -91,12 +91,12 @@ def _protocol(number: Number, subject: Subject, data: str) -> dict[str, Any]:
     if number.task == 'linear_probe':
         return dict(
             evaluator='linear-probe', mode='live', epochs=PROBE_EPOCHS, dtype='fp32', layers=['pooled'],
-            train=_set(data, 'train'), test=_set(data, 'test'),
+            pixels=_pixels(subject), train=_set(data, 'train'), test=_set(data, 'test'),
         )  # fmt: skip
     shots = int(number.task.removeprefix('few_shot_5way_').removesuffix('shot'))
     return dict(
         evaluator='few-shot', data=_set(data, 'all'), ways=WAYS, queries=QUERIES, episodes=EPISODES, solver='cdfsl',
-        shots=[shots], drawn=[EPISODES], dtype='fp32', preprocessing="squashed, CD-FSL's",
+        shots=[shots], drawn=[EPISODES], dtype='fp32', pixels=_pixels(subject), preprocessing="squashed, CD-FSL's",
     )  # fmt: skip
 
 
@@ -122,7 +122,10 @@ def _pixels(subject: Subject) -> list[int]:
 
 def _config(subject: Subject) -> dict[str, Any]:
     """Preprocessing of the evaluation, without building the model: timm's, or what `--protocol` has in its place."""
-    cfg = cast(Any, timm.get_pretrained_cfg(subject.name)).to_dict()
     words = shlex.split(subject.evaluate)
     named = protocol_overrides(subject.name, words[words.index('--protocol') + 1]) if '--protocol' in words else {}
-    return resolve_data_config(pretrained_cfg=cfg) | named
+    return _config_of(subject.name) | named
+
+
+def _config_of(name: str) -> dict[str, Any]:
+    return resolve_data_config(pretrained_cfg=cast(Any, timm.get_pretrained_cfg(name)).to_dict())

@@ -98,6 +98,9 @@ class Line:
         digits: What the job on digits or textures gives, in the same unit; None unless the state is `ON_DIGITS`.
         interval: 95 % interval of `measured` or `digits`, where the evaluator gives one.
         replaced: What the job on digits has in place of the full one's.
+        paper_ratio: The published speed over that of the first model of `Ratios`; None without ratios.
+        ratio: The same on this machine; None if it was not measured.
+        ratio_rounds: 5th and 95th percentile of the rounds of `ratio`.
     """
 
     number: Number
@@ -109,6 +112,9 @@ class Line:
     digits: float | None = None
     interval: tuple[float, float] | None = None
     replaced: str = ''
+    paper_ratio: float | None = None
+    ratio: float | None = None
+    ratio_rounds: tuple[float, float] | None = None
 
     @property
     def difference(self) -> float | None:
@@ -227,7 +233,10 @@ def _not_run(line: Line, scale: Scale, why: str) -> Line:
     """A row without a job at this scale. What the full one lacks stays its state."""
     if scale is Scale.DIGITS:
         return replace(line, state=State.NOT_ON_DIGITS, remark=why, command='')
-    return replace(line, state=State.QUOTED, remark=why) if other_resolution(line.number) else line
+    if other_resolution(line.number):
+        return replace(line, state=State.QUOTED, remark=why)
+    detector = need_of(line.number.task, line.number.dataset) in (Need.COCO, Need.ADE20K)
+    return replace(line, remark=f'{line.remark}; {why}') if detector else line
 
 
 def _run(line: Line, scale: Scale, plan: Plan, jobs: Jobs | None, wait: bool) -> Line:

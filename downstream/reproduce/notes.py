@@ -26,7 +26,7 @@ def _released(row: str, table: str, paper: str, readme: str, cell: str = 'top1/i
     name = 'Table ' + table.removeprefix('table')
     return Note(
         (f'minivit/{table}/{row}/{cell}', f'minivit/readme/{row.removesuffix("-ws-wd-wt")}/{cell}'),
-        f'{name} has {paper}, the README {readme} for the released weights, which are what is measured here.',
+        f'{name} has {paper}, the README {readme} for the released weights, which --scale full evaluates.',
     )
 
 

@@ -34,9 +34,9 @@ class Order:
         if not pairs:
             return ''
         return (
-            f"Of {pairs} pairs of rows with one metric and data set {self.kept} keep the paper's order on digits, "
-            f'{self.turned} reverse it, {self.undecided} are undecided (95 % intervals overlap), {self.one_job} are '
-            f'one job, {self.tied} are equal in the paper.'
+            f"Of {pairs} pairs of rows with the same metric and data set, {self.kept} keep the paper's order "
+            f'on digits, {self.turned} reverse it, {self.undecided} are undecided (95 % intervals overlap), '
+            f'{self.one_job} share a job, and {self.tied} are equal in the paper.'
         )
 
 

@@ -17,10 +17,11 @@ from tinyvit_zoo.version import __version__
 
 from ..results import RESULTS
 
-__all__ = ['OUT', 'ROOT', 'Plan', 'RunCommand', 'Scale', 'versions']
+__all__ = ['OUT', 'ROOT', 'WEIGHTS', 'Plan', 'RunCommand', 'Scale', 'versions']
 
-OUT, ROOT = '{out}', '{root}'
-"""In arguments: the job's own folder of results, and the user's folder of a data set."""
+OUT, ROOT, WEIGHTS = '{out}', '{root}', '{weights}'
+"""In arguments: the job's own folder of results, the user's folder of a data set, and that of imported weights. A job
+does not depend on where any of them lies."""
 
 RunCommand = Callable[[Sequence[str], Path], None]
 """Runs a command by its words after `tinyvit-zoo` and writes what it says to a file; raises if it fails."""
@@ -38,7 +39,8 @@ class Plan:
     """An evaluator or trainer with arguments. Two plans with one key are one job, whatever tables ask for it.
 
     Attributes:
-        arguments: After `tinyvit-zoo`, with the places `OUT`, `ROOT` and {0}, {1}: the folders of what it needs.
+        arguments: After `tinyvit-zoo`, with the places `OUT`, `ROOT`, `WEIGHTS` and {0}, {1}: the folders of what it
+            needs.
         needs: Jobs that come before it.
         protocol: What its results must say of themselves, see `protocol.facts_of`.
         weights: The released model that it begins with, 'architecture.tag'; empty if it begins with random weights or
@@ -71,18 +73,18 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """As a user types it: the places are OUT, ROOT, and the last letters of the folders of other jobs."""
+        """As a user types it: the places are OUT, ROOT, FILE (of the weights), and folders of other jobs in OUT."""
         folders = [f'OUT/jobs/{need.folder_name}/out' for need in self.needs]
-        return shlex.join(['tinyvit-zoo', *self.words('OUT', 'ROOT', folders)])
+        return shlex.join(['tinyvit-zoo', *self.words('OUT', 'ROOT', folders, 'FILE')])
 
     @property
     def folder_name(self) -> str:
         """Of its folder among the jobs."""
         return f'{self.arguments[0]}-{self.key[:16]}'
 
-    def words(self, out: str, root: str, needs: Sequence[str]) -> list[str]:
+    def words(self, out: str, root: str, needs: Sequence[str], weights: str = '') -> list[str]:
         """The arguments with their places filled."""
-        return [word.format(*needs, out=out, root=root) for word in self.arguments]
+        return [word.format(*needs, out=out, root=root, weights=weights) for word in self.arguments]
 
     def chain(self) -> Iterator['Plan']:
         """What it needs, from the first job on, and then itself."""

@@ -9,7 +9,9 @@ from tinyvit_zoo.common.errors import EvaluationError
 
 from ..statistics import wilson
 
-__all__ = ['Reading', 'facts_of', 'first_difference', 'preprocessing_facts', 'read_number', 'weights_hash_of']
+__all__ = [
+    'Reading', 'facts_of', 'first_difference', 'preprocessing_facts', 'read_number', 'start_hash_of', 'weights_hash_of',
+]  # fmt: skip
 
 Reading = tuple[float, tuple[float, float] | None]
 """A number in the unit of its metric, and its 95 % interval where the evaluator gives one."""
@@ -26,6 +28,10 @@ PLACES = {'-o', '--output', '--root'}
 
 OF_A_JOB = re.compile(r'.*[/\\]([a-z]+-[0-9a-f]{16}[/\\]out\b.*)')
 """A path in the folder of a job, see `Plan.folder_name`; the group is what does not change when all of them move."""
+
+
+IMPORTED = re.compile(r'.*[/\\](weights[/\\]\w+\.\w+)')
+"""Where released weights were imported to; the group names them, see `checkpoints.imported_path`."""
 
 
 def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +58,7 @@ def _command(command: str) -> list[str]:
     """Words after the program, without the values that are folders; of a job's folder its name is kept."""
     words = shlex.split(command)[1:]
     kept = [word for i, word in enumerate(words) if not i or words[i - 1] not in PLACES]
-    return [OF_A_JOB.sub(r'\1', word) for word in kept]
+    return [IMPORTED.sub(r'\1', OF_A_JOB.sub(r'\1', word)) for word in kept]
 
 
 def _data(data: Any) -> Any:
@@ -85,14 +91,20 @@ def _of_probe(results: Mapping[str, Any]) -> dict[str, Any]:
     names = ('mode', 'layers', 'held_out', 'dtype', 'epochs', 'crop_scale', 'lrs', 'weight_decays')
     train, held_out, test = (_data(results['data'][part]) for part in ('train', 'held_out', 'test'))
     learned = dict(train, images=train['images'] + held_out['images'])
-    return {name: results[name] for name in names} | dict(train=learned, test=test)
+    return {name: results[name] for name in names} | dict(train=learned, test=test, pixels=_pixels(results))
 
 
 def _of_few_shot(results: Mapping[str, Any]) -> dict[str, Any]:
     names = ('ways', 'queries', 'episodes', 'solver', 'layers', 'dtype', 'preprocessing')
     return {name: results[name] for name in names} | dict(
-        shots=[row['shots'] for row in results['results']], drawn=[row['episodes'] for row in results['results']]
-    )
+        pixels=_pixels(results), shots=[row['shots'] for row in results['results']],
+        drawn=[row['episodes'] for row in results['results']],
+    )  # fmt: skip
+
+
+def _pixels(results: Mapping[str, Any]) -> list[int]:
+    """Height and width of the images of a backbone."""
+    return list(results['model']['input_size'][-2:])
 
 
 def _of_finetune(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +136,11 @@ def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
 def weights_hash_of(results: Mapping[str, Any]) -> str:
     """sha256 (hex) of the weights that results are of."""
     return str(results['model']['weights_sha256'])
+
+
+def start_hash_of(results: Mapping[str, Any]) -> str:
+    """sha256 (hex) of the tensors in the file that a training started from."""
+    return str(results['start']['tensors_sha256'])
 
 
 def read_number(results: Mapping[str, Any], metric: str, dataset: str) -> Reading:

@@ -1,11 +1,11 @@
 """Throughput as ratios between models: the paper's on its hardware beside the same on this machine's processor.
 
 A rate on another machine says nothing of a published one, a ratio a little: which of two models is faster, and about by
-how much. So no ratio is ever a measured number of the table.
+how much. So a ratio has a column of its own and is never a measured number of the table.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import timm
@@ -14,9 +14,10 @@ from tinyvit_zoo.bench import Row, Settings, bench_variants
 from tinyvit_zoo.common.errors import EvaluationError
 
 from .entries import subject_of
+from .jobs import Line
 from .numbers import Number
 
-__all__ = ['BATCH', 'ROUNDS', 'Ratio', 'Ratios', 'measure_ratios', 'runnable']
+__all__ = ['BATCH', 'ROUNDS', 'Ratio', 'Ratios', 'measure_ratios', 'runnable', 'with_ratios']
 
 BATCH, ROUNDS = 4, 5
 SETTINGS = Settings(rounds=ROUNDS)
@@ -76,6 +77,17 @@ class Ratios:
             f'{m["processor"]} ({m["isa"]}), {threads}, {s["dtype"]}, {s["batch"]} images a call, {s["rounds"]} rounds '
             f'in turn, {m["clock"]}, torch {m["torch"]}; paper: {self.hardware}'
         )
+
+
+def with_ratios(lines: Sequence[Line], ratios: Ratios) -> list[Line]:
+    """Lines of a table with the ratios of its models in their column."""
+    of = {ratio.number.id: ratio for ratio in ratios.rows}
+    return [_with(line, of[line.number.id]) if line.number.id in of else line for line in lines]
+
+
+def _with(line: Line, ratio: Ratio) -> Line:
+    rounds = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
+    return replace(line, paper_ratio=ratio.published, ratio=ratio.here, ratio_rounds=rounds)
 
 
 def runnable(number: Number) -> str:

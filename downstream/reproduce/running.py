@@ -16,17 +16,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinyvit_zoo.build import load_model
+from tinyvit_zoo.checkpoints import imported_path, read_checkpoint
 from tinyvit_zoo.common.errors import EvaluationError, WeightsNotFoundError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.folders import swap_in
-from tinyvit_zoo.common.hashes import json_hash, state_hash
+from tinyvit_zoo.common.hashes import json_hash, state_hash, tensors_hash
 from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.data.shapes import make_detection_set, make_segmentation_set
 from tinyvit_zoo.training.run_state import BEST, STATE
 
-from .plans import Plan, RunCommand
-from .protocol import facts_of, first_difference, weights_hash_of
+from .plans import WEIGHTS, Plan, RunCommand
+from .protocol import facts_of, first_difference, start_hash_of, weights_hash_of
 
 __all__ = ['Busy', 'JobError', 'Jobs', 'released_hash']
 
@@ -136,7 +137,8 @@ class Jobs:
 
     def _words(self, plan: Plan) -> list[str]:
         root = self.data_folder(plan.data) if plan.data else None
-        return plan.words(str(self._out(plan)), str(root or ''), [str(self._out(need)) for need in plan.needs])
+        weights = str(imported_path(plan.weights)) if plan.weights else ''
+        return plan.words(str(self._out(plan)), str(root or ''), [str(self._out(need)) for need in plan.needs], weights)
 
     @contextmanager
     def _claimed(self, plan: Plan, wait: bool) -> Iterator[None]:
@@ -230,6 +232,8 @@ class Jobs:
             return difference
         if plan.weights and job['weights_sha256'] != released_hash(plan.weights):
             return f'its weights are not those of {plan.weights}'
+        if WEIGHTS in plan.arguments and start_hash_of(results) != imported_hash(plan.weights):
+            return f'it did not start from {plan.weights}'
         given = self._given_weights(plan, job)
         if given and weights_hash_of(results) != given:
             return 'its weights are not those of the job that it needs' if plan.needs else 'its weights are others'
@@ -253,3 +257,13 @@ def released_hash(name: str) -> str:
         CheckpointError: If they cannot be found or read.
     """
     return state_hash(load_model(name)) if name else ''
+
+
+@cache
+def imported_hash(name: str) -> str:
+    """sha256 (hex) of the tensors in the file of imported weights.
+
+    Raises:
+        CheckpointError: If they cannot be found or read.
+    """
+    return tensors_hash(read_checkpoint(imported_path(name)))

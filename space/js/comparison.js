@@ -1,6 +1,6 @@
 /** Up to four models side by side. */
 
-import { el } from './dom.js';
+import { breakable, el } from './dom.js';
 import { digits, valueOf, whom } from './models.js';
 import { icon } from './marks.js';
 import { MOST_COMPARED } from './view.js';
@@ -16,6 +16,8 @@ const LINES = {
   'Image (pixels)': ['img_size', null],
 };
 
+const [HEADINGS, COLUMN] = [8.5, 11]; // widths in rem, the first as in style.css
+
 /** @param {any} context */
 export function makeComparison({ zoo, settings, toggleCompared, open }) {
   const box = document.getElementById('comparison');
@@ -29,7 +31,7 @@ export function makeComparison({ zoo, settings, toggleCompared, open }) {
     const focused = document.activeElement?.dataset?.remove;
     const head = models.map((model) => el(
       'th', { scope: 'col' },
-      el('span', { class: 'with-icon' }, icon(model.series, model.more_data), el('button', { type: 'button', class: 'name', onclick: () => open(model.name) }, model.name)),
+      el('span', { class: 'with-icon' }, icon(model.series, model.more_data), el('button', { type: 'button', class: 'name', onclick: () => open(model.name) }, ...breakable(model.name))),
       el('button', { type: 'button', class: 'remove', 'data-remove': model.name, 'aria-label': `Leave out ${model.name}`, onclick: () => toggleCompared(model.name) }, 'Leave out'),
     ));
     const words = (title, of) => el('tr', {}, el('th', { scope: 'row' }, title), ...models.map((model) => el('td', {}, of(model))));
@@ -40,14 +42,14 @@ export function makeComparison({ zoo, settings, toggleCompared, open }) {
       words('Trained', (model) => model.training ?? ''),
       words('License', (model) => model.license.title),
     ];
-    box.replaceChildren(
-      el('div', { class: 'scroll', role: 'region', 'aria-label': 'Comparison', tabindex: 0 }, el(
-        'table', { class: 'compared' },
-        el('caption', {}, `Bold: the best of these. Speed: ${settings.get(view.speed) ?? 'not measured'}.`),
-        el('thead', {}, el('tr', {}, el('td', {}), ...head)),
-        el('tbody', {}, ...rows),
-      )),
+    const table = el(
+      'table', { class: 'compared' },
+      el('caption', {}, el('span', {}, `Bold: the best of these. Speed: ${settings.get(view.speed) ?? 'not measured'}.`)),
+      el('thead', {}, el('tr', {}, el('td', {}), ...head)),
+      el('tbody', {}, ...rows),
     );
+    table.style.minWidth = `${HEADINGS + COLUMN * models.length}rem`;
+    box.replaceChildren(el('div', { class: 'scroll', role: 'region', 'aria-label': 'Comparison', tabindex: 0 }, table));
     if (focused) document.getElementById('compare').focus();
   };
 }

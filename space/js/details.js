@@ -1,12 +1,12 @@
 /** All that is known of one model, and programs to copy. */
 
-import { el, link } from './dom.js';
+import { breakable, el, link } from './dom.js';
 import { TASKS, threads, whom } from './models.js';
 import { icon } from './marks.js';
 import { makeSnippets } from './snippets.js';
 
 /** @param {any} context */
-export function makeDetails({ zoo, change, toggleCompared }) {
+export function makeDetails({ zoo, close, toggleCompared }) {
   const section = document.getElementById('details');
   const byName = new Map(zoo.models.map((model) => [model.name, model]));
   let shownName = '';
@@ -16,8 +16,8 @@ export function makeDetails({ zoo, change, toggleCompared }) {
     section.hidden = !model;
     if (model && view.model !== shownName) {
       compare = el('button', { type: 'button', onclick: () => toggleCompared(model.name) });
-      const close = el('button', { type: 'button', onclick: () => change({ model: '' }) }, 'Close');
-      section.replaceChildren(...content(model, zoo.sources, [compare, close]));
+      const closing = el('button', { type: 'button', onclick: close }, 'Close');
+      section.replaceChildren(...content(model, zoo.sources, [compare, closing]));
     }
     shownName = view.model;
     if (model) compare.textContent = view.compare.includes(model.name) ? 'Leave out of comparison' : 'Compare';
@@ -25,7 +25,7 @@ export function makeDetails({ zoo, change, toggleCompared }) {
 }
 
 function content(model, sources, buttons) {
-  const heading = el('h2', { id: 'details-title' }, icon(model.series, model.more_data), el('code', {}, model.name));
+  const heading = el('h2', { id: 'details-title' }, icon(model.series, model.more_data), el('code', {}, ...breakable(model.name)));
   const parts = [el('div', { class: 'heading' }, heading, el('div', { class: 'buttons' }, ...buttons)), facts(model, sources)];
   if (model.results.length > 1) parts.push(...table('Published accuracy', resultRows(model, sources)));
   if (model.measured.length) parts.push(...table('Speed measured here', speedRows(model)));
@@ -76,7 +76,7 @@ function resultRows(model, sources) {
 function speedRows(model) {
   const rows = model.measured.map((row) => [
     `${row.machine}${row.emulated ? ' (emulated)' : ''}`, threads(row), row.dtype, String(row.batch), row.form,
-    row.ms.toFixed(1), row.images_per_second.toFixed(1), row.date,
+    row.ms.toFixed(1), row.images_per_second.toFixed(1), el('time', {}, row.date),
   ]);
   return [['Machine', 'Threads', 'Type', 'Batch', 'Form', 'ms', 'Images/s', 'Date'], ...rows];
 }

@@ -23,12 +23,22 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 /**
- * A link to another page, which opens in its own tab.
+ * A link to another page, which opens in its own tab. An address of another kind, such as `javascript:`, is no link.
  * @param {string} href
  * @param {string} text
  */
 export function link(href, text) {
+  if (!href.startsWith('https://')) return el('span', {}, text);
   return el('a', { href, target: '_blank', rel: 'noopener noreferrer' }, text);
+}
+
+/**
+ * A name that may be broken after its dots and underscores, and nowhere else.
+ * @param {string} name
+ * @returns {(string|HTMLElement)[]}
+ */
+export function breakable(name) {
+  return name.split(/(?<=[._])/).flatMap((part, i) => (i ? [el('wbr'), part] : [part]));
 }
 
 /**

@@ -39,6 +39,7 @@ export function makeFilters({ zoo, change }) {
     el('div', { class: 'below' }, count, el('button', { type: 'button', onclick: () => change({ q, family, task, license, method, side, upto }) }, 'Show all')),
   );
 
+  followPlot(form);
   return (view, models) => {
     if (text.value !== view.q) text.value = view.q;
     for (const box of boxes) box.checked = view.family.includes(box.value);
@@ -46,6 +47,14 @@ export function makeFilters({ zoo, change }) {
     const zoos = models.filter((model) => model.of === 'zoo').length;
     count.textContent = `${zoos} of ${ours.length} models`;
   };
+}
+
+/** On a narrow page the plot comes first. What the tabulator key reaches follows the order of the elements. */
+function followPlot(form) {
+  const narrow = matchMedia('(max-width: 60rem)'); // as in style.css
+  const place = () => form.parentElement[narrow.matches ? 'append' : 'prepend'](form);
+  narrow.addEventListener('change', place);
+  place();
 }
 
 function field(title, input) {

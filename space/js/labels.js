@@ -2,22 +2,26 @@
 
 import { svg } from './dom.js';
 
+export const RING = 11; // radius around what is chosen
+const MARK = 5;
 const HEIGHT = 12;
 const LETTER = 6.1; // mean width at 11 pixels
 
 /**
  * @param {any[]} best Points of the front, with pixels.
  * @param {any[]} points All points.
+ * @param {(point: any) => boolean} isChosen Whether a point has a ring.
  * @param {{left: number, right: number, top: number, bottom: number}} area
  * @returns {SVGElement[]}
  */
-export function placeLabels(best, points, area) {
-  const marks = points.map(({ px, py }) => ({ left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 }));
+export function placeLabels(best, points, isChosen, area) {
+  const radius = (point) => (isChosen(point) ? RING + 1 : MARK);
+  const marks = points.map((point) => around(point, radius(point)));
   const taken = [...marks, ...lines(best)];
   const labels = [];
   for (const point of [...best].reverse()) {
     const words = point.model.label ?? point.model.architecture;
-    const place = places(point, words.length * LETTER).find((one) => within(one, area) && !taken.some((other) => overlap(one, other)));
+    const place = places(point, words.length * LETTER, radius(point)).find((one) => within(one, area) && !taken.some((other) => overlap(one, other)));
     if (!place) continue;
     taken.push(place);
     labels.push(svg('text', { x: place.left, y: place.bottom - 2 }, words));
@@ -33,10 +37,16 @@ function lines(best) {
   ]);
 }
 
-function places({ px, py }, width) {
+function around({ px, py }, radius) {
+  return { left: px - radius, right: px + radius, top: py - radius, bottom: py + radius };
+}
+
+function places({ px, py }, width, radius) {
   const at = (left, top) => ({ left, right: left + width, top, bottom: top + HEIGHT });
+  const more = radius - MARK;
   return [
-    at(px - width - 8, py - 8), at(px - width / 2, py - 21), at(px - width - 4, py - 19), at(px + 9, py - 6), at(px - width / 2, py + 9), at(px + 6, py + 7),
+    at(px - width - 8 - more, py - 8), at(px - width / 2, py - 21 - more), at(px - width - 4, py - 19 - more),
+    at(px + 9 + more, py - 6), at(px - width / 2, py + 9 + more), at(px + 6, py + 7 + more),
   ];
 }
 

@@ -49,6 +49,7 @@ function start(zoo) {
     sort: Object.keys(COLUMNS),
   };
   let view = settled(readView(location.search));
+  let opener = null; // what had the focus when the details were opened
   const full = document.getElementById('full');
 
   /** @param {View} given @returns {View} With names and settings that exist. */
@@ -69,7 +70,8 @@ function start(zoo) {
     const opens = Boolean(changes.model) && changes.model !== view.model;
     view = { ...view, ...changes };
     const usual = view.speed === settings.keys().next().value ? { speed: '' } : {};
-    const address = `${location.pathname}${writeView({ ...view, ...usual })}${location.hash}`;
+    const address = new URL(location.href);
+    address.search = writeView({ ...view, ...usual });
     if (opens) history.pushState(null, '', address);
     else history.replaceState(null, '', address);
     render();
@@ -90,13 +92,22 @@ function start(zoo) {
 
   /** @param {string} name */
   function open(name) {
+    opener = document.activeElement;
     change({ model: name });
     const details = document.getElementById('details');
     details.focus({ preventScroll: true });
     details.scrollIntoView({ block: 'start' });
   }
 
-  const context = { zoo, settings, change, toggleCompared, open };
+  /** Close the details. The focus goes back to where they were opened. */
+  function close() {
+    const point = `.point[data-name="${CSS.escape(view.model)}"]`;
+    change({ model: '' });
+    const back = opener?.isConnected && opener !== document.body ? opener : document.querySelector(point);
+    (back ?? document.getElementById('table')).focus();
+  }
+
+  const context = { zoo, settings, change, toggleCompared, open, close };
   const parts = [makeFilters, makeAxes, makePlot, makeTable, makeDetails, makeComparison].map((make) => make(context));
   function render() {
     const models = shown(zoo.models, view);

@@ -22,13 +22,13 @@ export function speedKey(row) {
 }
 
 /**
- * The same in words.
+ * The same in words, those first that differ most: a narrow list cuts the last ones off.
  * @param {any} row
  */
 export function speedTitle(row) {
   const machine = row.machine + (row.emulated ? ' (emulated)' : '');
   const form = row.form === 'deploy' ? 'deploy form' : 'as created';
-  return `${machine}, ${threads(row)}, ${row.dtype}, batch ${row.batch}, ${form}`;
+  return `Batch ${row.batch}, ${form}, ${machine}, ${threads(row)}, ${row.dtype}`;
 }
 
 /** @param {any} row */

@@ -3,10 +3,10 @@
 import { el, svg } from './dom.js';
 import { AXES, digits, front, speedTitle, measured, valueOf, whom } from './models.js';
 import { icon, isOfZoo, mark, seriesNames } from './marks.js';
-import { placeLabels } from './labels.js';
+import { RING, placeLabels } from './labels.js';
 import { linear, logarithmic } from './scales.js';
 
-const MARGIN = { left: 46, right: 18, top: 18, bottom: 46 };
+const MARGIN = { left: 56, right: 18, top: 18, bottom: 46 };
 const WIDE = 560; // pixels that leave room for how speed was measured
 const KEYS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
@@ -25,7 +25,8 @@ export function makePlot({ settings, open }) {
     const size = { width: box.clientWidth, height: Math.round(Math.min(520, Math.max(300, box.clientWidth * 0.62))) };
     tip.hidden = true;
     if (!points.length) {
-      box.replaceChildren(el('p', { class: 'empty' }, `No model that is shown has a top-1 and ${AXES[view.x].short}.`));
+      const missing = view.x === 'ms' ? 'a top-1 and a time measured so' : 'a top-1';
+      box.replaceChildren(el('p', { class: 'empty' }, models.length ? `No model that passes the filters has ${missing}.` : 'No model passes the filters.'));
       return;
     }
     if (!points.some((point) => point.model.name === current)) current = points[0].model.name;
@@ -49,7 +50,7 @@ export function makePlot({ settings, open }) {
       'svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': title },
       grid(x, y, axisTitle, width, height),
       svg('path', { class: 'front', d: steps(best) }),
-      svg('g', { class: 'labels', 'aria-hidden': 'true' }, ...placeLabels(best, points, { left: MARGIN.left, right: width - 4, top: 2, bottom: upwards[0] })),
+      svg('g', { class: 'labels', 'aria-hidden': 'true' }, ...placeLabels(best, points, (point) => isChosen(point.model, view), { left: MARGIN.left, right: width - 4, top: 2, bottom: upwards[0] })),
       marks,
     );
   }
@@ -66,10 +67,10 @@ export function makePlot({ settings, open }) {
         onfocus: () => { current = model.name; show(point, view); },
         onblur: () => { tip.hidden = true; },
       },
-      svg('circle', { class: 'target', cx: point.px, cy: point.py, r: 11 }),
+      svg('circle', { class: 'target', cx: point.px, cy: point.py, r: RING }),
       mark(model.series, { x: point.px, y: point.py, radius: model.of === 'zoo' ? 5.5 : 4, hollow: model.more_data }),
     );
-    if (view.model === model.name || view.compare.includes(model.name)) node.classList.add('chosen');
+    if (isChosen(model, view)) node.classList.add('chosen');
     return node;
   }
 
@@ -113,6 +114,11 @@ export function makePlot({ settings, open }) {
   };
 }
 
+/** Whether a model has a ring around its mark. */
+function isChosen(model, view) {
+  return view.model === model.name || view.compare.includes(model.name);
+}
+
 /** Models with both values. */
 function pointsOf(models, view) {
   return models
@@ -121,7 +127,7 @@ function pointsOf(models, view) {
 }
 
 function sentence({ model, x, y }, view) {
-  const where = view.x === 'ms' ? `, ${speedTitle(measured(model, view.speed))}` : '';
+  const where = view.x === 'ms' ? ` (${speedTitle(measured(model, view.speed))})` : '';
   return `${model.name}: top-1 ${y} %, ${digits(x)} ${AXES[view.x].short}${where}`;
 }
 

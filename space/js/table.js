@@ -20,7 +20,7 @@ export const COLUMNS = {
 /** @param {any} context */
 export function makeTable({ zoo, settings, change, toggleCompared, open }) {
   const headings = Object.fromEntries(Object.keys(COLUMNS).map((column) => [column, el('th', { scope: 'col' })]));
-  const caption = el('caption', {});
+  const caption = el('span', {});
   const body = el('tbody', {});
   let view = null;
   for (const [column, title] of Object.entries(COLUMNS)) {
@@ -29,7 +29,7 @@ export function makeTable({ zoo, settings, change, toggleCompared, open }) {
   }
   const rows = new Map(zoo.models.map((model) => [model.name, makeRow(model, open, toggleCompared)]));
   const head = el('tr', {}, el('th', { scope: 'col' }, el('span', { class: 'visually-hidden' }, 'Compare')), ...Object.values(headings));
-  document.getElementById('rows').append(el('table', { 'aria-describedby': 'table-hint' }, caption, el('thead', {}, head), body));
+  document.getElementById('rows').append(el('table', { 'aria-describedby': 'table-hint' }, el('caption', {}, caption), el('thead', {}, head), body));
 
   return (given, models) => {
     view = given;

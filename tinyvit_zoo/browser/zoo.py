@@ -16,7 +16,7 @@ from ..version import __version__
 from .measured import figures, results_folder
 from .sources import Sources
 
-__all__ = ['FORMAT', 'METHODS', 'zoo_facts']
+__all__ = ['FORMAT', 'METHODS', 'is_own_size', 'zoo_facts']
 
 FORMAT = 1
 """Of `zoo.json`; `space/zoo.schema.json` describes it."""
@@ -94,8 +94,6 @@ def _release(release: Release, speeds: Iterable[dict[str, Any]], sources: Source
 def _rival(rival: Rival, speeds: Iterable[dict[str, Any]], sources: Sources) -> dict[str, Any]:
     counted = sources.key('Counted from the model of timm on the meta device (as tinyvit-zoo info does)')
     table = sources.key('timm results/results-imagenet.csv', SOURCE_URL)
-    cfg = timm.get_pretrained_cfg(rival.architecture)
-    at_own_size = cfg is not None and cfg.input_size[-1] == rival.img_size
     top1 = dict(dataset='imagenet-1k', top1=rival.top1, top5=None, by='timm', protocol=None, source=table)
     return dict(
         name=rival.name,
@@ -115,13 +113,19 @@ def _rival(rival: Rival, speeds: Iterable[dict[str, Any]], sources: Sources) -> 
         megabytes=_number(round(rival.bytes / 1e6, 2), counted),
         top1=top1,
         results=[top1],
-        measured=_speeds(rival.architecture, speeds, sources) if at_own_size else [],
+        measured=_speeds(rival.architecture, speeds, sources) if is_own_size(rival) else [],
         license=dict(id=rival.license, title=License(rival.license, SOURCE_URL).title, url=None),
         paper=None,
         weights=dict(url=None, hub=f'timm/{rival.name}', by_hand=None),
         notes=[],
         snippets=[],
     )
+
+
+def is_own_size(rival: Rival) -> bool:
+    """Whether it is listed at the size that timm makes its architecture with: speeds are measured at that one."""
+    cfg = timm.get_pretrained_cfg(rival.architecture)
+    return cfg is not None and cfg.input_size[-1] == rival.img_size
 
 
 def _label(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """`browser`: a static page to compare the models of the zoo and to try them."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -38,4 +39,4 @@ def build(
         print('Without onnxruntime-web, trying an image is left out: add --npm, or --runtime FOLDER.')
     else:
         print(f'Images are tried by onnxruntime-web {site.runtime}' + (', with a model.' if site.trial else '.'))
-    print(f'Look at it: python -m http.server --directory {site.folder} --bind 127.0.0.1')
+    print(f'Look at it: python -m http.server --directory {shlex.quote(str(site.folder))} --bind 127.0.0.1')

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import typer
 from rich.console import Console
+from typer.models import ArgumentInfo
 
 __all__ = ['command', 'console', 'print_error', 'print_json', 'printer', 'quiet_logs', 'quiet_transformers']
 
@@ -99,10 +100,14 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
 
 def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:
     """Which options of a command do without weights that cannot be found."""
-    names = [f'--{parameter.name.replace("_", "-")}' for parameter in parameters]
+    names = [f'--{parameter.name.replace("_", "-")}' for parameter in parameters if not _is_argument(parameter)]
     options = [f'{name} FILE' for name in names if name.startswith('--weights')]
     options += [name for name in names if name.startswith('--random')]
     return f'Give {" or ".join(options)} instead.' if options else ''
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(part, ArgumentInfo) for part in getattr(parameter.annotation, '__metadata__', ()))
 
 
 def _is_bundle(name: str, kind: Any) -> bool:

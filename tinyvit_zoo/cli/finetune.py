@@ -191,7 +191,7 @@ def finetune(
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
                 start=dict(
                     weights=start.words, classifier=classifier or 'fresh', departures=departures,
-                    **({} if reserved is None else dict(layer_reserve=reserved)),
+                    **_hash_of_file(model_options), **({} if reserved is None else dict(layer_reserve=reserved)),
                 ),
                 teacher=teacher.facts(teaching, model),
             )  # fmt: skip
@@ -222,6 +222,16 @@ def _model(
 
     model, classifier = start_model(make, start, classes, recipe)
     return model, start, classifier
+
+
+def _hash_of_file(options: ModelOptions) -> dict[str, str]:
+    """For results.json: the sha256 of the tensors of --weights."""
+    from ..checkpoints import read_checkpoint
+    from ..common.hashes import tensors_hash
+
+    if options.weights is None:
+        return {}
+    return dict(tensors_sha256=tensors_hash(read_checkpoint(options.weights, part=options.part)))
 
 
 def _fresh(options: ModelOptions, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..downstream.reproduce.jobs import Line
     from ..downstream.reproduce.numbers import Number
     from ..downstream.reproduce.plans import RunCommand
+    from ..downstream.reproduce.ratios import Ratios
     from ..downstream.reproduce.record import Entry
     from ..downstream.reproduce.running import Jobs
 
@@ -75,7 +76,9 @@ def reproduce(
     ] = False,
     ratios: Annotated[
         bool,
-        typer.Option('--ratios', help="Only the speed of its models beside each other, on this machine's processor."),
+        typer.Option(
+            '--ratios', help="Also measure the speed of its models beside each other, on this machine's processor."
+        ),
     ] = False,
     output: OutputFolder = None,
 ) -> None:
@@ -85,11 +88,20 @@ def reproduce(
     authors' hardware are not: the table says what each of them needs and which command measures it. --scale runs these
     commands. With --output finished rows are kept, and the same command again measures the others.
     """
-    from ..downstream.reports.reproduce import check_folder, replaced_in_words, states_in_words, write_table
+    from ..downstream.reports.ratios import read_ratios
+    from ..downstream.reports.reproduce import (
+        check_folder,
+        missing_in_words,
+        ratios_in_words,
+        replaced_in_words,
+        states_in_words,
+        write_table,
+    )
     from ..downstream.reproduce.entries import find_entry, find_rows
     from ..downstream.reproduce.figures import find_figure
     from ..downstream.reproduce.jobs import State, run_rows
     from ..downstream.reproduce.plans import Scale as RunScale
+    from ..downstream.reproduce.ratios import with_ratios
 
     quiet_logs()
     if listed:
@@ -102,25 +114,29 @@ def reproduce(
         raise typer.BadParameter('--only names no row: give it some, or leave it out for the whole table.')
     entry = find_entry(table)
     numbers = find_rows(entry, only or ())
-    if ratios and (dry_run or scale is not None):
-        raise typer.BadParameter('--ratios only measures speed: leave --scale and --dry-run out.')
+    if ratios and dry_run:
+        raise typer.BadParameter('--ratios measures and --dry-run does not: leave one of them out.')
     _check(scale, root, jobs, output, dry_run, numbers)
     if output is not None and not dry_run:
         make_output(output)
         check_folder(output, entry)
-    if ratios:
-        return print_ratios(entry, numbers, output)
     say = printer()
+    if ratios:
+        speeds: Ratios | None = print_ratios(entry, numbers, output)
+    else:
+        speeds = read_ratios(output, entry, say) if output is not None else None
     lines = run_rows(
         numbers, output, dry=dry_run, say=say, scale=None if scale is None else RunScale(scale),
         jobs=_jobs(_runner(context), scale, root, jobs, output),
     )  # fmt: skip
+    lines = lines if speeds is None else with_ratios(lines, speeds)
     _print(entry, lines, commands=dry_run)
-    for words in (*replaced_in_words(lines), states_in_words(lines)):
+    below = [*replaced_in_words(lines), *ratios_in_words(lines, speeds), *missing_in_words(lines, root)]
+    for words in (*below, states_in_words(lines)):
         say(words)
     print_notes(numbers)
     if output is not None and not dry_run:
-        write_table(output, entry, lines, only=only or (), scale=scale and str(scale), say=say)
+        write_table(output, entry, lines, only=only or (), scale=scale and str(scale), ratios=speeds, say=say)
     if any(line.state is State.FAILED for line in lines):
         raise typer.Exit(1)
     return None
@@ -217,7 +233,7 @@ def _print(entry: 'Entry', lines: Sequence['Line'], commands: bool) -> None:
     columns = headings(lines)
     table = Table(title=escape(f'{entry.name}: {entry.title}'), title_justify='left', box=None, pad_edge=False)
     for heading in (*columns, 'command') if commands else columns:
-        right = heading in ('paper', 'measured', 'difference', 'digits')
+        right = heading in ('paper', 'measured', 'difference', 'digits', 'ratio, paper', 'ratio, here')
         table.add_column(heading, justify='right' if right else 'left')
     for line, cells in zip(lines, table_rows(lines), strict=True):
         table.add_row(*map(escape, (*cells, line.command) if commands else cells))

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from ..downstream.reproduce.figures import Figure
     from ..downstream.reproduce.numbers import Number
     from ..downstream.reproduce.overview import Overview
+    from ..downstream.reproduce.ratios import Ratios
 
 LEGEND = (
-    'measured here: by this command, without data and weights. no data: the weights are published, or a config here',
-    'trains the detector. quoted: neither this package nor timm has the model, or the number is lost in the text.',
-    'data: of archives; + where a size is not known. weights: of this package. GPU-hours: of a V100, as published, and',
-    'estimated (~) from published ones of the same kind of training; most are not known. --list PAPER has sources.',
+    'measured here: counted by this command, without data or weights.',
+    'no data: the weights are published, or a config here trains the detector; the data has to be fetched.',
+    'quoted: neither this package nor timm has the model, or the text at hand lacks the number.',
+    "data, weights: bytes of archives (+ where some sizes are not known) and of this package's releases.",
+    'GPU-hours: of one V100, as published; ~ estimated from a published training of the same kind; most are not known.',
+    '--list PAPER names the sources.',
 )
 
 
@@ -143,7 +146,7 @@ def print_notes(numbers: Sequence['Number']) -> None:
             say(f'- {note.text} ({", ".join(note.ids)})')
 
 
-def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> None:
+def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> 'Ratios':
     """Measure how fast the models of a table are beside each other, print it, and write it to a folder."""
     from ..downstream.reports.ratios import RATIO_HEADINGS, ratio_cells, write_ratios
     from ..downstream.reproduce.entries import ENTRIES
@@ -160,8 +163,10 @@ def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | No
     say = printer()
     say(f'Ratios are over {ratios.first.row}, above 1 is faster; none of them is a measured number of the table.')
     say(ratios.words)
+    say('')
     if output is not None:
         write_ratios(output, entry, ratios, say)
+    return ratios
 
 
 def _say_all(lines: Iterable[str]) -> None:

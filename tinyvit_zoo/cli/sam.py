@@ -7,6 +7,7 @@ import typer
 
 from .console import command, printer, quiet_transformers
 from .options import AllowNonfinite, Part, Size, read_size
+from .sam_distill import distill, embed
 from .sam_masks import export, segment
 
 SquareSize = Annotated[
@@ -22,7 +23,7 @@ SquareSize = Annotated[
 
 def register(app: typer.Typer, panel: str) -> None:
     group = typer.Typer(help='Segment Anything with a TinyViT encoder, such as MobileSAM.')
-    for function in (convert, segment, export):
+    for function in (convert, segment, export, distill, embed):
         group.command(function.__name__)(command(function))
     app.add_typer(group, name='sam', rich_help_panel=panel)
 

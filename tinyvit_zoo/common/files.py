@@ -9,7 +9,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import EvaluationError
@@ -19,6 +19,7 @@ __all__ = [
     'give_ordinary_rights',
     'home',
     'new_file',
+    'new_files',
     'remove_leftovers',
     'resumed_file',
     'write_whole',
@@ -71,6 +72,40 @@ def check_place(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     with tempfile.TemporaryFile(dir=parent):
         pass
+
+
+@contextmanager
+def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary files for those that belong together, see `new_file`: all are renamed when the block ends.
+
+    A process that is killed between the renames leaves some of the files, old or new, but no old one beside a new one.
+
+    Raises:
+        OSError: If one cannot be written.
+    """
+    with ExitStack() as files:
+        yield tuple(files.enter_context(new_file(path)) for path in paths)
+        renames = files.pop_all()  # the last file first
+        with ExitStack() as old:
+            for path in paths[:-1]:
+                old.enter_context(_set_aside(path))
+            renames.close()
+
+
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Take a file away while the block runs: for good, or until it ends with an error and without a new one."""
+    aside = path.with_name(f'.{path.name}.{process_mark()}.part{path.suffix}')
+    if path.is_file():
+        path.rename(aside)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.exists():
+                aside.unlink()
+            else:
+                aside.rename(path)
 
 
 @contextmanager

@@ -27,14 +27,17 @@ def swap_in(folder: Path, replaces: Sequence[str] | Callable[[], Sequence[str]] 
     processes left of the same folder is taken away, or put back where the folder itself is missing.
 
     Args:
-        folder: Final place; missing parents are made.
+        folder: Final place; missing parents are made. Of a symbolic link, what it points to is replaced.
         replaces: File names that may be lost with an existing folder, or a function that tells them. Any other content
             is a reason to refuse.
 
     Raises:
-        FileExistsError: If `folder` is a file or holds something else.
+        FileExistsError: If `folder` is a file, holds something else, or has no name of its own, as `.` has not.
         OSError: If it cannot be written; nothing is left of it then, and `folder` is as before.
     """
+    if folder.name in ('', '..'):
+        raise FileExistsError(f'{folder} cannot be replaced as a whole: give the name of a folder to be made.')
+    folder = _own_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent):
         _clear_up(folder)
@@ -56,6 +59,7 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
 
     Files of two versions do not belong together.
     """
+    folder = _own_place(folder)
     with _held(folder) as before:
         try:
             result = read()
@@ -66,6 +70,11 @@ def read_settled(folder: Path, read: Callable[[], T]) -> T:
                 raise
     with _locked(folder.parent):
         return read()
+
+
+def _own_place(folder: Path) -> Path:
+    """Where a folder itself lies: names are exchanged there, and a link would be exchanged in place of the folder."""
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 @contextmanager

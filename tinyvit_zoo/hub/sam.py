@@ -33,7 +33,7 @@ from ..checkpoints import (
 )
 from ..common.errors import ModelError
 from ..common.extras import needs_extra
-from ..common.folders import swap_in
+from ..common.folders import refuse_others, swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few, reason
 from ..dense.sam import LEAST, SAM_WINDOWS, SamImageEncoder, encoder_weights, sam_encoder
@@ -63,6 +63,7 @@ with needs_extra('transformers'):
 __all__ = [
     'TinyVitSamConfig',
     'TinyVitSamModel',
+    'check_sam_folder',
     'convert_sam',
     'load_sam',
     'new_sam',
@@ -532,6 +533,11 @@ def save_sam(model: TinyVitSamModel, folder: str | Path, source: str | None = No
         with torch.device('meta'):
             check_keys(tensors, _stored(TinyVitSamModel(config)), SAM_KEYS, 'ours')
     return folder
+
+
+def check_sam_folder(folder: str | Path) -> None:
+    """Raises: FileExistsError: If `save_sam` would refuse the folder: said before a training, not after it."""
+    refuse_others(user_path(folder).resolve(), FILES)
 
 
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:

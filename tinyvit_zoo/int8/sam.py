@@ -3,7 +3,6 @@
 import copy
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..common.errors import ModelError
-from ..common.files import new_file
+from ..common.files import new_files
 from ..data.sam_images import pixels_of
 from ..segment_anything import PromptedDecoder
 from ..segment_anything.decoder import STRIDE
@@ -78,11 +77,10 @@ def quantize_sam(
 
     calibration = calibration_images(calibrate, images, transform, held_out=check is None, seed=seed)
     others = check_images(check, calibration, transform)
+    wanted = [path for path in paths if path is not None]
     # The files are renamed only when both are whole.
-    with tempfile.TemporaryDirectory(prefix='int8.') as folder, ExitStack() as files:
-        source = Path(folder) / 'encoder.onnx'
-        new_encoder = files.enter_context(new_file(paths[0]))
-        new_decoder = files.enter_context(new_file(paths[1])) if paths[1] is not None else None
+    with tempfile.TemporaryDirectory(prefix='int8.') as folder, new_files(*wanted) as (new_encoder, *rest):
+        source, new_decoder = Path(folder) / 'encoder.onnx', rest[0] if rest else None
         export_sam(model, source, new_decoder, img_size=img_size, dynamic_size=dynamic_size, all_masks=all_masks)
         done = quantize_file(
             source,

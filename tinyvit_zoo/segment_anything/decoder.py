@@ -1,6 +1,6 @@
 """Prompt encoder, mask decoder and the resize of masks as one module, as the released ONNX file of SAM has them.
 
-Names and meaning of inputs and outputs are those of the released `SamOnnxModel`, which labelling tools expect.
+Names and meaning of inputs and outputs are those of the released `SamOnnxModel`, which labeling tools expect.
 
 Shape legend: `N` points, `M` masks, `h w` map of the encoder.
 """

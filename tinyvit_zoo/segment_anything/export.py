@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from ..common.errors import ModelError
-from ..common.files import new_file
+from ..common.files import new_files
 from ..common.hashes import state_hash
 from ..common.paths import user_path
 from ..data.sam_images import MEAN, STD
@@ -109,10 +109,9 @@ def export_sam(
             f'Sides of images must be multiples of {STRIDE}, of {SMALLEST} at least, not {size[0]}x{size[1]}.'
         )
     traced = _Traced(copy.deepcopy(model).float().cpu().eval(), size, dynamic_size, all_masks)
-    with ExitStack() as files:  # renamed only when all of them are whole
-        differences = {}
-        for part, path in paths.items():
-            new = files.enter_context(new_file(path))
+    differences = {}
+    with new_files(*paths.values()) as files:  # renamed only when all of them are whole
+        for part, new in zip(paths, files, strict=True):
             differences[part] = traced.write(part, new)
             if not differences[part] <= TOLERANCE:
                 raise ModelError(

@@ -20,7 +20,7 @@ from ..names import resolve_name
 from ..soft_labels.transformers_teacher import Page, find_page, image_size, normalization, quiet_transformers
 from .feature_readers import FeatureReader, Features, timm_reader, transformers_reader, vision_part
 
-__all__ = ['FeatureTeacher', 'load_feature_teacher', 'load_vision_model']
+__all__ = ['FeatureTeacher', 'load_feature_teacher', 'load_transformers_model', 'load_vision_model', 'teacher_of']
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,13 @@ def _timm_model(name: str, weights: str | Path | None, img_size: tuple[int, int]
 
 
 def load_vision_model(page: Page) -> tuple[nn.Module, dict[str, Any]]:
-    """A model of transformers, or its part that takes images, in float32 and evaluation mode; and its preprocessing.
+    """The part that takes images of `load_transformers_model`, and its preprocessing. Errors are the same."""
+    model, processor = load_transformers_model(page)
+    return vision_part(model), processor
+
+
+def load_transformers_model(page: Page) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of transformers, whole, in float32 and evaluation mode; and its preprocessing.
 
     Raises:
         ModelError: If it cannot be loaded, or lacks weights.
@@ -161,12 +167,29 @@ def load_vision_model(page: Page) -> tuple[nn.Module, dict[str, Any]]:
     missing += [key for key, *_ in report['mismatched_keys']]
     if missing:
         raise ModelError(f'{name} has no weights for {first_few(missing)}: take a page or folder that has all of them.')
-    return vision_part(model).float().eval(), processor
+    return model.float().eval(), processor
 
 
 def _load_transformers(page: Page, size: tuple[int, int] | None) -> FeatureTeacher:
-    model, processor = load_vision_model(page)
-    vision: Any = model
+    return teacher_of(page, *load_vision_model(page), size)
+
+
+def teacher_of(
+    page: Page, model: nn.Module, processor: dict[str, Any], size: tuple[int, int] | None = None
+) -> FeatureTeacher:
+    """A loaded model of transformers as teacher.
+
+    Args:
+        page: Where it lies.
+        model: Of `load_vision_model` or `load_transformers_model`.
+        processor: Its preprocessing.
+        size: (H, W) of its images; None for its own.
+
+    Raises:
+        ModelError: If the preprocessing cannot be followed.
+        EvaluationError: If it lacks features, or takes no such images.
+    """
+    vision: Any = vision_part(model)
     size = size or image_size(page.name, processor, vision.config)
     return FeatureTeacher.of_transformers(vision, page.name, *normalization(page.name, processor), size)
 

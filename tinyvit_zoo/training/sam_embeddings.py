@@ -135,7 +135,7 @@ def _facts(folder: Path) -> EmbeddingFacts:
         return EmbeddingFacts(**values)
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise EvaluationError(
-            f'{folder} holds no embeddings of a SAM encoder ({reason(e)}): write them with save_embeddings.'
+            f'{folder} holds no embeddings of a SAM encoder ({reason(e)}): write them with sam embed.'
         ) from e
 
 
@@ -170,7 +170,7 @@ class StoredEmbeddings:
         if missing:
             raise EvaluationError(
                 f'{self.folder} lacks {_file(self.folder, missing[0]).name}, so not all embeddings are there: let '
-                'save_embeddings write the rest.'
+                'sam embed write the rest.'
             )
         self._open: dict[int, Any] = {}
 
@@ -204,8 +204,7 @@ class StoredEmbeddings:
             found = self._open[number][row].float()
         except Exception as e:  # safetensors has an error of its own, and slices raise others
             raise EvaluationError(
-                f'{_file(self.folder, number)} is damaged ({reason(e)}): remove it and let save_embeddings write it '
-                'again.'
+                f'{_file(self.folder, number)} is damaged ({reason(e)}): remove it and let sam embed write it again.'
             ) from e
         if tuple(found.shape) != (self.facts.channels, *self.facts.grid):
             raise EvaluationError(f'{_file(self.folder, number)} has maps of another shape than {FACTS} says.')

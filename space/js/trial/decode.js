@@ -13,7 +13,7 @@ export async function decode(file) {
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: 'from-image', colorSpaceConversion: 'none', premultiplyAlpha: 'none' });
   } catch {
-    throw new Error('This file is not an image that the browser knows.');
+    throw new Error('The browser cannot decode this file: it is damaged, too large, or not a PNG, JPEG, WebP or GIF.');
   }
   const { width, height } = bitmap;
   const given = levels(bitmap);

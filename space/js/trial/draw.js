@@ -10,7 +10,7 @@ import { el } from '../dom.js';
 export function draw(answer, model) {
   const time = el('p', { class: 'hint' }, `${answer.ms.toFixed(0)} ms in this browser, one thread.`);
   const seen = el('figure', {}, canvasOf(answer.seen), el('figcaption', {}, 'What the model saw'));
-  if (!model.labels.length) return [seen, el('p', {}, `${answer.values.length} features, from ${Math.min(...answer.values).toFixed(3)} to ${Math.max(...answer.values).toFixed(3)}.`), time];
+  if (!model.labels.length) return [seen, el('div', {}, el('p', {}, `${answer.values.length} features, from ${Math.min(...answer.values).toFixed(3)} to ${Math.max(...answer.values).toFixed(3)}.`), time)];
   const rows = answer.best.map(({ label, probability }) => {
     const bar = el('span', { class: 'bar', 'aria-hidden': 'true' });
     bar.style.width = `${100 * probability}%`;

@@ -84,6 +84,7 @@ export class Marking {
     });
     context.putImageData(pixels, 0, 0);
     const radius = Math.max(2, Math.max(this.image.width, this.image.height) / 100);
+    context.lineWidth = radius / 3;
     for (const { x, y, isOn } of this.marks) {
       context.beginPath();
       context.arc(x, y, radius, 0, 2 * Math.PI);
@@ -94,9 +95,16 @@ export class Marking {
     }
     if (!this.cross) return;
     const [x, y] = this.cross;
-    context.strokeStyle = 'white';
-    context.strokeRect(x - 2 * radius, y - 0.5, 4 * radius, 1);
-    context.strokeRect(x - 0.5, y - 2 * radius, 1, 4 * radius);
+    context.beginPath();
+    context.moveTo(x - 2 * radius, y);
+    context.lineTo(x + 2 * radius, y);
+    context.moveTo(x, y - 2 * radius);
+    context.lineTo(x, y + 2 * radius);
+    for (const [color, width] of [['black', 0.8], ['white', 0.35]]) { // seen on any image, of any size
+      context.strokeStyle = color;
+      context.lineWidth = width * radius;
+      context.stroke();
+    }
   }
 }
 

@@ -6,7 +6,7 @@ import { Marking } from './marking.js';
 import { Stopped } from './runner.js';
 import { Trial } from './trial.js';
 
-const HOW = 'Images and files stay in this browser. They are resized as Pillow does it, with antialiasing; browsers decode JPEG a little differently, drop colors under full transparency, and apply no color profile, like timm.';
+const HOW = 'Images and files stay in this browser. They are resized as Pillow does it, with antialiasing; browsers decode JPEG a little differently, lose colors under transparency, and apply no color profile, like timm.';
 
 /** @param {{runtime: string|null, model: string|null, images: string[]}} given What the site comes with. */
 export function makeTrial(given) {
@@ -18,6 +18,13 @@ export function makeTrial(given) {
   new Panel(box, given).show();
 }
 
+/** The bytes of a file of this site. */
+async function fetched(address) {
+  const answer = await fetch(address).catch(() => null);
+  if (!answer?.ok) throw new Error(`${address} cannot be fetched from this site: try again, or give a file of your own.`);
+  return answer.arrayBuffer();
+}
+
 class Panel {
   constructor(box, given) {
     this.box = box;
@@ -27,6 +34,8 @@ class Panel {
     this.input = el('input', { type: 'file', id: 'file', accept: 'image/*,.onnx', multiple: true, onchange: () => this.take([...this.input.files]) });
     this.drop = el('div', { class: 'drop' }, el('p', {}, 'Drop an image here, or an ONNX file of ', el('code', {}, 'tinyvit-zoo export'), ', or the two of ', el('code', {}, 'tinyvit-zoo sam export'), '.'), el('label', { for: 'file' }, 'Choose files'), this.input);
     this.line = el('p', { class: 'model-line', 'aria-live': 'polite' });
+    this.own = null; // the model of this site, once it was fetched
+    this.back = el('button', { type: 'button', class: 'back', hidden: true, onclick: () => this.takeOwnModel() }, "Use this site's model");
     this.bar = el('progress', { 'aria-label': 'Progress' });
     this.state = el('span', {});
     this.busy = el('div', { class: 'busy', hidden: true }, this.bar, this.state, el('button', { type: 'button', onclick: () => this.stop() }, 'Stop'));
@@ -40,7 +49,7 @@ class Panel {
     // A file that misses the place would otherwise be shown in place of the page.
     for (const kind of ['dragover', 'drop']) addEventListener(kind, (event) => { if (event.dataTransfer?.types.includes('Files')) event.preventDefault(); });
     this.box.append(
-      el('div', { class: 'trial' }, el('div', { class: 'given' }, this.drop, samples.length ? el('ul', { class: 'samples', 'aria-label': 'Images to try' }, ...samples) : null, this.line), el('div', { class: 'found' }, this.busy, this.error, this.result)),
+      el('div', { class: 'trial' }, el('div', { class: 'given' }, this.drop, samples.length ? el('ul', { class: 'samples', 'aria-label': 'Images to try' }, ...samples) : null, this.line, this.back), el('div', { class: 'found' }, this.busy, this.error, this.result)),
       el('p', { class: 'hint' }, HOW),
     );
     this.describe();
@@ -55,9 +64,18 @@ class Panel {
   /** @param {string} address */
   takeSample(address) {
     return this.guarded(async (goOn) => {
-      const file = await (await fetch(address)).blob();
+      const file = new Blob([await fetched(address)]);
       goOn();
       await this.trial.useImage(file, goOn);
+      await this.run(goOn);
+    });
+  }
+
+  /** Go back to the model of this site after one that was given. */
+  takeOwnModel() {
+    return this.guarded(async (goOn) => {
+      this.trial.forgetModels();
+      this.describe();
       await this.run(goOn);
     });
   }
@@ -72,7 +90,7 @@ class Panel {
           const bytes = await file.arrayBuffer();
           goOn();
           this.trial.useModel(bytes, file.name);
-        } else if (file.type.startsWith('image/')) await this.trial.useImage(file, goOn);
+        } else if (!file.type || file.type.startsWith('image/')) await this.trial.useImage(file, goOn);
         else throw new Error(`${file.name} is neither an image nor an ONNX file.`);
       }
       await this.run(goOn);
@@ -88,9 +106,10 @@ class Panel {
     }
     if (trial.image && !trial.model && this.given.model) {
       this.say('Fetching the model');
-      const bytes = await (await fetch(this.given.model)).arrayBuffer();
+      const bytes = await fetched(this.given.model);
       goOn();
       trial.useModel(bytes, this.given.model);
+      this.own = trial.model;
     }
     this.describe();
     if (!trial.model || !trial.image) return;
@@ -130,13 +149,20 @@ class Panel {
     } catch (error) {
       if (!isOver()) this.fail(error.message);
     }
-    if (!isOver()) this.busy.hidden = true;
+    if (!isOver()) this.rest();
+  }
+
+  /** Nothing runs any more. The focus does not get lost with a button that goes. */
+  rest() {
+    const isLost = this.busy.contains(document.activeElement);
+    this.busy.hidden = true;
+    if (isLost) this.input.focus();
   }
 
   stop() {
     this.turn++;
     this.trial.stop();
-    this.busy.hidden = true;
+    this.rest();
     this.fail('Stopped.');
   }
 
@@ -152,14 +178,17 @@ class Panel {
     this.state.textContent = `${words} …`;
   }
 
+  /** What runs is shown already; where a later run has failed, an earlier one goes on in silence. */
   progress(loaded, total) {
-    this.busy.hidden = false;
     if (total) this.bar.value = loaded / total;
     this.state.textContent = `onnxruntime-web: ${(loaded / 1e6).toFixed(1)}${total ? ` of ${(total / 1e6).toFixed(1)}` : ''} MB …`;
   }
 
   describe() {
     const { model, segments, sam } = this.trial;
+    const isOwn = !segments && (!model || model === this.own);
+    if (isOwn && document.activeElement === this.back) this.input.focus();
+    this.back.hidden = isOwn || !this.given.model;
     if (segments) {
       this.line.textContent = sam.isWhole
         ? `Model: Segment Anything, ${sam.files.encoder.facts.img_size.join(' × ')} pixels. ${this.trial.image ? '' : 'Give an image.'}`
@@ -171,6 +200,6 @@ class Panel {
       return;
     }
     const [, height, width] = model.config.input_size;
-    this.line.textContent = `Model: ${model.name}, ${model.labels.length ? `${model.labels.length} classes` : 'features'}, ${height} × ${width} pixels.`;
+    this.line.textContent = `Model: ${model.name}, ${model.labels.length ? `${model.labels.length} ${model.labels.length === 1 ? 'class' : 'classes'}` : 'features'}, ${height} × ${width} pixels.`;
   }
 }

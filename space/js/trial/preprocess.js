@@ -4,7 +4,9 @@ import { FILTERS, resize } from './resize.js';
 
 /** @typedef {import('./resize.js').Pixels} Pixels */
 
-const DAMAGED = 'What this file says of itself is damaged: export it anew.';
+const MOST = 4096; // pixels of a side
+const LEAST_CROP = 0.1;
+export const DAMAGED = 'What this file says of itself is damaged: export it anew.';
 
 /**
  * @typedef {object} Preprocessing timm's data config, as our exported files hold it.
@@ -17,21 +19,31 @@ const DAMAGED = 'What this file says of itself is damaged: export it anew.';
  */
 
 /**
- * The data config in the metadata of a file.
+ * The data config in the metadata of a file. A file can say anything: nothing else is computed with.
  * @param {Record<string, string>} metadata
+ * @param {string[]} modes Values of `crop_mode` that can be followed.
  * @returns {Preprocessing}
  * @throws {Error} If there is none, or this page cannot follow it.
  */
-export function readPreprocessing(metadata) {
+export function readPreprocessing(metadata, modes = ['center', 'squash']) {
   if (!metadata.preprocessing) {
     throw new Error('This file does not say how images are prepared: `tinyvit-zoo export` writes files that do.');
   }
   const config = parsed(metadata.preprocessing);
-  if (![config?.input_size, config?.mean, config?.std].every(Array.isArray)) throw new Error(DAMAGED);
-  if (config.input_size[0] !== 3) throw new Error(`This model takes ${config.input_size[0]} channels, and images have three.`);
-  if (!(config.interpolation in FILTERS)) throw new Error(`This page cannot resize by '${config.interpolation}', only ${Object.keys(FILTERS).join(' and ')}.`);
-  if (!['center', 'squash'].includes(config.crop_mode)) throw new Error(`This page cannot crop by '${config.crop_mode}', only center and squash.`);
+  const { input_size: size, interpolation, crop_mode: mode } = config ?? {};
+  if (!areNumbers(size, (side) => Number.isInteger(side) && side > 0)) throw new Error(DAMAGED);
+  if (size[0] !== 3) throw new Error(`This model takes ${size[0]} channel${size[0] === 1 ? '' : 's'}, and images have three.`);
+  if (Math.max(...size) > MOST) throw new Error(`This model takes images of ${size[1]} × ${size[2]} pixels, too large for this page.`);
+  const isWhole = areNumbers(config.mean) && areNumbers(config.std, (value) => value > 0) && config.crop_pct >= LEAST_CROP && config.crop_pct <= 1;
+  if (!isWhole) throw new Error(DAMAGED);
+  if (!Object.hasOwn(FILTERS, interpolation)) throw new Error(`This page cannot resize by '${interpolation}', only ${Object.keys(FILTERS).join(' and ')}.`);
+  if (!modes.includes(mode)) throw new Error(`This page cannot crop by '${mode}', only ${modes.join(' and ')}.`);
   return config;
+}
+
+/** Whether these are three numbers, and good ones. */
+function areNumbers(values, isGood = () => true) {
+  return Array.isArray(values) && values.length === 3 && values.every((value) => Number.isFinite(value) && isGood(value));
 }
 
 /**
@@ -56,7 +68,8 @@ export function parsed(text) {
 export function resizedAndCropped(image, config) {
   const [, height, width] = config.input_size;
   const [high, wide] = scaledSize(image, [Math.floor(height / config.crop_pct), Math.floor(width / config.crop_pct)], config.crop_mode);
-  return centerCrop(resize(image, wide, high, config.interpolation), height, width);
+  const box = { left: halfToEven((wide - width) / 2), top: halfToEven((high - height) / 2), width, height };
+  return resize(image, wide, high, config.interpolation, box);
 }
 
 /**
@@ -118,18 +131,6 @@ function scaledSize(image, [high, wide], mode) {
   }
   const ratio = Math.min(image.height / high, image.width / wide);
   return [halfToEven(image.height / ratio), halfToEven(image.width / ratio)];
-}
-
-function centerCrop(image, height, width) {
-  const top = halfToEven((image.height - height) / 2);
-  const left = halfToEven((image.width - width) / 2);
-  if (top === 0 && left === 0 && image.height === height && image.width === width) return image;
-  const data = new Uint8Array(width * height * 3);
-  for (let row = 0; row < height; row++) {
-    const start = ((row + top) * image.width + left) * 3;
-    data.set(image.data.subarray(start, start + width * 3), row * width * 3);
-  }
-  return { width, height, data };
 }
 
 /** As Python rounds. */

@@ -33,6 +33,15 @@ export class Runner {
   }
 
   /**
+   * The pixels of an image file, see `decode`.
+   * @param {Blob} file
+   * @returns {Promise<{image: import('./resize.js').Pixels}>}
+   */
+  decode(file) {
+    return this.#ask({ action: 'decode', file });
+  }
+
+  /**
    * What a classifier sees of an image, and its normalized pixels.
    * @param {import('./resize.js').Pixels} image
    * @param {import('./preprocess.js').Preprocessing} config

@@ -1,6 +1,6 @@
 /** Segment Anything: its two files, and from points on an image to a mask. */
 
-import { fittedSize, parsed } from './preprocess.js';
+import { DAMAGED, fittedSize, parsed, readPreprocessing } from './preprocess.js';
 
 /** @typedef {import('./resize.js').Pixels} Pixels */
 
@@ -14,6 +14,7 @@ import { fittedSize, parsed } from './preprocess.js';
 const STRIDE = 16; // pixels of a place of the encoder's map
 const LEAST = 32;
 const PADDING = -1; // label of a point that is none, which goes with points where there is no box
+const PARTS = ['encoder', 'decoder'];
 const INPUTS = { images: 'images', map: 'image_embeddings' };
 
 export class Sam {
@@ -21,13 +22,18 @@ export class Sam {
   constructor(runner) {
     this.runner = runner;
     /** @type {Record<string, {facts: any, bytes: ArrayBuffer, config: any}>} By 'encoder' and 'decoder'. */
+    this.forget();
+  }
+
+  /** Forget the files. */
+  forget() {
     this.files = {};
     this.reset();
   }
 
   /** Forget what the runner held, and the map of the image. */
   reset() {
-    this.isLoaded = false;
+    this.loaded = null; // of `files`, those that the worker holds
     this.embedded = null;
   }
 
@@ -37,17 +43,19 @@ export class Sam {
 
   /**
    * @param {ArrayBuffer} bytes
-   * @param {import('./onnx_file.js').OnnxFile} file
+   * @param {import('./onnx_file.js').OnnxFile} file One that does not go with a whole pair begins another pair.
+   * @throws {Error} If it is damaged, or does not go with the only other one.
    */
   use(bytes, file) {
     const facts = parsed(file.metadata.segment_anything);
-    const { encoder, decoder } = { ...this.files, [facts.part]: { facts, bytes, config: parsed(file.metadata.preprocessing) } };
-    if (encoder && decoder && (encoder.facts.weights !== decoder.facts.weights || String(encoder.facts.img_size) !== String(decoder.facts.img_size))) {
-      this.files = {};
-      throw new Error('The two files are of different models or sizes: export both anew.');
-    }
-    this.files = { encoder, decoder };
+    const config = readPreprocessing(file.metadata, ['corner']);
+    if (!PARTS.includes(facts?.part) || String(facts.img_size) !== String(config.input_size.slice(1))) throw new Error(DAMAGED);
+    const { isWhole } = this;
+    const others = Object.values(this.files).filter((one) => one.facts.part !== facts.part);
+    const fit = others.filter((one) => one.facts.weights === facts.weights && String(one.facts.img_size) === String(facts.img_size));
+    this.files = Object.fromEntries([...fit, { facts, bytes, config }].map((one) => [one.facts.part, one]));
     this.reset();
+    if (others.length > fit.length && !isWhole) throw new Error('The two files are of different models or sizes: give both of one export.');
   }
 
   /**
@@ -55,17 +63,17 @@ export class Sam {
    * @param {Pixels} image
    */
   async embed(image) {
-    const { facts, config } = this.files.encoder;
-    if (!this.isLoaded) {
-      await this.runner.load('encoder', this.files.encoder.bytes);
-      await this.runner.load('decoder', this.files.decoder.bytes);
-      this.isLoaded = true;
+    const { files } = this;
+    const { facts, config } = files.encoder;
+    if (this.loaded !== files) {
+      for (const part of PARTS) await this.runner.load(part, files[part].bytes);
+      this.loaded = files;
     }
     const fitted = fittedSize(image, facts.img_size);
     const size = facts.rectangular && facts.dynamic ? fitted.map((side) => Math.max(side, LEAST)) : facts.img_size;
     const { values } = await this.runner.fit(image, config, fitted, size);
     const { outputs, ms } = await this.runner.run('encoder', { [INPUTS.images]: { data: values, dims: [1, 3, ...size] } });
-    this.embedded = { map: outputs[INPUTS.map], image, fitted, size };
+    if (this.files === files) this.embedded = { map: outputs[INPUTS.map], image, fitted, size };
     return ms;
   }
 

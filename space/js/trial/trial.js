@@ -1,8 +1,7 @@
 /** Trying an image: which model and image there are, and what is done with them. */
 
-import { decode } from './decode.js';
 import { readOnnx } from './onnx_file.js';
-import { parsed, readPreprocessing } from './preprocess.js';
+import { DAMAGED, parsed, readPreprocessing } from './preprocess.js';
 import { Runner, Stopped } from './runner.js';
 import { Sam } from './sam.js';
 
@@ -36,7 +35,12 @@ export class Trial {
     /** @type {Pixels|null} */
     this.image = null;
     this.bytes = null;
-    this.isLoaded = false;
+    /** @type {Classifier|null} The one that the worker holds. */
+    this.loaded = null;
+  }
+
+  get isLoaded() {
+    return this.loaded !== null && this.loaded === this.model;
   }
 
   /**
@@ -47,17 +51,24 @@ export class Trial {
   useModel(bytes, fileName) {
     const file = readOnnx(bytes);
     const { metadata, inputs, outputs } = file;
-    this.segments = 'segment_anything' in metadata;
-    if (this.segments) {
+    if (Object.hasOwn(metadata, 'segment_anything')) {
       this.sam.use(bytes, file);
+      this.segments = true;
       return;
     }
     const config = readPreprocessing(metadata);
     if (inputs.length !== 1 || outputs.length !== 1) throw new Error('This file takes or gives more than one tensor: only files of `tinyvit-zoo export` are run here.');
     const labels = outputs[0] === 'logits' ? parsed(metadata.labels ?? '[]') : [];
+    if (!Array.isArray(labels) || !labels.every((label) => typeof label === 'string')) throw new Error(DAMAGED);
     this.model = { name: metadata.model || fileName, input: inputs[0], labels, config };
     this.bytes = bytes;
-    this.isLoaded = false;
+    this.segments = false;
+  }
+
+  /** Forget the models that were given. */
+  forgetModels() {
+    [this.segments, this.model, this.bytes] = [false, null, null];
+    this.sam.forget();
   }
 
   /**
@@ -65,34 +76,35 @@ export class Trial {
    * @param {() => void} goOn Throws where this image is no longer wanted.
    */
   async useImage(file, goOn = () => {}) {
-    const image = await decode(file);
+    const { image } = await this.runner.decode(file);
     goOn();
     this.image = image;
   }
 
   /** @returns {Promise<Answer>} */
   async run() {
-    const { model, image, runner } = this;
+    const { model, bytes, image, runner } = this;
     if (!this.isLoaded) {
       try {
-        await runner.load('model', this.bytes);
+        await runner.load('model', bytes);
       } catch (error) {
         if (!(error instanceof Stopped) && this.model === model) this.model = null; // the next run must not meet it again
         throw error;
       }
-      this.isLoaded = true;
+      this.loaded = model; // no matter which one is wanted by now
     }
     const { seen, values: pixels } = await runner.prepare(image, model.config);
     const dims = [1, 3, seen.height, seen.width];
     const { ms, outputs } = await runner.run('model', { [model.input]: { data: pixels, dims } });
     const values = [...Object.values(outputs)[0].data];
+    if (!values.every(Number.isFinite)) throw new Error('The model gives values that are not finite: try the image with another export of it.');
     return { seen, values, best: best(values, model.labels), ms };
   }
 
   /** End what runs. Models are made ready anew at the next run. */
   stop() {
     this.runner.stop();
-    this.isLoaded = false;
+    this.loaded = null;
     this.sam.reset();
   }
 }

@@ -1,5 +1,6 @@
-/** Prepares images and runs models by onnxruntime-web beside the page, which stays awake and can end it. */
+/** Reads and prepares images and runs models by onnxruntime-web beside the page, which stays awake and can end it. */
 
+import { decode } from './decode.js';
 import { normalized, padded, resizedAndCropped } from './preprocess.js';
 
 const RUNTIME = new URL('../../runtime/', import.meta.url);
@@ -36,6 +37,11 @@ async function start() {
 }
 
 const ACTIONS = {
+  /** The pixels of a file. */
+  async decode({ file }) {
+    const image = await decode(file);
+    return { image, given: [image.data.buffer] };
+  },
   /** What a classifier sees. */
   async prepare({ image, config }) {
     const seen = resizedAndCropped(image, config);
@@ -61,7 +67,12 @@ const ACTIONS = {
   async run({ name, inputs }) {
     const feeds = Object.fromEntries(Object.entries(inputs).map(([key, { data, dims }]) => [key, new ort.Tensor('float32', data, dims)]));
     const begin = performance.now();
-    const outputs = await sessions.get(name).run(feeds);
+    let outputs = null;
+    try {
+      outputs = await sessions.get(name).run(feeds);
+    } catch (error) {
+      throw new Error(`onnxruntime-web cannot run this file: ${error.message}`);
+    }
     const ms = performance.now() - begin;
     return { ms, outputs: Object.fromEntries(Object.entries(outputs).map(([key, { data, dims }]) => [key, { data, dims }])) };
   },
@@ -74,7 +85,8 @@ onmessage = ({ data }) => { last = last.then(() => answer(data)); };
 
 async function answer({ id, action, ...values }) {
   try {
-    postMessage({ type: 'done', id, ...(await ACTIONS[action](values)) });
+    const { given = [], ...found } = await ACTIONS[action](values); // what is given away is not copied
+    postMessage({ type: 'done', id, ...found }, given);
   } catch (error) {
     postMessage({ type: 'failed', id, message: error.message });
   }
