@@ -188,8 +188,8 @@ def check_output(output: str | Path, format: str | None = None) -> str:
     """The format of an output file, 'onnx' or 'pt2'.
 
     Raises:
-        ModelError: If the suffix of the file contradicts it, or a package that the format needs is missing.
-        OSError: If the file cannot be written.
+        ModelError: If the suffix of the file contradicts it, a package that the format needs is missing, or the file
+            cannot be written there.
     """
     found = Path(output).suffix.removeprefix('.')
     format = format or found
@@ -200,7 +200,10 @@ def check_output(output: str | Path, format: str | None = None) -> str:
         missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
     if missing:
         raise ModelError(f"ONNX needs {' and '.join(missing)}: pip install 'tinyvit-zoo[export]'.")
-    check_writable(user_path(output))
+    try:
+        check_writable(user_path(output))
+    except OSError as e:
+        raise ModelError(str(e)) from e
     return format
 
 

@@ -57,7 +57,7 @@ class Int8Options:
         if changed and not self.int8:
             raise typer.BadParameter('--calibrate and the options below it need --int8: add it, or leave them out.')
         only_with(self.int8, '--int8', 'calibration_images')
-        if self.int8 and self.calibrate is None:
+        if self.int8 and not self.calibrate:
             raise typer.BadParameter('int8 needs images to measure activations on: name a folder with --calibrate.')
         if self.int8 and dtype != 'fp32':
             raise typer.BadParameter('int8 is made from float32: leave out --dtype.')
