@@ -49,7 +49,7 @@ format: $(VENV)/.dev  ## Put style and format right
 docs: $(VENV)/.dev  ## Build the documentation in docs/_build/html, warnings as errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-gallery: $(VENV)/.dev  ## The gallery of the documentation again, on digits and textures (6 CPU minutes)
+gallery: $(VENV)/.dev  ## The gallery of the documentation again, on digits and textures (4 CPU minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/make_gallery.py
 
 bench: $(VENV)/.dev  ## Ours beside timm's, in one process

@@ -16,6 +16,7 @@ from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.data.folders import class_folders, folder_too_many, is_plain_folder, read_plain_folder, split_folders
 from tinyvit_zoo.data.image_dataset import ImageDataset
+from tinyvit_zoo.data.registry import find_entry
 
 from .features import Features, extract
 
@@ -45,7 +46,8 @@ def find_images(
         EvaluationError: As `load_dataset`.
     """
     folder = Path(data)
-    if not str(data) or not os.path.isdir(folder) or not _is_plain(folder):  # '' would be the working directory
+    # '' would be the working directory; a registered name is that data set, as in `load_dataset`.
+    if not str(data) or find_entry(str(data)) or not os.path.isdir(folder) or not _is_plain(folder):
         return load_dataset(str(data), split, root, skip_unreadable=skip_unreadable, **options)
     if split != 'all':
         raise MissingSplitError(f"{folder} holds images without classes, so that its only split is 'all'.")

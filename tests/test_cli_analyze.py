@@ -120,7 +120,7 @@ def test_images_need_no_labels(cli, models, tmp_path):
 def test_weights_of_a_second_model_need_one(cli, models, option):
     code, out, err = cli('analyze', 'cka', models['tinyvit'], *RUN, *option)
     assert (code, out) == (2, '')
-    assert 'name it after the first' in err
+    assert 'a second model B' in err
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,15 @@ def test_without_the_packages_for_onnx_the_error_says_what_to_install(monkeypatc
     assert check_output('model.pt2') == 'pt2'
 
 
+def test_a_place_that_takes_no_file_is_refused_before_any_work(tmp_path):
+    (tmp_path / 'folder.pt2').mkdir()
+    refused(lambda: check_output(tmp_path / 'folder.pt2'), 'it is a folder', 'choose another place', kind=ModelError)
+    (tmp_path / 'file').touch()
+    refused(lambda: check_output(tmp_path / 'file' / 'model.pt2'), 'Not a directory', kind=ModelError)
+    assert check_output(tmp_path / 'new' / 'model.pt2') == 'pt2'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder.pt2']
+
+
 def test_a_model_that_is_not_of_timm_is_refused(tmp_path):
     words = ('Linear cannot be exported', 'not a whole timm model')
     refused(lambda: export_model(torch.nn.Linear(2, 2), tmp_path / 'model.pt2'), *words, kind=ModelError)

@@ -172,7 +172,7 @@ def test_a_list_that_cannot_be_written_is_refused_before_the_teacher_works(cli, 
     [
         ((), 'either --store'),
         (('--store', 's', '--teacher', 't'), 'either --store'),
-        (('--store', 's', '--weights', 'w.pth'), 'needs --teacher'),
+        (('--store', 's', '--weights', 'w.pth'), '--teacher-weights needs --teacher NAME'),
     ],
 )
 def test_a_command_without_one_source_is_refused(cli, options, words):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,8 +28,11 @@ from tinyvit_zoo.int8 import (
     has_int8_instructions,
     quantize_file,
     quantize_model,
+    same_class,
 )
+from tinyvit_zoo.int8 import quantize as module
 from tinyvit_zoo.int8.graph import QUANTIZED, fold_transposes, group_of, groups, kept_nodes, left_in_float
+from tinyvit_zoo.int8.model import _classes
 from tinyvit_zoo.int8.quantize import open_run
 
 pytest.importorskip('onnxruntime')
@@ -113,6 +117,28 @@ def test_unreadable_images_take_nothing_from_the_check(tmp_path, caplog):
     assert 'cannot be read' in caplog.text
 
 
+def test_what_the_check_leaves_out_is_said_once(photos, caplog):
+    drawn = calibration_images(str(photos), 16, to_input, held_out=False)
+    caplog.clear()
+    others = check_images(str(photos), drawn, to_input)
+    assert len(list(others)) == len(list(others)) == 18 - 16
+    (said,) = caplog.messages
+    assert '2 images that cannot be read, 16 images that calibration saw' in said
+
+
+def test_classes_that_the_model_does_not_know_are_said(tiny, tmp_path, caplog):
+    for i in range(20):
+        folder = tmp_path / 'abc'[i % 3]
+        folder.mkdir(exist_ok=True)
+        Image.new('RGB', (8, 8), (i, 0, 0)).save(folder / f'{i}.png')
+    drawn = calibration_images(str(tmp_path), 16, to_input, held_out=False)
+    others = check_images(str(tmp_path), drawn, to_input)
+    assert _classes(tiny, others) is None  # 10 outputs
+    assert 'no accuracy' in caplog.text
+    assert '3 classes (a, b, c)' in caplog.text
+    assert _classes(small_of('tinyvit', num_classes=3), others) is not None
+
+
 def test_inputs_that_are_not_kept_in_memory_are_read_anew(photos, monkeypatch):
     kept = calibration_images(str(photos), 16, to_input, held_out=False).inputs
     monkeypatch.setattr('tinyvit_zoo.int8.images.KEPT', 3 * kept[0].nbytes)
@@ -163,6 +189,11 @@ def test_a_comparison_gives_agreement_differences_and_accuracy():
     found = Check(inputs, run(logits), labels=np.array([0, 1, 1, 1]), class_map=class_map).compare(run(changed))
     assert (found.images, found.agreement, found.accuracy) == (4, 0.75, (0.75, 0.5))
     assert (found.largest, found.mean, found.scale) == (2, pytest.approx((1 + 1 + 2) / 8), 4)
+
+
+def test_a_single_logit_agrees_where_its_sign_is_the_same():
+    one, near, other = (np.array([[value]], dtype=np.float32) for value in (2.0, 0.5, -0.5))
+    assert (same_class(one, near), same_class(one, other)) == (1, 0)
 
 
 def test_outputs_that_are_not_kept_in_memory_are_computed_anew(monkeypatch):
@@ -239,7 +270,29 @@ def test_convolutions_and_products_become_int8_but_those_that_are_kept(quantized
 
 
 def test_every_layer_of_the_source_is_in_float(exported):
-    assert {'Conv', 'MatMul', 'Gemm'} <= set(left_in_float(nodes_of(exported)))
+    import onnx
+
+    assert {'Conv', 'MatMul', 'Gemm'} <= set(left_in_float(onnx.load(exported)))
+
+
+def test_integers_of_sizes_and_a_product_with_one_float_factor_are_told_apart():
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node('Shape', ['x'], ['shape']),
+        helper.make_node('Mul', ['shape', 'shape'], ['area']),  # integers
+        helper.make_node('DequantizeLinear', ['w', 'scale'], ['weight']),
+        helper.make_node('MatMul', ['x', 'weight'], ['product']),  # x is float
+        helper.make_node('Mul', ['product', 'product'], ['y']),
+    ]
+    x, w, scale = ('x', TensorProto.FLOAT, [2, 2]), ('w', TensorProto.INT8, [2, 2]), ('scale', TensorProto.FLOAT, [])
+    inputs = [helper.make_tensor_value_info(*value) for value in (x, w, scale)]
+    outputs = [
+        helper.make_tensor_value_info('y', TensorProto.FLOAT, None),
+        helper.make_tensor_value_info('area', TensorProto.INT64, None),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, 'sizes', inputs, outputs))
+    assert left_in_float(model) == {'MatMul': 1, 'Mul': 1}
 
 
 def test_metadata_says_how_a_file_was_quantized(quantized, exported):
@@ -309,6 +362,20 @@ def test_nothing_is_written_when_the_quantizer_fails(exported, inputs, tmp_path,
         quantize_file(exported, target, inputs[:2], check)
     assert target.read_bytes() == b'before'
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_said(exported, inputs, tmp_path, monkeypatch):
+    """onnx writes a part of a file without an error, and cannot read it afterwards."""
+
+    def read(*args):
+        raise ValueError('Wire format was corrupt')
+
+    monkeypatch.setattr(module, '_step', read)
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
+    check = Check(list(enumerate(inputs[:2])), open_run(exported))
+    words = 'disk seems to be full', '0 MB in', 'TMPDIR'
+    refused(lambda: quantize_file(exported, tmp_path / 'x.onnx', inputs[:2], check), *words, kind=EvaluationError)
+    assert not list(tmp_path.iterdir())
 
 
 KILLED = """
@@ -432,15 +499,27 @@ def test_classify_takes_an_exported_file(cli, exported, photos):
     assert len(found['predictions']) == 2
 
 
-def test_a_file_for_other_channels_does_not_classify(exported, tmp_path):
+@pytest.mark.parametrize(
+    ('labels', 'preprocessing', 'words'),
+    [
+        (None, dict(input_size=[1, 224, 224]), '1 channels'),
+        (None, dict(input_size=[3, 96, 96]), '(1, 3, 96, 96)'),
+        (None, dict(std=[0, 0, 0]), 'says nothing of'),
+        (['a', 'b'], {}, 'to 2 classes'),
+        (3, {}, 'says nothing of'),
+        ([], {}, 'no classifier'),
+    ],
+)
+def test_a_file_whose_metadata_does_not_fit_does_not_classify(labels, preprocessing, words, exported, tmp_path):
     import onnx
 
     model = onnx.load(exported)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    metadata['preprocessing'] = json.dumps(json.loads(metadata['preprocessing']) | dict(input_size=[1, 224, 224]))
+    metadata['preprocessing'] = json.dumps(json.loads(metadata['preprocessing']) | preprocessing)
+    metadata['labels'] = metadata['labels'] if labels is None else json.dumps(labels)
     onnx.helper.set_model_props(model, metadata)
-    onnx.save(model, tmp_path / 'grey.onnx')
-    refused(lambda: OnnxClassifier(tmp_path / 'grey.onnx'), '1 channels', 'RGB', kind=ModelError)
+    onnx.save(model, tmp_path / 'other.onnx')
+    refused(lambda: OnnxClassifier(tmp_path / 'other.onnx'), words, kind=ModelError)
 
 
 def test_classify_takes_either_a_model_or_a_file(cli, exported, photos, tmp_path):
@@ -450,7 +529,7 @@ def test_classify_takes_either_a_model_or_a_file(cli, exported, photos, tmp_path
         (('--onnx', exported, '--model', 'tinyvit_5m_224'), '--onnx'),
         (('--onnx', exported, '--img-size', 64), 'size'),
         (('--onnx', tmp_path / 'x.onnx'), 'cannot be opened'),
-        (('--onnx', tmp_path / 'none.onnx'), 'no file'),
+        (('--onnx', tmp_path / 'none.onnx'), 'not a file'),
     ):
         code, _, err = cli('classify', photos / '00.png', *args)
         assert code
@@ -482,15 +561,16 @@ def test_a_decoder_that_cannot_be_written_leaves_the_encoder_of_before(photos, t
     pytest.importorskip('transformers')
     from tinyvit_zoo.int8 import sam
 
+    encoder, decoder = tmp_path / 'encoder.onnx', tmp_path / 'decoder.onnx'
+
     def write(source, output, *args, **kwargs):
         output.write_bytes(b'after')
+        decoder.mkdir()  # in the meantime
 
     for name in ('export_sam', 'mask_agreement', 'open_run', 'Check', 'replace'):
         monkeypatch.setattr(sam, name, lambda *args, **kwargs: None)
     monkeypatch.setattr(sam, 'quantize_file', write)
-    encoder, decoder = tmp_path / 'encoder.onnx', tmp_path / 'decoder.onnx'
     encoder.write_bytes(b'before')
-    decoder.mkdir()
     with pytest.raises(OSError, match='directory'):
         sam.quantize_sam(torch.nn.Identity(), encoder, decoder, str(photos), images=16, img_size=(32, 32))
     assert encoder.read_bytes() == b'before'

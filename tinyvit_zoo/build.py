@@ -145,9 +145,8 @@ def load_model(name: str, weights: str | Path | None = None, part: str | None = 
         CheckpointError: If the weights cannot be found, read or matched.
     """
     name = resolve_name(name)
+    check_part(weights, part)
     if weights is None:
-        if part is not None:
-            raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
         return build_model(name, pretrained=True, **kwargs)
     weights = model_folder(Path(weights)) or weights
     source = check_name(name)
@@ -164,6 +163,12 @@ def load_model(name: str, weights: str | Path | None = None, part: str | None = 
         kwargs['part'] = part
     # Not the state dict: the file's name and its other contents show more about the model than its tensors do.
     return build_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(weights)), **kwargs)
+
+
+def check_part(weights: str | Path | None, part: str | None) -> None:
+    """Raises: ModelError: On the part of a file without a file."""
+    if part is not None and weights is None:
+        raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
 
 
 def _load_timms(name: str, state_dict: dict[str, torch.Tensor], origin: str, kwargs: dict[str, Any]) -> nn.Module:

@@ -23,6 +23,8 @@ __all__ = ['Classifier', 'ImageError', 'OnnxClassifier', 'Prediction', 'class_na
 
 # The label sets of released heads. Other class counts in timm's table are more likely a user's own classes.
 LABEL_SETS = (1000, 21841)
+PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+"""What the metadata of an exported file says of images, as arguments of timm's `create_transform`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class OnnxClassifier:
         path: '*.onnx' of `tinyvit_zoo.export`, whatever it computes in.
 
     Raises:
-        ModelError: If onnxruntime cannot open the file, it has no classes, or its metadata says nothing of images.
+        ModelError: If onnxruntime cannot open the file, it has no classes, or its metadata says nothing of images or
+            does not fit its inputs and outputs.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -103,10 +106,12 @@ class OnnxClassifier:
         found = self._session.get_modelmeta().custom_metadata_map
         try:
             self.names: list[str] = [str(name) for name in json.loads(found['labels'])]
-            preprocessing = json.loads(found['preprocessing'])
-            channels = preprocessing['input_size'][0]
+            facts = json.loads(found['preprocessing'])
+            preprocessing = {key: facts[key] for key in PREPROCESSING}
+            channels, height, width = map(int, preprocessing['input_size'])
             self.transform = create_transform(**preprocessing, is_training=False)
-        except (KeyError, ValueError, TypeError) as e:
+            self.transform(Image.new('RGB', (8, 8)))  # a deviation of 0 is noticed here
+        except (KeyError, ValueError, TypeError, AttributeError) as e:
             raise ModelError(
                 f'{path} says nothing of its labels and preprocessing: classify takes files that tinyvit-zoo export '
                 'has written.'
@@ -115,6 +120,25 @@ class OnnxClassifier:
             raise ModelError(f'{path} has no classifier (0 classes): it gives features only.')
         if channels != 3:
             raise ModelError(f'{path} takes {channels} channels, but images are read as RGB.')
+        if not self._fits((1, channels, height, width)):
+            raise ModelError(
+                f"{path} has other inputs or outputs than its labels and preprocessing ask for: 'images' "
+                f'(1, {channels}, {height}, {width}) in float32 to {len(self.names)} classes.'
+            )
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the file has one input of this shape and one output with all classes; names stand for any number."""
+
+        def like(given: Sequence[Any], wanted: Sequence[int]) -> bool:
+            other = (isinstance(a, int) and a != b for a, b in zip(given, wanted, strict=False))
+            return len(given) == len(wanted) and not any(other)
+
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        return (
+            [(x.name, x.type) for x in inputs] == [('images', 'tensor(float)')]
+            and like(inputs[0].shape, shape)
+            and like(outputs[0].shape, (1, len(self.names)))
+        )
 
     def __call__(self, image: Image.Image, topk: int = 5) -> list[Prediction]:
         """The `topk` most probable classes of an RGB image, best first (fewer if the model has fewer)."""

@@ -18,11 +18,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
 
 from . import __version__
-from .build import build_model, load_model
+from .build import build_model, check_part, load_model
 from .classify import class_names
 from .common.errors import ModelError
 from .common.extras import needs_extra
-from .common.files import new_file
+from .common.files import check_writable, new_file
 from .common.paths import user_path
 from .common.preprocessing import model_data_config
 from .hub.folder import WEIGHT_FACTS
@@ -106,6 +106,7 @@ def model_to_export(
     """
     if weights is not None and random:
         raise ModelError('Weights from a file and random weights exclude each other: leave one of them out.')
+    check_part(weights, part)
     kwargs: dict[str, Any] = {} if img_size is None else dict(img_size=img_size)
     if dynamic_size:
         blank = build_model(name, device='meta')
@@ -187,7 +188,8 @@ def check_output(output: str | Path, format: str | None = None) -> str:
     """The format of an output file, 'onnx' or 'pt2'.
 
     Raises:
-        ModelError: If the suffix of the file contradicts it, or a package that the format needs is missing.
+        ModelError: If the suffix of the file contradicts it, a package that the format needs is missing, or the file
+            cannot be written there.
     """
     found = Path(output).suffix.removeprefix('.')
     format = format or found
@@ -198,6 +200,10 @@ def check_output(output: str | Path, format: str | None = None) -> str:
         missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None] if format == 'onnx' else []
     if missing:
         raise ModelError(f"ONNX needs {' and '.join(missing)}: pip install 'tinyvit-zoo[export]'.")
+    try:
+        check_writable(user_path(output))
+    except OSError as e:
+        raise ModelError(str(e)) from e
     return format
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import ModelError
+from ..common.files import check_writable
 from ..common.folders import swap_in
 from ..common.paths import packaged_folder, user_path
 from .runtime import copy_runtime, packed_by_npm
@@ -70,8 +71,9 @@ def build_site(
     if demo_model is not None and not (npm or runtime):
         raise ModelError('A model to try needs onnxruntime-web: add --npm, or --runtime with the unpacked package.')
     output = user_path(output)
-    facts = zoo_facts()
+    check_writable(output, is_folder=True)
     with swap_in(output, lambda: _own_files(output)) as new:
+        facts = zoo_facts()
         _copy_static(new)
         version = None
         if npm or runtime is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .analysis_options import AnalysisDataOptions, AnalysisOptions, analysed, images_of
-from .console import printer, quiet_logs
+from .console import only_with, printer, quiet_logs
 from .evaluator_options import own_folder
 from .options import ImgSize, ModelOptions, RunOptions, Words, find_device, origin_of, read_words
 
@@ -42,8 +42,7 @@ def cka(
     from ..downstream.analysis.cka import BATCH_SIZE, compare
     from ..downstream.reports.analysis import print_cka, write_cka
 
-    if b is None and (weights_b is not None or random_b):
-        raise typer.BadParameter('--weights-b and --random-b are of a second model: name it after the first.')
+    only_with(b, 'a second model B', 'weights_b', 'random_b')
     quiet_logs()
     device, seed, say = find_device(run.device), run.seed, printer()
     with own_folder(options.output, True):

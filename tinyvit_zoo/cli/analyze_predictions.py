@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .analysis_options import AnalysisOptions, analysed, images_of
-from .console import printer, quiet_logs
+from .console import not_with, only_with, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, load_backbone, loader, own_folder, processes
 from .options import DataOptions, ModelOptions, RunOptions, find_device
 
@@ -51,8 +51,7 @@ def hard_samples(
 
     if (store is None) == (teacher is None):
         raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them decides what is hard.')
-    if teacher is None and teacher_weights is not None:
-        raise typer.BadParameter('--weights needs --teacher NAME, the model that they belong to.')
+    only_with(teacher, '--teacher NAME', 'teacher_weights', 'batch_size')
     if output.suffix.lower() != '.json':
         raise typer.BadParameter(f'--output takes a file such as kept.json, not {output}.')
     quiet_logs()
@@ -108,6 +107,7 @@ def class_relations(
     from ..downstream.analysis.class_relations import BATCH_SIZE, measure
     from ..downstream.reports.class_relations import relation_words, write_relations
 
+    not_with(per_class, '--per-class', 'images')
     quiet_logs()
     device, seed, say = find_device(run.device), run.seed, printer()
     with own_folder(options.output, True):

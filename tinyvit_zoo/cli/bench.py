@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import command, print_json, printer, quiet_logs
+from .console import command, not_with, print_json, printer, quiet_logs
 from .options import Counts, Json, Size, Words, pair_of, read_counts, read_size, read_words
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ def bench(
     """Measure the speed of models in one process, interleaved. Weights are random, which does not change the time."""
     from ..bench import Settings, routes_of
     from ..bench import bench as run
+    from ..common.files import check_writable
 
+    not_with(routes, '--routes', 'form', 'rounds', 'csv')
+    if csv is not None:
+        check_writable(csv)
     quiet_logs()
     settings = Settings(
         device=str(device), threads=threads, rounds=rounds, channels_last=channels_last, amp=amp and str(amp),

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .console import command, console, print_json
+from .console import command, console, not_with, print_json
 from .options import ImgSize, Json, pair_of
 
 
@@ -25,6 +25,7 @@ def list_models(
     """List families and released weights with their numbers."""
     from ..releases import MEASURED_BY_OTHERS, list_releases, markdown_table
 
+    not_with(as_json, '--json', 'markdown')
     rows = list_releases(pattern)
     if as_json:
         return print_json(rows)

@@ -47,7 +47,10 @@ def classify(
 ) -> None:
     """Classify images with the model's own preprocessing and class names."""
     from ..classify import write_predictions
+    from ..common.files import check_writable
 
+    if output is not None:
+        check_writable(output)
     quiet_logs()
     paths = list(_files(images))
     classifier = _classifier(model, onnx, weights, part, img_size)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import command, console, printer, quiet_logs
+from .console import command, console, not_with, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, episodes_of, features_of, load_backbone, loader, own_folder, processes
 from .options import (
     Cache,
@@ -114,7 +114,8 @@ def _check(datasets: dict[str, 'ImageDataset'], ways: int, shots: Sequence[int],
     test, bank = datasets['test'], len(datasets.get('train', ()))
     sample_episodes(test.labels, ways, max(shots), queries, episodes=1, names=test.classes)
     if not bank:
-        return k or K
+        not_with(True, 'data without images to learn from, among which to find neighbors', 'k')
+        return K
     check_ks([k or min(K, bank)], bank)
     return k or min(K, bank)
 

@@ -79,8 +79,10 @@ def compress(
     from ..common.errors import ModelError
     from ..compress import multiplex
     from ..hub import save_folder
+    from ..hub.folder import check_folder
 
     quiet_logs()
+    check_folder(output)
     torch.manual_seed(seed)
     model = _load(name, weights, part, random, num_classes)
     calibration = _read_images(images, model) if images else None
@@ -101,9 +103,10 @@ def compress(
 
 
 def _load(name: str, weights: Path | None, part: str | None, random: bool, num_classes: int | None) -> Any:
-    from ..build import build_model, load_model
+    from ..build import build_model, check_part, load_model
     from ..common.errors import CheckpointError, ModelError
 
+    check_part(weights, part)
     kwargs = {} if num_classes is None else dict(num_classes=num_classes)
     if weights is not None:
         return load_model(name, weights, part, **kwargs)

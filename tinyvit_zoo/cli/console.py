@@ -3,17 +3,37 @@
 import functools
 import inspect
 import json
+import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import is_dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import typer
 from rich.console import Console
 from typer.models import ArgumentInfo
 
-__all__ = ['command', 'console', 'print_error', 'print_json', 'printer', 'quiet_logs', 'quiet_transformers']
+__all__ = [
+    'command',
+    'console',
+    'not_with',
+    'only_with',
+    'print_error',
+    'print_json',
+    'printer',
+    'quiet_logs',
+    'quiet_transformers',
+    'refuse_among_images',
+]
+
+CONTEXT = 'context_of_command'
+_given: ContextVar[Mapping[str, str]] = ContextVar('given', default=MappingProxyType({}))
+"""Options on the command line of the command that runs: name of the parameter -> as it is spelled."""
 
 
 def console() -> Console:
@@ -65,12 +85,15 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
     """Make a command of a function: what typer calls instead of it.
 
     - A parameter whose type is a dataclass stands for the options that its fields are.
+    - `only_with` knows which options were given.
+    - What it writes must not lie among the images that it reads: they would be others in the next run.
     - The models are registered before the function runs, as the console script has not run the body of the package;
       not so with `models=False`.
     - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
     """
     hints = get_type_hints(function, include_extras=True)
     bundles: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if _is_bundle(name, kind)}
+    own_context = next((name for name, kind in hints.items() if kind is typer.Context), None)
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
@@ -79,10 +102,13 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         from ..common.errors import CheckpointError, ModelError, WeightsNotFoundError
         from ..common.extras import MissingExtraError
 
-        for name, bundle in bundles.items():
-            values[name] = bundle(**{field: values.pop(field) for field in inspect.signature(bundle).parameters})
+        context = values[own_context] if own_context else values.pop(CONTEXT)
         try:
-            return function(**values)
+            _refuse_outputs_among_images(values)
+            for name, bundle in bundles.items():
+                values[name] = bundle(**{field: values.pop(field) for field in inspect.signature(bundle).parameters})
+            with _options_of(context):
+                return function(**values)
         except BrokenPipeError:  # `| head` has read enough
             raise
         except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
@@ -93,9 +119,77 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
     paragraphs = (inspect.getdoc(function) or '').split('\n\n')
     wrapped.__doc__ = '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)  # rich keeps line breaks
     parameters = _without_bundles(function, hints, bundles)
+    if own_context is None:
+        parameters.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     wrapped.__dict__['__signature__'] = inspect.Signature(parameters)
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def only_with(condition: Any, what: str, *names: str) -> None:
+    """Usage error if options were given that nothing reads.
+
+    Args:
+        condition: Whether something reads them.
+        what: The options that make it so, in words.
+        *names: Of the parameters.
+    """
+    if not condition and (found := _given_of(names)):
+        raise typer.BadParameter(f'{found} {"need" if "," in found else "needs"} {what}.')
+
+
+def not_with(condition: Any, what: str, *names: str) -> None:
+    """Usage error if options were given that another one makes void; arguments as `only_with`."""
+    if condition and (found := _given_of(names)):
+        raise typer.BadParameter(f'{found} cannot be combined with {what}.')
+
+
+def _given_of(names: Sequence[str]) -> str:
+    return ', '.join(_given.get()[name] for name in names if name in _given.get())
+
+
+@contextmanager
+def _options_of(context: typer.Context) -> Iterator[None]:
+    """Let `only_with` know which options a command was given."""
+    spelled = {param.name: max(param.opts, key=len) for param in context.command.params if param.name}
+    sources = {name: context.get_parameter_source(name) for name in spelled}
+    token = _given.set(
+        {name: spelled[name] for name, source in sources.items() if source is not None and source.name == 'COMMANDLINE'}
+    )
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def _refuse_outputs_among_images(values: Mapping[str, Any]) -> None:
+    """Usage error if a command would write into the folder of images that it reads."""
+    for name in ('output', 'cache'):
+        place = values.get(name)
+        if 'data' in values and place is not None and place.suffix != '.npz':  # of `embed`, one file that is no image
+            refuse_among_images(f'--{name}', place, values['data'], values.get('root'))
+
+
+def refuse_among_images(option: str, place: str | Path, data: str | Path | None, root: Path | None) -> None:
+    """Usage error if a folder to write to lies among images that are read: the next run would read others.
+
+    Args:
+        option: That names the folder.
+        place: The folder, or a file beside which others are written.
+        data: Name of a data set, or a folder.
+        root: Of the data set.
+    """
+    folder = root if data == 'folder' and root is not None else data
+    if not folder or not os.path.isdir(folder):  # '' would be the working directory
+        return
+    from ..data.folders import lies_among_images
+    from ..data.registry import find_entry
+
+    if find_entry(str(data)) is None and lies_among_images(Path(place), Path(folder)):
+        raise typer.BadParameter(
+            f'{option} {place} lies among the images of {folder}, and what is written there would be taken for images '
+            'or classes: choose a folder outside.'
+        )
 
 
 def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:

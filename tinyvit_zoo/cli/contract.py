@@ -112,12 +112,15 @@ def contract(
     command, with the same folder, on each machine.
     """
     from ..downstream.reports.contract import write_contraction
+    from ..hub.folder import check_folder
     from ..training.contraction import contract as search
     from ..training.contraction import estimate
     from ..training.recipes import RECIPES, find_recipe
     from ..training.recipes.contraction import CONTRACTION
 
     quiet_logs()
+    if not dry_run:
+        check_folder(output / 'model')
     chosen = training.changed(find_recipe(recipe, {CONTRACTION.name: CONTRACTION, **RECIPES}))
     first = int(os.environ.get('RANK', 0)) == 0
     say = printer() if first else (lambda text: None)

@@ -30,6 +30,8 @@ def demo(
     """Train a small TinyViT on real digits and photo crops, save it, load it, classify, compare its features on unseen
     digits with those of random weights, and let it teach a smaller one (no network needed)."""
     from ..downstream.demo.run import EPOCHS, run_demo
+    from ..hub.folder import check_folder
 
+    check_folder(output / 'model')
     with own_folder(output, first=True):
         run_demo(output, EPOCHS if epochs is None else epochs, seed, photographs=photographs, say=printer())

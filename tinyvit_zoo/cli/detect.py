@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command, print_error
+from .console import command, only_with, print_error
 from .options import Device, Size, Words, find_device, make_output, read_size, read_words
 
 Launcher = StrEnum('Launcher', ['none', 'pytorch', 'slurm', 'mpi'])
@@ -220,6 +220,8 @@ def config(
     force: Annotated[bool, typer.Option('--force', help='Replace an existing file.')] = False,
 ) -> None:
     """List the packaged configs, or write one with its bases merged into it, for you to change."""
+    only_with(name, 'a CONFIG', 'output')
+    only_with(output, '--output', 'force')
     from ..downstream.detection.packaged_configs import all_configs, describe, read_config, write_config
 
     if name is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import command, print_json, printer, quiet_logs
+from .console import command, only_with, print_json, printer, quiet_logs, refuse_among_images
 from .evaluator_options import backbone_of, load_backbone, loader, processes, training_images
 from .options import (
     DataOptions,
@@ -84,6 +84,7 @@ def save(
     from ..soft_labels import save as save_labels
 
     quiet_logs()
+    refuse_among_images('--store', store, data_options.data, data_options.root)
     numbers = _numbers(epochs)
     with processes() as first:
         dataset = training_images(data_options, run.seed)
@@ -120,6 +121,7 @@ def check(
     from ..soft_labels.store import in_words
     from ..soft_labels.stored_views import is_converted
 
+    only_with(against, '--against TEACHER', 'weights', 'tolerance')
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
@@ -197,6 +199,7 @@ def train(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill train ...
     """
     from ..downstream.reports.distill import write_distilled
+    from ..hub.folder import check_folder
     from ..soft_labels import Store
     from ..training.distillation import distil_from_store, distil_live
     from ..training.recipes import DISTILLATION, find_recipe
@@ -204,6 +207,7 @@ def train(
     live.check(store, reuse)
     reserve.check(model_options.random)
     quiet_logs()
+    check_folder(output / 'model')
     chosen = training.changed(find_recipe(recipe, DISTILLATION))
     with processes() as first:
         opened = None if store is None else Store.open(store)
@@ -277,8 +281,7 @@ def info(
     from ..soft_labels import Store
 
     quiet_logs()
-    if image is not None and view is None:
-        raise typer.BadParameter('--image is for the image of a --view: give EPOCH:POSITION, too.')
+    only_with(view, '--view EPOCH:POSITION', 'data', 'root', 'subset', 'image')
     opened = Store.open(store)
     if view is not None:
         _show_view(opened, view, data, root, subset, image, as_json)

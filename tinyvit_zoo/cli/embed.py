@@ -37,12 +37,14 @@ def embed(
 
     DATA may be a folder of images as well: every image below it, without labels.
     """
+    from ..common.files import check_writable
     from ..downstream.embed import embed as write
     from ..downstream.embed import find_images
 
     quiet_logs()
     with processes() as first:
         make_output(output.parent)
+        check_writable(output)
         images = find_images(
             data_options.data, split, data_options.root, seed=run.seed, skip_unreadable=data_options.skip_unreadable,
             check_counts=not data_options.any_counts,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command, printer, quiet_logs
+from .console import command, not_with, only_with, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, architecture_of, backbone_of, dtype_of, loader, own_folder, processes
 from .options import DataOptions, ForwardOptions, ModelOptions, OutputFolder, RunOptions, find_device
 
@@ -55,6 +55,8 @@ def evaluate(
     corruptions = data_options.root if data_options.data == IMAGENET_C else None
     if data_options.data == IMAGENET_C and corruptions is None:
         raise typer.BadParameter('imagenet-c needs --root, the folder of CORRUPTION/SEVERITY/CLASS.')
+    only_with(corruptions, f'-d {IMAGENET_C}', 'clean_root')
+    not_with(corruptions, f'-d {IMAGENET_C}', 'split', 'skip_unreadable', 'any_counts')
     quiet_logs()
     settings: dict[str, Any] = dict(
         overrides=_overrides(model_options, protocol, crop_pct, corruptions is not None),

@@ -54,7 +54,7 @@ def load_backbone(
     """
     import torch
 
-    from ..build import build_model, load_model
+    from ..build import build_model, check_part, load_model
     from ..common.errors import ModelError
 
     def make(**size: Any) -> 'nn.Module':
@@ -64,6 +64,7 @@ def load_backbone(
 
     if weights is not None and not pretrained:
         raise ModelError('--weights FILE and --random exclude each other: leave one of them out.')
+    check_part(weights, part)
     torch.manual_seed(seed)
     if img_size is None:
         return make()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import command, printer, quiet_logs
+from .console import command, not_with, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, architecture_of, backbone_of, loader, processes, training_images
 from .options import ModelOptions, RunOptions, Size, TrainingDataOptions
 from .training_options import (
@@ -65,7 +65,9 @@ class TeachingOptions(TeacherOptions):
             return None
         from ..training.tasks.classification import Teaching
 
-        return Teaching(teacher, **given)
+        teaching = Teaching(teacher, **given)
+        not_with(teaching.kind_for(student) == 'hard', 'hard predictions of a teacher', 'distillation_tau')
+        return teaching
 
     def facts(self, teaching: 'Teaching | None', student: 'nn.Module') -> dict[str, Any] | None:
         """The same for results.json."""
@@ -162,10 +164,12 @@ def finetune(
     """
     from ..downstream.finetune import finetune as train_model
     from ..downstream.reports.finetune import print_finetuned, summary, write_finetuned
+    from ..hub.folder import check_folder
     from ..training.recipes import find_recipe
 
     reserve.check(model_options.random)
     quiet_logs()
+    check_folder(output / 'model')
     chosen = training.changed(find_recipe(recipe), layer_decay=layer_decay, ema_decay=ema_decay)
     with processes() as first:
         train, validation, test = _datasets(data_options, run.seed)

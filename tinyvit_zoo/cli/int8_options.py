@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import printer
+from .console import only_with, printer
 from .options import Words, read_words
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Int8Options:
         changed = self.calibrate or self.compare or self.keep or self.min_agreement is not None or self.reduce_range
         if changed and not self.int8:
             raise typer.BadParameter('--calibrate and the options below it need --int8: add it, or leave them out.')
-        if self.int8 and self.calibrate is None:
+        only_with(self.int8, '--int8', 'calibration_images')
+        if self.int8 and not self.calibrate:
             raise typer.BadParameter('int8 needs images to measure activations on: name a folder with --calibrate.')
         if self.int8 and dtype != 'fp32':
             raise typer.BadParameter('int8 is made from float32: leave out --dtype.')

@@ -159,6 +159,18 @@ class DataOptions:
         typer.Option('--any-counts', help="Accept numbers of images other than the protocol's; the results say so."),
     ] = False
 
+    def __post_init__(self) -> None:
+        """Usage error on a root that nothing reads."""
+        if self.root is None or self.data == 'folder':
+            return
+        from ..data.registry import find_entry
+
+        entry = find_entry(self.data)
+        if entry is not None and not entry.layout:
+            raise typer.BadParameter(f'--root: {self.data} comes with a library, not in a folder: leave it out.')
+        if entry is None and os.path.isdir(self.data):
+            raise typer.BadParameter(f'--root is for data sets by name, and {self.data} is a folder: leave it out.')
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDataOptions(DataOptions):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import printer, quiet_logs
+from .console import not_with, printer, quiet_logs
 from .evaluator_options import load_backbone, processes, unlabelled_images
 from .options import ImgSize, RunOptions, Size, UnlabelledDataOptions, pair_of, read_size
 from .training_options import DryRun, ReserveOptions, TrainingOptions
@@ -55,8 +55,11 @@ def features(
     from ..training.recipes.features import FEATURES
 
     pretrained = student_pretrained or student_weights is not None
+    not_with(student_weights, '--student-weights', 'student_pretrained')
     reserve.check(not pretrained)
     quiet_logs()
+    if not dry_run:
+        check_folder(output / 'model')
     recipe = training.changed(FEATURES)
     with processes() as first:
         dataset = unlabelled_images(data_options, run.seed)
@@ -76,7 +79,6 @@ def features(
         if dry_run:
             say(plan.estimate().words)
             return
-        check_folder(output / 'model')
         result = plan.distil(output)
         if first:
             weights = str(student_weights or ('pretrained' if pretrained else f'random (seed {run.seed})'))

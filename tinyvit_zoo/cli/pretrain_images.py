@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import printer, quiet_logs
+from .console import only_with, printer, quiet_logs
 from .evaluator_options import processes, unlabelled_images
 from .options import Counts, ImgSize, RunOptions, UnlabelledDataOptions, Words, pair_of, read_counts, read_words
 from .training_options import DryRun, NoReserveOptions, TrainingOptions
@@ -95,11 +95,15 @@ def tinymim(
     """
     from ..training.chain import find_stages
 
+    only_with(target is Target.relation, '--target relation', 'relations', 'no_softmax')
+    only_with('tiny' in (student, *(chain or ())), 'a tiny student', 'keep_heads')
     objective: dict[str, Any] = dict(
         target=str(target), relations=relations, softmax=not no_softmax, mask_ratio=mask_ratio, reconstruct=reconstruct
     )
     given = _Given(data_options, options, training, run)
     stages = find_stages(student and str(student), teacher, teacher_weights, chain, options.output)
+    for stage in () if options.dry_run else stages:  # the later ones, too, before the first is trained
+        _check_folders(stage.output)
     with processes():
         for stage in stages[:1] if options.dry_run else stages:
             teaching = dict(block=block if stage.first else None, drop_path=teacher_drop_path)
@@ -258,12 +262,13 @@ def _pretrain(
     import torch
 
     from ..common.processes import Processes
-    from ..downstream.reports.pretraining import FINETUNE, write_pretrained
-    from ..hub.folder import check_folder
+    from ..downstream.reports.pretraining import write_pretrained
     from ..training.pretraining_forms import encoder_of
 
     quiet_logs()
     output = output or given.options.output
+    if not given.options.dry_run:
+        _check_folders(output)
     with processes() as first:
         say = printer() if first else (lambda text: None)
         dataset = given.dataset()
@@ -273,8 +278,6 @@ def _pretrain(
         if given.options.dry_run:
             say(planned.estimate().words)
             return
-        check_folder(output / 'model')
-        check_folder(output / FINETUNE)
         result = planned.train(output)
         if first:
             write_pretrained(
@@ -282,6 +285,15 @@ def _pretrain(
                 data=given.data, seed=given.run.seed, details=details, say=say,
             )  # fmt: skip
         Processes().wait()  # the next stage of a chain reads what was written
+
+
+def _check_folders(output: Path) -> None:
+    """See that the models can be written that a pre-training ends with."""
+    from ..downstream.reports.pretraining import FINETUNE
+    from ..hub.folder import check_folder
+
+    for name in ('model', FINETUNE):
+        check_folder(output / name)
 
 
 def _layers(words: Words) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import printer, quiet_logs
+from .console import only_with, printer, quiet_logs
 from .evaluator_options import backbone_of, processes, training_images
 from .options import ImgSize, ModelOptions, RunOptions, TrainingDataOptions
 from .training_options import (
@@ -85,7 +85,10 @@ def minivit(
         )
     if store is None and reuse is not None:
         raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
+    only_with(teacher.teacher, '--teacher NAME', 'teacher_weights')
     quiet_logs()
+    if not dry_run:
+        check_folder(output / 'model')
     architecture, swin, starts = _about(student, student_weights)
     if repeats and (starts or not architecture.startswith('mini_')):
         raise typer.BadParameter(
@@ -121,7 +124,6 @@ def minivit(
         if dry_run:
             say(plan.estimate().words)
             return
-        check_folder(output / 'model')
         result = plan.distil(output)
         if first:
             draw_gradients(gradient_norms, output, f'{student} on {dataset.name}', say)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command, printer, quiet_logs
+from .console import command, not_with, printer, quiet_logs
 from .evaluator_options import TO_TEST_ON, backbone_of, dtype_of, loader, not_train, own_folder, processes
 from .options import (
     Cache,
@@ -86,6 +86,7 @@ def probe(
     """
     if mode in (Mode.ridge, Mode.logistic) and len(layers) > 1:
         raise typer.BadParameter(f'{mode} takes one layer at a time.')
+    _check_mode(mode)
     from ..downstream.probe import hold_out, smallest_crop
     from ..downstream.probe import run as run_probe
     from ..downstream.reports.probe import print_probe, write_probe
@@ -116,3 +117,10 @@ def probe(
             print_probe(result, parts, head, printer())
             if output is not None:
                 write_probe(output, result, parts, head, printer())
+
+
+def _check_mode(mode: Mode) -> None:
+    """Usage error on options that a mode does not read."""
+    not_with(mode is Mode.live, '--mode live', 'views', 'cache')
+    of_training = ('lrs', 'weight_decays', 'epochs', 'step_batch', 'crop_scale', 'views')
+    not_with(mode in (Mode.ridge, Mode.logistic), f'--mode {mode}', *of_training)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import command, console, printer, quiet_logs
+from .console import command, console, not_with, printer, quiet_logs
 from .options import OutputFolder, Words, make_output, read_words
 from .reproduce_lists import print_figure, print_list, print_notes, print_ratios
 
@@ -104,11 +104,14 @@ def reproduce(
     from ..downstream.reproduce.ratios import with_ratios
 
     quiet_logs()
+    of_rows = ('only', 'scale', 'root', 'jobs', 'dry_run', 'ratios', 'output')
+    not_with(listed, '--list', *of_rows)
     if listed:
         return print_list(table)
     if table is None:
         raise typer.BadParameter('Name a table, such as tinyvit/table4; --list shows them.')
     if (figure := find_figure(table)) is not None:
+        not_with(figure, 'a figure, whose commands are only printed', *of_rows)
         return print_figure(figure)
     if only is not None and not only:
         raise typer.BadParameter('--only names no row: give it some, or leave it out for the whole table.')

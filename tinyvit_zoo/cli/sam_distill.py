@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import printer, quiet_transformers
+from .console import not_with, printer, quiet_transformers, refuse_among_images
 from .evaluator_options import processes, unlabelled_images
 from .options import RunOptions, Size, UnlabelledDataOptions, find_device, pair_of, read_size
 from .training_options import DryRun, TrainingOptions
@@ -46,6 +46,7 @@ def distill(
     """
     if teacher is None and store is None:
         raise typer.BadParameter('Give --teacher NAME, or --store DIR of sam embed, or both.')
+    not_with(student_weights, '--student-weights', 'student_pretrained')
     quiet_transformers()
     import torch
 
@@ -56,6 +57,8 @@ def distill(
     from ..training.recipes.features import SAM_FEATURES
     from ..training.sam import plan_sam
 
+    if not dry_run:
+        check_sam_folder(output / MODEL)
     recipe = training.changed(SAM_FEATURES)
     with processes() as first:
         dataset = unlabelled_images(data_options, run.seed)
@@ -71,7 +74,6 @@ def distill(
         if dry_run:
             say(plan.estimate().words)
             return
-        check_sam_folder(output / MODEL)
         result = plan.distil(output)
         if first:
             weights = str(source or f'random (seed {run.seed})')
@@ -89,6 +91,7 @@ def embed(
 
     The same command again goes on where the last one stopped.
     """
+    refuse_among_images('--store', store, data_options.data, data_options.root)
     quiet_transformers()
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings

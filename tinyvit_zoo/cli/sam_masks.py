@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import print_json, quiet_logs, quiet_transformers
+from .console import only_with, print_json, quiet_logs, quiet_transformers
 from .int8_options import Int8Options, print_quantized
 from .options import ImgSize, Json, Seed, pair_of
 
@@ -97,7 +97,7 @@ def segment(
 
     Coordinates are pixels of the image as displayed, after its EXIF orientation.
     """
-    from ..common.files import write_whole
+    from ..common.files import check_writable, write_whole
     from ..data.image_file import load_image
     from ..segment_anything import Prompt, png
     from ..segment_anything import overlay as drawn
@@ -107,6 +107,8 @@ def segment(
     if onnx is not None and rectangular:
         raise typer.BadParameter('--rectangular cannot be given with --onnx: it is chosen in sam export.')
     _refuse_same_file(image, output, overlay)
+    for path in filter(None, (output, overlay)):
+        check_writable(path)
     quiet_logs()
     picture = load_image(image)
     prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
@@ -187,6 +189,7 @@ def export(
 
     if rectangular and not dynamic_size:
         raise typer.BadParameter('--rectangular needs --dynamic-size: a file for one size gets images of that size.')
+    only_with(decoder, '--decoder', 'all_masks')
     quiet_logs()
     int8.check()
     files = check_files(encoder, decoder)  # before weights are read

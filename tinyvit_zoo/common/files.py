@@ -1,10 +1,12 @@
 """Files that are there whole or not at all: written under a temporary name, then renamed."""
 
+import errno
 import glob
 import hashlib
 import os
 import re
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,13 +14,43 @@ from pathlib import Path
 
 from .errors import EvaluationError
 
-__all__ = ['give_ordinary_rights', 'home', 'new_file', 'new_files', 'remove_leftovers', 'resumed_file', 'write_whole']
+__all__ = [
+    'check_writable',
+    'give_ordinary_rights',
+    'home',
+    'new_file',
+    'new_files',
+    'remove_leftovers',
+    'resumed_file',
+    'write_whole',
+]
 
 
 def home() -> Path:
     """The folder of imported weights and compiled kernels: `TINYVIT_ZOO_HOME`, or one in the user's cache."""
     folder = os.environ.get('TINYVIT_ZOO_HOME')
     return Path(folder) if folder else Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'tinyvit_zoo'
+
+
+def check_writable(path: Path, is_folder: bool = False) -> None:
+    """See that a file or folder can be written, before the work whose result it will be. Leaves nothing behind.
+
+    Args:
+        path: Final place; missing parents are no obstacle.
+        is_folder: What it will be.
+
+    Raises:
+        OSError: If it cannot; the message says so in a sentence.
+    """
+    try:
+        if path.exists() and path.is_dir() != is_folder:
+            raise OSError(errno.EEXIST, f'it is a {"file" if is_folder else "folder"}')
+        place = path.parent
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as e:
+        raise OSError(f'{path} cannot be written ({e.strerror or e}): choose another place.') from e
 
 
 @contextmanager

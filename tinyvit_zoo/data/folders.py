@@ -23,6 +23,7 @@ __all__ = [
     'folder_too_many',
     'images_below',
     'is_plain_folder',
+    'lies_among_images',
     'read_class_folders',
     'read_folder',
     'read_plain_folder',
@@ -92,6 +93,24 @@ def split_folders(folder: Path) -> dict[str, Path]:
     """
     there = {split: find_split(folder, split) for split in SPLIT_FOLDERS}
     return {split: path for split, path in there.items() if path is not None and class_folders(path)}
+
+
+def lies_among_images(place: Path, folder: Path) -> bool:
+    """Whether files in `place` would count as images, and itself as a class or a split, of the data set in `folder`.
+
+    Where there is a folder of the split train, only the folders of splits are read.
+
+    Raises:
+        EvaluationError: See `find_split`.
+    """
+    place, folder = place.resolve(), folder.resolve()
+    if not place.is_relative_to(folder):
+        return False
+    parts = {split: find_split(folder, split) for split in SPLIT_FOLDERS}
+    if parts['train'] is None:
+        return True
+    inside = place.relative_to(folder).parts
+    return bool(inside) and split_of(inside[0]) is not None
 
 
 def read_folder(folder: Path, split: str) -> ImageDataset:

@@ -7,6 +7,7 @@ from ..common.errors import EvaluationError, MissingSplitError
 from .datasets import load_dataset
 from .folders import find_split, read_plain_folder
 from .image_dataset import ImageDataset
+from .registry import find_entry
 
 __all__ = ['load_unlabelled', 'with_classes']
 
@@ -35,7 +36,8 @@ def load_unlabelled(
         EvaluationError: If there is no image, or as `load_dataset`.
     """
     folder = Path(root) if name == 'folder' and root is not None else Path(name)
-    if name and os.path.isdir(folder):  # '' would be the working directory
+    # '' would be the working directory; a registered name is that data set, as in `load_dataset`.
+    if name and find_entry(name) is None and os.path.isdir(folder):
         part = find_split(folder, 'train')
         dataset = read_plain_folder(part or folder)
         dataset.name, dataset.split = str(folder), 'train' if part else 'all'

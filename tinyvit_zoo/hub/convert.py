@@ -28,12 +28,12 @@ from ..checkpoints import (
     with_counters,
 )
 from ..common.errors import ModelError
-from ..common.files import new_file
+from ..common.files import check_writable, new_file
 from ..common.paths import user_path
 from ..common.text import first_few
 from ..names import check_name
 from ..releases import Release, all_releases, find_family, find_release, same_file
-from .folder import save_folder, write_safetensors, write_torch
+from .folder import check_folder, save_folder, write_safetensors, write_torch
 
 __all__ = [
     'Checkpoint',
@@ -260,6 +260,8 @@ def convert(
     Raises:
         CheckpointError: If the file cannot be read, converted or does not fit `name`, or holds NaN or infinity.
         ModelError: If the name is unknown, or the arguments contradict each other.
+        FileExistsError: If the target is a folder that holds other files.
+        OSError: If it cannot be written.
     """
     target = user_path(target)
     is_file = target.suffix in ('.safetensors', *TORCH_SUFFIXES)
@@ -268,6 +270,13 @@ def convert(
         raise ModelError(f'{target} would be a folder for timm, which needs {need}; or end it in .safetensors or .pth.')
     if as_init and (name is None or head is not None):
         raise ModelError('as_init needs the name of the model to be trained (--name ARCHITECTURE) and takes no head.')
+    if name is None and (num_classes or (img_size is not None and not _is_official(layout, target))):
+        what = '--num-classes' if num_classes else '--img-size'
+        raise ModelError(f'{what} is checked with the model: name it, too (--name ARCHITECTURE.TAG), or leave it out.')
+    if is_file:
+        check_writable(target)
+    else:
+        check_folder(target)
     read = open_checkpoint(source, part)
     check_finite(read.state_dict, str(read.path), allow_nonfinite)
     if as_init and name is not None:
@@ -292,9 +301,14 @@ def _write_layout(
     layout: str | None,
     img_size: tuple[int, int] | None,
 ) -> Path:
-    layout = layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')
-    _write(key_map.to_official(state_dict, img_size) if layout == 'official' else state_dict, target, layout)
+    official = _is_official(layout, target)
+    state_dict = key_map.to_official(state_dict, img_size) if official else state_dict
+    _write(state_dict, target, 'official' if official else 'ours')
     return target
+
+
+def _is_official(layout: str | None, target: Path) -> bool:
+    return (layout or ('official' if target.suffix in TORCH_SUFFIXES else 'ours')) == 'official'
 
 
 def _write(state_dict: Mapping[str, torch.Tensor], path: Path, layout: str) -> None:

@@ -19,6 +19,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..common import torch_file
+from ..common.files import check_writable
 from ..common.folders import refuse_others, swap_in
 from ..common.paths import read_json, user_path
 from ..common.preprocessing import model_data_config
@@ -90,8 +91,15 @@ def save_folder(
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raises: FileExistsError: If `save_folder` would refuse the folder: said before a training, not after it."""
-    refuse_others(user_path(folder).resolve(), FILES)
+    """See that `save_folder` can write a folder: before a training, not after it.
+
+    Raises:
+        FileExistsError: If the folder holds other files.
+        OSError: If it cannot be written.
+    """
+    folder = user_path(folder).resolve()
+    refuse_others(folder, FILES)
+    check_writable(folder, is_folder=True)
 
 
 def save_config(

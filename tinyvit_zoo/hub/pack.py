@@ -16,11 +16,12 @@ import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ..build import build_model
+from ..build import build_model, check_part
 from ..checkpoints import CheckpointError, check_finite
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..common.errors import ModelError
-from ..common.folders import swap_in
+from ..common.files import check_writable
+from ..common.folders import refuse_others, swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few
 from ..names import check_name
@@ -91,6 +92,10 @@ def pack(
     """
     source = user_path(name) if (user_path(name) / CONFIG).is_file() else None
     _check_arguments(name, source, weights, random_seed, img_size, license, repo, part)
+    folder = user_path(folder).resolve()
+    replaceable = partial(_replaceable, folder, source is not None and source.resolve() == folder)
+    refuse_others(folder, replaceable)
+    check_writable(folder, is_folder=True)
     release = None if tag else _release_of(name, source, weights)
     if random_seed is None:
         _refuse_other_facts(source, release, labels, license, img_size)
@@ -98,9 +103,7 @@ def pack(
     check_finite(model.state_dict(), str(weights or name), allow_nonfinite)
     own_tag = tag if release or (source and not _names_release(cast(Any, model).pretrained_cfg)) else tag or OWN_TAG
     texts = _texts(source, model, release if random_seed is None else None, random_seed, license, repo, for_timm)
-    folder = user_path(folder).resolve()
-    again = source is not None and source.resolve() == folder
-    with swap_in(folder, replaces=partial(_replaceable, folder, again)) as new:
+    with swap_in(folder, replaces=replaceable) as new:
         try:
             save_folder(model, new, *_labels(source, model, labels), tag=own_tag, for_timm=for_timm)
         except ValueError as e:
@@ -140,8 +143,7 @@ def _check_arguments(
     repo: str | None,
     part: str | None,
 ) -> None:
-    if part is not None and weights is None:
-        raise ModelError('--part (part=) names a model in a file: give the file (--weights FILE), too.')
+    check_part(weights, part)
     if repo is not None:
         check_repo(repo)
     if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):

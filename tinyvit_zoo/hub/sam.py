@@ -33,6 +33,7 @@ from ..checkpoints import (
 )
 from ..common.errors import ModelError
 from ..common.extras import needs_extra
+from ..common.files import check_writable
 from ..common.folders import refuse_others, swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few, reason
@@ -536,8 +537,15 @@ def save_sam(model: TinyVitSamModel, folder: str | Path, source: str | None = No
 
 
 def check_sam_folder(folder: str | Path) -> None:
-    """Raises: FileExistsError: If `save_sam` would refuse the folder: said before a training, not after it."""
-    refuse_others(user_path(folder).resolve(), FILES)
+    """See that `save_sam` can write a folder: before a training, not after it.
+
+    Raises:
+        FileExistsError: If the folder holds other files.
+        OSError: If it cannot be written.
+    """
+    folder = user_path(folder).resolve()
+    refuse_others(folder, FILES)
+    check_writable(folder, is_folder=True)
 
 
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -568,7 +576,9 @@ def convert_sam(
         CheckpointError: See `load_sam`; or if the weights hold NaN or infinity.
         ModelError: If the size does not fit.
         FileExistsError: If the folder holds other files.
+        OSError: If it cannot be written.
     """
+    check_sam_folder(folder)
     model = load_sam(source, img_size, part=part)
     check_finite(model.state_dict(), str(source), allow_nonfinite)
     return model, save_sam(model, folder, user_path(source).resolve().name)

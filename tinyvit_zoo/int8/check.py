@@ -43,7 +43,9 @@ class Comparison:
 
 
 def same_class(expected: np.ndarray, actual: np.ndarray) -> float:
-    """1 if the most probable class of both logits (1, classes) is the same, else 0."""
+    """1 if the most probable class of both logits (1, classes) is the same, else 0; of a single logit, its sign."""
+    if expected.shape[-1] == 1:
+        return float((expected > 0).all() == (actual > 0).all())
     return float(expected.argmax() == actual.argmax())
 
 

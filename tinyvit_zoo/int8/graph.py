@@ -17,8 +17,9 @@ norms among them, logits of TinyViT-5M were off three times as far and no pass w
 
 MOVING = frozenset(
     (
-        'Cast', 'Concat', 'Constant', 'ConstantOfShape', 'DequantizeLinear', 'Expand', 'Flatten', 'Gather', 'Identity',
-        'Pad', 'QuantizeLinear', 'Reshape', 'Shape', 'Slice', 'Split', 'Squeeze', 'Tile', 'Transpose', 'Unsqueeze',
+        'Cast', 'Concat', 'Constant', 'ConstantOfShape', 'DequantizeLinear', 'Expand', 'Flatten', 'Gather',
+        'GatherElements', 'GatherND', 'Identity', 'Pad', 'QuantizeLinear', 'Reshape', 'Shape', 'Slice', 'Split',
+        'Squeeze', 'Tile', 'Transpose', 'Unsqueeze',
     )
 )  # fmt: skip
 """Operators that move numbers and compute nothing."""
@@ -87,14 +88,25 @@ def kept_nodes(nodes: Sequence[Any], patterns: Iterable[str]) -> set[str]:
     return kept
 
 
-def left_in_float(nodes: Iterable[Any]) -> dict[str, int]:
-    """How many nodes of each operator compute in float, the most frequent first."""
-    nodes = list(nodes)
-    from_int8 = {name for node in nodes if node.op_type == 'DequantizeLinear' for name in node.output}
+def left_in_float(model: Any) -> dict[str, int]:
+    """How many nodes of each operator of an `onnx.ModelProto` compute in float, the most frequent first.
+
+    A graph for any size computes sizes and indices too; these are integers.
+    """
+    from onnx import TensorProto, shape_inference
+
+    graph = shape_inference.infer_shapes(model).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    floats = {TensorProto.FLOAT, TensorProto.FLOAT16}
+    from_int8 = {name for node in graph.node if node.op_type == 'DequantizeLinear' for name in node.output}
     counts = Counter(
         node.op_type
-        for node in nodes
-        if node.op_type not in MOVING and not (node.op_type in QUANTIZED and from_int8.intersection(node.input))
+        for node in graph.node
+        if node.op_type not in MOVING
+        and floats.intersection(types.get(name) for name in (*node.input, *node.output))
+        and not (node.op_type in QUANTIZED and from_int8.issuperset(node.input[:2]))
     )
     return dict(counts.most_common())
 

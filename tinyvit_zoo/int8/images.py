@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -84,9 +84,9 @@ class CalibrationImages:
     rest: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckImages:
-    """Images that calibration did not see; iterating reads them anew.
+    """Images that calibration did not see; iterating reads them anew, and says once how many are left out.
 
     Attributes:
         dataset: What they are from.
@@ -99,16 +99,30 @@ class CheckImages:
     positions: np.ndarray
     transform: Transform
     seen: frozenset[bytes]
+    _said: bool = field(default=False, init=False)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Position and input, float32 (1, C, H, W), of each image that can be read."""
+        unreadable = seen = 0
         for i in self.positions.tolist():
             found = _read(self.dataset, i, self.transform)
-            if found is not None and found[0] not in self.seen:
+            if found is None:
+                unreadable += 1
+            elif found[0] in self.seen:
+                seen += 1
+            else:
                 yield i, found[1]
+        self._say(unreadable, seen)
+
+    def _say(self, unreadable: int, seen: int) -> None:
+        if (unreadable or seen) and not self._said:
+            self._said = True
+            counts = {'that cannot be read': unreadable, 'that calibration saw': seen}
+            words = ', '.join(f'{count} images {which}' for which, count in counts.items() if count)
+            _log.warning('Left out of the check on %s: %s.', self.dataset.name, words)
 
 
 def calibration_images(

@@ -1,5 +1,6 @@
 """A classifier as an int8 ONNX file."""
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 from ..common.errors import EvaluationError, ModelError
 from ..common.paths import user_path
 from ..common.preprocessing import model_data_config
+from ..common.text import first_few
 from ..data.class_map import ClassMap, map_classes
 from ..export import check_output, export_model
 from .check import Check
@@ -17,6 +19,8 @@ from .images import CheckImages, calibration_images, check_images
 from .quantize import Quantized, check_onnxruntime, open_run, quantize_file
 
 __all__ = ['quantize_model']
+
+_log = logging.getLogger(__name__)
 
 
 def quantize_model(
@@ -81,10 +85,15 @@ def quantize_model(
 
 
 def _classes(model: nn.Module, images: CheckImages) -> ClassMap | None:
-    """Outputs of the classes of the images; None if they have none, or nothing says which output stands for which."""
-    if not images.dataset.classes:
+    """Outputs of the classes of the images; None if there are no two, or nothing says which output stands for which."""
+    classes = images.dataset.classes
+    if len(classes) < 2:
         return None
     try:
-        return map_classes(model, images.dataset.classes)
+        return map_classes(model, classes)
     except EvaluationError:
+        _log.warning(
+            '%s: no accuracy, as nothing says which outputs of the model stand for its %d classes (%s).',
+            images.dataset.name, len(classes), first_few(classes),
+        )  # fmt: skip
         return None

@@ -1,9 +1,11 @@
 """An ONNX file quantized by onnxruntime, with as many layers left in float32 as its agreement needs."""
 
 import contextlib
+import errno
 import inspect
 import json
 import logging
+import shutil
 import statistics
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from .graph import QUANTIZED, fold_transposes, groups, kept_nodes, left_in_float
 __all__ = ['Quantized', 'Step', 'check_onnxruntime', 'open_run', 'quantize_file']
 
 INPUT = 'images'
+COPIES = 6  # of the float32 file that lie in the temporary folder at once, at most
 ROUNDS = 10  # forward passes of both files, in turn, for the median of their times
 
 
@@ -120,7 +123,7 @@ def quantize_file(
     Raises:
         ModelError: If a pattern of `keep` matches nothing, all of them match everything, or onnxruntime is missing or
             too old.
-        EvaluationError: If only a file without int8 has the agreement.
+        EvaluationError: If only a file without int8 has the agreement, or a disk is full.
         OSError: If the file cannot be written.
     """
     with needs_extra('export'):
@@ -131,7 +134,11 @@ def quantize_file(
     parts = {group: left for group, names in groups(nodes).items() if (left := set(names) - kept)}
     if not parts:
         raise ModelError(f'--keep {",".join(keep)} leaves no layer that could become int8: name fewer.')
-    with tempfile.TemporaryDirectory(prefix='int8.') as folder, new_file(output) as new:
+    with (
+        tempfile.TemporaryDirectory(prefix='int8.') as folder,
+        new_file(output) as new,
+        _full_disk_is_said(source, new),
+    ):
         quantizer = _Quantizer(source, Path(folder), calibration, reduce_range)
         steps = [_step('', quantizer, new, kept, check)]
         if min_agreement is not None and steps[-1][0].agreement < min_agreement:
@@ -144,7 +151,7 @@ def quantize_file(
             else:
                 raise EvaluationError(_unreachable(min_agreement, [step.agreement for step, _ in steps]))
         _note(new, source, len(calibration), reduce_range, keep, [step.group for step, _ in steps[1:]])
-        in_float = left_in_float(onnx.load(new, load_external_data=False).graph.node)
+        in_float = left_in_float(onnx.load(new, load_external_data=False))
         sizes = (source.stat().st_size / 1e6, new.stat().st_size / 1e6)
         milliseconds = _milliseconds(source, new, calibration[0])
     return Quantized(
@@ -157,6 +164,25 @@ def _unreachable(wanted: float, found: Sequence[float]) -> str:
         f'However few layers are int8, the agreement stays below {wanted:g}, the best was {max(found):.4f}: lower '
         '--min-agreement, or calibrate on more images.'
     )
+
+
+@contextlib.contextmanager
+def _full_disk_is_said(source: Path, new: Path) -> Iterator[None]:
+    """Raise an EvaluationError where there was no room: onnx notices when it reads what it has written in part."""
+    try:
+        yield
+    except (EvaluationError, ModelError):
+        raise
+    except Exception as e:
+        folders = (Path(tempfile.gettempdir()), new.parent)
+        free = [shutil.disk_usage(folder).free for folder in folders]
+        if getattr(e, 'errno', None) != errno.ENOSPC and min(free) > COPIES * source.stat().st_size:
+            raise
+        rooms = ' and '.join(f'{room / 1e6:.0f} MB in {folder}' for room, folder in zip(free, folders, strict=True))
+        raise EvaluationError(
+            f'The disk seems to be full ({rooms} are free): make room, or name a larger folder for temporary files by '
+            'the environment variable TMPDIR.'
+        ) from e
 
 
 class _Numbered(Iterable[tuple[int, np.ndarray]]):

@@ -125,7 +125,8 @@ def check_files(encoder: str | Path | None, decoder: str | Path | None) -> tuple
     """The two files to write.
 
     Raises:
-        ModelError: If there is none, both are the same, one has another suffix than '.onnx', or a package is missing.
+        ModelError: If there is none, both are the same, one has another suffix than '.onnx' or cannot be
+            written, or a package is missing.
     """
     first, second = (None if path is None else user_path(path) for path in (encoder, decoder))
     if first is None and second is None:

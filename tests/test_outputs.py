@@ -1,0 +1,148 @@
+"""What a command writes: outside the images that it reads, and to a place that is found writable before the work."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from tinyvit_zoo.cli.app import app
+from tinyvit_zoo.common.files import check_writable
+from tinyvit_zoo.data.folders import lies_among_images
+
+NOWHERE = 'no_such_model'  # what would be named if the work had begun
+REQUIRED = dict(params='3M', epochs='1', student=NOWHERE, teacher=NOWHERE, store='labels')
+
+
+def commands(group: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, 'commands'):
+            yield from commands(command, (*names, name))
+        else:
+            yield (*names, name), command
+
+
+def read_and_write() -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """Every command that reads a data set, with each option of a folder that it writes."""
+    for names, command in commands(typer.main.get_command(app)):
+        params = {param.name: param for param in command.params}
+        written = {'output', 'cache'} | ({'store'} if names in (('distill', 'save'), ('sam', 'embed')) else set())
+        if 'data' in params:
+            yield from ((names, option, params) for option in sorted(written & params.keys()))
+
+
+def words(params: Any, given: dict[str, Any]) -> list[Any]:
+    """The least that a command needs, and what is given."""
+    found = []
+    for name, param in params.items():
+        if param.required or name in given:
+            value = given.get(name, REQUIRED.get(name, 'x'))
+            found += [value] if param.param_type_name == 'argument' else [param.opts[0], value]
+    return found
+
+
+def test_no_command_writes_among_the_images_that_it_reads(cli, tmp_path) -> None:
+    (tmp_path / 'data' / 'cat').mkdir(parents=True)
+    tested = set()
+    for names, option, params in read_and_write():
+        if (names, option) == (('embed',), 'output'):
+            continue  # a single file that is no image
+        given = dict(data=tmp_path / 'data', output=tmp_path / 'out' / 'x.npz') | {option: tmp_path / 'data' / 'run'}
+        code, _, err = cli(*names, *words(params, given))
+        assert code == 2, (names, option, err)
+        expected = f'--{option} {tmp_path}/data/run lies among the images of {tmp_path}/data, and what is written there'
+        assert expected in err, (names, option, err)
+        tested.add(names)
+    several = {('finetune',), ('distill', 'save'), ('distill', 'train'), ('pretrain', 'mae'), ('knn',), ('contract',)}
+    assert several <= tested
+    assert sorted(path.name for path in (tmp_path / 'data').iterdir()) == ['cat']
+
+
+def test_beside_the_folders_of_splits_nothing_is_read(tmp_path) -> None:
+    for name in ('train/cat', 'val/cat'):
+        (tmp_path / name).mkdir(parents=True)
+    for place, among in {
+        'run': False, '': False, 'train/run': True, 'val/cat/run': True, 'test': True, '../elsewhere': False,
+    }.items():  # fmt: skip
+        assert lies_among_images(tmp_path / place, tmp_path) is among, place
+    (tmp_path / 'train').rename(tmp_path / 'cats')  # now its folders are classes, or its images have no labels
+    assert lies_among_images(tmp_path / 'run', tmp_path)
+    assert lies_among_images(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        ('export', NOWHERE, '--random', '-o', '{0}.onnx'),
+        ('export', NOWHERE, '--random', '-o', '{0}.onnx', '--int8', '--calibrate', 'missing'),
+        ('sam', 'export', 'missing.pt', '--encoder', '{0}.onnx'),
+        ('sam', 'convert', 'missing.pt', '{0}'),
+        ('sam', 'segment', 'missing.png', '--weights', 'missing.pt', '--point', '1,1', '-o', '{0}.png'),
+        ('compress', NOWHERE, '--random', '-o', '{0}'),
+        ('convert', 'missing.pth', '{0}.safetensors'),
+        ('pack', 'tinyvit_5m_224', '--random', '-o', '{0}'),
+        ('embed', NOWHERE, '-d', 'missing', '-o', '{0}.npz'),
+        ('classify', 'missing.png', '--model', NOWHERE, '-o', '{0}.csv'),
+        ('bench', NOWHERE, '--csv', '{0}.csv'),
+        ('browser', 'build', '-o', '{0}'),
+        ('finetune', NOWHERE, '-d', 'missing', '-o', '{0}'),
+        ('distill', 'train', NOWHERE, '-d', 'missing', '--store', 'missing', '-o', '{0}'),
+        ('pretrain', 'mae', '-d', 'missing', '-o', '{0}'),
+        ('sam', 'distill', '--student', NOWHERE, '--teacher', NOWHERE, '-d', 'missing', '-o', '{0}'),
+    ],
+    ids=lambda line: '-'.join(line[:2]),
+)
+def test_a_place_that_cannot_be_written_is_noticed_before_the_work(cli, tmp_path, line) -> None:
+    (tmp_path / 'file').write_text('no folder')
+    place = f'{tmp_path}/file/result'
+    code, _, err = cli(*(word.replace('{0}', place) for word in line))
+    assert code == 1
+    assert f'{tmp_path}/file' in err
+    assert 'cannot be written' in err or 'cannot be a path here' in err, err
+    assert NOWHERE not in err
+    assert 'missing' not in err
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        ('finetune', NOWHERE),
+        ('distill', 'train', NOWHERE, '--store', 'missing'),
+        ('contract', NOWHERE, '--params', '3M'),
+        ('pretrain', 'mae'),
+        ('pretrain', 'minivit', '--student', NOWHERE, '--teacher', NOWHERE),
+        ('pretrain', 'features', '--student', NOWHERE, '--teacher', NOWHERE),
+    ],
+    ids=lambda line: '-'.join(line[:2]),
+)
+def test_a_model_folder_of_others_is_noticed_before_the_training(cli, tmp_path, line) -> None:
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'notes.txt').write_text('mine')
+    code, _, err = cli(*line, '-d', 'missing', '-o', tmp_path)
+    assert code == 1
+    assert f'{tmp_path}/model holds other files (notes.txt), which would be lost' in err
+
+
+def test_a_chain_looks_into_the_folders_of_all_its_students(cli, tmp_path) -> None:
+    (tmp_path / 'tiny' / 'model').mkdir(parents=True)
+    (tmp_path / 'tiny' / 'model' / 'notes.txt').write_text('mine')
+    code, _, err = cli('pretrain', 'tinymim', '--chain', 'base,small,tiny', '-d', 'missing', '-o', tmp_path)
+    assert code == 1
+    assert f'{tmp_path}/tiny/model holds other files' in err
+
+
+def test_a_place_is_checked_without_a_trace(tmp_path) -> None:
+    check_writable(tmp_path / 'new' / 'deep' / 'file.onnx')
+    check_writable(tmp_path, is_folder=True)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match='it is a folder'):
+        check_writable(tmp_path)
+
+
+def test_relative_places_are_those_of_the_working_directory(monkeypatch, tmp_path) -> None:
+    (tmp_path / 'images').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert lies_among_images(Path('images/run'), tmp_path / 'images')
+    assert lies_among_images(tmp_path / 'images' / 'run', Path('images'))
+    assert not lies_among_images(Path('images_run'), Path('images'))
