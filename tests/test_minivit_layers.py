@@ -138,6 +138,15 @@ def test_a_hook_sees_the_whole_batch(where):
         assert model.seen == [1] * 5
 
 
+def test_a_hook_on_the_layer_itself_hears_the_whole_batch_and_costs_no_parts():
+    model, x, heard = _Rows().eval(), torch.randn(5, SUB_BATCH_TOKENS, 8), []
+    model.register_forward_hook(lambda module, args, out: heard.append((len(args[0]), len(out))))
+    with torch.no_grad():
+        model(x)
+    assert heard == [(5, 5)]
+    assert model.seen == [1] * 5
+
+
 @pytest.mark.parametrize('name', ['mini_deit_tiny_patch16_224', 'mini_swin_tiny_patch4_window7_224'])
 def test_the_mini_models_split_their_batch_and_give_the_same(name):
     model = (

@@ -142,14 +142,18 @@ def is_untouched(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
     quantized weight; all parameters and buffers in the same place. Only then can its arithmetic be done elsewhere
     without an observable difference.
     """
-    return type(layer) is kind and _runs_its_class(layer) and _holds_plain_tensors(layer)
+    return type(layer) is kind and _is_unhooked(layer) and _runs_its_class(layer) and _holds_plain_tensors(layer)
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _runs_its_class(module: nn.Module) -> bool:
-    """Whether a call of the module runs the code of its class, a known one, as it was imported."""
+    """Whether the code of the module's class is run, a known one, as it was imported."""
     kind = type(module)
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return False
     if torch.compiler.is_compiling():  # dynamo follows what was replaced; it cannot read what comes next
         return True
     return FORWARD.get(kind) is kind.forward and (
@@ -190,7 +194,7 @@ def in_sub_batches(
     memory and release it again at every layer, which costs more than head mixing or a convolution itself.
 
     Args:
-        module: The module whose forward pass this is.
+        module: The module whose forward pass this is; hooks on it see the whole batch, before and after.
         run: Computes every image of a batch independently of the others.
         x: Tokens (B, ..., C), or with `images` any (B, ...).
         images: How many at a time with one thread; with several, which share a large map better, all of them. None
@@ -211,6 +215,7 @@ def _treats_images_alone(module: nn.Module) -> bool:
     """Whether nothing inside a module depends on which images are in a batch, or would see how many there are.
 
     In training mode random numbers are drawn for a batch, and a quantized weight may scale the whole of its input.
+    Hooks on the module itself do not count: they are called outside its forward pass.
     """
     return all(
         (
@@ -218,6 +223,7 @@ def _treats_images_alone(module: nn.Module) -> bool:
             or (type(m) is nn.BatchNorm2d and m.running_mean is not None and m.running_var is not None)
         )
         and not m.training
+        and (_is_unhooked(m) or m is module)
         and _runs_its_class(m)
         and _holds_plain_tensors(m)
         for m in module.modules()

@@ -125,6 +125,12 @@ class MBConv(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self._run(x)
+        else:  # noqa: RET505 (TorchScript would compile it without the else)
+            return in_sub_batches(self, self._run, x, FRONT_IMAGES)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
         x = self.act1(self.conv1(x)) if torch.jit.is_scripting() else conv_act(self.conv1, self.act1, x)
         x = self.act2(self.conv2(x)) if torch.jit.is_scripting() else conv_act(self.conv2, self.act2, x)
