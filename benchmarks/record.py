@@ -1,7 +1,7 @@
 """Measures this processor, keeps its rows in `benchmarks/results/`, and writes the tables of README and docs/speed.md.
 
     python benchmarks/record.py                  # about 5 minutes on a core that nothing else uses
-    python benchmarks/record.py --zoo            # what the zoo browser shows beside those: about 5 minutes
+    python benchmarks/record.py --zoo            # what the zoo browser shows beside those: about 3 minutes
     python benchmarks/record.py --emulate-avx2   # the same processor with AVX-512 switched off: a file of its own
     python benchmarks/record.py --csv FILE       # rows and targets alone; no page is written (`make bench`)
 

@@ -391,6 +391,16 @@ def test_folders_that_are_not_there_are_named(cli, tmp_path, monkeypatch, root, 
     assert words in out
 
 
+def test_a_dry_run_without_an_output_finds_the_folders(cli, tmp_path):
+    (tmp_path / 'imagenet-a').mkdir()
+    row = ('reproduce', 'tinymim/table4', '--only', 'tinymim-vit-t', '--scale', 'full', '--dry-run')
+    code, out, err = cli(*row, '--root', tmp_path)
+    assert (code, err) == (0, '')
+    assert ' has none of the folders imagenet-1k, imagenet-r, imagenet-c.' in out
+    assert ' 1 to measure' in out
+    assert [path.name for path in tmp_path.iterdir()] == ['imagenet-a']
+
+
 def test_a_detector_says_that_the_full_scale_does_not_train_it():
     (line,) = run_rows([NUMBERS['minivit/table6/mini-swin-t-ws-wd-wt/box_ap/coco-2017']], dry=True, scale=Scale.FULL)
     assert line.state_in_words == (

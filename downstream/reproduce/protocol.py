@@ -29,7 +29,6 @@ PLACES = {'-o', '--output', '--root'}
 OF_A_JOB = re.compile(r'.*[/\\]([a-z]+-[0-9a-f]{16}[/\\]out\b.*)')
 """A path in the folder of a job, see `Plan.folder_name`; the group is what does not change when all of them move."""
 
-
 IMPORTED = re.compile(r'.*[/\\](weights[/\\]\w+\.\w+)')
 """Where released weights were imported to; the group names them, see `checkpoints.imported_path`."""
 

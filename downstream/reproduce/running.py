@@ -59,14 +59,14 @@ class Jobs:
     ends with the process that holds it: no claim of a dead process is left.
 
     Attributes:
-        folder: Of all jobs.
+        folder: Of all jobs; None if none is kept, to read only.
         run: Runs a command; None to read only.
         root: The user's folder of data sets, each below its name.
         say: Prints a line.
         failed: Messages of jobs that have failed since this was made, by key: several rows may need the same job.
     """
 
-    folder: Path
+    folder: Path | None
     run: RunCommand | None = None
     root: Path | None = None
     say: Callable[[str], None] = print
@@ -81,7 +81,7 @@ class Jobs:
             WeightsNotFoundError, CheckpointError: If the released weights cannot be read, with which those of the job
                 are compared.
         """
-        if not (self._place(plan) / JOB).is_file():
+        if self.folder is None or not (self._place(plan) / JOB).is_file():
             return None
         results, problem = self._read(plan)
         if problem:
@@ -123,13 +123,14 @@ class Jobs:
     def data_folder(self, name: str) -> Path | None:
         """Where a data set is: the user's, or one that is drawn; None if it is not there."""
         if name in DRAWN:
-            return self.folder / name
+            return self.folder and self.folder / name
         for folder in SHARED_ROOTS.get(name, (name,)):
             if self.root is not None and (self.root / folder).is_dir():
                 return self.root / folder
         return None
 
     def _place(self, plan: Plan) -> Path:
+        assert self.folder is not None
         return self.folder / plan.folder_name
 
     def _out(self, plan: Plan) -> Path:
@@ -191,8 +192,10 @@ class Jobs:
 
     def _draw(self, name: str) -> None:
         """Make a set of shapes, whole or not at all."""
-        if not (self.folder / name).is_dir():
-            with swap_in(self.folder / name) as new:
+        folder = self.data_folder(name)
+        assert folder is not None
+        if not folder.is_dir():
+            with swap_in(folder) as new:
                 DRAWN[name](new)
 
     def _set_aside(self, plan: Plan) -> None:

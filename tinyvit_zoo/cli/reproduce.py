@@ -174,14 +174,14 @@ def _check(
 def _jobs(
     run: 'RunCommand', scale: Scale | None, root: Path | None, jobs: Path | None, output: Path | None
 ) -> 'Jobs | None':
-    """Where jobs run and are kept; None where nothing says a folder."""
+    """Where jobs run and are kept, in no folder for `--dry-run` alone; None where no evaluators and trainers run."""
     from ..downstream.reproduce.jobs import JOBS
     from ..downstream.reproduce.running import Jobs
 
     folder = jobs or (output and output / JOBS)
-    if scale is None or folder is None:
+    if scale is None:
         return None
-    return Jobs(folder.absolute(), run, root and root.absolute(), printer())
+    return Jobs(folder and folder.absolute(), run, root and root.absolute(), printer())
 
 
 def _runner(context: typer.Context) -> 'RunCommand':
