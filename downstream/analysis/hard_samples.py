@@ -134,7 +134,7 @@ def hard_in_store(
 
 def _check(dataset: ImageDataset, top: int) -> None:
     if not dataset.classes:
-        raise EvaluationError(f'{dataset.name} has no labels, which decide what is hard: give labelled images.')
+        raise EvaluationError(f'{dataset.name} has no labels, which decide what is hard: give labeled images.')
     if not 1 <= top < len(dataset.classes):
         raise EvaluationError(
             f'Of {len(dataset.classes)} classes a label is always or never among the top {top}: choose --top from 1 to '
