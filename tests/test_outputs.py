@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import typer
-from PIL import Image
 
 from tinyvit_zoo.cli.app import app
 from tinyvit_zoo.common.files import check_writable
@@ -58,17 +57,6 @@ def test_no_command_writes_among_the_images_that_it_reads(cli, tmp_path) -> None
     several = {('finetune',), ('distill', 'save'), ('distill', 'train'), ('pretrain', 'mae'), ('knn',), ('contract',)}
     assert several <= tested
     assert sorted(path.name for path in (tmp_path / 'data').iterdir()) == ['cat']
-
-
-def test_a_single_file_that_is_no_image_may_lie_among_images(cli, tmp_path) -> None:
-    for name in ('cat', 'dog'):
-        (tmp_path / 'train' / name).mkdir(parents=True)
-        Image.new('L', (32, 32)).save(tmp_path / 'train' / name / '0.png')
-    kept = tmp_path / 'train' / 'kept.json'
-    code, _, err = cli('analyze', 'hard-samples', '-d', tmp_path, '--teacher', NOWHERE, '--top', 1, '-o', kept)
-    assert code == 1
-    assert NOWHERE in err, err  # the work has begun
-    assert 'lies among' not in err
 
 
 def test_beside_the_folders_of_splits_nothing_is_read(tmp_path) -> None:
