@@ -20,6 +20,7 @@ from tinyvit_zoo.checkpoints import (
     read_with_clues,
 )
 from tinyvit_zoo.data.class_map import synsets
+from tinyvit_zoo.names import model_folder
 from tinyvit_zoo.training.recipes import STARTS, Recipe
 
 __all__ = ['Start', 'departures', 'find_start', 'start_model']
@@ -59,7 +60,7 @@ def find_start(
 
     Args:
         name: Any name that timm takes.
-        weights: File instead of the weights of the name.
+        weights: File or folder instead of the weights of the name; of a training's folder, its model.
         random: Random weights.
         as_init: The weights are an encoder's, whatever classifier they have.
         part: Which of several models in the file, see `checkpoints.read_checkpoint`.
@@ -69,6 +70,7 @@ def find_start(
     """
     if random:
         return Start('random')
+    weights = weights and (model_folder(weights) or weights)
     cfg: Any = build_model(name, device='meta').pretrained_cfg
     side = max(cfg['input_size'][-2:]) if weights is None else None
     if as_init:

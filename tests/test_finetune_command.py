@@ -21,7 +21,7 @@ import tinyvit_zoo  # noqa: F401  registers the models
 from tinyvit_zoo import pretrain
 from tinyvit_zoo.checkpoints import CLASSES_22K, head_22k_to_1k
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.hashes import state_hash
+from tinyvit_zoo.common.hashes import state_hash, tensors_hash
 from tinyvit_zoo.data.class_map import synsets
 from tinyvit_zoo.data.datasets import load_dataset
 from tinyvit_zoo.data.registry import REGISTRY
@@ -110,7 +110,7 @@ def test_images_that_are_tested_on_never_choose_the_epoch(asked_for, monkeypatch
 
 
 def test_timm_s_data_sets_are_tested_on_their_test_split(asked_for, tmp_path):
-    for split in ('train', 'test'):
+    for split in ('train', 'val', 'test'):
         with tarfile.open(tmp_path / f'{split}-0.tar', 'w') as tar:
             for key in range(4):
                 image = io.BytesIO()
@@ -144,6 +144,37 @@ def test_a_file_of_pretraining_takes_one_option(trained_on, encoder):
     assert model.num_classes == 10
     assert torch.equal(model.blocks[3].mlp.fc1.weight, tensors['blocks.3.mlp.fc1.weight'])
     assert not any(key.startswith('decoder') for key in model.state_dict())
+
+
+def test_the_weights_of_another_run_are_named_as_they_were_before_the_training(
+    tinyvit_zoo_cli, tmp_path, monkeypatch
+) -> None:
+    from tinyvit_zoo.downstream import finetune
+
+    for split in ('train', 'val', 'test'):
+        for name, color in {'dark': 0, 'light': 255}.items():
+            (tmp_path / 'data' / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new('L', (32, 32), color).save(tmp_path / 'data' / split / name / f'{i}.png')
+    model = timm.create_model('test_vit', num_classes=2, img_size=32)
+    run = tmp_path / 'run'
+    save_folder(model, run / 'model')
+    for name in ('best.pt', 'state.pt'):  # as a training leaves them
+        torch.save({}, run / name)
+    train = finetune.finetune
+
+    def train_and_move(*args, **options):
+        run.rename(tmp_path / 'elsewhere')
+        return train(*args, **options)
+
+    monkeypatch.setattr(finetune, 'finetune', train_and_move)
+    done = tinyvit_zoo_cli(
+        'test_vit', '--weights', run, '--data', tmp_path / 'data', '--img-size', 32, '--epochs', 1, '--layer-decay', 1,
+        '--batch-size', 4, '--device', 'cpu', '--output', tmp_path / 'out',
+    )  # fmt: skip
+    assert done.returncode == 0, done.err
+    start = json.loads((tmp_path / 'out' / 'results.json').read_text())['start']
+    assert start['tensors_sha256'] == tensors_hash(model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def measure(
         raise EvaluationError(f'Correlations need at least {FEWEST} images, not {len(dataset)}: take more (--images).')
     outputs = getattr(model.model, 'num_classes', 0)
     if not isinstance(outputs, int) or outputs < 2:
-        raise EvaluationError(f'{model.name} is no classifier of timm, which this analysis needs: choose another.')
+        raise EvaluationError(f'{model.name} is not a timm classifier, which this analysis needs: choose another.')
     names = output_names(model.model, dataset, outputs)
     known = None if order is None else file_order(order, names)  # before hours of work
     sums = Correlations(outputs, device)

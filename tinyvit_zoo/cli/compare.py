@@ -114,7 +114,7 @@ def _check(datasets: dict[str, 'ImageDataset'], ways: int, shots: Sequence[int],
     test, bank = datasets['test'], len(datasets.get('train', ()))
     sample_episodes(test.labels, ways, max(shots), queries, episodes=1, names=test.classes)
     if not bank:
-        not_with(True, 'data without images to learn from, among which to find neighbors', 'k')
+        not_with(True, 'data without images to learn from, where there are no neighbors to find', 'k')
         return K
     check_ks([k or min(K, bank)], bank)
     return k or min(K, bank)

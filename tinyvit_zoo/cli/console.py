@@ -166,7 +166,7 @@ def _refuse_outputs_among_images(values: Mapping[str, Any]) -> None:
     """Usage error if a command would write into the folder of images that it reads."""
     for name in ('output', 'cache'):
         place = values.get(name)
-        if 'data' in values and place is not None and place.suffix != '.npz':  # of `embed`, one file that is no image
+        if 'data' in values and place is not None and place.suffix != '.npz':  # of `embed`: a single file, not an image
             refuse_among_images(f'--{name}', place, values['data'], values.get('root'))
 
 
@@ -175,7 +175,7 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
 
     Args:
         option: That names the folder.
-        place: The folder, or a file beside which others are written.
+        place: The folder, or a file beside which others are written, as a figure beside kept.json.
         data: Name of a data set, or a folder.
         root: Of the data set.
     """

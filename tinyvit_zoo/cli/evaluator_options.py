@@ -94,7 +94,7 @@ def _check_patches(model: 'nn.Module', name: str, img_size: tuple[int, int]) -> 
         return
     if any(side % step for side, step in zip(img_size, patch, strict=True)):
         sides, steps = ('x'.join(map(str, size)) for size in (img_size, patch))
-        raise ModelError(f'{name} cuts images into patches of {steps} pixels, and {sides} are no whole number of them.')
+        raise ModelError(f'{name} cuts images into patches of {steps} pixels: give multiples of them, not {sides}.')
 
 
 def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Module':

@@ -175,6 +175,7 @@ def finetune(
         train, validation, test = _datasets(data_options, run.seed)
         say = printer() if first else (lambda text: None)
         model, start, classifier = _model(model_options, as_init, keep_heads, chosen, train.classes, run.seed)
+        file = _hash_of_file(model_options) if first else {}  # now, as it may be gone or another one at the end
         reserved = reserve.apply(model, lambda: _fresh(model_options, chosen, len(train.classes), run.seed), say)
         if reserved and reserved.get('keep_blocks', reserved['blocks']) < reserved['blocks']:
             classifier = 'fresh, as --keep-blocks has it'
@@ -195,7 +196,7 @@ def finetune(
                 weights=model_options.origin(run.seed), seed=run.seed, say=say,
                 start=dict(
                     weights=start.words, classifier=classifier or 'fresh', departures=departures,
-                    **_hash_of_file(model_options), **({} if reserved is None else dict(layer_reserve=reserved)),
+                    **file, **({} if reserved is None else dict(layer_reserve=reserved)),
                 ),
                 teacher=teacher.facts(teaching, model),
             )  # fmt: skip
@@ -229,13 +230,15 @@ def _model(
 
 
 def _hash_of_file(options: ModelOptions) -> dict[str, str]:
-    """For results.json: the sha256 of the tensors of --weights."""
+    """For results.json: the sha256 of the tensors of --weights, a file, a folder, or that of another run."""
     from ..checkpoints import read_checkpoint
     from ..common.hashes import tensors_hash
+    from ..names import model_folder
 
     if options.weights is None:
         return {}
-    return dict(tensors_sha256=tensors_hash(read_checkpoint(options.weights, part=options.part)))
+    place = model_folder(options.weights) or options.weights
+    return dict(tensors_sha256=tensors_hash(read_checkpoint(place, part=options.part)))
 
 
 def _fresh(options: ModelOptions, recipe: 'Recipe', classes: int, seed: int) -> 'nn.Module':

@@ -121,7 +121,9 @@ class CheckImages:
         if (unreadable or seen) and not self._said:
             self._said = True
             counts = {'that cannot be read': unreadable, 'that calibration saw': seen}
-            words = ', '.join(f'{count} images {which}' for which, count in counts.items() if count)
+            words = ', '.join(
+                f'{count} {"image" if count == 1 else "images"} {which}' for which, count in counts.items() if count
+            )
             _log.warning('Left out of the check on %s: %s.', self.dataset.name, words)
 
 

@@ -76,7 +76,7 @@ def sam_around(encoder: SamImageEncoder, architecture: str, whole: Any) -> TinyV
         whole: A `SamModel` whose decoder takes the encoder's channels.
 
     Raises:
-        ModelError: If they do not fit together, or the size is no multiple of 16.
+        ModelError: If they do not fit together, or the size is not a multiple of 16.
     """
     model = new_sam(architecture, max(encoder.img_size), encoder)
     try:
