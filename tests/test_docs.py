@@ -148,6 +148,19 @@ def test_other_lines_of_shell_blocks_name_what_exists(line):
         assert 'tinyvit_zoo.cli' in words
 
 
+def test_no_two_measurements_of_a_block_go_to_the_same_folder():
+    """`reproduce` would refuse the second, `analyze` lose the first."""
+    blocks = [b for text in TEXTS.values() for b in re.findall(r'^```sh\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)]
+    written = {}
+    for i, block in enumerate(blocks):
+        for line in block.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            if words[1:2] in (['reproduce'], ['analyze']) and '-o' in words:
+                folder, what = words[words.index('-o') + 1], words[1:3]
+                assert written.setdefault((i, folder), what) == what, line
+    assert len(written) >= 10
+
+
 def test_files_and_extras_named_in_prose_exist():
     extras = set(tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies'])
     for name, text in TEXTS.items():
