@@ -407,3 +407,10 @@ def test_the_entry_for_the_card_and_the_results_are_written_even_if_the_model_ca
     (tmp_path / 'model' / 'notes.txt').unlink()
     write_finetuned(tmp_path, result, model, train, test, **about)
     assert timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).num_classes == 10
+
+
+def test_a_file_of_weights_that_is_not_there_is_named_and_no_other_option_is_advised(cli, tmp_path):
+    code, _, err = cli(
+        'finetune', 'test_vit', '--weights', tmp_path / 'gone.pth', '-d', 'digits', '-o', tmp_path / 'run'
+    )
+    assert (code, err.strip()) == (1, f'No checkpoint at {tmp_path / "gone.pth"}.')

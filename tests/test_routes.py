@@ -305,7 +305,7 @@ def exported(model: nn.Module, x: torch.Tensor) -> None:
 
 
 def hooked(model: nn.Module, x: torch.Tensor) -> None:
-    for part in (model.patch_embed.conv2, model.stages[0].blocks[0], model.stages[1].downsample):
+    for part in (model.patch_embed.conv2, model.stages[0].blocks[0].conv2, model.stages[1].downsample.conv2):
         part.register_forward_hook(lambda *_: None)
     with torch.no_grad():
         model(x)
@@ -319,7 +319,7 @@ def on_two_threads(model: nn.Module, x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize('way', [nn.Module.__call__, trained, recorded_by_fx, exported, hooked, on_two_threads])
 def test_the_batch_stays_whole_where_parts_would_be_noticed(way, front):
-    """With autograd, in training mode, in a graph, under hooks; and with several threads, which share a large map."""
+    """With autograd, in training mode, in a graph, with hooks inside; and with several threads on a large map."""
     model, calls = front
     way(model, images_for(model, 4))
     assert calls[FRONT[0]]
@@ -328,10 +328,21 @@ def test_the_batch_stays_whole_where_parts_would_be_noticed(way, front):
 
 def test_hooks_on_one_part_leave_the_others_in_parts(front):
     model, calls = front
-    model.stages[0].register_forward_hook(lambda *_: None)
+    model.stages[0].blocks[0].conv3.register_forward_hook(lambda *_: None)
     with torch.no_grad():
         model(images_for(model, 4))
     assert [calls[name] for name in FRONT] == [[2, 2], [4], [2, 2]]
+
+
+@pytest.mark.parametrize('name', ['stages.0', 'stages.0.blocks.0', 'stages.1.downsample'])
+def test_a_hook_on_a_part_sees_the_batch_whole_and_leaves_its_inside_in_parts(front, name):
+    model, calls = front
+    seen = []
+    model.get_submodule(name).register_forward_hook(lambda module, args, out: seen.append((len(args[0]), len(out))))
+    with torch.no_grad():
+        model(images_for(model, 4))
+    assert seen == [(4, 4)]
+    assert [calls[name] for name in FRONT] == [[2, 2]] * 3
 
 
 # --- the command

@@ -103,18 +103,20 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         from ..common.extras import MissingExtraError
 
         context = values[own_context] if own_context else values.pop(CONTEXT)
-        try:
-            _refuse_outputs_among_images(values)
-            for name, bundle in bundles.items():
-                values[name] = bundle(**{field: values.pop(field) for field in inspect.signature(bundle).parameters})
-            with _options_of(context):
+        with _options_of(context):
+            try:
+                _refuse_outputs_among_images(values)
+                for name, bundle in bundles.items():
+                    values[name] = bundle(
+                        **{field: values.pop(field) for field in inspect.signature(bundle).parameters}
+                    )
                 return function(**values)
-        except BrokenPipeError:  # `| head` has read enough
-            raise
-        except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
-            options = _instead_of_weights(parameters) if isinstance(e, WeightsNotFoundError) else ''
-            print_error(f'{e} {options}')
-            raise typer.Exit(1) from e
+            except BrokenPipeError:  # `| head` has read enough
+                raise
+            except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
+                options = _instead_of_weights(parameters) if isinstance(e, WeightsNotFoundError) else ''
+                print_error(f'{e} {options}')
+                raise typer.Exit(1) from e
 
     paragraphs = (inspect.getdoc(function) or '').split('\n\n')
     wrapped.__doc__ = '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)  # rich keeps line breaks
@@ -193,8 +195,10 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
 
 
 def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:
-    """Which options of a command do without weights that cannot be found."""
+    """Which options of a command do without weights that cannot be found; none if it was told where they are."""
     names = [f'--{parameter.name.replace("_", "-")}' for parameter in parameters if not _is_argument(parameter)]
+    if any(option.startswith('--weights') for option in _given.get().values()):
+        return ''
     options = [f'{name} FILE' for name in names if name.startswith('--weights')]
     options += [name for name in names if name.startswith('--random')]
     return f'Give {" or ".join(options)} instead.' if options else ''

@@ -41,7 +41,7 @@ def user_path(path: str | Path, error: type[Exception] = ModelError) -> Path:
     try:
         expanded = Path(path).expanduser()
         expanded.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # nothing is there, which is for the caller to judge
         return expanded
     except (OSError, RuntimeError, ValueError) as e:  # a name too long, no such user, a null character
         raise error(f'{shown(str(path), MAX_PATH)} cannot be a path here ({reason(_words(e))}).') from e

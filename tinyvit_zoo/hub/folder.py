@@ -97,8 +97,8 @@ def check_folder(folder: str | Path) -> None:
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
-    folder = user_path(folder).resolve()
-    refuse_others(folder, FILES)
+    folder = user_path(folder)
+    refuse_others(folder.resolve(), FILES)
     check_writable(folder, is_folder=True)
 
 
