@@ -115,7 +115,7 @@ def test_a_model_is_measured_on_images_in_any_batches_and_left_as_it_is():
 
 def test_what_has_no_classes_or_too_few_images_is_refused():
     dataset = load_dataset('digits', 'test').subset(range(3))
-    refused(lambda: measure(model(num_classes=0), dataset), 'no classifier', kind=EvaluationError)
+    refused(lambda: measure(model(num_classes=0), dataset), 'not a timm classifier', kind=EvaluationError)
     refused(lambda: measure(model(), dataset.subset([0, 1])), 'at least 3 images', kind=EvaluationError)
     broken = model()
     broken.model.head.weight.data[3] = torch.nan
