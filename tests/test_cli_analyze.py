@@ -132,7 +132,7 @@ def test_weights_of_a_second_model_need_one(cli, models, option):
         (('cka', 'MODEL', '--layers', 'nothing.*'), 'nothing.*'),
         (('cka', 'MODEL', 'test_vit', '--random-b'), '--img-size'),
         (('attention', 'test_resnet', '--random'), 'no attention'),
-        (('attention', 'test_vit', '--random', '--img-size', 70), 'patches of 16x16 pixels: give multiples of them, not 70x70'),
+        (('attention', 'test_vit', '--random', '--img-size', 70), '16x16 pixels: give multiples of them, not 70x70'),
         (('attention', 'efficientvit_b0', '--random', '--img-size', 64), 'such as linear attention'),
         (('attention', 'test_maxvit', '--random'), 'not known here'),
         (('fourier', 'no_such_model'), 'Unknown model'),
