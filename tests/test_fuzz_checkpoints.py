@@ -50,7 +50,6 @@ def test_a_hang_is_seen(tmp_path, monkeypatch):
 def test_memory_is_seen(tmp_path):
     (tmp_path / 'x').write_bytes(b'x')
     fuzz.give_back_memory()
-    fuzz.give_back_memory()
     assert fuzz.outcome(tmp_path / 'x', lambda path: torch.ones(20 << 20) is None, False) == 'memory'
 
 
@@ -61,9 +60,7 @@ def test_memory_from_a_hole_in_the_heap_is_seen(tmp_path):
     blocks = [torch.ones(25 << 18) for _ in range(7)]
     del blocks[:6]  # below the last, so that the heap keeps them
     fuzz.give_back_memory()
-    fuzz.give_back_memory()
     assert fuzz.outcome(tmp_path / 'x', lambda path: torch.ones(20 << 20) is None, False) == 'memory'
-    assert len(blocks) == 1
 
 
 @pytest.mark.parametrize(('error', 'kind'), [(ValueError('x'), 'ValueError'), (CheckpointError('x'), 'refused')])
