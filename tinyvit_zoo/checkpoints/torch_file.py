@@ -113,10 +113,13 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
 
 def _replaced(archive: zipfile.ZipFile, name: str, content: bytes) -> BinaryIO:
     """The archive with another content of one entry, in memory."""
-    copy = io.BytesIO()
+    entries = archive.infolist()
+    # What an entry takes beside its content: two headers with its name, and room to align it.
+    copy = _buffer(len(content) + sum(entry.file_size + 2 * len(entry.filename) + 256 for entry in entries))
     with zipfile.ZipFile(copy, 'w') as new:
-        for entry in archive.infolist():
+        for entry in entries:
             new.writestr(entry.filename, content if entry.filename == name else archive.read(entry))
+    copy.truncate()
     return copy
 
 
@@ -135,7 +138,7 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
     stand_ins = _stand_ins(pickles)
     _check_storages(pickles[3].storages, pickles[4].content, size - file.tell())
     if any(found.old is not None for found in pickles):
-        file = _rewritten(file, starts, pickles)
+        file = _rewritten(file, size, starts, pickles)
     return _unpickle(file, stand_ins)
 
 
@@ -147,15 +150,30 @@ def _check_storages(storages: dict[str, int], keys: Any, room: int) -> None:
         raise ValueError('its storages are cut off')
 
 
-def _rewritten(file: BinaryIO, starts: list[int], pickles: list[Pickle]) -> BinaryIO:
+def _rewritten(file: BinaryIO, size: int, starts: list[int], pickles: list[Pickle]) -> BinaryIO:
     """The file with all pickles in protocol 2, in memory."""
-    copy, end = io.BytesIO(), file.tell()
+    end = file.tell()
+    copy = _buffer(size + sum(len(found.old) for found in pickles if found.old is not None))
     for found, start, stop in zip(pickles, starts, [*starts[1:], end], strict=True):
         file.seek(start)
         raw = file.read(stop - start)
         copy.write(raw if found.old is None else found.old)
     shutil.copyfileobj(file, copy)
+    copy.truncate()
     return copy
+
+
+def _buffer(size: int) -> io.BytesIO:
+    """A file in memory with room for `size` bytes.
+
+    One that grows is moved again and again, and leaves each of its earlier places behind where the heap has holes:
+    that took up to six times the file.
+    """
+    buffer = io.BytesIO()
+    buffer.seek(size)
+    buffer.write(b'\0')
+    buffer.seek(0)
+    return buffer
 
 
 def _stand_ins(pickles: Iterable[Pickle]) -> list[Any]:
