@@ -170,7 +170,14 @@ def _ratio(number: Number, first: Number, row: Row | None) -> Ratio:
     if row.state != 'ok':
         return Ratio(number, published, model=row.model, remark='out of memory')
     return Ratio(
-        number, published, row.ratio, row.ratio_low, row.ratio_high, row.model, side_of(row.model), row.images_per_second
+        number,
+        published,
+        row.ratio,
+        row.ratio_low,
+        row.ratio_high,
+        row.model,
+        side_of(row.model),
+        row.images_per_second,
     )
 
 
