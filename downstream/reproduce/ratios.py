@@ -169,16 +169,8 @@ def _ratio(number: Number, first: Number, row: Row | None) -> Ratio:
         return Ratio(number, published, remark=remark)
     if row.state != 'ok':
         return Ratio(number, published, model=row.model, remark='out of memory')
-    return Ratio(
-        number,
-        published,
-        row.ratio,
-        row.ratio_low,
-        row.ratio_high,
-        row.model,
-        side_of(row.model),
-        row.images_per_second,
-    )
+    side = side_of(row.model)
+    return Ratio(number, published, row.ratio, row.ratio_low, row.ratio_high, row.model, side, row.images_per_second)
 
 
 def side_of(name: str) -> int:
