@@ -364,6 +364,9 @@ def test_missing_files_and_other_init_cfgs_are_refused(tmp_path):
 
     missing = str(tmp_path / 'missing.pth')
     refused(lambda: ZooBackbone('tinyvit_5m_224', pretrained=missing), missing, kind=WeightsNotFoundError)
+    named = ZooBackbone('tinyvit_5m_224', init_cfg=dict(type='Pretrained', checkpoint=missing))
+    instead = ('--cfg-options', 'model.backbone.init_cfg.checkpoint=FILE', 'model.backbone.init_cfg=None')
+    refused(named.init_weights, missing, *instead, kind=WeightsNotFoundError)
     refused(lambda: ZooBackbone('resnet18', pretrained='torchvision://resnet18'), 'torchvision://resnet18')
     refused(lambda: ZooBackbone('mae_lite_vitdet_tiny', pretrained=True), 'no weights of its own')
     backbone = ZooBackbone('tinyvit_5m_224', init_cfg=dict(type='Kaiming', layer='Conv2d'))

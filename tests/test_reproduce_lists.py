@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import shlex
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -120,6 +121,16 @@ def test_a_figure_without_its_weights_says_so(cli):
     assert 'Florence, and its student without distillation are not public' in ' '.join(
         cli('reproduce', 'tinyvit/figure3')[1].split()
     )
+
+
+def test_lists_and_figures_need_no_extra_beyond_the_command_line(cli, monkeypatch):
+    """Only tables load the reports, which need matplotlib."""
+    for name in ('ratios', 'reproduce'):
+        monkeypatch.setitem(sys.modules, f'tinyvit_zoo.downstream.reports.{name}', None)
+    assert 'Frequencies' in cli('reproduce', 'mae_lite/figure3')[1]
+    assert 'mae_lite/figure1' in cli('reproduce', '--list', 'mae_lite/figure1')[1]
+    with pytest.raises(ModuleNotFoundError, match='halted'):
+        cli('reproduce', 'tinyvit/table4', '--dry-run')
 
 
 def test_figures_are_listed(cli):

@@ -12,6 +12,7 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tinyvit_zoo.checkpoints import WeightsNotFoundError
 from tinyvit_zoo.models import MiniSwin, TinyViT
 
 from .backbone_weights import load_weights
@@ -26,6 +27,10 @@ WITH_NORMS = (MiniSwin, SwinTransformer, SwinTransformerV2)
 """Families whose detection recipe has a LayerNorm on every map."""
 WHOLE_MAPS = (TinyViT, MiniSwin, ResNet)
 """Families whose maps have ceil(H / stride) rows for images of any size without padding."""
+INSTEAD = (
+    'Or change the config by --cfg-options: model.backbone.init_cfg.checkpoint=FILE, or model.backbone.init_cfg=None '
+    'for random weights.'
+)
 
 
 @MODELS.register_module()
@@ -135,7 +140,10 @@ class ZooBackbone(BaseModule):
         for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
             if cfg.get('type') != 'Pretrained':
                 raise ValueError(f"init_cfg of a ZooBackbone is dict(type='Pretrained', checkpoint=...), got {cfg}.")
-            load_weights(self, self.spec, cfg['checkpoint'], cfg.get('prefix'))
+            try:
+                load_weights(self, self.spec, cfg['checkpoint'], cfg.get('prefix'))
+            except WeightsNotFoundError as e:
+                raise WeightsNotFoundError(f'{e} {INSTEAD}') from e
         self._is_init = True
 
     def train(self, mode: bool = True) -> 'ZooBackbone':

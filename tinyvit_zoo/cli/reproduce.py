@@ -90,20 +90,7 @@ def reproduce(
     authors' hardware are not: the table says what each of them needs and which command measures it. --scale runs these
     commands. With --output finished rows are kept, and the same command again measures the others.
     """
-    from ..downstream.reports.ratios import read_ratios
-    from ..downstream.reports.reproduce import (
-        check_folder,
-        missing_in_words,
-        ratios_in_words,
-        replaced_in_words,
-        states_in_words,
-        write_table,
-    )
-    from ..downstream.reproduce.entries import find_entry, find_rows
     from ..downstream.reproduce.figures import find_figure
-    from ..downstream.reproduce.jobs import State, run_rows
-    from ..downstream.reproduce.plans import Scale as RunScale
-    from ..downstream.reproduce.ratios import with_ratios
 
     quiet_logs()
     of_rows = ('only', 'scale', 'root', 'jobs', 'dry_run', 'ratios', 'output')
@@ -115,6 +102,20 @@ def reproduce(
     if (figure := find_figure(table)) is not None:
         not_with(figure, 'a figure, whose commands are only printed', *of_rows)
         return print_figure(figure)
+    from ..downstream.reports.ratios import read_ratios  # needs the extra `eval`
+    from ..downstream.reports.reproduce import (
+        check_folder,
+        missing_in_words,
+        ratios_in_words,
+        replaced_in_words,
+        states_in_words,
+        write_table,
+    )
+    from ..downstream.reproduce.entries import find_entry, find_rows
+    from ..downstream.reproduce.jobs import State, run_rows
+    from ..downstream.reproduce.plans import Scale as RunScale
+    from ..downstream.reproduce.ratios import with_ratios
+
     if only is not None and not only:
         raise typer.BadParameter('--only names no row: give it some, or leave it out for the whole table.')
     entry = find_entry(table)
