@@ -149,7 +149,7 @@ def test_two_processes_share_the_files_that_a_killed_one_left_and_all_have_the_b
 
 
 def test_a_sam_with_a_tinyvit_teaches_too_by_file_or_folder(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr('tinyvit_zoo.hub.sam.SIDE', 32)  # of a file, 1024
+    monkeypatch.setattr('tinyvit_zoo.hub.sam.folder.SIDE', 32)  # of a file, 1024
     small = save_sam(new_sam(img_size=SIDE), tmp_path / 'small')
     by_folder, by_file = (load_sam_teacher(str(small / name)) for name in ('', 'model.safetensors'))
     assert by_folder.encoder.sha256 == by_file.encoder.sha256
