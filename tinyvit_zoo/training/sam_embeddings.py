@@ -6,7 +6,7 @@ A folder has `embeddings.json` and files `00000.safetensors`, `00001.safetensors
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,14 @@ def save_embeddings(
         len(dataset), dataset.fingerprint(), teacher.name, teacher.sha256, teacher.input.size, blank.shape[1],
         (blank.shape[2], blank.shape[3]), dtype, per_file,
     )  # fmt: skip
-    with alone_in(folder, 'folder') if processes.rank == 0 else nullcontext():
-        missing = processes.from_first(lambda: _begin(folder, facts))
+    with ExitStack() as stack:
+        missing = processes.from_first(lambda: _begin(stack, folder, facts))
         mine = missing[processes.rank :: processes.number]
         images = iter(_loaded(dataset, teacher.input.size, [i for n in mine for i in facts.positions(n)], workers))
         for number in mine:
             places = facts.positions(number)
             title = f'file {number + 1}/{facts.files}'
-            bar = tqdm(places, desc=title, unit='image', leave=False, disable=processes.rank > 0)
+            bar = tqdm(places, desc=title, unit='image', leave=False, disable=None if processes.rank == 0 else True)
             maps = [_map(teacher, next(images).to(device)) for _ in bar]
             _write(torch.cat(maps).cpu().to(DTYPES[dtype]), _file(folder, number))
             say(f'Images {places.start + 1} to {places.stop} of {len(dataset)} are embedded in {folder}.')
@@ -148,8 +148,11 @@ def _map(teacher: FeatureTeacher, images: torch.Tensor) -> torch.Tensor:
     return dense
 
 
-def _begin(folder: Path, facts: EmbeddingFacts) -> list[int]:
-    """Write the facts, or see that they are those of the folder; the numbers of the files that it lacks."""
+def _begin(stack: ExitStack, folder: Path, facts: EmbeddingFacts) -> list[int]:
+    """Keep other runs out of the folder until the stack ends, and write the facts or see that they are those of the
+    folder; the numbers of the files that it lacks.
+    """
+    stack.enter_context(alone_in(folder, 'folder'))
     if (folder / FACTS).exists():
         found = _facts(folder)
         other = [name for name, value in asdict(facts).items() if asdict(found)[name] != value and name != 'name']

@@ -89,7 +89,9 @@ def _load_folder(folder: Path, img_size: int | None, rectangular: bool | None) -
     except (CheckpointError, ModelError):
         raise
     except Exception as e:  # damaged files of any kind, in transformers
-        raise CheckpointError(f'{folder} cannot be loaded ({reason(e)}).') from e
+        raise CheckpointError(
+            f'{folder} cannot be loaded ({reason(e)}): convert its source again, or download or copy it anew.'
+        ) from e
 
 
 def save_sam(model: TinyVitSamModel, folder: str | Path, source: str | None = None) -> Path:
