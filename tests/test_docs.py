@@ -170,6 +170,10 @@ def test_files_and_extras_named_in_prose_exist():
             assert (ROOT / path).exists(), f'{name} names {path}'
         for path in re.findall(r'`python ([\w/]+\.py)', text):
             assert (ROOT / path).is_file(), f'{name} names {path}'
+        for extra in re.findall(r'pip\s+install\s+\'\.\[([\w,-]+)\]', text):
+            assert set(extra.split(',')) <= extras, name
+        # The package is not on PyPI yet: pages install it from a clone, or the command fails.
+        assert not re.search(r"pip\s+install\s+'?tinyvit-zoo\b(?!`? of cards)", text), name
     listed = re.findall(r'^\| `([\w-]+)` \|', TEXTS['docs/installation.md'], re.MULTILINE)
     assert set(listed) == extras
 
