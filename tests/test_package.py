@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,39 @@ def test_the_code_is_in_its_style(command):
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_what_commands_write_into_a_checkout_is_no_code_of_ours(tmp_path):
+    """`detect train --work-dir run` writes configs, `fewshot -o few_shot` a folder with the name of an import."""
+    pytest.importorskip('ruff')
+    shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+    texts = {
+        'run/config.py': 'import os\nmodel = dict( )',
+        'benchmarks/knn.py': 'import torch\nfrom few_shot import F\n\nimport tinyvit_zoo as z\n\nprint(F, torch, z)\n',
+        'few_shot/accuracy.csv': '',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    ruff = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [sys.executable, '-m', 'ruff']
+    for words in (['check'], ['format', '--check']):
+        done = ruff([*command, *words, '--no-cache', '.'])
+        assert done.returncode == 0, done.stdout
+    shown = ruff([*command, 'check', '--show-files', '.']).stdout.split()
+    assert sorted(Path(name).name for name in shown) == ['knn.py', 'pyproject.toml']
+
+
+def test_every_file_of_code_is_checked():
+    pytest.importorskip('ruff')
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
+    listed = run(['git', 'ls-files', '*.py'])
+    if listed.returncode:
+        pytest.skip('not a git checkout')
+    shown = run([sys.executable, '-m', 'ruff', 'check', '--show-files', '.']).stdout.splitlines()
+    assert {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()} <= {
+        Path(name).relative_to(ROOT).as_posix() for name in shown
+    }
 
 
 def test_no_file_holds_a_path_of_one_machine():
