@@ -120,6 +120,15 @@ def test_the_wheel_takes_no_top_level_name_of_others(wheel):
     assert 'tinyvit_zoo/downstream.py' not in names  # stands for the folder in a checkout
 
 
+@pytest.mark.parametrize('folder', ['benchmarks/results', 'downstream', 'hub_configs', 'space'])
+def test_folders_beside_the_package_are_in_the_wheel_as_they_are(wheel, folder):
+    inside = f'tinyvit_zoo/{folder}/'
+    packed = {name.removeprefix(inside) for name in zipfile.ZipFile(wheel).namelist() if name.startswith(inside)}
+    files = {path for path in (ROOT / folder).rglob('*') if path.is_file() and path.suffix != '.pyc'}
+    assert packed == {path.relative_to(ROOT / folder).as_posix() for path in files}
+    assert packed
+
+
 @pytest.fixture
 def stranger(tmp_path) -> Path:
     """A wheel of somebody else's distribution, whose package is called `downstream`."""
