@@ -184,5 +184,6 @@ def test_finetune_draws_the_norms_that_it_wrote(cli, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     assert 'Gradient norms of 6 layers at 2 updates' in out
+    assert f'Written to {tmp_path / "out"}: gradients.csv, gradients.png' in ' '.join(out.split())
     assert (tmp_path / 'out' / 'gradients.png').read_bytes()[1:4] == b'PNG'
     assert json.loads((tmp_path / 'out' / 'results.json').read_text())['evaluator'] == 'finetune'

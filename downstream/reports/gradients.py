@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 
-from ..analysis.gradients import Norms, read_norms
+from ..analysis.gradients import GRADIENTS, Norms, read_norms
 from ..results import save_figure
 from .plots import DPI
 
@@ -46,6 +46,7 @@ def write_gradients(folder: Path, title: str, say: Callable[[str], None] = print
         f'Gradient norms of {len(norms.layers)} layers at {updates}: the largest mean is '
         f'{means[most]:.3g} ({norms.layers[most]}), the smallest {means[least]:.3g} ({norms.layers[least]}).'
     )
+    say(f'Written to {folder}: {GRADIENTS}, {FIGURE}')
 
 
 def gradient_figure(norms: Norms, title: str) -> Figure:
