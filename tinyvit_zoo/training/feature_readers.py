@@ -120,7 +120,9 @@ def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> F
 
     Dense features are its `last_hidden_state` without class and register tokens. Pooled ones are its `pooler_output`;
     the class token where that is none, or a dense layer with tanh, which most pages have no weights of (ViT, DeiT); the
-    mean of the dense ones where there is no class token either (SAM). MAE, which leaves out patches, sees all from now on.
+    mean of the dense ones where there is no class token either (SAM).
+
+    MAE, which leaves out patches at random, sees all of them from now on.
 
     Args:
         model: See `vision_part`. Run once, on a blank image.
