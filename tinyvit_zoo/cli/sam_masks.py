@@ -1,5 +1,6 @@
 """`sam segment`: the mask of what is marked on an image; `sam export`: a SAM as two ONNX files."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -213,5 +214,6 @@ def export(
     padding = 'without padding' if model.config.rectangular and done.dynamic else 'the rest padded with 0'
     print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, {padding}.')
     if done.encoder and done.decoder and done.encoder.parent == done.decoder.parent:
-        print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {done.encoder.parent} --point X,Y -o mask.png')
+        folder = shlex.quote(str(done.encoder.parent))
+        print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {folder} --point X,Y -o mask.png')
     return None

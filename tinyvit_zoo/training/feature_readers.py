@@ -132,13 +132,14 @@ def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> F
     Raises:
         EvaluationError: If it lacks such features, or takes no images of that size.
     """
-    if getattr(model.config, 'num_detection_tokens', 0):  # YOLOS
+    config: Any = model.config
+    if getattr(config, 'num_detection_tokens', 0):  # YOLOS
         raise EvaluationError(
             f'{name} has tokens of detections after those of its patches, which would be taken for patches: choose a '
             'model that classifies or embeds.'
         )
     if _masks(model):
-        model.config.mask_ratio = 0.0
+        config.mask_ratio = 0.0
     forward: Any = _forward(model)
     with _blank_image(model, name, size) as blank:
         output = forward(model, blank)
