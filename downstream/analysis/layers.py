@@ -296,9 +296,9 @@ def as_map(name: str, x: torch.Tensor, model: AnalysedModel, size: tuple[int, in
 
 
 def _may_be_map(sides: Sequence[int], size: tuple[int, int]) -> bool:
-    """Whether a map of an image may have these sides, each of which is rounded or padded."""
+    """Whether a map of an image may have these sides: rounded, padded, or less what convolutions cut off."""
     ratio = size[0] / size[1]
-    return abs(sides[0] - sides[1] * ratio) <= 1 + ratio
+    return abs(sides[0] - sides[1] * ratio) <= 2 * (1 + ratio)
 
 
 def _channels_last(x: torch.Tensor, model: AnalysedModel, size: tuple[int, int], module: nn.Module) -> bool:
