@@ -18,6 +18,10 @@ from ..common.text import reason
 __all__ = ['FeatureReader', 'Features', 'call_arguments', 'timm_reader', 'transformers_reader', 'vision_part']
 
 
+OTHER_TOKENS = ('num_detection_tokens', 'num_queries', 'num_output_groups')
+"""In configurations: YOLOS has tokens of detections after its patches, DETR one an object, GroupViT one a group."""
+
+
 class Features(NamedTuple):
     """Features of a batch of images; None where they were not asked for."""
 
@@ -133,9 +137,10 @@ def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> F
         EvaluationError: If it lacks such features, or takes no images of that size.
     """
     config: Any = model.config
-    if getattr(config, 'num_detection_tokens', 0):  # YOLOS
+    other = next((key for key in OTHER_TOKENS if getattr(config, key, None)), None)
+    if other is not None:
         raise EvaluationError(
-            f'{name} has tokens of detections after those of its patches, which would be taken for patches: choose a '
+            f'{name} has tokens that do not lie over the image ({other}) and would be taken for patches: choose a '
             'model that classifies or embeds.'
         )
     if _masks(model):
