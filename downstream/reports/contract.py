@@ -129,7 +129,8 @@ def _say_winner(winner: dict[str, Any], result: Contraction, output: Path, say: 
     )
     arguments = ', '.join(f'{key}={value!r}' for key, value in result.arguments.items())
     say(f"As arguments: timm.create_model('{winner['name']}', {arguments})")
-    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
+    model = f'local-dir:{output / "model"}'
+    say(f'The model: timm.create_model({model!r}, pretrained=True)')
     say(f'To train it at length: tinyvit-zoo finetune {shlex.quote(str(output))} ...')
 
 

@@ -143,9 +143,9 @@ def train(
     run = Run(work_dir, resume, load_from, amp, auto_scale_lr, launcher and str(launcher), seed)
     last = train_detector(config, run)
     if last and int(os.environ.get('RANK', 0)) == 0:
-        trained = shlex.join([str(Path(config.work_dir) / Path(config.filename).name), str(last)])
-        print(f'Next: tinyvit-zoo detect test {trained}')
-        print(f'      tinyvit-zoo detect predict {trained} IMAGE -o FOLDER')
+        written = shlex.join([str(Path(config.work_dir) / Path(config.filename).name), str(last)])
+        print(f'Next: tinyvit-zoo detect test {written}')
+        print(f'      tinyvit-zoo detect predict {written} IMAGE -o FOLDER')
 
 
 def evaluate(

@@ -98,7 +98,7 @@ def segment(
 
     Coordinates are pixels of the image as displayed, after its EXIF orientation.
     """
-    from ..common.files import check_writable, write_whole
+    from ..common.files import check_writable, write_together
     from ..data.image_file import load_image
     from ..segment_anything import Prompt, png
     from ..segment_anything import overlay as drawn
@@ -115,9 +115,10 @@ def segment(
     prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
     prompt.check(picture.height, picture.width)  # before weights are read
     found = _segmenter(weights, onnx, rectangular)(picture, prompt)
-    write_whole(output, png(found.mask))
+    files = {output: png(found.mask)}
     if overlay is not None:
-        write_whole(overlay, drawn(picture, found.mask, prompt))
+        files[overlay] = drawn(picture, found.mask, prompt)
+    write_together(files)
     facts = _facts(image, output, overlay, prompt, found)
     if as_json:
         print_json(facts)

@@ -68,10 +68,9 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
     verify(folder)
     local = {**read_manifest(folder / MANIFEST), MANIFEST: file_sha256(folder / MANIFEST)}
     if CARD in local and NAMELESS in (folder / CARD).read_text():
-        quoted = shlex.quote(str(folder))
+        command = shlex.join(['tinyvit-zoo', 'pack', str(folder), '-o', str(folder), '--repo', repo])
         raise CheckpointError(
-            f'{folder / CARD} has {NAMELESS} instead of the name of the page: '
-            f'`tinyvit-zoo pack {quoted} -o {quoted} --repo {repo}` puts it there.'
+            f'{folder / CARD} has {NAMELESS} instead of the name of the page: `{command}` puts it there.'
         )
 
     from huggingface_hub import HfApi, constants
