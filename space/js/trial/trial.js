@@ -26,7 +26,7 @@ import { Sam } from './sam.js';
 export class Trial {
   /** @param {(loaded: number, total: number) => void} onProgress */
   constructor(onProgress) {
-    this.runner = new Runner(onProgress);
+    this.runner = new Runner(onProgress, () => this.forgetLoaded());
     this.sam = new Sam(this.runner);
     /** Whether the last file was one of Segment Anything. */
     this.segments = false;
@@ -104,6 +104,10 @@ export class Trial {
   /** End what runs. Models are made ready anew at the next run. */
   stop() {
     this.runner.stop();
+  }
+
+  /** Forget what the worker held. */
+  forgetLoaded() {
     this.loaded = null;
     this.sam.reset();
   }
