@@ -57,8 +57,15 @@ def test_the_data_are_valid_by_the_schema(facts):
     data = facts | dict(trial=dict(runtime=None, model=None, images=[]))
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(data, SCHEMA, cls=jsonschema.Draft202012Validator)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(data | dict(models=[facts['models'][0] | dict(top1=80.0)]), SCHEMA)
+    model = next(model for model in facts['models'] if model['measured'])
+    (speed, *_), params = model['measured'], model['params']
+    for wrong in (
+        dict(top1=80.0), dict(params=params['value']), dict(params=params | dict(value=0)),
+        dict(params=params | dict(source='')), dict(measured=[speed | dict(ms=0.0)]), dict(stars=5),
+        dict(measured=[speed | dict(date='yesterday')]), dict(license=model['license'] | dict(url='http://a.example')),
+    ):  # fmt: skip
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(data | dict(models=[model | wrong]), SCHEMA)
 
 
 def numbers_without_source(value, known, has_source=False, path='') -> list[str]:

@@ -113,9 +113,10 @@ export class Trial {
   }
 }
 
-/** The five most probable classes. */
-function best(logits, labels) {
+/** The five most probable classes. A single logit has no other to compare with: its sigmoid, as in `classify`. */
+export function best(logits, labels) {
   if (!labels.length) return [];
+  if (logits.length === 1) return [{ label: labels[0], probability: 1 / (1 + Math.exp(-logits[0])) }];
   const highest = Math.max(...logits);
   const powers = logits.map((logit) => Math.exp(logit - highest));
   const total = powers.reduce((sum, power) => sum + power, 0);
