@@ -130,7 +130,6 @@ def test_a_runtime_that_does_not_start_is_said_and_tried_anew(page):
     file = (page.folder / 'site' / 'trial' / 'model.onnx').read_bytes()
     for fault, words in (
         (dict(path='/js/trial/worker.js'), 'A part of this page cannot be fetched'),
-        (dict(path='/runtime/ort.wasm.bundle.min.mjs'), 'A part of onnxruntime-web cannot be fetched'),
         (dict(path='/runtime/ort-wasm-simd-threaded.wasm'), 'A part of onnxruntime-web cannot be fetched'),
         (dict(path='/runtime/ort-wasm-simd-threaded.mjs'), 'onnxruntime-web does not start here'),
         (dict(policy="script-src 'self'"), 'WebAssembly, which onnxruntime-web needs, is not allowed here'),
