@@ -136,6 +136,14 @@ def test_an_address_that_says_nonsense_shows_what_is_usual(page):
     assert page.driver.current_url.endswith('//index.html?timm=0')
 
 
+def test_where_the_browser_refuses_a_change_of_the_address_the_page_goes_on(page):
+    page.open()
+    page.run("history.replaceState = () => { throw new DOMException('too often', 'SecurityError'); }")  # as Safari does
+    choose(page, '#filter-q', 'tinyvit 5m')
+    page.click('#timm')
+    assert {name.partition('.')[0] for name in page.names()} == {'tinyvit_5m_224'}
+
+
 def test_back_closes_a_model_that_was_opened(page):
     page.open('?q=tiny')
     shown = page.names()

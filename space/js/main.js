@@ -77,8 +77,11 @@ function start(zoo) {
     const usual = view.speed === settings.keys().next().value ? { speed: '' } : {};
     const address = new URL(location.href);
     address.search = writeView({ ...view, ...usual });
-    if (opens) history.pushState(null, '', address);
-    else history.replaceState(null, '', address);
+    try {
+      if (opens) history.pushState(null, '', address);
+      else history.replaceState(null, '', address);
+    } catch { // browsers allow so many in a time: the page goes on, the address follows at the next change
+    }
     render();
   }
 
