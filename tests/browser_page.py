@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -118,7 +118,8 @@ class Elsewhere(http.server.BaseHTTPRequestHandler):
 
     def refuse(self) -> None:
         self.hosts.append(re.sub(r'^\w+://', '', self.path).partition('/')[0].partition(':')[0])
-        self.send_error(403)
+        with suppress(ConnectionError):  # it may have given up by itself
+            self.send_error(403)
 
     do_GET = do_POST = do_HEAD = do_CONNECT = refuse  # noqa: N815
 
