@@ -108,6 +108,7 @@ def failing(page, path: str = '', content: bytes | None = None, policy: str = ''
         yield lambda: serve({}, '')
     finally:
         serve({}, '')
+        page.driver.get('about:blank')  # from here on nothing is said
         page.log()
 
 

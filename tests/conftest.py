@@ -329,9 +329,11 @@ def zoo_browser(tmp_path_factory) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def page(zoo_browser) -> Iterator[SimpleNamespace]:
-    """The zoo browser, whose console is empty after each test, and which has asked nothing beyond loopback."""
+    """The zoo browser at its site, with a console that is empty after each test, and no request beyond loopback."""
     from browser_page import asked_elsewhere
 
+    if not zoo_browser.driver.current_url.startswith(zoo_browser.address):
+        zoo_browser.open()
     yield zoo_browser
     assert zoo_browser.log() == []
     assert asked_elsewhere() == []

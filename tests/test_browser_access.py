@@ -51,8 +51,9 @@ def test_axe_finds_nothing_serious(page, scheme):
     page.click('.samples button')
     shown_best(page)
     page.run((axe / 'axe.min.js').read_text() + '; window.axe = axe')
-    found = page.driver.execute_async_script('axe.run().then(arguments[0])')
-    assert len(found['passes']) > 20
+    rules = dict(runOnly=['color-contrast']) if scheme == 'dark' else {}  # nothing else depends on it
+    found = page.driver.execute_async_script('axe.run(arguments[0]).then(arguments[1])', rules)
+    assert len(found['passes']) >= (1 if rules else 20)
     serious = [
         (finding['id'], [node['html'][:200] for node in finding['nodes']])
         for finding in found['violations']
