@@ -1,6 +1,8 @@
 """A page is packed whole or not at all, and `verify` notices every change."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -402,6 +404,12 @@ def test_a_folder_takes_no_other_weights(model_folder, tmp_path):
 def test_a_wrong_number_of_labels_is_refused(model_folder, tmp_path):
     refused(lambda: pack(str(model_folder), tmp_path / 'page', labels=['one']), 'label names for 11', kind=ModelError)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_missing_is_named_in_a_sentence(cli, tmp_path):
+    code, _, err = cli('pack', 'tinyvit_5m_224', '--labels', tmp_path / 'none.txt', '-o', tmp_path / 'page')
+    sentence = f'{tmp_path / "none.txt"} cannot be read or written ({os.strerror(errno.ENOENT)}).'
+    assert (code, ' '.join(err.split())) == (1, sentence)
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
                 raise
             except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
                 options = _instead_of_weights(parameters) if isinstance(e, WeightsNotFoundError) else ''
-                print_error(f'{e} {options}')
+                print_error(f'{_in_words(e)} {options}')
                 raise typer.Exit(1) from e
 
     paragraphs = (inspect.getdoc(function) or '').split('\n\n')
@@ -202,6 +202,13 @@ def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:
     options = [f'{name} FILE' for name in names if name.startswith('--weights')]
     options += [name for name in names if name.startswith('--random')]
     return f'Give {" or ".join(options)} instead.' if options else ''
+
+
+def _in_words(error: Exception) -> str:
+    """A sentence: the system's own errors are a number, its text, and the file."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes | os.PathLike):
+        return f'{os.fsdecode(error.filename)} cannot be read or written ({error.strerror}).'
+    return str(error)
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:
