@@ -53,7 +53,7 @@ def python(*args, cwd=None, **env):
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
     )
 
 

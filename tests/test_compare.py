@@ -317,7 +317,7 @@ def test_two_processes_give_the_result_of_one(command, saved, image_folder, tmp_
     for name, launcher in launchers.items():
         done = subprocess.run(
             [sys.executable, *launcher, '-m', *line, '--output', str(tmp_path / name)],
-            cwd=tmp_path, capture_output=True, text=True, timeout=200,
+            cwd=tmp_path, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found[name] = {k: v for k, v in results_of(tmp_path / name).items() if k not in ('command', 'time')}

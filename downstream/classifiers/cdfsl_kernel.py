@@ -111,8 +111,8 @@ def _load() -> ctypes.CDLL:
     if sys.platform != 'linux':  # elsewhere the loader takes no descriptor
         os.close(descriptor)
         return ctypes.CDLL(str(path))
-    # It stays open: the loader takes a name that it knows for the library that it loaded by it, whatever that name stands
-    # for now, and a file opened later would get the number of one that was closed.
+    # It stays open: the loader takes a name that it knows for the library that it loaded by it, and a file opened later
+    # would get the number of one that was closed.
     return ctypes.CDLL(f'/proc/self/fd/{descriptor}')
 
 
