@@ -32,7 +32,7 @@ for name in TRAINERS:
     if not process:
         train_until_killed(name, os.path.join(sys.argv[1], name))
         os._exit(0)
-    print(name, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    print(name, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)  # else forks would print it again
 """
 
 
