@@ -25,6 +25,9 @@ os.environ.update(
     NO_PROXY='127.0.0.1',
     no_proxy='127.0.0.1',
 )
+# Typer takes the output for a terminal where one of these is set; the next are settings of users.
+for name in ('GITHUB_ACTIONS', 'FORCE_COLOR', 'PY_COLORS', 'COLUMNS', 'TERMINAL_WIDTH', 'TINYVIT_ZOO_ROUTES'):
+    os.environ.pop(name, None)
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ['OMP_NUM_THREADS'] = '1'
 
