@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from conftest import forget_modules
 from PIL import Image
 
 from tinyvit_zoo.common.hashes import state_hash
@@ -268,11 +269,6 @@ def test_pretrained_weights_classify_the_photos(tmp_path, monkeypatch, official_
 # which `downstream`
 
 
-def forget_downstream(monkeypatch):
-    for name in [n for n in sys.modules if n.startswith('tinyvit_zoo.downstream.')]:
-        monkeypatch.delitem(sys.modules, name)
-
-
 @pytest.mark.slow
 def test_the_demo_starts_in_a_folder_with_an_unrelated_downstream(tmp_path):
     (tmp_path / 'downstream').mkdir()
@@ -291,7 +287,7 @@ def test_the_demo_starts_in_a_folder_with_an_unrelated_downstream(tmp_path):
 def test_without_the_demo_packages_one_sentence_says_what_to_install(monkeypatch, capsys):
     from tinyvit_zoo.cli.app import run_app
 
-    forget_downstream(monkeypatch)
+    forget_modules(monkeypatch, 'tinyvit_zoo.downstream.')
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
     monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'demo'])
     with pytest.raises(SystemExit) as end:
