@@ -89,14 +89,17 @@ def embed(
 ) -> None:
     """Store the maps that a SAM's image encoder gives of images, 2.1 MB each: `sam distill --store` learns from them.
 
-    The same command again goes on where the last one stopped.
+    The same command again goes on where the last one stopped. Several processes share the images:
+    torchrun --nproc-per-node=2 -m tinyvit_zoo.cli sam embed ...
     """
     refuse_among_images('--store', store, data_options.data, data_options.root)
     quiet_transformers()
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings
 
-    dataset = unlabelled_images(data_options, run.seed)
-    found = load_sam_teacher(teacher).encoder
-    save_embeddings(found, dataset, store, device=find_device(run.device), say=printer())
-    printer()(f'Written to {store}: the maps of {len(dataset):,} images by {found.name}.')
+    with processes() as first:
+        dataset = unlabelled_images(data_options, run.seed)
+        found = load_sam_teacher(teacher).encoder
+        say = printer() if first else (lambda text: None)
+        save_embeddings(found, dataset, store, device=find_device(run.device), workers=run.workers, say=say)
+        say(f'Written to {store}: the maps of {len(dataset):,} images by {found.name}.')
