@@ -14,6 +14,7 @@ import torch
 from conftest import refused
 
 from tinyvit_zoo import bench as bench_module
+from tinyvit_zoo import bench_rows
 from tinyvit_zoo.bench import Settings, bench, bench_variants, read_rows
 from tinyvit_zoo.common.errors import EvaluationError, ModelError
 
@@ -264,10 +265,10 @@ def test_a_commit_is_marked_where_the_package_has_changes_and_not_for_a_page(cha
         asked.append((folder, words))
         return changed if words[0] == 'status' else 'abc'
 
-    monkeypatch.setattr(bench_module, '_git', git)
-    assert bench_module._commit() == commit
+    monkeypatch.setattr(bench_rows, '_git', git)
+    assert bench_rows._commit() == commit
     (folder, words), _ = asked
-    assert folder == Path(bench_module.__file__).parent
+    assert folder == Path(bench_rows.__file__).parent
     assert words[-2:] == ('--', '.')
 
 

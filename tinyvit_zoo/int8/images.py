@@ -156,8 +156,8 @@ def calibration_images(
             inputs.append(i, found[1])
     if len(inputs) < FEWEST:
         raise EvaluationError(
-            f'{where} has {len(inputs)} images that can be read, {passed - len(inputs)} that cannot: calibration needs '
-            f'at least {FEWEST}.'
+            f'Calibration needs at least {FEWEST} images that can be read: {where} has {len(inputs)}, and '
+            f'{passed - len(inputs)} that cannot.'
         )
     if len(inputs) < passed:
         _log.warning('%s: %d of %d images cannot be read and are left out.', where, passed - len(inputs), passed)
