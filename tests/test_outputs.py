@@ -10,6 +10,7 @@ import typer
 from tinyvit_zoo.cli.app import app
 from tinyvit_zoo.common.files import check_writable
 from tinyvit_zoo.data.folders import lies_among_images
+from tinyvit_zoo.data.registry import find_entry
 
 NOWHERE = 'no_such_model'  # what would be named if the work had begun
 REQUIRED = dict(params='3M', epochs='1', student=NOWHERE, teacher=NOWHERE, store='labels')
@@ -57,6 +58,59 @@ def test_no_command_writes_among_the_images_that_it_reads(cli, tmp_path) -> None
     several = {('finetune',), ('distill', 'save'), ('distill', 'train'), ('pretrain', 'mae'), ('knn',), ('contract',)}
     assert several <= tested
     assert sorted(path.name for path in (tmp_path / 'data').iterdir()) == ['cat']
+
+
+def test_no_command_writes_among_the_images_of_a_data_set_that_has_a_root(cli, tmp_path) -> None:
+    (tmp_path / 'data' / 'val' / 'n01440764').mkdir(parents=True)
+    for names, option, params in read_and_write():
+        if 'root' not in params or (names, option) == (('embed',), 'output'):
+            continue
+        given = dict(data='imagenet-1k', root=tmp_path / 'data', output=tmp_path / 'out' / 'x.npz')
+        code, _, err = cli(*names, *words(params, given | {option: tmp_path / 'data' / 'val' / 'run'}))
+        assert code == 2, (names, option, err)
+        assert f'--{option} {tmp_path}/data/val/run lies among the images of {tmp_path}/data' in err, (names, err)
+    assert [path.name for path in (tmp_path / 'data' / 'val').iterdir()] == ['n01440764']
+
+
+@pytest.mark.parametrize(
+    ('name', 'folder', 'places'),
+    [
+        ('imagenet-1k', 'val', {'val/run': True, 'val': True, 'run': False, '': False, '../run': False}),
+        ('imagenet-22k', 'n00004475', {'run': True, '': True, '../run': False}),
+        ('imagenet-22k', 'train/n00004475', {'train/run': True, 'run': False}),
+        ('imagenet-a', 'imagenet-a/n01498041', {'imagenet-a/run': True, 'run': False}),
+        ('imagenet-c', 'blur/defocus_blur/1', {'blur/defocus_blur/run': True, 'blur/run': False}),
+        ('imagenet-c/fog/1', 'fog/1', {'fog/1/run': True, 'run': False}),
+        ('eurosat', 'eurosat/2750/Forest', {'eurosat/2750/run': True, 'eurosat/run': False}),
+        ('crop_disease', 'dataset/train/x', {'dataset/train/run': True, 'dataset/run': False}),
+        ('flowers102', 'flowers-102/jpg', {'flowers-102/jpg/run': False, 'run': False}),  # its lists name the images
+    ],
+    ids=lambda value: value.replace('/', '-') if isinstance(value, str) else None,
+)
+def test_what_would_be_read_as_images_of_a_data_set_depends_on_its_layout(tmp_path, name, folder, places) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    entry = find_entry(name)
+    assert {place: entry.lies_among_images(tmp_path / place, tmp_path) for place in places} == places
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        ('evaluate', NOWHERE, '-d', 'imagenet-c', '--root', '.', '--clean-root', 'imagenet-1k', '-o', '{0}'),
+        ('distill', 'info', 'missing', '--view', '0:0', '-d', 'imagenet-1k', '--root', 'imagenet-1k', '--image',
+         '{0}.png'),
+        ('reproduce', 'tinyvit/table4', '--scale', 'full', '--root', '.', '-o', '{0}'),
+        ('reproduce', 'tinyvit/table4', '--scale', 'full', '--root', '.', '-o', 'run', '--jobs', '{0}'),
+    ],
+    ids=lambda line: f'{line[0]}{line[-2]}',
+)  # fmt: skip
+def test_nor_do_other_options_of_places(cli, tmp_path, monkeypatch, line) -> None:
+    (tmp_path / 'imagenet-1k' / 'train').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli(*(word.replace('{0}', 'imagenet-1k/train/run') for word in line))
+    assert code == 2, err
+    assert f'{line[-2].replace("-o", "--output")} ' in err
+    assert 'lies among the images of imagenet-1k' in err
 
 
 def test_beside_the_folders_of_splits_nothing_is_read(tmp_path) -> None:

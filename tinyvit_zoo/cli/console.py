@@ -181,13 +181,15 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
         data: Name of a data set, or a folder.
         root: Of the data set.
     """
-    folder = root if data == 'folder' and root is not None else data
-    if not folder or not os.path.isdir(folder):  # '' would be the working directory
-        return
     from ..data.folders import lies_among_images
     from ..data.registry import find_entry
 
-    if find_entry(str(data)) is None and lies_among_images(Path(place), Path(folder)):
+    entry = find_entry(str(data)) if data else None
+    folder = root if entry is not None or (data == 'folder' and root is not None) else data
+    if not folder or not os.path.isdir(folder):  # '' would be the working directory
+        return
+    among = lies_among_images if entry is None else entry.lies_among_images
+    if among(Path(place), Path(folder)):
         raise typer.BadParameter(
             f'{option} {place} lies among the images of {folder}, and what is written there would be taken for images '
             'or classes: choose a folder outside.'

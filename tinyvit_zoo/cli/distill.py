@@ -121,7 +121,7 @@ def check(
     from ..soft_labels.store import in_words
     from ..soft_labels.stored_views import is_converted
 
-    only_with(against, '--against TEACHER', 'weights', 'tolerance')
+    only_with(against, '--against TEACHER', 'weights', 'tolerance', 'device', 'workers')
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
@@ -282,6 +282,8 @@ def info(
 
     quiet_logs()
     only_with(view, '--view EPOCH:POSITION', 'data', 'root', 'subset', 'image')
+    if image is not None:
+        refuse_among_images('--image', image, data, root)
     opened = Store.open(store)
     if view is not None:
         _show_view(opened, view, data, root, subset, image, as_json)

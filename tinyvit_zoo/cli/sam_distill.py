@@ -7,7 +7,7 @@ import typer
 
 from .console import not_with, printer, quiet_transformers, refuse_among_images
 from .evaluator_options import processes, unlabelled_images
-from .options import RunOptions, Size, UnlabelledDataOptions, find_device, pair_of, read_size
+from .options import Device, RunOptions, Seed, Size, UnlabelledDataOptions, find_device, pair_of, read_size
 from .training_options import DryRun, TrainingOptions
 
 TEACHER = 'A SAM: a folder or hf-hub:OWNER/NAME of transformers, mobile_sam.pt, or a samvit_... of timm.'
@@ -85,7 +85,8 @@ def embed(
     teacher: Annotated[str, typer.Argument(help=TEACHER, metavar='TEACHER')],
     data_options: UnlabelledDataOptions,
     store: Annotated[Path, typer.Option(help='Folder of the maps.', metavar='DIR')],
-    run: RunOptions,
+    seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Store the maps that a SAM's image encoder gives of images, 2.1 MB each: `sam distill --store` learns from them.
 
@@ -96,7 +97,7 @@ def embed(
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings
 
-    dataset = unlabelled_images(data_options, run.seed)
+    dataset = unlabelled_images(data_options, seed)
     found = load_sam_teacher(teacher).encoder
-    save_embeddings(found, dataset, store, device=find_device(run.device), say=printer())
+    save_embeddings(found, dataset, store, device=find_device(device), say=printer())
     printer()(f'Written to {store}: the maps of {len(dataset):,} images by {found.name}.')
