@@ -584,7 +584,7 @@ def test_the_table_prints_digits_in_a_column_of_its_own(cli, tmp_path, monkeypat
     code, out, err = cli('reproduce', 'tinyvit/table4', '--only', rows, '--scale', 'digits', '-o', tmp_path)
     assert (code, err) == (0, '')
     assert 'On digits, classification: digits for ImageNet; weights made on digits' in out
-    assert 'Of 6 pairs of rows with the same metric and data set, 0 keep' in out
+    assert '6 pairs of rows with the same metric and data set: 0 in' in out
     assert '2 share a job' in out
     with (tmp_path / 'table.csv').open(newline='') as file:
         row = next(row for row in csv.DictReader(file) if row['id'] == SCRATCH.id)

@@ -143,7 +143,7 @@ def test_maps_are_stored_in_half_precision_and_the_rest_of_a_killed_pass_is_made
     refused(lambda: StoredEmbeddings(tmp_path), '00001.safetensors', 'sam embed', kind=EvaluationError)
     said.clear()
     stored = save_embeddings(sam_teacher, shapes, tmp_path, **settings)
-    assert said == [f'8 of {IMAGES} images are embedded in {tmp_path}.']
+    assert said == [f'Embedded in {tmp_path}: 8 of {IMAGES} images.']
     assert stored[5].dtype == torch.float32
     (tmp_path / '00002.safetensors').write_bytes(b'nothing')
     refused(lambda: StoredEmbeddings(tmp_path)[9], '00002.safetensors is damaged', kind=EvaluationError)

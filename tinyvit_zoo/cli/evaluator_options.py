@@ -226,13 +226,17 @@ def episodes_of(
         queries: Of each class.
         usual_shots: None for those of the CD-FSL benchmark.
     """
+    from ..common.text import count_of
     from ..downstream.few_shot import QUERIES, SHOTS, WAYS, fitting_counts
 
     usual_shots = usual_shots or SHOTS
     fitting = fitting_counts(dataset.labels, ways, shots, queries, usual_shots)
     usual = (ways or WAYS, shots or usual_shots, queries or QUERIES)
     if fitting != usual:
-        own, theirs = (f'{w}-way, {",".join(map(str, s))} shots, {q} queries' for w, s, q in (fitting, usual))
+        own, theirs = (
+            f'{w}-way, {",".join(map(str, s))} {"shot" if s == (1,) else "shots"}, {count_of(q, "query")}'
+            for w, s, q in (fitting, usual)
+        )
         printer()(f'{dataset.name} has too few classes or images for {theirs}: {own}.')
     return fitting
 

@@ -94,10 +94,11 @@ def embed(
     """
     refuse_among_images('--store', store, data_options.data, data_options.root)
     quiet_transformers()
+    from ..common.text import count_of
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings
 
     dataset = unlabelled_images(data_options, seed)
     found = load_sam_teacher(teacher).encoder
     save_embeddings(found, dataset, store, device=find_device(device), say=printer())
-    printer()(f'Written to {store}: the maps of {len(dataset):,} images by {found.name}.')
+    printer()(f'Written to {store}: the maps of {count_of(len(dataset), "image")} by {found.name}.')

@@ -11,7 +11,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from ..common.errors import EvaluationError
-from ..common.text import first_few, reason
+from ..common.text import count_of, first_few, reason
 from .folders import SPLIT_FOLDERS, class_folders, find_split, read_class_folders
 from .image_dataset import Files, ImageDataset
 from .readers import find_folder
@@ -75,8 +75,8 @@ def imagenet_22k(root: Path) -> ImageDataset:
         return _listed_22k(folder, folder / LISTING)
     if not class_folders(folder) and (archives := sorted(path.name for path in folder.glob('n*.[zt][ia][pr]'))):
         raise EvaluationError(
-            f'{folder} has {len(archives)} archives ({first_few(archives)}) and no folders: unpack each of them into a '
-            f'folder of its name, such as {folder / Path(archives[0]).stem}.'
+            f'{folder} has {count_of(len(archives), "archive")} ({first_few(archives)}) and no folders: unpack each of '
+            f'them into a folder of its name, such as {folder / Path(archives[0]).stem}.'
         )
     # Relative to the folder itself: wherever it lies, its fingerprint is the same.
     return read_class_folders(folder, 'imagenet-22k', _wnids('imagenet-22k'))

@@ -17,7 +17,7 @@ import numpy as np
 from ..common.counter_rng import child_key, permutations
 from ..common.errors import EvaluationError
 from ..common.files import new_file
-from ..common.text import first_few, reason, shown
+from ..common.text import count_of, first_few, reason, shown
 from .image_dataset import ImageDataset, Selection
 
 __all__ = [
@@ -231,7 +231,7 @@ def _positions_of(dataset: ImageDataset, path: Path, names: Iterable[str]) -> np
     if missing:
         total = sum(map(len, wanted.values()))
         raise EvaluationError(
-            f'{path}: {len(missing):,} of its {total:,} names are of no image of {dataset.name} ({dataset.split}), '
+            f'{path} has {count_of(total, "name")}, {len(missing):,} of no image of {dataset.name} ({dataset.split}), '
             f'such as {first_few(missing, 1).removesuffix(", ...")}: give the data that the list is of.'
         )
     return np.unique(np.fromiter(found.values(), np.int64, len(found)))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..common.counter_rng import child_key, permutations
 from ..common.errors import EvaluationError, MissingSplitError
+from ..common.text import count_of
 from ..data.datasets import load_dataset
 from ..data.folders import read_plain_folder
 from ..data.image_dataset import ImageDataset
@@ -156,11 +157,11 @@ def calibration_images(
             inputs.append(i, found[1])
     if len(inputs) < FEWEST:
         raise EvaluationError(
-            f'{where} has {len(inputs)} images that can be read, {passed - len(inputs)} that cannot: calibration needs '
-            f'at least {FEWEST}.'
+            f'{where} has {count_of(len(inputs), "image")} that can be read, {passed - len(inputs)} that cannot: '
+            f'calibration needs at least {FEWEST}.'
         )
     if len(inputs) < passed:
-        _log.warning('%s: %d of %d images cannot be read and are left out.', where, passed - len(inputs), passed)
+        _log.warning('%s: left out, as they cannot be read: %d of %d images.', where, passed - len(inputs), passed)
     return CalibrationImages(inputs, frozenset(digests), dataset, order[passed:])
 
 

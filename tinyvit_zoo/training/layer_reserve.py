@@ -50,7 +50,8 @@ class LayerReserve:
         if self.keep == depth:
             return f'all {depth} blocks stay, and so does everything else'
         rest = 'later blocks, the last norm and the classifier begin anew'
-        return f'the first {self.keep} of {depth} blocks stay; {rest}'
+        some = 'block stays' if self.keep == 1 else f'{self.keep} blocks stay'
+        return f'the first {some} of {depth}; {rest}'
 
 
 def reserve_layers(model: nn.Module, fresh: nn.Module, reserve: LayerReserve) -> int:

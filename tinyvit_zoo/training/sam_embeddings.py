@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..common.errors import EvaluationError
 from ..common.files import new_file, write_whole
 from ..common.hashes import json_hash
-from ..common.text import reason
+from ..common.text import count_of, reason
 from ..data.image_dataset import ImageDataset
 from ..data.sam_images import pixels_of
 from .feature_teacher import FeatureTeacher
@@ -105,7 +105,7 @@ def save_embeddings(
             bar = tqdm(positions, desc=f'file {number + 1}/{files}', unit='image', leave=False)
             maps = [_map(teacher, pixels_of(dataset.image(i), teacher.input.size).to(device)) for i in bar]
             _write(torch.cat(maps).cpu().to(DTYPES[dtype]), path)
-            say(f'{positions.stop} of {len(dataset)} images are embedded in {folder}.')
+            say(f'Embedded in {folder}: {positions.stop} of {count_of(len(dataset), "image")}.')
     return StoredEmbeddings(folder)
 
 

@@ -1,0 +1,29 @@
+"""Words of messages."""
+
+import pytest
+
+from tinyvit_zoo.common.text import count_of
+from tinyvit_zoo.soft_labels.store import in_words
+from tinyvit_zoo.training.layer_reserve import LayerReserve
+
+
+@pytest.mark.parametrize(
+    ('number', 'noun', 'words'),
+    [
+        (1, 'epoch', '1 epoch'),
+        (0, 'image', '0 images'),
+        (2000, 'held-out image', '2,000 held-out images'),
+        (2, 'class', '2 classes'),
+        (2, 'batch', '2 batches'),
+        (2, 'query', '2 queries'),
+        (1.0, 'epoch', '1 epoch'),
+        (0.25, 'epoch', '0.25 epochs'),
+    ],
+)
+def test_a_number_has_its_noun_in_the_right_form(number, noun, words) -> None:
+    assert count_of(number, noun) == words
+
+
+def test_one_epoch_or_block_is_not_several() -> None:
+    assert [in_words(numbers) for numbers in ([3], [0, 1, 2, 7], [])] == ['epoch 3', 'epochs 0 to 2, 7', 'no epoch']
+    assert LayerReserve(keep=1).words(6).startswith('the first block stays of 6; ')
