@@ -26,4 +26,4 @@ def test_a_number_has_its_noun_in_the_right_form(number, noun, words) -> None:
 
 def test_one_epoch_or_block_is_not_several() -> None:
     assert [in_words(numbers) for numbers in ([3], [0, 1, 2, 7], [])] == ['epoch 3', 'epochs 0 to 2, 7', 'no epoch']
-    assert LayerReserve(keep=1).words(6).startswith('the first block stays of 6; ')
+    assert LayerReserve(keep=1).words(6).startswith('the first of 6 blocks stays; ')

@@ -33,8 +33,7 @@ from ..checkpoints import (
 )
 from ..common.errors import ModelError
 from ..common.extras import needs_extra
-from ..common.files import check_writable
-from ..common.folders import refuse_others, swap_in
+from ..common.folders import check_replaceable, swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few, reason
 from ..dense.sam import LEAST, SAM_WINDOWS, SamImageEncoder, encoder_weights, sam_encoder
@@ -543,9 +542,7 @@ def check_sam_folder(folder: str | Path) -> None:
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
-    folder = user_path(folder).resolve()
-    refuse_others(folder, FILES)
-    check_writable(folder, is_folder=True)
+    check_replaceable(user_path(folder).resolve(), FILES)
 
 
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
