@@ -24,7 +24,6 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import settings_of, tensors_hash
 from tinyvit_zoo.common.per_class import mean_per_class
 from tinyvit_zoo.common.processes import Processes
-from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.split import check_labels
 
@@ -252,9 +251,8 @@ def _check_run(epochs: int, batch_size: int, parts: Sequence[ImageDataset]) -> N
     for part in parts:
         if part.classes != parts[0].classes:
             raise EvaluationError(
-                f'{part.name} ({part.split}) with {count_of(len(part.classes), "class")} and {parts[0].name} '
-                f'({parts[0].split}) with {len(parts[0].classes)} differ in their classes: train and test on the same '
-                'classes.'
+                f'{part.name} ({part.split}) with {len(part.classes)} classes and {parts[0].name} ({parts[0].split}) '
+                f'with {len(parts[0].classes)} differ in their classes: train and test on the same classes.'
             )
         check_labels(part.labels, len(part.classes), testing=part is not parts[0])
 

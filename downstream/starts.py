@@ -19,7 +19,6 @@ from tinyvit_zoo.checkpoints import (
     read_checkpoint,
     read_with_clues,
 )
-from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.class_map import synsets
 from tinyvit_zoo.names import model_folder
 from tinyvit_zoo.training.recipes import STARTS, Recipe
@@ -51,7 +50,7 @@ class Start:
     def words(self) -> str:
         if self.kind is not None:
             return STARTS[self.kind]
-        return 'weights of unknown classes' if self.classes is None else f'weights of {count_of(self.classes, "class")}'
+        return 'weights of unknown classes' if self.classes is None else f'weights of {self.classes} classes'
 
 
 def find_start(
@@ -141,7 +140,7 @@ def _classifier_words(start: Start, classes: Sequence[str], recipe: Recipe) -> s
     if start.classes is None:
         return ''
     if start.classes != len(classes):
-        has = 'no classifier' if not start.classes else count_of(start.classes, 'class')
+        has = 'no classifier' if not start.classes else f'{start.classes} classes'
         return f'fresh, as the weights have {has} and the data has {len(classes)}'
     if start.label_names and start.label_names != tuple(classes):
         same = set(start.label_names) == set(classes)

@@ -367,7 +367,7 @@ def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, wor
         ),
         ({}, dict(micro_batch=5), 'batch of 32 is not a multiple of 1 x 5 images'),
         ({}, dict(micro_batch=64), 'batch of 32 is not a multiple of 1 x 64 images'),
-        (dict(batch_size=9, mixup=0.8), {}, 'pairs, and 9 images at once is an odd number: choose an even --batch-size'),
+        (dict(batch_size=9, mixup=0.8), {}, '9 images at once is an odd number: choose an even --batch-size'),
         ({}, dict(held_out=1.0), 'held-out share is 1'),
         ({}, dict(precision='fp16'), 'fp16 needs a CUDA device'),
     ],

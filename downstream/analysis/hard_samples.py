@@ -12,7 +12,6 @@ from torch import nn
 
 from tinyvit_zoo.common.counter_rng import child_key, permutations
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.soft_labels import Store, check_data
 from tinyvit_zoo.soft_labels.stored_views import is_converted, rows_of
@@ -138,6 +137,6 @@ def _check(dataset: ImageDataset, top: int) -> None:
         raise EvaluationError(f'{dataset.name} has no labels, which decide what is hard: give labeled images.')
     if not 1 <= top < len(dataset.classes):
         raise EvaluationError(
-            f'Of {count_of(len(dataset.classes), "class")} a label is always or never among the top {top}: choose '
-            f'--top from 1 to {len(dataset.classes) - 1}.'
+            f'Of {len(dataset.classes)} classes a label is always or never among the top {top}: choose --top from 1 to '
+            f'{len(dataset.classes) - 1}.'
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..common.errors import CheckpointError, WeightsNotFoundError
 from ..common.paths import read_json
-from ..common.text import count_of, first_few, reason, shown
+from ..common.text import first_few, reason, shown
 
 __all__ = ['INDEX_NAMES', 'INDEX_SUFFIX', 'read_shards']
 
@@ -30,7 +30,7 @@ def read_shards(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]
     absent = [name for name in shards if not (index.parent / name).is_file()]
     if absent:
         raise WeightsNotFoundError(
-            f'{index} lists {count_of(len(shards), "file")}, and not all are beside it: {first_few(absent)}.'
+            f'{index} lists files that are not beside it, {len(absent)} of {len(shards)}: {first_few(absent)}.'
         )
     tensors: dict[str, Any] = {}
     for name in shards:

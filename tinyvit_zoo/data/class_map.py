@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from ..common.errors import EvaluationError
-from ..common.text import count_of, first_few
+from ..common.text import first_few
 
 __all__ = ['ClassMap', 'map_classes', 'readable', 'synsets']
 
@@ -98,9 +98,9 @@ def map_classes(model: nn.Module, classes: Sequence[str]) -> ClassMap:
         columns = torch.arange(outputs)
         return ClassMap(columns, columns, f'{outputs} classes in the order of the data set')
     raise EvaluationError(
-        f'The model has {count_of(outputs, "output")}, the data {count_of(len(classes), "class")} '
-        f'({first_few(classes)}), and nothing says which output stands for which class: take a model with a classifier '
-        'for these classes, or use probe, fewshot or knn.'
+        f'The model has {outputs} outputs, the data {len(classes)} classes ({first_few(classes)}), and nothing says '
+        'which output stands for which class: take a model with a classifier for these classes, or use probe, '
+        'fewshot or knn.'
     )
 
 

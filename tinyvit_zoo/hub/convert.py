@@ -83,7 +83,7 @@ class Checkpoint:
         return sorted({str(v.dtype).removeprefix('torch.') for v in self.state_dict.values() if v.is_floating_point()})
 
     def __str__(self) -> str:
-        classes = count_of(self.classes, 'class') if self.classes else 'no classifier'
+        classes = f'{self.classes} classes' if self.classes else 'no classifier'
         layout = f'{self.key_map.family} in {self.layout} layout'
         text = f'{layout}, {count_of(self.num_keys, "key")}, {", ".join(self.dtypes)}, {classes}'
         if not self.detector_keys:

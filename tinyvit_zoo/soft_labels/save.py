@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from ..common.errors import EvaluationError
 from ..common.hashes import json_hash
 from ..common.processes import Processes
-from ..common.text import count_of
 from ..data.image_dataset import ImageDataset
 from ..data.replay import Place, ReplayedView, ReplayedViews, ViewSpec
 from .place import Place as StorePlace
@@ -200,8 +199,8 @@ def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> Non
     logits = teacher.logits(_views(teacher, dataset, spec, 0)[0].image[None])
     if logits.shape[1] != len(dataset.classes):
         raise EvaluationError(
-            f'{teacher.name} has {count_of(logits.shape[1], "class")}, {dataset.name} has {len(dataset.classes)}: they '
-            'must be the same.'
+            f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
+            'the same.'
         )
     check_finite(logits.cpu().numpy(), [0], teacher, dataset)
 
