@@ -1,5 +1,6 @@
 """What a command writes: outside the images that it reads, and to a place that is found writable before the work."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,35 @@ def test_a_model_folder_of_others_is_noticed_before_the_training(cli, tmp_path, 
     code, _, err = cli(*line, '-d', 'missing', '-o', tmp_path)
     assert code == 1
     assert f'{tmp_path}/model holds other files (notes.txt), which would be lost' in err
+
+
+@pytest.mark.parametrize(
+    'content',
+    ['{"command": "tinyvit-zoo knn x -d digits"}', '{"mine": 1}', 'no JSON'],
+    ids=['command', 'mine', 'damaged'],
+)
+def test_results_of_another_command_are_not_replaced(cli, tmp_path, content) -> None:
+    results = tmp_path / 'results.json'
+    results.write_text(content)
+    data = ('-d', 'missing', '-o', tmp_path)
+    for line in (
+        ('fewshot', NOWHERE, *data), ('finetune', NOWHERE, *data), ('analyze', 'cka', NOWHERE, *data),
+        ('pretrain', 'mae', *data), ('demo', '-o', tmp_path),
+    ):  # fmt: skip
+        code, _, err = cli(*line)
+        assert code == 2, err
+        assert f'{tmp_path} has the results of another command, which would be lost: choose another folder' in err
+    assert results.read_text() == content
+    assert list(tmp_path.iterdir()) == [results]
+
+
+def test_results_of_the_same_command_may_be_replaced(cli, tmp_path) -> None:
+    for program in ('tinyvit-zoo', "'/a b/tinyvit_zoo/cli/__main__.py'"):  # the latter as torchrun calls it
+        written = dict(command=f'{program} analyze cka x -d digits')
+        (tmp_path / 'results.json').write_text(json.dumps(written))
+        code, _, err = cli('analyze', 'cka', NOWHERE, '-d', 'missing', '-o', tmp_path)
+        assert code == 1
+        assert 'missing' in err
 
 
 def test_a_chain_looks_into_the_folders_of_all_its_students(cli, tmp_path) -> None:

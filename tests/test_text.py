@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinyvit_zoo.common.text import count_of
+from tinyvit_zoo.common.text import count_of, reason
 from tinyvit_zoo.soft_labels.store import in_words
 from tinyvit_zoo.training.layer_reserve import LayerReserve
 
@@ -27,3 +27,14 @@ def test_a_number_has_its_noun_in_the_right_form(number, noun, words) -> None:
 def test_one_epoch_or_block_is_not_several() -> None:
     assert [in_words(numbers) for numbers in ([3], [0, 1, 2, 7], [])] == ['epoch 3', 'epochs 0 to 2, 7', 'no epoch']
     assert LayerReserve(keep=1).words(6).startswith('the first of 6 blocks stays; ')
+
+
+def test_the_reason_of_an_error_of_the_system_is_its_words_alone(tmp_path) -> None:
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(FileExistsError) as there:
+        (tmp_path / 'file').mkdir(exist_ok=True)
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / 'missing').read_text()
+    assert [reason(error.value) for error in (there, missing)] == ['it is a file', 'No such file or directory']
+    assert reason(FileExistsError('run holds other files')) == 'run holds other files'
+    assert reason(OSError()) == 'OSError'

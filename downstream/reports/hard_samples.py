@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.paths import read_json
-from tinyvit_zoo.common.text import count_of
+from tinyvit_zoo.common.text import count_of, reason
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.subsets import write_kept
@@ -37,7 +37,7 @@ def check_list(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be written ({e.strerror or e}): choose another file.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): choose another file.') from e
     results = path.parent / RESULTS
     if path == results or (results.exists() and _evaluator(results) != EVALUATOR):
         raise EvaluationError(f'{results} would be replaced: choose a file in another folder, such as hard/kept.json.')

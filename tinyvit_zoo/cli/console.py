@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +87,8 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
 
     - A parameter whose type is a dataclass stands for the options that its fields are.
     - `only_with` knows which options were given.
-    - What it writes must not lie among the images that it reads: they would be others in the next run.
+    - What it writes must not lie among the images that it reads: they would be others in the next run. Nor may it
+      replace the results of another command.
     - The models are registered before the function runs, as the console script has not run the body of the package;
       not so with `models=False`.
     - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
@@ -106,6 +108,7 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         with _options_of(context):
             try:
                 _refuse_outputs_among_images(values)
+                _refuse_results_of_others(values, context)
                 for name, bundle in bundles.items():
                     values[name] = bundle(
                         **{field: values.pop(field) for field in inspect.signature(bundle).parameters}
@@ -194,6 +197,31 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
             f'{option} {place} lies among the images of {folder}, and what is written there would be taken for images '
             'or classes: choose a folder outside.'
         )
+
+
+def _refuse_results_of_others(values: Mapping[str, Any], context: typer.Context) -> None:
+    """Usage error if a command would replace the results of another one, which may have taken days."""
+    output = values.get('output')
+    if output is None or values.get('dry_run') or not (output / 'results.json').is_file():
+        return
+    from ..common.paths import read_json
+
+    own = _words_of(context)
+    try:
+        written = shlex.split(read_json(output / 'results.json')['command'])[1:]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of somebody else
+        written = []
+    if written[: len(own)] != own:
+        raise typer.BadParameter(
+            f'{output} has the results of another command, which would be lost: choose another folder for those of '
+            f'{" ".join(own)}.'
+        )
+
+
+def _words_of(context: typer.Context) -> list[str]:
+    """The names that lead to a command, without the program's own: ['analyze', 'cka']."""
+    above = context.parent
+    return [] if above is None else [*_words_of(above), context.info_name or '']
 
 
 def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:

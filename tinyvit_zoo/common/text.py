@@ -45,5 +45,11 @@ def join_numbers(values: Iterable[float]) -> str:
 
 
 def reason(error: object, longest: int = 200) -> str:
-    """The message of an error in one line of at most `longest` characters, or its class if it has no message."""
-    return escaped(' '.join(str(error).split())[:longest]) or type(error).__name__
+    """The message of an error in one line of at most `longest` characters, or its class if it has no message.
+
+    Of an error of the system its words alone: where it happened is in the sentence around it.
+    """
+    if isinstance(error, FileExistsError) and error.errno:  # a folder that was to be made
+        return 'it is a file'
+    message = isinstance(error, OSError) and error.strerror
+    return escaped(' '.join(str(message or error).split())[:longest]) or type(error).__name__

@@ -208,7 +208,11 @@ class Store:
             EvaluationError: If there is none, or it was changed or made by a later version.
         """
         where = Place(place)
-        content = read_sealed(where.local(STORE, missing=f'{place} holds no soft labels (there is no {STORE}).'))
+        content = read_sealed(
+            where.local(
+                STORE, missing=f'{place} holds no soft labels (no {STORE}): name what `tinyvit-zoo distill save` wrote.'
+            )
+        )
         version = content.pop('version', None)
         if version != VERSION:
             raise EvaluationError(f'{place} is a store of version {version}, this package reads {VERSION}: update it.')

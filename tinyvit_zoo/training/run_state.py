@@ -38,9 +38,7 @@ def alone_in(folder: Path, option: str = '--output') -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise EvaluationError(
-            f'{folder} cannot be written to ({e.strerror or reason(e)}): choose another {option}.'
-        ) from e
+        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another {option}.') from e
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
