@@ -208,6 +208,23 @@ def test_results_of_the_same_command_may_be_replaced(cli, tmp_path) -> None:
         assert 'missing' in err
 
 
+def test_a_place_may_begin_with_the_home_folder(cli, tmp_path, monkeypatch) -> None:
+    home, here = tmp_path / 'home', tmp_path / 'here'
+    (home / 'photos' / 'cat').mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv('HOME', str(home))
+    _, _, err = cli('knn', NOWHERE, '--data=~/photos', '--output=~/photos/run')
+    assert f'{home}/photos/run lies among the images of {home}/photos' in err
+    _, _, err = cli('bench', NOWHERE, '--csv=~/photos')
+    assert f'{home}/photos cannot be written (it is a folder)' in err
+    _, _, err = cli('analyze', 'hard-samples', '-d', 'digits', '--store=~/labels', '--output=~/kept.json')
+    assert f'{home}/labels holds no soft labels' in err
+    _, _, err = cli('detect', 'predict', 'missing', 'missing.pth', '~/missing.png', '--output=~nobody_here/x')
+    assert 'missing' in err
+    assert not list(here.iterdir())
+
+
 def test_a_chain_looks_into_the_folders_of_all_its_students(cli, tmp_path) -> None:
     (tmp_path / 'tiny' / 'model').mkdir(parents=True)
     (tmp_path / 'tiny' / 'model' / 'notes.txt').write_text('mine')

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -87,6 +87,7 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
 
     - A parameter whose type is a dataclass stands for the options that its fields are.
     - `only_with` knows which options were given.
+    - Places may begin with '~', which no shell replaces in `--output=~/run`.
     - What it writes must not lie among the images that it reads: they would be others in the next run. Nor may it
       replace the results of another command.
     - The models are registered before the function runs, as the console script has not run the body of the package;
@@ -105,6 +106,7 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         from ..common.extras import MissingExtraError
 
         context = values[own_context] if own_context else values.pop(CONTEXT)
+        values = {name: _from_home(value, name) for name, value in values.items()}
         with _options_of(context):
             try:
                 _refuse_outputs_among_images(values)
@@ -165,6 +167,18 @@ def _options_of(context: typer.Context) -> Iterator[None]:
         yield
     finally:
         _given.reset(token)
+
+
+def _from_home(value: Any, name: str) -> Any:
+    """A path, or several, with '~' replaced; anything else as it is."""
+    if isinstance(value, list):
+        return [_from_home(item, name) for item in value]
+    if isinstance(value, Path):
+        with suppress(RuntimeError):  # no such user: then it is a name like any other
+            return value.expanduser()
+    if isinstance(value, str) and name in ('data', 'store'):  # folders, or something else
+        return os.path.expanduser(value)
+    return value
 
 
 def _refuse_outputs_among_images(values: Mapping[str, Any]) -> None:
