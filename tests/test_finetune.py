@@ -363,7 +363,7 @@ def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, wor
         (
             dict(batch_size=128),
             dict(held_out=0.5),
-            '128, as 8[0-9] are held out: .* smaller --batch-size or --held-out',
+            '128, without the 8[0-9] images held out: .* smaller --batch-size or --held-out',
         ),
         ({}, dict(micro_batch=5), 'batch of 32 is not a multiple of 1 x 5 images'),
         ({}, dict(micro_batch=64), 'batch of 32 is not a multiple of 1 x 64 images'),

@@ -16,6 +16,7 @@ from tinyvit_zoo.training.layer_reserve import LayerReserve
         (2, 'class', '2 classes'),
         (2, 'batch', '2 batches'),
         (2, 'query', '2 queries'),
+        (2, 'key', '2 keys'),
         (1.0, 'epoch', '1 epoch'),
         (0.25, 'epoch', '0.25 epochs'),
     ],

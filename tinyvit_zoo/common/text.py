@@ -1,5 +1,6 @@
 """Words for messages."""
 
+import re
 from collections.abc import Iterable
 from itertools import islice
 from numbers import Number
@@ -11,8 +12,7 @@ __all__ = ['count_of', 'escaped', 'first_few', 'join_numbers', 'reason', 'shown'
 def count_of(number: float, noun: str) -> str:
     """'1 epoch', '2,000 images', '0 classes', '1.5 queries': a number with its noun, given as one of them."""
     if number != 1:
-        stem = noun.removesuffix('y')
-        noun = f'{stem}ies' if stem != noun else f'{noun}es' if noun.endswith(('s', 'tch')) else f'{noun}s'
+        noun = re.sub('(?<![aeo])y$', 'ie', noun) + ('es' if noun.endswith(('s', 'tch')) else 's')
     return f'{number:,g} {noun}' if isinstance(number, float) else f'{number:,} {noun}'
 
 
