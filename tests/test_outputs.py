@@ -144,6 +144,8 @@ def test_beside_the_folders_of_splits_nothing_is_read(tmp_path) -> None:
         ('finetune', NOWHERE, '-d', 'missing', '-o', '{0}'),
         ('distill', 'train', NOWHERE, '-d', 'missing', '--store', 'missing', '-o', '{0}'),
         ('pretrain', 'mae', '-d', 'missing', '-o', '{0}'),
+        ('distill', 'save', NOWHERE, '-d', 'missing', '--epochs', '0', '--store', '{0}'),
+        ('sam', 'embed', NOWHERE, '-d', 'missing', '--store', '{0}'),
         ('sam', 'distill', '--student', NOWHERE, '--teacher', NOWHERE, '-d', 'missing', '-o', '{0}'),
     ],
     ids=lambda line: '-'.join(line[:2]),

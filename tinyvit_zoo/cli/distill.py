@@ -80,12 +80,16 @@ def save(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill save ... Machines may take different
     epochs.
     """
+    from ..common.files import check_writable
     from ..common.text import count_of
     from ..soft_labels import estimate
     from ..soft_labels import save as save_labels
+    from ..soft_labels.place import Place
 
     quiet_logs()
     refuse_among_images('--store', store, data_options.data, data_options.root)
+    if not dry_run:
+        check_writable(Place(store).folder, is_folder=True)
     numbers = _numbers(epochs)
     with processes() as first:
         dataset = training_images(data_options, run.seed)
@@ -133,7 +137,7 @@ def check(
     check_data(opened, dataset)
     say(f'Records: all {check_records(opened, numbers):,} of {in_words(numbers)} are whole.')
     views = check_views(opened, dataset, numbers, share)
-    say(f'Views: {views:,} were made again as the teacher saw them.' if views else 'Views: none carries a checksum.')
+    say(f'Views: {views:,} made again, as the teacher saw them.' if views else 'Views: none carries a checksum.')
     if against:
         precision = 'float32' if is_converted(opened.info) else opened.info.precision
         found = _teacher(against, weights, precision, run)
@@ -348,8 +352,7 @@ def _save_image(image: 'Image', path: Path) -> None:
         with new_file(path) as new:
             image.save(new)
     except (OSError, ValueError) as e:
-        words = getattr(e, 'strerror', None) or reason(e)
-        raise EvaluationError(f'{path} cannot be written ({words}): name a file such as view.png.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): name a file such as view.png.') from e
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':

@@ -94,10 +94,12 @@ def embed(
     """
     refuse_among_images('--store', store, data_options.data, data_options.root)
     quiet_transformers()
+    from ..common.files import check_writable
     from ..common.text import count_of
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings
 
+    check_writable(store, is_folder=True)
     dataset = unlabelled_images(data_options, seed)
     found = load_sam_teacher(teacher).encoder
     save_embeddings(found, dataset, store, device=find_device(device), say=printer())

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import EvaluationError
+from .text import reason
 
 __all__ = [
     'check_writable',
@@ -149,7 +150,7 @@ def write_whole(path: Path, data: bytes) -> None:
             new.write_bytes(data)
     except OSError as e:
         raise EvaluationError(
-            f'{path} cannot be written ({e.strerror or e}): make room or choose another folder; nothing was lost.'
+            f'{path} cannot be written ({reason(e)}): make room or choose another folder; nothing was lost.'
         ) from e
 
 

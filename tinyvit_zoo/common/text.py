@@ -1,5 +1,7 @@
 """Words for messages."""
 
+import errno
+import os
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -49,7 +51,7 @@ def reason(error: object, longest: int = 200) -> str:
 
     Of an error of the system its words alone: where it happened is in the sentence around it.
     """
-    if isinstance(error, FileExistsError) and error.errno:  # a folder that was to be made
-        return 'it is a file'
     message = isinstance(error, OSError) and error.strerror
+    if message == os.strerror(errno.EEXIST):  # a folder was to be made
+        return 'it is a file'
     return escaped(' '.join(str(message or error).split())[:longest]) or type(error).__name__

@@ -157,7 +157,7 @@ def write_kept(path: Path, dataset: ImageDataset, left_out: np.ndarray, **about:
             text = json.dumps(content, ensure_ascii=False) + '\n'
             new.write_text(text, encoding='utf-8', errors='backslashreplace')
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be written ({e.strerror or reason(e)}): choose another file.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): choose another file.') from e
 
 
 def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
@@ -167,7 +167,7 @@ def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
     except (FileNotFoundError, ValueError) as e:  # ValueError: a name with a null
         raise _no_subset(str(path)) from e
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be read ({e.strerror or reason(e)}): give a file of names.') from e
+        raise EvaluationError(f'{path} cannot be read ({reason(e)}): give a file of names.') from e
     if path.suffix.lower() == '.json':
         return _kept(dataset, path, text)
     names = [name for name in map(str.strip, text.splitlines()) if name]

@@ -104,7 +104,7 @@ def _write(value: Any, path: Path) -> None:
         save_torch(value, path)
     except OSError as e:
         raise EvaluationError(
-            f'{path} cannot be written ({e.strerror or reason(e)}): make room and give the same command again, which '
+            f'{path} cannot be written ({reason(e)}): make room and give the same command again, which '
             'resumes from the last state that is on the disk.'
         ) from e
 
