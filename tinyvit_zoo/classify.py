@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
 from .common.errors import ImageError, ModelError
 from .common.extras import needs_extra
 from .common.files import write_whole
+from .common.preprocessing import model_data_config
 from .common.text import count_of, reason
 from .data.image_file import load_image
 
@@ -65,7 +66,7 @@ class Classifier:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        data_config = resolve_model_data_config(model)
+        data_config = model_data_config(model)
         if not model.num_classes:
             raise ModelError('This model has no classifier (0 classes): it gives features only.')
         channels = getattr(model, 'in_chans', 3)
