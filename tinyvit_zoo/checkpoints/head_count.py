@@ -160,5 +160,5 @@ def _size(architecture: str) -> str:
 def _described(heads: tuple[int, ...]) -> str:
     """(6, ..., 6, 12) -> '6 heads, 12 in the last block'."""
     first, last = heads[0], heads[-1]
-    heads = count_of(first, 'head')
-    return heads if first == last else f'{heads}, {last} in the last block'
+    words = count_of(first, 'head')
+    return words if first == last else f'{words}, {last} in the last block'

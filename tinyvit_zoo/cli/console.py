@@ -220,7 +220,11 @@ def _refuse_results_of_others(values: Mapping[str, Any], context: typer.Context)
         return
     from ..common.paths import read_json
 
-    own = _words_of(context)
+    own = []
+    command: Any = context
+    while command.parent is not None:  # up to the program itself
+        own.insert(0, command.info_name)
+        command = command.parent
     try:
         written = shlex.split(read_json(output / 'results.json')['command'])[1:]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of somebody else
@@ -230,12 +234,6 @@ def _refuse_results_of_others(values: Mapping[str, Any], context: typer.Context)
             f'{output} has the results of another command, which would be lost: choose another folder for those of '
             f'{" ".join(own)}.'
         )
-
-
-def _words_of(context: typer.Context) -> list[str]:
-    """The names that lead to a command, without the program's own: ['analyze', 'cka']."""
-    above = context.parent
-    return [] if above is None else [*_words_of(above), context.info_name or '']
 
 
 def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:

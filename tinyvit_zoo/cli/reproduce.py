@@ -178,8 +178,9 @@ def _refuse_among_data(root: Path, places: Mapping[str, Path | None]) -> None:
     from ..data.registry import REGISTRY
 
     for option, place in places.items():
-        for name in (*REGISTRY, 'imagenet-c') if place is not None else ():
-            refuse_among_images(option, place, name, root / name)
+        for name in (*REGISTRY, 'imagenet-c'):
+            if place is not None:
+                refuse_among_images(option, place, name, root / name)
 
 
 def _jobs(
