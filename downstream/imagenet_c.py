@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def evaluate_corruptions(
         root: Folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, with or without the archives' folders noise, blur, weather and
             digital in between.
         keep: JSON file for finished sets; a file of another root, other weights or settings, or one that was edited, is
-            overwritten, and a set whose files have other names or sizes is classified again.
+            overwritten, and a set whose files have other names, sizes or times is classified again.
         clean_error: Top-1 error in % on the uncorrupted images, for the relative mCE.
         overrides: See `imagenet.preprocessing`. The images are crops already, so by default they are not cropped.
         **options: As in `imagenet.evaluate`.
@@ -158,7 +159,8 @@ def evaluate_corruptions(
     for (name, severity), folder in folders.items():
         what = f'{name}/{severity}'
         dataset = _read_set(folder, f'imagenet-c/{what}')
-        entry, files = done.get(what), _names_and_sizes(dataset)
+        # The first process decides: on other machines a copy of the files has other times.
+        entry, files = done.get(what), processes.from_first(partial(_state_of_files, dataset))
         if entry is None or entry['files'] != files:
             scores = evaluate(model, dataset, overrides=overrides, **options)
             entry = done[what] = dict(_entry(scores), files=files)
@@ -189,11 +191,15 @@ def _entry(scores: Scores) -> dict[str, Any]:
     )
 
 
-def _names_and_sizes(dataset: ImageDataset) -> str:
-    """sha256 (hex) of the names and sizes of all files: reading the millions of files themselves would take hours."""
+def _state_of_files(dataset: ImageDataset) -> str:
+    """sha256 (hex) of the names, sizes and times of all files, which change when a file is written, also with as many
+    bytes as before: reading the millions of files themselves would take hours.
+    """
     digest = hashlib.sha256()
-    for position in dataset.positions:
-        digest.update(hashlib.sha256(dataset.source.outline(int(position))).digest())
+    stamps = dataset.source.stamps(dataset.positions, dataset.positions)
+    assert stamps is not None  # class folders are files
+    for stamp in stamps:
+        digest.update(hashlib.sha256(stamp).digest())
     return digest.hexdigest()
 
 

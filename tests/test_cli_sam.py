@@ -27,12 +27,13 @@ def complaint(answer: tuple[int, str, str], *words: str, code: int = 1) -> None:
 
 
 def test_a_file_becomes_a_folder_that_says_what_it_is(cli, file, tmp_path):
-    code, out, err = cli('sam', 'convert', file, tmp_path / 'page', '--img-size', 64)
+    page = tmp_path / "Ann's page"
+    code, out, err = cli('sam', 'convert', file, page, '--img-size', 64)
     assert (code, err) == (0, '')
-    for words in ('tinyvit_5m_224, 9.81 M', '64 pixels', f"load_sam('{tmp_path / 'page'}')"):
+    for words in ('tinyvit_5m_224, 9.81 M', '64 pixels', f'load_sam("{page}")'):
         assert words in out
-    assert_same(load_sam(tmp_path / 'page').state_dict(), load_sam(file, 64).state_dict())
-    code, out, _ = cli('sam', 'convert', tmp_path / 'page', tmp_path / 'larger', '--img-size', '96x96')
+    assert_same(load_sam(page).state_dict(), load_sam(file, 64).state_dict())
+    code, out, _ = cli('sam', 'convert', page, tmp_path / 'larger', '--img-size', '96x96')
     assert (code, load_sam(tmp_path / 'larger').config.prompt_encoder_config.image_embedding_size) == (0, 6)
     assert '96 pixels' in out
 

@@ -1,6 +1,10 @@
 """`sam distill` and `sam embed`: a SAM teaches a TinyViT, which then stands before the decoder of its teacher."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +102,54 @@ def test_stored_maps_teach_without_the_teacher_which_then_gives_its_decoder(fold
     assert model.config.vision_config.image_size == 32
 
 
+KILLED = """
+import os, signal, sys
+from tinyvit_zoo.cli.app import run_app
+from tinyvit_zoo.training import sam_embeddings
+
+save, written = sam_embeddings.save, []
+def killed(*args, **kwargs):
+    written.append(1)
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(*args, **kwargs)
+sam_embeddings.save = killed
+run_app()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != 'posix', reason='Windows has no SIGKILL')
+def test_two_processes_share_the_files_that_a_killed_one_left_and_all_have_the_bytes_of_one(folders, cli, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (130, 4, 6, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / 'photos' / f'{i:03}.png')
+    (tmp_path / 'killed.py').write_text(KILLED)
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parents[1])}
+
+    def words(store: str) -> list[object]:
+        images = ('-d', tmp_path / 'photos', '--store', tmp_path / store)
+        return ['sam', 'embed', folders / 'vision', *images, '--device', 'cpu']
+
+    def start(*launcher: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, *launcher, *map(str, words('maps'))]
+        return subprocess.run(line, env=environment, cwd=tmp_path, timeout=300, capture_output=True, text=True)
+
+    assert start('killed.py').returncode == -signal.SIGKILL
+    assert (tmp_path / 'maps' / '00000.safetensors').exists()
+    assert list((tmp_path / 'maps').glob('.00001*.part*'))
+    two = start('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'tinyvit_zoo.cli')
+    assert two.returncode == 0, two.stderr
+    lines = [line.partition(' of ')[0] for line in two.stdout.splitlines() if line.startswith('Images')]
+    assert lines == ['Images 65 to 128']  # the second process has embedded the rest
+    assert cli(*words('one'))[0] == 0
+    one, shared = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ('one', 'maps'))
+    assert len(one) == 5  # three files, the facts and the lock
+    assert shared == one
+
+
 def test_a_sam_with_a_tinyvit_teaches_too_by_file_or_folder(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr('tinyvit_zoo.hub.sam.SIDE', 32)  # of a file, 1024
+    monkeypatch.setattr('tinyvit_zoo.hub.sam.folder.SIDE', 32)  # of a file, 1024
     small = save_sam(new_sam(img_size=SIDE), tmp_path / 'small')
     by_folder, by_file = (load_sam_teacher(str(small / name)) for name in ('', 'model.safetensors'))
     assert by_folder.encoder.sha256 == by_file.encoder.sha256

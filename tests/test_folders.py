@@ -237,6 +237,48 @@ def test_files_that_belong_together_stay_when_an_error_comes_while_or_after_they
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, 'old')
 
 
+@pytest.mark.parametrize('old', ['old', None], ids=['replaced', 'fresh'])
+@pytest.mark.parametrize('failing', range(2), ids=FILES)
+def test_a_rename_that_fails_leaves_all_files_that_belong_together_as_they_were(tmp_path, monkeypatch, failing, old):
+    """On the way back, too, no old one lies beside a new one."""
+    if old:
+        write_pair(tmp_path, old)
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    seen: list[set[str]] = []
+    replace, unlink = Path.replace, Path.unlink
+
+    def failing_replace(source: Path, target: Path) -> Path:
+        if target.name == FILES[failing] and source.read_text() == 'new':
+            raise PermissionError('in use')
+        return watched(replace)(source, target)
+
+    def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+        def looking(*args: Any, **kwargs: Any) -> Any:
+            done = step(*args, **kwargs)
+            seen.append({path.read_text() for name in FILES if (path := tmp_path / name).exists()})
+            return done
+
+        return looking
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'replace', failing_replace)
+        patch.setattr(Path, 'unlink', watched(unlink))
+        with pytest.raises(PermissionError, match='in use'):
+            write_pair(tmp_path, 'new')
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+    assert {'old', 'new'} not in seen
+    assert ({'new'} in seen) == (failing == 1)  # the first was there before the second failed
+
+
+def test_a_folder_in_the_place_of_the_second_file_keeps_the_first(tmp_path):
+    first, second = (tmp_path / name for name in FILES)
+    first.write_text('old')
+    second.mkdir()
+    with pytest.raises((IsADirectoryError, PermissionError)):
+        write_pair(tmp_path, 'new')
+    assert (first.read_text(), sorted(tmp_path.iterdir())) == ('old', [first, second])
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='links need rights there')
 def test_of_a_link_the_folder_behind_it_is_replaced(tmp_path, way):
     (tmp_path / 'disk').mkdir()

@@ -431,6 +431,17 @@ def test_an_edited_set_and_one_of_other_images_are_classified_again(corrupted, t
     assert quiet(root, keep=keep).errors['fog'][0] == pytest.approx(expected.errors['fog'][0] + step)
 
 
+def test_a_set_with_another_image_of_equal_name_and_size_is_classified_again(corrupted, tmp_path):
+    root, _ = corrupted
+    keep = tmp_path / 'kept.json'
+    path = root / 'fog' / '1' / 'b' / '000.png'
+    image_of(1).save(path, 'BMP')  # without compression: another image is as long
+    first, size = quiet(root, keep=keep), path.stat().st_size
+    image_of(0).save(path, 'BMP')
+    assert path.stat().st_size == size
+    assert quiet(root, keep=keep).errors['fog'][0] == pytest.approx(first.errors['fog'][0] + 20)
+
+
 def test_a_missing_set_and_a_damaged_file_are_one_sentence(corrupted, tmp_path):
     root, _ = corrupted
     keep = tmp_path / 'kept.json'

@@ -1,6 +1,7 @@
-"""What `tinyvit-zoo reproduce` says beside its tables: costs, figures, contradictions, and ratios of speed."""
+"""What `tinyvit-zoo reproduce` says beside its tables: costs, figures, contradictions, ratios of speed and training."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import shlex
@@ -11,11 +12,14 @@ import pytest
 import timm
 from typer.main import get_command
 
-from tinyvit_zoo.bench import Settings
+from tinyvit_zoo.bench import Settings, bench_calls
+from tinyvit_zoo.build import build_model
 from tinyvit_zoo.cli.app import app
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.downstream.reports.ratios import write_ratios
 from tinyvit_zoo.downstream.reproduce import ratios as ratios_module
+from tinyvit_zoo.downstream.reproduce import training_costs
 from tinyvit_zoo.downstream.reproduce.costs import ARCHIVES, costs_of
 from tinyvit_zoo.downstream.reproduce.entries import ENTRIES, numbers_of
 from tinyvit_zoo.downstream.reproduce.figures import FIGURES
@@ -25,10 +29,14 @@ from tinyvit_zoo.downstream.reproduce.numbers import read_numbers
 from tinyvit_zoo.downstream.reproduce.overview import overview
 from tinyvit_zoo.downstream.reproduce.ratios import measure_ratios, runnable
 from tinyvit_zoo.downstream.reproduce.record import DATA
+from tinyvit_zoo.downstream.reproduce.training_costs import measure_training_costs
 from tinyvit_zoo.training.recipes import DISTILLATION, RECIPES, WEIGHT_DISTILLATION
 
 NUMBERS = {number.id: number for number in read_numbers()}
 SPEEDS = [number for number in numbers_of(ENTRIES['tinyvit/table4']) if number.task == 'throughput']
+COSTS = [number for number in numbers_of(ENTRIES['tinyvit/table3']) if number.task == 'training_cost']
+STUDENT, TAUGHT = 'tinyvit-21m-in-21k-pretrain-no-distill', 'tinyvit-21m-in-21k-distill-teacher-{}'
+TRAINED = {STUDENT: 'test_vit', TAUGHT.format('beit-l'): 'test_resnet', TAUGHT.format('swin-l'): 'test_vit2'}
 SMALL = {'tinyvit-5m-in-1k-scratch': 'test_vit', 'resnet-18': 'test_resnet', 'levit-256': 'test_vit'}
 
 
@@ -216,14 +224,17 @@ def test_models_are_taken_at_the_size_of_the_paper():
 def test_a_table_without_speeds_has_no_ratios(cli, monkeypatch):
     code, _, err = cli('reproduce', 'tinyvit/table5', '--ratios')
     assert code == 2
-    assert 'tinyvit/table5 has no images a second; take tinyvit/table4, tinyvit/readme, mae_lite/table2.' in err
+    tables = 'take tinyvit/table3, tinyvit/table4, tinyvit/readme, mae_lite/table2.'
+    assert 'tinyvit/table5 has neither images a second nor the time of a training with a public teacher' in err
+    assert tables in err
+    assert tables in cli('reproduce', 'tinyvit/text', '--ratios')[2]  # its costs are those of Florence
     with pytest.raises(EvaluationError, match='need two rows'):
         measure_ratios(SPEEDS[:3])
 
 
 def test_the_command_prints_ratios(cli, tmp_path, monkeypatch, measured):
     monkeypatch.setattr(ratios_module, 'measure_ratios', lambda numbers: measured)
-    code, out, err = cli('reproduce', 'tinyvit/table4', '--ratios', '-o', tmp_path)
+    code, out, err = cli('reproduce', 'tinyvit/table4', '--only', 'resnet-18', '--ratios', '-o', tmp_path)
     assert (code, err) == (0, '')
     assert 'here, ratio' in out
     assert 'none of them is a measured number of the table' in out
@@ -271,3 +282,121 @@ def test_a_damaged_file_of_ratios_is_named_and_stops_nothing(cli, tmp_path, meas
     assert (code, err) == (0, '')
     assert 'ratios.json holds no ratios of tinyvit/table4: it is not used.' in ' '.join(out.split())
     assert rows_of_table(tmp_path)['tinyvit/table4/resnet-18/throughput_img_s']['ratio'] == ''
+
+
+# --- ratios of training time
+
+
+@pytest.fixture(scope='module')
+def trained():
+    settings = Settings(rounds=2, train=True)
+    return measure_training_costs(COSTS, TRAINED, classes=10, batch=2, settings=settings)
+
+
+def test_training_times_with_a_teacher_stand_beside_those_of_the_paper(trained):
+    rows = {(row.number.row, row.number.metric): row for row in trained.rows}
+    assert len(rows) == len(COSTS) == 14
+    first = rows[STUDENT, 'gpu_hours']
+    assert trained.first == first.number
+    assert (first.published, first.here, first.low, first.high) == (1, 1, 1, 1)
+    hours, times = (rows[TAUGHT.format('beit-l'), metric] for metric in ('gpu_hours', 'time_ratio_x'))
+    assert (hours.published, times.published) == (pytest.approx(6415 / 3360), 1.9)
+    assert hours.low <= hours.here <= hours.high
+    assert (times.here, times.model, times.pixels, times.remark) == (hours.here, 'test_resnet', 160, '')
+    florence = rows[TAUGHT.format('florence'), 'time_ratio_x']
+    assert (florence.published, florence.here, florence.remark) == (2.4, None, 'Florence is not public')
+
+
+def test_the_memory_of_a_teacher_has_no_ratio_and_says_why(trained):
+    memory = [row for row in trained.rows if row.number.metric == 'teacher_memory_gb']
+    assert [(row.published, row.here) for row in memory] == [(None, None)] * 5
+    assert memory[0].remark == 'there is no teacher'
+    why = 'the paper does not say for how many images; on a CPU nothing counts the peak of memory'
+    assert {row.remark for row in memory[1:]} == {why}
+
+
+def test_a_training_that_takes_twice_the_time_has_a_ratio_of_two(monkeypatch):
+    def half_as_fast(makers, batch, settings):
+        rows = bench_calls(makers, batch, settings)
+        return [rows[0], *(dataclasses.replace(row, ratio=0.5, ratio_low=0.4, ratio_high=0.8) for row in rows[1:])]
+
+    monkeypatch.setattr(training_costs, 'bench_calls', half_as_fast)
+    settings = Settings(rounds=1, train=True)
+    found = measure_training_costs(COSTS, TRAINED, classes=10, batch=2, settings=settings)
+    (row,) = [row for row in found.rows if row.number.id.endswith('teacher-swin-l/gpu_hours/imagenet-22k')]
+    assert (row.here, row.low, row.high) == (2, 1.25, 2.5)
+
+
+def test_an_update_trains_the_student_alone_and_asks_the_teacher_once(monkeypatch):
+    models, asked, changed = [], [], {}
+
+    def build(name, **options):
+        model = build_model(name, **options)
+        model.register_forward_hook(lambda *_: asked.append(name))
+        models.append(model)
+        return model
+
+    def once(makers, batch, settings):
+        for row, make in makers.items():
+            call = make()
+            before = [state_hash(model) for model in models]
+            asked.clear()
+            call()
+            after = [state_hash(model) for model in models]
+            changed[row] = (list(asked), [a != b for a, b in zip(before, after, strict=True)])
+        return bench_calls(makers, batch, settings)
+
+    monkeypatch.setattr(training_costs, 'build_model', build)
+    monkeypatch.setattr(training_costs, 'bench_calls', once)
+    models_of = {STUDENT: 'test_vit', TAUGHT.format('beit-l'): 'test_vit2'}
+    measure_training_costs(COSTS, models_of, classes=10, batch=2, settings=Settings(rounds=1, train=True))
+    assert changed == {
+        STUDENT: (['test_vit'], [True]),
+        TAUGHT.format('beit-l'): (['test_vit2', 'test_vit'], [True, False]),
+    }
+
+
+def test_the_teachers_of_the_paper_are_those_of_its_table():
+    models = {number.row: training_costs._model_of(number) for number in COSTS}
+    assert models == {
+        STUDENT: 'tinyvit_21m_224',
+        TAUGHT.format('beit-l'): 'beit_large_patch16_224',
+        TAUGHT.format('swin-l'): 'swin_large_patch4_window7_224',
+        TAUGHT.format('clip-vit-l-14'): 'clip_vit_large_patch14_224',
+        TAUGHT.format('florence'): '',
+    }
+    assert {number.note.split('; ')[1] for number in COSTS if number.metric == 'gpu_hours'} == {training_costs.HARDWARE}
+
+
+def test_rows_without_a_public_teacher_have_no_training_time_to_measure(cli):
+    for row in (STUDENT, TAUGHT.format('florence')):
+        code, _, err = cli('reproduce', 'tinyvit/table3', '--only', row, '--ratios')
+        assert code == 1
+        assert 'a public teacher, such as BEiT-L in tinyvit/table3; Florence is not public.' in err
+
+
+def test_ratios_of_training_time_have_columns_and_no_number_becomes_measured(cli, tmp_path, monkeypatch, trained):
+    monkeypatch.setattr(training_costs, 'measure_training_costs', lambda numbers: trained)
+    table = ('reproduce', 'tinyvit/table3', '--only', f'{STUDENT},{TAUGHT.format("beit-l")}', '-o', tmp_path)
+    code, out, err = cli(*table, '--ratios')
+    assert (code, err) == (0, '')
+    assert 'above 1 takes longer; none of them is a measured number of the table' in out
+    found = rows_of_table(tmp_path)
+    hours, memory = (
+        found[f'tinyvit/table3/{TAUGHT.format("beit-l")}/{metric}/imagenet-22k']
+        for metric in ('gpu_hours', 'teacher_memory_gb')
+    )
+    (row,) = [row for row in trained.rows if row.number.id == hours['id']]
+    assert [float(hours[key]) for key in ('paper_ratio', 'ratio', 'ratio_low', 'ratio_high')] == [
+        row.published, row.here, row.low, row.high,
+    ]  # fmt: skip
+    assert (hours['state'], hours['measured'], hours['difference']) == ('other hardware', '', '')
+    assert (memory['paper_ratio'], memory['ratio'], memory['state']) == ('', '', 'other hardware')
+    assert memory['remark'].startswith('measured on other machines; no ratio: the paper does not say for how many')
+    written = (tmp_path / 'table.md').read_text()
+    assert f'Ratios of training time are over {STUDENT}, above 1 takes longer; here: {trained.words}.' in written
+    for words in ('float32', '2 images an update without reading images and stored labels', 'paper: V100'):
+        assert words in trained.words
+    before = (tmp_path / 'table.csv').read_bytes()
+    assert cli(*table)[0] == 0  # reads them from ratios.json
+    assert (tmp_path / 'table.csv').read_bytes() == before

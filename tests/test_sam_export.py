@@ -78,11 +78,11 @@ def run(session, tensors: list[torch.Tensor]) -> list[np.ndarray]:
 @pytest.mark.parametrize('size', [(1024, 1024), (512, 768)], ids=['1024', '512x768'])
 def test_the_command_writes_files_that_agree_with_pytorch(size, cli, tmp_path):
     torch.save(mobile_sam(), tmp_path / 'mobile_sam.pt')
-    encoder, decoder = tmp_path / 'onnx' / 'enc.onnx', tmp_path / 'onnx' / 'dec.onnx'
+    encoder, decoder = (tmp_path / 'two files' / name for name in ('enc.onnx', 'dec.onnx'))
     words = ('--encoder', encoder, '--decoder', decoder, '--img-size', f'{size[0]}x{size[1]}')
     code, out, err = cli('sam', 'export', tmp_path / 'mobile_sam.pt', *words)
     assert code == 0, err
-    assert f'sam segment IMAGE --onnx {tmp_path / "onnx"}' in out
+    assert f"sam segment IMAGE --onnx '{tmp_path / 'two files'}' --point" in out  # can be pasted
     sam, images = load_sam(mobile_sam()), torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = sam.vision_encoder.encoder()(images)

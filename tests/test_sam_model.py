@@ -24,7 +24,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, Auto
 from tinyvit_zoo.checkpoints import SAM_ENCODER_KEYS, SAM_KEYS, SAM_POSITIONS, WeightsNotFoundError
 from tinyvit_zoo.common.errors import ModelError
 from tinyvit_zoo.dense import sam_encoder
-from tinyvit_zoo.hub import sam
 from tinyvit_zoo.hub.sam import (
     TinyVitSamConfig,
     TinyVitSamModel,
@@ -36,6 +35,7 @@ from tinyvit_zoo.hub.sam import (
     sam_processor,
     save_sam,
 )
+from tinyvit_zoo.hub.sam import folder as sam_folder
 
 SIDE = 128
 PROMPT = dict(input_points=torch.tensor([[[[30.0, 40.0]]]]))
@@ -126,7 +126,7 @@ def test_names_lead_both_ways(model):
 
 
 def test_a_saved_folder_gives_the_same_masks_to_the_bit(model, folder):
-    assert sorted(p.name for p in folder.iterdir()) == sorted(sam.FILES)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(sam_folder.FILES)
     for again in (load_sam(folder), AutoModelForMaskGeneration.from_pretrained(folder).eval()):
         assert type(again) is TinyVitSamModel
         assert_same(again.state_dict(), model.state_dict())
@@ -328,10 +328,8 @@ def test_a_killed_conversion_leaves_all_or_nothing(file, model, folder, tmp_path
     target = tmp_path / 'page'
 
     def stall() -> None:
-        writer, name = (sam, 'write_safetensors') if file == 'config.json' else (sam, 'render_sam_card')
-        if file == 'README.md':
-            writer, name = sam, 'check_keys'
-        setattr(writer, name, lambda *args: time.sleep(60))
+        steps = {'config.json': 'write_safetensors', 'model.safetensors': 'render_sam_card', 'README.md': 'check_keys'}
+        setattr(sam_folder, steps[file], lambda *args: time.sleep(60))
         save_sam(model, target)
 
     process = multiprocessing.get_context('fork').Process(target=stall)

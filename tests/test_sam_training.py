@@ -139,11 +139,13 @@ def test_maps_are_stored_in_half_precision_and_the_rest_of_a_killed_pass_is_made
     save_embeddings(sam_teacher, shapes, tmp_path, **settings)
     facts = json.loads((tmp_path / 'embeddings.json').read_text())
     assert (facts['dtype'], facts['images'], facts['grid']) == ('float16', IMAGES, [4, 4])
+    second = (tmp_path / '00001.safetensors').read_bytes()
     (tmp_path / '00001.safetensors').unlink()
     refused(lambda: StoredEmbeddings(tmp_path), '00001.safetensors', 'sam embed', kind=EvaluationError)
     said.clear()
-    stored = save_embeddings(sam_teacher, shapes, tmp_path, **settings)
-    assert said == [f'Embedded in {tmp_path}: 8 of {IMAGES} images.']
+    stored = save_embeddings(sam_teacher, shapes, tmp_path, **settings, workers=1)
+    assert (tmp_path / '00001.safetensors').read_bytes() == second
+    assert said == [f'Images 5 to 8 of {IMAGES} are embedded in {tmp_path}.']
     assert stored[5].dtype == torch.float32
     (tmp_path / '00002.safetensors').write_bytes(b'nothing')
     refused(lambda: StoredEmbeddings(tmp_path)[9], '00002.safetensors is damaged', kind=EvaluationError)

@@ -172,6 +172,24 @@ def test_a_folder_has_the_subsets_for_pretraining_that_it_has_for_finetuning(tmp
     assert with_classes(flat, name) is flat
 
 
+def test_a_share_of_a_folder_with_unreadable_images_is_one_of_each_class(tmp_path):
+    for i in range(20):
+        fake.image(tmp_path / ('a' if i < 16 else 'b') / f'{i}.png', seed=i)
+    for unreadable in ('a/3.png', 'b/17.png'):
+        (tmp_path / unreadable).write_bytes(b'no image')
+    name = str(tmp_path)
+    images = with_classes(load_unlabelled(name, skip_unreadable=True), name)
+    labelled = load_dataset(name, 'all', skip_unreadable=True)
+    assert images.skipped == labelled.skipped == (str(tmp_path / 'a/3.png'), str(tmp_path / 'b/17.png'))
+    assert (len(images), images.complete) == (18, False)
+    half = take_subset(images, '50%')
+    assert np.bincount(half.labels).tolist() == [8, 2]  # of 15 and 3
+    assert half.selection.fingerprint == take_subset(labelled, '50%').selection.fingerprint
+    fake.image(tmp_path / 'beside.png')  # now one image has no class
+    flat = load_unlabelled(name, skip_unreadable=True)
+    assert with_classes(flat, name) is flat
+
+
 # Runs
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from timm.task import TrainingTask
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 from torch.utils.data import Dataset
 
 from tinyvit_zoo.common.errors import EvaluationError
@@ -19,6 +20,7 @@ from tinyvit_zoo.common.seeding import Seeds, seeded
 from tinyvit_zoo.data.seeded import SeededDataset
 from tinyvit_zoo.training import loop as training_loop
 from tinyvit_zoo.training import run_state
+from tinyvit_zoo.training.estimate import take_update
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler
 from tinyvit_zoo.training.loop import TrainingLoop, best_epoch
 from tinyvit_zoo.training.recipes import find_recipe
@@ -99,6 +101,17 @@ def test_gradients_add_up_to_a_batch(tmp_path):
     assert loop.task.batches == [2] * 60
     assert loop.accelerator.gradient_accumulation_steps == 4
     assert {int(state['step']) for state in loop.optimizer.state.values()} == {15}
+
+
+def test_an_update_alone_is_clipped_as_in_a_training(tmp_path):
+    loop = loop_in(tmp_path, RECIPE.changed(optimizer='momentum', momentum=0.0, weight_decay=0.0, clip_grad=0.1))
+    before = parameters_to_vector(loop.module.parameters()).detach().clone()
+    batch = (torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.full((8,), 100.0))
+    loss = take_update(loop, batch)
+    moved = parameters_to_vector(loop.module.parameters()).detach() - before
+    assert loss.item() > 1000  # so is the gradient, and the step is as long as clipping leaves it
+    assert moved.norm().item() == pytest.approx(0.1 * loop.optimizer.param_groups[0]['lr'], rel=1e-3)
+    assert all(parameter.grad is None for parameter in loop.module.parameters())
 
 
 class Killed(BaseException): ...

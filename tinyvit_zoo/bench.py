@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     'Row',
     'Settings',
     'bench',
+    'bench_calls',
     'bench_variants',
     'call_of',
     'read_rows',
@@ -199,6 +201,25 @@ def bench_variants(
     return rows
 
 
+def bench_calls(
+    makers: Mapping[str, Callable[[], Callable[[], object]]], batch: int, settings: Settings = Settings()
+) -> list[Row]:
+    """Measure any calls as `bench` measures those of models.
+
+    Args:
+        makers: By name, in the place of a model's: makes the call. The first one is what ratios are to.
+        batch: Images of a call.
+        settings: See `Settings`; what the calls compute is up to them.
+
+    Returns:
+        A row for each call.
+    """
+    torch.set_num_threads(settings.threads)
+    first = next(iter(makers))
+    rows = [_blank(name, 'created', batch, first, 'created', settings) for name in makers]
+    return _measure(rows, list(makers.values()), settings)
+
+
 def call_of(model: str, form: str, batch: int, settings: Settings = Settings()) -> Callable[[], object]:
     """What `bench` times of a model in a form: one call, on random images.
 
@@ -269,13 +290,20 @@ def _create(name: str, settings: Settings, device: str) -> nn.Module:
 
 
 def _measure_batch(rows: Sequence[Row], settings: Settings) -> list[Row]:
-    """All variants of one batch in turn; what runs out of memory ends there."""
+    """All variants of one batch in turn."""
+    return _measure(rows, [partial(_variant, row, settings) for row in rows], settings)
+
+
+def _measure(
+    rows: Sequence[Row], makers: Sequence[Callable[[], Callable[[], object]]], settings: Settings
+) -> list[Row]:
+    """The calls of some rows in turn; what runs out of memory ends there."""
     torch.compiler.reset()  # else sizes of an earlier batch make the graphs of this one dynamic, and slow
     calls: dict[int, Callable[[], object]] = {}
     memory: dict[int, float | None] = {}
-    for i, row in enumerate(rows):
+    for i, (row, make) in enumerate(zip(rows, makers, strict=True)):
         try:
-            call = _variant(row, settings)
+            call = make()
             memory[i] = _warm_up(call, settings)
             calls[i] = call
         except (RuntimeError, MemoryError) as e:

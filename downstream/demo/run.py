@@ -6,6 +6,7 @@ All measurements are on held-out images, and the number of epochs is fixed in ad
 Shape legend: `B` batch, `S` = 32 pixels per side, `K` = 12 classes.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +152,8 @@ def _classify_some(model: nn.Module, held_out: DemoImages, output: Path, say: Ca
     """Save some held-out images, and print what `tinyvit-zoo classify` prints for half of them."""
     files = save_some(held_out, output / 'held_out')
     say(f'In {output}: model/ (Hub-ready), contact_sheet.png, training.png, held_out/ ({len(files)} images).')
-    say(f'tinyvit-zoo classify {output}/held_out/*.png --model local-dir:{output}/model gives:')
+    images, trained = shlex.quote(f'{output}/held_out/'), shlex.quote(f'local-dir:{output}/model')
+    say(f'tinyvit-zoo classify {images}*.png --model {trained} gives:')
     classify_files(model, files[::2], say)
 
 
@@ -182,7 +184,7 @@ def save_and_reload(
     if difference >= 1e-6:
         raise RuntimeError(f'The model reloaded from {folder} gives other outputs (max difference {difference:g}).')
     say(
-        f"timm.create_model('local-dir:{folder}', pretrained=True) gives the same outputs "
+        f'timm.create_model({f"local-dir:{folder}"!r}, pretrained=True) gives the same outputs '
         f'(max difference {difference:g}).'
     )
     return reloaded, difference

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError, ImageError
-from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.files import write_together
 from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.data.folders import EXTENSIONS
 from tinyvit_zoo.data.image_file import load_image
@@ -196,8 +196,7 @@ def write_predictions(
         drawn = output / f'{path.stem}.png'
         data = io.BytesIO()
         draw(image, result, predictor.classes).save(data, format='PNG')
-        write_whole(drawn.with_suffix('.json'), json.dumps(record, indent=2).encode())  # first: see _check_replaced
-        write_whole(drawn, data.getvalue())
+        write_together({drawn: data.getvalue(), drawn.with_suffix('.json'): json.dumps(record, indent=2).encode()})
         yield drawn, result
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,9 @@ def _say_winner(winner: dict[str, Any], result: Contraction, output: Path, say: 
     )
     arguments = ', '.join(f'{key}={value!r}' for key, value in result.arguments.items())
     say(f"As arguments: timm.create_model('{winner['name']}', {arguments})")
-    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
-    say(f'To train it at length: tinyvit-zoo finetune {output} ...')
+    model = f'local-dir:{output / "model"}'
+    say(f'The model: timm.create_model({model!r}, pretrained=True)')
+    say(f'To train it at length: tinyvit-zoo finetune {shlex.quote(str(output))} ...')
 
 
 def _rows(step: Step) -> list[dict[str, Any]]:

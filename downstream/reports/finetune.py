@@ -151,7 +151,8 @@ def write_finetuned(
         save_folder(model, output / 'model', label_names=train.classes, tag=tag, data_config=recipe.evaluation)
     except ValueError as e:  # a model that its configuration cannot rebuild
         raise EvaluationError(f'The results are written, the model is not; its weights are in best.pt. {e}') from e
-    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
+    folder = f'local-dir:{output / "model"}'
+    say(f'The model: timm.create_model({folder!r}, pretrained=True)')
 
 
 def _classes(measured: Measured, test: ImageDataset) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a weight distillation leaves: results, the curve of each part of its loss, and the model as a folder."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,4 +68,5 @@ def write_minivit(
         title=f'{name} taught by {teacher}', label_names=dataset.classes,
         details=dict(details, losses=objective), layer_reserve=layer_reserve, say=say,
     )  # fmt: skip
-    say(f'Next: tinyvit-zoo evaluate {output} -d DATA, tinyvit-zoo finetune {output} -d DATA -o OUTPUT')
+    folder = shlex.quote(str(output))
+    say(f'Next: tinyvit-zoo evaluate {folder} -d DATA, tinyvit-zoo finetune {folder} -d DATA -o OUTPUT')

@@ -1,4 +1,4 @@
-"""Ratios of throughput between models: CSV, JSON and Markdown beside the table that has them in a column, too."""
+"""Ratios of throughput or training time: CSV, JSON and Markdown beside the table that has them in a column, too."""
 
 import csv
 import io
@@ -20,15 +20,18 @@ __all__ = ['RATIO_HEADINGS', 'ratio_cells', 'read_ratios', 'write_ratios']
 
 RATIOS = 'ratios.json'
 
-RATIO_HEADINGS = ('row', 'pixels', 'paper, images/s', 'paper, ratio', 'here, ratio', '90 % of the rounds', 'remark')
+RATIO_HEADINGS = (
+    'row', 'metric', 'pixels', 'paper', 'paper, ratio', 'here, ratio', '90 % of the rounds', 'remark',
+)  # fmt: skip
 
 
 def ratio_cells(row: Ratio) -> tuple[str, ...]:
     """A line under `RATIO_HEADINGS`."""
-    here = '' if row.here is None else f'{row.here:.2f}'
+    published, here = ('' if ratio is None else f'{ratio:.2f}' for ratio in (row.published, row.here))
     rounds = '' if row.low is None or row.high is None else f'{row.low:.2f} to {row.high:.2f}'
     pixels = '' if row.pixels is None else str(row.pixels)
-    return row.number.row, pixels, row.number.value, f'{row.published:.2f}', here, rounds, row.remark
+    number = row.number
+    return number.row, number.metric, pixels, number.value, published, here, rounds, row.remark
 
 
 def write_ratios(folder: Path, entry: Entry, ratios: Ratios, say: Callable[[str], None] = print) -> None:
@@ -44,8 +47,8 @@ def write_ratios(folder: Path, entry: Entry, ratios: Ratios, say: Callable[[str]
     writer.writeheader()
     writer.writerows(rows)
     whole = dict(
-        table=entry.name, first=ratios.first.id, paper_hardware=ratios.hardware, settings=dict(ratios.settings),
-        machine=dict(ratios.machine), rows=rows,
+        table=entry.name, task=ratios.task, first=ratios.first.id, paper_hardware=ratios.hardware,
+        settings=dict(ratios.settings), machine=dict(ratios.machine), rows=rows,
     )  # fmt: skip
     write_whole(folder / 'ratios.csv', text.getvalue().encode())
     write_whole(folder / 'ratios.md', _markdown(entry, ratios).encode())
@@ -65,6 +68,7 @@ def read_ratios(folder: Path, entry: Entry, say: Callable[[str], None] = print) 
         ratios = Ratios(
             tuple(Ratio(numbers[old['id']], **row) for old, row in zip(found['rows'], rows, strict=True)),
             numbers[found['first']], found['paper_hardware'], found['settings'], found['machine'],
+            str(found['task']),
         )  # fmt: skip
         _check(ratios)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -91,4 +95,4 @@ def _plain(row: Ratio) -> dict[str, Any]:
 def _markdown(entry: Entry, ratios: Ratios) -> str:
     lines = [RATIO_HEADINGS, ('---',) * len(RATIO_HEADINGS), *map(ratio_cells, ratios.rows)]
     table = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
-    return f'# {entry.name}: speed over that of {ratios.first.row}\n\n{ratios.words}\n\n{table}\n'
+    return f'# {entry.name}: {ratios.what} over that of {ratios.first.row}\n\n{ratios.words}\n\n{table}\n'

@@ -41,7 +41,7 @@ def digits(line: Line) -> tuple[str, str]:
 
 
 def headings(lines: Sequence[Line]) -> tuple[str, ...]:
-    """`HEADINGS`, with columns of their own for digits, intervals and ratios of speed, where there are any."""
+    """`HEADINGS`, with columns of their own for digits, intervals and ratios, where there are any."""
     more = [DIGITS] if any(line.digits is not None for line in lines) else []
     more += [INTERVAL] if any(line.interval for line in lines) else []
     more += [PAPER_RATIO, RATIO] if any(line.paper_ratio is not None for line in lines) else []
@@ -78,7 +78,7 @@ def ratios_in_words(lines: Sequence[Line], ratios: Ratios | None) -> list[str]:
     """What the ratios of a table are over, and where they were measured: a line, or none without ratios."""
     if ratios is None or all(line.paper_ratio is None for line in lines):
         return []
-    return [f'Ratios of speed are over {ratios.first.row}, above 1 is faster; here: {ratios.words}.']
+    return [f'{ratios.rule}; here: {ratios.words}.']
 
 
 def missing_in_words(lines: Sequence[Line], root: Path | None) -> list[str]:

@@ -49,7 +49,7 @@ def write_sam_distilled(
     height, width = teacher['img_size']
     say(f'Taught by {teacher["name"]} ({height}x{width}), by its maps of {teacher["channels"]} channels.')
     if whole is None:
-        say(f"The encoder: tinyvit_zoo.dense.sam.sam_encoder('{name}', weights='{output / BEST}')")
+        say(f"The encoder: tinyvit_zoo.dense.sam.sam_encoder('{name}', weights={str(output / BEST)!r})")
         return
     from tinyvit_zoo.hub.sam import save_sam
 

@@ -64,7 +64,8 @@ def write_training(
         save_folder(model, output / 'model', label_names=label_names, tag=tag)
     except ValueError as e:  # a model that its configuration cannot rebuild
         raise EvaluationError(f'The results are written, the model is not; its weights are in best.pt. {e}') from e
-    say(f"The model: timm.create_model('local-dir:{output / 'model'}', pretrained=True)")
+    folder = f'local-dir:{output / "model"}'
+    say(f'The model: timm.create_model({folder!r}, pretrained=True)')
 
 
 def write_losses(

@@ -98,7 +98,7 @@ class Line:
         digits: What the job on digits or textures gives, in the same unit; None unless the state is `ON_DIGITS`.
         interval: 95 % interval of `measured` or `digits`, where the evaluator gives one.
         replaced: What the job on digits has in place of the full one's.
-        paper_ratio: The published speed over that of the first model of `Ratios`; None without ratios.
+        paper_ratio: The published speed or training time over that of the first model of `Ratios`; None without ratios.
         ratio: The same on this machine; None if it was not measured.
         ratio_rounds: 5th and 95th percentile of the rounds of `ratio`.
     """

@@ -1,7 +1,8 @@
 """Throughput as ratios between models: the paper's on its hardware beside the same on this machine's processor.
 
 A rate on another machine says nothing of a published one, a ratio a little: which of two models is faster, and about by
-how much. So a ratio has a column of its own and is never a measured number of the table.
+how much. So a ratio has a column of its own and is never a measured number of the table. `training_costs` has those of
+the time of a training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from .entries import subject_of
 from .jobs import Line
 from .numbers import Number
 
-__all__ = ['BATCH', 'ROUNDS', 'Ratio', 'Ratios', 'measure_ratios', 'runnable', 'with_ratios']
+__all__ = [
+    'BATCH', 'ROUNDS', 'TASK', 'Ratio', 'Ratios', 'machine_of', 'measure_ratios', 'runnable', 'side_of', 'with_ratios',
+]  # fmt: skip
 
 BATCH, ROUNDS = 4, 5
 SETTINGS = Settings(rounds=ROUNDS)
@@ -27,22 +30,22 @@ TASK = 'throughput'
 
 @dataclass(frozen=True)
 class Ratio:
-    """A row's speed over that of the first one.
+    """A row's speed, or time of training, over that of the first one.
 
     Attributes:
-        number: The published images a second.
-        published: That over the first row's, on the paper's hardware.
+        number: The published images a second, or cost of a training.
+        published: That over the first row's, on the paper's hardware; None for a cost that is no time.
         here: The same ratio on this machine, median of the rounds; None if it was not measured.
         low: 5th percentile of the rounds.
         high: 95th percentile of the rounds.
-        model: What was measured.
+        model: What was measured; of a training with a live teacher, the teacher.
         pixels: Side of its images.
         images_per_second: On this machine.
         remark: Why it was not measured; empty if it was.
     """
 
     number: Number
-    published: float
+    published: float | None
     here: float | None = None
     low: float | None = None
     high: float | None = None
@@ -61,6 +64,7 @@ class Ratios:
         hardware: The paper's, in its words.
         settings: Of the measurement here.
         machine: Processor, versions and load.
+        task: 'throughput', or 'training_cost' for times of training.
     """
 
     rows: tuple[Ratio, ...]
@@ -68,14 +72,27 @@ class Ratios:
     hardware: str
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
+    task: str
+
+    @property
+    def what(self) -> str:
+        """What the ratios are of."""
+        return 'speed' if self.task == TASK else 'training time'
+
+    @property
+    def rule(self) -> str:
+        """How to read them: 'Ratios of speed are over ROW, above 1 is faster'."""
+        above = 'is faster' if self.task == TASK else 'takes longer'
+        return f'Ratios of {self.what} are over {self.first.row}, above 1 {above}'
 
     @property
     def words(self) -> str:
         """Where and how it was measured, in one line."""
         s, m = self.settings, self.machine
+        call = 'a call' if self.task == TASK else 'an update without reading images and stored labels'
         return (
             f'{m["processor"]} ({m["isa"]}), {count_of(s["threads"], "thread")}, {s["dtype"]}, '
-            f'{count_of(s["batch"], "image")} a call, {count_of(s["rounds"], "round")} in turn, {m["clock"]}, torch '
+            f'{count_of(s["batch"], "image")} {call}, {count_of(s["rounds"], "round")} in turn, {m["clock"]}, torch '
             f'{m["torch"]}; paper: {self.hardware}'
         )
 
@@ -88,7 +105,8 @@ def with_ratios(lines: Sequence[Line], ratios: Ratios) -> list[Line]:
 
 def _with(line: Line, ratio: Ratio) -> Line:
     rounds = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
-    return replace(line, paper_ratio=ratio.published, ratio=ratio.here, ratio_rounds=rounds)
+    remark = f'{line.remark}; no ratio: {ratio.remark}' if ratio.remark else line.remark
+    return replace(line, paper_ratio=ratio.published, ratio=ratio.here, ratio_rounds=rounds, remark=remark)
 
 
 def runnable(number: Number) -> str:
@@ -96,7 +114,7 @@ def runnable(number: Number) -> str:
     subject = subject_of(number)
     if subject is None or not subject.name:
         return ''
-    return subject.name.partition('.')[0] if number.pixels in (None, _side(subject.name)) else ''
+    return subject.name.partition('.')[0] if number.pixels in (None, side_of(subject.name)) else ''
 
 
 def measure_ratios(
@@ -128,14 +146,19 @@ def measure_ratios(
     ordered = dict.fromkeys([known[first.row], *(known[number.row] for number in run)])
     rows = {row.model: row for row in bench_variants([(name, 'created') for name in ordered], [batch], settings)}
     found = tuple(_ratio(number, first, rows.get(known.get(number.row, ''))) for number in speeds)
-    some = rows[known[first.row]]
     return Ratios(
         tuple(row for row in found if _hardware(row.number) == _hardware(first)),
         first,
         _hardware(first),
         dict(asdict(settings), batch=batch),
-        {key: getattr(some, key) for key in ('processor', 'isa', 'clock', 'load', 'torch', 'timm', 'date', 'commit')},
+        machine_of(rows[known[first.row]]),
+        TASK,
     )
+
+
+def machine_of(row: Row) -> dict[str, Any]:
+    """Where a row was measured, and with what."""
+    return {key: getattr(row, key) for key in ('processor', 'isa', 'clock', 'load', 'torch', 'timm', 'date', 'commit')}
 
 
 def _ratio(number: Number, first: Number, row: Row | None) -> Ratio:
@@ -143,16 +166,15 @@ def _ratio(number: Number, first: Number, row: Row | None) -> Ratio:
     if row is None:
         subject = subject_of(number)
         known = subject is not None and bool(subject.name)
-        remark = f'timm has the model at {_side(subject.name)} px' if subject and known else 'no model here'
+        remark = f'timm has the model at {side_of(subject.name)} px' if subject and known else 'no model here'
         return Ratio(number, published, remark=remark)
     if row.state != 'ok':
         return Ratio(number, published, model=row.model, remark='out of memory')
-    return Ratio(
-        number, published, row.ratio, row.ratio_low, row.ratio_high, row.model, _side(row.model), row.images_per_second
-    )
+    side = side_of(row.model)
+    return Ratio(number, published, row.ratio, row.ratio_low, row.ratio_high, row.model, side, row.images_per_second)
 
 
-def _side(name: str) -> int:
+def side_of(name: str) -> int:
     """Side of the images that a model is made for."""
     cfg: Any = timm.get_pretrained_cfg(name)
     return cfg.input_size[-1]

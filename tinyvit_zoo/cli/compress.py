@@ -99,7 +99,7 @@ def compress(
     print(f'Before: {before:,} parameters, {_megabytes(_bytes(model))}')
     print(f'After:  {after:,} parameters, {_megabytes((folder / "model.safetensors").stat().st_size)}')
     print(f'{before / after:.2f} times fewer. Written to {folder}')
-    print(f"In Python: import timm, tinyvit_zoo; timm.create_model('local-dir:{folder}', pretrained=True)")
+    print(f'In Python: import timm, tinyvit_zoo; timm.create_model({f"local-dir:{folder}"!r}, pretrained=True)')
 
 
 def _load(name: str, weights: Path | None, part: str | None, random: bool, num_classes: int | None) -> Any:

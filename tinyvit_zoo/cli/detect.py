@@ -1,6 +1,7 @@
 """`detect`: train, test and use detectors and segmenters of mmdet and mmseg configs."""
 
 import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,9 +143,9 @@ def train(
     run = Run(work_dir, resume, load_from, amp, auto_scale_lr, launcher and str(launcher), seed)
     last = train_detector(config, run)
     if last and int(os.environ.get('RANK', 0)) == 0:
-        written = Path(config.work_dir) / Path(config.filename).name
-        print(f'Next: tinyvit-zoo detect test {written} {last}')
-        print(f'      tinyvit-zoo detect predict {written} {last} IMAGE -o FOLDER')
+        written = shlex.join([str(Path(config.work_dir) / Path(config.filename).name), str(last)])
+        print(f'Next: tinyvit-zoo detect test {written}')
+        print(f'      tinyvit-zoo detect predict {written} IMAGE -o FOLDER')
 
 
 def evaluate(

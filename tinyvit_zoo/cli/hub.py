@@ -1,5 +1,6 @@
 """`pack`, `verify` and `push`: pages of the Hub."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,7 +70,7 @@ def pack(
         pair_of(img_size), repo, for_timm, test_tensors, part, allow_nonfinite,
     )  # fmt: skip
     print(f'Written to {folder}')
-    print(f'To prove it: tinyvit-zoo verify {folder}')
+    print(f'To prove it: tinyvit-zoo verify {shlex.quote(str(folder))}')
 
 
 def verify(

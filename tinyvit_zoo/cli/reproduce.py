@@ -77,7 +77,9 @@ def reproduce(
     ratios: Annotated[
         bool,
         typer.Option(
-            '--ratios', help="Also measure the speed of its models beside each other, on this machine's processor."
+            '--ratios',
+            help="Also measure, on this machine's processor, the speed of its models beside each other, or the time of "
+            'a training with and without a live teacher.',
         ),
     ] = False,
     output: OutputFolder = None,

@@ -147,21 +147,28 @@ def print_notes(numbers: Sequence['Number']) -> None:
 
 
 def print_ratios(entry: 'Entry', numbers: Sequence['Number'], output: 'Path | None') -> 'Ratios':
-    """Measure how fast the models of a table are beside each other, print it, and write it to a folder."""
+    """Measure the speed of a table's models, or its training times, beside each other; print and write the ratios."""
     from ..downstream.reports.ratios import RATIO_HEADINGS, ratio_cells, write_ratios
     from ..downstream.reproduce.entries import ENTRIES
-    from ..downstream.reproduce.ratios import measure_ratios
+    from ..downstream.reproduce.ratios import TASK, measure_ratios
+    from ..downstream.reproduce.training_costs import has_public_teacher, measure_training_costs
 
-    if 'throughput' not in entry.jobs:
-        names = [name for name, other in ENTRIES.items() if 'throughput' in other.jobs]
-        raise typer.BadParameter(f'{entry.name} has no images a second; take {", ".join(names)}.')
-    ratios = measure_ratios(numbers)
-    table = _table(*((heading, heading not in ('row', 'remark')) for heading in RATIO_HEADINGS))
+    if TASK in entry.jobs:
+        ratios = measure_ratios(numbers)
+    elif has_public_teacher(entry):
+        ratios = measure_training_costs(numbers)
+    else:
+        names = [name for name, other in ENTRIES.items() if TASK in other.jobs or has_public_teacher(other)]
+        raise typer.BadParameter(
+            f'{entry.name} has neither images a second nor the time of a training with a public teacher; take '
+            f'{", ".join(names)}.'
+        )
+    table = _table(*((heading, heading not in ('row', 'metric', 'remark')) for heading in RATIO_HEADINGS))
     for row in ratios.rows:
         table.add_row(*ratio_cells(row))
     console().print(table)
     say = printer()
-    say(f'Ratios are over {ratios.first.row}, above 1 is faster; none of them is a measured number of the table.')
+    say(f'{ratios.rule}; none of them is a measured number of the table.')
     say(ratios.words)
     say('')
     if output is not None:

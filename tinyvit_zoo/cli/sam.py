@@ -47,7 +47,7 @@ def convert(
     say(f'Read {source}: Segment Anything with a {vision.architecture}, {params / 1e6:.2f} M parameters.')
     say(f'Every tensor was used but the classifier of the encoder. Images have {vision.image_size} pixels a side.')
     say(f'Written to {written}')
-    say(f"In Python: tinyvit_zoo.hub.sam.load_sam('{written}')")
+    say(f'In Python: tinyvit_zoo.hub.sam.load_sam({str(written)!r})')
 
 
 def side_of(img_size: Size | None) -> int | None:

@@ -7,7 +7,7 @@ import typer
 
 from .console import not_with, printer, quiet_transformers, refuse_among_images
 from .evaluator_options import processes, unlabelled_images
-from .options import Device, RunOptions, Seed, Size, UnlabelledDataOptions, find_device, pair_of, read_size
+from .options import RunOptions, Size, UnlabelledDataOptions, find_device, pair_of, read_size
 from .training_options import DryRun, TrainingOptions
 
 TEACHER = 'A SAM: a folder or hf-hub:OWNER/NAME of transformers, mobile_sam.pt, or a samvit_... of timm.'
@@ -85,12 +85,12 @@ def embed(
     teacher: Annotated[str, typer.Argument(help=TEACHER, metavar='TEACHER')],
     data_options: UnlabelledDataOptions,
     store: Annotated[Path, typer.Option(help='Folder of the maps.', metavar='DIR')],
-    seed: Seed = 0,
-    device: Device = None,
+    run: RunOptions,
 ) -> None:
     """Store the maps that a SAM's image encoder gives of images, 2.1 MB each: `sam distill --store` learns from them.
 
-    The same command again goes on where the last one stopped.
+    The same command again goes on where the last one stopped. Several processes share the images:
+    torchrun --nproc-per-node=2 -m tinyvit_zoo.cli sam embed ...
     """
     refuse_among_images('--store', store, data_options.data, data_options.root)
     quiet_transformers()
@@ -100,7 +100,9 @@ def embed(
     from ..training.sam_embeddings import save_embeddings
 
     check_writable(store, is_folder=True)
-    dataset = unlabelled_images(data_options, seed)
-    found = load_sam_teacher(teacher).encoder
-    save_embeddings(found, dataset, store, device=find_device(device), say=printer())
-    printer()(f'Written to {store}: the maps of {count_of(len(dataset), "image")} by {found.name}.')
+    with processes() as first:
+        dataset = unlabelled_images(data_options, run.seed)
+        found = load_sam_teacher(teacher).encoder
+        say = printer() if first else (lambda text: None)
+        save_embeddings(found, dataset, store, device=find_device(run.device), workers=run.workers, say=say)
+        say(f'Written to {store}: the maps of {count_of(len(dataset), "image")} by {found.name}.')

@@ -1,5 +1,6 @@
 """`sam segment`: the mask of what is marked on an image; `sam export`: a SAM as two ONNX files."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -97,7 +98,7 @@ def segment(
 
     Coordinates are pixels of the image as displayed, after its EXIF orientation.
     """
-    from ..common.files import check_writable, write_whole
+    from ..common.files import check_writable, write_together
     from ..data.image_file import load_image
     from ..segment_anything import Prompt, png
     from ..segment_anything import overlay as drawn
@@ -114,9 +115,10 @@ def segment(
     prompt = Prompt(tuple(point or ()), tuple(not_point or ()), box)
     prompt.check(picture.height, picture.width)  # before weights are read
     found = _segmenter(weights, onnx, rectangular)(picture, prompt)
-    write_whole(output, png(found.mask))
+    files = {output: png(found.mask)}
     if overlay is not None:
-        write_whole(overlay, drawn(picture, found.mask, prompt))
+        files[overlay] = drawn(picture, found.mask, prompt)
+    write_together(files)
     facts = _facts(image, output, overlay, prompt, found)
     if as_json:
         print_json(facts)
@@ -213,5 +215,6 @@ def export(
     padding = 'without padding' if model.config.rectangular and done.dynamic else 'the rest padded with 0'
     print(f'Images are of {height}x{width}{others}: the longest side resized, normalized, {padding}.')
     if done.encoder and done.decoder and done.encoder.parent == done.decoder.parent:
-        print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {done.encoder.parent} --point X,Y -o mask.png')
+        folder = shlex.quote(str(done.encoder.parent))
+        print(f'Try them: tinyvit-zoo sam segment IMAGE --onnx {folder} --point X,Y -o mask.png')
     return None

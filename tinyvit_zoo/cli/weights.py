@@ -72,7 +72,7 @@ def convert(
         print(f'Every key and shape is that of {name}.')
     print(f'Written to {written}')
     if written.is_dir():
-        print(f"In Python: timm.create_model('local-dir:{written}', pretrained=True)")
+        print(f'In Python: timm.create_model({f"local-dir:{written}"!r}, pretrained=True)')
 
 
 def import_file(

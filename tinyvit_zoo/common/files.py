@@ -8,7 +8,7 @@ import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ __all__ = [
     'new_files',
     'remove_leftovers',
     'resumed_file',
+    'write_together',
     'write_whole',
 ]
 
@@ -67,54 +68,74 @@ def new_file(path: Path, private: bool = False) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written; nothing is left of it then, and `path` is as before.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, path.name)
-    new = path.with_name(f'.{path.name}.{process_mark()}.part{path.suffix}')
-    try:
-        new.touch()
+    with _temporary(path) as new:
         yield new
         if private:
             new.chmod(0o600)
         else:
             give_ordinary_rights(new)
         _rename_whole(new, path)
-    finally:
-        with suppress(OSError):
-            new.unlink()
 
 
 @contextmanager
 def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Temporary files for those that belong together, see `new_file`: all are renamed when the block ends.
 
-    A process that is killed between the renames leaves some of the files, old or new, but no old one beside a new one.
+    A process that is killed between the renames leaves some of the files, old or new, or none, but no old one beside a
+    new one.
 
     Raises:
-        OSError: If one cannot be written.
+        OSError: If one cannot be written or renamed; nothing is left of any then, and all are as before.
     """
     with ExitStack() as files:
-        yield tuple(files.enter_context(new_file(path)) for path in paths)
-        renames = files.pop_all()  # the last file first
-        with ExitStack() as old:
-            for path in paths[:-1]:
-                old.enter_context(_set_aside(path))
-            renames.close()
+        new = tuple(files.enter_context(_temporary(path)) for path in paths)
+        yield new
+        for file in new:  # what may fail for lack of room comes before the first rename
+            give_ordinary_rights(file)
+            _flush(file)
+        _rename_together(new, paths)
 
 
 @contextmanager
-def _set_aside(path: Path) -> Iterator[None]:
-    """Take a file away while the block runs: for good, or until it ends with an error and without a new one."""
-    aside = path.with_name(f'.{path.name}.{process_mark()}.part{path.suffix}')
-    if path.is_file():
-        path.rename(aside)
+def _temporary(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, which is gone when the block ends unless it has another name by then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    new = _beside(path)
     try:
-        yield
+        new.touch()
+        yield new
     finally:
         with suppress(OSError):
-            if path.exists():
-                aside.unlink()
-            else:
-                aside.rename(path)
+            new.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A temporary name."""
+    return path.with_name(f'.{path.name}.{process_mark()}.part{path.suffix}')
+
+
+def _rename_together(new: Sequence[Path], paths: Sequence[Path]) -> None:
+    """Give files their final names; after an error every path is as before. A single one is never missing meanwhile."""
+    aside: dict[Path, Path] = {}
+    renamed: list[Path] = []
+    try:
+        for path in paths if len(paths) > 1 else ():
+            if path.is_file():
+                aside[path] = path.rename(_beside(path))
+        for file, path in zip(new, paths, strict=True):
+            renamed.append(file.replace(path))
+    except BaseException:
+        with suppress(OSError):
+            for path in renamed:  # all of them before the first old one is back
+                path.unlink()
+        for path, old in aside.items():
+            with suppress(OSError):
+                old.rename(path)
+        raise
+    for old in aside.values():
+        with suppress(OSError):
+            old.unlink()
 
 
 @contextmanager
@@ -134,9 +155,14 @@ def resumed_file(path: Path) -> Iterator[Path]:
 
 def _rename_whole(new: Path, path: Path) -> None:
     """Give a file its final name once it is on the disk."""
-    with new.open('rb') as file:
-        os.fsync(file.fileno())
+    _flush(new)
     new.replace(path)
+
+
+def _flush(path: Path) -> None:
+    """See that a file is on the disk."""
+    with path.open('rb') as file:
+        os.fsync(file.fileno())
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -145,12 +171,23 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         EvaluationError: If it cannot be written; nothing is left of it then.
     """
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all or none, see `new_files`.
+
+    Raises:
+        EvaluationError: If one cannot be written; all are then as before.
+    """
     try:
-        with new_file(path) as new:
-            new.write_bytes(data)
+        with new_files(*files) as temporary:
+            for new, data in zip(temporary, files.values(), strict=True):
+                new.write_bytes(data)
     except OSError as e:
         raise EvaluationError(
-            f'{path} cannot be written ({reason(e)}): make room or choose another folder; nothing was lost.'
+            f'{" and ".join(map(str, files))} cannot be written ({reason(e)}): make room or choose another '
+            'folder; nothing was lost.'
         ) from e
 
 

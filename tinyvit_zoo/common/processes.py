@@ -53,11 +53,18 @@ class Processes:
         return device
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """The value that `make` returns on the first process, on every process."""
+        """The value that `make` returns on the first process, on every process; likewise an error that it raises."""
         if self.number == 1:
             return make()
-        values: list[Any] = [make() if self.rank == 0 else None]
+        values: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                values[0] = make()
+            except Exception as e:  # without it the others would wait, and then complain of a closed connection
+                values[1] = e
         dist.broadcast_object_list(values)
+        if values[1] is not None:
+            raise values[1]
         return values[0]
 
     def gather(self, values: dict[Any, T]) -> dict[Any, T]:

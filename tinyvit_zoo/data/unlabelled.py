@@ -65,12 +65,20 @@ def with_classes(dataset: ImageDataset, name: str, root: str | Path | None = Non
         seed: As in `load_dataset`.
 
     Returns:
-        The images as `load_dataset` reads them; `dataset` where some lie in no folder that is a class.
+        The images as `load_dataset` reads them, without those that `dataset` left out; `dataset` where some lie in no
+        folder that is a class.
     """
-    if dataset.classes or dataset.skipped:
+    if dataset.classes:
         return dataset
     try:
         labelled = load_dataset(name, dataset.split, root, seed=seed)
     except EvaluationError:
         return dataset
-    return labelled if len(labelled) == len(dataset) else dataset
+    if len(labelled) != len(dataset) + len(dataset.skipped):
+        return dataset
+    if not dataset.skipped:
+        return labelled
+    skipped = set(dataset.skipped)
+    kept = labelled.subset([i for i in range(len(labelled)) if labelled.describe(i) not in skipped])
+    kept.skipped, kept.complete = dataset.skipped, False
+    return kept

@@ -1,6 +1,7 @@
 """Publish a folder that `pack` wrote: verified first, uploaded in one commit, and never over unknown files."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,9 +68,9 @@ def push(folder: str | Path, repo: str, private: bool = False, dry_run: bool = F
     verify(folder)
     local = {**read_manifest(folder / MANIFEST), MANIFEST: file_sha256(folder / MANIFEST)}
     if CARD in local and NAMELESS in (folder / CARD).read_text():
+        command = shlex.join(['tinyvit-zoo', 'pack', str(folder), '-o', str(folder), '--repo', repo])
         raise CheckpointError(
-            f'{folder / CARD} has {NAMELESS} instead of the name of the page: `tinyvit-zoo pack {folder} -o {folder} '
-            f'--repo {repo}` puts it there.'
+            f'{folder / CARD} has {NAMELESS} instead of the name of the page: `{command}` puts it there.'
         )
 
     from huggingface_hub import HfApi, constants

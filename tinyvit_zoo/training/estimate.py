@@ -3,6 +3,7 @@
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,7 +18,7 @@ from .ingredients import set_training
 from .loop import RunSettings, TrainingLoop
 from .recipes import Recipe
 
-__all__ = ['Estimate', 'estimate']
+__all__ = ['Estimate', 'estimate', 'take_update']
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,34 @@ def estimate(
     """
     loop = TrainingLoop(task, recipe, Path(), **run)
     loader: Any = loop.loader(views, sampler)
-    accelerator, optimizer = loop.accelerator, loop.prepared_optimizer
     set_training(loop.wrapped, recipe.freeze_batch_norm)
     batches, seconds = iter(loader), 0.0
     for _ in range(2):
         began = time.perf_counter()
         for batch in itertools.islice(batches, 1):
-            outputs = loop.task(*batch)
-            accelerator.backward(outputs['loss'])
-            optimizer.step()
-            optimizer.zero_grad()
-            if not outputs['loss'].isfinite():  # waits for the device, too
+            if not take_update(loop, batch).isfinite():  # waits for the device, too
                 raise EvaluationError('The first loss is not a number: choose a lower --lr, or --precision no.')
             seconds = time.perf_counter() - began
     steps = len(loader) * recipe.epochs
-    updates = steps // accelerator.gradient_accumulation_steps
-    return Estimate(updates, steps, steps * seconds, _memory(accelerator.device))
+    updates = steps // loop.accelerator.gradient_accumulation_steps
+    return Estimate(updates, steps, steps * seconds, _memory(loop.accelerator.device))
+
+
+def take_update(loop: TrainingLoop, batch: Sequence[torch.Tensor], task: TrainingTask | None = None) -> torch.Tensor:
+    """Forward and backward pass of a batch, and an update with the recipe's clipping. Returns its loss.
+
+    Args:
+        loop: Its trainable module and its optimizer.
+        batch: Arguments of the task.
+        task: Another one with the same trainable module; None for that of the loop.
+    """
+    loss = (task or loop.task)(*batch)['loss']
+    loop.accelerator.backward(loss)
+    if loop.recipe.clip_grad:
+        loop.accelerator.clip_grad_norm_(loop.wrapped.parameters(), loop.recipe.clip_grad)
+    loop.prepared_optimizer.step()
+    loop.prepared_optimizer.zero_grad()
+    return loss.detach()
 
 
 def _memory(device: torch.device) -> int:

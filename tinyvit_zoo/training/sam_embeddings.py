@@ -6,6 +6,7 @@ A folder has `embeddings.json` and files `00000.safetensors`, `00001.safetensors
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..common.errors import EvaluationError
 from ..common.files import new_file, write_whole
 from ..common.hashes import json_hash
-from ..common.text import count_of, reason
+from ..common.processes import Processes
+from ..common.text import reason
 from ..data.image_dataset import ImageDataset
 from ..data.sam_images import pixels_of
 from .feature_teacher import FeatureTeacher
@@ -57,6 +60,14 @@ class EmbeddingFacts:
     dtype: str
     per_file: int
 
+    @property
+    def files(self) -> int:
+        return -(-self.images // self.per_file)
+
+    def positions(self, number: int) -> range:
+        """Of the images in a file."""
+        return range(number * self.per_file, min((number + 1) * self.per_file, self.images))
+
 
 def save_embeddings(
     teacher: FeatureTeacher,
@@ -66,10 +77,13 @@ def save_embeddings(
     dtype: str = 'float16',
     per_file: int = PER_FILE,
     device: torch.device | None = None,
+    workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> 'StoredEmbeddings':
     """Write the maps of all images, each resized and padded as SAM does it. The same call again resumes.
 
+    Every image is computed by itself, so the files have the same bytes for any number of processes and interruptions on
+    one kind of machine, with as many threads. Processes started by `torchrun` or `accelerate launch` take whole files.
     A map of 256 channels at 64x64 takes 2.1 MB in float16.
 
     Args:
@@ -78,8 +92,12 @@ def save_embeddings(
         folder: Made if it is missing.
         dtype: 'float16', or 'float32' for what the teacher gives to the bit.
         per_file: Maps in a file.
-        device: None: CUDA where there is one.
+        device: None: CUDA where there is one. Plain 'cuda' is another GPU for each process of a machine.
+        workers: Processes that read images; 0 to read in this one.
         say: Prints a line.
+
+    Returns:
+        The maps, on every process.
 
     Raises:
         EvaluationError: If the folder holds other embeddings or cannot be written to, or an image cannot be read.
@@ -87,26 +105,41 @@ def save_embeddings(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise EvaluationError(f"'{dtype}' is not a dtype for embeddings: choose from {', '.join(DTYPES)}.")
-    device = device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    processes = Processes()
+    device = processes.own_device(device or ('cuda' if torch.cuda.is_available() else 'cpu'), teacher.model)
     teacher.model.to(device)
     blank = _map(teacher, torch.zeros(1, 3, *teacher.input.size, device=device))
     facts = EmbeddingFacts(
         len(dataset), dataset.fingerprint(), teacher.name, teacher.sha256, teacher.input.size, blank.shape[1],
         (blank.shape[2], blank.shape[3]), dtype, per_file,
     )  # fmt: skip
-    with alone_in(folder, 'folder'):
-        _begin(folder, facts)
-        files = -(-len(dataset) // per_file)
-        for number in range(files):
-            path = _file(folder, number)
-            if path.exists():
-                continue
-            positions = range(number * per_file, min((number + 1) * per_file, len(dataset)))
-            bar = tqdm(positions, desc=f'file {number + 1}/{files}', unit='image', leave=False)
-            maps = [_map(teacher, pixels_of(dataset.image(i), teacher.input.size).to(device)) for i in bar]
-            _write(torch.cat(maps).cpu().to(DTYPES[dtype]), path)
-            say(f'Embedded in {folder}: {positions.stop} of {count_of(len(dataset), "image")}.')
+    with ExitStack() as stack:
+        missing = processes.from_first(lambda: _begin(stack, folder, facts))
+        mine = missing[processes.rank :: processes.number]
+        images = iter(_loaded(dataset, teacher.input.size, [i for n in mine for i in facts.positions(n)], workers))
+        for number in mine:
+            places = facts.positions(number)
+            title = f'file {number + 1}/{facts.files}'
+            bar = tqdm(places, desc=title, unit='image', leave=False, disable=None if processes.rank == 0 else True)
+            maps = [_map(teacher, next(images).to(device)) for _ in bar]
+            _write(torch.cat(maps).cpu().to(DTYPES[dtype]), _file(folder, number))
+            say(f'Images {places.start + 1} to {places.stop} of {len(dataset)} are embedded in {folder}.')
+        processes.wait()
     return StoredEmbeddings(folder)
+
+
+def _loaded(dataset: ImageDataset, size: tuple[int, int], order: list[int], workers: int) -> DataLoader:
+    """Images (1, 3, H, W) in this order of positions."""
+    generator = torch.Generator().manual_seed(0)  # leaves the global generator alone
+    return DataLoader(_Pixels(dataset, size), None, sampler=order, num_workers=workers, generator=generator)
+
+
+class _Pixels(Dataset):
+    def __init__(self, dataset: ImageDataset, size: tuple[int, int]) -> None:
+        self.dataset, self.size = dataset, size
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return pixels_of(self.dataset.image(position), self.size)
 
 
 def _map(teacher: FeatureTeacher, images: torch.Tensor) -> torch.Tensor:
@@ -115,8 +148,11 @@ def _map(teacher: FeatureTeacher, images: torch.Tensor) -> torch.Tensor:
     return dense
 
 
-def _begin(folder: Path, facts: EmbeddingFacts) -> None:
-    """Write the facts, or see that they are those of the folder."""
+def _begin(stack: ExitStack, folder: Path, facts: EmbeddingFacts) -> list[int]:
+    """Keep other runs out of the folder until the stack ends, and write the facts or see that they are those of the
+    folder; the numbers of the files that it lacks.
+    """
+    stack.enter_context(alone_in(folder, 'folder'))
     if (folder / FACTS).exists():
         found = _facts(folder)
         other = [name for name, value in asdict(facts).items() if asdict(found)[name] != value and name != 'name']
@@ -124,8 +160,13 @@ def _begin(folder: Path, facts: EmbeddingFacts) -> None:
             raise EvaluationError(
                 f'{folder} holds other embeddings, which differ in {", ".join(other)}: choose another folder.'
             )
-        return
-    write_whole(folder / FACTS, (json.dumps(asdict(facts), indent=2) + '\n').encode())
+    else:
+        write_whole(folder / FACTS, (json.dumps(asdict(facts), indent=2) + '\n').encode())
+    return _missing(folder, facts)
+
+
+def _missing(folder: Path, facts: EmbeddingFacts) -> list[int]:
+    return [number for number in range(facts.files) if not _file(folder, number).exists()]
 
 
 def _facts(folder: Path) -> EmbeddingFacts:
@@ -166,7 +207,7 @@ class StoredEmbeddings:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.facts = _facts(self.folder)
-        missing = [i for i in range(-(-self.facts.images // self.facts.per_file)) if not _file(self.folder, i).exists()]
+        missing = _missing(self.folder, self.facts)
         if missing:
             raise EvaluationError(
                 f'{self.folder} lacks {_file(self.folder, missing[0]).name}, so not all embeddings are there: let '

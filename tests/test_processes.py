@@ -1,0 +1,43 @@
+"""Processes that share work: what the first one finds, or fails of, is the same on all."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.processes import Processes
+
+
+def fail() -> None:
+    raise EvaluationError('The folder is full: choose another.')
+
+
+def ask(rank: int, store: Path, answers: Any) -> None:
+    """One of two processes: asks the first for a value, and for one that it cannot give."""
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
+    processes = Processes()
+    given = processes.from_first(lambda: f'of process {processes.rank}')
+    try:
+        processes.from_first(fail)
+    except EvaluationError as e:
+        answers.put((rank, given, str(e)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the processes are forked')
+def test_a_value_and_an_error_of_the_first_process_are_those_of_all(tmp_path, monkeypatch):
+    monkeypatch.delitem(os.environ, 'WORLD_SIZE', raising=False)
+    context = multiprocessing.get_context('fork')
+    answers = context.Queue()
+    started = [context.Process(target=ask, args=(rank, tmp_path / 'store', answers)) for rank in range(2)]
+    for process in started:
+        process.start()
+    found = sorted(answers.get(timeout=60) for _ in started)
+    for process in started:
+        process.join()
+    assert found == [(rank, 'of process 0', 'The folder is full: choose another.') for rank in range(2)]
