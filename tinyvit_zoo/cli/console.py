@@ -220,7 +220,7 @@ def _refuse_results_of_others(values: Mapping[str, Any], context: typer.Context)
         return
     from ..common.paths import read_json
 
-    own = []
+    own: list[str] = []
     command: Any = context
     while command.parent is not None:  # up to the program itself
         own.insert(0, command.info_name)
