@@ -49,10 +49,11 @@ from tinyvit_zoo.downstream.finetune import finetune
 from tinyvit_zoo.soft_labels import Store, Teacher, check_teacher, save
 from tinyvit_zoo.training.distillation import distil_from_store, distil_live
 from tinyvit_zoo.training.ingredients import create_transforms
-from tinyvit_zoo.training.loop import RunSettings, train_task
+from tinyvit_zoo.training.loop import RunSettings
 from tinyvit_zoo.training.recipes import DISTILLATION, Recipe
 from tinyvit_zoo.training.soft_label_views import SoftLabelViews, ViewSampler
 from tinyvit_zoo.training.tasks.tinyvit import SparseDistillation
+from tinyvit_zoo.training.train_task import train_task
 
 SIZE = 32  # pixels per side
 TEACHER, LABELS, STORE, LIVE = 'teacher', 'labels', 'store', 'live'

@@ -42,11 +42,11 @@ from tinyvit_zoo.pretrain import MaskedAutoencoder
 from tinyvit_zoo.training import distil_features
 from tinyvit_zoo.training.feature_teacher import FeatureTeacher
 from tinyvit_zoo.training.feature_views import FeatureViews
-from tinyvit_zoo.training.loop import train_task
 from tinyvit_zoo.training.pretraining import mae
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.recipes.features import FEATURES
 from tinyvit_zoo.training.soft_label_views import ViewSampler
+from tinyvit_zoo.training.train_task import train_task
 
 SIDE, K = 32, 10
 RANDOM, TIMM, MAE, TEACHER = 'random weights', "timm's FeatureDistillationTask", 'MAE', 'teacher'

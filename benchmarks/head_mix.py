@@ -8,6 +8,7 @@ interpreter runs one program after another on a CPU, hence two query rows a case
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -171,6 +172,8 @@ def main() -> None:
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
     args = parser.parse_args()
+    if args.device == 'cpu' and not os.environ.get('TRITON_INTERPRET'):
+        parser.error('without a GPU the kernels run in the interpreter only: set TRITON_INTERPRET=1.')
     dtype = getattr(torch, args.dtype)
     for name, error in {**check_head_mix(args.device, dtype), **check_attention(args.device, dtype)}.items():
         print(f'{error:.1e}  {name}')

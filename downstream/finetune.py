@@ -29,10 +29,11 @@ from tinyvit_zoo.data.split import stratified_split
 from tinyvit_zoo.data.subsets import subset_identity
 from tinyvit_zoo.data.transforms import data_config
 from tinyvit_zoo.training.ingredients import RepeatedAugSampler, create_transforms, evaluation_config, reset_head
-from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch, unreached_frozen
+from tinyvit_zoo.training.loop import Record, RunSettings, TrainingLoop, best_epoch
 from tinyvit_zoo.training.recipes import Recipe
 from tinyvit_zoo.training.tasks.classification import Teaching, classification_task, has_token
 from tinyvit_zoo.training.tasks.teacher import check_teacher
+from tinyvit_zoo.training.train_task import unreached_frozen
 
 __all__ = ['Epoch', 'Finetuned', 'Measured', 'finetune']
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 # Before huggingface_hub and torch are imported, here and in every subprocess that a test starts.
@@ -316,6 +316,27 @@ def cli(monkeypatch, capsys):
         return end.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture(scope='session')
+def zoo_browser(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """One site and one Chromium for all tests, see `browser_page`."""
+    from browser_page import opened
+
+    with opened(tmp_path_factory.mktemp('browser'), small_of('tinyvit', img_size=32, num_classes=12)) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(zoo_browser) -> Iterator[SimpleNamespace]:
+    """The zoo browser at its site, with a console that is empty after each test, and no request beyond loopback."""
+    from browser_page import asked_elsewhere
+
+    if not zoo_browser.driver.current_url.startswith(zoo_browser.address):
+        zoo_browser.open()
+    yield zoo_browser
+    assert zoo_browser.log() == []
+    assert asked_elsewhere() == []
 
 
 @pytest.fixture(scope='module')

@@ -185,6 +185,17 @@ def test_as_many_channels_as_pixels_are_told_apart_by_the_width_of_the_layer():
     assert as_map('x', x.permute(0, 3, 1, 2), model, (32, 32), layer).shape == (1, 9, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ('name', 'shape', 'words'),
+    [('hiera_tiny_224', (2, 3136, 96), 'not row by row'), ('nest_tiny', (2, 16, 196, 96), 'not a map')],
+)
+def test_tokens_that_lie_in_another_order_are_no_map(name, shape, words):
+    """Hiera's follow its windows, NesT's lie block by block: read row by row they give frequencies, but wrong ones."""
+    with torch.device('meta'):
+        model, x = analysed(timm.create_model(name)), torch.zeros(shape)
+    refused(lambda: as_map('a', x, model, (224, 224), model.model), words, kind=EvaluationError)
+
+
 def test_images_are_drawn_by_the_seed_and_fewer_are_the_first_of_more():
     dataset = digits(40)
     many, few = (draw_images(dataset, images, seed=1) for images in (30, 7))

@@ -14,6 +14,7 @@ import torch
 from conftest import refused
 
 from tinyvit_zoo import bench as bench_module
+from tinyvit_zoo import bench_rows
 from tinyvit_zoo.bench import Settings, bench, bench_variants, read_rows
 from tinyvit_zoo.common.errors import EvaluationError, ModelError
 
@@ -264,10 +265,10 @@ def test_a_commit_is_marked_where_the_package_has_changes_and_not_for_a_page(cha
         asked.append((folder, words))
         return changed if words[0] == 'status' else 'abc'
 
-    monkeypatch.setattr(bench_module, '_git', git)
-    assert bench_module._commit() == commit
+    monkeypatch.setattr(bench_rows, '_git', git)
+    assert bench_rows._commit() == commit
     (folder, words), _ = asked
-    assert folder == Path(bench_module.__file__).parent
+    assert folder == Path(bench_rows.__file__).parent
     assert words[-2:] == ('--', '.')
 
 
@@ -299,7 +300,7 @@ def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_
 
 def test_images_that_a_model_does_not_take_are_one_error():
     settings = Settings(rounds=1, img_size=(33, 33))
-    refused(lambda: bench(['test_vit'], [1], settings=settings), 'Choose another --img-size', kind=ModelError)
+    refused(lambda: bench(['test_vit'], [1], settings=settings), 'give multiples of them, not 33x33', kind=ModelError)
 
 
 def test_the_command_prints_a_table_or_json(cli, tmp_path):

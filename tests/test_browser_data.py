@@ -57,8 +57,15 @@ def test_the_data_are_valid_by_the_schema(facts):
     data = facts | dict(trial=dict(runtime=None, model=None, images=[]))
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(data, SCHEMA, cls=jsonschema.Draft202012Validator)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(data | dict(models=[facts['models'][0] | dict(top1=80.0)]), SCHEMA)
+    model = next(model for model in facts['models'] if model['measured'])
+    (speed, *_), params = model['measured'], model['params']
+    for wrong in (
+        dict(top1=80.0), dict(params=params['value']), dict(params=params | dict(value=0)),
+        dict(params=params | dict(source='')), dict(measured=[speed | dict(ms=0.0)]), dict(stars=5),
+        dict(measured=[speed | dict(date='yesterday')]), dict(license=model['license'] | dict(url='http://a.example')),
+    ):  # fmt: skip
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(data | dict(models=[model | wrong]), SCHEMA)
 
 
 def numbers_without_source(value, known, has_source=False, path='') -> list[str]:
@@ -158,12 +165,12 @@ def test_the_page_alone_is_whole_and_says_that_trying_is_left_out(cli, tmp_path,
 
 def test_three_files_of_the_runtime_come_with_their_license(tmp_path, quick):
     model = tmp_path / 'm.onnx'
-    model.write_bytes(b'model')
+    model.write_bytes(b'preprocessing')
     built = build_site(tmp_path / 'page', package(tmp_path / 'npm'), demo_model=model)
     assert (built.runtime, built.trial) == ('9.8.7', True)
     assert {path.name for path in (tmp_path / 'page' / 'runtime').iterdir()} == {*FILES, 'LICENSE.txt'}
     assert 'MIT License' in (tmp_path / 'page' / 'runtime' / 'LICENSE.txt').read_text()
-    assert (tmp_path / 'page' / 'trial' / 'model.onnx').read_bytes() == b'model'
+    assert (tmp_path / 'page' / 'trial' / 'model.onnx').read_bytes() == model.read_bytes()
 
 
 def test_a_new_build_takes_the_place_of_the_old_one(tmp_path, quick):
@@ -190,15 +197,17 @@ def test_a_folder_of_something_else_is_refused(cli, tmp_path, quick):
         (dict(runtime='nothing'), 'not an unpacked npm package'),
         (dict(runtime='npm', demo_model='nothing.onnx'), 'neither an .onnx file nor a folder'),
         (dict(runtime='npm', demo_model='empty'), 'is not the output of'),
+        (dict(runtime='npm', demo_model='other.onnx'), 'labels and preprocessing'),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence_and_nothing_is_left(tmp_path, quick, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     package(tmp_path / 'npm')
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'other.onnx').write_bytes(b'preprocessing, segment_anything')
     with pytest.raises(ModelError, match=words):
         build_site('page', **arguments)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['empty', 'npm']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['empty', 'npm', 'other.onnx']
 
 
 def test_without_npm_the_other_option_is_named(tmp_path, quick, monkeypatch):

@@ -105,6 +105,24 @@ def sam():
     )
 
 
+def yolos():
+    config = transformers.YolosConfig(**SMALL | dict(image_size=[64, 64], num_detection_tokens=3))
+    return transformers.YolosModel(config)
+
+
+def detr():
+    """Its 100 objects would be a map of 10 by 10."""
+    backbone = dict(depths=[1] * 4, hidden_sizes=[8] * 4, embedding_size=8, out_features=['stage4'])
+    small = {
+        f'{part}_{what}': 2 for part in ('encoder', 'decoder') for what in ('layers', 'attention_heads', 'ffn_dim')
+    }
+    return transformers.DetrModel(
+        transformers.DetrConfig(
+            use_timm_backbone=False, backbone_config=transformers.ResNetConfig(**backbone), d_model=16, **small
+        )
+    )
+
+
 def of_tokens(prefix: int):
     return lambda last: last[:, prefix:].transpose(1, 2).unflatten(2, (4, 4))
 
@@ -213,6 +231,15 @@ def fixed_vit():
     return random('vit_tiny_patch16_224', img_size=64, depth=1, embed_dim=32, num_heads=2)
 
 
+@torch.no_grad()
+def test_mae_of_transformers_sees_every_patch_where_it_lies():
+    model, x = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL | dict(num_hidden_layers=0))), images()
+    teacher = FeatureTeacher.of_transformers(model, 'm', HALF, HALF)
+    embeddings = model.embeddings
+    tokens = model.layernorm(embeddings.patch_embeddings(x) + embeddings.position_embeddings[:, 1:])
+    torch.testing.assert_close(teacher.features(x).dense, of_tokens(0)(tokens))
+
+
 class NoMap(nn.Linear):
     """Like a timm model, but for the map."""
 
@@ -234,8 +261,13 @@ class NoMap(nn.Linear):
         (lambda: FeatureTeacher.of_timm(NoMap(), 'm'), ('lacks dense features', 'no map')),
         (lambda: FeatureTeacher.of_timm(fixed_vit(), 'm', (96, 96)), ('96x96', 'another size')),
         (lambda: FeatureTeacher.of_transformers(sam(), 'm', HALF, HALF, (96, 96)), ('96x96', 'another size')),
+        (
+            lambda: FeatureTeacher.of_transformers(yolos(), 'm', HALF, HALF, (64, 64)),
+            ('num_detection_tokens', 'not lie'),
+        ),
+        (lambda: FeatureTeacher.of_transformers(detr(), 'm', HALF, HALF, (64, 64)), ('num_queries', 'not lie')),
     ],
-    ids=['no backbone', 'no map', 'timm size', 'transformers size'],
+    ids=['no backbone', 'no map', 'timm size', 'transformers size', 'tokens after the patches', 'objects'],
 )
 def test_what_a_model_lacks_is_one_sentence(read, words):
     refused(read, *words, kind=EvaluationError)

@@ -102,6 +102,19 @@ def test_a_call_that_shares_its_weights_has_the_gradient_of_a_block_of_its_own()
     assert torch.allclose(gradients.sums['blocks.1 (2)'][weight], own.grad, rtol=1e-12)
 
 
+def test_blocks_that_checkpointing_runs_again_are_no_further_layers():
+    model, images = vit(), torch.randn(2, 3, 32, 32)
+    found = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        with CallGradients(model) as gradients:
+            model(images).square().mean().backward()
+        found.append(gradients.sums)
+    plain, again = found
+    assert list(again) == ['blocks.0', 'blocks.1']
+    assert all(torch.equal(again[name][p], gradient) for name in plain for p, gradient in plain[name].items())
+
+
 def test_hooks_and_views_are_gone_after_an_error():
     model = vit()
     parameters = dict(model.named_parameters())
@@ -113,7 +126,7 @@ def test_hooks_and_views_are_gone_after_an_error():
     with CallGradients(model), pytest.raises(RuntimeError, match='Enough'):
         model(torch.zeros(1, 3, 32, 32))
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (model, *model.blocks))
 
 
 def train(folder, observer, **options):

@@ -94,7 +94,7 @@ def test_too_few_probabilities_classes_or_labels_are_refused(net, digits, tmp_pa
 
 def test_the_command_writes_a_list_that_a_training_takes(cli, net, tmp_path):
     save_folder(net, tmp_path / 'teacher')
-    kept = tmp_path / 'out' / 'kept.json'
+    kept = tmp_path / 'hard images' / 'kept.json'
     teacher = f'local-dir:{tmp_path / "teacher"}'
     code, out, err = cli('analyze', 'hard-samples', '-d', 'digits', '--teacher', teacher, '--top', 5, '-o', kept)
     assert code == 0, err
@@ -103,6 +103,7 @@ def test_the_command_writes_a_list_that_a_training_takes(cli, net, tmp_path):
     subset = take_subset(dataset, str(kept))
     assert len(subset) == content['kept'] == 1347 - len(content['left_out'])
     assert f'{len(content["left_out"])} of 1,347 images' in out
+    assert f"--subset '{kept}'" in out  # as a shell takes it
     assert content['about']['teacher']['name'] == teacher
     table = kept.with_suffix('.csv').read_text().splitlines()
     assert len(table) == 1 + len(content['left_out'])

@@ -1,6 +1,7 @@
 """int8 files: which layers they are of, what they are compared on, and what is written when something fails."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 from sam_reference import mobile_sam
 from timm.data import create_transform
 
-from tinyvit_zoo.classify import Classifier, OnnxClassifier
+from tinyvit_zoo.classify import Classifier, OnnxClassifier, _best
 from tinyvit_zoo.common.errors import EvaluationError, ModelError
 from tinyvit_zoo.common.preprocessing import model_data_config
 from tinyvit_zoo.data.datasets import load_dataset
@@ -162,7 +163,7 @@ def test_too_few_readable_images_are_refused(tmp_path):
         Image.new('RGB', (8, 8), (i, 0, 0)).save(path) if i < 15 else path.write_bytes(b'')
     refused(
         lambda: calibration_images(str(tmp_path), 128, to_input, held_out=False),
-        '15 images that can be read, 2 that cannot', 'at least 16',
+        'at least 16 images that can be read', 'has 15, and 2 that cannot',
         kind=EvaluationError,
     )  # fmt: skip
 
@@ -397,7 +398,10 @@ def test_a_kill_leaves_the_file_of_before(moment, exported, inputs, tmp_path):
     target = tmp_path / 'x.onnx'
     target.write_bytes(b'before')
     code = KILLED.format(places=[str(exported), str(target)], shape=inputs[0].shape, moment=moment)
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, check=False).returncode == -9
+    (tmp_path / 'temporary').mkdir()  # nobody is left to clear it
+    environment = os.environ | {'TMPDIR': str(tmp_path / 'temporary')}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, env=environment, check=False)
+    assert done.returncode == -9
     assert target.read_bytes() == b'before'
 
 
@@ -490,6 +494,11 @@ def test_an_exported_file_classifies_as_its_model(tiny, exported, photos):
     ours, theirs = Classifier(tiny)(image), OnnxClassifier(exported)(image)
     assert [answer.label for answer in ours] == [answer.label for answer in theirs]
     assert [answer.probability for answer in theirs] == pytest.approx([answer.probability for answer in ours], abs=1e-4)
+
+
+def test_a_single_logit_is_a_probability_of_its_own():
+    (answer,) = _best(torch.tensor([-1.0]), ['cat'], 5)
+    assert answer.probability == pytest.approx(1 / (1 + np.e))
 
 
 def test_classify_takes_an_exported_file(cli, exported, photos):

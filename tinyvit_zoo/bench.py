@@ -4,36 +4,37 @@ CPU: one thread by default, and then process CPU time, which other work on the m
 threads wall-clock time. CUDA: events. Weights are random: what they are does not change the time.
 """
 
-import csv
 import gc
-import io
-import os
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import timm
 import torch
 from timm.models import reparameterize_model
 from torch import nn
 from tqdm import tqdm
 
+from .bench_rows import (
+    DEFAULT,
+    Row,
+    Settings,
+    blank_row,
+    clock_of,
+    filled_row,
+    key_of,
+    known_row,
+    read_rows,
+    rows_in,
+    write_rows,
+)
 from .build import build_model
 from .common.errors import ModelError
-from .common.files import write_whole
-from .common.paired_timing import cpu_name
 from .common.text import reason
 from .layers import routes
-from .version import __version__
 
 __all__ = [
     'FORMS',
@@ -57,94 +58,11 @@ GRAPH_WARM_UP = 3  # on a stream of its own, before a graph is captured
 OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'ALLOC_FAILED')
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How models are measured.
-
-    Attributes:
-        device: 'cpu' or 'cuda'.
-        threads: Of the CPU.
-        rounds: Calls of each variant.
-        channels_last: Memory format of weights and images; the deploy form has it always.
-        amp: Type of `torch.autocast`; None for none.
-        dtype: Of weights and images.
-        img_size: (H, W); None for each model's own.
-        train: A step of training (forward, mean square, backward, SGD) instead of inference.
-    """
-
-    device: str = 'cpu'
-    threads: int = 1
-    rounds: int = 11
-    channels_last: bool = False
-    amp: str | None = None
-    dtype: str = 'float32'
-    img_size: tuple[int, int] | None = None
-    train: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What was measured of one model in one form with one batch, and where. Figures of a row that failed are None.
-
-    Attributes:
-        state: 'ok', or 'oom' where memory ran out.
-        clock: 'process CPU time', 'wall-clock time' or 'CUDA events'.
-        images_per_second: From the median.
-        median_ms: Of a call.
-        p95_ms: 95th percentile of the calls.
-        memory_mb: Peak of what torch allocates on the GPU, weights included; None on a CPU, where nobody counts it.
-        ratio: Median over the rounds of the first variant's time divided by this one's: above 1, this one is faster.
-        ratio_low: 5th percentile of the rounds' ratios.
-        ratio_high: 95th percentile of the rounds' ratios.
-        page_faults: Median over the rounds of the pages (usually of 4 KiB) that the system maps in for a call on the
-            CPU; None on CUDA, where nobody tells, and in rows written before they were counted.
-    """
-
-    model: str
-    form: str
-    batch: int
-    first: str
-    mode: str
-    device: str
-    dtype: str
-    amp: str
-    channels_last: bool
-    img_size: str
-    threads: int
-    rounds: int
-    processor: str
-    isa: str
-    gpu: str
-    torch: str
-    timm: str
-    tinyvit_zoo: str
-    commit: str
-    date: str
-    load: float
-    clock: str
-    state: str
-    images_per_second: float | None = None
-    median_ms: float | None = None
-    p95_ms: float | None = None
-    memory_mb: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    page_faults: float | None = None
-
-
-WHEN = ('date', 'load', 'clock')
-FIGURES = (
-    'state', 'images_per_second', 'median_ms', 'p95_ms', 'memory_mb', 'ratio', 'ratio_low', 'ratio_high', 'page_faults',
-)  # fmt: skip
-"""Fields that another run of the same command has other values of."""
-
-
 def bench(
     models: Sequence[str],
     batches: Sequence[int],
     forms: Sequence[str] = ('created',),
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     csv_file: Path | None = None,
 ) -> list[Row]:
     """Measure models in all forms, batch by batch.
@@ -169,7 +87,7 @@ def bench(
 def bench_variants(
     variants: Sequence[tuple[str, str]],
     batches: Sequence[int],
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     csv_file: Path | None = None,
 ) -> list[Row]:
     """`bench` for these pairs of a model and a form alone; the first one is what ratios are to.
@@ -183,26 +101,26 @@ def bench_variants(
     models, forms = (list(dict.fromkeys(names)) for names in zip(*variants, strict=True))
     _check(models, forms, settings)
     torch.set_num_threads(settings.threads)
-    known = _rows_in(csv_file)
+    known = rows_in(csv_file)
     if csv_file:
         write_rows(csv_file, known)  # where that cannot be done, it is said before anything is measured
     rows = []
     for batch in dict.fromkeys(batches):
-        wanted = [_blank(model, form, batch, *variants[0], settings) for model, form in variants]
-        found = [_known(row, known) for row in wanted]
+        wanted = [blank_row(model, form, batch, *variants[0], settings) for model, form in variants]
+        found = [known_row(row, known) for row in wanted]
         done = [row for row in found if row is not None]
         if len(done) < len(wanted):
             done = _measure_batch(wanted, settings)
             if csv_file:
-                new = {_key(row) for row in done}
+                new = {key_of(row) for row in done}
                 # Read again: another run may have added rows meanwhile.
-                write_rows(csv_file, [row for row in _rows_in(csv_file) if _key(row) not in new] + done)
+                write_rows(csv_file, [row for row in rows_in(csv_file) if key_of(row) not in new] + done)
         rows += done
     return rows
 
 
 def bench_calls(
-    makers: Mapping[str, Callable[[], Callable[[], object]]], batch: int, settings: Settings = Settings()
+    makers: Mapping[str, Callable[[], Callable[[], object]]], batch: int, settings: Settings = DEFAULT
 ) -> list[Row]:
     """Measure any calls as `bench` measures those of models.
 
@@ -216,21 +134,21 @@ def bench_calls(
     """
     torch.set_num_threads(settings.threads)
     first = next(iter(makers))
-    rows = [_blank(name, 'created', batch, first, 'created', settings) for name in makers]
+    rows = [blank_row(name, 'created', batch, first, 'created', settings) for name in makers]
     return _measure(rows, list(makers.values()), settings)
 
 
-def call_of(model: str, form: str, batch: int, settings: Settings = Settings()) -> Callable[[], object]:
+def call_of(model: str, form: str, batch: int, settings: Settings = DEFAULT) -> Callable[[], object]:
     """What `bench` times of a model in a form: one call, on random images.
 
     Raises:
         ModelError: As `bench`.
     """
     _check([model], [form], settings)
-    return _variant(_blank(model, form, batch, model, form, settings), settings)
+    return _variant(blank_row(model, form, batch, model, form, settings), settings)
 
 
-def routes_of(models: Sequence[str], batches: Sequence[int], settings: Settings = Settings()) -> list[dict[str, Any]]:
+def routes_of(models: Sequence[str], batches: Sequence[int], settings: Settings = DEFAULT) -> list[dict[str, Any]]:
     """Which kernel each layer takes in a forward pass, as created and in deploy form; nothing is timed.
 
     Args:
@@ -286,9 +204,6 @@ def _create(name: str, settings: Settings, device: str) -> nn.Module:
     return build_model(name, device=device)
 
 
-# --- one batch
-
-
 def _measure_batch(rows: Sequence[Row], settings: Settings) -> list[Row]:
     """All variants of one batch in turn."""
     return _measure(rows, [partial(_variant, row, settings) for row in rows], settings)
@@ -313,7 +228,7 @@ def _measure(
         except AssertionError as e:  # timm's, of the size of the images
             raise ModelError(f'{row.model}: {reason(e)} Choose another --img-size.') from e
     times, faults = _rounds(calls, settings)
-    return [_filled(row, times.get(i), times.get(0), memory.get(i), faults.get(i)) for i, row in enumerate(rows)]
+    return [filled_row(row, times.get(i), times.get(0), memory.get(i), faults.get(i)) for i, row in enumerate(rows)]
 
 
 def _variant(row: Row, settings: Settings) -> Callable[[], object]:
@@ -433,7 +348,7 @@ def _page_faults() -> int:
 
 
 def _timer(settings: Settings) -> Callable[[Callable[[], object]], float]:
-    clock = time.process_time if _clock(settings) == 'process CPU time' else time.perf_counter
+    clock = time.process_time if clock_of(settings) == 'process CPU time' else time.perf_counter
 
     def on_cpu(call: Callable[[], object]) -> float:
         start = clock()
@@ -451,12 +366,6 @@ def _timer(settings: Settings) -> Callable[[Callable[[], object]], float]:
     return on_cuda if settings.device == 'cuda' else on_cpu
 
 
-def _clock(settings: Settings) -> str:
-    if settings.device == 'cuda':
-        return 'CUDA events'
-    return 'process CPU time' if settings.threads == 1 else 'wall-clock time'
-
-
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
@@ -465,133 +374,3 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-# --- rows
-
-
-def _blank(model: str, form: str, batch: int, first: str, first_form: str, settings: Settings) -> Row:
-    cuda = settings.device == 'cuda'
-    return Row(
-        model=model,
-        form=form,
-        batch=batch,
-        first=f'{first} {first_form}',
-        mode='training' if settings.train else 'inference',
-        device=settings.device,
-        dtype=settings.dtype,
-        amp=settings.amp or '',
-        channels_last=settings.channels_last,
-        img_size='x'.join(map(str, settings.img_size)) if settings.img_size else '',
-        threads=settings.threads,
-        rounds=settings.rounds,
-        processor=cpu_name(),
-        isa=torch.backends.cpu.get_cpu_capability(),
-        gpu=torch.cuda.get_device_name() if cuda else '',
-        torch=torch.__version__,
-        timm=timm.__version__,
-        tinyvit_zoo=__version__,
-        commit=_commit(),
-        date=datetime.now(UTC).strftime('%Y-%m-%d'),
-        load=round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else 0.0,
-        clock=_clock(settings),
-        state='oom',
-    )
-
-
-def _filled(
-    row: Row,
-    seconds: list[float] | None,
-    first: list[float] | None,
-    memory: float | None,
-    faults: list[int] | None,
-) -> Row:
-    if seconds is None:
-        return row
-    figures: dict[str, Any] = dict(
-        state='ok',
-        images_per_second=row.batch / statistics.median(seconds),
-        median_ms=1e3 * statistics.median(seconds),
-        p95_ms=1e3 * float(np.percentile(seconds, 95)),
-        memory_mb=memory,
-        page_faults=None if faults is None else float(statistics.median(faults)),
-    )
-    if first is not None:
-        ratios = [one / own for one, own in zip(first, seconds, strict=True)]
-        low, high = np.percentile(ratios, [5, 95]).tolist()
-        figures |= dict(ratio=statistics.median(ratios), ratio_low=low, ratio_high=high)
-    return Row(**{**asdict(row), **figures})
-
-
-def _key(row: Row) -> tuple[object, ...]:
-    return tuple(value for name, value in asdict(row).items() if name not in (*WHEN, *FIGURES))
-
-
-def _known(wanted: Row, rows: Iterable[Row]) -> Row | None:
-    key = _key(wanted)
-    return next((row for row in rows if _key(row) == key), None)
-
-
-def _commit() -> str:
-    """The commit of a checkout, with '+' where the package has changes; '' outside of one."""
-    root = Path(__file__).parent
-    with suppress(OSError, subprocess.SubprocessError):
-        changed = _git(root, 'status', '--porcelain', '-uno', '--', '.')
-        return _git(root, 'rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
-    return ''
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(['git', *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
-
-
-def _rows_in(path: Path | None) -> list[Row]:
-    return read_rows(path) if path and path.exists() else []
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that `bench` wrote.
-
-    Raises:
-        ModelError: If it is not such a file, or a line of it is not whole.
-    """
-    refusal = f'{path} is not a file of `tinyvit-zoo bench`, or damaged: choose another --csv.'
-    try:
-        text = path.read_bytes().decode()
-        lines = csv.DictReader(io.StringIO(text, newline=''))
-        names = {one.name for one in fields(Row)}
-        given = set(lines.fieldnames or ())
-        if text and not names - {'page_faults'} <= given <= names:  # it would be overwritten
-            raise ModelError(refusal)
-        return [_row(line) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
-        raise ModelError(refusal) from e
-
-
-def _row(line: Mapping[Any, Any]) -> Row:
-    if None in line or None in line.values():  # more or fewer values than the first line has names
-        raise ValueError('a line is not whole')
-    read: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: lambda text: text == 'True'}
-    line = {'page_faults': ''} | dict(line)  # not in rows written before they were counted
-    values: dict[str, Any] = {one.name: read.get(one.type, _number)(line[one.name]) for one in fields(Row)}
-    return Row(**values)
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write all rows, whole or not at all."""
-    names = [field.name for field in fields(Row)]
-    lines = [names, *([_text(getattr(row, name)) for name in names] for row in rows)]
-    out = io.StringIO()
-    csv.writer(out, lineterminator='\n').writerows(lines)
-    write_whole(path, out.getvalue().encode())
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ''
-    return f'{value:.6g}' if isinstance(value, float) else str(value)

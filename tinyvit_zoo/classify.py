@@ -148,8 +148,9 @@ class OnnxClassifier:
 
 
 def _best(logits: torch.Tensor, names: Sequence[str], topk: int) -> list[Prediction]:
-    """Logits (classes) to the most probable classes, best first."""
-    values, indices = logits.float().softmax(dim=0).topk(min(topk, len(names)))
+    """Logits (classes) to the most probable classes, best first; of a single class its sigmoid, as it has no other."""
+    probabilities = logits.float().sigmoid() if len(names) == 1 else logits.float().softmax(dim=0)
+    values, indices = probabilities.topk(min(topk, len(names)))
     return [Prediction(i, names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
 

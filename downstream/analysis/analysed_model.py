@@ -1,7 +1,8 @@
 """A model of timm or transformers with the images that it takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.transforms import data_config, eval_transform
+from tinyvit_zoo.training.feature_readers import call_arguments
 from tinyvit_zoo.training.feature_teacher import FeatureTeacher
 
 __all__ = ['AnalysedModel', 'check_not_compiled', 'check_same_size']
@@ -25,14 +27,14 @@ class AnalysedModel:
         name: For people.
         size: (H, W) of its images.
         transform: PIL image -> tensor (3, H, W).
-        arguments: Of its call, beside the images.
+        arguments: Images to what its call takes beside them.
     """
 
     model: nn.Module
     name: str
     size: tuple[int, int]
     transform: Callable[[Image.Image], torch.Tensor]
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Callable[[torch.Tensor], dict[str, Any]] = lambda images: {}
 
     @classmethod
     def of_timm(cls, model: nn.Module, name: str) -> 'AnalysedModel':
@@ -61,11 +63,11 @@ class AnalysedModel:
         transform: Any = create_transform(
             (3, *size), mean=tuple(mean), std=tuple(std), interpolation='bicubic', crop_pct=1.0
         )
-        arguments = {} if _own_size(teacher.model) == size else dict(interpolate_pos_encoding=True)
+        arguments = partial(call_arguments, teacher.model, resizes=_own_size(teacher.model) != size)
         return cls(teacher.model, teacher.name, size, transform, arguments)
 
     def __call__(self, images: torch.Tensor) -> Any:
-        return self.model(images, **self.arguments)
+        return self.model(images, **self.arguments(images))
 
 
 def _own_size(model: Any) -> tuple[int, int] | None:

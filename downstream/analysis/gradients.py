@@ -38,6 +38,9 @@ class CallGradients:
     on to the parameters as before. Calls are counted anew in every forward pass of the model, and the gradients of
     several passes add up until `clear`. Nothing is recorded where no gradient is.
 
+    Under autocast each call casts its own views, and gradients of shared weights add up in the type of the weights.
+    Without views autocast casts a weight once for all calls, and they add up in half precision: the same to rounding.
+
     Args:
         model: Made of blocks; not compiled. Re-entrant checkpointing hides its calls.
 
@@ -55,11 +58,15 @@ class CallGradients:
         blocks = set(find_blocks(model))
         self._names = {module: name for name, module in model.named_modules() if module in blocks}
         self._called: list[str] = []
+        self._running = False
         self._hidden: list[tuple[dict[str, Any], str, nn.Parameter]] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> 'CallGradients':
-        self._handles = [self.model.register_forward_pre_hook(lambda *_: self._called.clear())]
+        self._handles = [
+            self.model.register_forward_pre_hook(self._begin_pass),
+            self.model.register_forward_hook(self._end_pass, always_call=True),
+        ]
         for block in self._names:
             self._handles.append(block.register_forward_pre_hook(self._begin))
             self._handles.append(block.register_forward_hook(self._end, always_call=True))
@@ -74,8 +81,16 @@ class CallGradients:
         """Forget the gradients so far."""
         self.sums.clear()
 
+    def _begin_pass(self, *_: object) -> None:
+        self._called.clear()
+        self._running = True
+
+    def _end_pass(self, *_: object) -> None:
+        self._running = False
+
     def _begin(self, block: nn.Module, *_: object) -> None:
-        if not torch.is_grad_enabled():
+        # Outside a pass, checkpointing runs a block again in the backward pass: the gradients are those of the first.
+        if not self._running or not torch.is_grad_enabled():
             return
         name = next_name(self._names[block], self._called)
         self._called.append(name)

@@ -281,11 +281,24 @@ def as_map(name: str, x: torch.Tensor, model: AnalysedModel, size: tuple[int, in
         EvaluationError: If it is neither.
     """
     if x.ndim == 3:
+        net = unwrapped(model.model)
+        if hasattr(net, 'unroll') or hasattr(net, 'unroll_schedule'):  # Hiera, of timm and of transformers
+            raise EvaluationError(
+                f'{model.name} computes on tokens in an order of its own, not row by row: compare its layers by CKA.'
+            )
         grid = token_grid(model, x.shape[1], size)
         return x[:, grid.prefix :].transpose(1, 2).unflatten(2, grid[:2])
-    if x.ndim != 4:
-        raise EvaluationError(f'{model.name}: {name} gives {tuple(x.shape)}, which is not a map of an image.')
+    if x.ndim != 4 or not any(_may_be_map(sides, size) for sides in (x.shape[1:3], x.shape[2:])):
+        raise EvaluationError(
+            f'{model.name}: {name} gives {tuple(x.shape)}, which is not a map of an image: choose other layers.'
+        )
     return x.permute(0, 3, 1, 2) if _channels_last(x, model, size, module) else x
+
+
+def _may_be_map(sides: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether a map of an image may have these sides: rounded, padded, or less what convolutions cut off."""
+    ratio = size[0] / size[1]
+    return abs(sides[0] - sides[1] * ratio) <= 2 * (1 + ratio)
 
 
 def _channels_last(x: torch.Tensor, model: AnalysedModel, size: tuple[int, int], module: nn.Module) -> bool:

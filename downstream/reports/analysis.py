@@ -87,13 +87,7 @@ def write_cka(
     Raises:
         EvaluationError: If the folder cannot be written to.
     """
-    settings = {key: value for key, value in head.items() if key not in ('dataset', 'seed')}
-    if b is not None:
-        settings['b'] = record('', model=b.model, dataset=None, seed=None, name=b.name)['model']
-    results = record(
-        'analyze cka', model=a.model, dataset=head['dataset'], seed=head['seed'], name=a.name, **settings,
-        size=a.size, result=result,
-    )  # fmt: skip
+    other = {} if b is None else dict(b=record('', model=b.model, dataset=None, seed=None, name=b.name)['model'])
     rows = [
         dict(
             a=row, b=column, cka=_number(result.value[i, j]), low=_number(result.low[i, j]),
@@ -102,6 +96,7 @@ def write_cka(
         for i, row in enumerate(result.rows)
         for j, column in enumerate(result.columns)
     ]  # fmt: skip
+    results = _record('cka', a, head, result, **other)
     return write(output, results, tables=dict(cka=rows), figures=dict(cka=_cka_map(result, a, b, head)), say=say)
 
 

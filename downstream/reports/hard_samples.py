@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,4 +111,4 @@ def write_hard(
     )  # fmt: skip
     write(path.parent, about, tables={path.stem: rows}, figures={path.stem: figure}, say=say)
     write_kept(path, dataset, np.flatnonzero(~kept), about=about)
-    say(f'To train without them: --subset {path}')
+    say(f'To train without them: --subset {shlex.quote(str(path))}')

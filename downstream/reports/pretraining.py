@@ -11,8 +11,8 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.hub.folder import save_folder, write_safetensors
-from tinyvit_zoo.training.loop import Trained
 from tinyvit_zoo.training.pretraining_forms import Encoder
+from tinyvit_zoo.training.train_task import Trained
 
 from .training import write_training
 

@@ -11,7 +11,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.downstream.results import record, write
 from tinyvit_zoo.hub.folder import save_folder
-from tinyvit_zoo.training.loop import Trained
+from tinyvit_zoo.training.train_task import Trained
 
 from . import plots
 

@@ -1,7 +1,7 @@
 /** All that is known of one model, and programs to copy. */
 
 import { breakable, el, link } from './dom.js';
-import { TASKS, threads, whom } from './models.js';
+import { TASKS, digits, threads, whom } from './models.js';
 import { icon } from './marks.js';
 import { makeSnippets } from './snippets.js';
 
@@ -76,7 +76,7 @@ function resultRows(model, sources) {
 function speedRows(model) {
   const rows = model.measured.map((row) => [
     `${row.machine}${row.emulated ? ' (emulated)' : ''}`, threads(row), row.dtype, String(row.batch), row.form,
-    row.ms.toFixed(1), row.images_per_second.toFixed(1), el('time', {}, row.date),
+    digits(row.ms), digits(row.images_per_second), el('time', {}, row.date),
   ]);
   return [['Machine', 'Threads', 'Type', 'Batch', 'Form', 'ms', 'Images/s', 'Date'], ...rows];
 }
@@ -85,7 +85,7 @@ function table(title, [headings, ...rows]) {
   return [
     el('h3', {}, title),
     el('div', { class: 'scroll', role: 'region', 'aria-label': title, tabindex: 0 }, el(
-      'table', {},
+      'table', { 'aria-label': title },
       el('thead', {}, el('tr', {}, ...headings.map((words) => el('th', { scope: 'col' }, words)))),
       el('tbody', {}, ...rows.map((row) => el('tr', {}, ...row.map((words) => el('td', {}, words))))),
     )),

@@ -14,11 +14,16 @@ import { makeTrial } from './trial/panel.js';
 
 /** @typedef {import('./view.js').View} View */
 
+const FORMAT = 1; // of zoo.json
+
 /** @returns {Promise<any>} */
 async function readZoo() {
-  const answer = await fetch('zoo.json');
+  const answer = await fetch('zoo.json').catch(() => null);
+  if (!answer) throw new Error('zoo.json cannot be fetched from this site: load the page anew.');
   if (!answer.ok) throw new Error(`zoo.json is missing (${answer.status}): \`tinyvit-zoo browser build\` makes it.`);
-  return answer.json();
+  const zoo = await answer.json().catch(() => null);
+  if (zoo?.format !== FORMAT) throw new Error('zoo.json is damaged, or of another version than this page: `tinyvit-zoo browser build` makes both.');
+  return zoo;
 }
 
 function showSources(zoo) {
@@ -72,8 +77,11 @@ function start(zoo) {
     const usual = view.speed === settings.keys().next().value ? { speed: '' } : {};
     const address = new URL(location.href);
     address.search = writeView({ ...view, ...usual });
-    if (opens) history.pushState(null, '', address);
-    else history.replaceState(null, '', address);
+    try {
+      if (opens) history.pushState(null, '', address);
+      else history.replaceState(null, '', address);
+    } catch { // browsers allow so many in a time: the page goes on, the address follows at the next change
+    }
     render();
   }
 
@@ -81,12 +89,12 @@ function start(zoo) {
   function toggleCompared(name) {
     const chosen = view.compare.includes(name) ? view.compare.filter((one) => one !== name) : [...view.compare, name];
     if (chosen.length > MOST_COMPARED) {
-      full.hidden = false;
-      announce(full.textContent);
       render(); // takes the tick back
+      full.hidden = false;
+      full.scrollIntoView({ block: 'nearest' }); // from the details it is out of sight
+      announce(full.textContent);
       return;
     }
-    full.hidden = true;
     change({ compare: chosen });
   }
 
@@ -112,6 +120,7 @@ function start(zoo) {
   function render() {
     const models = shown(zoo.models, view);
     for (const part of parts) part(view, models);
+    full.hidden = true;
   }
 
   document.getElementById('csv').addEventListener('click', () => saveCsv(shown(zoo.models, view), view, zoo.sources));

@@ -39,7 +39,7 @@ export function readView(search) {
     const text = given.get(key);
     if (text === null) continue;
     if (Array.isArray(usual)) view[key] = text.split(',').filter(Boolean);
-    else if (typeof usual === 'boolean') view[key] = text === '1';
+    else if (typeof usual === 'boolean') view[key] = ['0', '1'].includes(text) ? text === '1' : usual;
     else view[key] = text;
   }
   return view;

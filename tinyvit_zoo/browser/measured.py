@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..bench import read_rows
+from ..bench_rows import read_rows
 from ..common.paths import packaged_folder
 
 __all__ = ['figures', 'results_folder']

@@ -114,11 +114,21 @@ def _copy_trial(given: Path, folder: Path) -> tuple[str, list[str]]:
         images = sorted((given / 'held_out').glob('*.png'))[:IMAGES]
     elif given.suffix == '.onnx' and given.is_file():
         shutil.copyfile(given, folder / MODEL)
+        if not _is_classifier(folder / MODEL):
+            raise ModelError(
+                f'{given} is no file of `export`, whose labels and preprocessing the page needs: export it.'
+            )
     else:
         raise ModelError(f'{given} is neither an .onnx file nor a folder: give what `export` or `demo` wrote.')
     for image in images:
         shutil.copyfile(image, folder / image.name)
     return f'{TRIAL}/{MODEL}', [f'{TRIAL}/{image.name}' for image in images]
+
+
+def _is_classifier(file: Path) -> bool:
+    """Whether an ONNX file has the metadata that `export` writes, whose names stand in it as they are."""
+    content = file.read_bytes()
+    return b'preprocessing' in content and b'segment_anything' not in content
 
 
 def _export(demo: Path, file: Path) -> None:

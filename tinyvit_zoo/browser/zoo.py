@@ -158,7 +158,7 @@ def _speeds(architecture: str, speeds: Iterable[dict[str, Any]], sources: Source
     shown = ('form', 'batch', 'images_per_second', 'machine', 'emulated', 'threads', 'dtype', 'date', 'commit')
     return [
         {key: speed[key] for key in shown}
-        | dict(ms=round(speed['ms'], 1), source=sources.key(f'Measured here: benchmarks/results/{speed["file"]}'))
+        | dict(ms=round(speed['ms'], 3), source=sources.key(f'Measured here: benchmarks/results/{speed["file"]}'))
         for speed in sorted(speeds, key=lambda speed: (speed['emulated'], speed['machine'], speed['batch']))
         if speed['model'] == architecture and speed['mode'] == 'inference' and not speed['img_size']
     ]

@@ -79,13 +79,7 @@ def minivit(
     from ..training.recipes import WEIGHT_DISTILLATION
     from ..training.weight_distillation import plan_predictions, plan_weights
 
-    if (store is None) == (teacher.teacher is None):
-        raise typer.BadParameter(
-            'Give either --teacher NAME or --store STORE: one of them decides what the student learns.'
-        )
-    if store is None and reuse is not None:
-        raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
-    only_with(teacher.teacher, '--teacher NAME', 'teacher_weights')
+    _check_source(teacher, store, reuse)
     quiet_logs()
     if not dry_run:
         check_folder(output / 'model')
@@ -132,6 +126,17 @@ def minivit(
                 teacher=teacher.teacher, teacher_weights=teacher.origin, seed=run.seed, layer_reserve=reserved,
                 say=say,
             )  # fmt: skip
+
+
+def _check_source(teacher: TeacherOptions, store: str | None, reuse: Reuse | None) -> None:
+    """Usage error unless there is one teacher, at work or in a store."""
+    if (store is None) == (teacher.teacher is None):
+        raise typer.BadParameter(
+            'Give either --teacher NAME or --store STORE: one of them decides what the student learns.'
+        )
+    if store is None and reuse is not None:
+        raise typer.BadParameter('--reuse takes the epochs of a --store in turn: leave it out with --teacher.')
+    only_with(teacher.teacher, '--teacher NAME', 'teacher_weights')
 
 
 def _about(student: str, weights: Path | None) -> tuple[str, bool, bool]:

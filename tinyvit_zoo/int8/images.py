@@ -13,7 +13,6 @@ from PIL import Image
 
 from ..common.counter_rng import child_key, permutations
 from ..common.errors import EvaluationError, MissingSplitError
-from ..common.text import count_of
 from ..data.datasets import load_dataset
 from ..data.folders import read_plain_folder
 from ..data.image_dataset import ImageDataset
@@ -157,8 +156,8 @@ def calibration_images(
             inputs.append(i, found[1])
     if len(inputs) < FEWEST:
         raise EvaluationError(
-            f'{where} has {count_of(len(inputs), "image")} that can be read, {passed - len(inputs)} that cannot: '
-            f'calibration needs at least {FEWEST}.'
+            f'Calibration needs at least {FEWEST} images that can be read: {where} has {len(inputs)}, and '
+            f'{passed - len(inputs)} that cannot.'
         )
     if len(inputs) < passed:
         _log.warning('%s: left out, as they cannot be read: %d of %d images.', where, passed - len(inputs), passed)

@@ -17,10 +17,11 @@ from ..soft_labels.check import check_data
 from ..soft_labels.save import check_output, store_info
 from ..soft_labels.store import Store, StoreInfo
 from ..soft_labels.teacher import Teacher
-from .loop import RunSettings, Trained, train_task
+from .loop import RunSettings
 from .recipes import Recipe
 from .soft_label_views import LiveViews, SoftLabelViews, ViewSampler
 from .tasks.tinyvit import LiveDistillation, SparseDistillation
+from .train_task import Trained, train_task
 
 __all__ = ['Distilled', 'distil_from_store', 'distil_live', 'model_input', 'stored_epochs', 'stored_images']
 

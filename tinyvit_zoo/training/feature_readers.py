@@ -15,7 +15,11 @@ from torch import nn
 from ..common.errors import EvaluationError
 from ..common.text import reason
 
-__all__ = ['FeatureReader', 'Features', 'timm_reader', 'transformers_reader', 'vision_part']
+__all__ = ['FeatureReader', 'Features', 'call_arguments', 'timm_reader', 'transformers_reader', 'vision_part']
+
+
+OTHER_TOKENS = ('num_detection_tokens', 'num_queries', 'num_output_groups')
+"""In configurations: YOLOS has tokens of detections after its patches, DETR one an object, GroupViT one a group."""
 
 
 class Features(NamedTuple):
@@ -122,6 +126,8 @@ def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> F
     the class token where that is none, or a dense layer with tanh, which most pages have no weights of (ViT, DeiT); the
     mean of the dense ones where there is no class token either (SAM).
 
+    MAE, which leaves out patches at random, sees all of them from now on.
+
     Args:
         model: See `vision_part`. Run once, on a blank image.
         name: Of the model, for messages.
@@ -130,6 +136,15 @@ def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> F
     Raises:
         EvaluationError: If it lacks such features, or takes no images of that size.
     """
+    config: Any = model.config
+    other = next((key for key in OTHER_TOKENS if getattr(config, key, None)), None)
+    if other is not None:
+        raise EvaluationError(
+            f'{name} has tokens that do not lie over the image ({other}) and would be taken for patches: choose a '
+            'model that classifies or embeds.'
+        )
+    if _masks(model):
+        config.mask_ratio = 0.0
     forward: Any = _forward(model)
     with _blank_image(model, name, size) as blank:
         output = forward(model, blank)
@@ -158,8 +173,27 @@ def transformers_reader(model: nn.Module, name: str, size: tuple[int, int]) -> F
 def _forward(model: nn.Module) -> Callable[[nn.Module, torch.Tensor], Any]:
     """How a transformers model is called; positions are resized where it can do that."""
     resizes = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
-    settings = dict(interpolate_pos_encoding=True) if resizes else {}
-    return lambda model, images: model(pixel_values=images, return_dict=True, **settings)
+    return lambda model, images: model(pixel_values=images, return_dict=True, **call_arguments(model, images, resizes))
+
+
+def call_arguments(model: Any, images: torch.Tensor, resizes: bool) -> dict[str, Any]:
+    """Arguments of a transformers model's call besides the images.
+
+    Args:
+        model: Of which `transformers_reader` has made a reader.
+        images: (B, 3, H, W).
+        resizes: Whether it is to resize its positions.
+    """
+    arguments: dict[str, Any] = dict(interpolate_pos_encoding=True) if resizes else {}
+    if _masks(model):  # by the order of the noise: all patches, where they lie
+        patches = math.prod(side // model.config.patch_size for side in images.shape[-2:])
+        arguments['noise'] = torch.arange(patches, device=images.device).expand(len(images), -1)
+    return arguments
+
+
+def _masks(model: Any) -> bool:
+    """Whether a transformers model leaves out most patches at random, as MAE does in its own pre-training."""
+    return 'noise' in inspect.signature(model.forward).parameters and hasattr(model.config, 'mask_ratio')
 
 
 def _patch_grid(model: Any, tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:

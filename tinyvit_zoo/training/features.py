@@ -20,12 +20,13 @@ from .accelerator import find_precision
 from .feature_readers import timm_reader
 from .feature_teacher import FeatureTeacher, load_feature_teacher
 from .feature_views import FeatureViews
-from .loop import RunSettings, Trained
+from .loop import RunSettings
 from .pretraining import Pretraining
 from .recipes import Recipe
 from .recipes.features import FEATURES
 from .soft_label_views import ViewSampler
 from .tasks.features import FeatureDistillation, MappedStudent
+from .train_task import Trained
 
 __all__ = ['FeatureDistilled', 'FeaturePlan', 'autocast_dtype', 'distil_features', 'plan_features']
 

@@ -9,14 +9,13 @@ image counts for itself. BatchNorm that learns takes its statistics over the ima
 two, since its synchronised form needs CUDA; with `Recipe.freeze_batch_norm` it is.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -36,6 +35,7 @@ from .accelerator import create_accelerator
 from .epoch_losses import EpochLosses
 from .ingredients import create_optimizer, create_scheduler, set_training
 from .recipes import Recipe
+from .rest_of_epoch import RestOfEpoch, rest_of_epoch_in
 from .run_log import RunLog
 from .run_state import alone_in, read_state, read_weights, write_state
 
@@ -47,13 +47,9 @@ with needs_extra('eval'):
 __all__ = [
     'Observer',
     'Record',
-    'RestOfEpoch',
     'RunSettings',
-    'Trained',
     'TrainingLoop',
     'best_epoch',
-    'train_task',
-    'unreached_frozen',
 ]
 
 # What a recipe says of itself; and the held-out share, which the images that are trained on show.
@@ -96,23 +92,6 @@ class RunSettings(TypedDict, total=False):
     compile: bool
     say: Callable[[str], None]
     observer: Observer | None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training of a task; its module has the weights of the last epoch.
-
-    Attributes:
-        history: One record an epoch: each of the task's losses, and 'lr'.
-        recipe: As it was trained by.
-        precision: 'no' (float32), 'bf16' or 'fp16'.
-        processes: How many trained together, at the end where a run was resumed with others.
-    """
-
-    history: tuple[Record, ...]
-    recipe: Recipe
-    precision: str
-    processes: int
 
 
 def best_epoch(history: Sequence[Record], chosen_by: str | None) -> int:
@@ -275,7 +254,7 @@ class TrainingLoop:
         accumulated, losses = self.accelerator.gradient_accumulation_steps, epoch.losses
         set_training(self.wrapped, self.recipe.freeze_batch_norm)
         skipped = losses.updates
-        _sampler_of(loader).first = skipped * self.recipe.batch_size
+        rest_of_epoch_in(loader).first = skipped * self.recipe.batch_size
         loader.set_epoch(epoch.done)  # accelerate counts epochs from 0 in every run, and passes that on to the sampler
         hidden = None if self.accelerator.is_main_process else True
         bar = tqdm(
@@ -413,29 +392,6 @@ def _settle(epoch: _Epoch) -> None:
         )
 
 
-class RestOfEpoch(Sampler):
-    """The indices of a sampler from `first` on, in the next epoch only: those before it are never read."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler, self.first = sampler, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Hand the number of the epoch on."""
-        cast(Any, self.sampler).set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(cast(Any, self.sampler))
-
-    def __iter__(self) -> Iterator[Any]:
-        first, self.first = self.first, 0
-        return itertools.islice(iter(self.sampler), first, None)
-
-
-def _sampler_of(loader: DataLoaderShard) -> RestOfEpoch:
-    batches = loader.batch_sampler
-    return getattr(batches, 'batch_sampler', batches).sampler
-
-
 def _compile(module: nn.Module, task: TrainingTask, observer: Observer | None) -> None:
     if observer is not None:
         raise EvaluationError(
@@ -448,52 +404,6 @@ def _compile(module: nn.Module, task: TrainingTask, observer: Observer | None) -
             '--compile out.'
         )
     module.compile()
-
-
-def train_task(
-    task: TrainingTask,
-    views: Dataset,
-    sampler: Sampler,
-    recipe: Recipe,
-    output: str | Path,
-    identity: Mapping[str, str],
-    **run: Unpack[RunSettings],
-) -> Trained:
-    """Train a task that measures nothing but its losses, or resume an earlier run into the same folder.
-
-    Args:
-        task: See `TrainingLoop`. Its trainable module is left in eval mode.
-        views: Items that torch collates to the arguments of the task's forward.
-        sampler: Indices of `views`, in whole batches of the recipe.
-        recipe: Its mixing and augmentation have no effect: the views are what they are.
-        output: Folder for `state.pt`, all that a resumed run needs, and `best.pt`, the weights that result.
-        identity: What must be the same for a run to be resumed, besides recipe, seed, precision and initial weights.
-        **run: See `TrainingLoop`.
-
-    Raises:
-        EvaluationError: For a reason of `TrainingLoop` or of its `run`.
-    """
-    with unreached_frozen(cast(nn.Module, task.get_trainable_module())):
-        loop = TrainingLoop(task, recipe, Path(output), **run)
-        history = loop.run(loop.loader(views, sampler), identity)
-    loop.module.eval()
-    return Trained(tuple(history), recipe, loop.accelerator.mixed_precision, loop.accelerator.num_processes)
-
-
-@contextmanager
-def unreached_frozen(module: nn.Module) -> Iterator[None]:
-    """A block, for a whole training, in which parameters have no gradient that the module names as out of its output's
-    reach (`unreached_parameters`). DistributedDataParallel would wait for theirs.
-    """
-    names = set(cast(Any, module).unreached_parameters()) if hasattr(module, 'unreached_parameters') else set()
-    frozen = [parameter for name, parameter in module.named_parameters() if name in names and parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from ..data.subsets import subset_identity
 from ..pretrain import DMae, MaskedAutoencoder, MocoV3, TinyMim
 from .accelerator import find_precision
 from .estimate import Estimate, estimate
-from .loop import RunSettings, Trained, train_task
+from .loop import RunSettings
 from .pretraining_views import ContrastViews, JitteredViews, MaskedViews, MomentSampler
 from .recipes import Recipe
 from .recipes.mae_lite import CONTRAST_JITTER, MASK_RATIO, START_MOMENTUM
@@ -38,6 +38,7 @@ from .recipes.tinymim import COLOR_JITTER
 from .soft_label_views import ViewSampler
 from .tasks.mae_lite import DMaeTask, MaeTask, MocoV3Task
 from .tasks.tinymim import TinyMimTask
+from .train_task import Trained, train_task
 
 __all__ = ['Pretraining', 'autocast_of', 'd_mae', 'input_of', 'mae', 'mocov3', 'tinymim']
 

@@ -18,13 +18,14 @@ from ..data.subsets import subset_identity
 from ..data.unlabelled import load_unlabelled
 from .feature_teacher import FeatureTeacher
 from .features import autocast_dtype
-from .loop import RunSettings, Trained
+from .loop import RunSettings
 from .pretraining import Pretraining
 from .recipes import Recipe
 from .recipes.features import SAM_FEATURES
 from .sam_embeddings import StoredEmbeddings
 from .soft_label_views import ViewSampler
 from .tasks.sam import SamDistillation
+from .train_task import Trained
 
 __all__ = ['SamDistilled', 'SamPlan', 'SamViews', 'distil_sam', 'plan_sam']
 

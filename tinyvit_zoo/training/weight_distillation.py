@@ -26,12 +26,13 @@ from ..distill.taps import match_layers, stage_depths
 from ..soft_labels.store import Store, StoreInfo
 from .distillation import Distilled, model_input, stored_epochs, stored_images
 from .ingredients import RepeatedAugSampler, create_mixup, create_transforms
-from .loop import RunSettings, Trained
+from .loop import RunSettings
 from .pretraining import Pretraining, autocast_of
 from .recipes import Recipe
 from .soft_label_views import SoftLabelViews, ViewSampler
 from .tasks.minivit import PredictionDistillation, WeightDistillationTask
 from .tasks.teacher import check_teacher, trial_images
+from .train_task import Trained
 
 __all__ = [
     'OBJECTIVES',

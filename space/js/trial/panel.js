@@ -25,6 +25,11 @@ async function fetched(address) {
   return answer.arrayBuffer();
 }
 
+/** Whether a file can be read: a folder, or what is gone since it was chosen, cannot. */
+async function check(file) {
+  await file.slice(0, 1).arrayBuffer().catch(() => { throw new Error(`${file.name} cannot be read: give files, not folders.`); });
+}
+
 class Panel {
   constructor(box, given) {
     this.box = box;
@@ -86,6 +91,7 @@ class Panel {
     if (!files.length) return Promise.resolve(); // text or a link was dropped
     return this.guarded(async (goOn) => {
       for (const file of files) {
+        await check(file);
         if (file.name.toLowerCase().endsWith('.onnx')) {
           const bytes = await file.arrayBuffer();
           goOn();

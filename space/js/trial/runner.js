@@ -1,14 +1,18 @@
 /** The page's side of the worker: calls that end with an answer, and a stop at any time. */
 
-/** What calls end with that were stopped. */
+/** What calls end with whose worker ended before it answered: it was stopped, or could not go on. */
 export class Stopped extends Error {}
 
 /** @typedef {{data: Float32Array, dims: readonly number[]}} Tensor */
 
 export class Runner {
-  /** @param {(loaded: number, total: number) => void} onProgress Bytes of the runtime that arrived. */
-  constructor(onProgress) {
+  /**
+   * @param {(loaded: number, total: number) => void} onProgress Bytes of the runtime that arrived.
+   * @param {() => void} onEnd The worker ended, and what it held is gone.
+   */
+  constructor(onProgress, onEnd = () => {}) {
     this.onProgress = onProgress;
+    this.onEnd = onEnd;
     this.worker = null;
     this.waiting = new Map();
     this.count = 0;
@@ -59,12 +63,16 @@ export class Runner {
     return this.#ask({ action: 'fit', image, config, fitted, size });
   }
 
-  /** End whatever runs; loaded files are gone with it. */
-  stop() {
+  /**
+   * End whatever runs; loaded files are gone with it. The next call begins with another worker.
+   * @param {string} [words] Why.
+   */
+  stop(words = 'Stopped.') {
     this.worker?.terminate();
     this.worker = null;
-    for (const { reject } of this.waiting.values()) reject(new Stopped('Stopped.'));
+    for (const { reject } of this.waiting.values()) reject(new Stopped(words));
     this.waiting.clear();
+    this.onEnd();
   }
 
   #ask(message) {
@@ -83,15 +91,16 @@ export class Runner {
         this.onProgress(data.loaded, data.total);
         return;
       }
+      if (data.type === 'ended') {
+        this.stop(data.message);
+        return;
+      }
       const { resolve, reject } = this.waiting.get(data.id);
       this.waiting.delete(data.id);
       if (data.type === 'done') resolve(data);
       else reject(new Error(data.message));
     };
-    worker.onerror = () => {
-      for (const { reject } of this.waiting.values()) reject(new Error('The worker of this page could not be started.'));
-      this.waiting.clear();
-    };
+    worker.onerror = () => this.stop('A part of this page cannot be fetched: try again, or load the page anew.');
     return worker;
   }
 }

@@ -26,7 +26,7 @@ import { Sam } from './sam.js';
 export class Trial {
   /** @param {(loaded: number, total: number) => void} onProgress */
   constructor(onProgress) {
-    this.runner = new Runner(onProgress);
+    this.runner = new Runner(onProgress, () => this.forgetLoaded());
     this.sam = new Sam(this.runner);
     /** Whether the last file was one of Segment Anything. */
     this.segments = false;
@@ -104,14 +104,19 @@ export class Trial {
   /** End what runs. Models are made ready anew at the next run. */
   stop() {
     this.runner.stop();
+  }
+
+  /** Forget what the worker held. */
+  forgetLoaded() {
     this.loaded = null;
     this.sam.reset();
   }
 }
 
-/** The five most probable classes. */
-function best(logits, labels) {
+/** The five most probable classes. A single logit has no other to compare with: its sigmoid, as in `classify`. */
+export function best(logits, labels) {
   if (!labels.length) return [];
+  if (logits.length === 1) return [{ label: labels[0], probability: 1 / (1 + Math.exp(-logits[0])) }];
   const highest = Math.max(...logits);
   const powers = logits.map((logit) => Math.exp(logit - highest));
   const total = powers.reduce((sum, power) => sum + power, 0);

@@ -5,14 +5,20 @@ import { normalized, padded, resizedAndCropped } from './preprocess.js';
 
 const RUNTIME = new URL('../../runtime/', import.meta.url);
 const THREADS = 1; // more need headers that static hosts do not always send
+const LEAST = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0); // the shortest WebAssembly
+const INCOMPLETE = 'A part of onnxruntime-web cannot be fetched from this site: try again, or build the page anew with `tinyvit-zoo browser build --npm`.';
+const TOO_OLD = 'onnxruntime-web does not start here: the browser may be too old, or a part of runtime/ missing.';
+
+/** The runtime cannot be started. It remembers that, so the next try needs another worker. */
+class NotStarted extends Error {}
 
 let ort = null;
 const sessions = new Map();
 
 /** The WebAssembly, with a message for each part that arrives. */
 async function fetchRuntime() {
-  const answer = await fetch(new URL('ort-wasm-simd-threaded.wasm', RUNTIME));
-  if (!answer.ok) throw new Error('onnxruntime-web is missing: `tinyvit-zoo browser build --npm` adds it.');
+  const answer = await fetch(new URL('ort-wasm-simd-threaded.wasm', RUNTIME)).catch(() => null);
+  if (!answer?.ok) throw new NotStarted(INCOMPLETE);
   const total = Number(answer.headers.get('Content-Length')) || 0;
   const parts = [];
   let loaded = 0;
@@ -29,7 +35,12 @@ async function fetchRuntime() {
 
 async function start() {
   if (ort) return;
-  const loaded = await import(new URL('ort.wasm.bundle.min.mjs', RUNTIME));
+  try {
+    await WebAssembly.compile(LEAST);
+  } catch { // not there, or forbidden by the site or by a setting
+    throw new NotStarted('WebAssembly, which onnxruntime-web needs, is not allowed here: allow it, or try another browser.');
+  }
+  const loaded = await import(new URL('ort.wasm.bundle.min.mjs', RUNTIME)).catch(() => { throw new NotStarted(INCOMPLETE); });
   loaded.env.wasm.numThreads = THREADS;
   loaded.env.wasm.wasmPaths = RUNTIME.href;
   loaded.env.wasm.wasmBinary = await fetchRuntime();
@@ -59,6 +70,7 @@ const ACTIONS = {
     try {
       sessions.set(name, await ort.InferenceSession.create(new Uint8Array(model), { graphOptimizationLevel: 'all' }));
     } catch (error) {
+      if (error.message.includes('no available backend')) throw new NotStarted(TOO_OLD);
       throw new Error(`onnxruntime-web cannot read this file, which may be damaged: ${error.message}`);
     }
     return {};
@@ -88,6 +100,6 @@ async function answer({ id, action, ...values }) {
     const { given = [], ...found } = await ACTIONS[action](values); // what is given away is not copied
     postMessage({ type: 'done', id, ...found }, given);
   } catch (error) {
-    postMessage({ type: 'failed', id, message: error.message });
+    postMessage({ type: error instanceof NotStarted ? 'ended' : 'failed', id, message: error.message });
   }
 }
