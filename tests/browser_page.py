@@ -45,7 +45,8 @@ QUIET = (
     '--disable-features=OptimizationHints,MediaRouter,Translate,NetworkTimeServiceQuerying',
     '--js-flags=--liftoff-only',  # to optimize WebAssembly costs more than these small models take
 )  # fmt: skip
-BROWSERS_OWN = ('google.com', 'googleapis.com')  # which Chromium asks whatever page it shows
+# What Chromium asks whatever page it shows.
+BROWSERS_OWN = ('google.com', 'googleapis.com', 'gstatic.com', 'gvt1.com', 'gvt2.com')
 LABELS = [f'kind {i}' for i in range(12)]
 DROP = """
 const [files] = arguments;
@@ -162,6 +163,7 @@ def opened(folder: Path, model) -> Iterator[SimpleNamespace]:
     options.add_experimental_option('prefs', {'download.default_directory': str(folder / 'saved')})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
+        driver.set_script_timeout(120)
         driver.get('about:blank')
         Elsewhere.hosts.clear()  # what the browser itself wanted when it started
         yield session(driver, f'http://127.0.0.1:{site.server_port}/', folder)
@@ -177,7 +179,7 @@ def session(driver, address: str, folder: Path) -> SimpleNamespace:
     def run(code: str, *arguments: object):
         return driver.execute_script(code, *arguments)
 
-    def until(code: str, *arguments: object, seconds: float = 30):
+    def until(code: str, *arguments: object, seconds: float = 120):
         end = time.monotonic() + seconds
         while not (found := run(code, *arguments)):
             assert time.monotonic() < end, f'{code} did not become true'

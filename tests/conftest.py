@@ -22,9 +22,12 @@ os.environ.update(
     HF_HOME=f'{_HOME.name}/huggingface',
     TORCH_HOME=f'{_HOME.name}/torch',
     TINYVIT_ZOO_HOME=f'{_HOME.name}/tinyvit_zoo',
-    NO_PROXY='127.0.0.1',
-    no_proxy='127.0.0.1',
+    NO_PROXY='127.0.0.1,localhost',
+    no_proxy='127.0.0.1,localhost',
 )
+# Typer takes the output for a terminal where one of these is set; the next are settings of users.
+for name in ('GITHUB_ACTIONS', 'FORCE_COLOR', 'PY_COLORS', 'COLUMNS', 'TERMINAL_WIDTH', 'TINYVIT_ZOO_ROUTES'):
+    os.environ.pop(name, None)
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ['OMP_NUM_THREADS'] = '1'
 
@@ -285,6 +288,17 @@ def imported_benchmark(name: str, folder: str = 'benchmarks') -> Iterator[Module
     finally:
         sys.path.remove(str(path.parent))
         del sys.modules[spec.name]
+
+
+def forget_modules(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """Modules whose names start so are imported anew in this test; after it both ways to them lead to the old ones."""
+    names = [name for name in sys.modules if name.startswith(start)]
+    for name in names:
+        parent, _, child = name.rpartition('.')
+        if hasattr(sys.modules.get(parent), child):
+            monkeypatch.setattr(sys.modules[parent], child, getattr(sys.modules[parent], child))  # put back afterwards
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def refused(action, *words: str, kind: type[Exception] = CheckpointError) -> str:

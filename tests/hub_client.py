@@ -62,7 +62,7 @@ class HubClient:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(300)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
     def wait(self) -> None:
         released = self.hub.released  # `clear` makes a new one
         self.hub.stalled.set()
-        released.wait(60)
+        released.wait(500)
 
     def break_off(self) -> None:
         if self.fault.stall:

@@ -5,6 +5,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from tinyvit_zoo.common.folders import swap_in
 
 CACHE = Path(__file__).parent.parent / 'build' / 'npm'
@@ -15,11 +17,11 @@ def npm_package(name: str, version: str) -> Path | None:
     """The unpacked package, fetched by `npm pack` if it is not there; None where that is not possible."""
     folder = CACHE / f'{name}-{version}'
     npm = shutil.which('npm')
-    if folder.is_dir():
-        return folder / 'package'
-    if npm is None or not _fetched(npm, f'{name}@{version}', folder):
-        return None
-    return folder / 'package'
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f'{name}-{version}.lock'):  # two processes of pytest may want it at once
+        if folder.is_dir() or (npm is not None and _fetched(npm, f'{name}@{version}', folder)):
+            return folder / 'package'
+    return None
 
 
 def _fetched(npm: str, package: str, folder: Path) -> bool:

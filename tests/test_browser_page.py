@@ -237,7 +237,7 @@ def test_the_table_is_saved_as_it_stands(page):
     page.open('?family=tinyvit&timm=0&sort=params&up=1')
     page.click('#csv')
     file = page.folder / 'saved' / 'tinyvit_zoo.csv'
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not file.is_file() and time.monotonic() < end:
         time.sleep(0.05)
     rows = list(csv.DictReader(io.StringIO(file.read_text())))

@@ -178,7 +178,6 @@ def rectangular(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
 def test_pixels_are_those_of_pillow_and_logits_those_of_pytorch(page, rectangular):
     files = [(site_model(page), page.folder / 'site' / 'trial' / 'model.onnx'), rectangular]
     images = [noise(width, width, height) for width, height in ((150, 97), (41, 200), (1, 300))]
-    page.driver.set_script_timeout(60)
     given = [text(file.read_bytes()) for _, file in files], [text(png(image)) for image in images]
     found = page.driver.execute_async_script(RUN, *given)
     assert len(found) == 6, found

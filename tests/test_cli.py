@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import forget_modules
 from golden_rule import fill_by_rule, official_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -53,7 +54,7 @@ def python(*args, cwd=None, **env):
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
     )
 
 
@@ -631,8 +632,8 @@ def test_run_works_under_torchrun(tmp_path):
 
 @pytest.mark.parametrize('missing', ['typer', 'rich'])
 def test_without_the_cli_packages_one_sentence_says_what_to_install(monkeypatch, missing):
-    for name in [n for n in sys.modules if n.startswith('tinyvit_zoo.cli.') or n.partition('.')[0] == missing]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_modules(monkeypatch, 'tinyvit_zoo.cli.')
+    forget_modules(monkeypatch, f'{missing}.')
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit, match=r"pip install 'tinyvit-zoo\[cli\]'"):
         tinyvit_zoo.cli.main()

@@ -133,7 +133,7 @@ def test_two_processes_share_the_files_that_a_killed_one_left_and_all_have_the_b
 
     def start(*launcher: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, *launcher, *map(str, words('maps'))]
-        return subprocess.run(line, env=environment, cwd=tmp_path, timeout=300, capture_output=True, text=True)
+        return subprocess.run(line, env=environment, cwd=tmp_path, timeout=500, capture_output=True, text=True)
 
     assert start('killed.py').returncode == -signal.SIGKILL
     assert (tmp_path / 'maps' / '00000.safetensors').exists()

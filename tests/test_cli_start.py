@@ -29,7 +29,7 @@ def start(*args: str, cwd: Path = ROOT, **env: str) -> tuple[int, str, str, list
     """What the console script does: exit code, stdout, stderr, and which heavy modules were loaded at its end."""
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), **env}
     done = subprocess.run(
-        [sys.executable, '-c', WATCHED, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, '-c', WATCHED, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=500
     )
     *err, loaded = done.stderr.splitlines()
     return done.returncode, done.stdout, '\n'.join(err), json.loads(loaded)

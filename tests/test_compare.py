@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import refused
+from conftest import forget_modules, refused
 from PIL import Image
 
 from tinyvit_zoo.cli.evaluator_options import processes
@@ -219,8 +219,7 @@ def test_evaluate_refuses_in_one_sentence(cli, image_folder, tmp_path):
 
 @pytest.mark.parametrize('command', [('evaluate', 'a'), ('compare', 'a', 'b')])
 def test_without_matplotlib_one_sentence_says_what_to_install_before_anything_is_done(cli, monkeypatch, command):
-    for name in [n for n in sys.modules if n.startswith('tinyvit_zoo.downstream.')]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_modules(monkeypatch, 'tinyvit_zoo.downstream.')
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     code, out, err = cli(*command, '--data', 'digits')
     assert (code, out, err.count('\n')) == (1, '', 1)
@@ -317,7 +316,7 @@ def test_two_processes_give_the_result_of_one(command, saved, image_folder, tmp_
     for name, launcher in launchers.items():
         done = subprocess.run(
             [sys.executable, *launcher, '-m', *line, '--output', str(tmp_path / name)],
-            cwd=tmp_path, capture_output=True, text=True, timeout=200,
+            cwd=tmp_path, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found[name] = {k: v for k, v in results_of(tmp_path / name).items() if k not in ('command', 'time')}

@@ -184,7 +184,7 @@ def test_two_processes_of_torchrun_search_together_and_the_result_can_be_loaded(
     ]  # fmt: skip
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     texts = [
-        subprocess.run([str(arg) for arg in args], capture_output=True, text=True, timeout=300, env=env, check=True)
+        subprocess.run([str(arg) for arg in args], capture_output=True, text=True, timeout=500, env=env, check=True)
         for _ in range(2)
     ]
     found = json.loads((tmp_path / 'run' / 'tree.json').read_text())

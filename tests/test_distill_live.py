@@ -266,7 +266,7 @@ def test_two_processes_train_as_one_does_with_a_live_teacher(folders, tmp_path):
     def start(output: str, *launcher: str) -> str:
         command = [sys.executable, '-m', *launcher, 'tinyvit_zoo.cli', 'distill', *TRAIN, '-d', str(folders / 'data')]
         return subprocess.run(
-            [*command, *teacher, '-o', output], env=environment, cwd=tmp_path, check=True, timeout=300,
+            [*command, *teacher, '-o', output], env=environment, cwd=tmp_path, check=True, timeout=500,
             capture_output=True, text=True,
         ).stdout  # fmt: skip
 

@@ -387,7 +387,7 @@ def test_two_processes_train_as_one_does_without_drop_path(folders, tmp_path):
             ['torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', '-m'] if processes > 1 else []
         )
         command = [*program, *launcher, 'tinyvit_zoo.cli', 'distill', *words]
-        subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=300)
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=500)
 
     weights = ['--weights', str(folders / 'teacher.pth')]
     start('save', 'test_vit', *weights, *data, '--store', 's', '--epochs', '0:2', '-k', '4', '--device', 'cpu')

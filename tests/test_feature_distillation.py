@@ -372,7 +372,7 @@ def test_two_processes_train_as_one_does(folders, tmp_path):
 
     def start(output: str, *launcher: str) -> dict[str, torch.Tensor]:
         words = [sys.executable, '-m', *launcher, 'tinyvit_zoo.cli', *command(folders, output)]
-        subprocess.run(words, env=environment, cwd=tmp_path, check=True, timeout=300, capture_output=True)
+        subprocess.run(words, env=environment, cwd=tmp_path, check=True, timeout=500, capture_output=True)
         return read_weights(tmp_path / output)
 
     one = start('one')

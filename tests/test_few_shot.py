@@ -216,6 +216,7 @@ def test_compiled_steps_that_are_not_as_built_are_built_again_and_never_run(chan
         built.rename(tmp_path / 'planted.so')
         built.symlink_to(tmp_path / 'planted.so')
     else:
+        built.unlink()  # this process has it mapped: in a file cut short under it, code that is called would be gone
         built.write_bytes({'empty': b'', 'cut': whole[:-100], 'other bytes': whole[:-1] + b'\x07'}[change])
     calls = builds(monkeypatch)
     assert cdfsl_kernel._load()
@@ -223,6 +224,15 @@ def test_compiled_steps_that_are_not_as_built_are_built_again_and_never_run(chan
     assert built.read_bytes() == whole
     assert not built.is_symlink()
     assert not built.stat().st_mode & 0o022
+
+
+def test_compiled_steps_that_are_built_again_are_those_that_run(built):
+    """The loader knows what it has loaded by its name, and descriptors that are closed are given again."""
+    before = cdfsl_kernel._load()
+    built.unlink()
+    after = cdfsl_kernel._load()
+    assert after._handle != before._handle
+    assert cdfsl_kernel._load()._handle == after._handle  # the same file
 
 
 def test_a_folder_of_compiled_steps_is_closed_to_others(built, monkeypatch):

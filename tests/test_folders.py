@@ -100,14 +100,15 @@ def test_a_writer_that_is_killed_leaves_nothing_after_the_next(tmp_path):
     def stall() -> None:
         with swap_in(tmp_path / 'model', replaces=FILES) as new:
             (new / FILES[0]).write_text('half')
-            time.sleep(60)
+            time.sleep(600)
 
     writer = multiprocessing.get_context('fork').Process(target=stall)
     writer.start()
-    while not list(tmp_path.glob(f'.model.*.new/{FILES[0]}')):
+    while not list(tmp_path.glob(f'.model.*.new/{FILES[0]}')) and writer.is_alive():
         time.sleep(0.01)
-    os.kill(writer.pid, signal.SIGKILL)
+    writer.kill()
     writer.join()
+    assert writer.exitcode == -signal.SIGKILL
     assert (tmp_path / 'model' / FILES[0]).read_text() == 'first'
     save(tmp_path / 'model', 'second')
     assert [p.name for p in tmp_path.iterdir()] == ['model']

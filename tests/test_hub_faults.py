@@ -210,7 +210,7 @@ def test_of_two_pushes_at_once_the_later_is_refused_and_no_page_is_a_mixture(hub
     hub.pages[REPO] = Page({})
     hub.faults = [Fault('POST .*/commit/', hold=True)]
     first = client.start('push', page, '--to', REPO)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(300)
     hub.faults = []
     assert client.run('push', other_page, '--to', REPO)[0] == 0
     hub.released.set()
@@ -224,7 +224,7 @@ def test_a_page_that_changes_during_a_pull_is_no_mixture(hub, client, page, othe
     hub.pages[REPO] = Page(contents(page))
     hub.faults = [Fault(f'GET .*{WEIGHTS}', hold=True)]
     pull = client.start('verify', REPO)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(300)
     hub.faults = []
     hub.pages[REPO].change(contents(other_page))
     hub.released.set()
@@ -242,7 +242,7 @@ def test_a_process_killed_during_a_download(hub, client, page, what):
     hub.pages[REPO] = Page(contents(page))
     hub.faults = [Fault(f'GET .*{WEIGHTS}', cut=100_000, stall=True)]
     pull = client.start('verify', REPO) if what == 'verify' else client.start(python=LOAD)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(300)
     pull.kill()
     hub.released.set()
     assert_cache_is_whole(client)
@@ -256,7 +256,7 @@ def test_a_process_killed_during_a_download(hub, client, page, what):
 def test_a_process_killed_during_a_push(hub, client, page, moment):
     hub.faults = [Fault(moment, cut=100, stall=True)]
     push = client.start('push', page, '--to', REPO)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(300)
     push.kill()
     hub.released.set()
     assert hub.pages[REPO].files == {}

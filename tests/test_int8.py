@@ -441,9 +441,9 @@ def trained():
 def test_a_model_trained_on_digits_loses_at_most_a_point(trained, tmp_path):
     done = quantize_model(trained, tmp_path / 'x.onnx', 'digits', 'digits')
     before, after = done.comparison.accuracy
-    assert before > 0.9
+    assert before > 0.85  # 0.92 to 0.93 as processors round
     assert before - after <= 0.01
-    assert done.comparison.agreement > 0.98
+    assert done.comparison.agreement > 0.96  # 0.99 to 1
     assert done.megabytes[1] <= 0.33 * done.megabytes[0]
 
 

@@ -32,7 +32,7 @@ for name in TRAINERS:
     if not process:
         train_until_killed(name, os.path.join(sys.argv[1], name))
         os._exit(0)
-    print(name, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    print(name, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)  # else forks would print it again
 """
 
 
@@ -70,7 +70,7 @@ def killed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     paths = [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), OMP_NUM_THREADS='1')
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)], env=environment, check=True, timeout=300, capture_output=True,
+        [sys.executable, str(script), str(folder)], env=environment, check=True, timeout=500, capture_output=True,
         text=True,
     )  # fmt: skip
     return folder, dict(line.split() for line in done.stdout.splitlines())

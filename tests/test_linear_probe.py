@@ -440,8 +440,8 @@ def start(tmp_path: Path, name: str, epochs: int, launcher: list[str]) -> subpro
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    assert start(tmp_path, 'one', 2, []).wait(200) == 0
-    assert start(tmp_path, 'two', 2, torchrun).wait(300) == 0
+    assert start(tmp_path, 'one', 2, []).wait(500) == 0
+    assert start(tmp_path, 'two', 2, torchrun).wait(500) == 0
     one, two = (np.load(tmp_path / f'{name}.npz') for name in ('one', 'two'))
     assert abs(one['weight'] - two['weight']).max() <= 1e-5 * np.sqrt(np.square(one['weight']).mean())
     np.testing.assert_array_equal(one['history'], two['history'])
@@ -451,7 +451,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_repeatedly_resumes_to_the_same_weights(tmp_path):
-    assert start(tmp_path, 'whole', 3, []).wait(200) == 0
+    assert start(tmp_path, 'whole', 3, []).wait(500) == 0
     path, killed = tmp_path / 'torn.pt', 0
     while not (tmp_path / 'torn.npz').exists():
         before = path.stat().st_mtime_ns if path.exists() else 0

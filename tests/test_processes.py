@@ -37,7 +37,7 @@ def test_a_value_and_an_error_of_the_first_process_are_those_of_all(tmp_path, mo
     started = [context.Process(target=ask, args=(rank, tmp_path / 'store', answers)) for rank in range(2)]
     for process in started:
         process.start()
-    found = sorted(answers.get(timeout=60) for _ in started)
+    found = sorted(answers.get(timeout=500) for _ in started)
     for process in started:
         process.join()
     assert found == [(rank, 'of process 0', 'The folder is full: choose another.') for rank in range(2)]

@@ -190,7 +190,7 @@ def test_a_page_of_unknown_content_is_not_overwritten(hub, client, page, new_pag
 def test_a_page_that_somebody_creates_meanwhile_is_read_again(hub, client, page, options, files, words):
     hub.faults = [Fault('POST .*/repos/create', hold=True)]
     run = client.start('push', page, '--to', REPO, *options)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(300)
     hub.faults, hub.pages[REPO] = [], Page(dict(files))
     hub.released.set()
     assert_refused(run.wait(), words)

@@ -51,9 +51,9 @@ def run(folder, point=''):
         os._exit(code or 0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
-print('whole', run(sys.argv[1] + '/whole'))
+print('whole', run(sys.argv[1] + '/whole'), flush=True)  # else forks would print it again
 for point in {points!r}:
-    print('killed', run(sys.argv[1] + '/killed', point))
+    print('killed', run(sys.argv[1] + '/killed', point), flush=True)
 print('rest', run(sys.argv[1] + '/killed'))
 """
 

@@ -1,7 +1,9 @@
 """Which kernel a layer takes on which processor, and TinyViT's front a few images at a time: structure, never time."""
 
 import importlib.util
+import itertools
 import json
+import random
 import sys
 
 import pytest
@@ -234,7 +236,10 @@ def test_measure_stops_after_a_second_and_goes_by_the_table(measuring, monkeypat
     assert len(measuring) <= count + 1
 
 
-def test_measured_routes_give_the_same(small, measuring):
+def test_measured_routes_give_the_same(small, measuring, monkeypatch):
+    times = itertools.count()
+    draw = random.Random(0)  # any of the candidates is the fastest one
+    monkeypatch.setattr(routes.time, 'perf_counter', lambda: 1e-3 * (next(times) + draw.random()))
     model = small()
     x = images_for(model)
     expected = model(x).detach()
@@ -242,7 +247,7 @@ def test_measured_routes_give_the_same(small, measuring):
         with torch.no_grad():
             torch.testing.assert_close(each(x), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     assert {choice.kind for choice in routes._measured} == set(KINDS)
-    assert routes._seconds['spent'] < 2 * routes.MEASURE_SECONDS
+    assert len(set(routes._measured.values())) > 1
 
 
 # --- the front of TinyViT, a few images at a time

@@ -329,15 +329,16 @@ def test_a_killed_conversion_leaves_all_or_nothing(file, model, folder, tmp_path
 
     def stall() -> None:
         steps = {'config.json': 'write_safetensors', 'model.safetensors': 'render_sam_card', 'README.md': 'check_keys'}
-        setattr(sam_folder, steps[file], lambda *args: time.sleep(60))
+        setattr(sam_folder, steps[file], lambda *args: time.sleep(600))
         save_sam(model, target)
 
     process = multiprocessing.get_context('fork').Process(target=stall)
     process.start()
-    while not list(tmp_path.glob(f'.page.*.new/{file}')):
+    while not list(tmp_path.glob(f'.page.*.new/{file}')) and process.is_alive():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not target.exists()
     save_sam(model, target)
     assert [p.name for p in tmp_path.iterdir()] == ['page']

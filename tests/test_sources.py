@@ -401,7 +401,7 @@ def client(hub, tmp_path):
         calls = [dict(model_name='tinyvit_5m_224') | SMALL | call for call in calls]
         env = os.environ | hub.environment | dict(HF_HOME=str(tmp_path / 'huggingface')) | environment
         command = [sys.executable, '-c', CLIENT, json.dumps(calls)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 

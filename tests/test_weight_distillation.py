@@ -577,7 +577,7 @@ def test_two_processes_train_with_a_teacher_and_from_a_store_as_one_does(folders
         common = ['-d', folders / 'data', '-o', tmp_path / name, '--epochs', 2, '--batch-size', 8, '--device', 'cpu']
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parents[1])}
         subprocess.run(
-            list(map(str, [*command, *common, *words])), env=environment, cwd=tmp_path, check=True, timeout=300
+            list(map(str, [*command, *common, *words])), env=environment, cwd=tmp_path, check=True, timeout=500
         )
         return torch.load(tmp_path / name / 'best.pt', weights_only=True)
 

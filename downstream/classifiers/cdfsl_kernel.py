@@ -15,9 +15,8 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -108,8 +107,13 @@ def _load() -> ctypes.CDLL:
                 errors='replace',
             )  # fmt: skip
             note.write_text(hashlib.sha256(new.read_bytes()).hexdigest())
-    with _opened(path) as (file, _):
-        return ctypes.CDLL(file)
+    descriptor = _opened(path)
+    if sys.platform != 'linux':  # elsewhere the loader takes no descriptor
+        os.close(descriptor)
+        return ctypes.CDLL(str(path))
+    # It stays open: the loader takes a name that it knows for the library that it loaded by it, and a file opened later
+    # would get the number of one that was closed.
+    return ctypes.CDLL(f'/proc/self/fd/{descriptor}')
 
 
 def _compiler() -> list[str]:
@@ -137,30 +141,24 @@ def _make_private(folder: Path) -> None:
 def _is_as_built(path: Path) -> bool:
     """Whether the library is there with the bytes that the compiler wrote; False also where others could change it."""
     try:
-        with _opened(path) as (_, data), _opened(_note(path)) as (_, noted):
-            return hashlib.sha256(data).hexdigest().encode() == noted
+        with open(_opened(path), 'rb') as library, open(_opened(_note(path)), 'rb') as note:
+            return hashlib.sha256(library.read()).hexdigest().encode() == note.read()
     except OSError:
         return False
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[str, bytes]]:
-    """A file that only the user can have written: a name that stays that of this very file, and its content.
+def _opened(path: Path) -> int:
+    """The descriptor of a file that only the user can have written.
 
     Raises:
         OSError: If it is missing, a link, somebody else's, or others can write to it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        found = os.fstat(descriptor)
-        if found.st_uid != os.geteuid() or found.st_mode & OTHERS_WRITE:
-            raise PermissionError(f'{path} belongs to another user, or others can write to it: remove it.')
-        with open(descriptor, 'rb', closefd=False) as file:
-            data = file.read()
-        # Elsewhere than on Linux the loader takes no descriptor.
-        yield f'/proc/self/fd/{descriptor}' if sys.platform == 'linux' else str(path), data
-    finally:
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid() or found.st_mode & OTHERS_WRITE:
         os.close(descriptor)
+        raise PermissionError(f'{path} belongs to another user, or others can write to it: remove it.')
+    return descriptor
 
 
 def _processor() -> str:
