@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tinyvit_zoo.common.counter_rng import child_key, permutations
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.text import count_of
 
 from .classifiers import cdfsl
 from .classifiers.few_shot_solvers import logreg, prototype, ridge
@@ -205,8 +206,9 @@ def _check_classes(
     if counts[smallest] < shots + queries:
         label = int(present[smallest])
         raise EvaluationError(
-            f'Class {label}{f" ({names[label]})" if names else ""} has {counts[smallest]} images, but {shots} shots '
-            f'and {queries} queries need {shots + queries}: choose fewer of them (--shots, --queries), or add images.'
+            f'Class {label}{f" ({names[label]})" if names else ""} has {count_of(int(counts[smallest]), "image")}, but '
+            f'{count_of(shots, "shot")} and {count_of(queries, "query")} need {shots + queries}: choose fewer of them '
+            '(--shots, --queries), or add images.'
         )
 
 

@@ -20,6 +20,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.common.per_class import at_zero, mean_per_class
 from tinyvit_zoo.common.plain import plain
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.augment import create_transform
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
@@ -241,11 +242,12 @@ def _check_batch(train: ImageDataset, recipe: Recipe, plan: _Plan) -> None:
         return
     if len(train) + plan.held_out >= recipe.batch_size:
         raise EvaluationError(
-            f'{len(train)} training images make no batch of {recipe.batch_size}, as {plan.held_out} are held out: '
-            'choose a smaller --batch-size or --held-out.'
+            f'{count_of(len(train), "training image")} cannot fill a batch of {recipe.batch_size}, without the '
+            f'{count_of(plan.held_out, "image")} held out: choose a smaller --batch-size or --held-out.'
         )
     raise EvaluationError(
-        f'{len(train)} training images make no batch of {recipe.batch_size}: choose a smaller --batch-size.'
+        f'{count_of(len(train), "training image")} cannot fill a batch of {recipe.batch_size}: choose a smaller '
+        '--batch-size.'
     )
 
 
@@ -256,7 +258,7 @@ def _warn_of_average(recipe: Recipe, images: int, say: Callable[[str], None]) ->
     if left > LEFT_OF_START:
         say(
             f'The result, a moving average of decay {recipe.ema_decay:g}, will be made of the initial weights by '
-            f'{left:.0%} after all {updates} updates: choose a lower --ema-decay or more --epochs.'
+            f'{left:.0%} after {count_of(updates, "update")}: choose a lower --ema-decay or more --epochs.'
         )
 
 

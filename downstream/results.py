@@ -26,6 +26,7 @@ from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
 from tinyvit_zoo.common.hashes import state_hash
 from tinyvit_zoo.common.plain import plain
+from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.data.registry import find_entry
 from tinyvit_zoo.hub.card import DATASETS, EVAL_RESULTS
 
@@ -155,7 +156,7 @@ def write(
                 fill(new)
     except OSError as e:
         raise EvaluationError(
-            f'The results cannot be written to {folder} ({e.strerror or e}): make room, or choose another folder.'
+            f'The results cannot be written to {folder} ({reason(e)}): make room, or choose another folder.'
         ) from e
     say(f'Written to {folder}: {", ".join(files)}')
     return path

@@ -300,7 +300,7 @@ def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_
 
 def test_images_that_a_model_does_not_take_are_one_error():
     settings = Settings(rounds=1, img_size=(33, 33))
-    refused(lambda: bench(['test_vit'], [1], settings=settings), 'Choose another --img-size', kind=ModelError)
+    refused(lambda: bench(['test_vit'], [1], settings=settings), 'give multiples of them, not 33x33', kind=ModelError)
 
 
 def test_the_command_prints_a_table_or_json(cli, tmp_path):

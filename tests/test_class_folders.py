@@ -164,7 +164,7 @@ def test_files_of_other_kinds_are_counted_and_reported(tmp_path, caplog):
     dataset = load_dataset(str(tmp_path), 'all')
     assert len(dataset) == len(dataset.without_unreadable()) == 9
     assert '4 files of other kinds: .heic (2), .mp4 (1), without ending (1)' in caplog.text
-    assert '1 images beside the class folders are left out' in caplog.text
+    assert 'left out beside the class folders: 1 image.' in caplog.text
     assert 'classes without images: empty/' in caplog.text
     assert '.txt' not in caplog.text
 

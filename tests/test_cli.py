@@ -153,6 +153,8 @@ def test_info_reads_a_folder(cli, folder):
         (['info', 'hf-hub:nobody/nothing'], 1, 'nobody/nothing'),
         (['info', 'tinyvit_5m_224', '--img-size', '16'], 1, 'at least 32'),
         (['info', 'tinyvit_5m_224', '--img-size', 'big'], 2, "'big'"),
+        (['info', 'test_vit', '--img-size', '70'], 1, '16x16 pixels: give multiples of them, not 70x70'),
+        (['export', 'test_vit', '--random', '--img-size', '70', '-o', 'x.onnx'], 1, 'give multiples of them'),
         (['info'], 2, 'Missing'),
         (['list', '--nope'], 2, '--nope'),
         (['nope'], 2, 'nope'),
@@ -226,6 +228,18 @@ def test_classify_uses_the_preprocessing_of_the_model(cli, folder, image):
     with torch.no_grad():
         expected = model(transform(Image.open(image))[None]).softmax(dim=1).max().item()
     assert code == 0
+    assert json.loads(out)[0]['predictions'][0]['probability'] == pytest.approx(expected, abs=1e-6)
+
+
+def test_classify_gives_a_model_of_timm_images_of_the_size_asked_for(cli, tmp_path, image):
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=3, depth=1, img_size=32)
+    folder = save_folder(model, tmp_path / 'vit')
+    code, out, err = cli('classify', image, '--model', f'local-dir:{folder}', '--img-size', '64x96', '--json')
+    assert code == 0, err
+    larger = timm.create_model(f'local-dir:{folder}', pretrained=True, img_size=(64, 96)).eval()
+    config = timm.data.resolve_model_data_config(larger) | dict(input_size=(3, 64, 96))
+    with torch.no_grad():
+        expected = larger(timm.data.create_transform(**config)(Image.open(image))[None]).softmax(dim=1).max().item()
     assert json.loads(out)[0]['predictions'][0]['probability'] == pytest.approx(expected, abs=1e-6)
 
 

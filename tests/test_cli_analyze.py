@@ -31,7 +31,7 @@ def test_cka_of_two_models(cli, models, tmp_path):
     batches = ('--images', 13, '--batch-size', 6)
     code, out, err = cli('analyze', 'cka', models['tinyvit'], models['mini_deit'], *RUN, *batches, '-o', tmp_path)
     assert (code, err) == (0, '')
-    assert '2 batches of 6 images; 1 image that fills no batch was left out' in out
+    assert '2 batches of 6 images; 1 image after the last full batch left out' in out
     assert {path.name for path in tmp_path.iterdir()} >= {'cka.csv', 'cka.png', 'results.json'}
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['evaluator'] == 'analyze cka'

@@ -342,6 +342,13 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
     complaint(run(folder / 'grey.jpg', tmp_path / 'grey.jpg'), "'grey'")
     shutil.copy(folder / 'clear.png', tmp_path / 'out' / 'mine.png')
     complaint(run(tmp_path / 'out' / 'mine.png'), 'would be replaced')
+    annotated = tmp_path / 'out' / 'clear.json'
+    annotated.write_text('{"shapes": [], "imageHeight": 80}')
+    complaint(run(folder / 'clear.png'), f'{annotated} is of something else and would be replaced')
+    assert 'shapes' in annotated.read_text()
+    annotated.unlink()  # what is left may be a photograph
+    complaint(run(folder / 'clear.png'), 'clear.png is of something else and would be replaced')
+    assert run(folder / 'grey.jpg')[0] == 0  # its own predictions may be replaced
 
 
 @pytest.mark.parametrize('name', [RETINANET, UPERNET])

@@ -114,7 +114,7 @@ def test_without_an_output_nothing_is_written(cli, tmp_path, monkeypatch):
         'fewshot', 'resnet10t', *SMALL, '-d', 'digits', '--split', 'test', '--shots', 1, '--episodes', 5
     )
     assert code == 0, err
-    assert '1 shots' in out
+    assert '  1 shot:  ' in out
     assert list(tmp_path.iterdir()) == []
 
 

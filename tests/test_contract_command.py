@@ -99,7 +99,7 @@ def test_what_is_no_limit_is_a_wrong_command_line(asked_for, option, text, words
         (('resnet10t', '--params', '1M'), 'resnet10t is not a TinyViT'),
         (('tinyvit_5m_224', '--params', '1k'), 'is less than the smallest model'),
         (('tinyvit_5m_224', '--params', '2M', '--throughput', '0.5x'), 'is slower than tinyvit_5m_224 itself'),
-        (('tinyvit_5m_224', '--params', '2M', '--batch-size', 5000), 'make no batch of 5000'),
+        (('tinyvit_5m_224', '--params', '2M', '--batch-size', 5000), 'cannot fill a batch of 5000'),
         (('tinyvit_5m_224', '--params', '2M', '--recipe', 'long'), "There is no recipe 'long'"),
     ],
 )

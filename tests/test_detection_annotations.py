@@ -246,8 +246,7 @@ def test_a_class_without_a_category_keeps_its_place_and_other_categories_are_lef
     assert file.category_ids == [3, None, 1]
     assert [name for _, name, _ in objects(file)] == ['a', 'c'] * 2
     assert file.counts() == dict(a=2, c=2)
-    assert '2 objects' in file.notes[0]
-    assert 'left out: b' in file.notes[0]
+    assert '2 objects (b)' in file.notes[0]
 
 
 def test_classes_go_by_their_letters_however_these_are_written(tmp_path):

@@ -352,7 +352,7 @@ def test_a_metric_on_other_images_is_refused(tmp_path):
     config = configure(both(tmp_path))
     make_squares(tmp_path / 'other.json')
     config.val_evaluator.ann_file = str(tmp_path / 'other.json')
-    refused(lambda: check(config), 'other.json', 'val.json', 'missing', kind=EvaluationError)
+    refused(lambda: check(config), 'other.json', 'val.json', 'lacks 2 images', kind=EvaluationError)
     config.val_evaluator.ann_file = str(tmp_path / 'none.json')
     refused(lambda: check(config), 'none.json', 'val_evaluator', kind=EvaluationError)
 

@@ -296,7 +296,7 @@ def test_the_commands_save_check_show_and_train(folders, cli, tmp_path):
     )
     assert 'all 96 of epochs 0 to 1 are whole' in checked
     assert 'Teacher: 48 views' in checked
-    assert 'all 48 of epochs 1 are whole' in ran(cli('distill', 'check', str(tmp_path / 's'), *data, '--epochs', '1'))
+    assert 'all 48 of epoch 1 are whole' in ran(cli('distill', 'check', str(tmp_path / 's'), *data, '--epochs', '1'))
     facts = json.loads(ran(cli('distill', 'info', str(tmp_path / 's'), '--json')))
     assert (facts['epochs'], facts['bytes_a_record'], facts['teacher']) == ([0, 1], 20, 'test_vit')
     shown = ran(cli('distill', 'info', str(tmp_path / 's'), '--view', '1:7', *data, '--image', str(tmp_path / 'v.png')))
@@ -319,7 +319,7 @@ def test_what_cannot_be_shown_or_checked_is_one_sentence(folders, cli, tmp_path,
     ran(cli('distill', 'save', *teacher, *data, '--store', 's', '--epochs', '0', '-k', '4', '--device', 'cpu'))
     view = ('distill', 'info', 's', *data, '--view')
     for code, words, message in (
-        (1, (*view, '1:0'), 'no whole epoch 1, it has 0'),
+        (1, (*view, '1:0'), 'no whole epoch 1, it has epoch 0'),
         (1, (*view, '0:0', '--image', 'view.xyz'), 'view.xyz cannot be written'),
         (1, (*view, '0:0', '--image', 's/store.json/view.png'), 'view.png cannot be written'),
         (2, ('distill', 'info', 's', '--image', 'view.png'), '--view'),
@@ -371,7 +371,7 @@ def test_epochs_that_are_none_are_a_usage_error(text, cli):
 def test_dumps_of_the_released_code_are_converted_by_a_command(cli, tmp_path):
     golden = Path(__file__).parent / 'golden' / 'tinyvit_logits_sample'
     out = ran(cli('distill', 'convert', str(golden), str(tmp_path / 's'), '--num-classes', '32768'))
-    assert 'epochs 3 of 3 records' in out
+    assert 'epoch 3 of 3 records' in out
     assert Store.open(tmp_path / 's').epoch(3).seeds([0]).tolist() == [123456789]
 
 

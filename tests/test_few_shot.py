@@ -366,7 +366,7 @@ def test_results_of_different_episodes_are_not_compared():
     [
         (LABELS[: 2 * IMAGES], ['2 classes', '5']),
         (LABELS[:IMAGES], ['one class only']),
-        (np.append(LABELS, 9), ['Class 9', '1 images', '20']),
+        (np.append(LABELS, 9), ['Class 9', '1 image, but', '20']),
         (np.append(np.arange(5).repeat(20), [0, 5]), ['Class 5']),
         ([], ['0 classes']),
     ],

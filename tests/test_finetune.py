@@ -226,7 +226,7 @@ def test_epochs_that_are_equally_good_are_counted(tmp_path, digits):
 def test_a_moving_average_that_stays_the_initial_weights_is_reported(tmp_path, digits):
     train, said = digits[0], []
     fit(small_model(), train, PLAIN.changed(epochs=1, ema_decay=0.99), tmp_path / 'a', say=said.append)
-    assert 'of decay 0.99, will be made of the initial weights by 96% after all 4 updates' in ' '.join(said)
+    assert 'of decay 0.99, will be made of the initial weights by 96% after 4 updates' in ' '.join(said)
     said.clear()
     fit(small_model(), train, PLAIN.changed(epochs=1, ema_decay=0.3), tmp_path / 'b', say=said.append)
     assert 'average' not in ' '.join(said)
@@ -359,15 +359,15 @@ def test_an_unreadable_image_is_named_by_its_path_whoever_reads_it(tmp_path, wor
 @pytest.mark.parametrize(
     ('recipe', 'options', 'words'),
     [
-        (dict(batch_size=256), {}, '143 training images make no batch of 256: choose a smaller --batch-size'),
+        (dict(batch_size=256), {}, '143 training images cannot fill a batch of 256: choose a smaller --batch-size'),
         (
             dict(batch_size=128),
             dict(held_out=0.5),
-            '128, as 8[0-9] are held out: .* smaller --batch-size or --held-out',
+            '128, without the 8[0-9] images held out: .* smaller --batch-size or --held-out',
         ),
         ({}, dict(micro_batch=5), 'batch of 32 is not a multiple of 1 x 5 images'),
         ({}, dict(micro_batch=64), 'batch of 32 is not a multiple of 1 x 64 images'),
-        (dict(batch_size=9, mixup=0.8), {}, 'pairs and 9 images at once are odd: choose an even --batch-size'),
+        (dict(batch_size=9, mixup=0.8), {}, '9 images at once is an odd number: choose an even --batch-size'),
         ({}, dict(held_out=1.0), 'held-out share is 1'),
         ({}, dict(precision='fp16'), 'fp16 needs a CUDA device'),
     ],

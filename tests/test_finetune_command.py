@@ -294,7 +294,7 @@ def test_the_command_trains_measures_and_saves_any_model(tinyvit_zoo_cli, tmp_pa
             ['--recipe', 'tinymim', '--data', 'digitz'],
             "'digitz' is neither a data set nor a folder. Did you mean digits",
         ),
-        (['--recipe', 'tinymim', '--data', 'digits', '--batch-size', '4096'], 'make no batch of 4096'),
+        (['--recipe', 'tinymim', '--data', 'digits', '--batch-size', '4096'], 'cannot fill a batch of 4096'),
     ],
 )
 def test_the_command_fails_in_one_sentence(tinyvit_zoo_cli, tmp_path, arguments, words):

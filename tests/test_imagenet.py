@@ -131,7 +131,7 @@ def test_among_equal_scores_the_first_class_ranks_higher():
 def test_a_model_in_bfloat16_works_and_one_for_grey_images_is_refused(tmp_path):
     dataset = load_dataset('digits', 'test').subset(range(3))
     model = timm.create_model('test_resnet', num_classes=10, in_chans=1)
-    refused(lambda: evaluate(model, dataset, progress=False), '1 channels', 'in_chans=3', kind=EvaluationError)
+    refused(lambda: evaluate(model, dataset, progress=False), '1 channel,', 'in_chans=3', kind=EvaluationError)
     model = timm.create_model('test_resnet', num_classes=10).bfloat16()
     assert len(evaluate(model, dataset, progress=False).labels) == 3
 

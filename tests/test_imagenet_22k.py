@@ -109,7 +109,7 @@ def test_archives_that_are_not_unpacked_are_named(tmp_path):
         root = tmp_path / suffix
         root.mkdir()
         (root / f'{WNIDS[0]}.{suffix}').touch()
-        refused(lambda r=root: load(r), f'1 archives ({WNIDS[0]}.{suffix})', 'unpack', kind=EvaluationError)
+        refused(lambda r=root: load(r), f'1 archive ({WNIDS[0]}.{suffix})', 'unpack', kind=EvaluationError)
 
 
 # --- opened cheaply

@@ -511,7 +511,7 @@ def test_classify_takes_an_exported_file(cli, exported, photos):
 @pytest.mark.parametrize(
     ('labels', 'preprocessing', 'words'),
     [
-        (None, dict(input_size=[1, 224, 224]), '1 channels'),
+        (None, dict(input_size=[1, 224, 224]), '1 channel,'),
         (None, dict(input_size=[3, 96, 96]), '(1, 3, 96, 96)'),
         (None, dict(std=[0, 0, 0]), 'says nothing of'),
         (['a', 'b'], {}, 'to 2 classes'),

@@ -239,7 +239,7 @@ def test_a_license_for_a_card_that_is_kept_is_refused(page, tmp_path):
 def test_the_card_of_own_weights_names_the_class_that_loads_them_and_their_input(tmp_path):
     model = timm.create_model('tinyvit_5m_224', num_classes=3, in_chans=1)
     ours = render_own_card(model)
-    assert 'Image: 1 channels, 224x224' in ours
+    assert 'Image: 1 channel, 224x224' in ours
     assert '`tinyvit_5m_224` of tinyvit-zoo' in ours
     assert 'import tinyvit_zoo' in ours
     for card in (render_own_card(model, for_timm=True), render_own_card(timm.create_model('tiny_vit_5m_224'))):

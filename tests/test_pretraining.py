@@ -557,7 +557,7 @@ def test_a_batch_that_cannot_be_divided_among_passes_is_refused(digits, tmp_path
 
 
 def test_fewer_images_than_a_batch_are_refused(digits):
-    with pytest.raises(EvaluationError, match=r'24 images make no batch of 4096'):
+    with pytest.raises(EvaluationError, match=r'24 images cannot fill a batch of 4096'):
         mae(form_of('mae'), digits, PRETRAINING['mae'])
 
 

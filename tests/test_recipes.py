@@ -274,7 +274,7 @@ def test_images_are_of_the_size_that_a_stock_model_was_made_for():
     for transform in create_transforms(model, find_recipe('tinymim')):
         assert model(transform(Image.new('RGB', (40, 40)))[None]).shape == (1, 1000)
     grey = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, in_chans=1)
-    with pytest.raises(EvaluationError, match='takes images with 1 channels'):
+    with pytest.raises(EvaluationError, match='takes images with 1 channel,'):
         create_transforms(grey, find_recipe('tinymim'))
 
 
@@ -320,7 +320,7 @@ def test_fewer_epochs_keep_the_share_of_the_warmup():
     recipe = find_recipe('tinyvit_scratch').changed(epochs=30)
     assert (recipe.epochs, recipe.warmup_epochs) == (30, 2)
     assert find_recipe('tinyvit_scratch').changed(epochs=30, warmup_epochs=5).warmup_epochs == 5
-    with pytest.raises(EvaluationError, match='warm-up must end'):
+    with pytest.raises(EvaluationError, match='it must end before'):
         recipe.changed(warmup_epochs=30)
 
 

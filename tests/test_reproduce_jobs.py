@@ -438,7 +438,7 @@ def test_pairs_of_rows_are_kept_turned_undecided_or_tied():
     # a < b, a < c, a < d as in the paper; 60 < 70 and 60 < 90 (e and a, e and c) turned; b > c turned; b ~ d, e ~ d.
     assert paper_order(lines) == Order(kept=3, turned=3, undecided=2, one_job=1, tied=1)
     assert sum(dataclasses.astuple(paper_order(lines))) == 10
-    assert 'Of 10 pairs' in paper_order(lines).words
+    assert '10 pairs' in paper_order(lines).words
     assert paper_order([lines[0], line('80', 60, 'b', 'linear_probe')]).words == ''
 
 
@@ -584,8 +584,8 @@ def test_the_table_prints_digits_in_a_column_of_its_own(cli, tmp_path, monkeypat
     code, out, err = cli('reproduce', 'tinyvit/table4', '--only', rows, '--scale', 'digits', '-o', tmp_path)
     assert (code, err) == (0, '')
     assert 'On digits, classification: digits for ImageNet; weights made on digits' in out
-    assert 'Of 6 pairs of rows with the same metric and data set, 0 keep' in out
-    assert '2 share a job' in out
+    assert '6 pairs of rows with the same metric and data set: 0 in' in out
+    assert '2 of one job' in out
     with (tmp_path / 'table.csv').open(newline='') as file:
         row = next(row for row in csv.DictReader(file) if row['id'] == SCRATCH.id)
     assert (row['measured'], row['difference'], row['digits'], row['state']) == ('', '', '50.0', 'digits')

@@ -206,7 +206,7 @@ def test_ratios_stand_beside_those_of_the_paper(measured):
 
 def test_ratios_say_where_they_were_measured(measured, tmp_path):
     assert measured.hardware == 'V100, LeViT script'
-    for words in ('1 thread', 'float32', '1 images a call', '2 rounds', measured.machine['processor']):
+    for words in ('1 thread', 'float32', '1 image a call', '2 rounds', measured.machine['processor']):
         assert words in measured.words
     write_ratios(tmp_path, ENTRIES['tinyvit/table4'], measured, say=lambda _: None)
     assert {path.name for path in tmp_path.iterdir()} == {'ratios.csv', 'ratios.md', 'ratios.json'}

@@ -146,7 +146,7 @@ def test_images_that_mmseg_does_not_list_are_told_and_hidden_files_do_not_matter
     (root / 'images/training/._0000.jpg').write_bytes(b'of a Mac')
     Image.new('RGB', (64, 64)).save(root / 'images/training/0002.JPG')
     said, dataset = label_maps(root, 'a', 'b', 'c')
-    assert '1 images' in said
+    assert '1 image left out' in said
     assert '0002.JPG' in said
     assert len(dataset) == 2
 

@@ -170,7 +170,7 @@ def test_epochs_are_saved_apart_and_one_alone_can_be_copied(tmp_path):
     assert Store.open(tmp_path / 'two').epochs() == [3]
     one, two = (Store.open(tmp_path / name).epoch(3).read(range(50)) for name in ('one', 'two'))
     assert np.array_equal(one.ids, two.ids)
-    with pytest.raises(EvaluationError, match='no whole epoch 0, it has 3'):
+    with pytest.raises(EvaluationError, match='no whole epoch 0, it has epoch 3'):
         Store.open(tmp_path / 'two').epoch(0)
 
 

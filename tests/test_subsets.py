@@ -121,15 +121,15 @@ def test_a_list_may_name_whole_paths_and_folders_above_the_data(animals, tmp_pat
         subset = take_subset(dataset, str(tmp_path / 'list.txt'))
         assert [subset.describe(i).rpartition('/')[2] for i in range(len(subset))] == ['c1.png', 'same.png']
     (tmp_path / 'list.txt').write_text('/cat/c1.png\n')
-    denied(here, tmp_path / 'list.txt', '1 of its 1 names')
+    denied(here, tmp_path / 'list.txt', 'has 1 name, 1 of no image')
 
 
 def test_a_list_of_other_data_or_with_unclear_names_is_refused(animals, tmp_path):
     path = tmp_path / 'list.txt'
     for text, *words in (
-        ('c1.png\nc3.png\nc4.png', '2 of its 3 names', 'c3.png'),
+        ('c1.png\nc3.png\nc4.png', 'has 3 names, 2 of no image', 'c3.png'),
         ('same.png', 'several images', 'put the folder before it'),
-        ('other/c1.png', '1 of its 1 names'),
+        ('other/c1.png', 'has 1 name, 1 of no image'),
         (' \n', 'names no image'),
     ):
         path.write_text(text)

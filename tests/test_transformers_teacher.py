@@ -119,7 +119,7 @@ FAULTS = {
     ),
     'gray': (
         lambda d: change(write(d), 'preprocessor_config.json', image_mean=[0.5], image_std=[0.5]),
-        ('1 channels', 'RGB'),
+        ('1 channel,', 'RGB'),
     ),
 }  # fmt: skip
 

@@ -28,11 +28,17 @@ TINYMIM = ('pretrain', 'tinymim', '--student', 'small', '--teacher', 'x', '-d', 
         ),
         (('distill', 'check', 's', '-d', 'digits', '--weights', 'w'), '--weights needs --against TEACHER.'),
         (('distill', 'check', 's', '-d', 'digits', '--tolerance', 0.005), '--tolerance needs --against TEACHER.'),
+        (('distill', 'check', 's', '-d', 'digits', '--workers', 2), '--workers needs --against TEACHER.'),
         (('distill', 'info', 's', '-d', 'digits', '--subset', '1%'), '--data, --subset need --view EPOCH'),
         (('analyze', 'cka', 'x', '-d', 'digits', '--random-b'), '--random-b needs a second model B.'),
         (
             ('analyze', 'hard-samples', '-d', 'digits', '--store', 's', '--batch-size', 64, '-o', 'kept.json'),
             '--batch-size needs --teacher NAME.',
+        ),
+        (
+            ('analyze', 'hard-samples', '-d', 'digits', '--store', 's', '--device', 'cpu', '--workers', 2, '-o',
+             'kept.json'),
+            '--device, --workers need --teacher NAME.',
         ),
         (
             ('analyze', 'class-relations', 'x', '-d', 'digits', '--per-class', 8, '--images', 1024),

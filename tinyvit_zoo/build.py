@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.layers import to_2tuple
 from timm.models import parse_model_name, split_model_name_tag
 from timm.models._hub import download_from_hf
 from torch import nn
@@ -51,7 +52,22 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     name = resolve_name(name)
     source = check_name(name)
     with asking_once(name, kwargs):
-        return _create(name, source, kwargs)
+        model = _create(name, source, kwargs)
+    if kwargs.get('img_size') is not None:
+        _check_patches(model, name, kwargs['img_size'])
+    return model
+
+
+def _check_patches(model: nn.Module, name: str, img_size: int | Sequence[int]) -> None:
+    """Refuse a size of no whole number of patches where timm would at the first image: in models that take any."""
+    embed: Any = getattr(model, 'patch_embed', None)
+    patch = getattr(embed, 'patch_size', None)
+    if getattr(embed, 'strict_img_size', True) or getattr(embed, 'dynamic_img_pad', True) or patch is None:
+        return
+    size = to_2tuple(img_size)
+    if any(side % step for side, step in zip(size, patch, strict=True)):
+        sides, steps = ('x'.join(map(str, numbers)) for numbers in (size, patch))
+        raise ModelError(f'{name} cuts images into patches of {steps} pixels: give multiples of them, not {sides}.')
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
 from .common.errors import ImageError, ModelError
 from .common.extras import needs_extra
 from .common.files import write_whole
-from .common.text import reason
+from .common.preprocessing import model_data_config
+from .common.text import count_of, reason
 from .data.image_file import load_image
 
 __all__ = ['Classifier', 'ImageError', 'OnnxClassifier', 'Prediction', 'class_names', 'load_image', 'write_predictions']
@@ -65,12 +66,12 @@ class Classifier:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        data_config = resolve_model_data_config(model)
+        data_config = model_data_config(model)
         if not model.num_classes:
             raise ModelError('This model has no classifier (0 classes): it gives features only.')
         channels = getattr(model, 'in_chans', 3)
         if channels != 3:
-            raise ModelError(f'This model takes {channels} channels, but images are read as RGB.')
+            raise ModelError(f'This model takes {count_of(channels, "channel")}, but images are read as RGB.')
         self.model = model
         self.transform = create_transform(**data_config, is_training=False)
         self.names = class_names(model)
@@ -119,7 +120,7 @@ class OnnxClassifier:
         if not self.names:
             raise ModelError(f'{path} has no classifier (0 classes): it gives features only.')
         if channels != 3:
-            raise ModelError(f'{path} takes {channels} channels, but images are read as RGB.')
+            raise ModelError(f'{path} takes {count_of(channels, "channel")}, but images are read as RGB.')
         if not self._fits((1, channels, height, width)):
             raise ModelError(
                 f"{path} has other inputs or outputs than its labels and preprocessing ask for: 'images' "

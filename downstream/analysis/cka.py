@@ -105,7 +105,7 @@ def compare(
 
 def _check_batches(batch_size: int, images: int) -> None:
     if images < FEWEST:
-        raise EvaluationError(f'CKA needs at least {FEWEST} images, and there are {images}: take more (--images).')
+        raise EvaluationError(f'CKA needs at least {FEWEST} images, not {images}: take more (--images).')
     if batch_size < FEWEST:
         raise EvaluationError(
             f'CKA needs batches of at least {FEWEST} images: give --batch-size more than {batch_size}.'

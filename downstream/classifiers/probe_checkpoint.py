@@ -78,6 +78,6 @@ class Checkpoint:
                 save_torch(state, self.path)
             except OSError as e:
                 raise EvaluationError(
-                    f'{self.path} cannot be written ({e.strerror or reason(e)}): make room and give the same command '
+                    f'{self.path} cannot be written ({reason(e)}): make room and give the same command '
                     'again, which resumes after the last epoch that is on the disk.'
                 ) from e

@@ -27,6 +27,7 @@ from tinyvit_zoo.common.determinism import one_thread
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.paired_timing import cpu_name, cuda_ms, measure, ratio
+from tinyvit_zoo.common.text import count_of
 
 __all__ = ['DEFAULT', 'build', 'peak_memory', 'report', 'run']
 
@@ -121,7 +122,7 @@ def run(
     with one_thread():
         models = {name: build(name).to(device) for name in names}
         image = torch.randn(1, 3, *size, device=device)
-        say(f'{_where(device)}; {size[0]}x{size[1]}, B=1, {rounds} rounds')
+        say(f'{_where(device)}; {size[0]}x{size[1]}, B=1, {count_of(rounds, "round")}')
         result = {name: _facts(model) for name, model in models.items()}
         for kind, mode, act in (('forward', False, _forward), ('training_step', True, _step)):
             for model in models.values():

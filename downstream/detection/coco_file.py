@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few, reason, shown
+from tinyvit_zoo.common.text import count_of, first_few, reason, shown
 
 from .coco_masks import is_number
 from .coco_objects import complete_object
@@ -129,7 +129,9 @@ def read_coco(
 def _of_other_categories(others: Counter[str], path: Path) -> list[str]:
     if not others:
         return []
-    return [f'{others.total()} objects of {path} are of no class of the model and are left out: {first_few(others)}.']
+    return [
+        f'Left out of {path}, as no class of the model: {count_of(others.total(), "object")} ({first_few(others)}).'
+    ]
 
 
 def _where(mark: Any, number: int, found: Entry, path: Path) -> str:
@@ -137,7 +139,7 @@ def _where(mark: Any, number: int, found: Entry, path: Path) -> str:
 
 
 def _shortened(notes: list[str]) -> list[str]:
-    rest = f' So are {len(notes) - 1} other objects.' if len(notes) > 1 else ''
+    rest = f' The same of {count_of(len(notes) - 1, "other object")}.' if len(notes) > 1 else ''
     return [notes[0] + rest] if notes else []
 
 

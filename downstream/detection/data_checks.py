@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few, shown
+from tinyvit_zoo.common.text import count_of, first_few, shown
 from tinyvit_zoo.data.image_file import upright_size
 
 from .coco_file import CocoFile, read_coco
@@ -141,8 +141,8 @@ def _check_images(file: CocoFile, folder: Path, sizes: _Sizes, say: Callable[[st
                 unclear.append(image['file_name'])
     if unclear:
         say(
-            f'{len(unclear)} images of {file.path} are turned or mirrored by their EXIF orientation, and their size '
-            f'does not tell whether the boxes are too: they are taken to be ({first_few(unclear)}).'
+            f'{file.path}: {count_of(len(unclear), "image")} turned or mirrored by the EXIF orientation, where the '
+            f'size does not tell whether the boxes are too: they are taken to be ({first_few(unclear)}).'
         )
 
 
@@ -258,10 +258,10 @@ def _check_left_out(
             f'(object {ignored[0]["id"]}).'
         )
     if tiny:
-        say(f'{len(tiny)} objects of {file.path} are below 1 pixel and are not trained on (object {tiny[0]["id"]}).')
+        say(f'{file.path}: {count_of(len(tiny), "object")} below 1 pixel, not trained on (object {tiny[0]["id"]}).')
     if small:
         shown = first_few(image['file_name'] for image in small.values())
-        say(f'{len(small)} images of {file.path} are below {least} pixels and are not trained on: {shown}.')
+        say(f'{file.path}: {count_of(len(small), "image")} below {least} pixels, not trained on: {shown}.')
 
 
 def _check_metric(metric: Mapping[str, Any], file: CocoFile, sizes: _Sizes) -> None:
@@ -280,8 +280,8 @@ def _check_metric(metric: Mapping[str, Any], file: CocoFile, sizes: _Sizes) -> N
     absent = [mark for mark in _marks(file.content['images']) if mark not in known]
     if absent:
         raise EvaluationError(
-            f'The metric reads {path}, in which {len(absent)} images of {file.path} are missing (id {absent[0][0]}): '
-            'give both the same file.'
+            f'The metric reads {path}, which lacks {count_of(len(absent), "image")} of {file.path} (id '
+            f'{absent[0][0]}): give both the same file.'
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from tinyvit_zoo.checkpoints import CheckpointError, read_checkpoint, with_counters
 from tinyvit_zoo.checkpoints.read import classes_in
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few, shown
+from tinyvit_zoo.common.text import count_of, first_few, shown
 
 __all__ = ['check_start', 'latest_checkpoint', 'load_detector']
 
@@ -80,7 +80,9 @@ def check_start(model: nn.Module, path: str | Path, classes: Sequence[str] = ())
     if own:
         raise CheckpointError(_misfit(path, len(model.state_dict()), missing, left_over, shapes))
     fresh = [*missing, *shapes]
-    said = [f'{len(fresh)} parameters of the heads start from random weights: {first_few(fresh)}.'] if fresh else []
+    said = []
+    if fresh:
+        said.append(f'From random weights: {count_of(len(fresh), "parameter")} of the heads ({first_few(fresh)}).')
     if not fresh and (known := _other_classes(path, classes)):
         said.append(f'Its heads were trained with the classes {_named(known)}, and now learn {_named(classes)}.')
     return ' '.join(said)

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
+from tinyvit_zoo.common.text import reason
 from tinyvit_zoo.training.run_state import alone_in
 
 from .config_parts import LOADERS, classes_of, datasets_of
@@ -142,7 +143,7 @@ def _prepare(config: Config, run: Run) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise EvaluationError(f'The work dir {folder} cannot be created ({e.strerror or e}): choose another.') from e
+        raise EvaluationError(f'The work dir {folder} cannot be created ({reason(e)}): choose another.') from e
     config.default_scope = config.get('default_scope') or 'mmdet'
     match_by_name(config)
     for loader in filter(None, map(config.get, LOADERS)):

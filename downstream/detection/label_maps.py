@@ -10,7 +10,7 @@ from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
 from tinyvit_zoo.common.errors import EvaluationError
-from tinyvit_zoo.common.text import first_few, reason
+from tinyvit_zoo.common.text import count_of, first_few, reason
 from tinyvit_zoo.data.folders import EXTENSIONS
 from tinyvit_zoo.data.image_file import upright_size
 
@@ -49,13 +49,15 @@ def check_label_maps(
     others = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and not name.endswith(ending)]
     if others:
         say(
-            f'{len(others)} images of {images} do not end in {ending} and are left out, as img_suffix of the data set '
-            f'says: {first_few(others)}.'
+            f'{images}: {count_of(len(others), "image")} left out, not ending in {ending} as img_suffix of the data '
+            f'set says: {first_few(others)}.'
         )
     pairs = [(file, maps / f'{str(file.relative_to(images))[: -len(ending)]}{map_ending}') for file in files]
     absent = [file.name for file, labels in pairs if not labels.is_file()]
     if absent:
-        raise EvaluationError(f'{len(absent)} images of {images} have no label map in {maps}: {first_few(absent)}.')
+        raise EvaluationError(
+            f'{images} has {count_of(len(absent), "image")} without a label map in {maps}: {first_few(absent)}.'
+        )
     first = 1 if dataset.get('reduce_zero_label', dataset['type'].endswith('ADE20KDataset')) else 0
     seen = np.zeros(256, dtype=bool)
     with ThreadPoolExecutor() as pool:

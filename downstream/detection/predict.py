@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tinyvit_zoo.common.errors import EvaluationError, ImageError
 from tinyvit_zoo.common.files import write_together
+from tinyvit_zoo.common.paths import read_json
 from tinyvit_zoo.data.folders import EXTENSIONS
 from tinyvit_zoo.data.image_file import load_image
 
@@ -179,11 +180,10 @@ def write_predictions(
 
     Raises:
         ImageError: If an image cannot be read or resized, without `refused`.
-        EvaluationError: If the folder cannot be written to, or a drawing would replace an image.
+        EvaluationError: If the folder cannot be written to, or a file that is no prediction would be replaced.
     """
     for path in paths:
-        if (output / f'{path.stem}.png').resolve() == path.resolve():
-            raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
+        _check_replaced(path, output / f'{path.stem}.png')
     for path in tqdm(paths, unit='image', disable=None if progress and len(paths) > 1 else True):
         try:
             image, result = _predict(predictor, path)
@@ -198,6 +198,24 @@ def write_predictions(
         draw(image, result, predictor.classes).save(data, format='PNG')
         write_together({drawn: data.getvalue(), drawn.with_suffix('.json'): json.dumps(record, indent=2).encode()})
         yield drawn, result
+
+
+def _check_replaced(path: Path, drawn: Path) -> None:
+    """Refuse to replace an image, or files of somebody else: many tools keep what was annotated in NAME.json."""
+    if drawn.resolve() == path.resolve():
+        raise EvaluationError(f'{path} would be replaced by the drawn image: choose another --output.')
+    record = drawn.with_suffix('.json')
+    there = [file for file in (record, drawn) if file.exists()]
+    if there and not _is_record(record):
+        raise EvaluationError(f'{there[0]} is of something else and would be replaced: choose another --output.')
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is the JSON of predictions."""
+    try:
+        return {'image', 'width', 'height'} < read_json(path).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _predict(predictor: Predictor, path: Path) -> tuple[Image.Image, Found | Segments]:

@@ -9,6 +9,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tinyvit_zoo.common.text import count_of
+
 from ..analysis.analysed_model import AnalysedModel
 from ..analysis.attention import AttentionResult
 from ..analysis.cka import CKAResult
@@ -45,11 +47,8 @@ def print_cka(
     say(f'A: {a.name} ({head["weights"]})')
     if b is not None:
         say(f'B: {b.name} ({head["weights_b"]})')
-    left = {0: '', 1: '; 1 image that fills no batch was left out'}.get(
-        result.left_out, f'; {result.left_out} images that fill no batch were left out'
-    )
-    batches = '1 batch' if result.batches == 1 else f'{result.batches} batches'
-    say(f'{head["dataset"].name}: CKA of {batches} of {result.batch_size} images{left}')
+    left = f'; {count_of(result.left_out, "image")} after the last full batch left out' if result.left_out else ''
+    say(f'{head["dataset"].name}: CKA of {count_of(result.batches, "batch")} of {result.batch_size} images{left}')
     value = result.value.copy()
     if b is None:
         np.fill_diagonal(value, np.nan)
@@ -264,7 +263,7 @@ def write_fourier(
 
 
 def _title(model: AnalysedModel, head: Mapping[str, Any], what: str, images: int | None = None) -> str:
-    of = '' if images is None else ', 1 image' if images == 1 else f', {images} images'
+    of = '' if images is None else f', {count_of(images, "image")}'
     return f'{model.name} ({head["weights"]}) on {head["dataset"].name}: {what}{of}'
 
 

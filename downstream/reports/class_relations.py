@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
@@ -42,7 +43,7 @@ def relation_words(found: ClassRelations) -> Iterator[str]:
         yield f'{words}: {"; ".join(listed)}.'
     if found.constant:
         first = names[found.constant[0]]
-        yield f'{len(found.constant):,} outputs are the same for all images, such as that of {first}.'
+        yield f'The same for all images: {count_of(len(found.constant), "output")}, such as that of {first}.'
 
 
 def write_relations(

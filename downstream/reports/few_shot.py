@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
 from ..few_shot import FewShotResult
@@ -30,9 +31,9 @@ def print_few_shot(results: Results, head: Mapping[str, Any], say: Callable[[str
         head: Arguments of `results.record`, among them name, weights, dataset, ways, episodes and solver.
         say: Prints a line.
     """
-    say(f'{_title(head)}, {head["episodes"]} episodes')
+    say(f'{_title(head)}, {count_of(head["episodes"], "episode")}')
     for shots, result in results.items():
-        say(f'  {shots:3d} shots: {result.mean:.2f} ± {result.ci95:.2f} %')
+        say(f'  {shots:3d} {"shot: " if shots == 1 else "shots:"} {result.mean:.2f} ± {result.ci95:.2f} %')
     say('Every episode has as many queries of each class: the mean per class is the accuracy.')
 
 
@@ -79,8 +80,8 @@ def write_few_shot(
 
 def _entries(results: Results, head: Mapping[str, Any]) -> dict[str, str | None]:
     name = head['dataset'].name
-    note = f'{head["ways"]}-way few-shot, {head["solver"]}, mean of {head["episodes"]} episodes'
+    note = f'{head["ways"]}-way few-shot, {head["solver"]}, mean of {count_of(head["episodes"], "episode")}'
     return {
-        f'{name}-{shots}-shot': eval_results_entry(name, result.mean, notes=f'{note}, {shots} shots')
+        f'{name}-{shots}-shot': eval_results_entry(name, result.mean, notes=f'{note}, {count_of(shots, "shot")}')
         for shots, result in results.items()
     }

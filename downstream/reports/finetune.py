@@ -10,6 +10,7 @@ from torch import nn
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.per_class import per_class_words
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.hub import save_folder
@@ -72,7 +73,8 @@ def print_finetuned(numbers: Mapping[str, Any], say: Callable[[str], None] = pri
         per_class = numbers['validation_mean_per_class']
         zero = numbers.get('validation_classes_at_zero', ())
         mean = '' if per_class is None else f', {per_class_words(per_class, zero)}'
-        words += f', chosen with {numbers["validation_images"]} images ({numbers["validation_accuracy"]:.2f} %{mean})'
+        chosen = count_of(numbers['validation_images'], 'image')
+        words += f', chosen with {chosen} ({numbers["validation_accuracy"]:.2f} %{mean})'
     if numbers['tied_epochs'] > 1:
         words += f', the first of {numbers["tied_epochs"]} that are equally good on them'
     if 'test_accuracy' not in numbers:
@@ -81,7 +83,7 @@ def print_finetuned(numbers: Mapping[str, Any], say: Callable[[str], None] = pri
     low, high = numbers['test_ci95']
     say(
         f'{words}: test accuracy {numbers["test_accuracy"]:.2f} % (95 % interval {low:.2f} to {high:.2f}, '
-        f'{numbers["test_images"]} images), {_classes_words(numbers)}'
+        f'{count_of(numbers["test_images"], "image")}), {_classes_words(numbers)}'
     )
     own = numbers.get('own_preprocessing')
     if own:

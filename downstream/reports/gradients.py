@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import new_file
+from tinyvit_zoo.common.text import count_of
 
 from ..analysis.gradients import GRADIENTS, Norms, read_norms
 from ..results import save_figure
@@ -41,10 +42,10 @@ def write_gradients(folder: Path, title: str, say: Callable[[str], None] = print
         raise EvaluationError(f'{folder / FIGURE} cannot be written ({e.strerror or e}): make room.') from e
     means = norms.values.mean(axis=0)
     most, least = int(means.argmax()), int(means.argmin())
-    updates = '1 update' if len(norms.updates) == 1 else f'{len(norms.updates):,} updates'
     say(
-        f'Gradient norms of {len(norms.layers)} layers at {updates}: the largest mean is '
-        f'{means[most]:.3g} ({norms.layers[most]}), the smallest {means[least]:.3g} ({norms.layers[least]}).'
+        f'Gradient norms of {count_of(len(norms.layers), "layer")} at {count_of(len(norms.updates), "update")}: the '
+        f'largest mean is {means[most]:.3g} ({norms.layers[most]}), the smallest {means[least]:.3g} '
+        f'({norms.layers[least]}).'
     )
     say(f'Written to {folder}: {GRADIENTS}, {FIGURE}')
 

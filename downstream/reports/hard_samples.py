@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.paths import read_json
+from tinyvit_zoo.common.text import count_of, reason
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 from tinyvit_zoo.data.subsets import write_kept
@@ -37,7 +38,7 @@ def check_list(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be written ({e.strerror or e}): choose another file.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): choose another file.') from e
     results = path.parent / RESULTS
     if path == results or (results.exists() and _evaluator(results) != EVALUATOR):
         raise EvaluationError(f'{results} would be replaced: choose a file in another folder, such as hard/kept.json.')
@@ -57,8 +58,8 @@ def hard_words(found: HardSamples, dataset: ImageDataset) -> str:
     views = 'one view of each' if found.views == 1 else f'most of {found.views} views of each'
     drawn = '' if n == len(dataset) else f', drawn from {len(dataset):,}'
     return (
-        f'{count:,} of {n:,} images ({count / n:.1%}) of {dataset.name} ({dataset.split}){drawn} have their label '
-        f'outside the top {found.top}, by {views}.'
+        f'Label outside the top {found.top}: {count:,} of {count_of(n, "image")} ({count / n:.1%}) of {dataset.name} '
+        f'({dataset.split}){drawn}, by {views}.'
     )
 
 

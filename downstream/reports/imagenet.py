@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinyvit_zoo.common.per_class import per_class_words
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
@@ -32,7 +33,7 @@ def print_scores(scores: Scores, dataset: ImageDataset, head: Mapping[str, Any],
     numbers = scores.summary()
     low, high = scores.ci95
     top5 = '' if scores.top5 is None else f', top-5 {scores.top5:.2f} %'
-    say(f'{_title(dataset, head)}: {len(scores.labels):,} images')
+    say(f'{_title(dataset, head)}: {count_of(len(scores.labels), "image")}')
     per_class = per_class_words(scores.mean_per_class, scores.classes_at_zero)
     say(f'top-1 {scores.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), {per_class}{top5}')
     if 'real_images' in numbers:

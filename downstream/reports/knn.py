@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvit_zoo.common.per_class import at_zero, per_class_words
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
@@ -42,7 +43,7 @@ def print_knn(
         head: Arguments of `results.record`, among them name, weights, temperature and as dataset a mapping.
         say: Prints a line.
     """
-    say(f'{_title(queries, head)}, {len(queries)} queries of {queries.split}')
+    say(f'{_title(queries, head)}, {count_of(len(queries), "query")} of {queries.split}')
     for row in _rows(result, queries):
         per_class = per_class_words(row['mean_per_class'], row['classes_at_zero'])
         interval = f'(95 % interval {row["low"]:.2f} to {row["high"]:.2f})'

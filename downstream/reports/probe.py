@@ -12,6 +12,7 @@ from safetensors.torch import save
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.per_class import at_zero, per_class_words
 from tinyvit_zoo.common.plain import plain
+from tinyvit_zoo.common.text import count_of
 from tinyvit_zoo.data.class_map import readable
 from tinyvit_zoo.data.image_dataset import ImageDataset
 
@@ -89,7 +90,7 @@ def _in_words(numbers: Mapping[str, Any], held_out: int) -> str:
     low, high = numbers['test_ci95']
     test = (
         f'test accuracy {numbers["test_accuracy"]:.2f} % (95 % interval {low:.2f} to {high:.2f}, '
-        f'{numbers["test_images"]} images), '
+        f'{count_of(numbers["test_images"], "image")}), '
         + per_class_words(numbers['test_mean_per_class'], numbers['classes_at_zero'])
     )
     remark = numbers['choice'].words()
@@ -99,14 +100,15 @@ def _in_words(numbers: Mapping[str, Any], held_out: int) -> str:
     if isinstance(chosen, dict):
         name, value = next(iter(chosen.items()))
         return (
-            f'{name} {value:.3g} of {numbers["fits"]}, chosen with {held_out} held-out images '
+            f'{name} {value:.3g} of {numbers["fits"]}, chosen with {count_of(held_out, "held-out image")} '
             f'({numbers["held_out_accuracy"]:.2f} %), then fitted on all: {test}{remark}'
         )
     diverged = f' ({numbers["diverged"]} diverged)' if numbers['diverged'] else ''
     return (
-        f'Of {numbers["heads"]} heads{diverged}: learning rate {chosen.lr:g}, weight decay {chosen.weight_decay:g}, '
-        f'{chosen.layer}, chosen with {held_out} held-out images: {numbers["held_out_last"]:.2f} % after the last '
-        f'epoch, {numbers["held_out_best"]:.2f} % after epoch {numbers["best_epoch"]}. Last epoch: {test}{remark}'
+        f'Of {count_of(numbers["heads"], "head")}{diverged}: learning rate {chosen.lr:g}, weight decay '
+        f'{chosen.weight_decay:g}, {chosen.layer}, chosen with {count_of(held_out, "held-out image")}: '
+        f'{numbers["held_out_last"]:.2f} % after the last epoch, {numbers["held_out_best"]:.2f} % after epoch '
+        f'{numbers["best_epoch"]}. Last epoch: {test}{remark}'
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.paths import read_json
-from tinyvit_zoo.common.text import shown
+from tinyvit_zoo.common.text import count_of, shown
 
 from ..reproduce.jobs import Line, State, count_states
 from ..reproduce.notes import notes_of
@@ -105,7 +105,7 @@ def states_in_words(lines: Sequence[Line]) -> str:
     if State.MEASURED in counts:
         agreeing = sum(line.agrees is True for line in lines)
         words[0] += f' ({agreeing} {_agreement(lines)})'
-    return f'{len(lines)} numbers: {", ".join(words)}'
+    return f'{count_of(len(lines), "number")}: {", ".join(words)}'
 
 
 def _agreement(lines: Sequence[Line]) -> str:

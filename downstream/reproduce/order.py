@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from tinyvit_zoo.common.text import count_of
+
 from .jobs import Line
 
 __all__ = ['Order', 'paper_order']
@@ -34,9 +36,9 @@ class Order:
         if not pairs:
             return ''
         return (
-            f"Of {pairs} pairs of rows with the same metric and data set, {self.kept} keep the paper's order "
-            f'on digits, {self.turned} reverse it, {self.undecided} are undecided (95 % intervals overlap), '
-            f'{self.one_job} share a job, and {self.tied} are equal in the paper.'
+            f"{count_of(pairs, 'pair')} of rows with the same metric and data set: {self.kept} in the paper's order "
+            f'on digits, {self.turned} reversed, {self.undecided} undecided (95 % intervals overlap), {self.one_job} '
+            f'of one job, and {self.tied} equal in the paper.'
         )
 
 

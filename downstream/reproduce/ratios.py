@@ -13,6 +13,7 @@ import timm
 
 from tinyvit_zoo.bench import Row, Settings, bench_variants
 from tinyvit_zoo.common.errors import EvaluationError
+from tinyvit_zoo.common.text import count_of
 
 from .entries import subject_of
 from .jobs import Line
@@ -88,11 +89,11 @@ class Ratios:
     def words(self) -> str:
         """Where and how it was measured, in one line."""
         s, m = self.settings, self.machine
-        threads = '1 thread' if s['threads'] == 1 else f'{s["threads"]} threads'
         call = 'a call' if self.task == TASK else 'an update without reading images and stored labels'
         return (
-            f'{m["processor"]} ({m["isa"]}), {threads}, {s["dtype"]}, {s["batch"]} images {call}, {s["rounds"]} rounds '
-            f'in turn, {m["clock"]}, torch {m["torch"]}; paper: {self.hardware}'
+            f'{m["processor"]} ({m["isa"]}), {count_of(s["threads"], "thread")}, {s["dtype"]}, '
+            f'{count_of(s["batch"], "image")} {call}, {count_of(s["rounds"], "round")} in turn, {m["clock"]}, torch '
+            f'{m["torch"]}; paper: {self.hardware}'
         )
 
 

@@ -147,7 +147,7 @@ class Jobs:
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise EvaluationError(f'{place} cannot be written to ({e.strerror or e}): choose another folder.') from e
+            raise EvaluationError(f'{place} cannot be written to ({reason(e)}): choose another folder.') from e
         lock = FileLock(place / LOCK)
         try:
             lock.acquire(timeout=-1 if wait else 0)

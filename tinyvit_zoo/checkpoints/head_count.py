@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..common.errors import CheckpointError
+from ..common.text import count_of
 from ..releases import all_releases
 from .read import Clues
 
@@ -159,4 +160,5 @@ def _size(architecture: str) -> str:
 def _described(heads: tuple[int, ...]) -> str:
     """(6, ..., 6, 12) -> '6 heads, 12 in the last block'."""
     first, last = heads[0], heads[-1]
-    return f'{first} heads' if first == last else f'{first} heads, {last} in the last block'
+    words = count_of(first, 'head')
+    return words if first == last else f'{words}, {last} in the last block'

@@ -30,7 +30,7 @@ def read_shards(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]
     absent = [name for name in shards if not (index.parent / name).is_file()]
     if absent:
         raise WeightsNotFoundError(
-            f'{len(absent)} of {len(shards)} files that {index} lists are not beside it: {first_few(absent)}.'
+            f'{index} lists files that are not beside it, {len(absent)} of {len(shards)}: {first_few(absent)}.'
         )
     tensors: dict[str, Any] = {}
     for name in shards:

@@ -51,7 +51,7 @@ def hard_samples(
 
     if (store is None) == (teacher is None):
         raise typer.BadParameter('Give either --store STORE or --teacher NAME: one of them decides what is hard.')
-    only_with(teacher, '--teacher NAME', 'teacher_weights', 'batch_size')
+    only_with(teacher, '--teacher NAME', 'teacher_weights', 'batch_size', 'device', 'workers')
     if output.suffix.lower() != '.json':
         raise typer.BadParameter(f'--output takes a file such as kept.json, not {output}.')
     quiet_logs()

@@ -87,9 +87,14 @@ def bench(
 
 
 def _print(rows: list['Row']) -> None:
+    from ..common.text import count_of
+
     say, one = printer(), rows[0]
-    where = one.gpu or f'{one.processor}, {one.isa}, {one.threads} {"thread" if one.threads == 1 else "threads"}'
-    say(f'{where}; torch {one.torch}, timm {one.timm}; {one.clock}, {one.rounds} rounds, load average {one.load:g}')
+    where = one.gpu or f'{one.processor}, {one.isa}, {count_of(one.threads, "thread")}'
+    say(
+        f'{where}; torch {one.torch}, timm {one.timm}; {one.clock}, {count_of(one.rounds, "round")}, load average '
+        f'{one.load:g}'
+    )
     autocast = f', autocast {one.amp}' if one.amp else ''
     say(f'{one.mode}, {one.dtype}{autocast}; ratios to {one.first}, with the range of 90 % of the rounds')
     width = max(len(f'{row.model} {row.form}') for row in rows)

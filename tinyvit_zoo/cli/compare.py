@@ -139,6 +139,8 @@ def _print(
 ) -> None:
     from rich.table import Table
 
+    from ..common.text import count_of
+
     say = printer()
     parts = ' and '.join(f'{len(images):,} {part}' for part, images in datasets.items())
     say(f'A: {models[0].name}\nB: {models[1].name}')
@@ -154,7 +156,7 @@ def _print(
             f'{row.b:.2f}',
             f'{row.difference:+.2f}',
             f'{row.low:+.2f} to {row.high:+.2f}',
-            f'{row.n} images' if row.p is not None else f'{row.n} episodes',
+            count_of(row.n, 'image') if row.p is not None else count_of(row.n, 'episode'),
             '' if row.p is None else f'{row.p:.2g}',
         )
     console().print(table)

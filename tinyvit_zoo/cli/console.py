@@ -4,10 +4,11 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
 
     - A parameter whose type is a dataclass stands for the options that its fields are.
     - `only_with` knows which options were given.
-    - What it writes must not lie among the images that it reads: they would be others in the next run.
+    - Places may begin with '~', which no shell replaces in `--output=~/run`.
+    - What it writes must not lie among the images that it reads: they would be others in the next run. Nor may it
+      replace the results of another command.
     - The models are registered before the function runs, as the console script has not run the body of the package;
       not so with `models=False`.
     - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
@@ -103,9 +106,11 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         from ..common.extras import MissingExtraError
 
         context = values[own_context] if own_context else values.pop(CONTEXT)
+        values = {name: _from_home(value, name) for name, value in values.items()}
         with _options_of(context):
             try:
                 _refuse_outputs_among_images(values)
+                _refuse_results_of_others(values, context)
                 for name, bundle in bundles.items():
                     values[name] = bundle(
                         **{field: values.pop(field) for field in inspect.signature(bundle).parameters}
@@ -164,6 +169,18 @@ def _options_of(context: typer.Context) -> Iterator[None]:
         _given.reset(token)
 
 
+def _from_home(value: Any, name: str) -> Any:
+    """A path, or several, with '~' replaced; anything else as it is."""
+    if isinstance(value, list):
+        return [_from_home(item, name) for item in value]
+    if isinstance(value, Path):
+        with suppress(RuntimeError):  # no such user: then it is a name like any other
+            return value.expanduser()
+    if isinstance(value, str) and name in ('data', 'store'):  # folders, or something else
+        return os.path.expanduser(value)
+    return value
+
+
 def _refuse_outputs_among_images(values: Mapping[str, Any]) -> None:
     """Usage error if a command would write into the folder of images that it reads."""
     for name in ('output', 'cache'):
@@ -181,16 +198,41 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
         data: Name of a data set, or a folder.
         root: Of the data set.
     """
-    folder = root if data == 'folder' and root is not None else data
-    if not folder or not os.path.isdir(folder):  # '' would be the working directory
-        return
     from ..data.folders import lies_among_images
     from ..data.registry import find_entry
 
-    if find_entry(str(data)) is None and lies_among_images(Path(place), Path(folder)):
+    entry = find_entry(str(data)) if data else None
+    folder = root if entry is not None or (data == 'folder' and root is not None) else data
+    if not folder or not os.path.isdir(folder):  # '' would be the working directory
+        return
+    among = lies_among_images if entry is None else entry.lies_among_images
+    if among(Path(place), Path(folder)):
         raise typer.BadParameter(
             f'{option} {place} lies among the images of {folder}, and what is written there would be taken for images '
             'or classes: choose a folder outside.'
+        )
+
+
+def _refuse_results_of_others(values: Mapping[str, Any], context: typer.Context) -> None:
+    """Usage error if a command would replace the results of another one, which may have taken days."""
+    output = values.get('output')
+    if output is None or values.get('dry_run') or not (output / 'results.json').is_file():
+        return
+    from ..common.paths import read_json
+
+    own: list[str] = []
+    command: Any = context
+    while command.parent is not None:  # up to the program itself
+        own.insert(0, command.info_name)
+        command = command.parent
+    try:
+        written = shlex.split(read_json(output / 'results.json')['command'])[1:]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of somebody else
+        written = []
+    if written[: len(own)] != own:
+        raise typer.BadParameter(
+            f'{output} has the results of another command, which would be lost: choose another folder for those of '
+            f'{" ".join(own)}.'
         )
 
 

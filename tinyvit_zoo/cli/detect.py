@@ -84,13 +84,13 @@ def _use_custom_data(
         if classes or any(files.values()):
             raise typer.BadParameter('Give the folder of your data as well: --data DIR.')
         return
-    from ..common.text import escaped  # names are of whoever annotated
+    from ..common.text import count_of, escaped  # names are of whoever annotated
     from ..downstream.detection.config_parts import datasets_of
     from ..downstream.detection.custom_data import CustomData, use_custom_data
 
     found = use_custom_data(config, CustomData(data, classes=tuple(classes or ()), **files), trained)
     if found:
-        print(f'{len(found)} classes: {escaped(", ".join(found))}')
+        print(f'{count_of(len(found), "class")}: {escaped(", ".join(found))}')
     if files.get('train_annotations') and not files.get('validation_annotations'):
         for dataset in datasets_of(config.get('val_dataloader')):
             kept = Path(dataset.get('data_root') or '', dataset.get('ann_file', ''))

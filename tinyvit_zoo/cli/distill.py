@@ -80,11 +80,16 @@ def save(
     Several processes: torchrun --nproc-per-node=2 -m tinyvit_zoo.cli distill save ... Machines may take different
     epochs.
     """
+    from ..common.files import check_writable
+    from ..common.text import count_of
     from ..soft_labels import estimate
     from ..soft_labels import save as save_labels
+    from ..soft_labels.place import Place
 
     quiet_logs()
     refuse_among_images('--store', store, data_options.data, data_options.root)
+    if not dry_run:
+        check_writable(Place(store).folder, is_folder=True)
     numbers = _numbers(epochs)
     with processes() as first:
         dataset = training_images(data_options, run.seed)
@@ -95,13 +100,14 @@ def save(
             if first:
                 cost = estimate(found, dataset, spec, numbers, **common)
                 printer()(
-                    f'{len(dataset):,} images x {len(numbers)} epochs = {cost.views:,} views; {cost.bytes:,} bytes; '
-                    f'about {cost.seconds:,.0f} s for one process on this machine.'
+                    f'{count_of(len(dataset), "image")} x {count_of(len(numbers), "epoch")} = '
+                    f'{count_of(cost.views, "view")}; {cost.bytes:,} bytes; about {cost.seconds:,.0f} s for one '
+                    'process on this machine.'
                 )
             return
         saved = save_labels(found, dataset, spec, store, numbers, seed=run.seed, **common)
         if first:
-            printer()(f'Written to {store}: epochs {saved.epochs_in_words()} of {len(dataset):,} views each.')
+            printer()(f'Written to {store}: {saved.epochs_in_words()} of {count_of(len(dataset), "view")} each.')
 
 
 def check(
@@ -117,27 +123,28 @@ def check(
 ) -> None:
     """Check every record of a store, its data set and its views; with --against, the teacher's probabilities, too."""
     from ..common.errors import EvaluationError
+    from ..common.text import count_of
     from ..soft_labels import Store, check_data, check_records, check_teacher, check_views
     from ..soft_labels.store import in_words
     from ..soft_labels.stored_views import is_converted
 
-    only_with(against, '--against TEACHER', 'weights', 'tolerance')
+    only_with(against, '--against TEACHER', 'weights', 'tolerance', 'device', 'workers')
     quiet_logs()
     say, wanted = printer(), _numbers(epochs) if epochs else None
     opened = Store.open(store)
     numbers = wanted or opened.whole_epochs()
     dataset = training_images(data_options, run.seed)
     check_data(opened, dataset)
-    say(f'Records: all {check_records(opened, numbers):,} of epochs {in_words(numbers)} are whole.')
+    say(f'Records: all {check_records(opened, numbers):,} of {in_words(numbers)} are whole.')
     views = check_views(opened, dataset, numbers, share)
-    say(f'Views: {views:,} were made again as the teacher saw them.' if views else 'Views: none carries a checksum.')
+    say(f'Views: {views:,} made again, as the teacher saw them.' if views else 'Views: none carries a checksum.')
     if against:
         precision = 'float32' if is_converted(opened.info) else opened.info.precision
         found = _teacher(against, weights, precision, run)
         agreement = check_teacher(opened, dataset, found, numbers, share, workers=run.workers)
         say(
-            f'Teacher: {agreement.views:,} views; mean difference of a probability {agreement.error:.2g}, largest '
-            f'{agreement.largest:.2g}; {agreement.other_ids:.2%} other classes.'
+            f'Teacher: {count_of(agreement.views, "view")}; mean difference of a probability {agreement.error:.2g}, '
+            f'largest {agreement.largest:.2g}; {agreement.other_ids:.2%} other classes.'
         )
         if agreement.largest > tolerance:
             raise EvaluationError(
@@ -247,6 +254,7 @@ def convert(
     """
     from tqdm import tqdm
 
+    from ..common.text import count_of
     from ..soft_labels.legacy import convert as convert_dumps
     from ..soft_labels.stored_views import released_settings
 
@@ -258,7 +266,7 @@ def convert(
             bar.update(done - bar.n)
 
         made = convert_dumps(folder, store, num_classes, released_settings(), teacher, progress)
-    printer()(f'Written to {store}: epochs {made.epochs_in_words()} of {made.info.images:,} records each.')
+    printer()(f'Written to {store}: {made.epochs_in_words()} of {count_of(made.info.images, "record")} each.')
 
 
 def info(
@@ -278,10 +286,13 @@ def info(
     """Print what a store holds, or how one view of an image was made."""
     from dataclasses import asdict
 
+    from ..common.text import count_of
     from ..soft_labels import Store
 
     quiet_logs()
     only_with(view, '--view EPOCH:POSITION', 'data', 'root', 'subset', 'image')
+    if image is not None:
+        refuse_among_images('--image', image, data, root)
     opened = Store.open(store)
     if view is not None:
         _show_view(opened, view, data, root, subset, image, as_json)
@@ -291,9 +302,9 @@ def info(
         print_json(facts)
         return
     say = printer()
-    say(f'Teacher: {opened.info.teacher} ({opened.info.precision}); {opened.info.classes:,} classes.')
-    say(f'Data: {opened.info.data}, {opened.info.images:,} images.')
-    say(f'Epochs: {opened.epochs_in_words()}; {opened.info.form}, {opened.info.k} probabilities, '
+    say(f'Teacher: {opened.info.teacher} ({opened.info.precision}); {count_of(opened.info.classes, "class")}.')
+    say(f'Data: {opened.info.data}, {count_of(opened.info.images, "image")}.')
+    say(f'Stored: {opened.epochs_in_words()}; {opened.info.form}, {count_of(opened.info.k, "probability")}, '
         f'{facts["bytes_a_record"]} bytes a record.')  # fmt: skip
 
 
@@ -341,8 +352,7 @@ def _save_image(image: 'Image', path: Path) -> None:
         with new_file(path) as new:
             image.save(new)
     except (OSError, ValueError) as e:
-        words = getattr(e, 'strerror', None) or reason(e)
-        raise EvaluationError(f'{path} cannot be written ({words}): name a file such as view.png.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): name a file such as view.png.') from e
 
 
 def _teacher(name: str, weights: Path | None, precision: str, run: RunOptions) -> 'Teacher':

@@ -38,6 +38,7 @@ def embed(
     DATA may be a folder of images as well: every image below it, without labels.
     """
     from ..common.files import check_writable
+    from ..common.text import count_of
     from ..downstream.embed import embed as write
     from ..downstream.embed import find_images
 
@@ -54,8 +55,8 @@ def embed(
             batch_size=forward.batch_size, cache=cache, device=find_device(run.device), workers=run.workers,
         )  # fmt: skip
         if first:
-            labels = f', {len(images.classes)} classes' if images.classes else ', no labels'
+            labels = f', {count_of(len(images.classes), "class")}' if images.classes else ', no labels'
             say = printer()
-            say(f'Written to {output}: {features.D} features of {len(images)} images{labels}')
+            say(f'Written to {output}: {features.D} features of {count_of(len(images), "image")}{labels}')
             for path in images.skipped:
                 say(f'Left out, as it cannot be read: {path}')

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command, not_with, only_with, printer, quiet_logs
+from .console import command, not_with, only_with, printer, quiet_logs, refuse_among_images
 from .evaluator_options import TO_TEST_ON, architecture_of, backbone_of, dtype_of, loader, own_folder, processes
 from .options import DataOptions, ForwardOptions, ModelOptions, OutputFolder, RunOptions, find_device
 
@@ -57,6 +57,8 @@ def evaluate(
         raise typer.BadParameter('imagenet-c needs --root, the folder of CORRUPTION/SEVERITY/CLASS.')
     only_with(corruptions, f'-d {IMAGENET_C}', 'clean_root')
     not_with(corruptions, f'-d {IMAGENET_C}', 'split', 'skip_unreadable', 'any_counts')
+    if output is not None:
+        refuse_among_images('--output', output, 'imagenet-1k', clean_root)
     quiet_logs()
     settings: dict[str, Any] = dict(
         overrides=_overrides(model_options, protocol, crop_pct, corruptions is not None),

@@ -69,32 +69,16 @@ def load_backbone(
     if img_size is None:
         return make()
     try:
-        model = make(img_size=img_size)
+        return make(img_size=img_size)
     except ModelError as e:
         if "unexpected keyword argument 'img_size'" not in str(e):
             raise
-    else:
-        _check_patches(model, name, img_size)
-        return model
     torch.manual_seed(seed)
     model = make()
     cfg: Any = model.pretrained_cfg
     settings: Any = {**cfg, 'input_size': (cfg['input_size'][0], *img_size)}
     model.pretrained_cfg = settings
     return model
-
-
-def _check_patches(model: 'nn.Module', name: str, img_size: tuple[int, int]) -> None:
-    """Refuse a size of no whole number of patches where timm would at the first image: in models that take any."""
-    from ..common.errors import ModelError
-
-    embed: Any = getattr(model, 'patch_embed', None)
-    patch = getattr(embed, 'patch_size', None)
-    if getattr(embed, 'strict_img_size', True) or getattr(embed, 'dynamic_img_pad', True) or patch is None:
-        return
-    if any(side % step for side, step in zip(img_size, patch, strict=True)):
-        sides, steps = ('x'.join(map(str, size)) for size in (img_size, patch))
-        raise ModelError(f'{name} cuts images into patches of {steps} pixels: give multiples of them, not {sides}.')
 
 
 def backbone_of(options: ModelOptions, seed: int, **arguments: Any) -> 'nn.Module':
@@ -226,13 +210,17 @@ def episodes_of(
         queries: Of each class.
         usual_shots: None for those of the CD-FSL benchmark.
     """
+    from ..common.text import count_of
     from ..downstream.few_shot import QUERIES, SHOTS, WAYS, fitting_counts
 
     usual_shots = usual_shots or SHOTS
     fitting = fitting_counts(dataset.labels, ways, shots, queries, usual_shots)
     usual = (ways or WAYS, shots or usual_shots, queries or QUERIES)
     if fitting != usual:
-        own, theirs = (f'{w}-way, {",".join(map(str, s))} shots, {q} queries' for w, s, q in (fitting, usual))
+        own, theirs = (
+            f'{w}-way, {",".join(map(str, s))} {"shot" if s == (1,) else "shots"}, {count_of(q, "query")}'
+            for w, s, q in (fitting, usual)
+        )
         printer()(f'{dataset.name} has too few classes or images for {theirs}: {own}.')
     return fitting
 

@@ -162,6 +162,10 @@ def _read_labels(file: Path | None) -> list[str] | None:
         return None
     try:
         text = file.read_text(encoding='utf-8-sig')
+    except OSError as e:
+        raise typer.BadParameter(
+            f'{file} cannot be read ({e.strerror}): --labels takes a file, one name per line.'
+        ) from e
     except UnicodeDecodeError as e:
         raise typer.BadParameter(f'{file} is not UTF-8 text: write one name per line.') from e
     return [line.strip() for line in text.splitlines() if line.strip()]

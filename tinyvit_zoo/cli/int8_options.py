@@ -84,12 +84,13 @@ def print_quantized(done: 'Quantized', agreement: str) -> None:
         agreement: What both agree on, in words, such as 'same class'.
     """
     from ..common.paired_timing import cpu_name
+    from ..common.text import count_of
     from ..int8 import has_int8_instructions
 
     say, found = printer(), done.comparison
     before, after = done.megabytes
     say(f'Written to {done.path}: {after:.1f} MB, {after / before:.2f} of {before:.1f} MB in float32.')
-    say(f'Calibrated on {done.calibrated} images, compared with float32 on {found.images} others:')
+    say(f'Calibrated on {done.calibrated} images, compared with float32 on {count_of(found.images, "other")}:')
     say(f'  {agreement} {found.agreement:.1%}')
     differences = f'at most {found.largest:.3g}, on average {found.mean:.3g}'
     say(f'  outputs differ by {differences}; the largest output is {found.scale:.3g}')

@@ -53,6 +53,7 @@ def knn(
     run: RunOptions,
 ) -> None:
     """Accuracy of a vote among the nearest training images, by DINO's protocol."""
+    from ..common.text import count_of
     from ..downstream.knn import KS, check_ks, fitting_ks
     from ..downstream.knn import run as classify
     from ..downstream.reports.knn import print_knn, write_knn
@@ -82,8 +83,8 @@ def knn(
         )  # fmt: skip
         if not k and ks != KS:
             printer()(
-                f'k = {", ".join(map(str, ks))}: the bank has {len(bank)} images, too few for the others of '
-                f'{", ".join(map(str, KS))}.'
+                f'k = {", ".join(map(str, ks))}: the bank has {count_of(len(bank), "image")}, too few for the others '
+                f'of {", ".join(map(str, KS))}.'
             )
         print_knn(result, queries, head, printer())
         if output is not None:

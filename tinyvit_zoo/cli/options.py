@@ -249,7 +249,9 @@ def make_output(folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         problem = '' if os.access(folder, os.W_OK) else 'it is read-only'
     except OSError as e:
-        problem = e.strerror or str(e)
+        from ..common.text import reason
+
+        problem = reason(e)
     if problem:
         from ..common.errors import EvaluationError
 

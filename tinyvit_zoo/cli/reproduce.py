@@ -1,7 +1,7 @@
 """`reproduce`: the published tables beside what is measured here."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from enum import StrEnum
 from functools import partial
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import command, console, not_with, printer, quiet_logs
+from .console import command, console, not_with, printer, quiet_logs, refuse_among_images
 from .options import OutputFolder, Words, make_output, read_words
 from .reproduce_lists import print_figure, print_list, print_notes, print_ratios
 
@@ -168,10 +168,22 @@ def _check(
         raise typer.BadParameter('--root is for --scale full; digits and textures need no folder.')
     if root is not None and not root.is_dir():
         raise typer.BadParameter(f'There is no folder {root}: give --root the folder that holds the data sets.')
+    if root is not None:
+        _refuse_among_data(root, {'--output': output, '--jobs': jobs})
     if output is None and not dry_run:
         raise typer.BadParameter(f'--scale {scale} needs a folder for results and states: add --output DIR.')
     if not any(may_be_measured(number) for number in numbers):
         raise typer.BadParameter('All of these rows are quoted, and nothing measures them: name other rows.')
+
+
+def _refuse_among_data(root: Path, places: Mapping[str, Path | None]) -> None:
+    """Usage error if a place to write to lies among the images of a data set in the root."""
+    from ..data.registry import REGISTRY
+
+    for option, place in places.items():
+        for name in (*REGISTRY, 'imagenet-c'):
+            if place is not None:
+                refuse_among_images(option, place, name, root / name)
 
 
 def _jobs(

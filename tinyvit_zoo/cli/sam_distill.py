@@ -94,12 +94,15 @@ def embed(
     """
     refuse_among_images('--store', store, data_options.data, data_options.root)
     quiet_transformers()
+    from ..common.files import check_writable
+    from ..common.text import count_of
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings
 
+    check_writable(store, is_folder=True)
     with processes() as first:
         dataset = unlabelled_images(data_options, run.seed)
         found = load_sam_teacher(teacher).encoder
         say = printer() if first else (lambda text: None)
         save_embeddings(found, dataset, store, device=find_device(run.device), workers=run.workers, say=say)
-        say(f'Written to {store}: the maps of {len(dataset):,} images by {found.name}.')
+        say(f'Written to {store}: the maps of {count_of(len(dataset), "image")} by {found.name}.')

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import EvaluationError
+from .text import reason
 
 __all__ = [
     'check_writable',
@@ -185,7 +186,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 new.write_bytes(data)
     except OSError as e:
         raise EvaluationError(
-            f'{" and ".join(map(str, files))} cannot be written ({e.strerror or e}): make room or choose another '
+            f'{" and ".join(map(str, files))} cannot be written ({reason(e)}): make room or choose another '
             'folder; nothing was lost.'
         ) from e
 

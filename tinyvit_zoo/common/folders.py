@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from .files import give_ordinary_rights, is_left_over, process_mark
+from .files import check_writable, give_ordinary_rights, is_left_over, process_mark
 
-__all__ = ['read_settled', 'refuse_others', 'swap_in']
+__all__ = ['check_replaceable', 'read_settled', 'swap_in']
 
 T = TypeVar('T')
 
@@ -155,6 +155,17 @@ def _clear_up(folder: Path) -> None:
             path.rename(folder)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, replaces: Sequence[str] | Callable[[], Sequence[str]]) -> None:
+    """See that `swap_in` can write a folder, before the work whose result it will be. Leaves nothing behind.
+
+    Raises:
+        FileExistsError: If it is a file or holds something else.
+        OSError: If it cannot be written.
+    """
+    refuse_others(folder, replaces)
+    check_writable(folder, is_folder=True)
 
 
 def refuse_others(folder: Path, replaces: Sequence[str] | Callable[[], Sequence[str]]) -> None:

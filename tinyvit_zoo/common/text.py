@@ -1,11 +1,21 @@
 """Words for messages."""
 
+import errno
+import os
+import re
 from collections.abc import Iterable
 from itertools import islice
 from numbers import Number
 from pathlib import PurePath
 
-__all__ = ['escaped', 'first_few', 'join_numbers', 'reason', 'shown']
+__all__ = ['count_of', 'escaped', 'first_few', 'join_numbers', 'reason', 'shown']
+
+
+def count_of(number: float, noun: str) -> str:
+    """'1 epoch', '2,000 images', '0 classes', '1.5 queries': a number with its noun, given as one of them."""
+    if number != 1:
+        noun = re.sub('(?<![aeo])y$', 'ie', noun) + ('es' if noun.endswith(('s', 'tch')) else 's')
+    return f'{number:,g} {noun}' if isinstance(number, float) else f'{number:,} {noun}'
 
 
 def escaped(text: str) -> str:
@@ -37,5 +47,11 @@ def join_numbers(values: Iterable[float]) -> str:
 
 
 def reason(error: object, longest: int = 200) -> str:
-    """The message of an error in one line of at most `longest` characters, or its class if it has no message."""
-    return escaped(' '.join(str(error).split())[:longest]) or type(error).__name__
+    """The message of an error in one line of at most `longest` characters, or its class if it has no message.
+
+    Of an error of the system its words alone: where it happened is in the sentence around it.
+    """
+    message = isinstance(error, OSError) and error.strerror
+    if message == os.strerror(errno.EEXIST):  # a folder was to be made
+        return 'it is a file'
+    return escaped(' '.join(str(message or error).split())[:longest]) or type(error).__name__

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from ..common.errors import EvaluationError, MissingSplitError
-from ..common.text import first_few, reason, shown
+from ..common.text import count_of, first_few, reason, shown
 from .image_dataset import Files, ImageDataset, join
 
 __all__ = [
@@ -276,15 +276,15 @@ def read_class_folders(
         _log.warning('%s: classes without images: %s.', folder, first_few(empty))
     beside = sum(_is_image(entry) for entry in _entries(folder))
     if beside:
-        _log.warning('%s: %d images beside the class folders are left out.', folder, beside)
+        _log.warning('%s: left out beside the class folders: %s.', folder, count_of(beside, 'image'))
     source = Files(np.concatenate(names), root, prepare, upright=upright)
     return ImageDataset(name, '', classes, np.concatenate(labels), source)
 
 
 def _no_class(folder: Path, strange: str, classes: Sequence[str], name: str) -> str:
     message = (
-        f"{folder} has {len(class_folders(folder))} class folders, of which '{strange}' is none of the {len(classes)} "
-        f'classes of {name}'
+        f"{folder} has {count_of(len(class_folders(folder)), 'class folder')}, of which '{strange}' is none of "
+        f'the {len(classes)} classes of {name}'
     )
     inner = folder_too_many(folder)
     if inner is not None and set(class_folders(inner)) <= set(classes):
@@ -324,8 +324,8 @@ def _no_images(folder: Path, other: Counter[str] | None = None) -> str:
 
 
 def _counted(other: Counter[str]) -> str:
-    number, named = sum(other.values()), [f'{ending or "without ending"} ({n})' for ending, n in other.most_common()]
-    return f'{number} {"file" if number == 1 else "files"} of other kinds: {first_few(named)}'
+    named = [f'{ending or "without ending"} ({n})' for ending, n in other.most_common()]
+    return f'{count_of(sum(other.values()), "file")} of other kinds: {first_few(named)}'
 
 
 def _say_others(folder: Path, other: Counter[str]) -> None:

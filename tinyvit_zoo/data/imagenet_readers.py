@@ -11,20 +11,24 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from ..common.errors import EvaluationError
-from ..common.text import first_few, reason
+from ..common.text import count_of, first_few, reason
 from .folders import SPLIT_FOLDERS, class_folders, find_split, read_class_folders
 from .image_dataset import Files, ImageDataset
 from .readers import find_folder
 
 __all__ = [
     'CORRUPTIONS',
+    'FOLDERS_22K',
+    'FOLDERS_V2',
     'corruption_folder',
+    'corruption_folders',
     'imagenet',
     'imagenet_22k',
     'imagenet_c',
     'imagenet_real',
     'imagenet_subset',
     'imagenet_v2',
+    'split_folders_of',
 ]
 
 CORRUPTIONS = (
@@ -38,6 +42,7 @@ CORRUPTIONS = (
 LISTING = 'in22k_image_names.txt'
 """TinyViT's list of the images of ImageNet-22k: a line such as n00007846_10001 for each."""
 FOLDERS_22K = ('imagenet22k', 'ImageNet-22k', 'fall11_whole', 'train', '.')
+FOLDERS_V2 = ('imagenetv2-matched-frequency-format-val', 'imagenetv2-matched-frequency', '.')
 ENDINGS_22K = ('.JPEG', '.jpeg', '.jpg')
 CHUNK = 1 << 24  # bytes of a list that are parsed at once
 
@@ -53,6 +58,12 @@ def imagenet(root: Path, part: str) -> ImageDataset:
     return read_class_folders(folder, 'imagenet-1k', _wnids(), root=root)
 
 
+def split_folders_of(root: Path) -> list[Path]:
+    """The folders that `imagenet` reads, of those that there are."""
+    found = [find_split(root, part) for part in ('train', 'validation')]
+    return [folder for folder in found if folder is not None]
+
+
 def imagenet_22k(root: Path) -> ImageDataset:
     """ImageNet-22k, the release of fall 2011, one folder per WordNet id; labels are those of the released heads.
 
@@ -64,8 +75,8 @@ def imagenet_22k(root: Path) -> ImageDataset:
         return _listed_22k(folder, folder / LISTING)
     if not class_folders(folder) and (archives := sorted(path.name for path in folder.glob('n*.[zt][ia][pr]'))):
         raise EvaluationError(
-            f'{folder} has {len(archives)} archives ({first_few(archives)}) and no folders: unpack each of them into a '
-            f'folder of its name, such as {folder / Path(archives[0]).stem}.'
+            f'{folder} has {count_of(len(archives), "archive")} ({first_few(archives)}) and no folders: unpack each of '
+            f'them into a folder of its name, such as {folder / Path(archives[0]).stem}.'
         )
     # Relative to the folder itself: wherever it lies, its fingerprint is the same.
     return read_class_folders(folder, 'imagenet-22k', _wnids('imagenet-22k'))
@@ -140,9 +151,7 @@ def imagenet_real(root: Path) -> ImageDataset:
 
 def imagenet_v2(root: Path) -> ImageDataset:
     """ImageNet-V2, matched frequency. Its folders 0 to 999 are sorted as numbers: '10' comes after '9'."""
-    folder = find_folder(
-        root, ('imagenetv2-matched-frequency-format-val', 'imagenetv2-matched-frequency', '.'), 'imagenet-v2'
-    )
+    folder = find_folder(root, FOLDERS_V2, 'imagenet-v2')
     dataset = read_class_folders(folder, 'imagenet-v2', [str(i) for i in range(1000)], root=root)
     dataset.classes = _wnids()
     return dataset
@@ -178,3 +187,9 @@ def corruption_folder(root: Path, corruption: str) -> Path:
     """
     places = [root / corruption, *sorted(root.glob(f'*/{corruption}')), *sorted(root.glob(f'*/*/{corruption}'))]
     return next((place for place in places if place.is_dir()), places[0])
+
+
+def corruption_folders(root: Path, corruption: str = '') -> list[Path]:
+    """The folder of a corruption, or those of all without one, of those that there are."""
+    folders = [corruption_folder(root, name) for name in ([corruption] if corruption else CORRUPTIONS)]
+    return [folder for folder in folders if folder.is_dir()]

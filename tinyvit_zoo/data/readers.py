@@ -18,6 +18,8 @@ from .image_dataset import Arrays, Files, ImageDataset
 
 __all__ = [
     'CHESTX_CLASSES',
+    'CROP_DISEASE',
+    'EUROSAT',
     'aircraft',
     'chestx',
     'cifar',
@@ -27,22 +29,26 @@ __all__ = [
     'inaturalist',
     'isic',
     'pets',
+    'present',
     'stanford_cars',
 ]
 
 CHESTX_CLASSES = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumothorax')
 """Classes in datasets/Chest_few_shot.py of the CD-FSL benchmark, which leaves out Pneumonia."""
 
+EUROSAT = ('eurosat/2750', '2750', 'EuroSAT_RGB', 'EuroSAT', '.')
+CROP_DISEASE = ('dataset/train', 'CropDiseases/dataset/train', 'train')
+
+
+def present(root: Path, names: Sequence[str]) -> list[Path]:
+    """The first of the folders below the root that exists, if any; '.' is the root itself."""
+    return [root / folder for folder in names if (root / folder).is_dir()][:1]
+
 
 def find_folder(root: Path, names: Sequence[str], name: str) -> Path:
-    """The first of the folders below the root that exists; '.' is the root itself.
-
-    Raises:
-        EvaluationError: If none exists.
-    """
-    for folder in names:
-        if (root / folder).is_dir():
-            return root / folder
+    """As `present`. Raises: EvaluationError: If none exists."""
+    for folder in present(root, names):
+        return folder
     raise EvaluationError(f'{name} is not in {root}: there is no folder {" or ".join(names)} in it.')
 
 

@@ -1,6 +1,6 @@
 """The known facts of every data set, one entry each, checked when the data is loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class Entry:
         if_dead: What to do if the source does not respond.
         figures: Source of counts and classes.
         hub_id: Page on the Hub with the same images, for an entry of a model card; empty if none is known.
+        class_folders: root -> the folders below it in which each folder is a class, and whatever is added would be one;
+            none where lists name the images.
         copies_differ: Copies differ by some images, so another number of them is a warning, and none but all classes is
             right. Otherwise another number of images is an error, and a class without any shows in it.
     """
@@ -46,12 +48,21 @@ class Entry:
     if_dead: str = ''
     figures: str = "its authors' page"
     hub_id: str = ''
+    class_folders: Callable[[Path], Iterable[Path]] = lambda root: ()
     copies_differ: bool = False
 
     @property
     def how_to_get(self) -> str:
         """Layout and sources, for the end of a message."""
         return f'it has to hold {self.layout}, from {self.source}; if that does not respond: {self.if_dead}'
+
+    def lies_among_images(self, place: Path, root: Path) -> bool:
+        """Whether files in `place` would count as images or classes of the data set in `root`.
+
+        Raises:
+            EvaluationError: If `root` has two folders that may be the same split.
+        """
+        return any(place.resolve().is_relative_to(folder.resolve()) for folder in self.class_folders(root))
 
 
 OFFLINE = (
@@ -168,9 +179,8 @@ TRANSFER = (
 FEW_SHOT = (
     Entry(
         'eurosat',
-        lambda root, part, seed: readers.class_folders_at(
-            root, 'eurosat', ('eurosat/2750', '2750', 'EuroSAT_RGB', 'EuroSAT', '.')
-        ),
+        lambda root, part, seed: readers.class_folders_at(root, 'eurosat', readers.EUROSAT),
+        class_folders=lambda root: readers.present(root, readers.EUROSAT),
         splits=dict(all=('all',)),
         counts=dict(all=27_000),
         classes=10,
@@ -182,9 +192,8 @@ FEW_SHOT = (
     ),
     Entry(
         'crop_disease',
-        lambda root, part, seed: readers.class_folders_at(
-            root, 'crop_disease', ('dataset/train', 'CropDiseases/dataset/train', 'train')
-        ),
+        lambda root, part, seed: readers.class_folders_at(root, 'crop_disease', readers.CROP_DISEASE),
+        class_folders=lambda root: readers.present(root, readers.CROP_DISEASE),
         splits=dict(all=('train',), train=('train',)),  # the benchmark uses the folder train alone
         counts=dict(train=43_456),
         classes=38,
@@ -226,6 +235,7 @@ IMAGENET = (
         'imagenet-1k',
         lambda root, part, seed: imagenet_readers.imagenet(root, part),
         # The labels of the test images were never published: papers report on validation.
+        class_folders=lambda root: imagenet_readers.split_folders_of(root),
         splits=dict(train=('train',), validation=('validation',), test=('validation',), all=('train', 'validation')),
         counts=dict(train=1_281_167, validation=50_000),
         classes=1000,
@@ -237,6 +247,7 @@ IMAGENET = (
     Entry(
         'imagenet-22k',
         lambda root, part, seed: imagenet_readers.imagenet_22k(root),
+        class_folders=lambda root: readers.present(root, imagenet_readers.FOLDERS_22K),
         splits=dict(train=('train',), all=('train',)),  # it has no other: papers evaluate on ImageNet-1k
         counts=dict(train=14_197_122),
         classes=21_841,
@@ -250,6 +261,7 @@ IMAGENET = (
     Entry(
         'imagenet-real',
         lambda root, part, seed: imagenet_readers.imagenet_real(root),
+        class_folders=lambda root: imagenet_readers.split_folders_of(root),
         splits=dict(validation=('validation',), test=('validation',)),
         counts=dict(validation=50_000),
         classes=1000,
@@ -261,6 +273,7 @@ IMAGENET = (
     Entry(
         'imagenet-v2',
         lambda root, part, seed: imagenet_readers.imagenet_v2(root),
+        class_folders=lambda root: readers.present(root, imagenet_readers.FOLDERS_V2),
         splits=TEST,
         counts=dict(test=10_000),
         classes=1000,
@@ -272,6 +285,7 @@ IMAGENET = (
     Entry(
         'imagenet-a',
         lambda root, part, seed: imagenet_readers.imagenet_subset(root, 'imagenet-a'),
+        class_folders=lambda root: readers.present(root, ('imagenet-a', '.')),
         splits=TEST,
         counts=dict(test=7_500),
         classes=200,
@@ -283,6 +297,7 @@ IMAGENET = (
     Entry(
         'imagenet-r',
         lambda root, part, seed: imagenet_readers.imagenet_subset(root, 'imagenet-r'),
+        class_folders=lambda root: readers.present(root, ('imagenet-r', '.')),
         splits=TEST,
         counts=dict(test=30_000),
         classes=200,
@@ -305,6 +320,7 @@ def find_entry(name: str) -> Entry | None:
     return Entry(
         name,
         lambda root, part, seed: imagenet_readers.imagenet_c(root, name, corruption, severity),
+        class_folders=lambda root: imagenet_readers.corruption_folders(root, corruption),
         splits=TEST,
         counts=dict(test=50_000),
         classes=1000,

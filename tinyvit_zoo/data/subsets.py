@@ -17,7 +17,7 @@ import numpy as np
 from ..common.counter_rng import child_key, permutations
 from ..common.errors import EvaluationError
 from ..common.files import new_file
-from ..common.text import first_few, reason, shown
+from ..common.text import count_of, first_few, reason, shown
 from .image_dataset import ImageDataset, Selection
 
 __all__ = [
@@ -157,7 +157,7 @@ def write_kept(path: Path, dataset: ImageDataset, left_out: np.ndarray, **about:
             text = json.dumps(content, ensure_ascii=False) + '\n'
             new.write_text(text, encoding='utf-8', errors='backslashreplace')
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be written ({e.strerror or reason(e)}): choose another file.') from e
+        raise EvaluationError(f'{path} cannot be written ({reason(e)}): choose another file.') from e
 
 
 def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
@@ -167,7 +167,7 @@ def _listed(dataset: ImageDataset, path: Path) -> np.ndarray:
     except (FileNotFoundError, ValueError) as e:  # ValueError: a name with a null
         raise _no_subset(str(path)) from e
     except OSError as e:
-        raise EvaluationError(f'{path} cannot be read ({e.strerror or reason(e)}): give a file of names.') from e
+        raise EvaluationError(f'{path} cannot be read ({reason(e)}): give a file of names.') from e
     if path.suffix.lower() == '.json':
         return _kept(dataset, path, text)
     names = [name for name in map(str.strip, text.splitlines()) if name]
@@ -231,7 +231,7 @@ def _positions_of(dataset: ImageDataset, path: Path, names: Iterable[str]) -> np
     if missing:
         total = sum(map(len, wanted.values()))
         raise EvaluationError(
-            f'{path}: {len(missing):,} of its {total:,} names are of no image of {dataset.name} ({dataset.split}), '
+            f'{path} has {count_of(total, "name")}, {len(missing):,} of no image of {dataset.name} ({dataset.split}), '
             f'such as {first_few(missing, 1).removesuffix(", ...")}: give the data that the list is of.'
         )
     return np.unique(np.fromiter(found.values(), np.int64, len(found)))

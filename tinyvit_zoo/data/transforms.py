@@ -10,6 +10,7 @@ from timm.models._input import get_model_input_config
 from torch import nn
 
 from ..common.errors import EvaluationError
+from ..common.text import count_of
 
 __all__ = ['augmentation', 'cdfsl_transform', 'data_config', 'eval_transform', 'own_dtype']
 
@@ -26,7 +27,8 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     channels = 3 if first is None else first.in_channels
     if channels != 3 and channels < 12:  # some stems fold squares of pixels into channels, at least 3 * 2 * 2
         raise EvaluationError(
-            f'{type(model).__name__} takes images with {channels} channels, and all data sets here are RGB: build it '
+            f'{type(model).__name__} takes images with {count_of(channels, "channel")}, and all data sets here '
+            'are RGB: build it '
             'with in_chans=3, for which timm converts the weights of the first layer.'
         )
     size = get_model_input_config(model).get('input_size')

@@ -30,7 +30,7 @@ from ..checkpoints import (
 from ..common.errors import ModelError
 from ..common.files import check_writable, new_file
 from ..common.paths import user_path
-from ..common.text import first_few
+from ..common.text import count_of, first_few
 from ..names import check_name
 from ..releases import Release, all_releases, find_family, find_release, same_file
 from .folder import check_folder, save_folder, write_safetensors, write_torch
@@ -85,7 +85,7 @@ class Checkpoint:
     def __str__(self) -> str:
         classes = f'{self.classes} classes' if self.classes else 'no classifier'
         layout = f'{self.key_map.family} in {self.layout} layout'
-        text = f'{layout}, {self.num_keys} keys, {", ".join(self.dtypes)}, {classes}'
+        text = f'{layout}, {count_of(self.num_keys, "key")}, {", ".join(self.dtypes)}, {classes}'
         if not self.detector_keys:
             return text
         return f'{text}; left out of a detector: {counted_by_part(self.detector_keys)}'

@@ -19,8 +19,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..common import torch_file
-from ..common.files import check_writable
-from ..common.folders import refuse_others, swap_in
+from ..common.folders import check_replaceable, swap_in
 from ..common.paths import read_json, user_path
 from ..common.preprocessing import model_data_config
 from ..common.text import reason, shown
@@ -97,9 +96,7 @@ def check_folder(folder: str | Path) -> None:
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
-    folder = user_path(folder)
-    refuse_others(folder.resolve(), FILES)
-    check_writable(folder, is_folder=True)
+    check_replaceable(user_path(folder).resolve(), FILES)
 
 
 def save_config(

@@ -6,7 +6,7 @@ from timm.models._input import get_model_input_config
 from torch import nn
 
 from ..common.preprocessing import model_data_config
-from ..common.text import join_numbers
+from ..common.text import count_of, join_numbers
 from .bridge import is_zoo_architecture, timm_name
 
 __all__ = ['NAMELESS', 'render_own_card']
@@ -87,7 +87,7 @@ def _facts(model: nn.Module, architecture: str) -> str:
     lines = (
         f'- Architecture: {architecture}',
         f'- Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M',
-        f'- Image: {channels} channels, {height}x{width}, crop {data["crop_pct"]:g} ({data["crop_mode"]}), '
+        f'- Image: {count_of(channels, "channel")}, {height}x{width}, crop {data["crop_pct"]:g} ({data["crop_mode"]}), '
         f'{data["interpolation"]}, mean {join_numbers(data["mean"])}, std {join_numbers(data["std"])}',
         f'- Classes: {model.num_classes or "none, an encoder"}',
     )

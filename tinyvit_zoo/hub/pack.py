@@ -20,8 +20,7 @@ from ..build import build_model, check_part
 from ..checkpoints import CheckpointError, check_finite
 from ..checkpoints.manifest import MANIFEST, file_sha256, read_manifest
 from ..common.errors import ModelError
-from ..common.files import check_writable
-from ..common.folders import refuse_others, swap_in
+from ..common.folders import check_replaceable, swap_in
 from ..common.paths import read_json, user_path
 from ..common.text import first_few
 from ..names import check_name
@@ -94,8 +93,7 @@ def pack(
     _check_arguments(name, source, weights, random_seed, img_size, license, repo, part)
     folder = user_path(folder).resolve()
     replaceable = partial(_replaceable, folder, source is not None and source.resolve() == folder)
-    refuse_others(folder, replaceable)
-    check_writable(folder, is_folder=True)
+    check_replaceable(folder, replaceable)
     release = None if tag else _release_of(name, source, weights)
     if random_seed is None:
         _refuse_other_facts(source, release, labels, license, img_size)

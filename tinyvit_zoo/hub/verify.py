@@ -65,8 +65,9 @@ def verify(place: str | Path) -> Proof:
         ModelError: If config.json names no model, or arguments that do not fit.
         HubError: If the page cannot be downloaded.
     """
-    folder, commit = _fetch(str(place))
-    return read_settled(folder, lambda: _verified(str(place), folder, commit))
+    place = str(place) or '.'
+    folder, commit = _fetch(place)
+    return read_settled(folder, lambda: _verified(place, folder, commit))
 
 
 def _verified(place: str, folder: Path, commit: str | None) -> Proof:

@@ -160,7 +160,7 @@ def calibration_images(
             f'{passed - len(inputs)} that cannot.'
         )
     if len(inputs) < passed:
-        _log.warning('%s: %d of %d images cannot be read and are left out.', where, passed - len(inputs), passed)
+        _log.warning('%s: left out, as they cannot be read: %d of %d images.', where, passed - len(inputs), passed)
     return CalibrationImages(inputs, frozenset(digests), dataset, order[passed:])
 
 

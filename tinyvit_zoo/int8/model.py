@@ -11,7 +11,7 @@ from torch import nn
 from ..common.errors import EvaluationError, ModelError
 from ..common.paths import user_path
 from ..common.preprocessing import model_data_config
-from ..common.text import first_few
+from ..common.text import count_of, first_few
 from ..data.class_map import ClassMap, map_classes
 from ..export import check_output, export_model
 from .check import Check
@@ -65,7 +65,9 @@ def quantize_model(
         raise ModelError('int8 is checked by the classes that a model predicts, and this one has no classifier.')
     config = model_data_config(model)
     if config['input_size'][0] != 3:
-        raise ModelError(f'This model takes {config["input_size"][0]} channels, but images are read as RGB.')
+        raise ModelError(
+            f'This model takes {count_of(config["input_size"][0], "channel")}, but images are read as RGB.'
+        )
     transform = create_transform(**config, is_training=False)
     calibration = calibration_images(calibrate, images, transform, held_out=check is None, seed=seed)
     others = check_images(check, calibration, transform)

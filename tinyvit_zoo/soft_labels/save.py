@@ -200,7 +200,7 @@ def check_output(teacher: Teacher, dataset: ImageDataset, spec: ViewSpec) -> Non
     if logits.shape[1] != len(dataset.classes):
         raise EvaluationError(
             f'{teacher.name} has {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}: they must be '
-            'the same.'
+            'the same, so take a teacher of these classes.'
         )
     check_finite(logits.cpu().numpy(), [0], teacher, dataset)
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..common.errors import EvaluationError
 from ..common.files import remove_leftovers
 from ..common.hashes import json_hash
+from ..common.text import count_of
 from .place import Place
 from .record import DamagedRecordError, Form, FormName, SoftLabels
 from .sealed import read_sealed, write_sealed
@@ -207,7 +208,11 @@ class Store:
             EvaluationError: If there is none, or it was changed or made by a later version.
         """
         where = Place(place)
-        content = read_sealed(where.local(STORE, missing=f'{place} holds no soft labels (there is no {STORE}).'))
+        content = read_sealed(
+            where.local(
+                STORE, missing=f'{place} holds no soft labels (no {STORE}): name what `tinyvit-zoo distill save` wrote.'
+            )
+        )
         version = content.pop('version', None)
         if version != VERSION:
             raise EvaluationError(f'{place} is a store of version {version}, this package reads {VERSION}: update it.')
@@ -244,7 +249,7 @@ class Store:
         return found
 
     def epochs_in_words(self) -> str:
-        """The whole epochs as in '0 to 3, 7'; 'none'."""
+        """The whole epochs as in 'epochs 0 to 3, 7'; 'no epoch'."""
         return in_words(self.epochs())
 
     def check_epoch(self, number: int) -> None:
@@ -319,7 +324,9 @@ class Store:
         """Note that an epoch is whole. Raises: EvaluationError: If it is not, or the note cannot be written."""
         missing = self.missing_shards(number)
         if missing:
-            raise EvaluationError(f'Epoch {number} of {self.place} lacks {len(missing)} shards, such as {missing[0]}.')
+            raise EvaluationError(
+                f'Epoch {number} of {self.place} lacks {count_of(len(missing), "shard")}, such as {missing[0]}.'
+            )
         paths = [self._shard_path(number, i) for i in range(self.info.shards)]
         hashes = {path.name: open_shard(path).header_sha256 for path in paths}
         write_sealed(
@@ -397,14 +404,15 @@ def _hashes(shards: Any) -> dict[str, str]:
 
 
 def in_words(numbers: Sequence[int]) -> str:
-    """Numbers in order as in '0 to 3, 7'; 'none'."""
+    """Numbers of epochs in order as in 'epochs 0 to 3, 7'; 'epoch 3'; 'no epoch'."""
     parts: list[list[int]] = []
     for n in numbers:
         if parts and n == parts[-1][-1] + 1:
             parts[-1].append(n)
         else:
             parts.append([n])
-    return ', '.join(f'{p[0]} to {p[-1]}' if len(p) > 1 else str(p[0]) for p in parts) or 'none'
+    words = ', '.join(f'{p[0]} to {p[-1]}' if len(p) > 1 else str(p[0]) for p in parts)
+    return f'{"epoch" if len(numbers) == 1 else "epochs"} {words}' if words else 'no epoch'
 
 
 def _differences(one: Any, other: Any) -> tuple[Any, Any]:

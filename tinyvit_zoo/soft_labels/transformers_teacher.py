@@ -12,7 +12,7 @@ from ..build import asking_once
 from ..common.errors import ModelError
 from ..common.extras import needs_extra
 from ..common.paths import read_json
-from ..common.text import first_few, reason
+from ..common.text import count_of, first_few, reason
 from ..names import CONFIG, resolve_name
 from .teacher import Teacher
 
@@ -133,7 +133,9 @@ def normalization(name: str, processor: Mapping[str, Any]) -> tuple[tuple[float,
     normalized = processor.get('do_normalize') and processor.get('image_mean') is not None
     mean, std = (processor['image_mean'], processor['image_std']) if normalized else ((0.0,) * 3, (1.0,) * 3)
     if len(mean) != 3 or len(std) != 3:
-        raise ModelError(f'{name} cannot teach here: it takes images of {len(mean)} channels, and all data is RGB.')
+        raise ModelError(
+            f'{name} cannot teach here: it takes images of {count_of(len(mean), "channel")}, and all data is RGB.'
+        )
     # (white * x - mean) / std; a factor of 1/255 as JSON has it leaves both as they are.
     white = 1.0 if abs(white - 1) < 1e-9 else white
     return tuple(value / white for value in mean), tuple(value / white for value in std)

@@ -4,6 +4,7 @@ import torch
 
 from ..common.errors import EvaluationError
 from ..common.extras import needs_extra
+from ..common.text import count_of
 from .recipes import Recipe
 
 with needs_extra('eval'):
@@ -52,6 +53,7 @@ def _accumulated_steps(recipe: Recipe, micro_batch: int, processes: int) -> int:
         )
     if micro_batch % 2 and (recipe.mixup or recipe.cutmix):
         raise EvaluationError(
-            f'Mixup needs pairs and {micro_batch} images at once are odd: choose an even --batch-size or --micro-batch.'
+            f'Mixup needs pairs, and {count_of(micro_batch, "image")} at once is an odd number: choose an even '
+            '--batch-size or --micro-batch.'
         )
     return steps

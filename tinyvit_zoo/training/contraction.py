@@ -22,6 +22,7 @@ from ..common.files import write_whole
 from ..common.paths import read_json
 from ..common.plain import plain
 from ..common.processes import on_its_own
+from ..common.text import count_of
 from ..data.image_dataset import ImageDataset
 from ..data.split import stratified_split
 from ..data.subsets import subset_identity
@@ -157,7 +158,7 @@ def contract(
         with alone_in(output):
             _check_same_search(output, plan.identity(name))
         say(
-            f'{name}: {plan.parameters:,} parameters; {len(training.train):,} images to train on, '
+            f'{name}: {plan.parameters:,} parameters; {count_of(len(training.train), "image")} to train on, '
             f'{len(training.held):,} held out to rank on; {_steps_words(plan.limits)}.'
         )
         found = search(training.start, plan.limits, plan.img_size, training.count, training, output, say)
@@ -259,7 +260,7 @@ def search(
     current, found = start, []
     for number, limit in enumerate(limits, 1):
         around = candidates(current, limit.parameters, img_size, count)
-        say(f'Step {number} of {len(limits)}: {len(around)} candidates of at most {_limit_words(limit)}.')
+        say(f'Step {number} of {len(limits)}: {count_of(len(around), "candidate")} of at most {_limit_words(limit)}.')
         outcomes = _outcomes(around, limit, trainer, output, number, say)
         step = _step(number, limit, outcomes)
         for line in _ranking_words(step):
@@ -343,7 +344,8 @@ def _fitted(recipe: Recipe, images: int) -> Recipe:
     fitted = recipe.fitted(images)
     if images < fitted.batch_size:
         raise EvaluationError(
-            f'{images} training images make no batch of {fitted.batch_size}: choose a smaller --batch-size.'
+            f'{count_of(images, "training image")} cannot fill a batch of {fitted.batch_size}: choose a smaller '
+            '--batch-size.'
         )
     return fitted
 

@@ -19,6 +19,7 @@ from ..common.files import write_whole
 from ..common.paired_accuracy import paired_interval
 from ..common.paths import read_json
 from ..common.plain import plain
+from ..common.text import reason
 from .contraction_factors import Candidate
 
 __all__ = ['Outcome', 'Ranked', 'Trainer', 'outcome_of', 'outcome_words', 'rank']
@@ -97,7 +98,7 @@ def outcome_of(candidate: Candidate, least: float | None, trainer: Trainer, fold
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as e:
-        raise EvaluationError(f'{folder} cannot be written to ({e.strerror or e}): choose another --output.') from e
+        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another --output.') from e
     try:
         return _read_outcome(folder / RESULT, candidate) or _measured(candidate, least, trainer, folder)
     finally:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from ..common.errors import EvaluationError
+from ..common.text import count_of
 from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, ViewSpec
 from ..data.subsets import subset_identity
@@ -181,8 +182,8 @@ def stored_epochs(store: Store, recipe: Recipe, reuse: bool) -> tuple[int, ...]:
     whole = store.whole_epochs()
     if len(whole) < recipe.epochs and not reuse:
         raise EvaluationError(
-            f'{store.place} has {len(whole)} whole epochs, the recipe {recipe.epochs}: save more, choose --epochs '
-            f'{len(whole)}, or take them in turn with --reuse cycle.'
+            f'{store.place} has {count_of(len(whole), "whole epoch")}, the recipe {recipe.epochs}: save more, choose '
+            f'--epochs {len(whole)}, or take them in turn with --reuse cycle.'
         )
     stored = tuple(whole[: recipe.epochs])
     if store.place.is_local:  # behind an address, that would fetch all of them

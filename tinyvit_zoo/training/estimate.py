@@ -13,6 +13,7 @@ from timm.task import TrainingTask
 from torch.utils.data import Dataset, Sampler
 
 from ..common.errors import EvaluationError
+from ..common.text import count_of
 from .ingredients import set_training
 from .loop import RunSettings, TrainingLoop
 from .recipes import Recipe
@@ -39,8 +40,8 @@ class Estimate:
     @property
     def words(self) -> str:
         return (
-            f'{self.updates:,} updates in {self.steps:,} steps; about {self.seconds / 3600:,.2f} hours and '
-            f'{self.memory / 2**20:,.0f} MiB for each process on this machine.'
+            f'{count_of(self.updates, "update")} in {count_of(self.steps, "step")}; about {self.seconds / 3600:,.2f} '
+            f'hours and {self.memory / 2**20:,.0f} MiB for each process on this machine.'
         )
 
 

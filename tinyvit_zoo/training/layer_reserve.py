@@ -50,7 +50,8 @@ class LayerReserve:
         if self.keep == depth:
             return f'all {depth} blocks stay, and so does everything else'
         rest = 'later blocks, the last norm and the classifier begin anew'
-        return f'the first {self.keep} of {depth} blocks stay; {rest}'
+        stays = f'of {depth} blocks stays' if self.keep == 1 else f'{self.keep} of {depth} blocks stay'
+        return f'the first {stays}; {rest}'
 
 
 def reserve_layers(model: nn.Module, fresh: nn.Module, reserve: LayerReserve) -> int:

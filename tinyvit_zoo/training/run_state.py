@@ -38,9 +38,7 @@ def alone_in(folder: Path, option: str = '--output') -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise EvaluationError(
-            f'{folder} cannot be written to ({e.strerror or reason(e)}): choose another {option}.'
-        ) from e
+        raise EvaluationError(f'{folder} cannot be written to ({reason(e)}): choose another {option}.') from e
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / LOCK).acquire(timeout=PATIENCE, poll_interval=0.1))
@@ -106,7 +104,7 @@ def _write(value: Any, path: Path) -> None:
         save_torch(value, path)
     except OSError as e:
         raise EvaluationError(
-            f'{path} cannot be written ({e.strerror or reason(e)}): make room and give the same command again, which '
+            f'{path} cannot be written ({reason(e)}): make room and give the same command again, which '
             'resumes from the last state that is on the disk.'
         ) from e
 

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..common.counter_rng import child_key, permutations
 from ..common.errors import EvaluationError
+from ..common.text import count_of
 from ..data.image_dataset import ImageDataset
 from ..data.replay import ModelInput, Place, ReplayedPairs, ViewSpec
 from ..soft_labels.check import same_view
@@ -137,7 +138,9 @@ class ViewSampler(Sampler[Place]):
         self, images: int, batch_size: int, seed: int, stored: Sequence[int], positions: np.ndarray | None = None
     ) -> None:
         if images < batch_size:
-            raise EvaluationError(f'{images} images make no batch of {batch_size}: choose a smaller --batch-size.')
+            raise EvaluationError(
+                f'{count_of(images, "image")} cannot fill a batch of {batch_size}: choose a smaller --batch-size.'
+            )
         self.images, self.seed, self.stored, self.epoch = images, seed, stored, 0
         self.positions = positions
         self.length = images // batch_size * batch_size

@@ -16,7 +16,7 @@ from torch import nn
 from ..common.errors import EvaluationError
 from ..common.hashes import state_hash
 from ..common.plain import plain
-from ..common.text import reason
+from ..common.text import count_of, reason
 from ..data.image_dataset import ImageDataset
 from ..data.seeded import SeededDataset
 from ..data.subsets import subset_identity
@@ -167,7 +167,8 @@ def plan_weights(
     _check(student, len(dataset.classes), dataset, objective)
     if len(dataset) < recipe.batch_size:
         raise EvaluationError(
-            f'{len(dataset)} images make no batch of {recipe.batch_size}: choose a smaller --batch-size.'
+            f'{count_of(len(dataset), "image")} cannot fill a batch of {recipe.batch_size}: choose a smaller '
+            '--batch-size.'
         )
     check_teacher(teacher, student)
     mixup = create_mixup(recipe, len(dataset.classes))

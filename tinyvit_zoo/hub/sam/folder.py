@@ -16,8 +16,7 @@ from ...checkpoints import (
     warn_nonfinite,
 )
 from ...common.errors import ModelError
-from ...common.files import check_writable
-from ...common.folders import refuse_others, swap_in
+from ...common.folders import check_replaceable, swap_in
 from ...common.paths import read_json, user_path
 from ...common.text import reason
 from ..folder import write_safetensors
@@ -133,9 +132,7 @@ def check_sam_folder(folder: str | Path) -> None:
         FileExistsError: If the folder holds other files.
         OSError: If it cannot be written.
     """
-    folder = user_path(folder).resolve()
-    refuse_others(folder, FILES)
-    check_writable(folder, is_folder=True)
+    check_replaceable(user_path(folder).resolve(), FILES)
 
 
 def convert_sam(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...common.errors import EvaluationError
+from ...common.text import count_of
 
 __all__ = ['RAND_AUGMENT', 'STARTS', 'Rates', 'Recipe']
 
@@ -168,7 +169,7 @@ class Recipe:
         recipe = dataclasses.replace(self, **changes)
         if recipe.epochs < 1 or not 0 <= recipe.warmup_epochs < recipe.epochs:
             raise EvaluationError(
-                f'{recipe.warmup_epochs:g} epochs of warm-up do not fit {recipe.epochs} epochs: the warm-up must end '
-                'before the training does.'
+                f'A warm-up of {count_of(recipe.warmup_epochs, "epoch")} does not fit '
+                f'{count_of(recipe.epochs, "epoch")}: it must end before the training does.'
             )
         return recipe
