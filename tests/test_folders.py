@@ -1,5 +1,6 @@
 """Folders and files that are replaced whole: by several writers, under the eyes of a reader, after a kill."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinyvit_zoo.common import folders
+from tinyvit_zoo.common import files, folders
 from tinyvit_zoo.common.files import new_file, new_files, process_mark
 from tinyvit_zoo.common.folders import read_settled, swap_in
 from tinyvit_zoo.hub.folder import write_safetensors
@@ -225,6 +226,45 @@ def test_files_that_belong_together_are_never_an_old_and_a_new_one_on_disk(tmp_p
     assert seen[0] == {'old'}
     assert seen[-1] == {'new'}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize('names', [FILES[:1], FILES], ids=['one', 'two'])
+def test_an_interrupt_at_any_line_of_the_renames_leaves_all_old_or_all_new_files(tmp_path, names):
+    """Files that are there when it begins are there when it ends, whatever is pressed meanwhile."""
+    renames = files._rename_together.__code__
+    paths = [tmp_path / name for name in names]
+
+    def renamed(line: int) -> tuple[set[str], bool]:
+        """What the files hold after an interrupt at this line of those that run, and whether there was one."""
+        left = itertools.count(line, -1)
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            if frame.f_code is not renames:
+                return None
+            if event == 'line' and next(left) == 0:
+                raise KeyboardInterrupt
+            return trace
+
+        for path in paths:
+            path.write_text('old')
+        before, interrupted = sys.gettrace(), False
+        try:
+            with new_files(*paths) as new:
+                for file in new:
+                    file.write_text('new')
+                sys.settrace(trace)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        return {path.read_text() for path in paths}, interrupted
+
+    ends = [renamed(0)]
+    while ends[-1][1]:
+        ends.append(renamed(len(ends)))
+    assert [len(texts) for texts, _ in ends] == [1] * len(ends)
+    assert ends[0] == ({'old'}, True)
+    assert ends[-1] == ({'new'}, False)
 
 
 def test_files_that_belong_together_stay_when_an_error_comes_while_or_after_they_are_written(tmp_path, monkeypatch):

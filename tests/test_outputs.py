@@ -1,6 +1,9 @@
 """What a command writes: outside the images that it reads, and to a place that is found writable before the work."""
 
+import errno
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,14 @@ def test_nor_do_other_options_of_places(cli, tmp_path, monkeypatch, line) -> Non
     assert 'lies among the images of imagenet-1k' in err
 
 
+def test_a_table_needs_no_order_in_data_that_it_does_not_read(cli, tmp_path) -> None:
+    for split in ('val', 'validation'):
+        (tmp_path / 'data' / 'imagenet-1k' / split / 'n01440764').mkdir(parents=True)
+    table = ('reproduce', 'tinyvit/table4', '--scale', 'full', '--root', tmp_path / 'data', '--only', 'glit-tiny')
+    _, _, err = cli(*table, '--dry-run', '-o', tmp_path / 'run')
+    assert 'may be the split' not in err
+
+
 def test_beside_the_folders_of_splits_nothing_is_read(tmp_path) -> None:
     for name in ('train/cat', 'val/cat'):
         (tmp_path / name).mkdir(parents=True)
@@ -201,6 +212,15 @@ def test_results_of_another_command_are_not_replaced(cli, tmp_path, content) -> 
     assert list(tmp_path.iterdir()) == [results]
 
 
+def test_a_command_that_leaves_results_alone_writes_beside_them(cli, tmp_path) -> None:
+    """`detect predict` writes results.json of an image results.png, which the next run replaces."""
+    (tmp_path / 'results.json').write_text('{"command": "tinyvit-zoo knn x -d digits"}')
+    for line in (('predict', 'no_such_config', 'missing.pth', 'missing.png'), ('bench', 'no_such_backbone')):
+        code, _, err = cli('detect', *line, '-o', tmp_path)
+        assert code == 1, err  # there are no such files, or mmdet is not installed
+        assert 'results of another command' not in err
+
+
 def test_results_of_the_same_command_may_be_replaced(cli, tmp_path) -> None:
     for program in ('tinyvit-zoo', "'/a b/tinyvit_zoo/cli/__main__.py'"):  # the latter as torchrun calls it
         written = dict(command=f'{program} analyze cka x -d digits')
@@ -241,6 +261,28 @@ def test_a_place_is_checked_without_a_trace(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match='it is a folder'):
         check_writable(tmp_path)
+
+
+def test_a_store_may_grow_where_the_folder_around_it_cannot_be_written(cli, tmp_path, monkeypatch) -> None:
+    """A disk that is mounted at /store has such a folder around it."""
+    store = tmp_path / 'store'
+    store.mkdir()
+    make = tempfile.TemporaryFile
+
+    def make_below(dir: Path) -> Any:
+        if dir == tmp_path:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return make(dir=dir)
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', make_below)
+    check_writable(store, is_folder=True, grows=True)
+    for place in (store, tmp_path / 'other'):
+        with pytest.raises(OSError, match='Read-only file system'):
+            check_writable(place, is_folder=True, grows=place != store)
+    for line in (('distill', 'save', NOWHERE, '--epochs', '0'), ('sam', 'embed', NOWHERE)):
+        code, _, err = cli(*line, '-d', 'missing', '--store', store)
+        assert code == 1
+        assert 'missing' in err
 
 
 def test_relative_places_are_those_of_the_working_directory(monkeypatch, tmp_path) -> None:

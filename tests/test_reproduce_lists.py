@@ -18,7 +18,7 @@ from tinyvit_zoo.build import build_model
 from tinyvit_zoo.cli.app import app
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.hashes import state_hash
-from tinyvit_zoo.downstream.reports.ratios import write_ratios
+from tinyvit_zoo.downstream.reports.ratios import read_ratios, write_ratios
 from tinyvit_zoo.downstream.reproduce import ratios as ratios_module
 from tinyvit_zoo.downstream.reproduce import training_costs
 from tinyvit_zoo.downstream.reproduce.costs import ARCHIVES, costs_of
@@ -282,6 +282,17 @@ def test_ratios_have_a_column_of_the_table_which_later_runs_keep(cli, tmp_path, 
     assert (code, err) == (0, '')
     assert 'ratio, here' in out
     assert (tmp_path / 'table.csv').read_bytes() == before
+
+
+def test_ratios_of_an_earlier_version_are_those_of_throughput(measured, tmp_path):
+    entry = ENTRIES['tinyvit/table4']
+    write_ratios(tmp_path, entry, measured, say=lambda _: None)
+    path = tmp_path / 'ratios.json'
+    now, found = read_ratios(tmp_path, entry), json.loads(path.read_text())
+    assert found.pop('task') == 'throughput'
+    path.write_text(json.dumps(found))
+    assert read_ratios(tmp_path, entry) == now
+    assert now.rows == measured.rows
 
 
 @pytest.mark.parametrize('damage', ['{', '[]', '{"table": 1}', 'letters'])

@@ -12,7 +12,7 @@ from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.paths import read_json
 
 from ..reproduce.entries import numbers_of
-from ..reproduce.ratios import Ratio, Ratios
+from ..reproduce.ratios import TASK, Ratio, Ratios
 from ..reproduce.record import Entry
 from .reproduce import check_folder
 
@@ -68,7 +68,7 @@ def read_ratios(folder: Path, entry: Entry, say: Callable[[str], None] = print) 
         ratios = Ratios(
             tuple(Ratio(numbers[old['id']], **row) for old, row in zip(found['rows'], rows, strict=True)),
             numbers[found['first']], found['paper_hardware'], found['settings'], found['machine'],
-            str(found['task']),
+            str(found.get('task', TASK)),  # earlier versions had those of throughput alone
         )  # fmt: skip
         _check(ratios)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -82,14 +82,14 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def command(function: Callable[..., Any], models: bool = True) -> Callable[..., Any]:
+def command(function: Callable[..., Any], models: bool = True, results: bool = True) -> Callable[..., Any]:
     """Make a command of a function: what typer calls instead of it.
 
     - A parameter whose type is a dataclass stands for the options that its fields are.
     - `only_with` knows which options were given.
     - Places may begin with '~', which no shell replaces in `--output=~/run`.
     - What it writes must not lie among the images that it reads: they would be others in the next run. Nor may it
-      replace the results of another command.
+      replace the results of another command, unless it leaves `results.json` alone (`results=False`).
     - The models are registered before the function runs, as the console script has not run the body of the package;
       not so with `models=False`.
     - An error that a user can cause ends in one sentence and exit code 1. Any other is a bug and keeps its traceback.
@@ -110,7 +110,8 @@ def command(function: Callable[..., Any], models: bool = True) -> Callable[..., 
         with _options_of(context):
             try:
                 _refuse_outputs_among_images(values)
-                _refuse_results_of_others(values, context)
+                if results:
+                    _refuse_results_of_others(values, context)
                 for name, bundle in bundles.items():
                     values[name] = bundle(
                         **{field: values.pop(field) for field in inspect.signature(bundle).parameters}

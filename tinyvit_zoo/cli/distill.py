@@ -89,7 +89,7 @@ def save(
     quiet_logs()
     refuse_among_images('--store', store, data_options.data, data_options.root)
     if not dry_run:
-        check_writable(Place(store).folder, is_folder=True)
+        check_writable(Place(store).folder, is_folder=True, grows=True)
     numbers = _numbers(epochs)
     with processes() as first:
         dataset = training_images(data_options, run.seed)

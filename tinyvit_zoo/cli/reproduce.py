@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -178,12 +178,14 @@ def _check(
 
 def _refuse_among_data(root: Path, places: Mapping[str, Path | None]) -> None:
     """Usage error if a place to write to lies among the images of a data set in the root."""
+    from ..common.errors import EvaluationError
     from ..data.registry import REGISTRY
 
     for option, place in places.items():
         for name in (*REGISTRY, 'imagenet-c'):
             if place is not None:
-                refuse_among_images(option, place, name, root / name)
+                with suppress(EvaluationError):  # two folders that may be a split: said if a job reads them
+                    refuse_among_images(option, place, name, root / name)
 
 
 def _jobs(

@@ -99,7 +99,7 @@ def embed(
     from ..segment_anything.teacher import load_sam_teacher
     from ..training.sam_embeddings import save_embeddings
 
-    check_writable(store, is_folder=True)
+    check_writable(store, is_folder=True, grows=True)
     with processes() as first:
         dataset = unlabelled_images(data_options, run.seed)
         found = load_sam_teacher(teacher).encoder

@@ -34,12 +34,13 @@ def home() -> Path:
     return Path(folder) if folder else Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'tinyvit_zoo'
 
 
-def check_writable(path: Path, is_folder: bool = False) -> None:
+def check_writable(path: Path, is_folder: bool = False, grows: bool = False) -> None:
     """See that a file or folder can be written, before the work whose result it will be. Leaves nothing behind.
 
     Args:
         path: Final place; missing parents are no obstacle.
         is_folder: What it will be.
+        grows: Files are added to the folder that is there; else it is replaced, in the folder around it.
 
     Raises:
         OSError: If it cannot; the message says so in a sentence.
@@ -47,7 +48,7 @@ def check_writable(path: Path, is_folder: bool = False) -> None:
     try:
         if path.exists() and path.is_dir() != is_folder:
             raise OSError(errno.EEXIST, f'it is a {"file" if is_folder else "folder"}')
-        place = path.parent
+        place = path if grows else path.parent
         while not place.exists() and place != place.parent:
             place = place.parent
         tempfile.TemporaryFile(dir=place).close()
@@ -116,11 +117,14 @@ def _beside(path: Path) -> Path:
 
 
 def _rename_together(new: Sequence[Path], paths: Sequence[Path]) -> None:
-    """Give files their final names; after an error every path is as before. A single one is never missing meanwhile."""
+    """Give files their final names; after an error every path is as before. A single one is never missing."""
+    if len(paths) == 1:
+        new[0].replace(paths[0])
+        return
     aside: dict[Path, Path] = {}
     renamed: list[Path] = []
     try:
-        for path in paths if len(paths) > 1 else ():
+        for path in paths:
             if path.is_file():
                 aside[path] = path.rename(_beside(path))
         for file, path in zip(new, paths, strict=True):

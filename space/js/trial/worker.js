@@ -70,8 +70,9 @@ const ACTIONS = {
     try {
       sessions.set(name, await ort.InferenceSession.create(new Uint8Array(model), { graphOptimizationLevel: 'all' }));
     } catch (error) {
-      if (error.message.includes('no available backend')) throw new NotStarted(TOO_OLD);
-      throw new Error(`onnxruntime-web cannot read this file, which may be damaged: ${error.message}`);
+      const words = error?.message ?? String(error); // WebAssembly may throw a number
+      if (words.includes('no available backend')) throw new NotStarted(TOO_OLD);
+      throw new Error(`onnxruntime-web cannot read this file, which may be damaged: ${words}`);
     }
     return {};
   },
