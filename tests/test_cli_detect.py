@@ -1,5 +1,6 @@
 """The commands `detect ...`: configs by name, a user's own data, and one clear sentence for every error."""
 
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from tinyvit_zoo.downstream.detection import bench
 from tinyvit_zoo.downstream.detection.custom_data import CustomData, use_custom_data
 from tinyvit_zoo.downstream.detection.detector_checkpoint import check_start
 from tinyvit_zoo.downstream.detection.packaged_configs import all_configs, read_config
+from tinyvit_zoo.downstream.detection.predict import Found, write_predictions
 
 pytestmark = pytest.mark.slow  # mmdet's import alone takes seconds
 
@@ -349,6 +351,42 @@ def test_images_of_any_kind_are_read_and_bad_ones_reported(cli, checkpoint, shap
     annotated.unlink()  # what is left may be a photograph
     complaint(run(folder / 'clear.png'), 'clear.png is of something else and would be replaced')
     assert run(folder / 'grey.jpg')[0] == 0  # its own predictions may be replaced
+
+
+@pytest.mark.parametrize('renames', range(4), ids=lambda number: f'after-{number}')
+def test_a_run_that_was_killed_between_its_files_is_no_obstacle_to_the_next(tmp_path, monkeypatch, renames):
+    def predictor(image: Image.Image) -> Found:
+        return Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int))
+
+    predictor.classes = ()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'photo.jpg')
+    out = tmp_path / 'out'
+
+    def run() -> list[Path]:
+        return [drawn for drawn, _ in write_predictions(predictor, [tmp_path / 'photo.jpg'], out)]
+
+    run()
+    child = os.fork()
+    if not child:
+        left = itertools.count(renames, -1)
+
+        def killed(step):
+            def rename(*names):
+                if not next(left):
+                    os._exit(9)
+                return step(*names)
+
+            return rename
+
+        monkeypatch.setattr(Path, 'rename', killed(Path.rename))
+        monkeypatch.setattr(Path, 'replace', killed(Path.replace))
+        try:
+            run()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert run() == [out / 'photo.png']
+    assert sorted(path.name for path in out.iterdir()) == ['photo.json', 'photo.png']
 
 
 @pytest.mark.parametrize('name', [RETINANET, UPERNET])

@@ -196,7 +196,8 @@ def write_predictions(
         drawn = output / f'{path.stem}.png'
         data = io.BytesIO()
         draw(image, result, predictor.classes).save(data, format='PNG')
-        write_together({drawn: data.getvalue(), drawn.with_suffix('.json'): json.dumps(record, indent=2).encode()})
+        # The JSON, by which the next run knows the drawing, comes first: a killed run leaves no drawing alone.
+        write_together({drawn.with_suffix('.json'): json.dumps(record, indent=2).encode(), drawn: data.getvalue()})
         yield drawn, result
 
 

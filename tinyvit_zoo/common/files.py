@@ -124,7 +124,7 @@ def _rename_together(new: Sequence[Path], paths: Sequence[Path]) -> None:
     aside: dict[Path, Path] = {}
     renamed: list[Path] = []
     try:
-        for path in paths:
+        for path in reversed(paths):  # so that none of the others is ever without the first
             if path.is_file():
                 aside[path] = path.rename(_beside(path))
         for file, path in zip(new, paths, strict=True):
