@@ -49,7 +49,8 @@ for deadly in (1, 2, 3, 0):
 def test_an_analysis_killed_while_it_writes_leaves_whole_files_and_no_results(tmp_path):
     model, out = save_folder(small_of('tinyvit', img_size=64), tmp_path / 'model'), tmp_path / 'out'
     out.mkdir()
-    old = dict.fromkeys(('attention.csv', 'attention.png', 'results.json'), b'of an earlier run')
+    old = dict.fromkeys(('attention.csv', 'attention.png'), b'of an earlier run')
+    old['results.json'] = b'{"command": "tinyvit-zoo analyze attention"}'
     for name, content in old.items():
         (out / name).write_bytes(content)
     line = ['analyze', 'attention', str(model), '-d', 'digits', '--images', '4', '--device', 'cpu', '-o', str(out)]

@@ -280,7 +280,7 @@ def test_the_demo_starts_in_a_folder_with_an_unrelated_downstream(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert 'hostile' not in done.stderr
-    assert done.stderr == 'out/model cannot be written (Not a directory): choose another place.\n'
+    assert done.stderr == f'{tmp_path.resolve()}/out/model cannot be written (Not a directory): choose another place.\n'
     assert 'Traceback' not in done.stderr
 
 

@@ -407,9 +407,10 @@ def test_a_wrong_number_of_labels_is_refused(model_folder, tmp_path):
 
 
 def test_a_file_that_is_missing_is_named_in_a_sentence(cli, tmp_path):
-    code, _, err = cli('pack', 'tinyvit_5m_224', '--labels', tmp_path / 'none.txt', '-o', tmp_path / 'page')
-    sentence = f'{tmp_path / "none.txt"} cannot be read or written ({os.strerror(errno.ENOENT)}).'
-    assert (code, ' '.join(err.split())) == (1, sentence)
+    file = tmp_path / 'none.txt'
+    code, _, err = cli('pack', 'tinyvit_5m_224', '--labels', file, '-o', tmp_path / 'page')
+    sentence = f'{file} cannot be read ({os.strerror(errno.ENOENT)}): --labels takes a file, one name per line.'
+    assert (code, ' '.join(err.split())) == (2, f'Invalid value: {sentence}')
 
 
 @pytest.mark.slow

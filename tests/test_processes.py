@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from tinyvit_zoo.cli.evaluator_options import processes
 from tinyvit_zoo.common.errors import EvaluationError
 from tinyvit_zoo.common.processes import Processes
 
@@ -20,10 +22,10 @@ def fail() -> None:
 def ask(rank: int, store: Path, answers: Any) -> None:
     """One of two processes: asks the first for a value, and for one that it cannot give."""
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
-    processes = Processes()
-    given = processes.from_first(lambda: f'of process {processes.rank}')
+    both = Processes()
+    given = both.from_first(lambda: f'of process {both.rank}')
     try:
-        processes.from_first(fail)
+        both.from_first(fail)
     except EvaluationError as e:
         answers.put((rank, given, str(e)))
     dist.destroy_process_group()
@@ -41,3 +43,20 @@ def test_a_value_and_an_error_of_the_first_process_are_those_of_all(tmp_path, mo
     for process in started:
         process.join()
     assert found == [(rank, 'of process 0', 'The folder is full: choose another.') for rank in range(2)]
+
+
+def begin_a_command() -> None:
+    with processes():
+        pass
+
+
+@pytest.mark.parametrize('join', [Processes, begin_a_command], ids=['evaluators', 'commands'])
+def test_a_process_waits_for_more_than_half_an_hour(join, monkeypatch):
+    given: dict[str, Any] = {}
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(dist, 'init_process_group', lambda backend, timeout: given.update(timeout=timeout))
+    monkeypatch.setattr(dist, 'get_rank', lambda: 0)
+    monkeypatch.setattr(dist, 'destroy_process_group', lambda: None)
+    join()
+    assert given['timeout'] >= timedelta(hours=12)

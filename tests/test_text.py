@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinyvit_zoo.common.text import count_of, reason
+from tinyvit_zoo.common.text import as_sentence, count_of, reason
 from tinyvit_zoo.soft_labels.store import in_words
 from tinyvit_zoo.training.layer_reserve import LayerReserve
 
@@ -39,3 +39,11 @@ def test_the_reason_of_an_error_of_the_system_is_its_words_alone(tmp_path) -> No
     assert [reason(error.value) for error in (there, missing)] == ['it is a file', 'No such file or directory']
     assert reason(FileExistsError('run holds other files')) == 'run holds other files'
     assert reason(OSError()) == 'OSError'
+
+
+def test_an_error_of_the_system_becomes_a_sentence_with_its_file(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / 'missing').read_text()
+    sentence = f'{tmp_path}/missing cannot be read or written (No such file or directory).'
+    assert as_sentence(missing.value) == sentence
+    assert as_sentence(OSError('run holds other files')) == 'run holds other files'

@@ -13,7 +13,7 @@ from tinyvit_zoo.common.errors import CheckpointError, ModelError, WeightsNotFou
 from tinyvit_zoo.common.files import remove_leftovers, write_whole
 from tinyvit_zoo.common.hashes import json_hash
 from tinyvit_zoo.common.paths import read_json
-from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.common.text import as_sentence, reason
 
 from .digits import digits_plan, replaced
 from .entries import ENTRIES, subject_of
@@ -213,8 +213,9 @@ def _line(
     try:
         measured = float(measure(measurement))
     except FAILURES as e:
-        say(f'{number.id} failed: {reason(e)}')
-        return Line(number, State.FAILED, remark=reason(e), command=job.command, job=job.key)
+        why = reason(as_sentence(e) or e)
+        say(f'{number.id} failed: {why}')
+        return Line(number, State.FAILED, remark=why, command=job.command, job=job.key)
     if folder is not None:
         _keep(job, measured, folder)
     return Line(number, State.MEASURED, measured, command=job.command, job=job.key)

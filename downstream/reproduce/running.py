@@ -22,7 +22,7 @@ from tinyvit_zoo.common.files import write_whole
 from tinyvit_zoo.common.folders import swap_in
 from tinyvit_zoo.common.hashes import json_hash, state_hash, tensors_hash
 from tinyvit_zoo.common.paths import read_json
-from tinyvit_zoo.common.text import reason
+from tinyvit_zoo.common.text import as_sentence, reason
 from tinyvit_zoo.data.shapes import make_detection_set, make_segmentation_set
 from tinyvit_zoo.training.run_state import BEST, STATE
 
@@ -180,7 +180,7 @@ class Jobs:
         except Exception as e:  # whatever a command ends in, the table goes on
             with suppress(OSError), log.open('a', encoding='utf-8', errors='backslashreplace') as file:
                 traceback.print_exc(file=file)
-            raise JobError(f'{reason(e)} (see {log})') from e
+            raise JobError(f'{reason(as_sentence(e) or e)} (see {log})') from e
         job = dict(
             plan.facts, key=plan.key, weights_sha256=weights, results_sha256=hashlib.sha256(content).hexdigest(),
             cpu_seconds=round(time.process_time() - started, 1),

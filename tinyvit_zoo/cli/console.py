@@ -104,6 +104,7 @@ def command(function: Callable[..., Any], models: bool = True, results: bool = T
             from .. import models as registered  # noqa: F401
         from ..common.errors import CheckpointError, ModelError, WeightsNotFoundError
         from ..common.extras import MissingExtraError
+        from ..common.text import as_sentence
 
         context = values[own_context] if own_context else values.pop(CONTEXT)
         values = {name: _from_home(value, name) for name, value in values.items()}
@@ -121,7 +122,7 @@ def command(function: Callable[..., Any], models: bool = True, results: bool = T
                 raise
             except (ModelError, CheckpointError, MissingExtraError, OSError) as e:
                 options = _instead_of_weights(parameters) if isinstance(e, WeightsNotFoundError) else ''
-                print_error(f'{_in_words(e)} {options}')
+                print_error(f'{as_sentence(e)} {options}')
                 raise typer.Exit(1) from e
 
     paragraphs = (inspect.getdoc(function) or '').split('\n\n')
@@ -217,8 +218,14 @@ def refuse_among_images(option: str, place: str | Path, data: str | Path | None,
 def _refuse_results_of_others(values: Mapping[str, Any], context: typer.Context) -> None:
     """Usage error if a command would replace the results of another one, which may have taken days."""
     output = values.get('output')
-    if output is None or values.get('dry_run') or not (output / 'results.json').is_file():
+    if output is None or values.get('dry_run'):
         return
+    with suppress(OSError):  # a place that cannot be one, which the command says in its own words
+        if (output / 'results.json').is_file():
+            _refuse_results_of_another(output, context)
+
+
+def _refuse_results_of_another(output: Path, context: typer.Context) -> None:
     from ..common.paths import read_json
 
     own: list[str] = []
@@ -245,13 +252,6 @@ def _instead_of_weights(parameters: Sequence[inspect.Parameter]) -> str:
     options = [f'{name} FILE' for name in names if name.startswith('--weights')]
     options += [name for name in names if name.startswith('--random')]
     return f'Give {" or ".join(options)} instead.' if options else ''
-
-
-def _in_words(error: Exception) -> str:
-    """A sentence: the system's own errors are a number, its text, and the file."""
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes | os.PathLike):
-        return f'{os.fsdecode(error.filename)} cannot be read or written ({error.strerror}).'
-    return str(error)
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:

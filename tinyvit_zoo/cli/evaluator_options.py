@@ -251,6 +251,8 @@ def processes() -> Iterator[bool]:
     import torch
     import torch.distributed as dist
 
+    from ..common.processes import LONGEST_WAIT
+
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
         yield not dist.is_initialized() or dist.get_rank() == 0
         return
@@ -258,7 +260,7 @@ def processes() -> Iterator[bool]:
     if cards:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)) % cards)
     # A command's device is not known here: NCCL only begins with the first tensors on cards.
-    dist.init_process_group('cpu:gloo,cuda:nccl' if cards else 'gloo')
+    dist.init_process_group('cpu:gloo,cuda:nccl' if cards else 'gloo', timeout=LONGEST_WAIT)
     try:
         yield dist.get_rank() == 0
     finally:

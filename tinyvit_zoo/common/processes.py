@@ -3,18 +3,23 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ['Processes', 'on_its_own']
+__all__ = ['LONGEST_WAIT', 'Processes', 'on_its_own']
 
 T = TypeVar('T')
 
 SHARED = ('RANK', 'LOCAL_RANK', 'GROUP_RANK', 'ROLE_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'ROLE_WORLD_SIZE')
 """What a launcher tells its processes of each other."""
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long one process waits for another that is alive. torch's half hour is less than a list of 14 million images, or
+the last share of a slow processor, may take."""
 
 
 @contextmanager
@@ -37,7 +42,7 @@ class Processes:
 
     def __init__(self) -> None:
         if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'RANK' in os.environ and not dist.is_initialized():
-            dist.init_process_group('gloo')
+            dist.init_process_group('gloo', timeout=LONGEST_WAIT)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.number = dist.get_world_size() if dist.is_initialized() else 1
 

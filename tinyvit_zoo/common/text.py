@@ -8,7 +8,7 @@ from itertools import islice
 from numbers import Number
 from pathlib import PurePath
 
-__all__ = ['count_of', 'escaped', 'first_few', 'join_numbers', 'reason', 'shown']
+__all__ = ['as_sentence', 'count_of', 'escaped', 'first_few', 'join_numbers', 'reason', 'shown']
 
 
 def count_of(number: float, noun: str) -> str:
@@ -44,6 +44,13 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
 def join_numbers(values: Iterable[float]) -> str:
     """'0.485, 0.456, 0.406', without trailing zeros."""
     return ', '.join(f'{value:g}' for value in values)
+
+
+def as_sentence(error: Exception) -> str:
+    """The message of an error as a sentence: the system's own are a number, its text, and the file."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes | os.PathLike):
+        return f'{os.fsdecode(error.filename)} cannot be read or written ({error.strerror}).'
+    return str(error)
 
 
 def reason(error: object, longest: int = 200) -> str:
